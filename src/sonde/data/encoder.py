@@ -49,6 +49,10 @@ class EmptyText(InputError):
     """A text without tokens, which is skipped and counted."""
 
 
+class LongText(InputError):
+    """A text with more tokens than the model reads, where the user asked for an error."""
+
+
 @dataclass(frozen=True)
 class Collated:
     """The inputs of one forward pass, and the examples that could not be encoded."""

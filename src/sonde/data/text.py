@@ -16,7 +16,16 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.state import canonical_json
-from sonde.data.encoder import Collated, EmptyText, Encoder, Piece, Prepared, called, takes
+from sonde.data.encoder import (
+    Collated,
+    EmptyText,
+    Encoder,
+    LongText,
+    Piece,
+    Prepared,
+    called,
+    takes,
+)
 from sonde.data.sources import Row
 from sonde.data.tensors import column_tensor, stacked_items
 from sonde.data.vocabulary import Vocabulary
@@ -183,7 +192,7 @@ class TextEncoder(Encoder):
 
     def _refuse_long(self, length: int) -> None:
         if self.long == "error":
-            raise InputError(
+            raise LongText(
                 f"the text has {length} tokens, but the model reads {self.max_length}; pass "
                 "long='chunk' or 'truncate' (--long)"
             )

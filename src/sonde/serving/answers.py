@@ -17,7 +17,13 @@ def answers_json(request: str, answers: Sequence[Answer], alpha: float) -> dict[
 
 
 def _one(name: str, found: Answer) -> dict[str, Any]:
+    if found.refusal is not None:
+        return {"id": name, "error": found.refusal.sentence, "status": found.refusal.status}
     said = {"id": name, "answer": found.answer, "probability": found.probability}
+    if found.cut is not None:
+        said |= {"cut": True, "tokens_read": found.cut.n_read, "tokens_given": found.cut.n_given}
+    if found.ignored:
+        said["ignored"] = list(found.ignored)
     if found.columns is not None:
         said["columns"] = [finite_json(asdict(column)) for column in found.columns]
     verdict = found.verdict

@@ -37,7 +37,7 @@ from sonde.serving.bodies import (
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
-from sonde.serving.refusals import Refusal
+from sonde.serving.refusals import Refusal, frames_of
 from sonde.serving.served import Answer
 from sonde.serving.service import Service
 from sonde.serving.traffic import Schedule
@@ -205,7 +205,7 @@ class _Handlers:
                 code = 499
                 raise
             except Exception as error:
-                _log.error("%s failed: %s", route, type(error).__name__)
+                _log.error("%s failed: %s", route, frames_of(error))
                 answer = JSONResponse(
                     {
                         "error": "The server failed on this request. See the server's log for the "
@@ -262,6 +262,9 @@ class _Handlers:
         rows = self.service.rows()
         inputs = inputs_of(found, rows, self.limits)
         name, answers = await self._answered(inputs, len(body))
+        for one in answers:
+            if one.refusal is not None:  # a tensor has no room for the reason
+                raise one.refusal
         return JSONResponse(infer_json(served, name, found.get("id"), answers))
 
     async def predict(self, request: Request) -> Response:

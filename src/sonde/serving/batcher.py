@@ -6,18 +6,22 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from sonde.core.errors import SondeError, is_out_of_memory
+from sonde.core.errors import MachineError, SondeError, is_out_of_memory
 from sonde.core.wording import plural
 from sonde.serving.limits import Limits
-from sonde.serving.refusals import Refusal
+from sonde.serving.refusals import Refusal, frames_of
 from sonde.serving.served import Answer, Answered, Item
+from sonde.tap.model.forward_errors import ABOUT_INPUTS
 
 _log = logging.getLogger("sonde")
+OF_INPUTS = (RuntimeError, ValueError, TypeError, IndexError)
+"""Errors that a model raises on inputs of a size or type that it cannot read."""
+MOST_SHAPES = 10_000
 Seen = Callable[[Sequence[Item], Answered, float], None]
 
 
@@ -59,7 +63,7 @@ class Batcher:
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "sonde-model")
-        self._rate = 0.0
+        self._rate, self._answered = 0.0, set[Hashable]()
         self._task: asyncio.Task[None] | None = None
         self.n_running = 0
 
@@ -91,13 +95,13 @@ class Batcher:
         """Run a function in the model's thread, between two batches."""
         await asyncio.get_running_loop().run_in_executor(self._thread, action)
 
-    async def answers(self, items: Sequence[Item]) -> list[Answer]:
-        """Return the answers to the inputs of one request.
+    async def answers(self, items: Sequence[Item]) -> list[Answer | Refusal]:
+        """Return the answer to each input of one request, or why the model gave none.
 
         Raises
         ------
         Refusal
-            429 if the queue is full; 400 if the model cannot take an input.
+            429 if the queue is full.
         """
         if len(self._queue) + len(items) > self._limits.queue:
             wait = max(1, math.ceil(len(self._queue) / self._rate)) if self._rate else 1
@@ -113,7 +117,7 @@ class Batcher:
         self._queue.extend(mine)
         self._arrived.set()
         try:
-            return [await one.answer for one in mine]
+            return [await _outcome(one.answer) for one in mine]
         finally:
             for one in mine:
                 if one.answer.done() and not one.answer.cancelled():
@@ -182,7 +186,9 @@ class Batcher:
         except Exception as error:
             if len(items) > 1:
                 return [self._outcomes([item])[0] for item in items]
-            return [_refused(error)]
+            return [_refused(error, items[0].shape in self._answered)]
+        if len(self._answered) < MOST_SHAPES:
+            self._answered.update(item.shape for item in items)
         seconds = time.monotonic() - began
         rate = len(items) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
@@ -193,19 +199,35 @@ class Batcher:
         return list(found.answers)
 
 
-def _refused(error: Exception) -> Refusal:
-    """Return why the model rejected an input, without the input itself."""
-    if is_out_of_memory(error):
+async def _outcome(answer: "asyncio.Future[Answer]") -> Answer | Refusal:
+    try:
+        return await answer
+    except Refusal as refusal:
+        return refusal
+
+
+def _refused(error: Exception, is_known: bool) -> Refusal:
+    """Return why the model rejected an input, without the input itself.
+
+    Parameters
+    ----------
+    error : Exception
+    is_known : bool
+        Whether the model has answered inputs of this shape. Then an error that does not name a
+        size or a type is a fault of the model and not of the client.
+    """
+    if isinstance(error, MachineError) or is_out_of_memory(error):
         _log.error("memory ran out in a forward pass")
         return Refusal(503, "The model ran out of memory on this input. Send a smaller input.")
-    if isinstance(error, (SondeError, RuntimeError, ValueError, TypeError, IndexError)):
+    is_about_inputs = not is_known or ABOUT_INPUTS.search(str(error)) is not None
+    if isinstance(error, SondeError) or (is_about_inputs and isinstance(error, OF_INPUTS)):
         _log.info("an input was refused by the model: %s", type(error).__name__)
         return Refusal(
             400,
             f"The model raised {type(error).__name__} on this input: its size, its type or "
             "the range of its values is wrong.",
         )
-    _log.error("a forward pass failed: %s", type(error).__name__)
+    _log.error("a forward pass failed:\n%s", frames_of(error))
     return Refusal(
         500,
         f"The model failed on this input ({type(error).__name__}). The server continues "

@@ -24,6 +24,9 @@ from sonde.serving.refusals import Refusal
 JSON, FORM = "application/json", "multipart/form-data"
 MOST_DIGITS = 18
 """Digits of a length that a body can have."""
+MOST_IGNORED = 16
+"""Names of an input that an answer lists as not read."""
+LARGEST = float(np.finfo(np.float64).max)
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -163,21 +166,27 @@ class Rows:
         self.kind, self.columns, self.limits = kind, tuple(columns), limits
         self.named, self.dtype = named, dtype
 
-    def of(self, inputs: Sequence[Any]) -> list[Row]:
-        """Return a row for each input.
+    def of(self, inputs: Sequence[Any]) -> list[Row | Refusal]:
+        """Return a row for each input, or the refusal of an input that has another form."""
+        return [self._tried(value, i) for i, value in enumerate(inputs)]
 
-        Raises
-        ------
-        Refusal
-            400 naming the number of the first input of another form.
-        """
-        return [self._row(value, i) for i, value in enumerate(inputs)]
+    def ignored(self, value: Any) -> tuple[str, ...]:
+        """Return the names that an input has and the model does not read, at most 16."""
+        if not self.named or not isinstance(value, dict) or self.kind in ("image", "audio"):
+            return ()
+        return tuple(name for name in value if name not in self.columns)[:MOST_IGNORED]
+
+    def _tried(self, value: Any, i: int) -> Row | Refusal:
+        try:
+            return self._row(value, i)
+        except Refusal as refusal:
+            return refusal
 
     def _row(self, value: Any, i: int) -> Row:
         if self.kind == "image":
             return {self.columns[0]: self._picture(value, i)}
         if isinstance(value, str) and len(self.columns) == 1 and self.kind in ("text", "callable"):
-            return {self.columns[0]: _clean(value, i)}
+            return {self.columns[0]: self._text(value, i)}
         if isinstance(value, list):
             return self._of_list(value, i)
         if isinstance(value, dict) and self.kind not in ("image", "audio"):
@@ -186,12 +195,14 @@ class Rows:
             if missing:
                 raise Refusal(400, f"Input {i}: expected the column {missing[0]!r}, got none.")
             row = {name: value[name] for name in names}
-            return {name: self._cell(cell, i) for name, cell in row.items()}
+            return {name: self._cell(cell, i, name) for name, cell in row.items()}
         raise self._wrong(i)
 
-    def _cell(self, cell: Any, i: int) -> Any:
+    def _cell(self, cell: Any, i: int, name: str) -> Any:
+        if self.kind == "numbers":
+            return _number(cell, i, name)
         if isinstance(cell, str):
-            return _clean(cell, i)
+            return self._text(cell, i)
         if self.kind in ("tensor", "features") and isinstance(cell, list):
             return array_of(cell, i, self.dtype)
         if self.kind in ("messages", "tokens") and isinstance(cell, list):
@@ -206,7 +217,8 @@ class Rows:
                 raise Refusal(
                     400, f"Input {i}: expected {len(self.columns)} numbers, got {len(value):,}."
                 )
-            return dict(zip(self.columns, value, strict=True))
+            each = zip(self.columns, value, strict=True)
+            return {name: _number(cell, i, name) for name, cell in each}
         if self.kind == "tokens" and all(type(v) is int for v in value):
             return {self.columns[0]: value}
         if self.kind in ("tensor", "callable"):
@@ -214,6 +226,11 @@ class Rows:
         if self.kind == "messages" and all(isinstance(v, dict) for v in value):
             return {self.columns[0]: value}
         raise self._wrong(i)
+
+    def _text(self, text: str, i: int) -> str:
+        if self.kind in ("text", "pair") and not text.strip():
+            raise Refusal(400, f"Input {i}: expected a text, got an empty or blank text.")
+        return _clean(text, i)
 
     def _picture(self, value: Any, i: int) -> Any:
         if isinstance(value, bytes):
@@ -242,6 +259,19 @@ class Rows:
             f"Input {i}: expected {forms.get(self.kind, f'an object with {named}')}. GET "
             "/openapi.json shows an example.",
         )
+
+
+def _number(cell: Any, i: int, name: str) -> int | float:
+    """Return the number of a column; refuse texts, booleans, infinity and missing values."""
+    if isinstance(cell, bool):
+        got = "true or false"
+    elif isinstance(cell, int | float):
+        if abs(cell) <= LARGEST:
+            return cell
+        got = "a number that is too large"
+    else:
+        got = "no value" if cell is None else "a text" if isinstance(cell, str) else "a list"
+    raise Refusal(400, f"Input {i}: expected a number in column {name!r}, got {got}.")
 
 
 def _clean(text: str, i: int) -> str:

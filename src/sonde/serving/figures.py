@@ -53,6 +53,14 @@ class Figures:
         )
         self.waiting = client.Gauge("sonde_waiting_inputs", "Inputs in the queue.", registry=mine)
         self.inputs = client.Counter("sonde_inputs", "Inputs that were answered.", registry=mine)
+        self.refused = client.Counter(
+            "sonde_inputs_refused",
+            "Inputs without an answer in requests that were answered.",
+            registry=mine,
+        )
+        self.cut = client.Counter(
+            "sonde_inputs_cut", "Texts that were cut at the model's context.", registry=mine
+        )
         self.alarms = client.Counter(
             "sonde_input_alarms",
             "Inputs whose p-value over all detectors is at most the stated rate.",

@@ -122,6 +122,19 @@ def _schemas() -> dict[str, Any]:
             "description": "p_all <= alarm_rate; null if no valid p-value is known.",
         },
         "loudest": {"type": ["object", "null"]},
+        "cut": {"type": "boolean", "description": "True if the text was longer than is read."},
+        "tokens_read": {"type": "integer"},
+        "tokens_given": {"type": "integer"},
+        "ignored": {
+            "description": "Columns of the input that the model does not read.",
+            "type": "array",
+            "items": {"type": "string"},
+        },
+        "error": {
+            "description": "Why this input has no answer, although others of the request have.",
+            "type": "string",
+        },
+        "status": {"type": "integer", "description": "HTTP status of the error alone."},
         "columns": {
             "description": "For a row of a table: name, value and z of the columns that are far "
             "from the median, in robust standard deviations.",

@@ -1,11 +1,12 @@
 """Refused requests: an HTTP status, and a sentence on what to do."""
 
+import traceback
 from typing import final
 
 
 @final
 class Refusal(Exception):
-    """A request that is refused.
+    """A request, or one input of it, that is refused.
 
     Parameters
     ----------
@@ -19,3 +20,19 @@ class Refusal(Exception):
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+
+    def of_input(self, number: int) -> "Refusal":
+        """Return the refusal with the number of the input in its request, counted from 0."""
+        if self.sentence.startswith("Input "):
+            return self
+        return Refusal(self.status, f"Input {number}: {self.sentence}", self.headers)
+
+
+def frames_of(error: BaseException) -> str:
+    """Return the calls that led to an error and to its cause, without their messages.
+
+    A message of a model's code may repeat an input, and a log holds no inputs.
+    """
+    own = f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}"
+    cause = error.__cause__
+    return own if cause is None else f"{frames_of(cause)}\nwhich led to:\n{own}"

@@ -13,7 +13,7 @@ import torch
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SondeError, StateError
 from sonde.core.inputs import InputBatch, Model
-from sonde.data.encoder import Prepared
+from sonde.data.encoder import LongText, Prepared
 from sonde.data.inputs import ItemInputs
 from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
@@ -45,6 +45,22 @@ MOST_TRIED = 3
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Tokens of a text that was cut at the end.
+
+    Parameters
+    ----------
+    n_read : int
+        Tokens that the model read.
+    n_given : int
+        Tokens of the whole text.
+    """
+
+    n_read: int
+    n_given: int
+
+
+@dataclass(frozen=True)
 class Item:
     """One input, ready for a batch.
 
@@ -59,6 +75,8 @@ class Item:
         Its tokens. The longest input of a batch has less than twice as many as the shortest.
     columns : tuple of UnusualColumn or None, default=None
         Of a row of a table, if the probe knows where its columns usually lie.
+    cut : Cut or None, default=None
+        Tokens of a text that is longer than the model reads; None for a whole text.
     """
 
     prepared: Prepared
@@ -66,6 +84,7 @@ class Item:
     shape: Hashable
     length: int = 1
     columns: tuple[UnusualColumn, ...] | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +99,21 @@ class Answer:
         Of the class.
     verdict : Verdict or None
         None without detectors.
-    columns : tuple of UnusualColumn or None
+    columns, cut
         See ``Item``.
+    refusal : Refusal or None, default=None
+        Why this input was not answered, although others of its request were.
+    ignored : tuple of str, default=()
+        Names that the input has and the model does not read.
     """
 
     answer: Any = None
     probability: float | None = None
     verdict: Verdict | None = None
     columns: tuple[UnusualColumn, ...] | None = None
+    cut: Cut | None = None
+    refusal: Refusal | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -325,11 +351,10 @@ class ServedModel:
         rows = [_with_floats(row, self.floats, self.float_type) for row in rows]
         encoder, most = self.inputs.encoder, self._most_tokens(tokens)
         is_text = encoder.kind in PADDED_INPUTS
-        if not is_text:
-            self._check_pieces(rows, range(len(rows)), most)
+        cuts = {} if is_text else self._check_pieces(rows, range(len(rows)), most)
         prepared = encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
         if is_text:
-            self._check_texts(rows, [one.length for one in prepared], most)
+            cuts = self._check_texts(rows, [one.length for one in prepared], most)
         self._check_form(prepared[0])
         scales = self.column_scales
         return [
@@ -339,8 +364,9 @@ class ServedModel:
                 self._shape(one),
                 one.length,
                 unusual_columns(row, scales) if scales else None,
+                cuts.get(i),
             )
-            for one, key, row in zip(prepared, keys, rows, strict=True)
+            for i, (one, key, row) in enumerate(zip(prepared, keys, rows, strict=True))
         ]
 
     def _check_form(self, item: Prepared) -> None:
@@ -352,23 +378,40 @@ class ServedModel:
         if len(self._known) < MOST_SHAPES:
             self._known.add(shape)
 
-    def _check_texts(self, rows: Sequence[Row], lengths: Sequence[int], most: int | None) -> None:
-        """Refuse texts that are empty or too long, by the tokens of their first pieces."""
+    def _check_texts(
+        self, rows: Sequence[Row], lengths: Sequence[int], most: int | None
+    ) -> dict[int, Cut]:
+        """Refuse texts that are empty or too long, by the tokens of their first pieces.
+
+        Returns
+        -------
+        dict of int to Cut
+            The texts that are cut at the end, by number.
+        """
         context = getattr(self.inputs.encoder, "max_length", None)
         for i, length in enumerate(lengths):
             if most is not None and length > most:
                 raise _too_long(i, most)
         whole = range(1, max(lengths) + 1 if context is None else context)
         doubtful = [i for i, length in enumerate(lengths) if length not in whole]
-        self._check_pieces(rows, doubtful, most)
+        return self._check_pieces(rows, doubtful, most)
 
-    def _check_pieces(self, rows: Sequence[Row], which: Sequence[int], most: int | None) -> None:
-        """Refuse inputs that are more than one example, or too long."""
-        found = self.inputs.encoder.pieces([rows[i] for i in which])
-        for i, mine in zip(which, found, strict=True):
+    def _check_pieces(
+        self, rows: Sequence[Row], which: Sequence[int], most: int | None
+    ) -> dict[int, Cut]:
+        """Refuse inputs that are more than one example, or too long; return those that are cut."""
+        context = getattr(self.inputs.encoder, "max_length", None)
+        cuts: dict[int, Cut] = {}
+        for i in which:
+            try:
+                mine = self.inputs.encoder.pieces([rows[i]])[0]
+            except LongText:
+                raise _too_long(i, context) from None
             if len(mine) != 1 or (most is not None and mine[0].length > most):
-                context = getattr(self.inputs.encoder, "max_length", None)
                 raise _too_long(i, context if most is None else most)
+            if mine[0].truncated:
+                cuts[i] = Cut(mine[0].length, mine[0].length + mine[0].truncated)
+        return cuts
 
     def _shape(self, item: Prepared) -> Hashable:
         """Return the key that inputs of one batch share; with detectors, their exact shape.
@@ -404,7 +447,7 @@ class ServedModel:
             said = [(text, None) for text in self._texts(found.batch)]
         judged = [None] * n if verdicts is None else verdicts.of(found.scored, n)
         answers = (
-            Answer(answer, probability, verdict, item.columns)
+            Answer(answer, probability, verdict, item.columns, item.cut)
             for (answer, probability), verdict, item in zip(said, judged, items, strict=True)
         )
         return Answered(tuple(answers), found.batch)

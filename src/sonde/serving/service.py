@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sonde.core.errors import InputError, SondeError
+from sonde.data.sources import Row
 from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
 from sonde.serving.changes import Changes
@@ -235,13 +237,41 @@ class Service:
             items = self._items(served, names, inputs)
         else:
             items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
-        answers = await batcher.answers(items)
+        answers = await self._answers(batcher, items)
+        self._record(names, answers, inputs)
+        return answers
+
+    async def _answers(
+        self, batcher: Batcher, items: Sequence[tuple[Item | Refusal, tuple[str, ...]]]
+    ) -> list[Answer]:
+        """Return one answer for each input; raise if every input is refused."""
+        good = [item for item, _ in items if isinstance(item, Item)]
+        found = iter(await batcher.answers(good) if good else [])
+        each = [next(found) if isinstance(item, Item) else item for item, _ in items]
+        refused = [one.of_input(i) for i, one in enumerate(each) if isinstance(one, Refusal)]
+        if len(refused) == len(each):
+            raise refused[0]
+        return [
+            Answer(refusal=one.of_input(i))
+            if isinstance(one, Refusal)
+            else replace(one, ignored=ignored)
+            for i, (one, (_, ignored)) in enumerate(zip(each, items, strict=True))
+        ]
+
+    def _record(
+        self, names: Sequence[str], answers: Sequence[Answer], inputs: Sequence[Any]
+    ) -> None:
+        """Keep the answers for feedback, metrics and the dashboard."""
+        given = [i for i, one in enumerate(answers) if one.refusal is None]
+        names, answers = [names[i] for i in given], [answers[i] for i in given]
+        self.figures.refused.inc(len(inputs) - len(given))
+        self.figures.cut.inc(sum(one.cut is not None for one in answers))
         self.feedback.remember(names, answers)
+        shown = [inputs[i] if self.keep_inputs else None for i in given]
         try:
-            self.recent.answers(names, answers, inputs if self.keep_inputs else [None] * len(names))
+            self.recent.answers(names, answers, shown)
         except Exception as error:  # the dashboard must not take an answer from anybody
             _log.error("the dashboard failed: %s", type(error).__name__)
-        return answers
 
     def judge(self, name: Any, truth: Any) -> bool:
         """Record the correct answer to an input; return whether the model was correct."""
@@ -250,18 +280,41 @@ class Service:
 
     def _items(
         self, served: ServedModel, names: Sequence[str], inputs: Sequence[Any]
-    ) -> list[Item]:
-        rows = self.rows().of(inputs)
+    ) -> list[tuple[Item | Refusal, tuple[str, ...]]]:
+        """Return each input ready for a batch or refused, with its names that are not read."""
+        form = self.rows()
+        rows, keys = form.of(inputs), own_keys(names)
+        good = [i for i, row in enumerate(rows) if not isinstance(row, Refusal)]
+        items: dict[int, Item | Refusal] = {}
+        tried = self._prepared(served, [rows[i] for i in good], [keys[i] for i in good])
+        if isinstance(tried, Refusal) and len(good) > 1:  # find out which input it is about
+            items = {i: self._prepared(served, [rows[i]], [keys[i]]) for i in good}
+            items = {i: one if isinstance(one, Refusal) else one[0] for i, one in items.items()}
+        elif isinstance(tried, Refusal):
+            items = dict.fromkeys(good, tried)
+        else:
+            items = dict(zip(good, tried, strict=True))
+        each = [one if isinstance(one, Refusal) else items[i] for i, one in enumerate(rows)]
+        return [(one, form.ignored(given)) for one, given in zip(each, inputs, strict=True)]
+
+    def _prepared(
+        self, served: ServedModel, rows: Sequence[Row], keys: Sequence[bytes]
+    ) -> list[Item] | Refusal:
+        """Return the rows ready for a batch, or why one of them is refused."""
+        if not rows:
+            return []
         try:
-            return served.prepare(rows, own_keys(names), self.limits.tokens)
+            return served.prepare(rows, keys, self.limits.tokens)
+        except Refusal as refusal:
+            return refusal
         except SondeError as error:
-            raise Refusal(400, _without_values(error)) from None
+            return Refusal(400, _without_values(error))
         except (ValueError, TypeError, RuntimeError) as error:
-            raise Refusal(
+            return Refusal(
                 400,
                 f"The model does not accept inputs of this form ({type(error).__name__}). GET "
                 "/openapi.json shows an example.",
-            ) from None
+            )
 
     def _run(self, items: Sequence[Item]) -> Answered:
         return self.served_now().answer(items)

@@ -15,7 +15,7 @@ from sonde.core.wording import plural
 
 ABOUT_SIZES = re.compile(r"\b(sizes?|shapes?)\b|index out of range in self", re.IGNORECASE)
 ABOUT_INPUTS = re.compile(
-    r"\b(sizes?|shapes?|dims?|dimensions?|channels?|dtype|data types?|scalar type"
+    r"\b(sizes?|shapes?|dims?|dimensions?|channels?|dtype|data types?|scalar types?"
     r"|values to unpack|out of range)\b|forward\(\) (got|missing|takes)",
     re.IGNORECASE,
 )
