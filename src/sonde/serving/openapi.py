@@ -105,8 +105,41 @@ def _named(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
+    return {
+        "Inputs": {
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {"inputs": {"type": "array", "minItems": 1, "items": {}}},
+        },
+        "Answers": {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string"},
+                "alarm_rate": {"type": "number"},
+                "answers": {
+                    "type": "array",
+                    "items": {"type": "object", "properties": _answer_fields()},
+                },
+            },
+        },
+        "Truth": {
+            "type": "object",
+            "required": ["id", "truth"],
+            "properties": {"id": {"type": "string"}, "truth": {"type": ["string", "number"]}},
+        },
+        "Taken": {
+            "type": "object",
+            "properties": {"taken": {"type": "integer"}, "correct": {"type": "integer"}},
+        },
+        "Tensors": {"type": "object"},
+        "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
+    }
+
+
+def _answer_fields() -> dict[str, Any]:
+    """Return the schema of each field of an answer."""
     by_site = {"type": "object", "additionalProperties": NUMBER}
-    answer = {
+    return {
         "id": {"type": "string"},
         "answer": {"description": "The class, or the number that the model returns."},
         "probability": NUMBER,
@@ -141,30 +174,4 @@ def _schemas() -> dict[str, Any]:
             "type": "array",
             "items": {"type": "object"},
         },
-    }
-    return {
-        "Inputs": {
-            "type": "object",
-            "required": ["inputs"],
-            "properties": {"inputs": {"type": "array", "minItems": 1, "items": {}}},
-        },
-        "Answers": {
-            "type": "object",
-            "properties": {
-                "id": {"type": "string"},
-                "alarm_rate": {"type": "number"},
-                "answers": {"type": "array", "items": {"type": "object", "properties": answer}},
-            },
-        },
-        "Truth": {
-            "type": "object",
-            "required": ["id", "truth"],
-            "properties": {"id": {"type": "string"}, "truth": {"type": ["string", "number"]}},
-        },
-        "Taken": {
-            "type": "object",
-            "properties": {"taken": {"type": "integer"}, "correct": {"type": "integer"}},
-        },
-        "Tensors": {"type": "object"},
-        "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
     }
