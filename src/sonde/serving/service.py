@@ -284,16 +284,15 @@ class Service:
         """Return each input ready for a batch or refused, with its names that are not read."""
         form = self.rows()
         rows, keys = form.of(inputs), own_keys(names)
-        good = [i for i, row in enumerate(rows) if not isinstance(row, Refusal)]
-        items: dict[int, Item | Refusal] = {}
-        tried = self._prepared(served, [rows[i] for i in good], [keys[i] for i in good])
-        if isinstance(tried, Refusal) and len(good) > 1:  # find out which input it is about
-            items = {i: self._prepared(served, [rows[i]], [keys[i]]) for i in good}
-            items = {i: one if isinstance(one, Refusal) else one[0] for i, one in items.items()}
-        elif isinstance(tried, Refusal):
-            items = dict.fromkeys(good, tried)
-        else:
-            items = dict(zip(good, tried, strict=True))
+        good = {i: row for i, row in enumerate(rows) if not isinstance(row, Refusal)}
+        tried = self._prepared(served, [*good.values()], [keys[i] for i in good])
+        items = dict[int, Item | Refusal]()
+        if not isinstance(tried, Refusal):
+            items |= zip(good, tried, strict=True)
+        else:  # find out which input it is about
+            for i, row in good.items():
+                alone = tried if len(good) == 1 else self._prepared(served, [row], [keys[i]])
+                items[i] = alone if isinstance(alone, Refusal) else alone[0]
         each = [one if isinstance(one, Refusal) else items[i] for i, one in enumerate(rows)]
         return [(one, form.ignored(given)) for one, given in zip(each, inputs, strict=True)]
 
