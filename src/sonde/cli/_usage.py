@@ -65,7 +65,8 @@ def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
             continue
         notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         plain = get_args(hint)[0] if notes else hint
-        yield f"--{f.name.replace('_', '-')}", plain
+        name = next((n for extra in notes if (n := getattr(extra, "name", None))), f.name)
+        yield f"--{name.replace('_', '-')}", plain
         for extra in notes:
             for alias in getattr(extra, "aliases", None) or ():
                 yield alias, plain

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -11,6 +11,7 @@ from sonde.cli.options import (
     DataReading,
     DeviceWord,
     DtypeWord,
+    LongWord,
     ModelWord,
     Printing,
     TrustFlag,
@@ -116,6 +117,15 @@ class Serve:
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     trust_remote_code: TrustFlag = False
+    long: LongWord = "auto"
+    generate: Annotated[
+        str | None,
+        named(
+            "NAME=VALUE,...",
+            "answer with the text that continues a prompt: max_new_tokens=64 (with a probe: its "
+            "own settings)",
+        ),
+    ] = None
     reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
@@ -137,6 +147,15 @@ class Serve:
 
             return run_on_ray(settings, self.address)
         return run(settings)
+
+    def _reading_options(self) -> dict[str, Any]:
+        found = self.reading.data_options() | {"long": self.long}
+        if self.generate is not None:
+            from sonde.tap.generating.settings import parse_settings
+
+            parse_settings(self.generate)
+            found["generate"] = self.generate
+        return found
 
     def _settings(self) -> "Settings":
         from sonde.cli.options import parse_bytes
@@ -173,5 +192,5 @@ class Serve:
                 "dtype": self.dtype,
                 "trust_remote_code": self.trust_remote_code,
             },
-            options=self.reading.data_options(),
+            options=self._reading_options(),
         )
