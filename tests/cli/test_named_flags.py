@@ -53,9 +53,9 @@ def test_flags_that_a_text_names_exist():
 
 def test_a_flag_that_does_not_exist_is_seen():
     known = known_flags()
-    text = "Run `sonde serve\n--genrate x`, or sonde edit steer M -h: `sonde scan --deep`."
+    text = "Run `sonde serve\n--tempo x`, or sonde edit steer M -h: `sonde scan --deep`."
     assert [*named_flags(text, known)] == [
-        ("serve", "--genrate"), ("scan", "--deep")
+        ("serve", "--tempo"), ("scan", "--deep")
     ]  # fmt: skip
-    assert "--genrate" not in known["serve"]
+    assert "--tempo" not in known["serve"]
     assert {"--id", "--class"} <= known["explain"]
