@@ -1,6 +1,7 @@
 """Regressions and classifiers of one output: what a scan says of them, and the causes it names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 import sonde
 from findings import _evidence as arrays
+from findings._nets import evidence_of, tensors
+from sonde.findings.evidence.answers.best_probe import best_probe, input_rows
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 
@@ -133,3 +136,30 @@ def test_a_form_of_a_share_of_the_rows_is_named() -> None:
     (found,) = sonde.scan(arrays.net(trained=True), items, settings=ONLY).findings
     assert found["code"] == "SND015"
     assert "with inverted brightness: at least" in found["sentence"]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the inputs tell the targets though the last layer holds nothing of them")
+def test_what_is_possible_is_asked_of_every_layer_and_of_the_inputs() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 6, generator=draw)
+    y = x @ torch.linspace(1, 2, 6) + 0.3 * torch.randn(400, generator=draw)
+    layer, dead = nn.Linear(6, 8), nn.Linear(8, 8)
+    nn.init.zeros_(dead.weight)
+    with torch.no_grad():
+        layer.weight[:, 1:] = 0.0  # the first layer keeps one of six columns
+    net = nn.Sequential(layer, nn.ReLU(), dead, nn.ReLU(), nn.Linear(8, 1)).eval()
+    stream = tensors(net, x)
+    evidence = evidence_of(stream)
+    evidence = replace(evidence, data=replace(evidence.data, target=y))
+    evidence = evidence.having(input_rows=input_rows(stream, evidence))
+    best, without = best_probe(evidence), best_probe(evidence.having(input_rows=None))
+    assert best is not None
+    assert without is not None
+    assert (best.where, best.measure, best.constant) == ("its inputs", "error", 0.0)
+    assert best.mean == pytest.approx(1 - 0.09 / float(y.var()), abs=0.02)
+    assert without.where != "its inputs"
+    assert without.mean < 0.3
+    assert best.on(torch.arange(40)) == pytest.approx(
+        sum(best.scores[i] for i in range(40)) / 40, abs=1e-12
+    )

@@ -221,7 +221,7 @@ def test_a_model_that_answers_with_few_numbers_has_few_directions(n_outputs: int
     low = [site for site in evidence.sites if site.alive.sum() >= 8 and directions(site) < 2.0]
     assert low
     assert SND022().check(evidence).state in ("clear", "withheld")
-    assert SND022(explained=1.0).check(evidence).state == "raised"
+    assert SND022(explained=1.0, one=1.0, two=1.0).check(evidence).state == "raised"
 
 
 @pytest.mark.slow
@@ -262,3 +262,16 @@ def test_share_of_the_main_direction_that_an_output_is() -> None:
     n, share = few_outputs(site, evidence)
     assert n == 1
     assert share == pytest.approx(float(np.square(corr).sum() / largest), rel=1e-4)
+
+
+@pytest.mark.truth("the width of the answers: one number, two classes, or four")
+@pytest.mark.parametrize(("width", "state"), [(1, "clear"), (2, "clear"), (4, "raised")])
+def test_the_limit_follows_the_width_of_the_answers(width: int, state: str) -> None:
+    direction, aside = noise(300, 1) @ noise(1, 14, seed=1), noise(300, 14, seed=2)
+    units = direction + 0.2 * aside  # between one and two directions
+    label = (direction[:, 0] > 0).long()
+    logits = aside[:, :width]  # that these directions do not explain
+    rows = Stream.of(units, logits=logits, label=label)
+    assert SND022().check(evidence_of(rows)).state == ("raised" if width == 4 else state)
+    flat = Stream.of(direction + 1e-3 * aside, logits=logits, label=label)
+    assert SND022(explained=1.1).check(evidence_of(flat)).state == "raised"

@@ -5,6 +5,7 @@ from torch.nn.functional import one_hot
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd046 import SND046
+from sonde.findings.evidence.trials.answer_trials import logit_constant
 from sonde.findings.rule import Check
 
 OWN = {"labels_are_models": True}
@@ -65,3 +66,29 @@ def test_a_constant_on_a_logit_that_takes_a_few_rows_of_every_class_is_raised() 
     assert finding.trial.scope == "answers"
     assert finding.fix.startswith("logits[:, 3] -= ")
     assert_clear(check(0.0))
+
+
+@pytest.mark.truth("the line is executed on the model's own output: its accuracy is the trial's")
+@pytest.mark.parametrize("form", ["logit", "probability", "two probabilities"])
+@pytest.mark.parametrize("constant", [3.5, -3.5])
+def test_the_line_does_what_it_says_for_one_number_and_for_probabilities(
+    form: str, constant: float
+) -> None:
+    draw = torch.Generator().manual_seed(8)
+    label = (torch.rand(700, generator=draw) < 0.4).long()
+    x = 2.5 * (2 * label - 1.0)[:, None] + 1.8 * torch.randn(700, 3, generator=draw)
+    logit = x.mean(1, keepdim=True) + constant
+    p = logit.sigmoid()
+    raw = {"logit": logit, "probability": p, "two probabilities": torch.cat([1 - p, p], 1)}[form]
+    evidence = arrays.evidence_of(x.double(), label=label, logits=raw.clone(), facts=OWN)
+    finding = assert_raised(SND046().check(evidence), "warning")
+    moved = logit_constant(evidence)
+    assert moved is not None
+    assert moved.trial.after.mean() > moved.trial.before.mean() + 0.1
+    names = {"logits": raw.clone(), "p": raw.clone(), "torch": torch}
+    exec(finding.fix.split(": correct on")[0].split("  #")[0], names)  # what a user would paste
+    y = names["logits" if form == "logit" else "p"]
+    assert isinstance(y, torch.Tensor)
+    answer = y.argmax(1) if y.shape[1] == 2 else (y[:, 0] > (0.0 if form == "logit" else 0.5))
+    right = (answer.long() == label).double()[moved.trial.rows]
+    assert torch.equal(right, moved.trial.after)

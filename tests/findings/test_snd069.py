@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import sonde
+from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.codes.snd069 import SND069
 from sonde.findings.evidence.facts import by_answers
@@ -67,3 +68,20 @@ def test_a_factor_or_a_second_softmax_is_raised_and_probabilities_that_hold_are_
 def test_small_logits_are_a_note_and_their_probabilities_are_a_warning() -> None:
     assert_raised(ended(TRUE / 20), "note")
     assert_raised(ended(TRUE / 20, twice=True), "warning")
+
+
+@pytest.mark.truth("labels are drawn apart from the inputs")
+def test_a_model_that_is_sure_of_guesses_is_a_warning() -> None:
+    draw = torch.Generator().manual_seed(7)
+    label = torch.randint(2, (400,), generator=draw)
+    x = torch.randn(400, 3, generator=draw, dtype=torch.float64)
+    own = {"labels_are_models": True}
+    for size, state in ((3.0, "raised"), (0.4, "clear")):
+        logits = size * x[:, :2] * torch.tensor([1.0, 0.0])
+        check = SND069().check(arrays.evidence_of(x, label=label, logits=logits, facts=own))
+        assert check.state == state
+    with_task = 3.0 * torch.stack([1.0 - label, label.double()], 1)
+    assert (
+        SND069().check(arrays.evidence_of(x, label=label, logits=with_task, facts=own)).state
+        != "raised"
+    )

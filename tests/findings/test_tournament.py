@@ -179,6 +179,21 @@ def test_a_constant_on_a_logit_is_the_cause_only_where_inputs_and_parts_were_tri
     assert (finding.is_cause, finding.is_part) == (False, True)
 
 
+def test_a_change_of_inputs_that_acts_as_a_constant_on_a_logit_is_no_cause() -> None:
+    unsure = torch.linspace(0.3, 0.9, N, dtype=torch.float64)
+    constant = replace(trial(range(22), "answers"), is_constant=True, nats=unsure)
+    for scope, nats, is_cause in (
+        ("inputs", unsure, False), ("part", unsure, False), ("inputs", unsure / 3, True),
+        ("labels", unsure, True), ("inputs", None, True),
+    ):  # fmt: skip
+        check = found("SND015", replace(trial(range(23), scope), nats=nats))
+        finding = name_cause({"SND015": check}, possible(0.99), constant)["SND015"].finding
+        assert finding is not None
+        assert (finding.is_cause, finding.is_part) == (is_cause, not is_cause)
+    far = replace(constant, after=constant.before)
+    assert name_cause({"SND015": check}, possible(0.99), far)["SND015"].finding is not None
+
+
 def test_a_larger_change_that_leaves_much_less_undone_is_the_cause() -> None:
     constant, scaled = trial(range(20), "answers"), trial(range(24), "inputs")
     cause, why = named(found("SND046", constant), found("SND015", scaled))

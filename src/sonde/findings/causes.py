@@ -11,6 +11,7 @@ from typing import Literal
 
 from sonde.findings.evidence.answers.best_probe import BestProbe, best_probe
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.answer_trials import logit_constant
 from sonde.findings.rule import Check, Finding, Level
 from sonde.findings.tournament import name_cause
 
@@ -76,7 +77,10 @@ TABLE: tuple[Cause, ...] = (
     ),
     *(
         Cause(code, ("SND069",), levels=_LOOK)
-        for code in ("SND012", "SND015", "SND033", "SND034", "SND036", "SND037", "SND038", "SND046")
+        for code in (
+            *("SND012", "SND015", "SND033", "SND034", "SND036", "SND037", "SND038", "SND039"),
+            "SND046",
+        )
     ),
     *(
         Cause(code, ("SND068", "SND070"), levels=_LOOK)
@@ -134,7 +138,9 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
         for code in line.effects or tuple(settled):
             if code in settled and code != line.cause:
                 settled[code] = _explained(settled, code, line, order)
-    settled = name_cause(settled, _best_known(evidence, settled))
+    known = _best_known(evidence, settled)
+    constant = None if known is None else logit_constant(evidence)
+    settled = name_cause(settled, known, None if constant is None else constant.trial)
     return [settled[c.code] for c in checks]
 
 

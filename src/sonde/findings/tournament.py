@@ -21,6 +21,8 @@ from sonde.findings.evidence.answers.best_probe import BestProbe
 from sonde.findings.rule import Check, Finding, Gap
 from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain
 
+LIKE_CONSTANTS: Final = ("inputs", "some inputs", "part", "statistics")
+"""Scopes of changes that can act as a constant on a logit."""
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
 CLOSE: Final = 0.9
@@ -44,7 +46,11 @@ COVERED: Final = 0.25
 """Largest fraction of a trial's gain that its cause may leave unexplained."""
 
 
-def name_cause(settled: Mapping[str, Check], known: BestProbe | None = None) -> dict[str, Check]:
+def name_cause(
+    settled: Mapping[str, Check],
+    known: BestProbe | None = None,
+    constant: Trial | None = None,
+) -> dict[str, Check]:
     """Return the checks with the cause marked, and covered rivals explained by it.
 
     If no change can be the cause, the change that closes most of the gap is marked as a part of it.
@@ -55,6 +61,9 @@ def name_cause(settled: Mapping[str, Check], known: BestProbe | None = None) -> 
         By code, explained as the table of causes says.
     known : BestProbe, optional
         The best answers that are known to be possible.
+    constant : Trial, optional
+        Of the best constant on one logit. A change of inputs or parts that corrects no more, and
+        leaves the answers as unsure, acts as such a constant: it undoes nothing.
     """
     found = {code: check.finding for code, check in settled.items() if check.finding is not None}
     found |= {code: replace(f, gap=_gap(f.trial, found, known))
@@ -63,7 +72,8 @@ def name_cause(settled: Mapping[str, Check], known: BestProbe | None = None) -> 
     free = {code: f for code, f in tried.items() if _is_free(f, found)}
     able = {c: f for c, f in free.items() if f.trial is not None and f.trial.scope != "head"
             and _beats_constant(f.trial, known)}  # fmt: skip
-    chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)})
+    chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)
+                      and not _is_like(f.trial, constant)})  # fmt: skip
     part = None if chosen is not None else _largest_part(able)
     changed = dict(settled)
     for code, finding in tried.items():
@@ -147,6 +157,20 @@ def _can_be_cause(
         if gains[0] < NEARLY * gains[1]:
             return False
     return True
+
+
+def _is_like(trial: Trial | None, constant: Trial | None) -> bool:
+    """Return whether a constant on one logit corrects about as many rows, as surely."""
+    if trial is None or constant is None or trial.nats is None or not constant.holds:
+        return False
+    if trial.measure != constant.measure or trial.scope not in LIKE_CONSTANTS:
+        return False
+    common = _common(trial, constant)
+    if trial.is_constant or len(common) < FEWEST:
+        return False
+    most, gain = (float((_at(t, t.after, common) - _at(t, t.before, common)).mean())
+                  for t in (trial, constant))  # fmt: skip
+    return _is_close(gain, most, trial) and _nats_of(trial, constant) is None
 
 
 def _was_tried(check: Check | None) -> bool:

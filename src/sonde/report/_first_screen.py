@@ -1,5 +1,6 @@
 """Top of a report: accuracy, cause, fix, and the worst inputs."""
 
+import math
 from typing import Any, Final
 
 from sonde.report._answers_words import confused_sentence, place_of, worst_of
@@ -21,6 +22,9 @@ WHY_IT_GUESSES: Final = frozenset(
 """Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
 NOT_TRIED: Final = "no cause was searched for, since it is not known which answers are correct"
+RIGHT, RIGHT_ERROR, NEAR = 0.95, 0.25, 0.02
+"""Accuracy from which, and error over the mean's up to which, a model is right; and how far its
+accuracy may lie below the best probe's."""
 CLOSED: Final = 0.9
 """Fraction of a gap from which nothing is said of the rest."""
 SHOWN: Final = 6
@@ -88,8 +92,28 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         return [("cause", said), (fix_word(found), advice), *_rest(found)]
     if is_part(report, found):
         return [("part", f"of the cause: {said}"), (fix_word(found), advice), *_rest(found)]
-    none = [("cause", _without_cause(report))] if found["code"] in ABOUT_ANSWERS else []
+    is_asked = found["code"] in ABOUT_ANSWERS and not is_right(report)
+    none = [("cause", _without_cause(report))] if is_asked else []
     return [*none, ("seen", said), ("advice", advice)]
+
+
+def is_right(report: dict[str, Any]) -> bool:
+    """Return whether hardly any answer is wrong, so that there is no cause to look for.
+
+    Examples
+    --------
+    >>> answers = {"measure": "accuracy", "value": 0.99, "commonest": 0.5, "best": {"value": 0.98}}
+    >>> is_right({"answers": answers}), is_right({"answers": answers | {"value": 0.9}})
+    (True, False)
+    """
+    found = report.get("answers")
+    if found is None or found["measure"] == "nats_per_token":
+        return False
+    best = found.get("best")
+    if found["measure"] == "rms_error":
+        least = min(found["commonest"], best["value"] if best else math.inf)
+        return found["value"] <= min(RIGHT_ERROR * found["commonest"], least)
+    return found["value"] >= max(RIGHT, best["value"] - NEAR if best else 0.0)
 
 
 def _without_cause(report: dict[str, Any]) -> str:

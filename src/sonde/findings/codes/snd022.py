@@ -17,7 +17,7 @@ from sonde.findings.evidence.modules.narrow_sites import (
 )
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
-from sonde.findings.words.places import log_effect, places, too_few
+from sonde.findings.words.places import log_effect, places, reached, too_few
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats import ClassMoments, ClassMomentsState, MomentsState
 
@@ -40,12 +40,17 @@ class SND022(SiteRule):
         Share of the variance between at most three classes above which SND032 judges instead. Also
         the share of what one or two directions hold above which a model's one or two outputs
         account for these directions.
+    one, two : float
+        Part of a limit's distance from one direction that holds if the answers have one direction
+        (one number, two classes), or two.
     """
 
     warning: float = 2.0
     error: float = 1.2
     units: int = 8
     explained: float = 0.8
+    one: float = 0.01
+    two: float = 0.3
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (
@@ -63,8 +68,10 @@ class SND022(SiteRule):
         "or three classes account for 80 % of the variance, or if the model's output (its "
         "logits, else its last site) is one or two numbers that explain 80 % of the most that "
         "one or two directions can explain: nets with two or three classes and regressions need "
-        "no more directions. A note at most if one or two directions are left at a layer but "
-        "more at the last site, because the layers between recover them."
+        "no more directions. If the answers have one direction (one number or two classes) or "
+        "two, the limits' distance from one direction shrinks to 1 % and 30 %. A note at most if "
+        "one or two directions are left at a layer but more at the last site, because the layers "
+        "between recover them."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -107,9 +114,19 @@ class SND022(SiteRule):
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
         """Return the level; at most a note if later layers recover the directions."""
-        found = super().level(site, value, evidence)
+        room = self._room(evidence)
+        limits = {level: 1 + (limit - 1) * room for level, limit in self.limits().items()}
+        found = reached(value, **limits, below=True)
         is_mild = found is not None and found[0] == "warning"
-        return ("note", self.warning) if is_mild and self._widens(evidence) else found
+        return ("note", limits["warning"]) if is_mild and self._widens(evidence) else found
+
+    def _room(self, evidence: Evidence) -> float:
+        """Return the part of the limits, beyond one direction, that the answers' width leaves."""
+        answers = evidence.columns.get("logits")
+        if answers is None or answers.rows.ndim != 2:
+            return 1.0
+        width = answers.rows.shape[1] - (evidence.data.target is None)
+        return 1.0 if width > 2 else self.two if width == 2 else self.one
 
     def _widens(self, evidence: Evidence) -> bool:
         """Return whether the last site varies in as many directions as a healthy one."""

@@ -50,12 +50,18 @@ class SND035(LabelRule):
         Lower bound of the AUROC beyond which the label can be told.
     margin : float, default=0.02
         Least share of the model's margin inside classes that the nuisance explains, for a warning.
+    rows : int, default=8
+        Least rows whose nuisance speaks against their label, to ask the model about them.
+    lost : float, default=0.02
+        Largest loss of accuracy on these rows at which the model does not rely on the nuisance.
     level : float, default=0.001
     """
 
     note: float = 0.6
     warning: float = 0.7
     margin: float = 0.02
+    rows: int = 8
+    lost: float = 0.02
     level: float = 0.001
 
     title: ClassVar[str] = "A nuisance variable predicts the label"
@@ -73,7 +79,8 @@ class SND035(LabelRule):
         "for each class, on one sampled row of each group, in the direction in which it is "
         "above one half; lower bound (Newcombe) at a level divided by twice the number of "
         "nuisance variables and classes. A warning becomes a note if the variable explains less "
-        "than 2 % of the margin of the model's own answers inside classes; for size and "
+        "than 2 % of the margin of the model's own answers inside classes, or if the model is as "
+        "accurate on rows (8 or more) where the variable points to another class; for size and "
         "brightness also if these answers are not known, since size and brightness depend on "
         "the content of an image. For texts, HTML tags and entities, unknown tokens and the "
         "language (unless the classes are languages) are nuisance variables too. The order of "
@@ -152,7 +159,7 @@ class SND035(LabelRule):
                 torch.tensor(found.numbers)[found.truth[one]],
                 values[worst.nuisance],
             )
-            used = share >= self.margin
+            used = share >= self.margin and not self._holds_against(found, worst, values, one)
             tail = (
                 f" Inside classes it explains {percent(share)} of the variance of the model's "
                 "margin."
@@ -173,6 +180,29 @@ class SND035(LabelRule):
             effect=2 * worst.auroc - 1,
             next=read_command(found.sites[found.best].key),
         )
+
+    def _holds_against(
+        self,
+        found: LabelEvidence,
+        worst: _Told,
+        values: dict[str, Tensor],
+        one: Int[Tensor, "row"],
+    ) -> bool:
+        """Return whether the model is as accurate on rows whose nuisance speaks against the label.
+
+        These are rows beyond the midpoint of the two medians, on the side of the other classes.
+        """
+        logits = found.shared.column("logits")
+        assert logits is not None  # the caller asks for the same
+        mine, value = found.truth[one] == worst.label, values[worst.nuisance]
+        own, rest = value[mine].median(), value[~mine].median()
+        near_own = (value - rest).abs() > (value - own).abs()
+        label = torch.tensor(found.numbers)[found.truth[one]]
+        right = (logits[found.where][one].argmax(1) == label).double()
+        against = near_own != mine
+        if int(against.sum()) < self.rows:
+            return False
+        return float(right[against].mean()) >= float(right.mean()) - self.lost
 
 
 def _has_no_task(evidence: Evidence) -> bool:

@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.answers.answers import answer_columns, are_probabilities, class_answers
+from sonde.findings.evidence.answers.answers import (
+    ClassAnswers,
+    answer_columns,
+    are_probabilities,
+    class_answers,
+)
 from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.trials.calibration import helps, is_off, sureness
+from sonde.findings.evidence.trials.calibration import Sureness, helps, is_off, sureness
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural
@@ -34,6 +39,9 @@ class SND069(Rule):
         Least difference in standard errors.
     fine : float, default=0.9
         Least share of correct answers at which the temperature can be the cause of what is wrong.
+    doubt : float, default=0.5
+        Largest doubt, as a share of the doubt at equal probabilities, of a model that is sure of
+        guesses.
     """
 
     over: float = 0.05
@@ -44,6 +52,7 @@ class SND069(Rule):
     halved: float = 0.5
     errors: float = 3.0
     fine: float = 0.9
+    doubt: float = 0.5
 
     title: ClassVar[str] = "A classifier that is over- or underconfident"
     theme: ClassVar[Theme] = "labels"
@@ -62,7 +71,9 @@ class SND069(Rule):
         "(underconfident only if the model returns probabilities: small logits are often "
         "intended, with smoothed labels or bounded weights). Also overconfident if that "
         "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
-        "that is no more accurate than the commonest label is not judged."
+        "that is no more accurate than the commonest label has no temperature; it is a warning if "
+        "its mean confidence lies more than halfway from chance to certainty, and 0.15 and 3 "
+        "standard errors above its accuracy."
     )
     false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
     plant: ClassVar[str] = "A trained net whose logits are multiplied by 10."
@@ -81,7 +92,7 @@ class SND069(Rule):
             n_rows=found.n, n_groups=found.n,
         )  # fmt: skip
         if found.right <= answers.majority + self.over:
-            return self.clear(figure, "the model is no more accurate than the commonest label")
+            return self._of_guesses(found, answers, figure)
         if not is_off(found, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
         how = "overconfident" if found.temperature > 1 else "underconfident"
@@ -110,4 +121,25 @@ class SND069(Rule):
             if better
             else NO_TEMPERATURE,
             trial=trial,
+        )
+
+    def _of_guesses(self, found: Sureness, answers: ClassAnswers, figure: Figure) -> Check:
+        """Judge whether a model that is no more accurate than the commonest label is sure.
+
+        Other checks of such a model defer to each other if no probe finds the labels either.
+        """
+        chance = 1 / answers.n_classes
+        doubt = (1 - found.sure) / (1 - chance)
+        low = figure.value - self.errors * found.se
+        if doubt > self.doubt or figure.value < self.much_over or not low > 0:
+            return self.clear(figure, "the model is no more accurate than the commonest label")
+        return self.raised_with(
+            "warning",
+            f"The model is {percent(found.sure)} sure of its answers on average, but correct on "
+            f"{percent(found.right)} of {plural(found.n, 'row')}; always answering the commonest "
+            f"label is correct on {percent(answers.majority)}.",
+            figure,
+            effect=min(1.0, figure.value),
+            fix="Its answers to these rows are guesses: check that inputs and labels are those of "
+            "training, and in its order.",
         )

@@ -4,6 +4,7 @@ A damaged last layer says little about what a model could answer; layers before 
 inputs themselves, may say more.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -89,7 +90,7 @@ def best_probe(evidence: Evidence) -> BestProbe | None:
 def _probes(evidence: Evidence) -> Iterator[BestProbe]:
     numbers, classes, lens = number_answers(evidence), compared_answers(evidence), evidence.lens
     order = shared_rows(evidence).order
-    if isinstance(lens, LensEvidence):
+    if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         if lens.loss is not None:
             at = int(torch.argmin(lens.loss))
             yield BestProbe(lens.sites[at], "loss", -float(lens.loss[at]), -lens.unigram, {})

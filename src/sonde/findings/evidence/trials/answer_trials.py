@@ -20,14 +20,16 @@ from sonde.findings.evidence.answers.number_answers import number_answers, numbe
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.evidence.trials.tempered_loss import cooled_loss, fitted_constants
+from sonde.findings.evidence.trials.tempered_loss import (
+    as_logits,
+    cooled_loss,
+    fitted_constants,
+)
 from sonde.findings.trial import LEVEL, Scope, Trial, chooses
 from sonde.findings.words.text import number, shortened
 
 LEAST = 12
 FEW_OF: Final = 5
-TINY: Final = 1e-30
-"""Least probability whose logarithm is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +86,6 @@ def logit_constant(evidence: Evidence) -> LogitConstant | None:
         trial = replace(trial, nats=nats, is_constant=True)
     line = _line(evidence, answers, k, constant)
     return None if trial is None else LogitConstant(k, constant, line, is_all, trial)
-
-
-def as_logits(answers: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
-    """Return logits in float64; probabilities as their logarithms."""
-    answers = answers.double()
-    return answers.clamp(min=TINY).log() if are_probabilities(answers) else answers
 
 
 def _line(evidence: Evidence, answers: Float[Tensor, "row class"], k: int, constant: float) -> str:

@@ -28,6 +28,7 @@ from sonde.findings.evidence.trials.part_changes import (
     grid,
     part_changes,
 )
+from sonde.findings.evidence.trials.tempered_loss import crossed_loss
 from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
@@ -361,7 +362,9 @@ class _Runs:
             scores = 1 - before[1], 1 - after[1]
             return Trial(words, scope, "error", batch.order, *scores, group=group)
         hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
-        return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1], group=group)
+        nats = crossed_loss(after[0], batch.label, torch.arange(len(which)) % 2 == 0)
+        nats = after[1] if nats is None else nats
+        return Trial(words, scope, "accuracy", batch.order, *hits, nats=nats, group=group)
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still cannot see later tokens."""

@@ -10,9 +10,12 @@ from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sonde.findings.evidence.answers.answers import are_probabilities
 from sonde.findings.evidence.shared_rows import two_logits
 
 RIDGE: Final = 1e-4
+TINY: Final = 1e-30
+"""Least probability whose logarithm is taken."""
 GRID, LEAST_LABELLED = tuple(2 ** (k / 16) for k in range(-64, 105)), 8
 
 
@@ -30,13 +33,19 @@ def cooled_loss(
     >>> cooled_loss(logits.repeat(9, 1), label.repeat(9), torch.ones(18).bool())[0] < 0.01
     tensor(True)
     """
-    logits = two_logits(logits).double()
+    logits = as_logits(two_logits(logits))
     if len(label) != len(logits) or int(chooses.sum()) < LEAST_LABELLED:
         return None
     if not bool(torch.isfinite(logits).all()) or int(label.max()) >= logits.shape[1]:
         return None
     losses = [cross_entropy(logits / t, label, reduction="none") for t in GRID]
     return min(losses, key=lambda loss: float(loss[chooses].mean()))
+
+
+def as_logits(answers: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
+    """Return logits in float64; probabilities as their logarithms."""
+    answers = answers.double()
+    return answers.clamp(min=TINY).log() if are_probabilities(answers) else answers
 
 
 def crossed_loss(
@@ -65,7 +74,7 @@ def _one_bias(
     """Return the log loss of each row with one class bias and a factor fitted on some rows."""
     if cooled_loss(logits, label, fits) is None:
         return None
-    x = two_logits(logits).double()
+    x = as_logits(two_logits(logits))
     found = list[Tensor]()
     for one in torch.eye(x.shape[1], dtype=torch.float64)[:, :, None]:
         scale, bias = fitted_constants(x[fits], label[fits], one)
