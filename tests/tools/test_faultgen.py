@@ -1,0 +1,161 @@
+"""A seed gives one world, a drawn fault costs, and the judge runs what a report says."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from tools.faultgen import damages, drawing, grammar, judging, operators, table, tasks, worlds
+from tools.faultgen.pasting import code_of
+from tools.faultgen.places import Place, overlap
+from torch import nn
+
+SPEC = tasks.Spec("numbers", ("column",), ("height_0", "weight_1", "age_2", "pulse_3"))
+
+
+class Weigh(nn.Module):
+    """Answer by a line through the columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc_out = nn.Linear(4, 1)
+        self.fc_out.weight.data = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
+        self.fc_out.bias.data = torch.tensor([0.3])
+
+    def forward(self, features_in: torch.Tensor) -> torch.Tensor:
+        """Return one number for each row."""
+        return self.fc_out(features_in)
+
+
+def small_world() -> worlds.World:
+    net = Weigh().requires_grad_(False).eval()
+    draw = torch.Generator().manual_seed(3)
+
+    def rows(n: int) -> tasks.Rows:
+        x = torch.randn(n, 4, generator=draw) * torch.tensor([1.0, 2.0, 0.5, 1.0]) + 1
+        y = net(x) + 0.2 * torch.randn(n, 1, generator=draw)
+        return tasks.Rows({"features_in": x}, y)
+
+    task = tasks.Task("table", "drawn", "number", {"features_in": SPEC}, rows(9), 1)
+    return worlds.World(task, "line", net, rows(80), rows(60), rows(70), net.state_dict())
+
+
+def tenfold(world: worlds.World) -> grammar.Planted:
+    """Plant a column that is ten times larger."""
+
+    def on_rows(rows: tasks.Rows, _: int) -> tasks.Rows:
+        x = rows.tensors["features_in"].clone()
+        x[:, 1] *= 10
+        return rows.with_tensor("features_in", x)
+
+    return grammar.plant(world, grammar.Fault("numbers.one.scale.all", on_rows))
+
+
+def said(fix: str, sentence: str = "", is_cause: bool = True) -> dict:
+    finding = {"code": "SND015", "level": "warning", "sentence": sentence, "fix": fix}
+    finding |= {"rows": [], "ignored": False}
+    return {"findings": [finding], "cause": "SND015" if is_cause else None}
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (said("frame['weight_1'] /= 10: R^2 of 0.9 instead of -3."), judging.RIGHT),
+        (said("frame['weight_1'] /= 11: R^2 of 0.9 instead of -3."), judging.RIGHT),
+        (said("frame['weight_1'] /= 3: R^2 of 0.9 instead of -3."), judging.WRONG),
+        (said("frame['pulse_3'] /= 10: R^2 of 0.9 instead of -3."), judging.WRONG),
+        # the weight of the column mends it too, elsewhere than where it was broken
+        (said("fc_out.weight[:, 1] /= 10: R^2 of 0.9 instead of -3."), judging.EQUIVALENT),
+        # without a line, the column that is named is put right
+        (said("Give it in another unit.", "weight_1 is off."), judging.RIGHT),
+        (said("Give it in another unit.", "age_2 is off."), judging.WRONG),
+        (said("nothing to paste", "weight_1 is off.", is_cause=False), judging.NAMED),
+        (said("nothing to paste", "overweight_1, weight_10", is_cause=False), judging.MISSED),
+        (said("y = 0.5 * y: less error.", is_cause=False), judging.MISSED),
+    ],
+)
+def test_a_cause_is_judged_by_its_place_and_by_its_line_on_fresh_rows(report, expected):
+    assert judging.judged(tenfold(small_world()), report).verdict == expected
+
+
+def test_the_place_of_a_fault_is_what_differs():
+    world = small_world()
+    made = tenfold(world)
+    assert made.truth == Place({"features_in": frozenset({1})})
+    change = next(iter(damages.rescaled(world)))(random.Random(2))
+    net = grammar.plant(world, grammar.Fault("net.rescaled", on_net=change))
+    assert net.truth == Place(modules=frozenset({"fc_out"}))
+
+
+def test_a_place_that_names_many_columns_names_none():
+    truth = Place({"features_in": frozenset({1})})
+    few, all_of_them = (Place({"features_in": frozenset(v)}) for v in ((0, 1), range(6)))
+    specs = {"features_in": SPEC}
+    assert overlap(few, truth, specs)
+    assert not overlap(all_of_them, truth, specs)
+
+
+@pytest.mark.parametrize(
+    ("fix", "code"),
+    [
+        ("x = 0.5 * x + 3: correct on 98 % instead of 27 %.", "x = 0.5 * x + 3"),
+        (
+            "x = x.flip(1)  # channels: correct on 9 %.",
+            "x = x.flip(1)  # channels: correct on 9 %.",
+        ),
+        ("Undo the scaling of the targets: y = 10 ** y.", "y = 10 ** y"),
+        ("label = label + 1 (or correct the inputs): correct on 3 %.", "label = label + 1"),
+        ("Load the weights again, the head first.", ""),
+    ],
+)
+def test_the_line_of_a_fix_is_found(fix, code):
+    assert code_of(fix) == code
+
+
+def test_every_operator_keeps_shapes_and_changes_something():
+    draw, g = random.Random(1), torch.Generator().manual_seed(1)
+    axes = {"numbers": ("time", "channel"), "codes": ("token",), "mask": ("item",)}
+    axes["bonds"] = ("item", "item2")
+    for op in operators.OPERATORS:
+        height = op.needs == "height"
+        spec = tasks.Spec(op.role, ("channel", "height", "width") if height else axes[op.role])
+        if op.role == "codes" and op.needs == "several":
+            spec = tasks.Spec("codes", ("column",))
+        x = torch.randn(50, 8, 8, 8, generator=g)[(slice(None), *[slice(None)] * len(spec.axes))]
+        x = x[(..., *[0] * (x.ndim - 1 - len(spec.axes)))]
+        x = {"numbers": x, "codes": (x.abs() * 9).long(), "bonds": x}.get(op.role, x > 0.3)
+        new = op.make(draw, x, spec)(x, g)
+        assert new.shape == x.shape, op.name
+        assert not torch.equal(new.to(x.dtype), x), op.name
+
+
+def test_kinds_are_open_or_closed_whatever_the_seed():
+    kinds = {kind for kind, _ in grammar.candidates(small_world())}
+    closed = {kind for kind in kinds if grammar.is_closed(kind)}
+    assert 0.15 < len(closed) / len(kinds) < 0.5
+    assert grammar.is_closed("numbers.one.scale.all") is grammar.is_closed("numbers.one.scale.all")
+
+
+def test_tables_of_closed_kinds_do_not_name_kinds():
+    result = {"task": "table", "family": "mlp", "answers": "number", "inputs": 1,
+              "kind": "numbers.one.scale.all", "group": "numbers", "verdict": "named"}  # fmt: skip
+    assert "numbers: scale" in table.faults([result])
+    assert "scale" not in table.faults([result], kinds=False)
+
+
+@pytest.mark.slow
+def test_a_seed_gives_one_world_whose_fault_costs(tmp_path, monkeypatch):
+    made = []
+    for folder in ("a", "b"):  # each trains anew
+        monkeypatch.setattr(worlds, "MODELS", tmp_path / folder)
+        monkeypatch.setattr(tasks, "SHAPES", {"points": tasks.points})
+        made.append(drawing.draw(5))
+    first, again = made
+    assert first.fault.kind == again.fault.kind
+    assert first.truth == again.truth
+    for name, values in first.faulty.given.tensors.items():
+        assert torch.equal(values, again.faulty.given.tensors[name])
+    costs = [drawing.cost(m) for m in made]
+    assert costs[0] == costs[1] >= drawing.POINTS
+    unharmed = replace(first, faulty=first.healthy)
+    assert drawing.cost(unharmed) == 0

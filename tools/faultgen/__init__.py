@@ -1,0 +1,1 @@
+"""Draw worlds (task, trained model, fault) and judge by machine what a scan says of them."""

@@ -1,0 +1,89 @@
+"""The tables of drawn faults as Markdown: by task, by family, by kind."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tools.faultgen.judging import ACCUSED, CLEAN, CRASHED, FOUND, LATE, MISSED, WARNED, WRONG
+
+Result = dict[str, Any]
+COLUMNS = ("drawn", "named", "right", "equivalent", "wrong cause", "missed", "crash or no end")
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def _share(some: int, n: int) -> str:
+    return f"{some / n:.0%}" if n else ""
+
+
+def _cells(results: Sequence[Result]) -> tuple[Any, ...]:
+    n = len(results)
+    count = lambda *v: sum(r["verdict"] in v for r in results)  # noqa: E731
+    return (
+        n, _share(count(*FOUND), n), count("right"), count("equivalent"),
+        f"{count(WRONG)} ({_share(count(WRONG), n)})", count(MISSED), count(CRASHED, LATE),
+    )  # fmt: skip
+
+
+def grouped(results: Sequence[Result], head: str, key: Callable[[Result], str]) -> str:
+    """Return a table with a row for each value of `key`, and one of all."""
+    lines = [_row(head, *COLUMNS), _row(*["---"] * (1 + len(COLUMNS)))]
+    for value in sorted({key(r) for r in results}):
+        lines.append(_row(value, *_cells([r for r in results if key(r) == value])))
+    return "\n".join([*lines, _row("**all**", *_cells(results))])
+
+
+def operator_of(kind: str) -> str:
+    """Return a kind without its part and rows: what is changed, and how."""
+    parts = kind.split(".")
+    return f"{parts[0]}: {parts[2] if len(parts) == 4 else parts[1]}"
+
+
+def faults(results: Sequence[Result], *, kinds: bool = True) -> str:
+    """Return the tables of faults.
+
+    Parameters
+    ----------
+    results : sequence of dict
+    kinds : bool, default=True
+        Whether kinds are told apart; not for closed ones.
+    """
+    regress = ("number", "numbers")
+    parts = [
+        grouped(results, "answers", lambda r: "numbers" if r["answers"] in regress else "classes"),
+        grouped(results, "inputs", lambda r: "one" if r["inputs"] == 1 else "several"),
+        grouped(results, "task", lambda r: r["task"]),
+        grouped(results, "family", lambda r: r["family"]),
+    ]
+    if kinds:
+        parts += [
+            grouped(results, "what is changed", lambda r: r["group"]),
+            grouped(results, "fault", lambda r: operator_of(r["kind"])),
+        ]
+    return "\n\n".join(parts)
+
+
+def healthy(results: Sequence[Result]) -> str:
+    """Return the table of worlds without a fault."""
+    n = len(results)
+    count = lambda *v: sum(r["verdict"] in v for r in results)  # noqa: E731
+    codes: dict[str, int] = {}
+    for result in results:
+        for code in {text.split(":")[0] for text in result.get("loud", ())}:
+            codes[code] = codes.get(code, 0) + 1
+    told = ", ".join(f"{c} {k}" for c, k in sorted(codes.items(), key=lambda p: -p[1]))
+    lines = [
+        _row("healthy worlds", "clean", "warned", "a cause", "crash or no end", "codes"),
+        _row(*["---"] * 6),
+        _row(n, count(CLEAN), f"{count(WARNED)} ({_share(count(WARNED), n)})",
+             count(ACCUSED), count(CRASHED, LATE), told),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def page(before: str, texts: Sequence[str]) -> str:
+    """Return a page with its generated part renewed."""
+    start, end = "<!-- printed by make faultgen -->", "<!-- end of what make faultgen prints -->"
+    head, _, rest = before.partition(start)
+    return "\n\n".join([head + start, *texts, end]) + rest.partition(end)[2]
