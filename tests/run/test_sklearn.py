@@ -67,7 +67,10 @@ def test_a_pipeline_a_clone_and_a_search():
         pipe.score_samples(x), plain.score_samples(StandardScaler().fit_transform(x))
     )
     copy: Any = clone(OutlierDetector(KNN(k=3), alpha=0.2))
-    assert copy.get_params() == {"detector": KNN(k=3), "alpha": 0.2, "calibrate": 0.2, "seed": 0}
+    given = {"detector": KNN(k=3), "alpha": 0.2, "calibrate": 0.2, "seed": 0}
+    assert copy.get_params(deep=False) == given
+    other = clone(copy).set_params(detector__k=7)
+    assert (other.detector, copy.detector) == (KNN(k=7), KNN(k=3))
     search = GridSearchCV(
         OutlierDetector(calibrate=0.0),
         {"detector": ["mahalanobis", KNN(k=3)]},

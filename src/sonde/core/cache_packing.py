@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.ranges import check_ranges
 
 
@@ -48,6 +49,10 @@ class CachePacking(ABC):
     before_rotation : bool, default=False
         Whether keys are packed as they were before the attention rotated them.
     """
+
+    call_form: ClassVar[str] = "sonde.caching(model, {name}())"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     chunk: int
     recent: int

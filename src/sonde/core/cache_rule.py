@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.query_moments import ComingRotation, QueryMoments
 
 Budget = int | float
@@ -91,6 +92,10 @@ class CacheRule(ABC):
     Every subclass has a field ``budget``: tokens of each row and head that stay (an integer), or
     the share of the real tokens seen so far (a float in (0, 1], rounded up).
     """
+
+    call_form: ClassVar[str] = "sonde.caching(model, {name}())"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     budget: Budget
     by_head: ClassVar[bool] = False

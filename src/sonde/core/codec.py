@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
+from sonde.core.keywords import InitSignature, checked_new
 
 MAGIC = b"SNDC"
 VERSION = 1
@@ -26,6 +27,10 @@ class Codec(ABC):
     Subclasses are final frozen dataclasses. ``encode`` is deterministic: randomness comes from a
     field ``seed``.
     """
+
+    call_form: ClassVar[str] = "{name}().encode(x)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 

@@ -7,13 +7,14 @@ Strength 0 returns the very tensor that came in.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast, final
+from typing import ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.site import Site
 
 
@@ -143,6 +144,10 @@ def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
 
 class Edit(ABC):
     """A change of the activations at a site. Subclasses are final frozen dataclasses."""
+
+    call_form: ClassVar[str] = "sonde.editing(model, {name}(...), sites)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     @abstractmethod
     def apply(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from sonde.core.inputs import Model
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.result import Result
 
 
@@ -21,6 +22,10 @@ class Explainer(ABC):
     examples : tuple of dict
         Small parameter sets for the contract tests.
     """
+
+    call_form: ClassVar[str] = "{name}().explain(model, inputs)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -53,6 +58,10 @@ class Judge(ABC):
     examples : tuple of dict
         Small parameter sets for the contract tests.
     """
+
+    call_form: ClassVar[str] = "{name}().judge(model, inputs, explanation)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)

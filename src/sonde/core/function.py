@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
 
-from sonde.core.errors import near
 from sonde.core.instrument import Instrument
+from sonde.core.keywords import answer_to
 from sonde.core.renaming import current_names
 
 P = ParamSpec("P")
@@ -88,7 +88,7 @@ def as_function(
             passed = dict(signature.bind(*args, **named).arguments)
         except TypeError as error:
             wrong = next((n for n in named if n not in signature.parameters), None)
-            hint = "" if wrong is None else near(wrong, signature.parameters)
+            hint = "" if wrong is None else answer_to(wrong, signature.parameters)
             raise TypeError(f"{cls.__name__}: {error}.{hint}") from None
         parameters = {fields[n]: passed.pop(n) for n in [*passed] if n in own}
         for column in [c for c in follows if passed.get(c) is not None]:

@@ -2,18 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Unpack, cast, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from torch import Tensor
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from sonde.core.batch import Batch
 from sonde.core.columns import Columns
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.hashing import rank_key
+from sonde.core.inputs import Model
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.plan import Part
 from sonde.core.result import Result, Scorer
 from sonde.core.statistic import Span, Statistic, parameter_names
@@ -170,6 +172,10 @@ class Instrument(ABC):
         Small parameter sets for the contract tests.
     """
 
+    call_form: ClassVar[str] = "sonde.fit({name}(), sonde.read(model, data))"
+    __new__ = checked_new
+    __signature__ = InitSignature()
+
     span: ClassVar[Span] = "one"
     equal_widths: ClassVar[bool] = False
     least_sites: ClassVar[int] = 2
@@ -268,6 +274,12 @@ class Instrument(ABC):
                 f"{type(self).__name__}.fit: expected an array of rows, got a stream. Call "
                 f"sonde.fit({type(self).__name__}(...), stream)."
             )
+        if isinstance(x, nn.Module | Model):
+            name = type(self).__name__
+            raise InputError(
+                f"{name}.fit: expected an array of rows, got a model. Call "
+                f"sonde.fit({name}(...), sonde.read(model, data))."
+            )
         sites = x if y is None else {"x": x, "y": y}
         if self.span == "all" and isinstance(x, list | tuple):
             sites = {str(i): rows for i, rows in enumerate(cast("list[Any]", x))}
@@ -301,6 +313,72 @@ class Detector(Instrument):
     estimates: ClassVar[bool] = False
     reduces: ClassVar[bool] = False
     whole_examples: ClassVar[bool] = False
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name, as scikit-learn asks for them.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Without effect: the parameters of a detector are plain values.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+
+    def set_params(self, **parameters: Any) -> "Detector":
+        """Change parameters in place, as scikit-learn's searches do, and return the detector.
+
+        Results that were fitted before keep the parameters that they were fitted with.
+
+        Parameters
+        ----------
+        **parameters
+            New values by name.
+
+        Raises
+        ------
+        TypeError
+            If a name is wrong.
+        InputError
+            If a value is out of range; the detector is then unchanged.
+        """
+        changed = type(self)(**{**self.get_params(), **parameters})
+        for name, value in changed.get_params().items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def fit_predict(
+        self, x: Any, label: Any = None, *, alpha: float = 0.05
+    ) -> Int[np.ndarray, "row"]:
+        """Fit on rows and return -1 for the most outlying of these rows, 1 for the others.
+
+        The signs are those of scikit-learn. The threshold is taken from the scores of the fitted
+        rows themselves, so it promises nothing for new rows: use ``sonde.fit`` with ``calibrate``
+        for these.
+
+        Parameters
+        ----------
+        x : array (row, dim)
+            Rows.
+        label : ints (row,), optional
+            Classes of the rows, for detectors that use them.
+        alpha : float, default=0.05
+            Largest fraction of the finite rows that is marked, in (0, 1).
+
+        Raises
+        ------
+        InputError
+            If ``alpha`` is out of range, or the detector scores more than rows.
+        """
+        name, needs = type(self).__name__, score_needs(self)
+        if not 0.0 < alpha < 1.0 or needs != ("x",) or self.span != "one":
+            raise InputError(
+                f"{name}.fit_predict: expected alpha in (0, 1) and a detector that scores rows "
+                f"alone, got alpha={alpha} and scores of {', '.join(needs)}. Use sonde.fit."
+            )
+        rows = as_tensor(f"{name}.fit_predict", x, "x", ShapeError)
+        scores = self.fit(rows, label).score(rows).double().cpu()
+        threshold = scores[scores.isfinite()].quantile(1.0 - alpha, interpolation="lower")
+        return np.where((scores > threshold).numpy(), -1, 1)
 
     @property
     def usual(self) -> Where:

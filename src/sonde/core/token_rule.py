@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.keywords import InitSignature, checked_new
+
 Asked = Literal["first", "last"]
 
 
@@ -66,6 +68,10 @@ class TokenRule(ABC):
     counts_sizes : bool
         Whether a token that stands for several tokens draws as much attention as they did.
     """
+
+    call_form: ClassVar[str] = "sonde.shortening(model, {name}())"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     asks: Asked | None = None
     counts_sizes: ClassVar[bool] = False

@@ -12,6 +12,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.keywords import answered
 from sonde.core.renaming import renamed
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both, steps
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
@@ -22,6 +23,7 @@ LEAST_BELOW = 3
 """Groups of positives below a threshold with which the interval at 95 % held .93 of the values."""
 
 
+@answered()
 @renamed(out_of_distribution="unusual")
 def auroc(
     scores: Any,
@@ -85,6 +87,7 @@ def auroc(
     return replace(found, se=se, low=low, high=high, conventions=conventions)
 
 
+@answered()
 @renamed(out_of_distribution="unusual")
 def aupr(
     scores: Any,
@@ -135,6 +138,7 @@ def aupr(
     )  # fmt: skip
 
 
+@answered()
 @renamed(out_of_distribution="unusual")
 def fpr_at_tpr(
     scores: Any,

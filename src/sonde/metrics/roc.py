@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.few_groups import widen_ends
+from sonde.core.keywords import answered
 from sonde.core.renaming import renamed
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, counted_groups, members
@@ -43,6 +44,7 @@ class Roc:
     level: float = LEVEL
 
 
+@answered()
 @renamed(out_of_distribution="unusual")
 def roc(
     scores: Any,

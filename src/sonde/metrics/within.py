@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.keywords import answered
 from sonde.core.renaming import renamed
 from sonde.core.wording import plural
 from sonde.metrics._ranked import kinds, numbers
@@ -14,6 +15,7 @@ from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measure
 from sonde.stats.auroc import midranks
 
 
+@answered()
 @renamed(out_of_distribution="unusual")
 def auroc_within(
     scores: Any,

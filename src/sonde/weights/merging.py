@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.inputs import Model
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.renaming import renamed
 from sonde.data._checkpoints import config_dict, json_object
 from sonde.files.durable import atomic_write, make_directory
@@ -52,6 +53,10 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 class MergeRule(ABC):
     """Rule that merges one tensor of several models. Subclasses are final frozen dataclasses."""
+
+    call_form: ClassVar[str] = "sonde.merge_models(base, others, output)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     most: ClassVar[int | None] = None
     """The most models beside the base that the rule takes; None for any number."""

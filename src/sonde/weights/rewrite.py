@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.core.instrument import Instrument
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
 from sonde.weights.forms import TIED as PACKED_TIE
@@ -251,6 +252,10 @@ class Rewrite(ABC):
     examples : tuple of dict
         Small parameter sets for the laws of ``sonde.testing``.
     """
+
+    call_form: ClassVar[str] = "{name}().plan(model, needs), or sonde.compress_model"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 

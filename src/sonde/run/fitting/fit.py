@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sonde.core.keywords import answered
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
 from sonde.core.statistic import Learner
@@ -31,6 +32,7 @@ from sonde.run.reading.class_order import numbers_outputs
 DEFAULT_HELD = 0.2
 
 
+@answered("Read the model first: sonde.fit(METHOD, sonde.read(model, data))")
 def fit(
     instruments: Asked | Iterable[Asked],
     stream: Stream | str | Path,

@@ -1,6 +1,7 @@
 """Preparation of a fit before it reads its first row."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,12 @@ def prepare(
     """
     if isinstance(instruments, Stream):
         raise InputError("fit: expected instruments, then a stream, got a stream first.")
-    chosen = instruments_of(instruments)
+    chosen = [copy(one) for one in instruments_of(instruments)]
+    if not isinstance(stream, Stream | str | Path):
+        raise InputError(
+            f"fit: expected a stream or the folder of a store, got {type(stream).__name__}. Of a "
+            "model: sonde.fit(METHOD, sonde.read(model, data)); of rows: METHOD.fit(rows)."
+        )
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
     warn_of_split(stream)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.keywords import answer_to
 from sonde.core.renaming import current_names, former_names
 from sonde.run.instruments.catalogue import find
 from sonde.weights import Rewrite
@@ -78,8 +79,8 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     for keyword in node.keywords:
         if keyword.arg not in {*known, *former_names(cls).values()}:
             raise InputError(
-                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only "
-                f"{', '.join(known)}."
+                f"METHODS: {node.func.id} has no parameter {keyword.arg!r}."
+                f"{answer_to(str(keyword.arg), known)}"
             )
         try:
             parameters[keyword.arg] = ast.literal_eval(keyword.value)

@@ -8,12 +8,13 @@ is no ``Decode``, but a callable for ``generate(custom_generate=...)``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.inputs import Model
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 class Decode(ABC):
     """A rule for the next token. Subclasses are final frozen dataclasses."""
+
+    call_form: ClassVar[str] = "{name}(...).bind(model)"
+    __new__ = checked_new
+    __signature__ = InitSignature()
 
     def reads(self) -> Mapping[str, OtherLogits | OtherState]:
         """Return the name of the values that the context must contain."""

@@ -1,0 +1,225 @@
+"""Answers to parameter names that a method does not have, also those of other libraries.
+
+Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name is answered
+with the right one before ``__init__`` runs. Functions are decorated with ``answered``.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Final, TypeVar
+
+from torch import nn
+
+from sonde.core.errors import InputError, near
+from sonde.core.inputs import Model
+from sonde.core.renaming import former_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
+    # scikit-learn
+    "alpha": ("level", "penalty", "l2", "ridge", "shrinkage"),
+    "bandwidth": ("sigma",),
+    "C": ("penalty", "l2"),
+    "contamination": ("alpha",),
+    "gamma": ("sigma", "beta"),
+    "leaf_size": (),
+    "learning_rate": ("rate",),
+    "max_depth": ("depth",),
+    "max_iter": ("steps", "epochs", "passes", "max_rounds"),
+    "metric": ("distance", "kernel", "kind"),
+    "min_samples_leaf": ("least",),
+    "n_clusters": ("k", "components", "n_codes"),
+    "n_components": ("rank", "dim", "k", "components", "width"),
+    "n_estimators": ("n_seeds",),
+    "n_iter": ("steps", "epochs", "passes"),
+    "n_jobs": ("workers", "threads"),
+    "n_neighbors": ("k",),
+    "nu": ("level", "alpha"),
+    "pos_label": ("positive",),
+    "random_state": ("seed",),
+    "reg_covar": ("shrinkage", "ridge", "damp"),
+    "sample_weight": ("weight", "weights"),
+    "store_precision": (),
+    "support_fraction": ("keep",),
+    "tol": ("tolerance",),
+    "verbose": ("progress",),
+    "y_pred": ("scores",),
+    "y_score": ("scores",),
+    "y_true": ("out_of_distribution", "right"),
+    # captum
+    "additional_forward_args": (),
+    "attribute_to_layer_input": (),
+    "baselines": ("baseline",),
+    "feature_mask": ("groups", "units"),
+    "forward_func": (),
+    "internal_batch_size": ("batch", "chunk"),
+    "layer": ("site",),
+    "n_samples": ("n", "m", "n_random", "n_sets"),
+    "n_steps": ("steps", "ig_steps"),
+    "nt_samples": ("n",),
+    "perturbations_per_eval": ("batch", "chunk"),
+    "sliding_window_shapes": ("window", "size"),
+    "stdevs": ("noise", "sigma", "spread"),
+    "strides": ("stride", "step"),
+    # pyod
+    "bins": ("n_bins",),
+    "decision_threshold": ("threshold",),
+    "dropout_rate": ("dropout",),
+    "epoch_num": ("epochs",),
+    "hidden_neurons": ("hidden", "width", "features"),
+    "hidden_neuron_list": ("hidden", "width", "features"),
+    "l2_regularizer": ("l2", "penalty", "weight_decay"),
+    "lr": ("rate",),
+    "n_bins": ("bins",),
+    "n_histograms": ("n_bins", "bins"),
+    "subset_size": ("m",),
+    # torchmetrics
+    "average": (),
+    "ignore_index": (),
+    "min_precision": ("rate", "level"),
+    "min_recall": ("rate", "level"),
+    "min_sensitivity": ("rate", "level"),
+    "num_bins": ("n_bins", "bins"),
+    "num_bootstraps": ("resamples",),
+    "num_classes": ("n_classes", "classes"),
+    "num_labels": ("n_classes", "classes"),
+    "preds": ("scores",),
+    "quantile": ("level",),
+    "target": ("out_of_distribution", "right"),
+    "thresholds": ("threshold", "levels"),
+    "top_k": ("k", "top"),
+    # transformers, peft and torch.nn.utils.prune
+    "amount": ("remove",),
+    "bnb_4bit_quant_type": ("levels",),
+    "do_sample": ("temperature",),
+    "group_size": ("group",),
+    "lora_alpha": ("scale", "strength"),
+    "lora_rank": ("rank",),
+    "num_heads": ("heads", "n_heads"),
+    "num_train_epochs": ("epochs",),
+    "r": ("rank",),
+    "ratio": ("keep", "remove", "merge"),
+    "sparsity": ("remove",),
+    "target_modules": ("layers", "sites"),
+    "w_bit": ("bits",),
+    "wbits": ("bits",),
+}
+"""Names of parameters in other libraries, with our names; the first that a method has is meant."""
+
+
+def answer_to(name: str, known: Collection[str]) -> str:
+    """Return what a wrong name of a parameter should be, as a sentence with a leading blank.
+
+    Parameters
+    ----------
+    name : str
+        Name that was given.
+    known : collection of str
+        Names that the method has.
+
+    Examples
+    --------
+    >>> answer_to("n_neighbors", ["k", "m"]), answer_to("kk", ["k", "m"]), answer_to("x", ["k"])
+    (' The name here is k.', ' Its parameters: k, m.', ' Its parameters: k.')
+    >>> answer_to("temp", ["temperature"])
+    ' Did you mean temperature? Its parameters: temperature.'
+    """
+    meant = next((own for own in ELSEWHERE.get(name, ()) if own in known), None)
+    if meant is not None:
+        return f" The name here is {meant}."
+    listed = f" Its parameters: {', '.join(known)}." if known else " It has no parameters."
+    return near(name, known) + listed
+
+
+def checked_new(cls: type[Any], *args: Any, **given: Any) -> Any:
+    """Return an empty object of a method's class; raise if a parameter's name is wrong.
+
+    Raises
+    ------
+    TypeError
+        With the name that is meant, or near names and all names.
+    InputError
+        If a model is given in place of the first parameter.
+    """
+    check_names(cls, given)
+    if args and isinstance(args[0], nn.Module | Model) and not _takes_model(cls):
+        raise InputError(
+            f"{cls.__name__}: expected parameters, got the model "
+            f"{type(getattr(args[0], 'module', args[0])).__name__}. Write "
+            f"{cls.call_form.format(name=cls.__name__)}."
+        )
+    return object.__new__(cls)
+
+
+def check_names(cls: type[Any], given: Iterable[str]) -> None:
+    """Raise if a name of a class's parameter is wrong.
+
+    Raises
+    ------
+    TypeError
+        With the name that is meant, or near names and all names.
+    """
+    known = _known(cls) if given else None
+    if known is not None:
+        _require_known(cls.__name__, given, known)
+
+
+class InitSignature:
+    """Descriptor: the signature of a class whose ``__new__`` is ``checked_new``."""
+
+    def __get__(self, _: Any, owner: type[Any]) -> inspect.Signature:
+        whole = inspect.signature(owner.__init__)
+        return whole.replace(parameters=[*whole.parameters.values()][1:])
+
+
+def answered(advice: str = "") -> Callable[[F], F]:
+    """Answer calls of a function with wrong names or too many arguments.
+
+    Parameters
+    ----------
+    advice : str, default=""
+        What to write if there are too many positional arguments.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def calling(*args: Any, **given: Any) -> Any:
+            known = [*signature.parameters]
+            old = former_names(function).values()
+            _require_known(function.__name__, given, (*known, *old))
+            try:
+                signature.bind_partial(*args)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}: {error}. {advice}".rstrip()) from None
+            return function(*args, **given)
+
+        return calling  # type: ignore[return-value]
+
+    return decorate
+
+
+def _require_known(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner}: there is no parameter {name!r}.{answer_to(name, known)}")
+
+
+@functools.cache
+def _known(cls: type[Any]) -> tuple[str, ...] | None:
+    """Return the names that a class takes, old names last; None if it takes any name."""
+    parameters = InitSignature().__get__(None, cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return (*parameters, *former_names(cls).values())
+
+
+@functools.cache
+def _takes_model(cls: type[Any]) -> bool:
+    """Return whether the first parameter of a class may be a model."""
+    first = next(iter(inspect.signature(cls).parameters.values()), None)
+    kind = str(None if first is None else first.annotation)
+    return any(word in kind for word in ("Module", "Model", "Layer"))
