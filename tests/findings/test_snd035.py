@@ -44,7 +44,7 @@ def test_the_share_of_the_margin_is_said_where_the_classes_are_the_models() -> N
     other = torch.from_numpy(np.random.default_rng(2).permutation(len(label)))
     is_long = length.double() > (length[label == 3].median() + length[label != 3].median()) / 2
     misled = torch.where(is_long, 3, torch.where(label == 3, 9, label))  # follows the length
-    cases = ((misled, length, "warning", "9.7 %"), (misled, length[other], "note", "0."),
+    cases = ((misled, length, "warning", "9.7 %"), (label, length[other], "note", "0."),
              (label, length, "note", "100 %"))  # fmt: skip
     for answer, used, level, said in cases:
         logits = torch.nn.functional.one_hot(answer, 10).double() * (1 + used[:, None] / 50.0)
