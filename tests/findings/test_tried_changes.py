@@ -10,10 +10,12 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd033 import SND033
 from sonde.findings.codes.snd046 import SND046
+from sonde.findings.evidence.trials.input_forms import IMAGENET
 from sonde.findings.evidence.trials.simplest_factor import simplest_factor
 from sonde.findings.settings import ScanSettings
 
 OWN = {"labels_are_models": True}
+ONLY_FORMS = ScanSettings(progress=False, only=("SND015", "SND068"))
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,58 @@ def test_norms_of_a_frozen_trunk_are_not_accused() -> None:
     (finding,) = found["findings"]
     assert finding["level"] == "note"
     assert "these inputs differ in kind" in finding["fix"]
+
+
+class Tinted(nn.Module):
+    """Names the channel of a normalised picture that is brightest, all channels apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 3)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.cat([torch.eye(3), -torch.eye(3)]))
+            self.first.bias.zero_()
+            self.last.weight.copy_(torch.cat([3 * torch.eye(3), -3 * torch.eye(3)], 1))
+            self.last.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x.mean((2, 3))).relu())
+
+
+def _tinted(seed: int) -> tuple[Tensor, Tensor]:
+    """Return pictures in 0..1 and the brightest channel after normalisation."""
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(3, (420,), generator=draw)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
+    tint = 0.9 * nn.functional.one_hot(label, 3) + 0.3 * torch.randn(420, 3, generator=draw)
+    x = tint[:, :, None, None] + 0.2 * torch.randn(420, 3, 6, 6, generator=draw)
+    return (std * x + mean).clamp(0, 1), label
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: channels in reverse order, and pictures that were not normalised")
+def test_two_faults_of_the_inputs_at_once_are_the_cause() -> None:
+    x, label = _tinted(4)
+    report = sonde.scan(Tinted().eval(), (x.flip(1), label), settings=ONLY_FORMS).json()
+    assert report["cause"] == "SND015"
+    finding = next(f for f in report["findings"] if f["code"] == "SND015")
+    code = finding["fix"].split(": correct on")[0]
+    names = {"x": x.flip(1), "mean": None, "std": None}
+    names["mean"], names["std"] = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
+    exec(code, names)  # what a user would paste
+    given = Tinted()(x.flip(1)).argmax(1)
+    right = (Tinted()(names["x"]).argmax(1) == label).double().mean()
+    assert float((given == label).double().mean()) < 0.7
+    assert float(right) > 0.9
+    assert finding["trial"]["after"] == pytest.approx(float(right), abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: one fault; a second change on top of its form would be chance")
+def test_one_fault_of_the_inputs_takes_one_change() -> None:
+    x, label = _tinted(5)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in IMAGENET)
+    given = ((x - mean) / std).flip(1)
+    report = sonde.scan(Tinted().eval(), (given, label), settings=ONLY_FORMS).json()
+    finding = next(f for f in report["findings"] if f["code"] == "SND015")
+    assert finding["fix"].startswith("x = x.flip(1)  # channels: ")

@@ -49,11 +49,13 @@ class SND015(Rule):
     )
     fix: ClassVar[str] = "Prepare the inputs in the form that the finding names."
     how: ClassVar[str] = (
-        "Tested if the model is far less accurate than a linear probe of its last layer, wrong "
+        "Tested if the model is far less accurate than the best linear probe of a layer, wrong "
         "on a tenth of the rows, or if the first batch norm does not fit (SND012). Up to 128 "
         "rows are run again in other forms: divided by 255, rescaled to 0..1, to -1..1 or to "
         "mean 0 and variance 1, inverted, mirrored, rotated, with reversed channels or moved "
-        "columns, with one named column in another unit, with two columns exchanged, ... Raised "
+        "columns, with one named column in another unit, with two columns exchanged, ... If the "
+        "best form stays below the best probe, all forms are tried on top of the three best ones; "
+        "such a pair must surpass the single form on rows that chose neither (1 %). Raised "
         "if one form closes half of the gap to the probe (a regression: reaches 95 % of the "
         "probe's R^2, less 0.05) and corrects more rows than it spoils (sign test, 0.1 %, "
         "corrected for the forms tried). If at least 15 rows are wrong (regressions: off by two "
@@ -131,7 +133,7 @@ class SND015(Rule):
         if losses is not None and float(losses[2].mean()) < self.rivals * float(losses[1].mean()):
             return self.clear(figure, "a bias on the logit of one class corrects more")
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
-        probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
+        probe = "" if math.isnan(found.probe) else f"; the best probe of its layers {most}"
         text = (
             f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out "
             f"from this choice; with unchanged inputs, it {before}{probe}."

@@ -7,7 +7,7 @@ rows are also tried by themselves.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.findings.evidence.answers.answers import answer_columns, class_answers, compared_answers
+from sonde.findings.evidence.answers.best_probe import best_probe
 from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, shared_rows
 from sonde.findings.evidence.trials.anomaly_trials import refitted_norms
-from sonde.findings.evidence.trials.batch_norm_fits import NormFit, batch_norms, norm_fits
+from sonde.findings.evidence.trials.batch_norm_fits import CHUNK, NormFit, batch_norms, norm_fits
 from sonde.findings.evidence.trials.input_forms import Change
 from sonde.findings.evidence.trials.mended_rows import MendedRows, mended_rows, wrong_and_right
 from sonde.findings.evidence.trials.stored_columns import StoredColumns, stored_columns
@@ -31,12 +32,13 @@ from sonde.findings.evidence.trials.tried_forms import (
     forms_of,
     is_changeable,
     numbers_of,
+    on_top,
     score_rows_of,
     simple_form,
     tried_forms,
 )
 from sonde.findings.self_check import chosen_examples, thinned
-from sonde.findings.trial import Trial, chooses_by_key
+from sonde.findings.trial import LEVEL, Trial, chance_of_gain, chooses_by_key
 from sonde.findings.words.text import listed
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
@@ -48,6 +50,7 @@ FEW, SCREENED, AGAIN, JUDGES = 64, 16, 32, 256  # rows
 KEPT, MOST = 3, 0.8  # forms that are tried again, and the part of the budget for them
 TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
+SLACK, WORST = 0.03, -8.0  # of a score below the probe's; the least score that a row counts
 SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
 
@@ -67,7 +70,7 @@ class VariantEvidence:
     tried : tuple of Tried
         The inputs as they are first; empty where there was no reason to try others.
     probe : float
-        Accuracy, or R^2, of a linear probe on the last layer where it is far above the model's.
+        Accuracy, or R^2, of the best linear probe of a layer where it is far above the model's.
     n_rows : int
     rows : Int[Tensor, "row"]
         Examples of the scores, by planned order.
@@ -170,6 +173,8 @@ def _with_forms(
     tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
     order, chooses = _judged_rows(small, evidence)
     best = _chosen(stream, small, tried, chooses, evidence)
+    if judged and best is not None:
+        best = _stacked(stream, small, tried, best, chooses, evidence, part)
     return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
 
 
@@ -201,29 +206,98 @@ def _judged_on_more(
     best, known, seed = found.best, _answers_by_order(evidence), evidence.data.seed
     if best is None or best.score is None or not found.tried:
         return found
-    n = evidence.budget.rows(JUDGES, 0, 2 - bool(known))
+    tried = [best] if best.single is None else [best.single, best]
+    n = evidence.budget.rows(JUDGES, 0, len(tried) + 1 - bool(known))
     which = [i for i in chosen_examples(stream, n, seed) if not known or i in known]
     if len(which) <= len(found.rows):
-        return found
+        return replace(found, best=_surpassing(best, found.rows, found.chooses, evidence))
     small = small_batches(stream.model, stream.inputs, which, None)
     forms: dict[str, Change] = {"": found.tried[0].change} if not known else {}
-    made = list(
-        tried_forms(stream, small, {**forms, best.words: best.change}, (), evidence, True, 1)
-    )
+    forms |= {form.words: form.change for form in tried}
+    made = list(tried_forms(stream, small, forms, (), evidence, True, 1))
     if known and made:
         made = [_as_scanned(small, known, evidence), *made]
-    if len(made) < 2 or made[0].score is None or made[1].score is None:
-        return found
+    if len(made) < 1 + len(tried) or any(form.score is None for form in made):
+        return replace(found, best=best.single or best)
     order, _ = _judged_rows(small, evidence)
     chose = groups_at(evidence, found.rows[found.chooses])
+    judged = [replace(form, score=one.score, logits=one.logits)
+              for form, one in zip(tried, made[1:], strict=True)]  # fmt: skip
+    best = judged[-1] if len(judged) == 1 else replace(judged[-1], single=judged[0])
+    chooses = torch.isin(groups_at(evidence, order), chose)
     given = replace(made[0], misfit=found.tried[0].misfit)
     return replace(
         found,
         tried=(given, *found.tried[1:]),
         rows=order,
-        chooses=torch.isin(groups_at(evidence, order), chose),
-        best=replace(best, score=made[1].score, logits=made[1].logits),
+        chooses=chooses,
+        best=_surpassing(best, order, chooses, evidence),
     )
+
+
+def _stacked(
+    stream: LiveStream,
+    small: SmallBatches,
+    tried: Sequence[Tried],
+    best: Tried,
+    chooses: Bool[Tensor, "row"],
+    evidence: Evidence,
+    part: float,
+) -> Tried:
+    """Return the best form on top of one of the best single forms, or the best single form.
+
+    Two faults at once, such as channels in reverse order and no normalisation, leave every single
+    form far from right. Nothing more is tried where a single form is as right as a probe.
+    """
+    known = best_probe(evidence)
+    reach = 1.0 if known is None else known.mean
+    if best.score is None or float(best.score[chooses].mean()) > reach - SLACK:
+        return best
+    singles = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
+    rank = _rank(small, singles, chooses)
+    starts = [best, *(t for t in sorted(singles, key=rank) if t.words != best.words)][:KEPT]
+    found = [
+        made
+        for start in starts
+        for made in on_top(stream, small, start, best, evidence, part)
+        if made.score is not None and len(made.score) == len(chooses)
+    ]
+    top = min(found, key=_rank(small, found, chooses), default=best)
+    if top.score is None or float((top.score - best.score)[chooses].mean()) <= 0:
+        return best
+    return top
+
+
+def _rank(
+    small: SmallBatches, forms: Sequence[Tried], chooses: Bool[Tensor, "row"]
+) -> Callable[[Tried], tuple[float, float]]:
+    """Return a key that puts forms in order: least log loss, or best score, of selection rows."""
+    nats = _nats(small, forms, chooses)
+
+    def key(form: Tried) -> tuple[float, float]:
+        assert form.score is not None  # the callers keep forms with scores
+        score = float(form.score[chooses].double().clamp(min=WORST).mean())
+        return nats.get(form.words, 0.0), -score
+
+    return key
+
+
+def _surpassing(
+    best: Tried, rows: Int[Tensor, "row"], chooses: Bool[Tensor, "row"], evidence: Evidence
+) -> Tried:
+    """Return a form on top of another form if it surpasses the best single form on held-out rows.
+
+    Else return the single form.
+    """
+    single, judge = best.single, ~chooses
+    if single is None:
+        return best
+    if single.score is None or best.score is None or int(judge.sum()) < CHUNK // 2:
+        return single
+    gain = (best.score - single.score)[judge].double()
+    group = groups_at(evidence, rows[judge])
+    p = chance_of_gain(single.score[judge], best.score[judge], group)
+    return best if float(gain.mean()) > 0 and p < LEVEL else single
 
 
 def _answers_by_order(evidence: Evidence) -> dict[int, Float[Tensor, "class"]]:
@@ -323,15 +397,16 @@ def _nats(
 
 
 def _better_probe(evidence: Evidence) -> float:
-    """Return the score of a probe of the last layer if it far exceeds the model's, else NaN."""
+    """Return the score of the best probe of a layer if it far exceeds the model's, else NaN."""
     found, numbers = compared_answers(evidence), number_answers(evidence)
     if not isinstance(numbers, str):
         spread = numbers.mean.mean()
-        reached = 1 - float(numbers.probes[-1][1].mean() / spread)
-        lag, group = (numbers.own - numbers.probes[-1][1]) / spread, numbers.group
+        error = numbers.probes[numbers.best][1]
+        reached = 1 - float(error.mean() / spread)
+        lag, group = (numbers.own - error) / spread, numbers.group
     elif not isinstance(found, str) and found.labels is not None:
-        last = found.labels.sites[-1]
-        reached, lag, group = last.accuracy, last.hit - found.right.double(), found.group
+        site = found.labels.sites[found.labels.best]
+        reached, lag, group = site.accuracy, site.hit - found.right.double(), found.group
     else:
         return math.nan
     clear = float(lag.mean()) > ERRORS * float(lag.std()) / max(1, len(torch.unique(group))) ** 0.5

@@ -65,6 +65,10 @@ class Tried:
         Gives inputs in this way.
     logits : Float[Tensor, "row class"] or None
         Answers to the rows with a label.
+    code : str
+        Lines of Python that make the two changes of a form on top of another form.
+    single : Tried or None
+        For such a form: the best single form, which it has to surpass on rows that chose neither.
     """
 
     words: str
@@ -75,6 +79,8 @@ class Tried:
     factor: float = 1.0
     change: Change = _as_given
     logits: Float[Tensor, "row class"] | None = None
+    code: str = ""
+    single: "Tried | None" = None
 
     @property
     def line(self) -> str:
@@ -82,6 +88,8 @@ class Tried:
         if self.scale is not None:
             factor, offset = self.scale
             return f"x = {factor:.6g} * x {'-' if offset < 0 else '+'} {abs(offset):.6g}"
+        if self.single is not None:
+            return self.code
         return next((line for words, line in LINES.items() if words in self.words), "")
 
 
@@ -89,6 +97,31 @@ def is_changeable(batch: InputBatch) -> bool:
     """Return whether an example is one tensor of floating-point numbers."""
     values = [x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor)]
     return len(values) == 1 and values[0].is_floating_point() and values[0].ndim >= 2
+
+
+def on_top(
+    stream: LiveStream,
+    small: SmallBatches,
+    start: Tried,
+    single: Tried,
+    evidence: Evidence,
+    part: float,
+) -> Iterator[Tried]:
+    """Yield the answers to inputs in other forms on top of the form ``start``."""
+    x = start.change(numbers_of(small))
+    others = {w: change for w, change in forms_of(x, evidence, True).items() if w}
+
+    def composed(change: Change) -> Change:
+        return lambda given: change(start.change(given))
+
+    joined = {f"{start.words}, then {w}": (w, change) for w, change in others.items()}
+    forms = {words: composed(change) for words, (_, change) in joined.items()}
+    for made in tried_forms(stream, small, forms, (), evidence, True, part):
+        words, change = joined[made.words]
+        last = Tried(words, None, math.nan, _scale(x, change(x)))
+        lines = [line for line in (start.line, last.line) if line]
+        code = f"{lines[0].split('  #')[0]}; {lines[1]}" if len(lines) == 2 else ""
+        yield replace(made, code=code, single=single)
 
 
 def numbers_of(small: SmallBatches) -> Inputs:
