@@ -60,15 +60,20 @@ def _plain(text: str, _: int) -> str:
     return " ".join(text.lower().split())
 
 
-def looked_up(step: int) -> Report:
-    """Scan an encoder with a table of similar words, whose tokenizer gives ids with a step."""
+def stepped_tokenizer(step: int, longest: int = 128) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words and their plurals whose ids are shifted by a step."""
     own = plurals()
     ids = {word: i if i < 4 else 4 + (i - 4 + step) % (len(own) - 4) for word, i in own.items()}
     made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=128
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=longest
     )
+
+
+def looked_up(step: int) -> Report:
+    """Scan an encoder with a table of similar words, whose tokenizer gives ids with a step."""
+    own = plurals()
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": len(own), "hidden_size": 24, "intermediate_size": 16}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
@@ -76,7 +81,7 @@ def looked_up(step: int) -> Report:
     body = BertModel(config).eval()
     body.embeddings.word_embeddings.weight.data.copy_(spelled(own))
     rows = [{"text": text} for text in docstrings()]
-    model = Model(body, tokenizer, config, "encoder", "encoder")
+    model = Model(body, stepped_tokenizer(step), config, "encoder", "encoder")
     return sonde.scan(model, rows, settings=quiet(only=("SND082",)), long="truncate")
 
 

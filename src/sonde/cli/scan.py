@@ -76,7 +76,7 @@ class Scan:
     ] = ()
     only: Annotated[tuple[str, ...], named("CODE,...", "run only these codes")] = ()
     set: Annotated[
-        tuple[str, ...], named("CODE.NAME=X,...", "change thresholds: SND011.warning=0.6")
+        tuple[str, ...], named("CODE.NAME=X,...", "change thresholds of a check by their names")
     ] = ()
     stochastic: Annotated[bool, tyro.conf.arg(help="the model uses random numbers by design")] = (
         False

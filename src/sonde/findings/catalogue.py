@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from functools import cache
 
 from sonde.core.errors import InputError, near
-from sonde.findings.rule import Rule
+from sonde.findings.rule import Breaks, Rule, Section
 
 _FILE = re.compile(r"^snd\d{3}$")
 
@@ -24,6 +24,17 @@ def rule_classes() -> dict[str, type[Rule]]:
         cls: type[Rule] = getattr(module, name.upper())
         found[cls.code] = cls
     return found
+
+
+def breaks(code: str) -> Breaks:
+    """Return what a finding breaks; nothing if its code is not known."""
+    cls = rule_classes().get(code)
+    return "nothing" if cls is None else cls.breaks
+
+
+def codes_of(section: Section) -> tuple[str, ...]:
+    """Return the codes of the rules that decide on a section of the report."""
+    return tuple(code for code, cls in rule_classes().items() if cls.section == section)
 
 
 def check_code(code: str) -> str:

@@ -1,123 +1,73 @@
 """Order causes before consequences: which findings another one explains, and which are void.
 
-A fault at one place raises many codes. One table says what explains what, and where; the rest of a
+A fault at one place raises many codes. Each rule says what it explains, and where; the rest of a
 report then shows the origin once, with its consequences beneath it. The word cause is kept for what
 was tried: the trials of all findings compete on the same rows (``tournament``).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from functools import cache
+from graphlib import TopologicalSorter
 
+from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.answers.best_probe import BestProbe, best_probe
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.answer_trials import logit_constant
-from sonde.findings.rule import Check, Finding, Level
+from sonde.findings.rule import Check, Explains, Finding, Reach
 from sonde.findings.tournament import name_cause
 
-Reach = Literal["anywhere", "same", "same or later"]
 
+@cache
+def explanations() -> tuple[tuple[str, Explains], ...]:
+    """Return what each code explains, in the order in which explanations are tried.
 
-@dataclass(frozen=True)
-class Cause:
-    """A known cause: a row of the table below.
-
-    Parameters
-    ----------
-    cause : str
-        Code that explains.
-    effects : tuple of str
-        Codes that it explains; empty = all others.
-    reach : {"anywhere", "same", "same or later"}
-        Where all sites of an effect must lie for it to be explained: anywhere, at sites of the
-        cause, or at the first of these and after.
-    levels : tuple of str
-        Levels of the cause at which it explains anything.
-    least : float
-        Smallest effect of the cause at which it explains anything.
-    void : str
-        If given, effects are withheld for this reason, whether raised or clear.
+    A code comes before the codes that it explains, so that an effect is put down to its earliest
+    cause. In a circle, the explanation that asks for the largest effect comes first.
     """
+    known = {code: cls.explains for code, cls in rule_classes().items() if cls.explains}
+    effects = {code: {e for some in lines for e in some.effects} for code, lines in known.items()}
+    circle = {code: min(_circle(code, effects)) for code in known}
+    earlier: dict[str, set[str]] = {code: set() for code in circle.values()}
+    for code, some in effects.items():
+        for effect in some & set(known):
+            if circle[effect] != circle[code]:
+                earlier[circle[effect]].add(circle[code])
+    rank = _generations(earlier)
+    lines = [(code, line) for code, some in known.items() for line in some]
+    return tuple(sorted(lines, key=lambda x: (rank[circle[x[0]]], -x[1].least, x[0])))
 
-    cause: str
-    effects: tuple[str, ...]
-    reach: Reach = "anywhere"
-    levels: tuple[Level, ...] = ("note", "warning", "error")
-    least: float = 0.0
-    void: str = ""
+
+def _circle(code: str, effects: Mapping[str, set[str]]) -> set[str]:
+    """Return the codes that explain a code and are explained by it, directly or through others."""
+    return {code} | {e for e in _reached(code, effects) if code in _reached(e, effects)}
 
 
-_LOOK: tuple[Level, ...] = ("warning", "error")
-_NO_FUNCTION = "the state is not a function of the row"
+def _reached(code: str, effects: Mapping[str, set[str]]) -> set[str]:
+    reached, rest = set[str](), [code]
+    while rest:
+        new = effects.get(rest.pop(), set()) - reached
+        reached |= new
+        rest += new
+    return reached
 
-_OF_PARTS = (
-    *("SND003", "SND012", *(f"SND0{n}" for n in range(20, 25)), "SND026", "SND028", "SND029"),
-    *("SND031", "SND033", "SND037", "SND039", "SND046", *(f"SND0{n}" for n in range(61, 68))),
-    "SND069",
-)
 
-TABLE: tuple[Cause, ...] = (
-    Cause("SND005", ("SND004", "SND006"), levels=_LOOK),
-    Cause("SND019", ("SND007", "SND008"), levels=_LOOK),
-    Cause("SND008", ("SND007",), levels=_LOOK),
-    *(
-        Cause(code, ("SND042", "SND051", "SND052", "SND053"), levels=_LOOK, void=_NO_FUNCTION)
-        for code in ("SND004", "SND005", "SND006", "SND007")
-    ),
-    Cause(
-        "SND036",
-        ("SND031", "SND032", "SND033", "SND034"),
-        void="the labels cannot be predicted from these states",
-    ),
-    Cause("SND001", (), "same or later", levels=_LOOK),
-    Cause(
-        "SND049",
-        ("SND015", "SND034", "SND037", "SND044", "SND046", "SND047", "SND061", "SND063", "SND069"),
-        levels=_LOOK,
-    ),
-    *(
-        Cause(code, ("SND069",), levels=_LOOK)
-        for code in (
-            *("SND012", "SND015", "SND033", "SND034", "SND036", "SND037", "SND038", "SND039"),
-            "SND046",
-        )
-    ),
-    *(
-        Cause(code, ("SND068", "SND070"), levels=_LOOK)
-        for code in ("SND001", "SND015", "SND019", "SND038")
-    ),
-    Cause("SND070", ("SND068",)),
-    *(Cause(code, _OF_PARTS) for code in ("SND070", "SND068")),
-    Cause("SND067", ("SND026", "SND028", "SND029", "SND037", "SND064", "SND066"), least=0.2),
-    Cause("SND028", ("SND064", "SND066", "SND067")),
-    Cause("SND066", ("SND029", "SND037", "SND064", "SND067"), levels=_LOOK),
-    Cause("SND028", ("SND029", "SND037", "SND026"), least=0.2),
-    Cause("SND029", ("SND028", "SND037", "SND026")),
-    Cause("SND038", ("SND037", "SND039", "SND046")),
-    Cause("SND003", ("SND012", "SND037", "SND039")),
-    Cause("SND020", ("SND037", "SND039", "SND046")),
-    Cause("SND015", ("SND012", "SND037", "SND039", "SND046")),
-    Cause("SND012", ("SND037", "SND039", "SND046"), levels=_LOOK),
-    Cause("SND037", ("SND039",)),
-    *(
-        Cause(code, ("SND061", "SND062", "SND063", "SND064"))
-        for code in ("SND012", "SND015", "SND037", "SND038", "SND039", "SND046")
-    ),
-    Cause("SND011", ("SND014", "SND022", "SND023", "SND025"), "same or later", levels=("error",)),
-    Cause("SND022", ("SND014",), "same"),
-    Cause("SND016", ("SND017", "SND021")),
-    Cause("SND023", ("SND002", "SND011"), "same or later"),
-    Cause("SND055", ("SND051", "SND052"), levels=_LOOK),
-    Cause("SND041", ("SND042", "SND044"), least=0.01),
-    Cause("SND047", ("SND044",)),
-    Cause("SND013", ("SND042",), "same or later"),
-)
+def _generations(earlier: Mapping[str, set[str]]) -> dict[str, int]:
+    """Return how many steps each code is away from codes that nothing explains."""
+    sorter, rank, generation = TopologicalSorter(earlier), dict[str, int](), 0
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        rank |= dict.fromkeys(ready, generation)
+        sorter.done(*ready)
+        generation += 1
+    return rank
 
 
 def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
     """Return the checks with explained findings marked and void ones withheld.
 
-    A finding is explained by at most one other, the first in the table that reaches it, and no two
+    A finding is explained by at most one other, the earliest that reaches it, and no two
     findings explain each other. At most one finding is the cause.
 
     Parameters
@@ -129,15 +79,15 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
     order = {s.schema.key: i for i, s in enumerate(evidence.sites)}
     keys = {s.name: s.schema.key for s in evidence.sites}
     settled = {c.code: _named(c, keys) for c in checks}
-    for line in TABLE:
-        cause = settled.get(line.cause)
+    for origin, line in explanations():
+        cause = settled.get(origin)
         if cause is None or cause.finding is None or cause.finding.level not in line.levels:
             continue
         if cause.finding.effect < line.least:
             continue
         for code in line.effects or tuple(settled):
-            if code in settled and code != line.cause:
-                settled[code] = _explained(settled, code, line, order)
+            if code in settled and code != origin:
+                settled[code] = _explained(settled, code, origin, line, order)
     known = _best_known(evidence, settled)
     constant = None if known is None else logit_constant(evidence)
     settled = name_cause(settled, known, None if constant is None else constant.trial)
@@ -159,20 +109,22 @@ def _named(check: Check, keys: dict[str, str]) -> Check:
     return replace(check, finding=replace(finding, sites=sites))
 
 
-def _explained(settled: dict[str, Check], code: str, line: Cause, order: dict[str, int]) -> Check:
+def _explained(
+    settled: dict[str, Check], code: str, origin: str, line: Explains, order: dict[str, int]
+) -> Check:
     check = settled[code]
     if line.void:
         if check.state not in ("raised", "clear"):
             return check
-        reason = f"{line.void} ({line.cause})"
+        reason = f"{line.void} ({origin})"
         return Check(code, "withheld", reason, None, None, check.tables)
-    cause = settled[line.cause].finding
+    cause = settled[origin].finding
     finding = check.finding
     if cause is None or finding is None or finding.because_of is not None:
         return check
-    if _leads_to(settled, line.cause, code) or not _reaches(line.reach, cause, finding, order):
+    if _leads_to(settled, origin, code) or not _reaches(line.reach, cause, finding, order):
         return check
-    return replace(check, finding=replace(finding, because_of=line.cause))
+    return replace(check, finding=replace(finding, because_of=origin))
 
 
 def _leads_to(settled: dict[str, Check], code: str, target: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from sonde.findings.answered import answered_rows
+from sonde.findings.catalogue import codes_of
 from sonde.findings.evidence.answers.answers import answers_section
 from sonde.findings.evidence.answers.labels import labels_section
 from sonde.findings.evidence.inputs.suspect_labels import suspects_section
@@ -129,7 +130,7 @@ def _rows_section(scanned: Scanned) -> dict[str, Any]:
     found["weak_groups"] = [group for table in tables for group in table]
     found["answers"] = answered_rows(scanned.evidence, scanned.checks)
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
-    if "SND034" in withheld:
+    if withheld.intersection(codes_of("mislabelled")):
         return found | {"mislabelled": [], "suspects": None}
     return found | {"suspects": suspects_section(scanned.evidence)}
 

@@ -5,14 +5,48 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
 from sonde.findings.words.step import Step
 
 Level = Literal["note", "warning", "error"]
 CheckState = Literal["raised", "clear", "withheld", "not_applicable", "failed"]
 Theme = Literal["run", "units", "depth", "labels", "data", "versus"]
+Reach = Literal["anywhere", "same", "same or later"]
+Breaks = Literal["nothing", "some answers", "all answers", "perhaps all answers", "guesses"]
+Panel = Literal[
+    "", "median_norm", "spread", "participation_ratio", "update_per_spread", "dead_share"
+]
+Section = Literal["", "answers", "labels", "mislabelled", "weak_groups"]
 
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
+SERIOUS: tuple[Level, ...] = ("warning", "error")
+
+
+@dataclass(frozen=True)
+class Explains:
+    """Findings that a finding explains, and the conditions under which it does.
+
+    Parameters
+    ----------
+    effects : tuple of str
+        Codes that it explains; empty = all others.
+    reach : {"anywhere", "same", "same or later"}
+        Where all sites of an effect must lie for it to be explained: anywhere, at sites of the
+        cause, or at the first of these and after.
+    levels : tuple of str
+        Levels of the cause at which it explains anything.
+    least : float
+        Smallest effect of the cause at which it explains anything.
+    void : str
+        If given, effects are withheld for this reason, whether raised or clear.
+    """
+
+    effects: tuple[str, ...]
+    reach: Reach = "anywhere"
+    levels: tuple[Level, ...] = LEVELS
+    least: float = 0.0
+    void: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,6 +192,23 @@ class Rule(ABC):
         What else can raise it.
     plant, twin : str
         The fault that a test plants and the healthy neighbour that must stay clear.
+    symptoms : tuple of str
+        What a user sees before a scan, by the names in ``symptoms``.
+    breaks : str
+        Whether it can be the reason for some wrong answers (or for correct answers that cannot be
+        trusted), or can reduce all answers to guesses. ``perhaps all answers`` is a suspicion that
+        is named if nothing else explains guesses; ``guesses`` says that the model guesses.
+    explains : tuple of Explains
+        Findings that it explains.
+    panel : str
+        Statistic of the depth profile on which it is marked.
+    section : str
+        Section of the report that it decides on: if the check is withheld, so is the section.
+    before_constants : bool
+        Whether its changes, of input forms or parts, must have been tried before a constant on a
+        logit can be the cause.
+    reads_checks : bool
+        Whether it judges the checks of all other rules, and therefore runs after them.
     watches_modules : bool
         Whether it asks which modules run during the pass, so that they are watched from its start.
     """
@@ -171,6 +222,13 @@ class Rule(ABC):
     false_positives: ClassVar[str] = ""
     plant: ClassVar[str] = ""
     twin: ClassVar[str] = ""
+    symptoms: ClassVar[tuple[Symptom, ...]] = ()
+    breaks: ClassVar[Breaks] = "nothing"
+    explains: ClassVar[tuple[Explains, ...]] = ()
+    panel: ClassVar[Panel] = ""
+    section: ClassVar[Section] = ""
+    before_constants: ClassVar[bool] = False
+    reads_checks: ClassVar[bool] = False
     watches_modules: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:

@@ -60,7 +60,6 @@ _log = logging.getLogger("sonde")
 
 HALF = 0.5
 ANSWERS = ("lens", "heads", "losses")
-COUNTS_WITHHELD = "SND009"
 NO_MEASURES = ScanMeasures()
 Results = Mapping[tuple[str, str], Result]
 STOPPING = "stopping: partial results are reported; Ctrl-C again exits without a report"
@@ -219,11 +218,11 @@ def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractC
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
     """Run all rules and settle which findings explain others.
 
-    SND009, which lists the withheld checks, runs last and sees the settled checks of the others.
+    A rule that reads the checks of the others runs last, on the settled checks.
     After Ctrl-C the remaining rules are withheld.
     """
     first: list[Check] = []
-    for rule in (r for r in chosen if r.code != COUNTS_WITHHELD):
+    for rule in (r for r in chosen if not r.reads_checks):
         if any(check.reason == STOPPED for check in first):
             first.append(rule.withheld(STOPPED))
             continue
@@ -236,7 +235,7 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
     settled = {check.code: check for check in name_causes(evidence, first)}
     seen = replace(evidence, checks=tuple(settled.values()))
     for rule in chosen:
-        if rule.code == COUNTS_WITHHELD:
+        if rule.reads_checks:
             settled[rule.code] = run_rule(rule, seen)
     return [settled[rule.code] for rule in chosen]
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.answers.best_probe import BestProbe
 from sonde.findings.rule import Check, Finding, Gap
 from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain
@@ -38,8 +39,6 @@ PART: Final = 0.2
 """Fraction of the gap from which a change is part of the cause."""
 WORST: Final = 8.0
 """Largest error of one row, in variances of the targets beyond the first."""
-BEFORE_CONSTANTS: Final = ("SND015", "SND068")
-"""Codes of input forms and parts, which are tried before a constant on a logit is a cause."""
 LESS: Final = 0.9
 """Log loss relative to that of a smaller change from which the larger change is preferred."""
 COVERED: Final = 0.25
@@ -144,7 +143,8 @@ def _can_be_cause(
     trial, gap = finding.trial, finding.gap
     if trial is None:
         return False
-    if trial.is_constant and not all(_was_tried(settled.get(c)) for c in BEFORE_CONSTANTS):
+    earlier = [code for code, cls in rule_classes().items() if cls.before_constants]
+    if trial.is_constant and not all(_was_tried(settled.get(code)) for code in earlier):
         return False
     if gap is not None and gap.closed < (NEARLY_ALL if trial.is_constant else ENOUGH):
         return False

@@ -1,7 +1,8 @@
 """The weak groups of a scan, as a file for ``sonde score --group``."""
 
 from sonde.core.errors import InputError
-from sonde.findings.codes.snd061 import SND061
+from sonde.findings.catalogue import codes_of
+from sonde.findings.codes._weak_rule import WeakGroupRule
 from sonde.findings.evidence.inputs.weak_groups import told, weak_rows
 from sonde.findings.scan import Scanned
 from sonde.run.scoring.weak_file import KnownGroup, WeakGroups
@@ -15,12 +16,13 @@ def weak_groups_of(scanned: Scanned) -> WeakGroups:
     InputError
         If the scan did not look for groups, with the reason.
     """
-    check = next((c for c in scanned.checks if c.code == SND061.code), None)
-    found, rule = weak_rows(scanned.evidence), scanned.rules.get(SND061.code)
+    (code,) = codes_of("weak_groups")
+    check = next((c for c in scanned.checks if c.code == code), None)
+    found, rule = weak_rows(scanned.evidence), scanned.rules.get(code)
     if check is None or found is None or check.state not in ("clear", "raised"):
         reason = "--only does not include it" if check is None else check.reason
-        raise InputError(f"--groups: {SND061.code} did not look for weak groups: {reason}.")
-    assert isinstance(rule, SND061)  # the rule of its code
+        raise InputError(f"--groups: {code} did not look for weak groups: {reason}.")
+    assert isinstance(rule, WeakGroupRule)  # the rule of its code
     return WeakGroups.of(
         scanned.stream,
         [

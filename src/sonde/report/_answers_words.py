@@ -4,9 +4,9 @@ import math
 from functools import partial
 from typing import Any, Final
 
+from sonde.findings.catalogue import codes_of
 from sonde.report._format import number, plural, share, shown
 
-JUDGED_BY: Final = "SND037"
 MOST_PAIRS: Final = 3
 MOST_WORST: Final = 10
 
@@ -37,7 +37,8 @@ def answers_sentence(report: dict[str, Any]) -> str:
 
 def not_judged(report: dict[str, Any]) -> str:
     """Return why the answers were not judged, or "" if they were judged or not requested."""
-    reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
+    codes = codes_of("answers")
+    reasons = [c["reason"] for c in report["checks"] if c["code"] in codes]
     return reasons[0] or "" if reasons and report.get("answers") is None else ""
 
 

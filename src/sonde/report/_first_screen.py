@@ -3,23 +3,13 @@
 import math
 from typing import Any, Final
 
+from sonde.findings.catalogue import breaks
 from sonde.report._answers_words import confused_sentence, place_of, worst_of
 from sonde.report._format import number, plural, share, shown, tied
 from sonde.report._markup import Markup, code, el, join
 from sonde.report._parts import PICTURE, badge, command
 from sonde.report._select import select
 
-ABOUT_ANSWERS: Final = frozenset(
-    f"SND0{n:02}"
-    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 72))
-)
-"""Codes that explain why answers are wrong, or why correct answers cannot be trusted."""
-UNTRAINED: Final = "SND003"
-GUESSES: Final = "SND039"
-WHY_IT_GUESSES: Final = frozenset(
-    f"SND0{n:02}" for n in (1, 4, 5, 6, 12, 15, 20, 28, 29, 37, 38, 49, 66, 68, 70)
-)
-"""Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
 NOT_TRIED: Final = "no cause was searched for, since it is not known which answers are correct"
 RIGHT, RIGHT_ERROR, NEAR = 0.95, 0.25, 0.02
@@ -32,7 +22,7 @@ _WIDE: Final = 420
 
 
 def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first finding: the cause, else an error or warning, about answers first.
+    """Return the first finding: the cause, else an error or warning, about all answers first.
 
     If the model guesses, a flaw of its data is no explanation. Then the first finding is one that
     brings all answers down, else weights that look untrained, else the guesses themselves; the last
@@ -48,6 +38,9 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
     ...          usual | {"code": "SND039", "level": "note"}]
     >>> first_finding({"findings": found})["code"]
     'SND039'
+    >>> found = [usual | {"code": c, "level": "warning"} for c in ("SND022", "SND069", "SND082")]
+    >>> first_finding({"findings": found})["code"]
+    'SND082'
     """
     chosen = select(report["findings"])
     every = [*chosen.first, *chosen.more]
@@ -56,11 +49,18 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
         return tried
     found = [f for f in every if f["level"] != "note"]
     errors = [f for f in found if f["level"] == "error"] or found
-    if any(f["code"] == GUESSES and not f["ignored"] for f in report["findings"]):
-        why = [f for f in errors if f["code"] in WHY_IT_GUESSES]
-        why += [f for code in (UNTRAINED, GUESSES) for f in every if f["code"] == code]
+    if any(breaks(f["code"]) == "guesses" and not f["ignored"] for f in report["findings"]):
+        why = [f for f in errors if breaks(f["code"]) == "all answers"]
+        for suspicion in ("perhaps all answers", "guesses"):
+            why += [f for f in every if breaks(f["code"]) == suspicion]
         return next(iter(why or errors), None)
-    return next((f for f in errors if f["code"] in ABOUT_ANSWERS), next(iter(errors), None))
+    some = [f for f in errors if _is_about_answers(f)]
+    every = [f for f in some if breaks(f["code"]) == "all answers"]
+    return next(iter(every or some or errors), None)
+
+
+def _is_about_answers(finding: dict[str, Any]) -> bool:
+    return breaks(finding["code"]) != "nothing"
 
 
 def is_cause(report: dict[str, Any], finding: dict[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         return [("cause", said), (fix_word(found), advice), *_rest(found)]
     if is_part(report, found):
         return [("part", f"of the cause: {said}"), (fix_word(found), advice), *_rest(found)]
-    is_asked = found["code"] in ABOUT_ANSWERS and not is_right(report)
+    is_asked = _is_about_answers(found) and not is_right(report)
     none = [("cause", _without_cause(report))] if is_asked else []
     return [*none, ("seen", said), ("advice", advice)]
 

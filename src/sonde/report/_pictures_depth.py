@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
+from sonde.findings.catalogue import rule_classes
 from sonde.report._fit import MARKS, Rows, tip
 from sonde.report._format import Real, number, plural, quantity, share
 from sonde.report._picture import Axis, Numbers, Picture
@@ -15,21 +16,20 @@ _Z: Final = 1.96
 @final
 @dataclass(frozen=True)
 class Panel:
-    """One statistic by depth: its scale, its limit, and the findings drawn on it."""
+    """One statistic by depth: its scale and its limit."""
 
     name: str
     unit: str
     log: bool
-    codes: tuple[str, ...]
     limit: Real | None = None
 
 
 PANELS: Final = (
-    Panel("median_norm", "", True, ("SND021", "SND017", "SND016")),
-    Panel("spread", "", True, ("SND023", "SND002")),
-    Panel("participation_ratio", "", False, ("SND022", "SND027")),
-    Panel("update_per_spread", "share", True, ("SND025", "SND026"), 0.05),
-    Panel("dead_share", "share", False, ("SND011", "SND013")),
+    Panel("median_norm", "", True),
+    Panel("spread", "", True),
+    Panel("participation_ratio", "", False),
+    Panel("update_per_spread", "share", True, 0.05),
+    Panel("dead_share", "share", False),
 )
 
 
@@ -53,7 +53,7 @@ def measure_pictures(report: dict[str, Any]) -> list[Picture]:
         if len(mine) < 2:
             continue
         axis = Axis.of_layers([line["site"] for line in mine], report)
-        panel = Panel(method, mine[0]["unit"], False, ())
+        panel = Panel(method, mine[0]["unit"], False)
         rows = [line | {"n_rows": line["n"]} for line in mine if line["site"] in axis.names]
         points = [_point(row, row, panel, axis, 0.0, {}) for row in rows]
         least, most = (pick(points, key=lambda p: p["value"]) for pick in (min, max))
@@ -91,7 +91,7 @@ def depth_numbers(report: dict[str, Any]) -> Numbers:
 
 def depth_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
     """Return a point for each site with the statistic; on a log axis zero is at the bottom."""
-    marks = _marks(report["findings"], panel.codes)
+    marks = _marks(report["findings"], panel.name)
     known = [
         (row, row["values"][panel.name])
         for row in report["sites"]
@@ -120,7 +120,8 @@ def _point(
     return point | dict(zip(("v", "lo", "hi"), drawn, strict=True))
 
 
-def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+def _marks(findings: Rows, panel: str) -> dict[str, tuple[str, str]]:
+    codes = {code for code, cls in rule_classes().items() if cls.panel == panel}
     found: dict[str, tuple[str, str]] = {}
     for finding in reversed(findings):
         if finding["code"] in codes and not finding["ignored"]:

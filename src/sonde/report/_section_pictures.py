@@ -3,6 +3,7 @@
 from typing import Any
 
 from sonde.core.result import FLAGS
+from sonde.findings.catalogue import codes_of
 from sonde.report._format import plural, share, shown
 from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, figure, section, tabled
@@ -116,7 +117,8 @@ def _without_labels(report: dict[str, Any]) -> str:
     """Return why labels are not probed: none exist, or the check was withheld."""
     if not report["provenance"]["data"].get("label_column"):
         return "No labels were given (--label-column)."
-    reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]
+    codes = codes_of("labels")
+    reasons = [check["reason"] for check in report["checks"] if check["code"] in codes]
     said = "".join(f": {reason}" for reason in reasons if reason)
     return f"Labels were given, but no probe could be evaluated{said}."
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError
+from sonde.findings.catalogue import rule_classes
 from sonde.report import Report, scan
 from sonde.report.gate import LEVELS, MEASURES, codes_reaching, parse_gate
 
@@ -66,7 +67,7 @@ def _gate_of(word: str) -> str:
     if not word.startswith("no "):
         raise InputError(
             f"assert_scan: expected a limit such as accuracy>=.95, or 'no' and a level "
-            f"({', '.join(LEVELS)}) or code such as 'no SND004', got {word!r}."
+            f"({', '.join(LEVELS)}) or code ('no {next(iter(rule_classes()))}'), got {word!r}."
         )
     (gate,) = parse_gate(word.removeprefix("no ").strip())
     return gate

@@ -5,7 +5,8 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import checked
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import plural, shortened
 from sonde.run.comparing.broken_rows import chance_of_counts
@@ -26,6 +27,12 @@ class SND001(Rule):
     error: int = 1
     title: ClassVar[str] = "Non-finite states"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("not finite",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains((), reach="same or later", levels=SERIOUS),
+        Explains(("SND068", "SND070"), levels=SERIOUS),
+    )
     why: ClassVar[str] = (
         "Nothing computed from such a row is meaningful; it is left out of all other statistics."
     )

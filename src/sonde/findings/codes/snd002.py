@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import LEVELS, Check, Figure, Rule, Theme
+from sonde.findings.rule import LEVELS, Breaks, Check, Figure, Panel, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, reached, rows_of, scan_command, sentence
 from sonde.findings.words.text import percent
 
@@ -35,6 +36,9 @@ class SND002(Rule):
     range_warning: float = 1 / 4
     title: ClassVar[str] = "The number format is too small"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("not finite", "quantised")
+    breaks: ClassVar[Breaks] = "some answers"
+    panel: ClassVar[Panel] = "spread"
     why: ClassVar[str] = (
         "Distances, correlations and mean differences at this site are partly rounding noise, "
         "or a slightly larger input would overflow."

@@ -7,7 +7,8 @@ from sonde.findings.evidence.answers.answers import compared_answers
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.answer_trials import new_head
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import percent, plural
@@ -30,6 +31,9 @@ class SND003(Rule):
 
     title: ClassVar[str] = "Layers that look untrained"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "untrained")
+    breaks: ClassVar[Breaks] = "perhaps all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND012", "SND037", "SND039")),)
     why: ClassVar[str] = (
         "Weights that a checkpoint lacks stay at their random initialisation, at best with a "
         "line in a log: a head that was not loaded, a block that was renamed."

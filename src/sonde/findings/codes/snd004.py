@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, figure_of, level_of, where
+from sonde.findings.codes._effects import NO_FUNCTION
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import shortened
 
@@ -25,6 +27,11 @@ class SND004(ReadingComparison):
     error: float = 0.1
     title: ClassVar[str] = "The same input gives different states"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("random outputs",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND042", "SND051", "SND052", "SND053"), levels=SERIOUS, void=NO_FUNCTION),
+    )
     why: ClassVar[str] = "Nothing in this report, and no answer of the model, can be repeated."
     fix: ClassVar[str] = (
         "Call model.eval(), and draw no random numbers in forward; if the model is meant to be "

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._company import checked
+from sonde.findings.codes._effects import NO_FUNCTION
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import scan_command, sentence
 from sonde.findings.words.text import listed, plural, shortened
 
@@ -25,6 +27,12 @@ class SND005(Rule):
     warning: int = 1
     title: ClassVar[str] = "Part of the model is still training"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("random outputs",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND004", "SND006"), levels=SERIOUS),
+        Explains(("SND042", "SND051", "SND052", "SND053"), levels=SERIOUS, void=NO_FUNCTION),
+    )
     why: ClassVar[str] = (
         "The model's answers depend on chance or on the other rows of a batch, and running "
         "statistics drift with every call."

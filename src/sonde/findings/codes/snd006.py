@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, level_of, of_answers, where
+from sonde.findings.codes._effects import NO_FUNCTION
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import scan_command, sentence
 from sonde.findings.words.text import shortened
 
@@ -25,6 +27,11 @@ class SND006(ReadingComparison):
     error: float = 0.1
     title: ClassVar[str] = "The result for a row depends on other rows of the batch"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("batch",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND042", "SND051", "SND052", "SND053"), levels=SERIOUS, void=NO_FUNCTION),
+    )
     why: ClassVar[str] = "The model's answer to an input depends on the other inputs in its batch."
     fix: ClassVar[str] = (
         "Call model.eval(); a batch norm without running statistics has to be trained with "

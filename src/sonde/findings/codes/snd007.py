@@ -6,9 +6,11 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings.codes._company import ReadingComparison, amount, level_of, of_answers, where
+from sonde.findings.codes._effects import NO_FUNCTION
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import Deltas, SelfCheck
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, scan_command, sentence
 
 REASONS = ("repeat", "padding", "right", "left")
@@ -28,6 +30,11 @@ class SND007(ReadingComparison):
     error: float = 0.1
     title: ClassVar[str] = "Padding changes real tokens"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("padding",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND042", "SND051", "SND052", "SND053"), levels=SERIOUS, void=NO_FUNCTION),
+    )
     why: ClassVar[str] = "The answer to a text depends on the longest text in its batch."
     fix: ClassVar[str] = (
         "Give attention_mask to every layer that mixes positions, and pool over real tokens alone."

@@ -6,8 +6,9 @@ from typing import ClassVar, final
 from sonde.findings.codes._company import ReadingComparison, amount, figure_of, where
 from sonde.findings.codes.snd007 import REASONS, positions_cure
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import scan_command, sentence
 
 
@@ -18,6 +19,9 @@ class SND008(ReadingComparison):
 
     title: ClassVar[str] = "Left padding without positions"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("padding",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND007",), levels=SERIOUS),)
     why: ClassVar[str] = (
         "With this processor the model counts padded positions; every call that pads without "
         "passing position_ids gets wrong states."

@@ -7,7 +7,8 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings.evidence.record import DataEvidence, Evidence
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, scan_command, sentence
 from sonde.findings.words.step import MORE_DATA, Step
 from sonde.findings.words.text import listed, plural
@@ -37,6 +38,9 @@ class SND009(Rule):
     warning: int = 32
     title: ClassVar[str] = "Too few rows for some questions"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("withheld",)
+    breaks: ClassVar[Breaks] = "nothing"
+    reads_checks: ClassVar[bool] = True
     why: ClassVar[str] = "A check that could not run is unknown, not passed."
     fix: ClassVar[str] = "Read more rows."
     how: ClassVar[str] = (

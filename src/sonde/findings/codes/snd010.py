@@ -6,7 +6,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.modules.unused_modules import Unused
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, scan_command, sentence
 from sonde.findings.words.text import percent, plural
 
@@ -28,6 +29,8 @@ class SND010(Rule):
     tokens_per_expert: int = 1000
     title: ClassVar[str] = "Parts that never run"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("useless block", "untrained")
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "Weights that no answer depends on cost memory, or a branch is wired wrongly."
     )

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, final
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings.evidence.modules.narrow_sites import is_input
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import (
     counted_as,
     least_groups_for_silence,
@@ -34,6 +35,14 @@ class SND011(SiteRule):
     error: float = 0.98
     title: ClassVar[str] = "Dead or constant units"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("dead units",)
+    breaks: ClassVar[Breaks] = "all answers"
+    panel: ClassVar[Panel] = "dead_share"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(
+            ("SND014", "SND022", "SND023", "SND025"), reach="same or later", levels=("error",)
+        ),
+    )
     why: ClassVar[str] = "These units are unused capacity. If there are many, training went wrong."
     fix: ClassVar[str] = (
         "Prepare inputs as in training; if the units stay dead, train with a smaller learning "

@@ -6,7 +6,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.batch_norm_fits import NormFit
 from sonde.findings.evidence.trials.input_trials import VariantEvidence
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial, gained
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, plural
@@ -22,6 +23,12 @@ class SND012(Rule):
 
     title: ClassVar[str] = "Batch-norm statistics that do not fit these rows"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("worse in production", "batch")
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND037", "SND039", "SND046", "SND069"), levels=SERIOUS),
+        Explains(("SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "In eval mode a batch norm subtracts a stored mean and divides by a stored standard "
         "deviation. If these do not match the inputs, all later layers receive numbers on the "

@@ -10,7 +10,8 @@ from torch import Tensor
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import (
     counted_as,
     is_averaged,
@@ -43,6 +44,10 @@ class SND013(SiteRule):
     warning: float = 0.5
     title: ClassVar[str] = "Saturated units"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("dead units",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "dead_share"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND042",), reach="same or later"),)
     why: ClassVar[str] = "Such a unit passes almost no gradient, and its output is nearly binary."
     fix: ClassVar[str] = (
         "Scale the inputs of the layer as in training; if it saturates in training too, put a "

@@ -11,7 +11,8 @@ from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd022 import asked_for
 from sonde.findings.evidence.modules.narrow_sites import fed_by_few, of_positions
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, too_few
 from sonde.findings.words.text import percent, plural
 from sonde.stats import MomentsState
@@ -50,6 +51,8 @@ class SND014(SiteRule):
     explained: float = 0.8
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("dead units",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = "Identical units can be merged, or a layer was copied by mistake."
     fix: ClassVar[str] = (
         "Keep one of the copies and add up their outgoing weights, or train again from another "

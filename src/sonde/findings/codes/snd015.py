@@ -17,7 +17,8 @@ from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.stored_columns import StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
 from sonde.findings.evidence.trials.tried_forms import Tried
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial, chance_of_gain
 from sonde.findings.words.places import sentence
 from sonde.findings.words.step import Step
@@ -43,6 +44,13 @@ class SND015(Rule):
 
     title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "worse in production", "below probe")
+    breaks: ClassVar[Breaks] = "all answers"
+    before_constants: ClassVar[bool] = True
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND068", "SND069", "SND070"), levels=SERIOUS),
+        Explains(("SND012", "SND037", "SND039", "SND046", "SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "Inputs that are scaled, rotated or ordered differently than in training give wrong "
         "answers without an error."

@@ -8,7 +8,8 @@ import torch
 
 from sonde.findings.codes.snd002 import SND002, rounding_share
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Level, Panel, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, rows_of, sentence, too_few
 from sonde.findings.words.text import about, listed, number, percent
 
@@ -67,6 +68,10 @@ class SND016(Rule):
     steady: float = 0.1
     title: ClassVar[str] = "A few units dominate (massive activations, outlier dimensions)"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("massive activations",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "median_norm"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND017", "SND021")),)
     why: ClassVar[str] = (
         "These units serve as attention sinks: removing or rounding them breaks models. They "
         "dominate cosines, distances and the scales of 8-bit formats."

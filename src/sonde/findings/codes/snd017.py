@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Panel, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, rows_of, scan_command, sentence, too_few
 from sonde.findings.words.text import number, percent
 from sonde.stats.token_norms import FIRST, REST, SPECIAL
@@ -31,6 +32,9 @@ class SND017(Rule):
     energy: float = 0.5
     title: ClassVar[str] = "Special tokens dominate (first position, separators)"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("massive activations",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "median_norm"
     why: ClassVar[str] = "A mean over tokens then mostly reflects tokens that carry no content."
     fix: ClassVar[str] = (
         "Leave the special tokens out when you pool: --reducer last, or --reducer mean over the "

@@ -10,7 +10,8 @@ from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd002 import BITS
 from sonde.findings.evidence.modules.narrow_sites import is_input
 from sonde.findings.evidence.record import Evidence, SiteEvidence, as_array
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import is_averaged, places, too_few
 from sonde.findings.words.text import percent, plural
 
@@ -47,6 +48,8 @@ class SND018(SiteRule):
     active: int = 64
     title: ClassVar[str] = "States lie on a grid (quantised?)"
     theme: ClassVar[Theme] = "units"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("quantised",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "Activations were rounded to a few levels, so similar rows become identical."
     )

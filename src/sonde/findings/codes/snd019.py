@@ -5,8 +5,9 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, level_of, where
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 
 
@@ -24,6 +25,11 @@ class SND019(ReadingComparison):
     error: float = 0.1
     title: ClassVar[str] = "The future leaks"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("future",)
+    breaks: ClassVar[Breaks] = "some answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND007", "SND008", "SND068", "SND070"), levels=SERIOUS),
+    )
     why: ClassVar[str] = (
         "A model that sees the tokens it should predict has a low loss but cannot generate "
         "text: its causal mask is missing or misaligned."

@@ -14,7 +14,8 @@ from sonde.findings.evidence.trials.weight_sizes import (
     ratios,
     size_outliers,
 )
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial, gained
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, plural
@@ -42,6 +43,9 @@ class SND020(Rule):
 
     title: ClassVar[str] = "Weights whose size stands out from their siblings"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("explosion",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND037", "SND039", "SND046")),)
     why: ClassVar[str] = (
         "A layer that was scaled twice, merged or converted wrongly, or that diverged in training, "
         "dominates the other layers, or contributes nothing."

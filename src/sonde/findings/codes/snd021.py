@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Panel, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import log_effect, places, reached, read_command, sentence, too_few
 from sonde.findings.words.text import about, number, plural
 from sonde.stats.log_histogram import BINS, log_centres
@@ -29,6 +30,9 @@ class SND021(Rule):
     warning: float = 1000.0
     title: ClassVar[str] = "Norms explode or vanish"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("explosion",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "median_norm"
     why: ClassVar[str] = (
         "Gradients grow or vanish by the same factor, and values overflow or underflow."
     )

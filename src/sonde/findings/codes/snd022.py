@@ -16,7 +16,8 @@ from sonde.findings.evidence.modules.narrow_sites import (
     of_positions,
 )
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import log_effect, places, reached, too_few
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats import ClassMoments, ClassMomentsState, MomentsState
@@ -53,6 +54,10 @@ class SND022(SiteRule):
     two: float = 0.3
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("rank collapse",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "participation_ratio"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND014",), reach="same"),)
     why: ClassVar[str] = (
         "All units are almost perfectly correlated: the layer carries a single number for each row."
     )

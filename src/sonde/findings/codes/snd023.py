@@ -11,7 +11,8 @@ from torch import Tensor
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings.evidence.half_intervals import interval
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import log_effect, places, rows_of, too_few
 from sonde.findings.words.text import number, percent
 
@@ -34,6 +35,12 @@ class SND023(SiteRule):
     error: float = 1e-4
     title: ClassVar[str] = "Rows nearly identical (anisotropy)"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("rank collapse",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "spread"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND002", "SND011"), reach="same or later"),
+    )
     why: ClassVar[str] = "Cosine cannot separate such rows: centre them first."
     fix: ClassVar[str] = "Subtract the mean row before you compare rows by cosine."
     how: ClassVar[str] = (

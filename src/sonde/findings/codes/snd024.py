@@ -6,7 +6,8 @@ from typing import Any, ClassVar, final
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import log_effect, places, rows_of, too_few
 from sonde.findings.words.text import percent
 
@@ -31,6 +32,8 @@ class SND024(SiteRule):
     late: float = 2 / 3
     title: ClassVar[str] = "Tokens of an example become nearly identical (over-smoothing)"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("rank collapse",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = "From this layer on, the tokens of an example can hardly be distinguished."
     fix: ClassVar[str] = (
         "Pool the rows of an earlier layer, or add residual connections and train again."

@@ -7,7 +7,8 @@ from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.evidence.modules.block_updates import sampled_ends, update_per_spread
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, rows_of, too_few
 from sonde.findings.words.text import number, percent, plural
 
@@ -34,6 +35,9 @@ class SND025(SiteRule):
     several: int = 2
     title: ClassVar[str] = "A block that does almost nothing"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("useless block",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "update_per_spread"
     why: ClassVar[str] = "The block costs time and memory and hardly changes its input."
     fix: ClassVar[str] = "Remove the block, or start its last weights above zero and train again."
     how: ClassVar[str] = (

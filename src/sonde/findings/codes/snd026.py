@@ -7,7 +7,8 @@ import torch
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Panel, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, plural
 
@@ -33,6 +34,9 @@ class SND026(Rule):
     half: float = 0.5
     title: ClassVar[str] = "A block makes the prediction worse"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("below probe", "useless block")
+    breaks: ClassVar[Breaks] = "some answers"
+    panel: ClassVar[Panel] = "update_per_spread"
     why: ClassVar[str] = (
         "Later blocks have to undo the effect, or the final prediction is worse than after an "
         "earlier block."

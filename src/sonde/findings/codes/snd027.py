@@ -13,7 +13,8 @@ from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd002 import spacing
 from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Theme
+from sonde.findings.rule import Breaks, Check, Panel, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, places, too_few
 from sonde.findings.words.text import plural
 from sonde.tap.streams.difference import ROUNDING
@@ -38,6 +39,9 @@ class SND027(SiteRule):
     noise: float = 16.0
     title: ClassVar[str] = "Exact rank ceiling"
     theme: ClassVar[Theme] = "depth"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("rank collapse",)
+    breaks: ClassVar[Breaks] = "nothing"
+    panel: ClassVar[Panel] = "participation_ratio"
     why: ClassVar[str] = (
         "The layer can be replaced by two smaller layers that give the same numbers."
     )

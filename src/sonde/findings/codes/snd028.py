@@ -10,7 +10,8 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.texts.text_forms import FORMS
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural
 
@@ -26,6 +27,12 @@ class SND028(Rule):
 
     title: ClassVar[str] = "Texts in another form than in training"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("worse in production", "text form")
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND064", "SND066", "SND067")),
+        Explains(("SND026", "SND029", "SND037"), least=0.2),
+    )
     why: ClassVar[str] = (
         "Positions or token ids that are off by one, or another case, spacing or encoding, "
         "raise the loss of a language model without any error message."

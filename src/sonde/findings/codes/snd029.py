@@ -11,7 +11,8 @@ from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import number, plural
 
@@ -28,6 +29,9 @@ class SND029(Rule):
 
     title: ClassVar[str] = "The model expects other tokens than its texts have"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("other tokenizer",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND026", "SND028", "SND037")),)
     why: ClassVar[str] = (
         "The tokenizer of another model, or a retrained tokenizer, gives tokens other ids: "
         "every text is nonsense to the model, and no error appears."

@@ -10,7 +10,8 @@ from torch import Tensor
 from sonde.engine.errorbars import group_error
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule, SiteLabels, best_site
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command
 from sonde.findings.words.text import number, percent, plural
 
@@ -26,6 +27,8 @@ class SND031(LabelRule):
 
     title: ClassVar[str] = "Labels are decoded best before the last layer"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("neural collapse",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A classifier or an embedding taken from the last layer lacks information that an earlier "
         "layer still had."

@@ -12,7 +12,8 @@ from sonde.findings.evidence.answers.labels import LEAST_ROWS, blocked
 from sonde.findings.evidence.answers.linear_classifiers import fitted_on
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, too_few
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats.class_moments import ClassMomentsState
@@ -29,6 +30,8 @@ class SND032(Rule):
 
     title: ClassVar[str] = "Classes have collapsed to points"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("neural collapse",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "Distances within a class carry no information, features transfer worse, and inputs "
         "that belong to no class can coincide with a class."

@@ -8,7 +8,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.answers.answers import ClassAnswers, compared_answers
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule, confusions, recalls
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command
 from sonde.findings.words.text import percent, plural, shortened
 
@@ -23,6 +24,9 @@ class SND033(LabelRule):
 
     title: ClassVar[str] = "A class that cannot be separated from the others"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("confused classes", "unreadable labels")
+    breaks: ClassVar[Breaks] = "some answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND069",), levels=SERIOUS),)
     why: ClassVar[str] = (
         "The states do not separate this class: its labels are mixed up with those of another "
         "class, or the model has not learned the difference."

@@ -10,7 +10,8 @@ from sonde.findings.evidence.inputs.suspect_labels import OneWay, one_way
 from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, doubtful_rows
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import percent, plural, shortened
 from sonde.stats.intervals import clopper_pearson
@@ -28,6 +29,10 @@ class SND034(LabelRule):
 
     title: ClassVar[str] = "Rows whose label is probably wrong"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("label errors",)
+    breaks: ClassVar[Breaks] = "some answers"
+    section: ClassVar[Section] = "mislabelled"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND069",), levels=SERIOUS),)
     why: ClassVar[str] = (
         "Wrong labels teach the wrong thing and make every score on this data lower than it is."
     )

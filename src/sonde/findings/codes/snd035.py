@@ -12,7 +12,8 @@ from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at, one_per_group
 from sonde.findings.evidence.texts.writing import nuisances_of_rows
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Finding, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command
 from sonde.findings.words.text import number, percent, plural, shortened
 from sonde.stats.auroc import auroc
@@ -66,6 +67,8 @@ class SND035(LabelRule):
 
     title: ClassVar[str] = "A nuisance variable predicts the label"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shortcut",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A model trained on such data can score well without using the content, and fails where "
         "this property is distributed differently."

@@ -8,7 +8,8 @@ from scipy.stats import binom, chi2
 from sonde.findings.evidence.answers.answers import compared_answers
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats.intervals import wilson
@@ -24,6 +25,20 @@ class SND036(LabelRule):
 
     title: ClassVar[str] = "The states carry no information about the labels"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = (
+        "near chance",
+        "commonest label",
+        "unreadable labels",
+    )
+    breaks: ClassVar[Breaks] = "some answers"
+    section: ClassVar[Section] = "labels"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(
+            ("SND031", "SND032", "SND033", "SND034"),
+            void="the labels cannot be predicted from these states",
+        ),
+        Explains(("SND069",), levels=SERIOUS),
+    )
     why: ClassVar[str] = (
         "Nothing about labels can be learned from these states: the labels are shuffled, belong to "
         "another column, or describe something that this model does not see."

@@ -22,7 +22,8 @@ from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.trials.answer_trials import new_head
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import number, percent, plural
 
@@ -42,6 +43,13 @@ class SND037(ClassAnswersRule):
 
     title: ClassVar[str] = "The model's answers are worse than its states allow"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("below probe",)
+    breaks: ClassVar[Breaks] = "all answers"
+    section: ClassVar[Section] = "answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND069",), levels=SERIOUS),
+        Explains(("SND039", "SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "If the answers are worse than a probe of the model's own states, or than always giving "
         "the commonest answer, the inputs are scaled or cropped differently than in training, "

@@ -13,7 +13,8 @@ from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.trials.answer_trials import answer_trial
 from sonde.findings.evidence.trials.class_number_shift import ClassStep, class_step
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened
 
@@ -29,6 +30,17 @@ class SND038(ClassAnswersRule):
 
     title: ClassVar[str] = "Labels in another order than the model's classes"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = (
+        "near chance",
+        "below probe",
+        "confused classes",
+        "class order",
+    )
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND068", "SND069", "SND070"), levels=SERIOUS),
+        Explains(("SND037", "SND039", "SND046", "SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "The model knows the classes, but its answers count as wrong: names were exchanged or "
         "shifted by one, in the data or in the list of the model's classes."

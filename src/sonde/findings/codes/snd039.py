@@ -10,7 +10,8 @@ from sonde.findings.evidence.answers.answers import ClassAnswers, ClassAnswersRu
 from sonde.findings.evidence.answers.labels import LabelEvidence, class_name
 from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import percent, plural, shortened
 
@@ -26,6 +27,12 @@ class SND039(ClassAnswersRule):
 
     title: ClassVar[str] = "Accuracy hardly better than the commonest label"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("commonest label",)
+    breaks: ClassVar[Breaks] = "guesses"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND069",), levels=SERIOUS),
+        Explains(("SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "A model that gives the same answer to every input, or guesses, is as accurate as "
         "this model: its head was not loaded or not trained, or training collapsed to the "

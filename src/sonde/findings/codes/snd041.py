@@ -5,7 +5,8 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.inputs.unusual_rows import Copies, copies
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import percent, plural
 
@@ -19,6 +20,9 @@ class SND041(Rule):
 
     title: ClassVar[str] = "Duplicate inputs"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shared rows", "duplicates")
+    breaks: ClassVar[Breaks] = "nothing"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND042", "SND044"), least=0.01),)
     why: ClassVar[str] = (
         "Copies count twice in every statistic, and a random split puts some of them on both sides."
     )

@@ -13,7 +13,8 @@ from sonde.findings.evidence.inputs.unusual_rows import (
 )
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.evidence.shared_rows import examples_at, shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, too_few
 from sonde.findings.words.text import number, percent, plural
 
@@ -29,6 +30,8 @@ class SND042(Rule):
 
     title: ClassVar[str] = "Near-duplicate rows"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shared rows", "duplicates")
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "Rows that are nearly copies count twice and land on both sides of a split, which makes "
         "scores look better than they are."

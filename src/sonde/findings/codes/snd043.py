@@ -6,7 +6,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.inputs.extreme_class import OneClass, largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import scan_command, sentence
 from sonde.findings.words.text import percent, plural
 
@@ -21,6 +22,8 @@ class SND043(Rule):
 
     title: ClassVar[str] = "Truncated inputs"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("markup",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "The model never saw the text that was cut off, so these states describe shortened inputs."
     )

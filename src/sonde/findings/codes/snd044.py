@@ -11,7 +11,8 @@ from scipy.stats import t
 from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import grouped_command, too_few
 from sonde.findings.words.text import percent, plural
 from sonde.stats.neighbour_sums import BLOCKS
@@ -43,6 +44,8 @@ class SND044(Rule):
 
     title: ClassVar[str] = "Rows resemble their neighbours in the file"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("sorted rows",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "The rows are not independent: standard errors and p-values that count each row alone are "
         "too small."

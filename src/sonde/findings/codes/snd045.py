@@ -10,7 +10,8 @@ from torch import Tensor
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import reached, read_command, sentence
 from sonde.findings.words.text import percent, plural
 
@@ -24,6 +25,8 @@ class SND045(Rule):
 
     title: ClassVar[str] = "Blank inputs"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("markup",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "An image of one colour, an empty text, silence or a row of equal numbers cannot be "
         "classified: the file was not written, the crop missed the object, or the sensor was "

@@ -12,7 +12,8 @@ from sonde.findings.evidence.answers.labels import LabelEvidence
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.trials.answer_trials import LogitConstant, logit_constant
-from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import class_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened
 
@@ -28,6 +29,12 @@ class SND046(ClassAnswersRule):
 
     title: ClassVar[str] = "A class that the model misses although its states encode it"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("confused classes",)
+    breaks: ClassVar[Breaks] = "some answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND069",), levels=SERIOUS),
+        Explains(("SND061", "SND062", "SND063", "SND064")),
+    )
     why: ClassVar[str] = (
         "One row of the head is missing, overwritten or biased, or training never asked for "
         "this class: its inputs are assigned to other classes although everything before the "

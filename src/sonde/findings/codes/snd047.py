@@ -11,7 +11,8 @@ from sonde.findings.evidence.inputs.row_order import Ordered, of_tenths
 from sonde.findings.evidence.inputs.unusual_rows import spread_sites
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence, too_few
 from sonde.findings.words.text import percent, plural
 
@@ -39,6 +40,9 @@ class SND047(Rule):
 
     title: ClassVar[str] = "The order of the rows is not random"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("sorted rows", "change in file")
+    breaks: ClassVar[Breaks] = "nothing"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND044",)),)
     why: ClassVar[str] = (
         "A split by position trains on one kind of rows and tests on another, and the first "
         "rows, which --limit reads, differ from the later ones."

@@ -11,7 +11,8 @@ import torch
 from sonde.findings.evidence.inputs.row_order import Ordered, of_neighbours
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence, too_few
 from sonde.findings.words.text import percent, plural, shortened
 
@@ -43,6 +44,8 @@ class SND048(Rule):
 
     title: ClassVar[str] = "An identifier predicts the labels"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shortcut", "redundant columns")
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A model that reads this column, or a file name with it, memorises identities instead "
         "of content. A split that ignores the column does not test unseen cases."

@@ -19,7 +19,8 @@ from sonde.findings.evidence.inputs.weak_groups import file_names
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Measure, Trial, chooses
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural, shortened
@@ -451,6 +452,24 @@ class SND049(Rule):
 
     title: ClassVar[str] = "The data change at one row of the file"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("change in file",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(
+            (
+                "SND015",
+                "SND034",
+                "SND037",
+                "SND044",
+                "SND046",
+                "SND047",
+                "SND061",
+                "SND063",
+                "SND069",
+            ),
+            levels=SERIOUS,
+        ),
+    )
     why: ClassVar[str] = (
         "Labels misaligned by a row, a sensor that stops or a camera that gets darker spoil "
         "the rest of a file, while its beginning stays correct."

@@ -5,7 +5,8 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.versus.comparison import LEAST_GROUPS, LEVEL, DataComparison, compare
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, score_command, too_few, two_names
 from sonde.findings.words.text import number
 
@@ -21,6 +22,8 @@ class SND051(Rule):
 
     title: ClassVar[str] = "The states of the two data sets differ"
     theme: ClassVar[Theme] = "versus"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("worse in production", "drift")
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "Results measured or tuned on one data set need not hold on the other; the first site "
         "that differs shows where the difference begins."

@@ -10,7 +10,8 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.versus.alarms import Alarm, Alarms
 from sonde.findings.evidence.versus.comparison import alarms
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, score_command, sentence, too_few, two_names
 from sonde.findings.words.text import percent, plural, shortened
 from sonde.stats.intervals import clopper_pearson
@@ -29,6 +30,8 @@ class SND052(Rule):
 
     title: ClassVar[str] = "Out-of-distribution rows in OTHER"
     theme: ClassVar[Theme] = "versus"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("drift",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "On out-of-distribution inputs, a model's answers are guesses. Compare OTHER with "
         "held-out rows: rows that the model was trained on score as less anomalous than new "

@@ -15,7 +15,8 @@ from sonde.findings.evidence.inputs.unusual_rows import (
 from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.findings.evidence.shared_rows import examples_at, shared_rows
 from sonde.findings.evidence.versus.label_comparison import SharedContent, shared_content
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, two_names
 from sonde.findings.words.text import number, percent, plural
 
@@ -51,6 +52,8 @@ class SND053(Rule):
 
     title: ClassVar[str] = "Look-alikes in DATA and OTHER"
     theme: ClassVar[Theme] = "versus"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shared rows",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "If one set is the training set and the other the test set, these inputs test only what "
         "the model has memorised."

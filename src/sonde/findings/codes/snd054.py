@@ -11,7 +11,8 @@ from sonde.findings.evidence.versus.label_comparison import (
     accuracy,
     label_comparison,
 )
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import too_few, two_names
 from sonde.findings.words.text import listed, number, percent, plural, shortened
 
@@ -28,6 +29,8 @@ class SND054(Rule):
 
     title: ClassVar[str] = "Class proportions differ"
     theme: ClassVar[Theme] = "versus"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("drift",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "If class proportions differ, the accuracy changes although the model and the "
         "inputs of each class do not; a class that one data set lacks cannot be learned or tested "

@@ -10,7 +10,8 @@ from sonde.findings.evidence.versus.column_moves import (
     ColumnMove,
     column_comparison,
 )
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import two_names
 from sonde.findings.words.text import LONGEST, number, percent, plural
 
@@ -24,6 +25,9 @@ class SND055(Rule):
 
     title: ClassVar[str] = "Columns or images whose distribution changed"
     theme: ClassVar[Theme] = "versus"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("worse in production", "drift")
+    breaks: ClassVar[Breaks] = "nothing"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND051", "SND052"), levels=SERIOUS),)
     why: ClassVar[str] = (
         "A column in another unit, two swapped columns, a sensor stuck at one value or "
         "texts in capitals give wrong answers without an error."

@@ -10,7 +10,8 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.evidence.trials.answer_trials import logit_constant
 from sonde.findings.evidence.trials.calibration import best_temperature
-from sonde.findings.rule import Theme
+from sonde.findings.rule import Breaks, Section, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number, percent, plural
 from sonde.metrics._conditions import Equals, Nearest
 from sonde.metrics.weak_groups import WeakGroup
@@ -25,6 +26,9 @@ class SND061(WeakGroupRule):
 
     title: ClassVar[str] = "A group of inputs on which the model is much worse"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("confused classes", "weak group")
+    breaks: ClassVar[Breaks] = "some answers"
+    section: ClassVar[Section] = "weak_groups"
     figure_name: ClassVar[str] = "weak_group_gap"
     unit: ClassVar[str] = "share"
     why: ClassVar[str] = (

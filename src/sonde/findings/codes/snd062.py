@@ -11,7 +11,8 @@ from sonde.findings.evidence.answers.answers import class_answers, right_rows
 from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at, shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import class_command, counted_as, sentence, too_few
 from sonde.findings.words.text import listed, percent, plural, shortened
 from sonde.stats.intervals import grouped_share
@@ -40,6 +41,8 @@ class SND062(Rule):
 
     title: ClassVar[str] = "Accuracy on rare classes is far lower"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("confused classes",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "Accuracy counts rows, so common classes dominate it: a model that has not learned the "
         "rare classes can still look good."

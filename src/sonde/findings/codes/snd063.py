@@ -8,7 +8,8 @@ from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_losses
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Theme
+from sonde.findings.rule import Breaks, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number
 from sonde.metrics.weak_groups import WeakGroup
 
@@ -22,6 +23,8 @@ class SND063(WeakGroupRule):
 
     title: ClassVar[str] = "A group of inputs on which a regression has much larger errors"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("weak group",)
+    breaks: ClassVar[Breaks] = "some answers"
     figure_name: ClassVar[str] = "weak_group_error"
     unit: ClassVar[str] = "standard deviations"
     why: ClassVar[str] = (

@@ -9,7 +9,8 @@ from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_losses
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_losses import TextLosses
-from sonde.findings.rule import Theme
+from sonde.findings.rule import Breaks, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number
 from sonde.metrics.weak_groups import WeakGroup
 
@@ -23,6 +24,8 @@ class SND064(WeakGroupRule):
 
     title: ClassVar[str] = "A group of texts that the language model predicts much worse"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("weak group",)
+    breaks: ClassVar[Breaks] = "some answers"
     figure_name: ClassVar[str] = "weak_group_loss"
     unit: ClassVar[str] = "nats per token"
     why: ClassVar[str] = (

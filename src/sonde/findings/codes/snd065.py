@@ -6,7 +6,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Finding, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import class_command
 from sonde.findings.words.text import percent, plural, shortened
 
@@ -27,6 +28,8 @@ class SND065(Rule):
         "A small part of the input predicts the label, and the model relies on it"
     )
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shortcut",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "If a mark in a corner, a word or a column happens to occur with one class, a model "
         "can rely on it: it scores well here and fails on inputs without it."

@@ -13,7 +13,8 @@ from torch import Tensor
 from sonde.findings.evidence.answers.labels import LEAST_ROWS
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence, too_few
 from sonde.findings.words.text import number, percent, plural
 
@@ -57,6 +58,11 @@ class SND066(Rule):
 
     title: ClassVar[str] = "The model expects a kind of token that the texts do not have"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("unknown tokens",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND029", "SND037", "SND064", "SND067"), levels=SERIOUS),
+    )
     why: ClassVar[str] = (
         "Texts that lost their capital letters, line breaks or special characters, or that "
         "were escaped or read in another encoding, raise the loss of a language model without "

@@ -8,7 +8,8 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.texts.token_rows import OddToken, TokenRows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import listed, number, plural
@@ -43,6 +44,11 @@ class SND067(Rule):
 
     title: ClassVar[str] = "Tokens with a far higher loss than others"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("unknown tokens",)
+    breaks: ClassVar[Breaks] = "some answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(("SND026", "SND028", "SND029", "SND037", "SND064", "SND066"), least=0.2),
+    )
     why: ClassVar[str] = (
         "Rows of an embedding or of a head that belong to other tokens, or tokens that training "
         "never showed, spoil every text that holds them."

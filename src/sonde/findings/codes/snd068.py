@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural
 
@@ -40,6 +42,10 @@ class SND068(Rule):
 
     title: ClassVar[str] = "A small change to one part of the model restores its answers"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "untrained")
+    breaks: ClassVar[Breaks] = "all answers"
+    before_constants: ClassVar[bool] = True
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(OF_PARTS),)
     why: ClassVar[str] = (
         "A missing factor, an activation or a norm of another model, or two exchanged layers: "
         "shapes and names fit and no error appears, but answers are worse than they could be."

@@ -12,7 +12,8 @@ from sonde.findings.evidence.answers.answers import (
 from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.calibration import Sureness, helps, is_off, sureness
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural
 
@@ -56,6 +57,8 @@ class SND069(Rule):
 
     title: ClassVar[str] = "A classifier that is over- or underconfident"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("confidence",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "Decisions that use the probabilities, such as thresholds and sums, are wrong although "
         "the accuracy is unchanged. Causes are a softmax applied twice, a wrong temperature, or "

@@ -8,7 +8,8 @@ from sonde.findings.evidence.modules.block_training import BlockTraining, less_t
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, percent, plural
 
@@ -32,6 +33,38 @@ class SND070(Rule):
 
     title: ClassVar[str] = "Blocks that look far less trained than their siblings"
     theme: ClassVar[Theme] = "run"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("untrained",)
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(
+            (
+                "SND003",
+                "SND012",
+                "SND020",
+                "SND021",
+                "SND022",
+                "SND023",
+                "SND024",
+                "SND026",
+                "SND028",
+                "SND029",
+                "SND031",
+                "SND033",
+                "SND037",
+                "SND039",
+                "SND046",
+                "SND061",
+                "SND062",
+                "SND063",
+                "SND064",
+                "SND065",
+                "SND066",
+                "SND067",
+                "SND068",
+                "SND069",
+            )
+        ),
+    )
     why: ClassVar[str] = (
         "A checkpoint that mixes two training steps, or was loaded in part, has blocks that do "
         "not belong together, and no error appears."

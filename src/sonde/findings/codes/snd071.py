@@ -7,7 +7,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.answers.head_accuracy import GAIN, Part
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import listed, number, percent, plural
 
@@ -21,6 +22,8 @@ class SND071(Rule):
 
     title: ClassVar[str] = "A head that is worse than a constant answer"
     theme: ClassVar[Theme] = "labels"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("commonest label",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A mean over heads or labels hides a head that was not trained, or a head whose labels "
         "are in another order."

@@ -7,7 +7,8 @@ import numpy as np
 
 from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened
 
@@ -83,6 +84,8 @@ class SND073(Rule):
 
     title: ClassVar[str] = "Columns without new information"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("redundant columns",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "A constant column carries no information, and changes every answer once its value "
         "changes; a copied column counts twice in every distance; rows with a missing number "

@@ -15,7 +15,8 @@ from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural, shortened
 from sonde.stats.intervals import wilson
@@ -247,6 +248,8 @@ class SND074(Rule):
 
     title: ClassVar[str] = "One column alone predicts the label"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shortcut", "redundant columns")
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A column that was filled in after the label was known (a date of discharge, a code of the "
         "diagnosis) makes the scores on this data high, but it is not available when the model "

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.inputs.placeholders import stand_ins
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import number, percent, plural, shortened
 
@@ -113,6 +114,8 @@ class SND075(Rule):
 
     title: ClassVar[str] = "Impossible numbers, and dates read as numbers"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("sentinels",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "An age of 220 is a typing error that a model takes for a fact. 20240131 and 20240201 "
         "are one day apart, but a model that reads them as numbers sees a difference of 70."

@@ -11,7 +11,8 @@ import numpy as np
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.writing import Tokens, Writing, tokens_of
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import percent, plural
 
@@ -53,6 +54,8 @@ class SND076(Rule):
 
     title: ClassVar[str] = "Texts with unknown tokens"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("unknown tokens",)
+    breaks: ClassVar[Breaks] = "all answers"
     why: ClassVar[str] = (
         "All unknown characters become one token, so the model cannot distinguish them. A "
         "character split "

@@ -8,7 +8,8 @@ import numpy as np
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.writing import Writing
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import percent, plural
 
@@ -25,6 +26,8 @@ class SND077(Rule):
 
     title: ClassVar[str] = "Markup or wrongly decoded characters in texts"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("markup",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "Tags and entities are tokens without content that fill the context. A character that "
         "was decoded with the wrong encoding turns its word into another word."

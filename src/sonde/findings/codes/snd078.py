@@ -11,7 +11,8 @@ from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_measures import can_tell_languages
 from sonde.findings.evidence.texts.writing import LEAST_TEXTS, Writing
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import listed, percent, plural
 
@@ -26,6 +27,8 @@ class SND078(Rule):
 
     title: ClassVar[str] = "Texts of several languages"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("unknown tokens",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A model that learned one language gives random answers to texts in another, and an "
         "accuracy or loss over all texts hides this."

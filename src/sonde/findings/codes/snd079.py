@@ -14,7 +14,8 @@ from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_measures import SIGNS, capitals
 from sonde.findings.evidence.texts.writing import Tokens, Writing, read_texts
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import listed, number, percent, plural, shortened
 from sonde.stats.auroc import auroc
@@ -63,6 +64,8 @@ class SND079(Rule):
 
     title: ClassVar[str] = "Differences that the tokenizer removes, and spellings that it splits"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("unknown tokens",)
+    breaks: ClassVar[Breaks] = "some answers"
     why: ClassVar[str] = (
         "A tokenizer that folds case or accents turns two different texts into one input, "
         "which no model can distinguish. Texts in capitals, or with accents as separate "

@@ -6,7 +6,8 @@ from typing import ClassVar, Final, final
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_order import SIDES, shared_words
 from sonde.findings.evidence.texts.writing import Writing
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import percent, plural, shortened
 
 SHOWN: Final = 60
@@ -24,6 +25,8 @@ class SND080(Rule):
 
     title: ClassVar[str] = "Texts that begin or end with the same words"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shared words",)
+    breaks: ClassVar[Breaks] = "nothing"
     why: ClassVar[str] = (
         "Words that every text contains distinguish no text from another. They use up the "
         "context, and a mean over tokens is in part the mean of these words."

@@ -6,7 +6,8 @@ from typing import ClassVar, final
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_order import word_order
 from sonde.findings.evidence.texts.writing import Writing
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number, plural
 
 
@@ -32,6 +33,8 @@ class SND081(Rule):
 
     title: ClassVar[str] = "The words of the texts are in random order"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("shared words",)
+    breaks: ClassVar[Breaks] = "all answers"
     why: ClassVar[str] = (
         "A model that was trained on sentences gets lists of their words: any information that "
         "depends on neighbouring words is lost."

@@ -7,7 +7,8 @@ from sonde.findings.evidence.answers.answers import class_answers
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import percent, plural
 
@@ -36,6 +37,17 @@ class SND082(Rule):
 
     title: ClassVar[str] = "The tokenizer's ids do not fit the token embeddings"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "other tokenizer")
+    breaks: ClassVar[Breaks] = "all answers"
+    explains: ClassVar[tuple[Explains, ...]] = (
+        Explains(
+            (
+                *("SND028", "SND029", "SND036", "SND037", "SND039", "SND046", "SND061", "SND062"),
+                *("SND064", "SND066", "SND067", "SND069"),
+            ),
+            levels=SERIOUS,
+        ),
+    )
     why: ClassVar[str] = (
         "With the tokenizer of another model, or with ids that are shifted, every text is "
         "nonsense to the model, and no error appears."

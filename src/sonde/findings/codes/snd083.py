@@ -5,7 +5,8 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.inputs.idle_tensors import IdleTensor, IdleTensors
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Level, Rule, Theme
+from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural, shortened
 
@@ -17,6 +18,8 @@ class SND083(Rule):
 
     title: ClassVar[str] = "An input that is the same in all rows"
     theme: ClassVar[Theme] = "data"
+    symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "redundant columns")
+    breaks: ClassVar[Breaks] = "all answers"
     why: ClassVar[str] = (
         "The model cannot use an input that never changes: a file that was not read or a feature "
         "that was not computed often arrives as zeros, without an error."

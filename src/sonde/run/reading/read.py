@@ -102,7 +102,7 @@ def read(
         The words are row, pos (tokens), patch, h w (space), t, and dim (features).
     check : bool, default=True
         Feed the first examples twice, in another order and under another random seed, before the
-        stream is iterated, fitted or scored, and warn (SND004, SND006) where their rows differ.
+        stream is iterated, fitted or scored, and warn where their rows differ.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.

@@ -139,4 +139,4 @@ def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:
             *sides,
             "" if found is not None else ", which gives the same states as each text by itself",
         )
-    return None if found is None else RowFault("SND007", *found, "padding")
+    return None if found is None else RowFault(*found, "padding")

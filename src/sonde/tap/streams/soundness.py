@@ -41,18 +41,15 @@ class RowFault:
 
     Parameters
     ----------
-    code : {"SND004", "SND006", "SND007"}
-        States that change when the same input is fed again, with the rest of the batch, or with
-        padding.
     place : str
         The first site where it shows.
     amount : float
         Root mean square difference over root mean square spread between rows.
     cause : {"chance", "state", "company", "padding"}
-        Random numbers, what an earlier forward left behind, other examples, or padding.
+        What changes the states of an input that is fed again: random numbers, what an earlier
+        forward left behind, other examples, or padding.
     """
 
-    code: Literal["SND004", "SND006", "SND007"]
     place: str
     amount: float
     cause: Literal["chance", "state", "company", "padding"]
@@ -62,26 +59,26 @@ class RowFault:
         skip = "check=False (--no-check) skips this check."
         if self.cause == "padding":
             return (
-                f"SND007: a text beside a longer one differs at {self.place} from the same text "
+                f"a text beside a longer one differs at {self.place} from the same text "
                 f"alone, {by}: padding on the right reaches its rows, or the forward pass shifts "
                 "the tokens. Read texts one by one (batch_size=1, --batch-size 1), or give "
                 f"items with their own attention_mask, which are read unchanged. {skip}"
             )
         if self.cause == "state":
             return (
-                "SND004: the same examples, run again with the same random seed, differ at "
+                "the same examples, run again with the same random seed, differ at "
                 f"{self.place} {by}: the model keeps a state from one forward pass to the next, "
                 "so rows depend on earlier inputs. Reset that state at the start of forward, or "
                 f"declare that it is intended: {skip}"
             )
         if self.cause == "chance":
             return (
-                f"SND004: the same examples, run again, differ at {self.place} {by}: the model "
+                f"the same examples, run again, differ at {self.place} {by}: the model "
                 "draws random numbers, so no number can be repeated. Remove the source of "
                 f"randomness (dropout without training=), or declare that it is intended: {skip}"
             )
         return (
-            "SND006: the same examples, run in another order beside others, differ at "
+            "the same examples, run in another order beside others, differ at "
             f"{self.place} {by}: rows may be mixed up with those of other examples. Find the "
             "cause by a scan (sonde scan MODEL DATA), or read one by one: batch_size=1 "
             f"(--batch-size 1). {skip}"
@@ -135,11 +132,11 @@ class RowCheck:
             return None
         same = self.first(together, self._read(every, seed))
         if same is not None:
-            return RowFault("SND004", *same, "state")
+            return RowFault(*same, "state")
         again = self.first(together, self._read(every, seed + 1))
         if again is not None:
-            return RowFault("SND004", *again, "chance")
-        return RowFault("SND006", *found, "company")
+            return RowFault(*again, "chance")
+        return RowFault(*found, "company")
 
     def _read(self, which: Sequence[int], seed: int) -> Rows:
         """Return the rows of some examples in this order under a random seed."""
