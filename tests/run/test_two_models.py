@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from torch import nn
 
 import sonde
 from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
+from sonde.report.compare import document
 from sonde.report.documents import save_document, to_page, to_terminal
-from sonde.run.comparing.two_answers import compare_answers
+from sonde.run.comparing.two_answers import compare_answers, compare_numbers
 from sonde.run.comparing.two_models import RowSample, compare_models
 from sonde.run.comparing.two_models_document import two_models_document
 
@@ -199,3 +201,36 @@ def test_models_of_other_layers_are_matched_by_likeness_and_by_example():
     other = [{"x": i["x"] + 1, "label": 0} for i in items()]
     with pytest.raises(InputError, match="rows that both models have in common, got 0"):
         compare_models(fitted(base), fitted(base, other), progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("scikit-learn's r2_score; equal states before a head that is scaled")
+@torch.no_grad()
+def test_numbers_of_regressions_are_compared_also_where_every_state_is_equal() -> None:
+    torch.manual_seed(3)
+    base = nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh())
+    base = nn.Sequential(*base, nn.Linear(WIDTH, 1)).eval()
+    other = copy.deepcopy(base)
+    other[3].weight.mul_(1.6)
+    x = torch.stack([item["x"] for item in items(200)])
+    said = [m(x)[:, 0].double() for m in (base, other)]
+    y = said[0] + 0.2 * torch.randn(200, dtype=torch.float64)
+    rows = [{"x": row, "label": float(t)} for row, t in zip(x, y, strict=True)]
+    models = Model(base), Model(other)
+    inputs = [open_inputs(m, rows, logits=True) for m in models]
+    assert compare_answers(*models, *inputs, progress=False) is None
+    found = compare_numbers(*models, *inputs, progress=False)
+    assert found is not None
+    gap = (said[0] - said[1]) / said[0].std(correction=0)
+    assert found.difference == pytest.approx(float(gap.square().mean()) ** 0.5, rel=1e-4)
+    assert found.r2 == pytest.approx([r2_score(y, s) for s in said], rel=1e-4)
+    assert (found.same, found.n) == (0.0, 200)
+    both = compare_models(fitted(base, rows), fitted(other, rows), progress=False)
+    words = document(
+        two_models_document(both, None, names=("a", "b"), data="rows", numbers=found)
+    ).verdict
+    assert "R^2 is" in words
+    assert "Every state is the same: the answers differ after the last layer compared." in words
+    equal = compare_numbers(models[0], models[0], inputs[0], inputs[0], progress=False)
+    assert equal is not None
+    assert (equal.same, equal.difference) == (1.0, 0.0)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import sonde
+from sonde.core.inputs import Model
+from sonde.run.comparing.model_difference import model_difference
 from sonde.run.comparing.two_models import RowSample, compare_models
 from sonde.run.comparing.two_models_findings import model_findings
 
@@ -87,3 +89,45 @@ def test_each_change_has_its_code_and_no_other(change, codes, first):
         assert found[-1].sentence.endswith("rotated (1), re-initialised or trained anew (1).")
     if change is nudged:
         assert found[0].sites == ("1:out", "2:out")
+
+
+class Mixed(nn.Module):
+    """Multiplies by a fixed matrix that is no weight."""
+
+    def __init__(self, seed: int, scale: float = 1.0) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.matrix = torch.randn(WIDTH, WIDTH, generator=draw) ** 3
+        self.scale = scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * (x @ self.matrix)
+
+
+@pytest.mark.slow
+def test_equal_bits_are_never_called_trained_anew() -> None:
+    def wrapped(seed: int, scale: float) -> Any:
+        layers = [*net()]
+        return nn.Sequential(layers[0], Mixed(seed, scale), layers[1])
+
+    base, other = wrapped(1, 1.0), wrapped(2, 3.0)
+    x = torch.randn(400, 24, generator=torch.Generator().manual_seed(7))
+    streams = [
+        sonde.read(m, [{"x": row} for row in x], sites=["0", "1", "2"], check=False)
+        for m in (base, other)
+    ]
+    one, two = (sonde.fit(RowSample(), s, progress=False) for s in streams)
+    both = compare_models(one, two, progress=False)
+    difference = model_difference(Model(base), Model(other))
+    assert (difference.weights, difference.code, difference.tokenizer) == ((), ("1",), False)
+    (said,) = [f.sentence for f in model_findings(both, difference) if f.code == "CMP004"]
+    assert "trained anew" not in said
+    assert said.endswith("All 4 weights are equal bit for bit; different: code or settings of 1.")
+    assert len(said) <= 240
+    moved = reset(net())
+    difference = model_difference(Model(net()), Model(moved))
+    assert difference.weights == ("1.weight", "1.bias")
+    assert difference.code == ()

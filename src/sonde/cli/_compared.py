@@ -26,7 +26,8 @@ def compared(
         The older model, if it is open already.
     """
     from sonde.run.comparing.compare import compare
-    from sonde.run.comparing.two_answers import compare_answers
+    from sonde.run.comparing.model_difference import model_difference
+    from sonde.run.comparing.two_answers import compare_answers, compare_numbers
     from sonde.run.comparing.two_models_document import two_models_document
     from sonde.run.reading.load import load
 
@@ -46,7 +47,13 @@ def compared(
     )
     inputs = [inputs_of(model, data, reading) for model in (first, second)]
     answers = compare_answers(first, second, *inputs, progress=progress)
-    return two_models_document(found, answers, names=names, data=data)
+    numbers = None
+    if answers is None:
+        numbers = compare_numbers(first, second, *inputs, progress=progress)
+    difference = model_difference(first, second)
+    return two_models_document(
+        found, answers, names=names, data=data, numbers=numbers, difference=difference
+    )
 
 
 def inputs_of(model: Any, data: str, reading: Reading) -> Any:

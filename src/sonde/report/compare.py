@@ -73,6 +73,12 @@ def _verdict(found: dict[str, Any]) -> str:
     if both is not None:
         text = f"Identical answers to {share(both['same'])}"
         said.append(f"{text} ({number(both['divergence'])} nats apart).")
+    numbers = found.get("numbers")
+    if numbers is not None:
+        said.append(_of_numbers(numbers))
+    differ = (both is not None and both["same"] < 1) or (
+        numbers is not None and numbers["same"] < 1
+    )
     known = [m for m in found["matches"] if m["cka"] is not None]
     if not known:
         return " ".join([*said, "No layer has enough variance to be compared."])
@@ -85,7 +91,11 @@ def _verdict(found: dict[str, Any]) -> str:
             f"{number(best['cka'])})."
         )
     elif all(m["movement"] is not None and m["movement"]["size"] == 0.0 for m in named):
-        said.append("Every state is the same.")
+        said.append(
+            "Every state is the same: the answers differ after the last layer compared."
+            if differ
+            else "Every state is the same."
+        )
     else:
         parted = next((m for m in named if m["cka"] < PARTED), None)
         least = min(named, key=lambda m: m["cka"])
@@ -104,6 +114,26 @@ def _verdict(found: dict[str, Any]) -> str:
     if both is None and named:
         said.append(_stayed(named[-1]))
     return " ".join(part for part in said if part)
+
+
+def _of_numbers(found: dict[str, Any]) -> str:
+    """Describe how the numbers of two regressions differ.
+
+    Examples
+    --------
+    >>> _of_numbers({"n": 90, "same": 0.0, "difference": 0.65, "r2": (0.978, 0.556)})
+    'R^2 is 0.98 for the first model and 0.56 for the second; the answers differ by 0.65 standard deviations.'
+    """  # noqa: E501
+    if found["same"] == 1:
+        said = "the answers are equal"
+    else:
+        said = f"the answers differ by {number(found['difference'], 2)} standard deviations"
+    one, two = found["r2"]
+    if one is None or two is None or one != one or two != two:
+        return f"{said[:1].upper()}{said[1:]}."
+    return (
+        f"R^2 is {number(one, 2)} for the first model and {number(two, 2)} for the second; {said}."
+    )
 
 
 def _stayed(last: dict[str, Any]) -> str:

@@ -1,17 +1,26 @@
 """Test whether two models give the same answers to the same inputs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.inputs import Inputs, Model
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.data import ItemInputs
 from sonde.engine.errorbars import group_error
 from sonde.engine.progress import Bar
 from sonde.tap import live_stream
+from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.session import Session
+from sonde.tap.model.input_types import place_of
 from sonde.tap.streams.answers import Answers, answers
+
+EQUAL: Final = 1e-6
+"""Difference of two numbers, in standard deviations, that rounding causes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,100 @@ class TwoAnswers:
     divergence: float
     right: tuple[float, float]
     loss: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TwoNumbers:
+    """Difference between the numbers that two regressions answer.
+
+    Parameters
+    ----------
+    n : int
+        Examples with finite answers of both models.
+    same : float
+        Fraction of equal answers, up to a millionth of a standard deviation.
+    difference : float
+        Root mean square difference, in standard deviations of the first model's answers.
+    r2 : (float, float)
+        R^2 of each model against the targets; NaN without targets.
+    """
+
+    n: int
+    same: float
+    difference: float
+    r2: tuple[float, float]
+
+
+def compare_numbers(
+    first: Model, second: Model, inputs: Inputs, others: Inputs, *, progress: bool = True
+) -> TwoNumbers | None:
+    """Return how the numbers of two regressions differ, or None if they give no single number.
+
+    Parameters
+    ----------
+    first, second : Model
+    inputs, others : Inputs
+        The same data, as inputs of each model.
+    progress : bool, default=True
+    """
+    if list(inputs.group_keys) != list(others.group_keys):
+        return None
+    found: list[tuple[Tensor, Tensor]] = []
+    for model, data in ((first, inputs), (second, others)):
+        key, parts, order = live_stream(model, data).logits_key, list[Tensor](), list[Tensor]()
+        with Bar("answers", len(data), shown=progress) as bar:
+            for batch in data.batches(0, len(data)):
+                numbers = None if key is None else _numbers(model, batch, key)
+                if numbers is None:
+                    return None
+                parts.append(numbers)
+                order.append(batch.order)
+                bar.advance(len(batch))
+        if not parts:
+            return None
+        found.append((torch.cat(parts), torch.cat(order)))
+    (a, rows), (b, same_rows) = found
+    if not torch.equal(rows, same_rows):
+        return None
+    target = _targets(inputs, rows)
+    known = torch.isfinite(a) & torch.isfinite(b)
+    spread = float(a[known].std(correction=0))
+    gap = (a - b)[known] / max(spread, 1e-300)
+    r2 = tuple(_r2(x, target) for x in (a, b))
+    return TwoNumbers(
+        n=int(known.sum()),
+        same=float((gap.abs() <= EQUAL).double().mean()),
+        difference=float(gap.square().mean()) ** 0.5,
+        r2=(r2[0], r2[1]),
+    )
+
+
+def _numbers(model: Model, batch: InputBatch, key: str) -> Float[Tensor, "row"] | None:
+    with Session(model.module) as session:
+        output = session.run(*place_of(model.module, batch).call(batch.args, batch.kwargs))
+    found = find(output, key)
+    if found is None or found.numel() != len(batch):
+        return None
+    return found.detach().reshape(-1).double().cpu()
+
+
+def _targets(inputs: Inputs, rows: Tensor) -> Float[Tensor, "row"]:
+    """Return the target of each example: numbers, or labels; NaN without one."""
+    nothing = torch.full((len(rows),), math.nan, dtype=torch.float64)
+    if not isinstance(inputs, ItemInputs):
+        return nothing
+    listing = inputs.listing
+    if listing.target is not None:
+        return torch.as_tensor(listing.target).double()[rows]
+    label = torch.as_tensor(listing.label).double()[rows]
+    return torch.where(label >= 0, label, nothing)
+
+
+def _r2(x: Float[Tensor, "row"], target: Float[Tensor, "row"]) -> float:
+    known = torch.isfinite(x) & torch.isfinite(target)
+    if int(known.sum()) < 2:
+        return math.nan
+    return 1 - float((x - target)[known].square().mean() / target[known].var(correction=0))
 
 
 def compare_answers(

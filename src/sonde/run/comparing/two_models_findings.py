@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from sonde.core.wording import plural
+from sonde.run.comparing.model_difference import ModelDifference
 from sonde.run.comparing.two_models import SiteMatch, TwoModels
 
 STILL: Final = 1e-3
@@ -35,8 +36,17 @@ class ModelFinding:
     sites: tuple[str, ...]
 
 
-def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
-    """Return the findings about layers with the same name and width in both models."""
+def model_findings(
+    found: TwoModels, difference: ModelDifference | None = None
+) -> tuple[ModelFinding, ...]:
+    """Return the findings about layers with the same name and width in both models.
+
+    Parameters
+    ----------
+    found : TwoModels
+    difference : ModelDifference, optional
+        What differs in the models themselves; it decides what a layer of other units is called.
+    """
     named = [m for m in found.matches if m.movement is not None]
     if not named:
         return ()
@@ -46,7 +56,7 @@ def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
     replaced = [m for m in moved if _is_replaced(m)]
     renumbered = [m for m in replaced if m.found_same >= SAME]
     strange = [m for m in replaced if m not in renumbered]
-    made = (_place(named, moved), _renumbered(renumbered), _strange(strange))
+    made = (_place(named, moved), _renumbered(renumbered), _strange(strange, difference))
     return tuple(finding for finding in made if finding is not None)
 
 
@@ -85,7 +95,7 @@ def _renumbered(matches: list[SiteMatch]) -> ModelFinding | None:
     return ModelFinding("CMP003", "note", said, tuple(m.site for m in matches))
 
 
-def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
+def _strange(matches: list[SiteMatch], difference: ModelDifference | None) -> ModelFinding | None:
     if not matches:
         return None
     first = matches[0]
@@ -94,10 +104,14 @@ def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
         "than to "
     )
     said += f"other units, and {first.found_again:.0%} have a counterpart (CKA {first.cka:.2f}): "
+    if difference is not None and not difference.weights:
+        said = f"{said[:-2]}. {difference.sentence()}"
+        return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
     turned = sum(map(_is_turned, matches))
     kinds = ("rotated", turned), ("re-initialised or trained anew", len(matches) - turned)
     here = [f"{kind} ({n})" if 0 < turned < len(matches) else kind for kind, n in kinds if n]
     said += f"{', '.join(here)}."
+    said += f" {difference.sentence()}" if difference is not None else ""
     return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
 
 

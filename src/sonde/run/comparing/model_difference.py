@@ -1,0 +1,102 @@
+"""What differs between two models besides their states: weights, tokenizer, code of modules."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+from sonde.core.wording import plural
+
+SHOWN: Final = 3
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """Names of what differs between two models.
+
+    Parameters
+    ----------
+    weights : tuple of str
+        Parameters and buffers whose bits differ, or that only one model has.
+    n_weights : int
+        Parameters and buffers of both models.
+    code : tuple of str
+        Modules whose class, source code or settings differ, or that only one model has.
+    tokenizer : bool
+        Whether the tokenizers or processors differ.
+    """
+
+    weights: tuple[str, ...]
+    n_weights: int
+    code: tuple[str, ...]
+    tokenizer: bool
+
+    def sentence(self) -> str:
+        """Describe what differs, and what is equal.
+
+        Examples
+        --------
+        >>> ModelDifference((), 12, ("blocks.1",), False).sentence()
+        'All 12 weights are equal bit for bit; different: code or settings of blocks.1.'
+        >>> ModelDifference(("head.bias",), 12, (), False).sentence()
+        'Different: 1 of 12 weights (head.bias).'
+        """
+        aside = [f"code or settings of {_listed(self.code)}"] if self.code else []
+        aside += ["tokenizer"] if self.tokenizer else []
+        if not self.weights:
+            rest = f"; different: {', '.join(aside)}" if aside else ""
+            return f"All {plural(self.n_weights, 'weight')} are equal bit for bit{rest}."
+        which = f"{len(self.weights)} of {plural(self.n_weights, 'weight')}"
+        return f"Different: {', '.join([f'{which} ({_listed(self.weights)})', *aside])}."
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def model_difference(first: Model, second: Model) -> ModelDifference:
+    """Compare the weights, the tokenizers and the code of two models."""
+    one, two = (dict(_tensors(model.module)) for model in (first, second))
+    names = list(dict.fromkeys([*one, *two]))
+    weights = [n for n in names if n not in one or n not in two or not _equal(one[n], two[n])]
+    codes = [{n: _code(m) for n, m in model.module.named_modules()} for model in (first, second)]
+    parts = list(dict.fromkeys([*codes[0], *codes[1]]))
+    code = [n or type(first.module).__name__ for n in parts if codes[0].get(n) != codes[1].get(n)]
+    inner = [n for n in code if not any(o != n and o.startswith(f"{n}.") for o in code)]
+    texts = [_written(model.processor) for model in (first, second)]
+    return ModelDifference(tuple(weights), len(names), tuple(inner), texts[0] != texts[1])
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(torch.equal(a.detach().cpu(), b.detach().cpu()))
+
+
+def _code(module: nn.Module) -> tuple[str, str, str]:
+    """Return the class, its source's hash, and the printed settings of a module."""
+    kind = type(module)
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed into a shell, or built in
+        source = ""
+    known = hashlib.sha256(source.encode()).hexdigest()
+    return kind.__qualname__, known, module.extra_repr()
+
+
+def _written(processor: Any) -> str:
+    """Return what tells a tokenizer from another: its class and its vocabulary."""
+    if processor is None:
+        return ""
+    words = getattr(processor, "get_vocab", None)
+    known = sorted(words().items(), key=lambda pair: str(pair[0])) if callable(words) else ""
+    return f"{type(processor).__name__} {known}"
