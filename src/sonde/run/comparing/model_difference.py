@@ -97,6 +97,6 @@ def _written(processor: Any) -> str:
     """Return what tells a tokenizer from another: its class and its vocabulary."""
     if processor is None:
         return ""
-    words = getattr(processor, "get_vocab", None)
-    known = sorted(words().items(), key=lambda pair: str(pair[0])) if callable(words) else ""
+    words: Any = getattr(processor, "get_vocab", None)
+    known = "" if words is None else sorted(words().items(), key=lambda pair: str(pair[0]))
     return f"{type(processor).__name__} {known}"
