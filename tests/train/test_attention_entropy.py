@@ -67,3 +67,10 @@ def test_nothing_to_hold_and_bad_parameters():
     assert float(AttentionEntropy()(alone)) == 0.0
     with pytest.raises(InputError, match=r"threshold in \[0, 1\]"):
         AttentionEntropy(1.2)
+
+
+def test_rows_and_weights_that_are_no_probabilities_are_refused():
+    with pytest.raises(InputError, match=r"expected attention .* got shape \(8, 5\)\. Attach"):
+        AttentionEntropy()(torch.randn(8, 5))
+    with pytest.raises(InputError, match=r"sum to 1 .* off by 1\. Pass weights after the softmax"):
+        AttentionEntropy()(torch.full((2, 1, 3, 4), 0.5))

@@ -32,6 +32,11 @@ FLAGS: dict[str, str] = {
     "few_rows": "too few rows (groups): at most as many as dimensions, or hardly any of one kind",
     "few_groups": "fewer than 8 independent groups of rows: the standard error is widened by "
     "Student's t, and is itself uncertain",
+    "heavy_tails": "fewer than 4 effective rows (groups) have the variance, by effects far larger "
+    "than all others': the standard error may be too small",
+    "deterministic": "the value grows with the number of rows as if one side were a function of "
+    "the other: a lower bound of information that may be infinite",
+    "narrow_kernel": "the kernel is so narrow that hardly two rows are alike: the value is noise",
     "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",

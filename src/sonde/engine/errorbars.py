@@ -22,6 +22,8 @@ from sonde.core.statistic import Statistic, parameter_names
 from sonde.engine.independent_rows import independent_rows
 
 R = TypeVar("R", bound=Result)
+FEW_EFFECTS = 4
+"""Fewer effective groups than that, behind the variance of a value, are flagged as heavy tails."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,11 @@ def _with_error(
     if not math.isfinite(se):
         return _explained(_detached(result), "the influence of single rows is not finite")
     _, sizes = torch.unique(sample.group, return_counts=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return with_few_groups(replace(_detached(result), se=se), effective_groups(cast(Tensor, sizes)))
+    found = with_few_groups(
+        replace(_detached(result), se=se), effective_groups(cast(Tensor, sizes))
+    )
+    is_heavy = contributing_groups(effect, sample.group) < FEW_EFFECTS
+    return replace(found, flags=(*found.flags, "heavy_tails")) if is_heavy else found
 
 
 def _independent(
@@ -206,6 +212,26 @@ def group_error(
     products = (float(sums.square().sum()) - squares) * (n_rows - 1) / (drawn - 1)
     total = (squares + max(0.0, products)) * n_rows / drawn
     return widen_error(math.sqrt(total * n_groups / (n_groups - 1)), effective_groups(sizes))
+
+
+def contributing_groups(effect: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
+    """Return the effective number of groups that the variance of the effects comes from.
+
+    ``(sum e^2)^2 / sum e^4`` of the groups' sums: the number of groups over the kurtosis of their
+    influences. It is all groups if their effects are equal in size, and 1 if a single group has
+    all of the variance.
+
+    Examples
+    --------
+    >>> contributing_groups(torch.tensor([3.0, -3.0, 3.0, -3.0]), torch.arange(4))
+    4.0
+    """
+    _, member = torch.unique(group, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    centred = effect.double() - effect.double().mean()
+    sums = torch.zeros(int(cast(Tensor, member).max()) + 1, dtype=torch.float64)
+    square = sums.index_add_(0, cast(Tensor, member), centred).square()
+    square = square / square.max().clamp(min=1e-300)
+    return float(square.sum() ** 2 / square.square().sum().clamp(min=1e-300))
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:

@@ -77,6 +77,10 @@ class GULP(CrossInstrument):
         flags = tuple(dict.fromkeys(moment_flags(x) + moment_flags(y)))
         if "dead" in flags:
             return GULPResult(n=cross.n, range=(0.0, math.inf), flags=flags, distance=math.nan)
+        if any(_is_swamped(m, self.ridge) for m in each):
+            # one row is so long that its square leaves nothing of the ridge and of other rows
+            flags = tuple(dict.fromkeys((*flags, "lost_precision")))
+            return GULPResult(n=cross.n, range=(0.0, math.inf), flags=flags, distance=math.nan)
         one, two = _smoother(x, self.ridge), _smoother(y, self.ridge)
         both = (one @ cross.covariance @ two @ cross.covariance.T).diagonal().sum()
         own = [((p @ m.covariance) @ (p @ m.covariance)).diagonal().sum()
@@ -97,6 +101,14 @@ class GULP(CrossInstrument):
             conventions={"centered": True, "ridge": self.ridge},
             distance=math.sqrt(number) if number >= 0 else math.nan,
         )
+
+
+def _is_swamped(moments: MomentsState, ridge: float) -> bool:
+    """Return whether the ridge is lost in the rounding of the units' correlations."""
+    if ridge == 0:
+        return False
+    variance = moments.variance.detach()
+    return ridge < torch.finfo(torch.float64).eps * float(variance.max())
 
 
 def _smoother(moments: MomentsState, ridge: float) -> Float[Tensor, "dim dim"]:

@@ -26,6 +26,7 @@ from sonde.stats.sampled_rows import SampledRows
 
 Sums = HsicSumsState | GroupedHsicSumsState
 ROUNDING = 1e-30
+NOISE, WIDE = 4.0, 0.5
 """Largest criterion that rounding can cause; a site of equal rows is below this number."""
 
 
@@ -170,6 +171,8 @@ class KernelCKA(Instrument):
             value = (pair.hsic + swapped.hsic) / 2 / torch.sqrt(xx * yy)
         else:
             flags.append("dead")
+        if _is_narrow(first) or _is_narrow(second):
+            flags.append("narrow_kernel")
         if abs(float(torch.as_tensor(value).detach())) * pair.n < 3 * math.sqrt(2):
             flags.append("se_first_order")
         return KernelCKAResult(
@@ -193,6 +196,19 @@ class KernelCKA(Instrument):
     def then(self, result: Result) -> "KernelCKA | None":
         """Return the instrument with the widths computed from the sample."""
         return replace(self, sigma=result.sigma) if isinstance(result, KernelWidths) else None
+
+
+def _is_narrow(own: Sums) -> bool:
+    """Return whether two different rows are unlike for a kernel, as far as its features show.
+
+    The criterion of a kernel that is 0 between all rows is the noise of its random features, about
+    ``1 / (m n)``. Very wide kernels have a small criterion too, but a mean of about 1.
+    """
+    if isinstance(own, GroupedHsicSumsState) or own.n < 4:
+        return False
+    raw = own.moved(torch.zeros_like(own.reference_x), torch.zeros_like(own.reference_y))
+    m, mean = len(own.sum_x) // 2, float(raw.sum_x.detach().square().sum()) / own.n**2
+    return mean < WIDE and float(own.hsic.detach()) * m * own.n < NOISE
 
 
 def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> float:

@@ -5,7 +5,7 @@ the third falls short from a handful of units on (flag ``high_dim``). For simila
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -33,6 +33,7 @@ from sonde.stats import (
     Moments,
     MomentsState,
 )
+from sonde.stats.halves import random_halves
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
 ROUNDING = 1e-12
@@ -44,6 +45,7 @@ Scale = Literal["none", "std"]
 MOST_DIMS = 6
 TOO_WIDE = 10.0
 NEAR_LIMIT = 0.99
+GROWN, GROWN_HALVES, LEAST_GROUPS = 0.7, 4, 40
 
 
 @final
@@ -214,10 +216,13 @@ class MutualInformation(Instrument):
             se, how = raw_rows.standard_error(
                 lambda half: figure(self._prepared(self._coded(half)[0]))[0]
             )
+        if ksg and not full and _grows(rows, float(raw), lambda half: float(figure(half)[0])):
+            flags, full = [*flags, "deterministic"], True
         if full and ksg:
             se, how = (
                 None,
-                "none: the estimator is at its upper limit, and the value is a lower bound",
+                "none: the estimator is at its upper limit, or grows with the number of rows: the "
+                "value is a lower bound",
             )
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
@@ -279,6 +284,20 @@ class MutualInformation(Instrument):
             bias=null,
             kept=kept,
         )
+
+
+def _grows(rows: SampledRows, value: float, figure: Callable[[SampledRows], float]) -> bool:
+    """Return whether the value grows by most of ``ln 2`` from half of the groups to all.
+
+    If one side is a function of the other, each doubling of the rows halves the volume that holds
+    ``k`` neighbours on both sides alike, and adds ``ln 2``. Finite information that the rows can
+    show does not grow.
+    """
+    if rows.n_groups < LEAST_GROUPS:
+        return False
+    halves = random_halves(rows.group, GROWN_HALVES, seed=1)
+    grown = value - sum(figure(rows.take(half)) for half in halves) / GROWN_HALVES
+    return grown > GROWN * math.log(2.0)
 
 
 def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:

@@ -7,7 +7,8 @@ network. ``entropy_rank`` weighs small eigenvalues more.
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sonde.core.function import as_function
 from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_result
@@ -48,11 +49,17 @@ class ParticipationRatio(SpectrumInstrument):
         """Compare the eigenvalues' sum with their sum of squares."""
         return rank_result(
             rows,
-            lambda values: torch.square(values.sum()) / values.square().sum(),
+            _spread_of,
             lambda dim, n: (dim * n + 2.0) / (dim + n + 1.0),
             {},
             independent=independent,
         )
+
+
+def _spread_of(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
+    """Return the squared sum over the sum of squares; no square under- or overflows."""
+    shares = values / values.detach().max()
+    return shares.sum().square() / shares.square().sum()
 
 
 participation_ratio = as_function(ParticipationRatio)

@@ -136,6 +136,11 @@ class _Design:
     @classmethod
     def of(cls, cells: ClassMomentsState) -> "_Design":
         """Solve for the effects, each kind with mean 0."""
+        if not len(cells.labels):
+            raise InputError(
+                "SpuriousShift: expected rows with a label (the concept), got none. Pass label=, "
+                "or name the column of the concept."
+            )
         parts = (cells.labels // VALUES, cells.labels % VALUES)
         at = torch.stack([torch.unique(p, return_inverse=True)[1] for p in parts], 1)
         a, b = (int(i) for i in at.max(0).values + 1)

@@ -22,6 +22,7 @@ from sonde.core.random_state import kept_random_state
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.engine.errorbars import FEW_EFFECTS, contributing_groups
 from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import HashSampleState
 from sonde.stats.halves import random_halves
@@ -121,6 +122,9 @@ class VInformation(Instrument):
             )
         others = [self._judged(s) for s in sample.shuffled(n=NULLS)] if len(judged.gain) else []
         nulls = [float(other.gain.mean()) for other in others if other is not None]
+        every_gain = (j.gain for j in (judged, *others) if j is not None and len(j.gain))
+        if any(contributing_groups(g, torch.arange(len(g))) < FEW_EFFECTS for g in every_gain):
+            flags.append("heavy_tails")
         se, how = judged.error() if nulls else (None, "no value")
         known = torch.unique(judged.label)
         return VInformationResult(
@@ -230,7 +234,11 @@ class _Fit:
         self, x: Float[np.ndarray, "row2 dim"]
     ) -> Float[np.ndarray, "row2 class"]:
         """Return the classes' log-probabilities, in ascending order of class."""
-        return self.model.predict_log_proba((x - self.mean) / self.scale)
+        score = np.asarray(self.model.decision_function((x - self.mean) / self.scale))
+        if score.ndim == 1:
+            score = np.stack([np.zeros_like(score), score], 1)
+        score = score - score.max(1, keepdims=True)  # no chance underflows to 0
+        return score - np.log(np.exp(score).sum(1, keepdims=True))
 
     def taught(
         self, x: Float[np.ndarray, "row2 dim"], at: Int[np.ndarray, "row2"]

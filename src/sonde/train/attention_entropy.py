@@ -14,6 +14,9 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.stats import query_entropy
 
+SUMS = 0.05
+"""Largest error of a sum of probabilities, in a half type."""
+
 
 @final
 class AttentionEntropy(nn.Module):
@@ -68,7 +71,7 @@ class AttentionEntropy(nn.Module):
     @in_float32
     def forward(
         self,
-        probs: Float[Tensor, "example head query key"],
+        probs: Float[Tensor, "..."],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the mean squared distance from the bands.
@@ -80,10 +83,23 @@ class AttentionEntropy(nn.Module):
         mask : Bool[Tensor, "..."], optional
             True where a query may see a key; broadcasts to ``probs``.
         """
+        if probs.ndim != 4:
+            raise InputError(
+                "AttentionEntropy: expected attention (example, head, query, key), got shape "
+                f"{tuple(probs.shape)}. Attach it to the weights of an attention, such as "
+                "'layers.1:probs'."
+            )
         seen = torch.ones_like(probs, dtype=torch.bool) if mask is None else mask
         if seen.ndim == 3:  # as the measure takes it: (example, query, key)
             seen = seen[:, None]
         nats, most = query_entropy(probs, seen.broadcast_to(probs.shape))
+        off = (probs.detach() * seen).sum(-1).sub(1).abs()[most > 0]
+        if bool((off > SUMS).any()):
+            raise InputError(
+                "AttentionEntropy: expected probabilities that sum to 1 over the keys that a query "
+                f"may see, got sums off by {float(off.max()):.3g}. Pass weights after the softmax "
+                "and before dropout, and the mask that the model used."
+            )
         counted = most > 0
         if not bool(counted.any()):
             return 0.0 * probs.sum()
