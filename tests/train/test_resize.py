@@ -179,3 +179,20 @@ def test_a_model_without_a_configuration_is_stacked_with_the_inputs_that_are_giv
     assert not bool(new.layers[2].down.weight.any())
     with pytest.raises(InputError, match=r"Pass inputs="):
         Resize(depth="stack").of(old, like=Stacked(3))
+
+
+@pytest.mark.truth("the answers of the old model")
+def test_a_stream_that_starts_at_the_input_is_stacked():
+    inputs = torch.randn(4, 6)
+    new = Resize(depth="stack").of(FromInput(2), like=FromInput(3), inputs=inputs)
+    torch.testing.assert_close(new(inputs), FromInput(2)(inputs))
+    assert not bool(new.layers[2].down.weight.any())
+
+
+class FromInput(Stacked):
+    """The same blocks on the inputs themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x)

@@ -20,7 +20,8 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.data._model_kind import config_of
 from sonde.tap.decoding.layers import ModelBlocks
-from sonde.weights.residual import example_inputs, residual_writers, run
+from sonde.tap.model.sites import BLOCKS, resolve
+from sonde.weights.residual import example_inputs, residual_writers, run, sums_at
 
 SIZES = (
     "hidden_size",
@@ -278,13 +279,21 @@ class Resize:
         return made
 
     def _silence(self, new: nn.Module, inputs: Any) -> None:
-        """Set the weights to 0 with which the last block writes to the residual stream."""
+        """Set the weights to 0 with which the last block writes to the residual stream.
+
+        What the stream was before the block, such as the input itself, does not matter: whether
+        the function is kept is checked afterwards.
+        """
         last = ModelBlocks(new).paths[-1]
-        for layer in residual_writers(new, inputs):
-            name = layer if isinstance(layer, str) else layer.name
-            if _in(name, last):
-                for parameter in new.get_submodule(name).parameters():
-                    parameter.zero_()
+        terms = sums_at(new, resolve(new, BLOCKS)[-1:], inputs)[0].terms
+        names = [term if isinstance(term, str) else term.name for term in terms]
+        own = [name for name in names if _in(name, last)]
+        for name in own:
+            for parameter in new.get_submodule(name).parameters():
+                parameter.zero_()
+        if not own:
+            residual_writers(new, inputs)  # says what stands in between
+            raise SiteError(f"Resize: {last} adds nothing to a residual stream. Use 'repeat'.")
 
     def _check(self, old: nn.Module, new: nn.Module, inputs: Any) -> None:
         """Raise if the function changed although it should be equal."""
