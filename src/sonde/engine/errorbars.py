@@ -230,8 +230,11 @@ def contributing_groups(effect: Float[Tensor, "row"], group: Int[Tensor, "row"])
     centred = effect.double() - effect.double().mean()
     sums = torch.zeros(int(cast(Tensor, member).max()) + 1, dtype=torch.float64)
     square = sums.index_add_(0, cast(Tensor, member), centred).square()
-    square = square / square.max().clamp(min=1e-300)
-    return float(square.sum() ** 2 / square.square().sum().clamp(min=1e-300))
+    largest = float(square.max())
+    if not largest > 0:
+        return float(len(square))
+    shares = square / largest
+    return float(shares.sum() ** 2 / shares.square().sum())
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:

@@ -23,6 +23,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
+from sonde.tap.training.ranks import of_all_ranks
 
 Distance = Literal["cosine", "mse", "smooth_l1", "relational", "kl", "cross_entropy", "focus"]
 Grid = tuple[int, int]
@@ -69,6 +70,9 @@ class Align(nn.Module):
         the mean over all heads of each site.
     prefix : int, default=0
         Tokens of each target example in front of its places that ``x`` lacks, as a class token.
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -103,8 +107,10 @@ class Align(nn.Module):
         resample: Literal["after", "before"] = "after",
         heads: Literal["first", "mean"] = "first",
         prefix: int = 0,
+        gather: bool = True,
     ) -> None:
         super().__init__()
+        self.gather = gather
         if projector != "none" and width is None:
             raise InputError(
                 "Align: expected width, the width of the target, with a projector. Pass it."
@@ -129,6 +135,7 @@ class Align(nn.Module):
             layers.append(nn.Linear(hidden, width or 0))
         self.projector = nn.Sequential(*layers)
 
+    @of_all_ranks("x", "y", "mask", "weight")
     @in_float32
     def forward(
         self,

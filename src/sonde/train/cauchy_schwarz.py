@@ -14,6 +14,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import BatchError, InputError
 from sonde.stats import conditional_divergence, quadratic_information
 from sonde.stats.fourier import kernel_width
+from sonde.tap.training.ranks import of_all_ranks
 
 LEAST = 2
 
@@ -42,6 +43,9 @@ class CauchySchwarzBottleneck(nn.Module):
     widths : (float, float, float), optional
         Widths of the kernels of ``x``, ``y`` and ``label``. By default the median distance in the
         first batch, divided by the square root of 2.
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -54,9 +58,13 @@ class CauchySchwarzBottleneck(nn.Module):
     widths: Tensor
 
     def __init__(
-        self, beta: float = 1e-3, widths: tuple[float, float, float] | None = None
+        self,
+        beta: float = 1e-3,
+        widths: tuple[float, float, float] | None = None,
+        gather: bool = True,
     ) -> None:
         super().__init__()
+        self.gather = gather
         if not beta >= 0 or (widths is not None and not min(widths) > 0):
             raise InputError(
                 "CauchySchwarzBottleneck: expected beta of 0 or more and widths above 0, got "
@@ -66,6 +74,7 @@ class CauchySchwarzBottleneck(nn.Module):
         found = torch.zeros(3) if widths is None else torch.tensor(widths)
         self.register_buffer("widths", found)
 
+    @of_all_ranks("x", "y", "logits", "label")
     @in_float32
     def forward(
         self,

@@ -19,6 +19,7 @@ from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
 from sonde.tap.hooks.latest import CopiedLock
+from sonde.tap.training.ranks import of_all_ranks
 from sonde.train._callers import OfStep
 
 Denominator = Literal["softmax", "decoupled", "top_k", "uniform", "none"]
@@ -69,6 +70,9 @@ class Contrast(nn.Module):
     memory : int, default=0
         Number of rows of earlier steps that stay candidates, without gradients. ``terms.step()``
         calls ``step()``, which adds the last batch to them.
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -109,8 +113,10 @@ class Contrast(nn.Module):
         concepts: Sequence[int] | None = None,
         prototypes: int = 0,
         memory: int = 0,
+        gather: bool = True,
     ) -> None:
         super().__init__()
+        self.gather = gather
         if not temperature > 0:
             raise InputError(f"Contrast: expected temperature above 0, got {temperature}.")
         for value, words in ((denominator, get_args(Denominator)), (metric, get_args(Metric))):
@@ -132,6 +138,7 @@ class Contrast(nn.Module):
         self._turn = CopiedLock()
         self.register_load_state_dict_pre_hook(_as_many_kept)
 
+    @of_all_ranks("x", "label", "view", "group", "place")
     @in_float32
     def forward(
         self,

@@ -15,6 +15,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import BatchError, InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats import latent_parts
+from sonde.tap.training.ranks import of_all_ranks
 from sonde.train._draws import Draws
 
 Estimator = Literal["mixture", "leave_one_out"]
@@ -52,6 +53,9 @@ class LatentTerms(nn.Module):
         Least logarithm of a variance; smaller values are raised to it.
     seed : int, default=0
         Of the draws of ``z``, if ``z`` is not given.
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -82,13 +86,16 @@ class LatentTerms(nn.Module):
         estimator: Estimator = "mixture",
         floor: float = -8.0,
         seed: int = 0,
+        gather: bool = True,
     ) -> None:
         super().__init__()
+        self.gather = gather
         self.weights = {"mi": mi, "tc": tc, "each": each, "posterior": posterior, "prior": prior}
         self.groups, self.estimator, self.floor = groups, estimator, floor
         check_ranges(self, estimator=("mixture", "leave_one_out"))
         self.draws = Draws(seed)
 
+    @of_all_ranks("x", "y", "z")
     @in_float32
     def forward(
         self,

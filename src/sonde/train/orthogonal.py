@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
+from sonde.tap.training.ranks import whole_weight
 
 
 @final
@@ -31,7 +32,7 @@ class Orthogonal(nn.Module):
                  value.
     Cost         O(out^2 in size^4) for a kernel.
     Assumes      a weight (out, in) or (out, in, size, size), one group.
-    Batching     none: no rows.
+    Batching     none: no rows. A weight that FSDP shards is brought together.
 
     Parameters
     ----------
@@ -61,6 +62,7 @@ class Orthogonal(nn.Module):
     @in_float32
     def forward(self, weight: Float[Tensor, "out in *size"]) -> Float[Tensor, ""]:
         """Return the squared distance of one layer's weight from an isometry."""
+        weight = whole_weight(weight)
         if weight.ndim == 2:
             short = weight if len(weight) <= weight.shape[1] else weight.T
             return (short @ short.T - _identity(short)).square().sum()

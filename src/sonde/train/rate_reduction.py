@@ -16,6 +16,7 @@ from sonde.core.errors import BatchError
 from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
 from sonde.tap.hooks.latest import CopiedLock
+from sonde.tap.training.ranks import of_all_ranks
 from sonde.train._callers import OfStep
 
 
@@ -42,6 +43,9 @@ class RateReduction(nn.Module):
         Share of the earlier batches' second moments that a step keeps, as if a batch had
         ``1 / (1 - average)`` times as many rows. A row's gradient keeps its size. In eval mode only
         the given rows count.
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -54,8 +58,9 @@ class RateReduction(nn.Module):
     sums: Tensor
     n: Tensor
 
-    def __init__(self, eps2: float = 0.5, average: float = 0.0) -> None:
+    def __init__(self, eps2: float = 0.5, average: float = 0.0, gather: bool = True) -> None:
         super().__init__()
+        self.gather = gather
         self.eps2, self.average = eps2, average
         check_ranges(self, eps2="> 0", average="[0, 1)")
         self.register_buffer("sums", torch.zeros(0, 1, 1))
@@ -64,6 +69,7 @@ class RateReduction(nn.Module):
         self._turn = CopiedLock()
         self.register_load_state_dict_pre_hook(_as_large)
 
+    @of_all_ranks("x", "label")
     @in_float32
     def forward(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> Float[Tensor, ""]:
         """Return the negative rate reduction of rows with labels."""

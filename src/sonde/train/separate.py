@@ -16,6 +16,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import BatchError, InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.kernel_sums import gaussian_kernel, unbiased_hsic
+from sonde.tap.training.ranks import of_all_ranks
 
 Penalty = Literal["cosine", "cross_covariance", "hsic", "joint_entropy", "adversary"]
 
@@ -53,6 +54,9 @@ class Separate(nn.Module):
     hidden : int, default=64
         Hidden units of the head of ``adversary``.
     strength : float, default=1.0
+    gather : bool, default=True
+        If several processes train, take the rows of all of them, so that gradients are those of
+        one process with the whole batch. False if the rows given are those of all processes.
 
     References
     ----------
@@ -81,8 +85,10 @@ class Separate(nn.Module):
         width: int | None = None,
         hidden: int = 64,
         strength: float = 1.0,
+        gather: bool = True,
     ) -> None:
         super().__init__()
+        self.gather = gather
         self.penalty, self.tau, self.scaled = penalty, tau, scaled
         check_ranges(self, penalty=get_args(Penalty), tau="> 0")
         self.strength = strength
@@ -96,6 +102,7 @@ class Separate(nn.Module):
                 )
             self.head = nn.Sequential(nn.LazyLinear(hidden), nn.ReLU(), nn.Linear(hidden, width))
 
+    @of_all_ranks("x", "y")
     @in_float32
     def forward(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]

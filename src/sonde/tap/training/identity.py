@@ -29,6 +29,8 @@ from sonde.tap.training.term import Term
 WEIGHTS, CODE = "weights", "code"
 MODEL, TEACHER = "the model", "the teacher"
 _OF_TORCH = frozenset(vars(nn.Module())) | {"cls_to_become", "_load_hook", "_initialize_hook"}
+_OF_PROCESSES = frozenset(("gather",))
+"""Attributes of a loss that say which process holds a row, not what the loss is."""
 """Attributes that torch keeps on every module; its lazy modules keep the last three until a call.
 """
 _PLAIN = str | bytes | bool | int | float | complex | torch.dtype
@@ -67,7 +69,7 @@ def loss_facts(loss: nn.Module) -> Facts:
         prefix = f"{path}." if path else ""
         found[f"{prefix}class"] = _name(type(part))
         for name, value in vars(part).items():
-            if name not in _OF_TORCH:
+            if name not in _OF_TORCH | _OF_PROCESSES:
                 found[prefix + name] = _said(value)
         held: dict[str, Tensor | None] = {**part._buffers, **part._parameters}
         learned = [name for name, p in part._parameters.items() if p is not None and _learns(p)]

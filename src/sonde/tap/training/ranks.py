@@ -1,10 +1,19 @@
 """Rows of all processes in a training run, for losses that depend on all rows together."""
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+P = ParamSpec("P")
+L = TypeVar("L")
+T = TypeVar("T")
+_DONE: ContextVar[bool] = ContextVar("rows of all processes are gathered", default=False)
 
 
 def n_ranks() -> int:
@@ -60,6 +69,18 @@ def gathered_views(x: Any, views: Sequence[int]) -> Any:
     return torch.cat([gathered(part) for part in parts])
 
 
+def whole_weight(x: Tensor) -> Tensor:
+    """Return a weight that is sharded over processes as one tensor; others unchanged.
+
+    Every process has to call. Gradients go back to the shards.
+    """
+    if n_ranks() == 1:
+        return x
+    from torch.distributed.tensor import DTensor
+
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def added_up(x: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, or the tensor itself for one process."""
     if n_ranks() == 1:
@@ -72,3 +93,52 @@ def added_up(x: Tensor) -> Tensor:
 def averaged(gradient: Tensor) -> Tensor:
     """Return the mean of a gradient over all processes."""
     return added_up(gradient) / n_ranks()
+
+
+@contextmanager
+def rows_are_gathered() -> Iterator[None]:
+    """Leave rows as they are in losses that would gather them from all processes."""
+    token = _DONE.set(True)
+    try:
+        yield
+    finally:
+        _DONE.reset(token)
+
+
+def of_all_ranks(
+    *names: str,
+) -> Callable[[Callable[Concatenate[L, P], T]], Callable[Concatenate[L, P], T]]:
+    """Return a decorator of a loss's ``forward``: it takes the rows of all processes.
+
+    Only while the loss trains, with gradients enabled, if its attribute ``gather`` is true and it
+    is no mean over rows (``batching``). Every process has to call then. ``view`` groups rows: all
+    of view 0 come first.
+
+    Parameters
+    ----------
+    *names : str
+        Arguments with a row for each example, the first of them required.
+    """
+
+    def decorated(forward: Callable[Concatenate[L, P], T]) -> Callable[Concatenate[L, P], T]:
+        signature = inspect.signature(forward)
+
+        @wraps(forward)
+        def called(loss: L, *args: P.args, **kwargs: P.kwargs) -> T:
+            asked: Any = loss
+            is_alone = n_ranks() == 1 or _DONE.get() or not torch.is_grad_enabled()
+            is_mean = asked.batching == "mean"
+            if is_alone or is_mean or not (asked.training and asked.gather):
+                return forward(loss, *args, **kwargs)
+            given = signature.bind(loss, *args, **kwargs).arguments
+            view, n = given.get("view"), len(given[names[0]])
+            sizes = [n] if view is None else torch.bincount(view).tolist()
+            found = {k: gathered_views(given[k], sizes) for k in names if k in given}
+            first = next(iter(given))
+            rest = {k: v for k, v in (given | found).items() if k != first}
+            with rows_are_gathered():
+                return forward(loss, **rest)  # pyright: ignore[reportCallIssue]
+
+        return called
+
+    return decorated

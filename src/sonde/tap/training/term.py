@@ -15,6 +15,7 @@ from sonde.core.schedule import Constant, Schedule
 from sonde.core.site import Reducer
 from sonde.tap.training.place import Changing, Place
 from sonde.tap.training.places import Places
+from sonde.tap.training.ranks import rows_are_gathered
 
 Key = str | tuple[str, ...]
 Weight = float | Schedule
@@ -58,10 +59,11 @@ class Term:
             A copy of the loss, to call in its place.
         """
         called = self.loss if loss is None else loss
-        if narrow_weight(called) is not None:
-            return called(**given)
-        with without_autocast(*devices_of(given)):
-            return called(**widened(given))
+        with rows_are_gathered():
+            if narrow_weight(called) is not None:
+                return called(**given)
+            with without_autocast(*devices_of(given)):
+                return called(**widened(given))
 
     def told(self, name: str, default: Any) -> Any:
         """Return a loss's attribute (``batching``, ``memory``, ``step``), or the default."""
