@@ -12,6 +12,7 @@ from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd049 import SND049, changes_in_file
 from sonde.findings.evidence.inputs.weak_groups import known_columns
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Location
 
 N, AT = 320, 190
 
@@ -101,6 +102,7 @@ def test_targets_of_other_rows_from_one_row_on_are_named() -> None:
     finding = assert_raised(SND049().check(found(given, moved)), "warning")
     (change,) = changes_in_file(found(given, moved))
     assert (change.kind, finding.examples) == ("fit", (change.row,))
+    assert finding.location == Location(rows=(change.row, N))
     assert abs(change.row - AT) <= 20
     assert change.before > 0.6
     assert abs(change.after) < 0.3

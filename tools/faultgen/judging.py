@@ -108,7 +108,8 @@ def named_place(finding: Finding, world: World) -> Place:
     given = finding.get("location") or {}
     tensors: dict[str, frozenset[int]] = {}
     for name, spec in world.task.specs.items():
-        found = _features(given.get("columns") or (), spec.columns)
+        asked = given.get("tensors") or (name,)
+        found = _features(given.get("columns") or () if name in asked else (), spec.columns)
         found |= {i for i, c in enumerate(spec.columns) if _has(text, c)}
         if found or name in (given.get("tensors") or ()) or _has(text, name):
             tensors[name] = frozenset(found)
@@ -117,7 +118,7 @@ def named_place(finding: Finding, world: World) -> Place:
         paths = {n for n, _ in world.net.named_modules() if n and _has(text, n)}
     paths |= set(given.get("modules") or ())
     whole = {p for p in paths if not any(q.startswith(f"{p}.") for q in paths)}
-    targets = bool(given.get("targets"))
+    targets = bool(given.get("answers"))
     return Place(tensors, None, targets, frozenset(whole))
 
 

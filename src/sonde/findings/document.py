@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -155,6 +156,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "sites": list(finding.sites),
         "units": [int(u) for u in finding.units],
         "classes": list(finding.classes),
+        "location": None if finding.location is None else asdict(finding.location),
         "figure": _figure(finding.figure),
         "how": _how(rule),
         "ignored": is_ignored(finding, scanned.settings.ignore),

@@ -97,6 +97,31 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Location:
+    """What a finding accuses, by names that a program can compare.
+
+    Parameters
+    ----------
+    tensors : tuple of str
+        Inputs by the names of the model's arguments.
+    columns : tuple of str or int
+        Columns or channels of these inputs: names, or positions from 0.
+    modules : tuple of str
+        Paths of modules.
+    rows : (int, int) or None
+        First row, and first row after the last, by planned order. None: all rows, or the examples.
+    answers : bool
+        Whether answers or targets are accused, not what comes before them.
+    """
+
+    tensors: tuple[str, ...] = ()
+    columns: tuple[str | int, ...] = ()
+    modules: tuple[str, ...] = ()
+    rows: tuple[int, int] | None = None
+    answers: bool = False
+
+
+@dataclass(frozen=True)
 class Finding:
     """A statement of a report about all sites and units with a common cause.
 
@@ -134,6 +159,8 @@ class Finding:
         Whether this change is the cause; whether it is the largest known part of the cause.
     gap : Gap or None
         How far the change comes towards the best known answers; None if these are not known.
+    location : Location or None
+        What is accused, for programs that read the report; None if only the sentence tells it.
     """
 
     code: str
@@ -157,6 +184,7 @@ class Finding:
     is_cause: bool = False
     is_part: bool = False
     gap: Gap | None = None
+    location: Location | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.trials.answer_trials import new_head
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Section, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import number, percent, plural
@@ -195,6 +195,7 @@ class SND037(ClassAnswersRule):
             next=read_command(key),
             fix=_advice(made) if made and mends else "",
             trial=made.trial if made and mends else new_head(evidence),
+            location=Location(answers=True) if made and mends else None,
         )
 
     def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:

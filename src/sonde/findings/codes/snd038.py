@@ -13,7 +13,7 @@ from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.trials.answer_trials import answer_trial
 from sonde.findings.evidence.trials.class_number_shift import ClassStep, class_step
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened
@@ -95,6 +95,7 @@ class SND038(ClassAnswersRule):
             f"the sampling rate of signals, for example): correct on {percent(after)} instead "
             f"of {percent(before)}.",
             trial=found.trial,
+            location=Location(answers=True),
         )
 
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
@@ -148,6 +149,7 @@ class SND038(ClassAnswersRule):
             trial=answer_trial(
                 evidence, labels.where, "classes renamed", "answers", found.right, right
             ),
+            location=Location(answers=True),
         )
 
 

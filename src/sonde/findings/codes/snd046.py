@@ -12,7 +12,7 @@ from sonde.findings.evidence.answers.labels import LabelEvidence
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.trials.answer_trials import LogitConstant, logit_constant
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import class_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened
@@ -182,6 +182,7 @@ class SND046(ClassAnswersRule):
             next=class_command(name),
             fix=_mending(moved),
             trial=moved.trial,
+            location=Location(answers=True),
         )
 
 

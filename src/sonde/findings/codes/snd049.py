@@ -19,7 +19,7 @@ from sonde.findings.evidence.inputs.weak_groups import file_names
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Measure, Trial, chooses
 from sonde.findings.words.places import sentence
@@ -520,6 +520,10 @@ class SND049(Rule):
             effect=min(1.0, abs(first.after - first.before)) if first.kind != "level" else 0.3,
             trial=next((c.trial for c in found if c.trial is not None), None),
             fix=_fix(first) or next(filter(None, map(_fix, found)), ""),
+            location=Location(
+                columns=tuple({c.name for c in found} & set(evidence.data.inputs)),
+                rows=(min(c.row for c in found), n),
+            ),
         )
 
 

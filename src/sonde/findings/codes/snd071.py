@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from sonde.findings.evidence.answers.head_accuracy import GAIN, Part
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import listed, number, percent, plural
@@ -91,6 +91,7 @@ class SND071(Rule):
             examples=_wrong(head), effect=min(1.0, after - head.value),
             fix=f"Give labels and outputs in the same order: {words}, {percent(after)} are "
                 f"correct instead of {percent(head.value)}.",
+            location=Location(answers=True),
         )  # fmt: skip
 
     def _of_head(self, head: HeadAnswers, figure: Figure) -> Check:
