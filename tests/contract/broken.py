@@ -16,6 +16,8 @@ from sonde.core.result import Result, Scorer
 from sonde.core.state import State
 from sonde.core.statistic import Learner, Merging, Statistic
 from sonde.stats import (
+    ClassMoments,
+    ClassMomentsState,
     GroupedHsicSums,
     GroupedHsicSumsState,
     HashSample,
@@ -278,6 +280,18 @@ class WithoutCount(_OfMoments):
 
     def result(self, moments: MomentsState) -> Result:
         return Result(value=moments.mean.sum())
+
+
+@final
+@dataclass(frozen=True)
+class OfTheFirstClass(Instrument):
+    """Takes for granted that a class was seen."""
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        return {"classes": ClassMoments("trace")}
+
+    def result(self, classes: ClassMomentsState) -> Result:
+        return Result(value=classes.mean[0].sum(), n=int(classes.n.sum()))
 
 
 @dataclass(frozen=True)

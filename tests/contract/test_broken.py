@@ -60,6 +60,7 @@ TWINS = [
     (Instrument, "value", broken.WithoutCount(), "n = 0"),
     (Instrument, "degenerate", broken.SwallowsNan(), "1 rows: value"),
     (Instrument, "sizes", broken.SwallowsNan(), "rows of 1: value"),
+    (Instrument, "unlabelled", broken.OfTheFirstClass(), "no label column: IndexError"),
     (Instrument, "order", broken.AsksTheFirstRow(), "not close"),
     (Instrument, "order", broken_methods.PathLength(broken_methods.StepsByRow()), "not close"),
     (

@@ -143,9 +143,8 @@ class _Design:
             )
         parts = (cells.labels // VALUES, cells.labels % VALUES)
         at = torch.stack([torch.unique(p, return_inverse=True)[1] for p in parts], 1)
-        a, b = (int(i) for i in at.max(0).values + 1)
+        a, b = (len(torch.unique(p)) for p in parts)
         one = torch.cat([torch.eye(a)[at[:, 0].cpu()], torch.eye(b)[at[:, 1].cpu()]], 1).double()
-        fit = torch.linalg.pinv(one, rtol=GRAM_CUT)  # of rank a + b - 1 by construction
         if min(a, b) < 2 or int(torch.linalg.matrix_rank(one)) < a + b - 1 or len(at) < a + b:
             raise InputError(
                 "SpuriousShift: expected at least two concepts and two contexts that are "
@@ -153,6 +152,7 @@ class _Design:
                 f"and {b} contexts. Leave out concepts and contexts that occur in only one "
                 "cell."
             )
+        fit = torch.linalg.pinv(one, rtol=GRAM_CUT)  # of rank a + b - 1 by construction
         effects = [e - e.mean(0) for e in (fit[:a], fit[a:])]
         rest = torch.eye(len(at)).double() - one @ fit
         return cls(at, *(m.to(cells.mean) for m in (*effects, rest)))

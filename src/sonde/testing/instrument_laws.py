@@ -241,6 +241,27 @@ def law_sizes(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> No
                 continue
 
 
+def law_unlabelled(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
+    """Without labels, it raises a SondeError or gives a finite or flagged value and finite scores.
+
+    Both if the label column is missing and if every label is -1.
+    """
+    missing = {name: values for name, values in inputs.items() if name != "label"}
+    unknown = {**inputs, "label": torch.full_like(inputs["label"], -1)}
+    for case, given in (("no label column", missing), ("labels of -1", unknown)):
+        try:
+            result = fit(instrument, given)
+            if isinstance(result, Scorer):
+                scores = score(instrument, result, unknown)
+                assert bool(torch.isfinite(scores).all()), f"{case}: a score is not finite"
+            else:
+                assert_defined(result, case)
+        except SondeError:
+            continue
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+
+
 def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
     """Rows in another order give the same value or scores; groups of two rows stay together."""
     n = len(inputs["label"])

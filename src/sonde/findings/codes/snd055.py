@@ -26,7 +26,7 @@ class SND055(Rule):
     title: ClassVar[str] = "Columns or images whose distribution changed"
     theme: ClassVar[Theme] = "versus"
     symptoms: ClassVar[tuple[Symptom, ...]] = ("worse in production", "drift")
-    breaks: ClassVar[Breaks] = "nothing"
+    breaks: ClassVar[Breaks] = "some answers"
     explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND051", "SND052"), levels=SERIOUS),)
     why: ClassVar[str] = (
         "A column in another unit, two swapped columns, a sensor stuck at one value or "
