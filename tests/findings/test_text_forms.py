@@ -14,8 +14,10 @@ from tokenizers.pre_tokenizers import Split
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import sonde
+from findings._nets import evidence_of
 from scan._unnamed_texts import shipped, source_texts
 from sonde.findings.evidence.texts.text_forms import FORMS, LONGEST, TextForms, text_forms
+from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream
 
 
@@ -23,7 +25,7 @@ def found(words: Callable[[str], str]) -> TextForms:
     items = [{"text": words(text)} for text in source_texts()[:12]]
     stream = sonde.read(shipped(), items, max_length=LONGEST)
     assert isinstance(stream, LiveStream)
-    forms = text_forms(stream, 0)
+    forms = text_forms(stream, evidence_of(stream))
     assert forms is not None
     return forms
 
@@ -92,6 +94,32 @@ def test_a_form_that_does_not_fit_into_the_context_is_not_compared() -> None:
     items = [{"text": " ".join(draw.choices(words, k=12))} for _ in range(20)]
     stream = sonde.read(model, items, max_length=24)
     assert isinstance(stream, LiveStream)
-    forms = text_forms(stream, 0)
+    forms = text_forms(stream, evidence_of(stream))
     assert forms is not None
     assert "in upper case" not in forms.losses
+
+
+@pytest.mark.slow
+@pytest.mark.truth("forward passes counted by hooks on the model, in tokens")
+def test_spellings_of_texts_ask_the_budget_in_operations() -> None:
+    texts = [{"text": text.upper().replace("\n", "\r\n")} for text in source_texts()[:40]]
+    stream = sonde.read(shipped(), texts, max_length=LONGEST)
+    assert isinstance(stream, LiveStream)
+    evidence, spent, seen = evidence_of(stream), dict[float, int](), list[int]()
+    module = stream.model.module
+    for total in (3e4, 6e3):  # tokens
+        budget = TrialBudget(lambda total=total: (ForwardCost(0.0, 1.0), total))
+        seen.clear()
+        handle = module.register_forward_hook(
+            lambda _m, args, kwargs, _out: seen.append(
+                next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)).numel()
+            ),
+            with_kwargs=True,
+        )
+        assert text_forms(stream, evidence.having(budget=budget)) is not None
+        handle.remove()
+        spent[total] = sum(seen)
+        assert budget.spent == pytest.approx(sum(seen), rel=0.1)
+        assert sum(seen) <= total
+        assert "spelling" in budget.text() or total > 6e3
+    assert spent[6e3] < spent[3e4]

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.data.text_encoding import context_of
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.text_measures import BYTES
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
+from sonde.findings.trial_budget import TrialBudget
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -29,6 +31,8 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 TEXTS, LONGEST, LEAST = 48, 96, 8
+FEWEST, WHOLE, PART = 16, 6, 0.5  # texts; forward passes of all of them; part of the budget
+SPELLINGS: Final = ("spelling of the texts", "spellings of the texts")
 FIRST: Final = 8  # texts on which a way must help before it is tried on all
 TOUCHED: Final = 0.3  # share of the texts that another way changes
 Form = Callable[[str], str]
@@ -124,12 +128,14 @@ class TextForms:
     chooses: Bool[Tensor, "text"]
 
 
-def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
-    """Run a causal language model on a few texts in several spellings."""
+def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
+    """Run a causal language model on a few texts in several spellings, within the budget."""
     processor: Any = stream.model.processor
     if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
         return None
-    chosen = chosen_examples(stream, TEXTS, seed)
+    budget, seed = evidence.budget, evidence.data.seed
+    n = budget.rows(TEXTS * LONGEST, FEWEST * LONGEST, WHOLE, PART) // LONGEST
+    chosen = chosen_examples(stream, n, seed)
     most = context_of(stream.model)
     # Half of the context: another way to write a text may take up to twice as many tokens.
     longest = LONGEST if most is None else min(LONGEST, most // 2)
@@ -145,24 +151,34 @@ def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
         return None
     texts = [texts[i] for i in kept]
     with untouched(stream.model.module), torch.no_grad():
-        given = _losses(stream, small, texts)
+        given = _losses(stream, small, texts, budget)
         if given is None:
             return None
         tokens = ids.shape[1] - 1
-        found: dict[str, Tensor] = {}
-        for words, (_, form) in FORMS.items():
-            changed = [form(t) for t in texts]
-            touched = [i for i, t in enumerate(texts) if t != changed[i]]
-            if len(touched) < TOUCHED * len(texts) or not all(changed):
+        found, every = dict[str, Tensor](), range(len(texts))
+        changing = {words: made for words, (_, form) in FORMS.items()
+                    if (made := _touching(texts, form))}  # fmt: skip
+        for words, (changed, few) in budget.affordable(changing, FIRST * tokens, SPELLINGS, PART):
+            loss = _as_given(stream, small, texts, changed, few, budget)
+            if loss is None or loss.mean() >= given[few].mean():
                 continue
-            few, every = touched[:FIRST], range(len(texts))
-            loss = _as_given(stream, small, texts, changed, few)
-            if loss is not None and loss.mean() < given[few].mean():
-                loss = _as_given(stream, small, texts, changed, every)
+            if not budget.affords(len(texts) * tokens):
+                budget.leave_out(SPELLINGS, 1)
+            else:
+                loss = _as_given(stream, small, texts, changed, every, budget)
                 if loss is not None:
                     found[words] = loss / tokens
     batch = small.together(kept)
     return TextForms(given / tokens, found, batch.order, chooses_by_key(batch.group_keys))
+
+
+def _touching(texts: Sequence[str], form: Form) -> tuple[list[str], list[int]] | None:
+    """Return texts in a form, and the first that change; None if few change or one is empty."""
+    changed = [form(t) for t in texts]
+    touched = [i for i, t in enumerate(texts) if t != changed[i]]
+    if len(touched) < TOUCHED * len(texts) or not all(changed):
+        return None
+    return changed, touched[:FIRST]
 
 
 def _as_given(
@@ -171,9 +187,10 @@ def _as_given(
     texts: Sequence[str],
     changed: Sequence[str],
     which: Sequence[int],
+    budget: TrialBudget,
 ) -> Float[Tensor, "text"] | None:
     """Return the loss of changed texts, scaled up if they hold fewer characters."""
-    loss = _losses(stream, small, [changed[i] for i in which])
+    loss = _losses(stream, small, [changed[i] for i in which], budget)
     n, own = (torch.tensor([len(some[i]) for i in which]) for some in (texts, changed))
     return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)
 
@@ -183,7 +200,7 @@ def _tokens(processor: Any, text: str) -> list[int]:
 
 
 def _losses(
-    stream: LiveStream, small: SmallBatches, texts: Sequence[str]
+    stream: LiveStream, small: SmallBatches, texts: Sequence[str], budget: TrialBudget
 ) -> Float[Tensor, "text"] | None:
     """Return the loss of each text after its first token; None if it is not known.
 
@@ -196,6 +213,7 @@ def _losses(
         return None
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in lists])
     ids = torch.tensor([ids + [small.pad_id] * (longest - len(ids)) for ids in lists])
+    budget.note(ids.numel())  # the batch below has the order of one text
     try:
         output = watch(
             stream.model.module, _given(small, ids, mask), (), place=stream.probe.place

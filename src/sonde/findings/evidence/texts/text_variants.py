@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
 from sonde.tap import LiveStream
@@ -18,6 +19,8 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import small_batches
 
 TEXTS, LONGEST, LEAST = 32, 64, 8
+FEWEST, WAYS, PART = 16, 8, 0.25  # texts; ways to change them; part of the budget
+KIND: Final = ("change of the tokens", "changes of the tokens")
 
 Ids = Int[Tensor, "row pos"]
 Given = Int[Tensor, "row pos2"]  # of another length where a token was put before them
@@ -46,12 +49,13 @@ class TextVariantEvidence:
     chooses: Bool[Tensor, "row"]
 
 
-def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence | None:
+def text_variant_evidence(stream: LiveStream, evidence: Evidence) -> TextVariantEvidence | None:
     """Run a causal language model on changed texts; return None if it cannot."""
     if stream.model.task != "causal":
         return None
+    n = evidence.budget.rows(TEXTS * LONGEST, FEWEST * LONGEST, WAYS, PART) // LONGEST
     small = small_batches(
-        stream.model, stream.inputs, chosen_examples(stream, TEXTS, seed), LONGEST
+        stream.model, stream.inputs, chosen_examples(stream, n, evidence.data.seed), LONGEST
     )
     if len(small) < LEAST or small.length is None:
         return None
@@ -66,7 +70,8 @@ def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence 
         given = _loss(stream, whole, ids, {}, ids)
         if given is None:
             return None
-        for words, way in _ways(stream, small.takes_positions):
+        ways = dict(_ways(stream, small.takes_positions))
+        for words, way in evidence.budget.affordable(ways, ids.numel(), KIND, PART):
             changed, more = way(ids)
             try:
                 loss = _loss(stream, whole, changed, more, ids)
