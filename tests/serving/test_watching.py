@@ -9,7 +9,8 @@ import torch
 
 from serving_case import asked, net, probe, rows, served
 from sonde.alarms import ChangeDetector
-from sonde.serving.changes import LONGEST, Changes, reference_scores
+from sonde.serving.changes import LONGEST, Changes, Seen, reference_scores
+from sonde.serving.still_inputs import FrozenColumns, Repetitions
 from sonde.serving.verdicts import Verdict
 from sonde.stats import HeldScores
 
@@ -159,3 +160,102 @@ def test_metrics_have_bounded_labels_and_count_alarms(model, fitted):
     }
     assert "strange" not in text
     assert {s.labels["site"] for s in found["sonde_rows"]} == {"1:out", "2:out"}
+
+
+def stream_of(fitted, changed):
+    """Changes after 300 in-distribution inputs and then inputs whose scores are ``changed``."""
+    rng = np.random.default_rng(7)
+    changes, keys = Changes(fitted), [*fitted.scorers]
+    pools = {key: held(fitted, key) for key in keys}
+
+    def feed(n, change, first=0):
+        for i in range(first, first + n):
+            drawn = {k: float(rng.choice(pools[k])) + 1e-9 * rng.random() for k in keys}
+            each = {k: (change(x), None) for k, x in drawn.items()}
+            seen = Seen(str(i).encode(), {}, f"class {rng.integers(3)}", rng.random())
+            changes.update([Verdict(None, None, each, None)], float(i), [seen])
+
+    feed(300, lambda x: x)
+    assert not changes.events
+    feed(400, changed, 300)
+    return changes, feed
+
+
+@pytest.mark.truth("the input at which the change was planted")
+def test_scores_that_became_too_ordinary_are_one_event_that_returns(fitted):
+    changes, feed = stream_of(fitted, lambda x: 0.2 * x)
+    (event,) = changes.events
+    assert 300 <= event.first.told < 420
+    assert event.ended_at is None
+    assert {key for key, _ in event.places} >= {key for key, _ in fitted.scorers}
+    feed(600, lambda x: x, 700)
+    assert changes.events[0].ended_by == "returned"
+    assert changes.events[0].first == event.first
+
+
+def test_an_acknowledged_change_is_the_new_normal(fitted):
+    changes, feed = stream_of(fitted, lambda x: 3 * x)
+    again = Changes(fitted)
+    again.restore(json.loads(json.dumps(changes.state())))
+    assert again.current == changes.current
+    assert changes.acknowledge(701.0).ended_by == "acknowledged"
+    assert changes.acknowledge(702.0) is None
+    feed(400, lambda x: 3 * x, 700)
+    assert len(changes.events) == 1
+
+
+@pytest.mark.truth("distinct inputs are exchangeable, copies are not")
+def test_copies_in_a_row_count_once(fitted):
+    rng = np.random.default_rng(8)
+    (key, *_) = fitted.scorers
+    n_alarms = {True: 0, False: 0}
+    for known in n_alarms:
+        for _ in range(6):
+            changes = Changes(fitted)
+            for i in range(250):
+                score = float(rng.choice(held(fitted, key)))
+                for _ in range(5):
+                    seen = Seen(str(i).encode() if known else b"")
+                    changes.update([Verdict(None, None, {key: (score, None)}, None)], 0.0, [seen])
+            n_alarms[known] += bool(changes.events)
+            assert changes.repetitions.n_repeated == known * 1000
+    assert n_alarms[True] == 0
+    assert n_alarms[False] >= 4
+
+
+def test_a_dead_feed_and_a_frozen_column_are_told():
+    columns = FrozenColumns({"age": (40.0, 9.0), "flag": (1.0, 0.0), "dose": (0.5, 0.1)})
+    rng, repetitions = np.random.default_rng(9), Repetitions()
+    found = [columns.add({"age": rng.normal(), "flag": 1.0, "dose": 0.5}) for _ in range(64)]
+    assert found[-2:] == [[], ["dose"]]
+    assert columns.add({"age": 1.0, "flag": 1.0, "dose": 0.4}) == []
+    for i in range(100):
+        repetitions.add(str(i).encode())
+    assert not repetitions.is_still
+    for _ in range(64):
+        repetitions.add(b"0")
+    assert repetitions.is_still
+
+
+@pytest.mark.slow
+def test_a_change_is_shown_acknowledged_and_kept_over_a_restart(model, fitted, tmp_path):
+    def quiet(client):
+        service = vars(client.app)["state"].service
+        service._watcher.submit(lambda: None).result()
+        return service
+
+    kind = {"headers": {"Content-Type": "application/json"}, "content": b"{}"}
+    with served(model, fitted, log=tmp_path) as client:
+        asked(client, rows(60, 40, shift=4.0))
+        (event,) = quiet(client).changes.events
+        assert "sonde_changed 1.0" in client.get("/metrics").text
+        assert client.get("/changes").json()["events"][0]["ended_at"] is None
+        found = client.post("/changes/ack", **kind).json()["acknowledged"]
+        assert found["ended_by"] == "acknowledged"
+        told = asked(client, rows(1, 1))[0]
+        client.post("/feedback", json={"id": told["id"], "truth": told["answer"]})
+    with served(model, fitted, log=tmp_path) as client:
+        asked(client, rows(1, 2))
+        assert quiet(client).changes.events[0].first == event.first
+        assert client.get("/feedback").json()["all"]["n"] == 1
+        assert client.post("/changes/ack", **kind).json() == {"acknowledged": None}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from sonde.alarms._saved import WatchState, load_watch, save_watch
 from sonde.core.errors import InputError
 
 NODES = 32
+RARE = 0.05
+"""Fraction of scores that the bet on rare large scores expects to be large."""
+SMALLEST = 2.0**-53
 
 
 def bet(p: float, kappa: float) -> float:
@@ -198,6 +201,10 @@ class ChangeDetector:
     patience : float, default=10_000
         Mean number of scores to a false alarm, at least.
     seed : int, default=0
+    sides : {"high", "both"}, default="high"
+        "high" bets on scores that are too large. "both" keeps a sum for each of five bets (scores
+        that are too large, too small, at both ends, in the middle, or too large in one case of
+        twenty) and alarms at their mean, so scores that look too ordinary are a change as well.
 
     Examples
     --------
@@ -211,23 +218,29 @@ class ChangeDetector:
     """
 
     def __init__(
-        self, calibration: Iterable[Any] = (), *, patience: float = 10_000, seed: int = 0
+        self,
+        calibration: Iterable[Any] = (),
+        *,
+        patience: float = 10_000,
+        seed: int = 0,
+        sides: Literal["high", "both"] = "high",
     ) -> None:
         if not patience > 1:
             raise InputError(f"ChangeDetector: expected patience above 1, got {patience}.")
-        self.patience = patience
+        if sides not in ("high", "both"):
+            raise InputError(f"ChangeDetector: expected sides 'high' or 'both', got {sides!r}.")
+        self.patience, self.sides = patience, sides
         self._ranks = Ranks(calibration, seed)
-        self._sum, self._step = 0.0, 0
+        self._sums, self._step = np.zeros(1 if sides == "high" else 5), 0
 
     def update(self, score: Any) -> Watch:
         """Add the next score; ``alarm`` refers to this score only."""
-        kappa, weight = _nodes()
         p = self._ranks.p_value(score)
         self._step += 1
-        self._sum = (1 + self._sum) * float((kappa * p ** (kappa - 1)) @ weight)
-        reached = self._sum
+        self._sums = (1 + self._sums) * _payouts(p, len(self._sums))
+        reached = float(self._sums.mean())
         if reached >= self.patience:
-            self._sum = 0.0
+            self._sums = np.zeros_like(self._sums)
         return Watch(p, reached, reached >= self.patience, self._step)
 
     def renewed(self, n: int, seed: int) -> "ChangeDetector":
@@ -238,11 +251,11 @@ class ChangeDetector:
         """
         seen = np.asarray(self._ranks.scores)
         chosen = np.random.default_rng(seed).permutation(len(seen))[:n]
-        return ChangeDetector(seen[chosen], patience=self.patience, seed=seed)
+        return ChangeDetector(seen[chosen], patience=self.patience, seed=seed, sides=self.sides)
 
     def save(self, path: str | Path) -> str:
         """Write the state of the stream to one file and return its id."""
-        state = _state(self._ranks, np.array([self._sum]), self.patience, self._step)
+        state = _state(self._ranks, self._sums, self.patience, self._step)
         return save_watch(path, "ChangeDetector", state)
 
     @classmethod
@@ -255,10 +268,23 @@ class ChangeDetector:
             If the file is damaged, or of something else.
         """
         state = load_watch(path, "ChangeDetector", WatchState)
-        watch = cls(patience=state.limit, seed=state.seed)
+        sides = "high" if len(state.won) == 1 else "both"
+        watch = cls(patience=state.limit, seed=state.seed, sides=sides)
         watch._ranks, watch._step = _ranks(state), state.step
-        watch._sum = float(state.won[0])
+        watch._sums = state.won.numpy().copy()
         return watch
+
+
+def _payouts(p: float, n: int) -> Float[np.ndarray, "bet"]:
+    """Return what each bet pays at a p-value; under no change every mean is 1."""
+    kappa, weight = _nodes()
+    high = float((kappa * p ** (kappa - 1)) @ weight)
+    if n == 1:
+        return np.array([high])
+    nearest = max(2 * min(p, 1 - p), SMALLEST)
+    others = np.array([max(1 - p, SMALLEST), nearest, max(1 - nearest, SMALLEST)])
+    low, ends, middle = (kappa * others[:, None] ** (kappa - 1)) @ weight
+    return np.array([high, low, ends, middle, 1 - RARE + RARE * high])
 
 
 def _state(ranks: Ranks, won: np.ndarray, limit: float, step: int, alarm: int = 0) -> WatchState:

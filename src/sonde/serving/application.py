@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ class _Handlers:
             ("/v2/models/{name}/ready", "GET", "metadata", self.model_ready),
             ("/feedback", "POST", "feedback", self.feedback),
             ("/feedback", "GET", "feedback", self.accuracy),
+            ("/changes", "GET", "metadata", self.changes),
+            ("/changes/ack", "POST", "feedback", self.acknowledge),
             ("/metrics", "GET", "metrics", self.metrics),
             ("/openapi.json", "GET", "metadata", self.openapi),
             ("/", "GET", "page", self.page),
@@ -304,6 +307,17 @@ class _Handlers:
     async def accuracy(self, _: Request) -> Response:
         """Return the accuracy according to feedback."""
         return JSONResponse(self.service.feedback.figures())
+
+    async def changes(self, _: Request) -> Response:
+        """Return the changes of the traffic, from the first one on."""
+        known = self.service.changes
+        return JSONResponse({"events": [] if known is None else known.state()["events"]})
+
+    async def acknowledge(self, request: Request) -> Response:
+        """End the change that lasts: the most recent traffic is the new normal."""
+        await self._json(request)
+        ended = await self.service.acknowledge()
+        return JSONResponse({"acknowledged": None if ended is None else asdict(ended)})
 
     async def metrics(self, _: Request) -> Response:
         """Return all metrics in the text format of Prometheus."""

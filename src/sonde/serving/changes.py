@@ -1,10 +1,14 @@
-"""Detect when the traffic changes and at which site, with a change detector for every site."""
+"""Detect when the traffic changes, and where: scores, answers, columns, repeated inputs.
+
+A change is one event: its first alarm is kept, later alarms add their places, and it ends when an
+operator acknowledges it or when the traffic looks again like the calibration.
+"""
 
 import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,22 +17,32 @@ from sonde.alarms import ChangeDetector
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.by_input import calibration_of
+from sonde.serving.still_inputs import FrozenColumns, Repetitions
+from sonde.serving.unusual_columns import scales_in
 from sonde.serving.verdicts import Verdict
 from sonde.stats import SampledCalibration
 
 PATIENCE = 1_000_000
 LONGEST, KEPT = 20_000, 5_000
 MOST = 100
+RECENT, FEWEST = 500, 200
+"""Scores that become the new normal when a change is acknowledged, and that a return needs."""
+ALIKE = 1.63
+"""Largest statistic of Kolmogorov and Smirnov for scores that have returned (level 1 %)."""
+LOOK = 50
+"""Inputs between two looks at whether the traffic has returned."""
+CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
+REPEATS = ("repeated inputs", "inputs")
 
 
 @dataclass(frozen=True)
 class ChangeAlarm:
-    """A change of the traffic.
+    """The first alarm of a change of the traffic.
 
     Parameters
     ----------
     detector, site : str
-        Where the scores moved.
+        Where the scores moved; for other signs what changed and "answers", "inputs" or "columns".
     began, told : int
         Number of the input at which the change seems to have begun, and of the one that told it.
     began_at, told_at : float
@@ -43,13 +57,59 @@ class ChangeAlarm:
     told_at: float
 
 
+@dataclass(frozen=True)
+class Event:
+    """A change of the traffic, from its first alarm to its end.
+
+    Parameters
+    ----------
+    first : ChangeAlarm
+        The alarm that opened it.
+    places : tuple of (str, str)
+        Detector and site of every alarm since, each once.
+    ended_at : float or None
+        When it ended, in seconds since 1970; None while it lasts.
+    ended_by : str
+        "acknowledged", "returned", or empty while it lasts.
+    """
+
+    first: ChangeAlarm
+    places: tuple[Key, ...]
+    ended_at: float | None = None
+    ended_by: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the change detectors read of an answered input.
+
+    Parameters
+    ----------
+    content : bytes
+        Hash of the input, by which repetitions are known; empty if unknown.
+    numbers : mapping of str to float
+        Columns of a table row.
+    answer, probability
+        The model's answer and its probability, or None.
+    """
+
+    content: bytes = b""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    answer: Any = None
+    probability: float | None = None
+
+
 class _Watched:
     """Scores of a detector at one site, in order of arrival."""
 
-    def __init__(self, detector: ChangeDetector) -> None:
-        self.detector, self.n, self.renewals = detector, 0, 0
+    def __init__(self, scores: np.ndarray, patience: float, seed: int) -> None:
+        self.calibration = np.sort(scores)
+        self.first: list[float] = []
+        self.detector = ChangeDetector(scores, patience=patience, seed=seed, sides="both")
+        self.n = self.renewals = 0
         self.rise, self.began, self.began_at = 0.0, 0, 0.0
         self.before = 0.0
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def update(self, score: float, number: int, at: float) -> tuple[int, float] | None:
         """Add a score; return where the change began if one is detected.
@@ -57,9 +117,10 @@ class _Watched:
         The change begins at the score from which on the bets have gained most.
         """
         if self.n >= LONGEST:
-            self.renewals += 1
-            self.detector, self.n = self.detector.renewed(KEPT, self.renewals), 0
-            self.before = self.rise = 0.0
+            self._restart(self.detector.renewed(KEPT, self.renewals + 1))
+        self.recent.append(score)
+        if len(self.first) < RECENT:
+            self.first.append(score)
         found = self.detector.update(score)
         self.n += 1
         gain = math.log(found.wealth / (1 + self.before)) if found.wealth > 0 else -math.inf
@@ -72,13 +133,47 @@ class _Watched:
         self.rise = 0.0
         return self.began, self.began_at
 
+    def _restart(self, detector: ChangeDetector) -> None:
+        self.detector, self.n, self.before, self.rise = detector, 0, 0.0, 0.0
+        self.renewals += 1
+
+    def learn(self) -> None:
+        """Take the most recent scores as the new normal."""
+        scores = [*self.recent]
+        self._restart(self._on(scores))
+
+    @property
+    def reference(self) -> np.ndarray:
+        """Scores of traffic without a change: the calibration, else the first scores."""
+        return self.calibration if len(self.calibration) else np.sort(self.first)
+
+    def forget(self) -> None:
+        """Compare with the calibration again."""
+        self._restart(self._on(self.reference))
+
+    def _on(self, scores: Any) -> ChangeDetector:
+        old = self.detector
+        seed = self.renewals + 1
+        return ChangeDetector(scores, patience=old.patience, seed=seed, sides=old.sides)
+
+    @property
+    def has_returned(self) -> bool:
+        """True if the most recent scores are distributed like the reference."""
+        last, reference = np.sort([*self.recent][-FEWEST:]), self.reference
+        n, m = len(last), len(reference)
+        if n < FEWEST or m < FEWEST:
+            return False
+        every = np.concatenate([last, reference])
+        ours, theirs = (np.searchsorted(x, every, "right") / len(x) for x in (last, reference))
+        return float(np.abs(ours - theirs).max()) <= ALIKE * math.sqrt(1 / n + 1 / m)
+
 
 class Changes:
-    """Change detectors for every detector and site of a probe.
+    """Change detectors for the scores of a probe, the answers and the inputs themselves.
 
-    Without a change, the chance of a false alarm among the next ``n`` inputs is at most
-    ``n / patience`` over all sites together. After an alarm a lasting change becomes the new
-    normal.
+    Without a change, the chance of a false alarm among the next ``n`` distinct inputs is at most
+    ``n / patience`` over all detectors together. An input that equals one of the last thousand is
+    a repetition and counts once: copies and bursts of one request are not exchangeable.
 
     Parameters
     ----------
@@ -87,40 +182,133 @@ class Changes:
 
     Attributes
     ----------
-    alarms : deque of ChangeAlarm
-        The last ones.
+    events : list of Event
+        The first hundred and the last one.
     n : int
-        Inputs seen.
+        Inputs seen, with repetitions.
+    repetitions : Repetitions
     """
 
     def __init__(self, fitted: Fitted, patience: float = PATIENCE) -> None:
         keys = [*fitted.scorers]
-        each = patience * len(keys)
+        each = patience * (len(keys) + 2)
         self._watched: dict[Key, _Watched] = {}
         for i, key in enumerate(keys):
             scores = reference_scores(calibration_of(fitted, key), KEPT, seed=i)
-            self._watched[key] = _Watched(ChangeDetector(scores, patience=each, seed=i))
-        self.alarms: deque[ChangeAlarm] = deque(maxlen=MOST)
+            self._watched[key] = _Watched(scores, each, i)
+        for i, key in enumerate((CONFIDENCE, ANSWERS)):  # learnt from the traffic
+            self._watched[key] = _Watched(np.zeros(0), each, len(keys) + i)
+        self.events: list[Event] = []
         self.n = 0
+        self.repetitions = Repetitions()
+        self._columns = FrozenColumns(scales_in(fitted))
+        self._frozen: set[Key] = set()
+        self._classes: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def update(self, verdicts: Sequence[Verdict], at: float) -> list[ChangeAlarm]:
-        """Add the verdicts of some inputs, in order; return the alarms that they raise."""
+    @property
+    def alarms(self) -> list[ChangeAlarm]:
+        """The first alarm of every event."""
+        return [event.first for event in self.events]
+
+    @property
+    def current(self) -> Event | None:
+        """The change that lasts, or None."""
+        last = self.events[-1] if self.events else None
+        return last if last is not None and last.ended_at is None else None
+
+    def update(
+        self, verdicts: Sequence[Verdict], at: float, seen: Sequence[Seen] | None = None
+    ) -> list[ChangeAlarm]:
+        """Add some inputs, in order; return the alarms that opened an event."""
         found: list[ChangeAlarm] = []
         with self._lock:
-            for verdict in verdicts:
-                found += self._one(verdict.each, at)
-        self.alarms.extend(found)
+            for verdict, one in zip(verdicts, seen or [Seen()] * len(verdicts), strict=True):
+                found += self._take(self._one(verdict.each, one, at), at)
         return found
 
-    def _one(self, each: Mapping[Key, tuple[float, float | None]], at: float) -> list[ChangeAlarm]:
+    def acknowledge(self, at: float) -> Event | None:
+        """End the change that lasts, and take the most recent traffic as the new normal."""
+        with self._lock:
+            if self.current is None:
+                return None
+            for watched in self._watched.values():
+                if len(watched.recent) >= FEWEST:
+                    watched.learn()
+            return self._end(at, "acknowledged")
+
+    def state(self) -> dict[str, Any]:
+        """Return the events and counts as JSON values."""
+        with self._lock:
+            return {"n": self.n, "events": [asdict(event) for event in self.events]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue with the events and counts of an earlier process."""
+        events = [
+            Event(
+                ChangeAlarm(**one["first"]),
+                tuple((str(a), str(b)) for a, b in one["places"]),
+                one["ended_at"],
+                one["ended_by"],
+            )
+            for one in state["events"]
+        ]
+        with self._lock:
+            self.n, self.events = int(state["n"]), [*events, *self.events]
+
+    def _one(
+        self, each: Mapping[Key, tuple[float, float | None]], seen: Seen, at: float
+    ) -> list[ChangeAlarm]:
         number, self.n = self.n, self.n + 1
-        found: list[ChangeAlarm] = []
-        for key, (score, _) in each.items():
+        is_repeated = self.repetitions.add(seen.content) if seen.content else False
+        frozen: set[Key] = {REPEATS} if self.repetitions.is_still else set()
+        if is_repeated:
+            frozen |= self._frozen - {REPEATS}
+        else:
+            frozen |= {(name, "columns") for name in self._columns.add(seen.numbers)}
+        new, self._frozen = frozen - self._frozen, frozen
+        found = [ChangeAlarm(*key, number, number, at, at) for key in sorted(new)]
+        if is_repeated:
+            return found
+        scores = {key: score for key, (score, _) in each.items()}
+        if seen.probability is not None:
+            scores[CONFIDENCE] = seen.probability
+        if seen.answer is not None and not isinstance(seen.answer, float):
+            known = self._classes
+            scores[ANSWERS] = known.setdefault(str(seen.answer), min(len(known), MOST))
+        for key, score in scores.items():
             began = self._watched[key].update(score, number, at)
             if began is not None:
                 found.append(ChangeAlarm(*key, began[0], number, began[1], at))
         return found
+
+    def _take(self, alarms: Sequence[ChangeAlarm], at: float) -> list[ChangeAlarm]:
+        """Open an event, or add places to the one that lasts; end it if the traffic is back."""
+        opened: list[ChangeAlarm] = []
+        for alarm in alarms:
+            key, current = (alarm.detector, alarm.site), self.current
+            if current is None:
+                self.events.append(Event(alarm, (key,)))
+                del self.events[MOST:-1]
+                opened.append(alarm)
+            elif key not in current.places:
+                self.events[-1] = replace(current, places=(*current.places, key))
+        if self.current is not None and not alarms and self.n % LOOK == 0:
+            self._look(self.current, at)
+        return opened
+
+    def _look(self, current: Event, at: float) -> None:
+        """End an event whose places all look like the calibration again."""
+        held = [self._watched[key] for key in current.places if key in self._watched]
+        if self._frozen & {*current.places} or not all(one.has_returned for one in held):
+            return
+        for watched in held:
+            watched.forget()
+        self._end(at, "returned")
+
+    def _end(self, at: float, how: str) -> Event:
+        self.events[-1] = replace(self.events[-1], ended_at=at, ended_by=how)
+        return self.events[-1]
 
 
 def reference_scores(calibration: Any, most: int, seed: int) -> np.ndarray:

@@ -87,6 +87,18 @@ class Feedback:
             counts[1] += 1
         return is_right
 
+    def counts(self) -> list[list[int]]:
+        """Return correct and all answers for inputs without a verdict, without and with alarm."""
+        with self._lock:
+            return [[*self._counts[alarm]] for alarm in ALARMS]
+
+    def restore(self, counts: Sequence[Sequence[int]]) -> None:
+        """Add the counts of an earlier process."""
+        with self._lock:
+            for alarm, (n_right, n) in zip(ALARMS, counts, strict=True):
+                self._counts[alarm][0] += int(n_right)
+                self._counts[alarm][1] += int(n)
+
     def figures(self) -> dict[str, Any]:
         """Return accuracies with 95 % intervals: of all inputs, with an alarm, and without."""
         with self._lock:

@@ -69,6 +69,16 @@ class Figures:
         self.changes = client.Counter(
             "sonde_change_alarms", "Changes of the traffic.", ("site",), registry=mine
         )
+        self.changed = client.Gauge(
+            "sonde_changed",
+            "1 while a change of the traffic lasts that nobody acknowledged.",
+            registry=mine,
+        )
+        self.repeated = client.Gauge(
+            "sonde_inputs_repeated",
+            "Inputs that equal one of the last thousand; change detectors count them once.",
+            registry=mine,
+        )
         self._meter = _meter()
 
     def seen(self, answered: Answered, seconds: float, alpha: float, waiting: int) -> None:

@@ -38,6 +38,10 @@ def openapi(service: Service) -> dict[str, Any]:
             "/v2/models/{name}/infer": {
                 "post": _named(_posted("Tensors", "Open Inference Protocol.", "Tensors", refused))
             },
+            "/changes": {"get": _got("Changes of the traffic, from the first one on.")},
+            "/changes/ack": {
+                "post": _posted("Nothing", "The change that ended, or null.", "Ended", refused)
+            },
             "/metrics": {"get": _got("Counters for Prometheus.", "text/plain")},
         },
         "components": {"schemas": _schemas(), "securitySchemes": {"token": _TOKEN}},
@@ -132,6 +136,11 @@ def _schemas() -> dict[str, Any]:
             "properties": {"taken": {"type": "integer"}, "correct": {"type": "integer"}},
         },
         "Tensors": {"type": "object"},
+        "Nothing": {"type": "object"},
+        "Ended": {
+            "type": "object",
+            "properties": {"acknowledged": {"type": ["object", "null"]}},
+        },
         "Error": {"type": "object", "properties": {"error": {"type": "string"}}},
     }
 

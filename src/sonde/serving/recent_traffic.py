@@ -6,10 +6,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from sonde.serving.changes import ChangeAlarm
 from sonde.serving.served import Answer
 
 SECONDS = 180
@@ -85,7 +83,7 @@ class RecentTraffic:
         self._alarms.append(line)
 
     def state(
-        self, changes: Sequence[ChangeAlarm], accuracy: dict[str, Any], waiting: int
+        self, changes: Sequence[dict[str, Any]], accuracy: dict[str, Any], waiting: int
     ) -> dict[str, Any]:
         """Return everything that the dashboard shows."""
         with self._lock:
@@ -101,7 +99,7 @@ class RecentTraffic:
                 "recent": len(self._loud),
                 "sites": Counter(place for place in self._loud if place).most_common(12),
                 "alarms": list(self._alarms)[::-1],
-                "changes": [asdict(one) for one in changes][::-1],
+                "changes": [*changes][::-1],
                 "accuracy": accuracy,
                 "codes": dict(self._codes),
                 "inputs": self.n_inputs,

@@ -1,6 +1,6 @@
 """The model with its detectors: from items of requests to answers, in batches."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -77,6 +77,11 @@ class Item:
         Of a row of a table, if the probe knows where its columns usually lie.
     cut : Cut or None, default=None
         Tokens of a text that is longer than the model reads; None for a whole text.
+    content : bytes, default=b""
+        Hash of the input, by which repetitions are known; it stays in memory. Empty without a
+        probe.
+    numbers : mapping of str to float
+        The columns of a row of a table whose calibration is known.
     """
 
     prepared: Prepared
@@ -85,6 +90,8 @@ class Item:
     length: int = 1
     columns: tuple[UnusualColumn, ...] | None = None
     cut: Cut | None = None
+    content: bytes = b""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -365,6 +372,8 @@ class ServedModel:
                 one.length,
                 unusual_columns(row, scales) if scales else None,
                 cuts.get(i),
+                b"" if self.verdicts is None else encoder.key(row),
+                {name: float(row[name]) for name in scales if name in row},
             )
             for i, (one, key, row) in enumerate(zip(prepared, keys, rows, strict=True))
         ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from sonde.core.errors import InputError, SondeError
+from sonde.core.errors import InputError, SondeError, reason_of
 from sonde.data.sources import Row
+from sonde.files.durable import atomic_write
+from sonde.run.fitting.fitted import Fitted
 from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
-from sonde.serving.changes import Changes
+from sonde.serving.changes import Changes, Event, Seen
 from sonde.serving.feedback import Feedback
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
@@ -29,6 +32,8 @@ from sonde.serving.traffic import Schedule, Traffic, own_keys
 _log = logging.getLogger("sonde")
 SMALL = 4096
 """Bytes of a request that is prepared in the thread that reads requests."""
+KEPT = "changes.json"
+"""File beside the traffic with its changes and the counts of feedback."""
 LOOK_SECONDS = 1.0
 """How often the file of a calibration is looked at."""
 
@@ -118,6 +123,7 @@ class Service:
             self.changes = Changes(served.fitted)
         if self.log is not None and served.is_open:
             self.traffic = Traffic(self.log, served.stream, self.schedule)
+            self._restore(self.traffic)
         return served
 
     async def _commit(self) -> None:
@@ -126,6 +132,7 @@ class Service:
             await asyncio.sleep(self.schedule.commit_seconds)
             if self.traffic is not None:
                 await loop.run_in_executor(self._watcher, self.traffic.commit)
+                await loop.run_in_executor(self._watcher, self._keep)
 
     async def _recalibrate(self, path: Path) -> None:
         """Load the calibration of a file now and again whenever the file changes."""
@@ -150,7 +157,16 @@ class Service:
                 error,
             )
         else:
+            if self.changes is not None and served.fitted is not None:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._watcher, self._renew_changes, served.fitted)
             _log.warning("the calibration of %s is now in use", path)
+
+    def _renew_changes(self, fitted: Fitted) -> None:
+        """Compare the traffic with another calibration; known events are kept."""
+        if self.changes is not None:
+            known, self.changes = self.changes.state(), Changes(fitted)
+            self.changes.restore(known)
 
     async def stop(self) -> None:
         """Answer waiting requests, commit the traffic, and stop."""
@@ -167,6 +183,7 @@ class Service:
         self._watcher.shutdown(wait=True)
 
     def _close_traffic(self) -> None:
+        self._keep()
         traffic, self.traffic = self.traffic, None
         if traffic is not None:
             traffic.close()
@@ -328,38 +345,87 @@ class Service:
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
         self.figures.seen(answered, seconds, self.alpha, waiting)
         if self.log is not None or self.changes is not None:
-            self._watcher.submit(self._observe, answered, time.time())
+            self._watcher.submit(self._observe, items, answered, time.time())
 
-    def _observe(self, answered: Answered, at: float) -> None:
+    def _observe(self, items: Sequence[Item], answered: Answered, at: float) -> None:
         served = self.served_now()
         try:
-            self._watch_changes(answered, at)
             if self.traffic is None and not self._stopping and self.log is not None:
                 self.traffic = Traffic(self.log, served.stream, self.schedule)
+                self._restore(self.traffic)
+            self._watch_changes(items, answered, at)
             if self.traffic is not None:
                 self.traffic.add(answered.batch)
         except Exception as error:
             _log.error("the traffic's statistics failed: %s: %s", type(error).__name__, error)
 
-    def _watch_changes(self, answered: Answered, at: float) -> None:
+    def _watch_changes(self, items: Sequence[Item], answered: Answered, at: float) -> None:
         if self.changes is None:
             return
-        verdicts = [one.verdict for one in answered.answers if one.verdict is not None]
-        for alarm in self.changes.update(verdicts, at):
+        each = [
+            (one.verdict, Seen(item.content, item.numbers, one.answer, one.probability))
+            for item, one in zip(items, answered.answers, strict=True)
+            if one.verdict is not None
+        ]
+        opened = self.changes.update([v for v, _ in each], at, [seen for _, seen in each])
+        for alarm in opened:
             self.figures.changes.labels(alarm.site).inc()
             _log.warning(
                 "the distribution of the traffic changed: %s at %s, from input %d on; "
-                "detected at input %d",
+                "detected at input %d. POST /changes/ack takes it as the new normal.",
                 alarm.detector,
                 alarm.site,
                 alarm.began,
                 alarm.told,
             )
+        self._show_change()
+
+    def _show_change(self) -> None:
+        """Set the gauges of changes and repetitions."""
+        if self.changes is not None:
+            self.figures.changed.set(self.changes.current is not None)
+            self.figures.repeated.set(self.changes.repetitions.n_repeated)
+
+    async def acknowledge(self) -> Event | None:
+        """End the change that lasts; return it, or None if there is none."""
+        if self.changes is None:
+            return None
+        changes, loop = self.changes, asyncio.get_running_loop()
+        ended = await loop.run_in_executor(self._watcher, changes.acknowledge, time.time())
+        self._show_change()
+        return ended
+
+    def _keep(self) -> None:
+        """Write changes and feedback beside the traffic, so that a restart goes on with them."""
+        if self.traffic is None:
+            return
+        changes = None if self.changes is None else self.changes.state()
+        found = {"changes": changes, "feedback": self.feedback.counts()}
+        path = self.traffic.folder / KEPT
+        if changes is None and not any(n for _, n in found["feedback"]):
+            return
+        try:
+            atomic_write(path, json.dumps(found).encode(), durable=False)
+        except SondeError as error:
+            _log.error("the changes of the traffic could not be written: %s", error)
+
+    def _restore(self, traffic: Traffic) -> None:
+        """Continue with the changes and feedback of an earlier process."""
+        path = traffic.folder / KEPT
+        if not path.is_file():
+            return
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            if self.changes is not None and found["changes"] is not None:
+                self.changes.restore(found["changes"])
+            self.feedback.restore(found["feedback"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("%s cannot be read: %s. Changes start anew.", path, reason_of(error))
 
     def state(self) -> dict[str, Any]:
         """Return everything that the dashboard shows."""
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
-        changes = [] if self.changes is None else [*self.changes.alarms]
+        changes = [] if self.changes is None else self.changes.state()["events"]
         found = self.recent.state(changes, self.feedback.figures(), waiting)
         name = "loading" if self._served is None else self._served.name
         return {**found, "name": name, "alpha": self.alpha}
