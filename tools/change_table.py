@@ -7,6 +7,7 @@ rows up to the first alarm. Streams without a change show how often the promise 
 
 import argparse
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def served(n: int, folder: str) -> ServedModel:
             path, draw(n, np.random.default_rng(seed)), delimiter=",", header=head, comments=""
         )
         paths.append(path)
-    options = {"number_columns": ",".join(NAMES)}
+    options: dict[str, Any] = {"number_columns": ",".join(NAMES)}
     stream = sonde.read(net, paths[0], sites=["1"], **options)
     fitted = sonde.fit([Mahalanobis(), KNN(k=4)], stream, calibrate=0, progress=False)
     probe = sonde.calibrate(fitted, net, paths[1], progress=False, **options)
