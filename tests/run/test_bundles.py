@@ -195,7 +195,7 @@ def test_other_models_do_not_merge():
         fit(StableRank(), read(mlp(seed=s), x[40 * s : 40 * s + 40], sites="0"), **QUIET)
         for s in (0, 1)
     ]
-    with pytest.raises(StateError, match="bundles with the same model"):
+    with pytest.raises(StateError, match="bundles of the same model"):
         merge(*parts)
 
 

@@ -126,7 +126,7 @@ def test_a_bundle_that_does_not_know_the_attention_kernel_merges():
     assert merge(one, other).header["model"] == merge(other, one).header["model"]
     assert merge(one, other).header["model"]["attn"] == "sdpa"
     one.header["model"]["attn"] = "eager"
-    with pytest.raises(StateError, match="bundles with the same model"):
+    with pytest.raises(StateError, match="bundles of the same model"):
         merge(one, other)
 
 

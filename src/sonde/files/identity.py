@@ -4,12 +4,15 @@ An unknown fact is no difference, nor is the way rows are cut into batches.
 """
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from sonde.core.state import canonical_json
+from sonde.files.part_facts import certain_differences, describe_part
 
-CODE = "code"
-UNKNOWN_TO_SOME = ("attn", "head", "structure")
+CODE, PARTS = "code", "parts"
+MODEL_FACTS = ("model", "structure", "config", "dtype", "attn", PARTS, "head")
+UNKNOWN_TO_SOME = ("attn", "head", "structure", PARTS)
 HASHED = {
     "model": "weights differ",
     "config": "configuration differs",
@@ -34,6 +37,8 @@ def agree(name: str, a: Any, b: Any) -> bool:
     """
     if name == CODE:
         return same_code(a, b)
+    if name == PARTS and a is not None and b is not None:
+        return not certain_differences(a, b)
     return a == b or (name in UNKNOWN_TO_SOME and None in (a, b))
 
 
@@ -57,10 +62,23 @@ def difference(name: str, here: Any, fitted: Any) -> str:
     >>> difference("dtype", "float32", "bfloat16")
     "dtype is 'float32' here and was 'bfloat16' in the fit"
     """
+    if name == PARTS and here and fitted:
+        return describe_part(certain_differences(here, fitted)[0], here, fitted)
     what = HASHED.get(name)
     if what is None or not isinstance(here, str) or not isinstance(fitted, str):
         return f"{name} is {here!r} here and was {fitted!r} in the fit"
     return f"its {what} ({here[:8]} here, {fitted[:8]} fitted)"
+
+
+def first_difference(
+    here: Mapping[str, Any], fitted: Mapping[str, Any], names: Iterable[str]
+) -> str | None:
+    """Return the first named fact that differs between two identities; parts come first.
+
+    Parts say what differs by name, where other facts are hashes.
+    """
+    order = sorted(names, key=lambda name: name != PARTS)
+    return next((n for n in order if not agree(n, here.get(n), fitted.get(n))), None)
 
 
 def hashed(said: Any) -> str:

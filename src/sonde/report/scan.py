@@ -10,7 +10,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data
-from sonde.files.identity import agree
+from sonde.files.identity import MODEL_FACTS, difference, first_difference
 from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
@@ -35,7 +35,7 @@ from sonde.report._standalone import Svg, drawn
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
-from sonde.run.fitting.header import MODEL_FIELDS, READING_FIELDS
+from sonde.run.fitting.header import READING_FIELDS
 from sonde.run.reading.class_order import stream_in_sorted_order
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name, items_of
@@ -278,14 +278,14 @@ def _scan_stores(
                 "Write it with sonde read, or scan the model instead of the store."
             )
         other = read(versus, **options)
-        for name in (*MODEL_FIELDS, *READING_FIELDS):
-            mine, its = stream.identity().get(name), other.identity().get(name)
-            if not agree(name, mine, its):
-                raise StateError(
-                    f"scan: {versus} contains rows of another model or rows that were read "
-                    f"with other options: {name} is {its!r} there and {mine!r} in {place}. "
-                    "Read both data sets with the same model and options."
-                )
+        mine, its = stream.identity(), other.identity()
+        name = first_difference(mine, its, (*MODEL_FACTS, *READING_FIELDS))
+        if name is not None:
+            raise StateError(
+                f"scan: {versus} contains rows of another model or rows that were read with other "
+                f"options than {place}: {difference(name, mine.get(name), its.get(name))}. Read "
+                "both data sets with the same model and options."
+            )
     found = scan_stream(
         stream, str(place), other=other, other_name=name_of(versus), settings=settings
     )

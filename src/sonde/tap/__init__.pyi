@@ -20,6 +20,11 @@ from sonde.tap.hand.tap import Tap as Tap
 from sonde.tap.hand.where import TokenIds as TokenIds
 from sonde.tap.hooks.cache import cache_argument as cache_argument
 from sonde.tap.hooks.cache import cache_of as cache_of
+from sonde.tap.model.behaviour import distances_of as distances_of
+from sonde.tap.model.behaviour import dtype_of as dtype_of
+from sonde.tap.model.behaviour import is_watched as is_watched
+from sonde.tap.model.behaviour import states_of as states_of
+from sonde.tap.model.behaviour import tolerance as tolerance
 from sonde.tap.model.fingerprint import config_hash as config_hash
 from sonde.tap.model.fingerprint import fingerprint as fingerprint
 from sonde.tap.model.fingerprint import known_config_hash as known_config_hash
@@ -29,6 +34,7 @@ from sonde.tap.model.input_types import place_of as place_of
 from sonde.tap.model.objectives import kl_uniform as kl_uniform
 from sonde.tap.model.objectives import max_logit as max_logit
 from sonde.tap.model.objectives import nll as nll
+from sonde.tap.model.parts import parts as parts
 from sonde.tap.model.placement import placement as placement
 from sonde.tap.model.probe import Probe as Probe
 from sonde.tap.model.probe import probe as probe

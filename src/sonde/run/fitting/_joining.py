@@ -17,9 +17,9 @@ from sonde.core.wording import plural
 from sonde.engine.classes import joined_names
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States, Task
-from sonde.files.identity import CODE, agree, same_code
+from sonde.files.identity import CODE, MODEL_FACTS, difference, first_difference, same_code
 from sonde.run.fitting.group_counts import KEPT_DRAWS, groups_between, joined_counts
-from sonde.run.fitting.header import warn_other_code
+from sonde.run.fitting.same_behaviour import BEHAVIOUR, require_alike, same_inputs, warn_of_parts
 from sonde.run.fitting.traffic import joined_traffic
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
@@ -109,13 +109,22 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     _require_alike_parts(a, b)
     mine, its = a.header["model"], b.header["model"]
     others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
-    if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its} - {CODE}):
-        others.insert(0, "model")
+    first = first_difference(mine, its, MODEL_FACTS)
+    if first is not None:
+        raise StateError(
+            "Fitted.merge: expected bundles of the same model, but the second bundle's model is "
+            f"another one: {difference(first, its.get(first), mine.get(first))}. Fit both on one "
+            "model."
+        )
     if others:
         raise StateError(
             f"Fitted.merge: expected bundles with the same {others[0]}, got two different values."
         )
-    warn_other_code(a.header, its.get(CODE), "Fitted.merge")
+    mine_known, its_known = a.header.get(BEHAVIOUR), b.header.get(BEHAVIOUR)
+    if mine_known is not None and its_known is not None and same_inputs(mine_known, its_known):
+        require_alike(mine_known, its_known, mine, its, "Fitted.merge")
+    else:
+        warn_of_parts(mine, its, "Fitted.merge")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:

@@ -1,18 +1,17 @@
 """Header of a bundle: its model, reading, sites and data, and a check of streams against them."""
 
-import warnings
 from typing import Any
 
 from sonde.core.clearance import LABELS, require_cleared
-from sonde.core.errors import SondeWarning, StateError
+from sonde.core.errors import StateError
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
-from sonde.files.identity import CODE, agree, data_hash, difference, same_code
+from sonde.files.identity import CODE, MODEL_FACTS, data_hash, difference, first_difference
 from sonde.run.fitting.group_counts import counts_of, group_draws
+from sonde.run.fitting.same_behaviour import BEHAVIOUR, require_same_behaviour, warn_unknown
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.tap import LiveStream, known_config_hash, known_structure
 
-MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
 OWN_LABELS = "own_labels"
 """Present in ``data`` if the labels number the outputs of a model that does not name them."""
 READING_FIELDS = ("objective", "keep_special", "perturb")
@@ -39,11 +38,12 @@ def make_header(
     identity = stream.identity()
     return {
         "group_draws": group_draws(stream),
-        "model": {name: identity.get(name) for name in MODEL_FIELDS} | {CODE: identity.get(CODE)},
+        "model": {name: identity.get(name) for name in MODEL_FACTS} | {CODE: identity.get(CODE)},
         "reading": {
             **{name: identity.get(name) for name in READING_FIELDS},
             **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
         },
+        **behaviour_in(stream),
         "recipe": recipe_of(stream),
         "sites": [
             {
@@ -72,28 +72,10 @@ def make_header(
     }
 
 
-def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -> None:
-    """Warn if a bundle of an earlier version lacks the module structure of its model."""
-    if here is not None and header["model"].get("structure") is None:
-        warnings.warn(
-            f"{who}: the state was written by an earlier version, which recorded only the "
-            "weights and the configuration of its model, so the classes and settings of the "
-            "modules cannot be compared. Fit again to record them.",
-            SondeWarning,
-            stacklevel=3,
-        )
-
-
-def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
-    """Warn if the code of the forward pass is not the code that a bundle was fitted on."""
-    if not same_code(header["model"].get(CODE), here):
-        warnings.warn(
-            f"{who}: the weights and modules are the same as in the fit, but the code of a "
-            "forward method, or of a function that it calls, has changed. Fit again, unless "
-            "the new code computes the same result.",
-            SondeWarning,
-            stacklevel=3,
-        )
+def behaviour_in(stream: Stream) -> dict[str, Any]:
+    """Return the header's entry of a live model's states of drawn inputs, if it gives any."""
+    found = stream.behaviour if isinstance(stream, LiveStream) else None
+    return {} if found is None else {BEHAVIOUR: found}
 
 
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:
@@ -110,19 +92,17 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         live, known = stream.model, header["model"]
         identity["config"] = known_config_hash(live.config, live.module, known.get("config"))
         identity["structure"] = known_structure(live.module, known.get("structure"))
-    warn_unknown_structure(header, identity.get("structure"), "score")
-    for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
-        for name in names:
-            fitted, here = header[kind].get(name), identity.get(name)
-            if not agree(name, fitted, here):
-                more = (
-                    " sonde drift shows what changed between two models." if kind == "model" else ""
-                )
-                raise StateError(
-                    f"score: the state was fitted for another {kind}: "
-                    f"{difference(name, here, fitted)}. Fit again.{more}"
-                )
-    warn_other_code(header, identity.get(CODE), "score")
+    warn_unknown(header["model"], identity, "score")
+    for kind, names in (("model", MODEL_FACTS[::-1]), ("reading", READING_FIELDS)):
+        name = first_difference(identity, header[kind], names)
+        if name is not None:
+            more = " sonde drift shows what changed between two models." if kind == "model" else ""
+            raise StateError(
+                f"score: the state was fitted for another {kind}: "
+                f"{difference(name, identity.get(name), header[kind].get(name))}. Fit again.{more}"
+            )
+    if isinstance(stream, LiveStream):
+        require_same_behaviour(header, stream.model.module, identity, "score")
     require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:

@@ -5,6 +5,7 @@ holds the states of its own units alone, and merging happens over a set of disjo
 of merges is fixed by the units' indices, so the bits do not depend on workers, order or kills.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from sonde.core.wording import plural
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States
 from sonde.files import durable
+from sonde.files.identity import MODEL_FACTS, PARTS, difference, first_difference
+from sonde.files.part_facts import describe_part, difference_of_parts
 from sonde.files.state_file import check_state, read_state, state_type, write_state
 from sonde.run.passes.units import (
     Counters,
@@ -224,9 +227,8 @@ class Ledger:
         found = _head_of(path, len(text) + 1)
         if found not in (None, text) and not fresh:
             raise StoreError(
-                f"Ledger: {self.directory} holds a run of another plan (other model, data, "
-                "sites, methods or options). Run with --fresh to delete that run, or write to "
-                "another path."
+                f"Ledger: {self.directory} holds a run of another plan ({self._difference(path)}). "
+                "Run with --fresh to delete that run, or write to another path."
             )
         self.resumed = found == text and not fresh
         if found != text:
@@ -235,6 +237,21 @@ class Ledger:
             if fresh or not self._is_sound(place):
                 self._remove(place)
         self.compact()
+
+    def _difference(self, path: Path) -> str:
+        """Return in what the plan that a directory holds differs from this plan."""
+        mine = json.loads(canonical_json(self.plan.json()))
+        try:
+            its = json.loads(path.read_text("utf-8"))
+            one, other = mine.pop("stream"), its.pop("stream")
+        except (ValueError, KeyError):
+            return "its file cannot be read"
+        name = first_difference(one, other, MODEL_FACTS)
+        if name is not None:
+            return difference(name, one.get(name), other.get(name))
+        both = [stream.get(PARTS) or {} for stream in (one, other)]
+        parts = [describe_part(part, *both) for part in difference_of_parts(*both)]
+        return parts[0] if parts else "other data, sites, methods or options"
 
     def _leftovers(self) -> Iterator[Path]:
         for directory in (self.directory, self._states):

@@ -19,9 +19,9 @@ from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import special_ids
-from sonde.files.identity import agree, difference
+from sonde.files.identity import CODE, PARTS, difference, first_difference
 from sonde.run.fitting.fitted import Fitted, as_fitted
-from sonde.run.fitting.header import warn_other_code, warn_unknown_structure
+from sonde.run.fitting.same_behaviour import require_same_behaviour, warn_unknown
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.scoring.batches import SCHEMA
@@ -42,6 +42,7 @@ from sonde.tap import (
     forward_code,
     known_config_hash,
     known_structure,
+    parts,
     placement,
 )
 from sonde.tap.forwards.watched_call import WatchedText
@@ -437,7 +438,8 @@ def require_live_model(
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
     here["structure"] = known_structure(live.module, fitted.get("structure"))
-    warn_unknown_structure(header, here["structure"], who)
+    here[PARTS] = parts(live.module)
+    warn_unknown(fitted, here, who)
     here["attn"] = getattr(live.config, "_attn_implementation", None)
     if same_dtype or here["dtype"] == fitted.get("dtype"):
         here["model"] = fingerprint(live.module)
@@ -449,12 +451,12 @@ def require_live_model(
             SondeWarning,
             stacklevel=3,
         )
-    for name, value in here.items():
-        if not agree(name, fitted.get(name), value):
-            raise StateError(
-                f"{who}: the probe was fitted on another model: "
-                f"{difference(name, value, fitted.get(name))}. {who.capitalize()} the model that "
-                "it was fitted on, or fit again."
-            )
-    warn_other_code(header, forward_code(live.module), who)
+    name = first_difference(here, fitted, here)
+    if name is not None:
+        raise StateError(
+            f"{who}: the probe was fitted on another model: "
+            f"{difference(name, here[name], fitted.get(name))}. {who.capitalize()} the model that "
+            "it was fitted on, or fit again."
+        )
+    require_same_behaviour(header, live.module, here | {CODE: forward_code(live.module)}, who)
     return device

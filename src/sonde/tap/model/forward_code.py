@@ -38,8 +38,10 @@ def forward_code(module: nn.Module) -> str:
     False
     """
     kinds = dict.fromkeys(type(part) for part in ModuleNames(module).modules.values())
-    own = [kind for kind in kinds if _package(kind) not in LIBRARIES]
-    parts = {"\n".join(_said(code) for code in forward_functions(kind, LIBRARIES)) for kind in own}
+    own = [kind for kind in kinds if package(kind) not in LIBRARIES]
+    parts = {
+        "\n".join(instructions(code) for code in forward_functions(kind, LIBRARIES)) for kind in own
+    }
     digest = hashlib.sha256("\n\n".join(sorted(parts)).encode()).hexdigest()
     return f"{sys.version_info.major}.{sys.version_info.minor}:{digest}"
 
@@ -60,7 +62,7 @@ def forward_functions(
     while waiting:
         function = inspect.unwrap(waiting.pop())
         code = getattr(function, "__code__", None)
-        if code is None or code in seen or _package(function) in without:
+        if code is None or code in seen or package(function) in without:
             continue
         seen.add(code)
         yield code
@@ -69,10 +71,10 @@ def forward_functions(
             if "super" in code.co_names:
                 called = [vars(base).get(name) for base in kind.__mro__] + called
             own = [f for f in called if isinstance(f, FunctionType)]
-            waiting += [f for f in own if _package(f) == _package(function)]
+            waiting += [f for f in own if package(f) == package(function)]
 
 
-def _said(code: CodeType) -> str:
+def instructions(code: CodeType) -> str:
     """Return the instructions with their names and constants; variables by index."""
     steps = dis.get_instructions(code)
     return " ".join(f"{step.opname}({_argument(step)})" for step in steps)
@@ -85,9 +87,10 @@ def _argument(step: dis.Instruction) -> str:
         return str(step.arg)
     value = step.argval
     if isinstance(value, CodeType):
-        return _said(value)
+        return instructions(value)
     return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
-def _package(thing: Any) -> str:
+def package(thing: Any) -> str:
+    """Return the package that a class or function belongs to."""
     return str(thing.__module__).partition(".")[0]

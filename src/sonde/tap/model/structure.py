@@ -69,7 +69,7 @@ def _classes(module: nn.Module) -> Iterator[str]:
     for path, part in ModuleNames(module).modules.items():
         kind = type(part)
         known = _is_known(kind)
-        said = "" if known else f"{kind.__name__.removeprefix('FSDP')}({_settings(part)})"
+        said = "" if known else f"{kind.__name__.removeprefix('FSDP')}({settings(part)})"
         unsaved = sorted(n for n in part._non_persistent_buffers_set if n in part._buffers)
         yield f"{path}|{said}|{'' if known else ' '.join(unsaved)}"
 
@@ -89,7 +89,7 @@ def _is_known(kind: type[nn.Module]) -> bool:
     return kind.__module__.startswith(CONFIGURED)
 
 
-def _settings(part: nn.Module) -> str:
+def settings(part: nn.Module) -> str:
     """Return a module's ``extra_repr`` without device, type and addresses; empty if it fails."""
     try:
         return " ".join(PLACED.sub("", part.extra_repr()).split())

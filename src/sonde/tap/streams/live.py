@@ -24,12 +24,14 @@ from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.recorder import RecordedOutput, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
+from sonde.tap.model.behaviour import Behaviour, behaviour_of
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_code import forward_code
 from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.heads import layer_of
 from sonde.tap.model.logits import KNOWN, logits_key
 from sonde.tap.model.objectives import Objective, check_objective, name_of
+from sonde.tap.model.parts import parts
 from sonde.tap.model.perturb import moved_inputs, perturbed_logits
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
@@ -378,6 +380,7 @@ class LiveStream(Stream):
             "model": fingerprint(self.model.module),
             "config": config_hash(config, self.model.module),
             "structure": structure(self.model.module),
+            "parts": parts(self.model.module),
             "code": forward_code(self.model.module),
             "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
             "attn": getattr(config, "_attn_implementation", None),
@@ -392,6 +395,14 @@ class LiveStream(Stream):
             "data": self.inputs.identity(),
             **({} if self.named_output is None else {"logits_output": self.named_output}),
         }
+
+    @cached_property
+    def behaviour(self) -> Behaviour | None:
+        """States of a few drawn inputs, or None if the model gives no fixed states of them."""
+        if not len(self.inputs):
+            return None
+        paths = [kind.site.path for kind in self.kinds]
+        return behaviour_of(self.model.module, self._first, self.probe.place, paths)
 
     @property
     def named_output(self) -> str | None:

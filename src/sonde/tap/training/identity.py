@@ -6,6 +6,7 @@ of an identity.
 """
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -20,19 +21,19 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import SondeWarning, StateError
+from sonde.core.state import canonical_json
 from sonde.files.identity import same_code
+from sonde.files.part_facts import certain_differences, describe_part, difference_of_parts
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_code import forward_code
+from sonde.tap.model.parts import OF_TORCH, parts
 from sonde.tap.model.structure import structure
 from sonde.tap.training.term import Term
 
-WEIGHTS, CODE = "weights", "code"
+WEIGHTS, CODE, PARTS = "weights", "code", "parts by name"
 MODEL, TEACHER = "the model", "the teacher"
-_OF_TORCH = frozenset(vars(nn.Module())) | {"cls_to_become", "_load_hook", "_initialize_hook"}
 _OF_PROCESSES = frozenset(("gather",))
 """Attributes of a loss that say which process holds a row, not what the loss is."""
-"""Attributes that torch keeps on every module; its lazy modules keep the last three until a call.
-"""
 _PLAIN = str | bytes | bool | int | float | complex | torch.dtype
 DEEPEST = 4
 """Objects inside objects that are looked into: a loss may hold a tokenizer."""
@@ -55,6 +56,7 @@ def model_facts(module: nn.Module | None, *, full: bool = False) -> Facts:
         WEIGHTS: fingerprint(module, full=full),
         "configuration": config_hash(getattr(module, "config", None), module),
         "structure": structure(module),
+        PARTS: canonical_json(parts(module)),
         CODE: forward_code(module),
     }
 
@@ -69,7 +71,7 @@ def loss_facts(loss: nn.Module) -> Facts:
         prefix = f"{path}." if path else ""
         found[f"{prefix}class"] = _name(type(part))
         for name, value in vars(part).items():
-            if name not in _OF_TORCH | _OF_PROCESSES:
+            if name not in OF_TORCH | _OF_PROCESSES:
                 found[prefix + name] = _said(value)
         held: dict[str, Tensor | None] = {**part._buffers, **part._parameters}
         learned = [name for name, p in part._parameters.items() if p is not None and _learns(p)]
@@ -96,6 +98,9 @@ def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str |
         if name == CODE and mine is not None:
             if not same_code(value, mine):
                 return name
+        elif name == PARTS and mine is not None:
+            if found := certain_differences(json.loads(mine), json.loads(value)):
+                return found[0]
         elif mine != value:
             return name
     return None
@@ -155,10 +160,11 @@ class Origin:
                 f"{owner} was written for {'; '.join([*known][2:])}, but these losses are "
                 f"{'; '.join([*here][2:])}. Attach the same losses to the same sites."
             )
+        self._warn_of_parts(known.get(MODEL, {}), here[MODEL], owner)
         for name, facts in known.items():
             left = {k: v for k, v in facts.items() if weights or (name, k) != (MODEL, WEIGHTS)}
             what = first_difference(left, here[name])
-            if name == TEACHER and facts.keys() != here[name].keys():
+            if name == TEACHER and (facts.keys() ^ here[name].keys()) - {PARTS}:
                 what = "kind"
             if what is not None:
                 raise StateError(
@@ -166,6 +172,18 @@ class Origin:
                     "teacher, losses and weights with which it was written; load the weights of "
                     "the model before the state of its losses."
                 )
+
+    def _warn_of_parts(self, known: Facts, here: Facts, owner: str) -> None:
+        """Warn of parts of the model that differ and may change what it computes."""
+        mine, its = json.loads(here.get(PARTS, "{}")), json.loads(known.get(PARTS, "{}"))
+        found = [describe_part(name, mine, its) for name in difference_of_parts(mine, its)]
+        if known.get(PARTS) and found and not certain_differences(mine, its):
+            warnings.warn(
+                f"{owner} was written with a model of which a part differs: {found[0]}. Restore "
+                "that part, unless the model computes the same result.",
+                SondeWarning,
+                stacklevel=5,
+            )
 
     def _losses(self) -> dict[str, Facts]:
         return {
@@ -189,7 +207,7 @@ def find_difference(known: Mapping[str, Facts], here: Mapping[str, Facts]) -> st
     """Return the first fact that differs, such as "power of the loss", or None."""
     for name in dict.fromkeys([*known, *here]):
         ours, theirs = here.get(name), known.get(name)
-        if ours is None or theirs is None or ours.keys() != theirs.keys():
+        if ours is None or theirs is None or (ours.keys() ^ theirs.keys()) - {PARTS}:
             return f"kind of {name}"
         if (what := first_difference(theirs, ours)) is not None:
             return f"{what} of {name}"
