@@ -110,7 +110,9 @@ UNCERTAIN = {
 
 
 def read(model, rows=ROWS):
-    return sonde.read(model, rows, sites="a" if isinstance(model, Net) or "_orig_mod" in model._modules else "*0")
+    return sonde.read(
+        model, rows, sites="a" if isinstance(model, Net) or "_orig_mod" in model._modules else "*0"
+    )
 
 
 @pytest.mark.truth("a model whose function was changed on purpose, in ways that its weights hide")

@@ -132,7 +132,7 @@ def test_a_scan_of_two_stores_of_which_one_knows_no_attention_kernel(store, tmp_
         monkeypatch.setattr(LiveStream, "identity", lambda s, k=kernel: known(s) | {"attn": k})
         write_store(live(items=4), tmp_path / kernel, unit_size=64)
     sonde.scan(store, versus=tmp_path / "sdpa", settings=settings)
-    with pytest.raises(StateError, match="attn is 'sdpa' there"):
+    with pytest.raises(StateError, match="attn is 'eager' here and was 'sdpa'"):
         sonde.scan(tmp_path / "eager", versus=tmp_path / "sdpa", settings=settings)
 
 
@@ -142,7 +142,7 @@ def test_a_scan_of_two_stores(store, tmp_path):
     other = write_store(live(items=4), tmp_path / "b", unit_size=64)
     report = sonde.scan(store, versus=other, settings=settings).json()
     assert report["schema"] == "sonde-scan/1"
-    with pytest.raises(StateError, match="model is"):
+    with pytest.raises(StateError, match="its weights differ"):
         sonde.scan(store, versus=write_store(live(seed=1), tmp_path / "c"), settings=settings)
     with pytest.raises(InputError, match="expected another store"):
         sonde.scan(store, versus="sonde:digits/test", settings=settings)

@@ -77,6 +77,11 @@ class Stream(OneLine, ABC):
         return None
 
     @property
+    def behaviour(self) -> dict[str, Any] | None:
+        """States of a few drawn inputs, by which the model is recognised; None if unknown."""
+        return None
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Sites that are not read by default, each with the reason."""
         return ()

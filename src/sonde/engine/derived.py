@@ -57,6 +57,11 @@ class DerivedStream(Stream):
         return self.inner.source_rows
 
     @property
+    def behaviour(self) -> dict[str, Any] | None:
+        """States of a few drawn inputs, by which the model is recognised; None if unknown."""
+        return self.inner.behaviour
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """Sites that are not read by default, each with the reason."""
         return self.inner.left_out

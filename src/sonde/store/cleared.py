@@ -146,6 +146,11 @@ class Cleared(Stream):
         found = self.store.source_rows
         return None if found is None else found[self._kept]
 
+    @property
+    def behaviour(self) -> dict[str, Any] | None:
+        """States of a few drawn inputs, by which the model is recognised; None if unknown."""
+        return self.store.behaviour
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of the store's model and of the visible examples."""
         whole = self.store.identity()

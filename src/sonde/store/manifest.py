@@ -61,6 +61,8 @@ class Manifest:
         The name of each class number; empty if only the numbers are known.
     own_labels : bool, default=False
         Whether class numbers are those of the model.
+    behaviour : dict or None, default=None
+        States of a few drawn inputs, by which the model is recognised.
     n_sites, n_data : int
         Numbers of whole stores of added sites, and of further data.
     """
@@ -80,6 +82,7 @@ class Manifest:
     source_rows: Int[np.ndarray, "_example"] | None = None
     label_names: tuple[str, ...] = ()
     own_labels: bool = False
+    behaviour: dict[str, Any] | None = None
     n_sites: int = 0
     n_data: int = 0
 
@@ -110,6 +113,7 @@ class Manifest:
             "own_labels": self.own_labels,
             "n_sites": self.n_sites,
             "n_data": self.n_data,
+            **({} if self.behaviour is None else {"behaviour": self.behaviour}),
         }
 
 
@@ -156,6 +160,7 @@ def read_manifest(directory: Path) -> Manifest:
             own_labels=bool(raw.get("own_labels", False)),
             n_sites=_further(raw["n_sites"]),
             n_data=_further(raw["n_data"]),
+            behaviour=None if raw.get("behaviour") is None else dict(raw["behaviour"]),
         )
         if len(manifest.group_keys) != bounds[-1] or not 0 <= manifest.level < 63:
             raise ValueError("group keys and units do not agree")

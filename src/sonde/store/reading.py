@@ -278,6 +278,11 @@ class Store(Stream):
         return self.manifest.source_rows if len(self._sets) == 1 else None
 
     @property
+    def behaviour(self) -> dict[str, Any] | None:
+        """States of a few drawn inputs, by which the model is recognised; None if unknown."""
+        return self.manifest.behaviour
+
+    @property
     def grouped(self) -> bool:
         """True if groups were given or examples were cut into chunks."""
         return any(s.manifest.grouped for s in self._sets)

@@ -20,6 +20,7 @@ from sonde.tap.hand.tap import Tap as Tap
 from sonde.tap.hand.where import TokenIds as TokenIds
 from sonde.tap.hooks.cache import cache_argument as cache_argument
 from sonde.tap.hooks.cache import cache_of as cache_of
+from sonde.tap.hooks.session import check_readable as check_readable
 from sonde.tap.model.behaviour import distances_of as distances_of
 from sonde.tap.model.behaviour import dtype_of as dtype_of
 from sonde.tap.model.behaviour import is_watched as is_watched
@@ -41,6 +42,9 @@ from sonde.tap.model.probe import probe as probe
 from sonde.tap.model.sites import resolve as resolve
 from sonde.tap.model.structure import known_structure as known_structure
 from sonde.tap.model.structure import structure as structure
+from sonde.tap.model.tensor_bytes import is_plain as is_plain
+from sonde.tap.model.tensor_bytes import kind_of as kind_of
+from sonde.tap.model.tensor_bytes import tensor_hash as tensor_hash
 from sonde.tap.streams.live import LiveStream as LiveStream
 from sonde.tap.streams.live import live_stream as live_stream
 from sonde.tap.streams.weight_stream import WeightStream as WeightStream

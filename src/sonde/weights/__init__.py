@@ -15,7 +15,7 @@ from sonde.weights.change import (
 )
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.linear_block import LinearBlock
-from sonde.weights.live import as_model, module_of, tensor_hash, with_tensors
+from sonde.weights.live import as_model, dequantised, module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
 from sonde.weights.needs import AtSites, Examples
 from sonde.weights.packing import pack, unpack
@@ -57,6 +57,7 @@ __all__ = [
     "Thin",
     "ThinLinear",
     "as_model",
+    "dequantised",
     "fold_edit",
     "fold_writers",
     "kernels",

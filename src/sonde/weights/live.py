@@ -1,24 +1,30 @@
 """Tensors of a live model, identified by hash and replaced in a copy."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sonde.core.errors import InputError
 from sonde.core.finite import all_finite
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
+from sonde.tap import is_plain, kind_of
+from sonde.tap import tensor_hash as hash_of_parts
 
+_PACKED = "torch.ao.nn.quantized.dynamic.modules.linear"
 TIED = "tie_word_embeddings"
 """What a configuration calls one matrix for the embedding and the output."""
 
 
 def tensor_hash(x: Tensor) -> str:
     """Return the hash by which a plan recognises its tensor."""
-    return tensor_key(x.detach().cpu()).hex()
+    return tensor_key(x.detach().cpu()).hex() if is_plain(x) else hash_of_parts(x)
 
 
 def module_of(model: Model | nn.Module) -> nn.Module:
@@ -27,14 +33,20 @@ def module_of(model: Model | nn.Module) -> nn.Module:
 
 
 def require_in_memory(owner: str, module: nn.Module) -> None:
-    """Raise if the weights of a model are not in memory.
+    """Raise if the weights of a model are not plain tensors in memory.
 
     Raises
     ------
     InputError
-        Naming the first tensor on the device ``meta``, or offloaded to the disk.
+        Naming the first tensor on the device ``meta``, or offloaded to the disk, or of another
+        kind: a tensor subclass, a sparse or quantised tensor, a packed weight.
     """
     for name, x in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(x):
+            raise InputError(
+                f"{owner}: expected weights with a shape, got {name} of a lazy layer that has "
+                "never run. Run the model once: model(x)."
+            )
         if x.is_meta:
             raise InputError(
                 f"{owner}: expected a model with its weights in memory, got {name} on the device "
@@ -42,15 +54,100 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
                 "sonde.load(MODEL, device='cpu')."
             )
 
+    for part in module.modules():
+        if type(part).__name__.startswith("FSDP"):
+            raise InputError(
+                f"{owner}: expected a model with whole weights, got {type(part).__name__}, which "
+                "shards them over ranks. Pass the model before fully_shard."
+            )
+    for name, kind in _of_other_kinds(module):
+        raise InputError(
+            f"{owner}: expected weights that are plain tensors, got {name} as {kind}. Pass the "
+            "model before it was converted, or sonde.weights.dequantised(model), which turns such "
+            "weights into plain ones where the library says how."
+        )
+
+
+def _of_other_kinds(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield each tensor that is not plain, and each packed weight, with its kind."""
+    for name, x in (*module.named_parameters(), *module.named_buffers()):
+        if not is_plain(x):
+            yield name, kind_of(x)
+    for name, part in module.named_modules():
+        for leaf, value in vars(part).items():
+            if isinstance(value, torch.ScriptObject):
+                yield f"{name}.{leaf}".lstrip("."), "packed weights"
+
+
+def dequantised(model: Model | nn.Module) -> Model:
+    """Return a copy of a model whose converted weights are plain floating-point tensors.
+
+    All other tensors share their storage with ``model``. Sparse tensors become dense. Quantised
+    tensors, and subclasses with a method ``dequantize`` (those of torchao), become what it returns;
+    layers of ``quantize_dynamic`` become linear layers.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+
+    Raises
+    ------
+    InputError
+        If a weight does not say how it becomes a plain tensor.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> layer.weight = nn.Parameter(torch.eye(2).to_sparse())
+    >>> dequantised(layer).module.weight.layout
+    torch.strided
+    """
+    live = as_model(model)
+    new = with_tensors(live.module, {})
+    if type(new).__module__ == _PACKED:
+        return replace(live, module=_plain_layer(new))
+    for name, part in list(new.named_modules()):
+        if name and type(part).__module__ == _PACKED:
+            new.set_submodule(name, _plain_layer(part))
+    named = [*new.named_parameters(), *new.named_buffers()]
+    put_tensors(new, {name: _plain(name, x) for name, x in named if not is_plain(x)})
+    for name, kind in _of_other_kinds(new):
+        raise InputError(
+            f"dequantised: expected weights that say how they become plain tensors, got {name} as "
+            f"{kind}. Pass the model before it was converted."
+        )
+    return replace(live, module=new)
+
+
+def _plain_layer(part: Any) -> nn.Linear:
+    """Return a linear layer with the weights of a layer of ``quantize_dynamic``."""
+    weight, bias = part.weight().dequantize(), part.bias()
+    found = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    found.weight = nn.Parameter(weight)
+    if bias is not None:
+        found.bias = nn.Parameter(bias.detach().clone())
+    return found.train(part.training)
+
+
+def _plain(name: str, x: Tensor) -> Tensor:
+    """Return a converted tensor as a plain one, or the tensor itself if it does not say how."""
+    if x.layout is not torch.strided:
+        return x.detach().to_dense()
+    says = getattr(type(x), "dequantize", None)
+    if x.is_quantized or says not in (None, Tensor.dequantize):
+        return x.detach().dequantize()
+    return x
+
 
 def require_finite(owner: str, module: nn.Module) -> None:
-    """Raise if a weight of a model is not finite.
+    """Raise if a weight of a model is not finite, or no plain tensor in memory.
 
     Raises
     ------
     InputError
         Naming the first such weight.
     """
+    require_in_memory(owner, module)
     named = [(n, p.detach()) for n, p in module.named_parameters() if p.is_floating_point()]
     finite = all_finite([p for _, p in named])
     for (name, _), is_finite in zip(named, finite, strict=True):

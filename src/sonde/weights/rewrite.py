@@ -25,7 +25,6 @@ from sonde.weights.live import (
     module_of,
     put_tensors,
     require_finite,
-    require_in_memory,
     tensor_hash,
     with_tensors,
 )
@@ -308,8 +307,7 @@ class Rewrite(ABC):
             memory.
         """
         live = as_model(model)
-        require_in_memory(f"{type(self).__name__}.plan", live.module)
-        require_finite(type(self).__name__, live.module)
+        require_finite(f"{type(self).__name__}.plan", live.module)
         return self.planned(live, **bound(type(self).__name__, self.reads(), live, fitted))
 
     @abstractmethod

@@ -43,7 +43,7 @@ def make_header(
             **{name: identity.get(name) for name in READING_FIELDS},
             **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
         },
-        **behaviour_in(stream),
+        **({} if stream.behaviour is None else {BEHAVIOUR: stream.behaviour}),
         "recipe": recipe_of(stream),
         "sites": [
             {
@@ -70,12 +70,6 @@ def make_header(
             "seed": stream.seed,
         },
     }
-
-
-def behaviour_in(stream: Stream) -> dict[str, Any]:
-    """Return the header's entry of a live model's states of drawn inputs, if it gives any."""
-    found = stream.behaviour if isinstance(stream, LiveStream) else None
-    return {} if found is None else {BEHAVIOUR: found}
 
 
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:

@@ -107,8 +107,9 @@ def warn_of_parts(fitted: Mapping[str, Any], here: Mapping[str, Any], who: str) 
     causes = _uncertain(fitted, here)
     if causes:
         warnings.warn(
-            f"{who}: {causes} No states of the same inputs are known on both sides, so it cannot be "
-            "checked whether the model still computes the same result. Fit again, unless it does.",
+            f"{who}: {causes} The states of the same inputs are not known on both sides, so it "
+            "cannot be checked whether the model still computes the same result. Fit again, unless "
+            "it does.",
             SondeWarning,
             stacklevel=4,
         )

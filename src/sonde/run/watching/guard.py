@@ -38,6 +38,7 @@ from sonde.run.watching._watched import (
 from sonde.run.watching.metrics import Metrics
 from sonde.tap import (
     Onlooker,
+    check_readable,
     fingerprint,
     forward_code,
     known_config_hash,
@@ -432,6 +433,7 @@ def require_live_model(
             f"{who}: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
             f"data) to {who.lower()} that model."
         )
+    check_readable(live.module)
     device, dtype = placement(live.module)
     here = {
         "config": known_config_hash(live.config, live.module, fitted.get("config")),

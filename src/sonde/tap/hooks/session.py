@@ -34,7 +34,7 @@ from sonde.tap.hooks.following import (
 from sonde.tap.hooks.holding import REQUIRES_GRAD, TRAINING
 from sonde.tap.hooks.inert import Hook
 
-GUARDS = "_guards_fn"
+GUARDS, SHARDED = "_guards_fn", "DTensor"
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 PATIENCE_SECONDS = 60.0
@@ -420,7 +420,9 @@ def _forget(session: Session) -> None:
 
 
 def check_readable(root: nn.Module) -> None:
-    """Raise if hooks cannot see a model's modules, or would see several replicas."""
+    """Raise if hooks cannot see a model's modules, or would see several replicas or no values."""
+    require_values(root)
+    require_whole("Tap", root)
     for module in root.modules():
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":
@@ -448,6 +450,35 @@ def check_readable(root: nn.Module) -> None:
             raise SiteError(
                 "Tap: an exported model runs as one flat graph without modules. "
                 "Pass the Python module that it was made from."
+            )
+
+
+def require_whole(owner: str, root: nn.Module) -> None:
+    """Raise if tensor parallelism splits layers over ranks: a rank sees a part of their units.
+
+    Fully sharded models (FSDP) are not meant: their layers compute whole rows.
+    """
+    if any(type(module).__name__.startswith("FSDP") for module in root.modules()):
+        return
+    for name, x in root.named_parameters():
+        if type(x.data).__name__ == SHARDED or type(x).__name__ == SHARDED:
+            raise SiteError(
+                f"{owner}: expected whole layers, got {name} as a DTensor: tensor parallelism "
+                "splits it over ranks, so each rank sees a part of the units under the numbers "
+                "of others. Use the model before parallelize_module, one process per device."
+            )
+
+
+def require_values(root: nn.Module) -> None:
+    """Raise if a model's weights have no values, and nothing loads them in a forward pass."""
+    if any("_hf_hook" in vars(module) for module in root.modules()):
+        return  # offloaded: accelerate loads each weight when its module runs
+    for name, x in root.named_parameters():
+        if x.is_meta:
+            raise SiteError(
+                f"Tap: expected weights with values, got {name} on the device 'meta': the model "
+                "was built without loading its weights. Load them: sonde.load(MODEL), or "
+                "model.to_empty(device='cpu') and load_state_dict."
             )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sonde.core.repacking import in_own_form
 from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.model.tensor_bytes import is_plain, kind_of, pieces, words
 
 SAMPLES = 64
 ARCHITECTURES = "architectures"
@@ -48,16 +50,31 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
     in_own_form(module)
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(module), key=lambda pair: pair[0]):
+        if is_lazy(tensor):
+            digest.update(f"{name}|lazy\n".encode())
+            continue
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}|{tuple(tensor.shape)}|{dtype}\n".encode())
-        if tensor.device.type == "meta" or tensor.numel() == 0:
+        if tensor.is_meta or tensor.numel() == 0:
             continue
-        plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        flat = plain.detach().contiguous().reshape(-1)
-        digest.update(_bytes(flat if full else _samples(flat)))
-        if not full:
-            digest.update(_xor(flat).to_bytes(8, "little", signed=False))
+        if is_plain(tensor):
+            _add(digest, tensor, full)
+            continue
+        digest.update(f"{kind_of(tensor)}\n".encode())
+        for inner, part in pieces(tensor):
+            digest.update(f"{inner}|{tuple(part.shape)}|{part.dtype}\n".encode())
+            if part.numel() and not part.is_meta:
+                _add(digest, part, full)
     return digest.hexdigest()
+
+
+def _add(digest: Any, x: Tensor, full: bool) -> None:
+    """Add a plain tensor to a hash: all its bytes, or samples and the xor of all words."""
+    plain = torch.view_as_real(x) if x.is_complex() and x.dtype != torch.complex32 else x
+    flat = plain.detach().contiguous().reshape(-1)
+    digest.update(_bytes(flat if full else _samples(flat)))
+    if not full:
+        digest.update(_xor(flat).to_bytes(8, "little", signed=False))
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -94,11 +111,16 @@ def _samples(flat: Tensor) -> Tensor:
 
 
 def _bytes(flat: Tensor) -> bytes:
-    return flat.cpu().view(torch.uint8).numpy().tobytes()
+    return words(flat).cpu().numpy().tobytes()
 
 
 def _xor(flat: Tensor) -> int:
-    return int(torch.hash_tensor(flat).item()) & (2**64 - 1)
+    """Return the xor of all words; of all bytes where torch has no xor of the type."""
+    try:
+        found = torch.hash_tensor(flat)
+    except NotImplementedError:
+        found = torch.hash_tensor(words(flat))
+    return int(found.item()) & (2**64 - 1)
 
 
 def config_hash(config: Any, module: nn.Module | None = None) -> str:

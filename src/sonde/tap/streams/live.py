@@ -34,7 +34,7 @@ from sonde.tap.model.objectives import Objective, check_objective, name_of
 from sonde.tap.model.parts import parts
 from sonde.tap.model.perturb import moved_inputs, perturbed_logits
 from sonde.tap.model.placement import placement
-from sonde.tap.model.probe import Probe, probe
+from sonde.tap.model.probe import Probe, executed, probe
 from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
 from sonde.tap.rows.kind import Kind
@@ -396,12 +396,16 @@ class LiveStream(Stream):
             **({} if self.named_output is None else {"logits_output": self.named_output}),
         }
 
-    @cached_property
+    @property
     def behaviour(self) -> Behaviour | None:
         """States of a few drawn inputs, or None if the model gives no fixed states of them."""
+        return self._behaviour
+
+    @cached_property
+    def _behaviour(self) -> Behaviour | None:
         if not len(self.inputs):
             return None
-        paths = [kind.site.path for kind in self.kinds]
+        paths = [path for path in executed(self.probe) if path]
         return behaviour_of(self.model.module, self._first, self.probe.place, paths)
 
     @property

@@ -22,6 +22,7 @@ from sonde.core.inputs import Model
 from sonde.core.schedule import Constant
 from sonde.core.special_ids import special_ids
 from sonde.files.durable import atomic_write
+from sonde.tap.hooks.session import require_whole
 from sonde.tap.training.evaluating import Batches, evaluated
 from sonde.tap.training.given import check_views, loss_arguments, zero
 from sonde.tap.training.identity import Origin
@@ -72,6 +73,7 @@ class Terms:
         *,
         here: bool = False,
     ) -> None:
+        require_whole("training", module)
         self.module, self._teacher = module, teacher
         self._places = Places(module, teacher, special_ids, here=here)
         self._lock = threading.RLock()
