@@ -43,6 +43,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("reports/faultgen"), help="folder")
     parser.add_argument("--tables", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--show", type=int, help="print one draw and its report")
+    parser.add_argument("--before", type=Path, help="results of another commit, to compare with")
     parser.add_argument("--page", type=Path, help="page whose generated part is renewed")
     parser.add_argument("--missing", action="store_true", help="print data sets that are missing")
     return parser.parse_args(arguments)
@@ -97,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         typed.results / "healthy", seeds(m), running.tried_healthy, run=not typed.tables
     )
     texts = [f"## {part.title()} kinds", table.faults(got, kinds=not typed.closed)] if got else []
+    if typed.before is not None:
+        old = results(typed.before / part, range(100_000), None, run=False)
+        texts = ["## Before and after", table.compared(old, got), *texts]
     texts += ["## Worlds without a fault", table.healthy(clean)] if clean else []
     print("", *texts, sep="\n\n")
     if typed.page is not None:

@@ -110,6 +110,32 @@ class MixedAttentionNet(nn.Module):
         return self.fc_out(self.pool_0(x))
 
 
+class FiveNet(nn.Module):
+    """Two tensors of numbers, two of codes, and which numbers are known, to a trunk."""
+
+    def __init__(self, task: Task, draw: random.Random) -> None:
+        super().__init__()
+        given, specs = task.rows.tensors, task.specs
+        self.codes_0 = Codes(specs["first_codes"].sizes, 4)
+        self.codes_1 = Codes(specs["rest_codes"].sizes, 4)
+        n_codes = len(self.codes_0.tables) + len(self.codes_1.tables)
+        n = 2 * given["known_mask"].shape[1] + 4 * n_codes
+        self.trunk_0 = Trunk(n, DIM, task.n_out, draw)
+
+    def forward(
+        self,
+        first_numbers: Tensor,
+        rest_numbers: Tensor,
+        first_codes: Tensor,
+        rest_codes: Tensor,
+        known_mask: Tensor,
+    ) -> Tensor:
+        """Return answers."""
+        codes = [self.codes_0(first_codes).flatten(1), self.codes_1(rest_codes).flatten(1)]
+        numbers = [first_numbers, rest_numbers, known_mask.float()]
+        return self.trunk_0(torch.cat([*numbers, *codes], 1))
+
+
 class SetNet(nn.Module):
     """States of members_in, pooled under their mask."""
 
@@ -441,6 +467,7 @@ FAMILIES: dict[str, dict[str, Maker]] = {
     "table": {"mlp": TableNet, "column transformer": ColumnNet},
     "several numbers": {"mlp": TableNet, "column transformer": ColumnNet},
     "mixed": {"mlp with embeddings": MixedNet, "mixed transformer": MixedAttentionNet},
+    "five inputs": {"five inputs": FiveNet},
     "set": {"set net": SetNet},
     "graphs": {"graph net": GraphNet},
     "series": {

@@ -34,6 +34,22 @@ def grouped(results: Sequence[Result], head: str, key: Callable[[Result], str]) 
     return "\n".join([*lines, _row("**all**", *_cells(results))])
 
 
+def compared(before: Sequence[Result], after: Sequence[Result]) -> str:
+    """Return what two commits name of the same draws, by task."""
+    old = {r["seed"]: r for r in before}
+    both = [(old[r["seed"]], r) for r in after if r["seed"] in old]
+    said = [" and ".join(sorted({r.get("commit", "") for r in side})) for side in (before, after)]
+    head = ("drawn", f"named at {said[0]}", f"named at {said[1]}", "wrong before", "wrong cause")
+    lines = [_row("task", *head), _row(*["---"] * 6)]
+    for task in [*sorted({b["task"] for _, b in both}), ""]:
+        pairs = [(a, b) for a, b in both if task in (b["task"], "")]
+        n = len(pairs)
+        named = [_share(sum(r[i]["verdict"] in FOUND for r in pairs), n) for i in (0, 1)]
+        wrong = [sum(r[i]["verdict"] == WRONG for r in pairs) for i in (0, 1)]
+        lines.append(_row(task or "**all**", n, *named, *wrong))
+    return "\n".join(lines)
+
+
 def operator_of(kind: str) -> str:
     """Return a kind without its part and rows: what is changed, and how."""
     parts = kind.split(".")

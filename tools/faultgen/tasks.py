@@ -191,6 +191,35 @@ def mixed(draw: random.Random) -> Task:
     return Task("mixed", _named(entry), kind_, specs, rows, n_out)
 
 
+def five(draw: random.Random) -> Task:
+    """Draw a table as five tensors: two of numbers, two of codes, and which numbers are known."""
+    entry = _entry(draw)
+    x, names, codes, coded, y, kind = _columns(entry, draw)
+    if len(names) < 4 or len(coded) < 2:
+        raise sources.Missing(f"{entry}: too few columns")
+    x = (x - x.mean(0)) / x.std(0).clip(1e-9)
+    known = np.random.default_rng(draw.randrange(2**31)).random(x.shape) > 0.05
+    target, n_out = _target(y, kind, draw)
+    cut, half = len(names) // 2, len(coded) // 2
+    sizes = tuple(int(codes[:, i].max()) + 1 for i in range(codes.shape[1]))
+    specs = {
+        "first_numbers": Spec("numbers", ("column",), tuple(names[:cut])),
+        "rest_numbers": Spec("numbers", ("column",), tuple(names[cut:])),
+        "first_codes": Spec("codes", ("column",), tuple(coded[:half]), sizes[:half]),
+        "rest_codes": Spec("codes", ("column",), tuple(coded[half:]), sizes[half:]),
+        "known_mask": Spec("mask", ("column",), tuple(f"{n}_known" for n in names)),
+    }
+    kept = floats(x * known)
+    values = torch.from_numpy(codes).long()
+    tensors = {
+        "first_numbers": kept[:, :cut], "rest_numbers": kept[:, cut:],
+        "first_codes": values[:, :half], "rest_codes": values[:, half:],
+        "known_mask": torch.from_numpy(known),
+    }  # fmt: skip
+    kind_: Kind = "classes" if kind == "classes" else "number"
+    return Task("five inputs", _named(entry), kind_, specs, Rows(tensors, target), n_out)
+
+
 def bags(draw: random.Random) -> Task:
     """Draw sets of rows of a table with a mask; the target is their mean target."""
     entry = draw.choice([e for e in sources.table_names() if e[3] == "number"])
@@ -441,6 +470,7 @@ SHAPES: dict[str, Callable[[random.Random], Task]] = {
     "table": table,
     "several": several,
     "mixed": mixed,
+    "five": five,
     "bags": bags,
     "points": points,
     "series": series,
