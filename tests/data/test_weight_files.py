@@ -1,6 +1,7 @@
 """Weights in a file of their own, beside a factory; names of classes in a file."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -47,7 +48,8 @@ def test_every_form_of_a_file_gives_the_answers_of_its_module(place):
     torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"state": {}}}, place / "deep.pt")
     torch.save(compiled, place / "compiled.ckpt")
     save_file(dict(state), place / "plain.safetensors")
-    for file in ("plain.pth", "deep.pt", "compiled.ckpt", "plain.safetensors"):
+    shutil.copy(place / "deep.pt", place / "deep.pth.tar")
+    for file in ("plain.pth", "deep.pt", "deep.pth.tar", "compiled.ckpt", "plain.safetensors"):
         found = load(f"nets_with_files:make@{file}", device="cpu")
         assert torch.equal(found.module(x), made(x)), file
         assert found.name == f"nets_with_files:make@{file}"

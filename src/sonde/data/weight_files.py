@@ -1,8 +1,8 @@
 """Weights in one file, beside a factory that makes the module: ``package.module:factory@FILE``.
 
-``.safetensors``, and state dictionaries of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``),
-which are opened with ``weights_only=True``: tensors and plain containers, no code. A programme
-(TorchScript, ONNX) is no state dictionary and is refused with a way out.
+``.safetensors``, and state dictionaries of ``torch.save`` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``,
+``.pth.tar``), which are opened with ``weights_only=True``: tensors and plain containers, no code. A
+programme (TorchScript, ONNX) is no state dictionary and is refused with a way out.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, reason_of
 from sonde.core.wording import plural
 
-STATE_DICTS: Final = (".pt", ".pth", ".bin", ".ckpt")
+STATE_DICTS: Final = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 WEIGHT_FILES: Final = (".safetensors", *STATE_DICTS)
 PREFIXES: Final = ("module.", "_orig_mod.", "model.", "net.")
 """What DataParallel, torch.compile and classes around a module put before every name."""
