@@ -16,6 +16,7 @@ from sonde.metrics import (
     fpr_at_tpr,
     joint_match,
     localisation,
+    prediction_rejection,
     roc,
 )
 
@@ -122,3 +123,12 @@ def test_too_few_positives_below_a_threshold_are_flagged() -> None:
     few = fpr_at_tpr(score, torch.arange(200) < 40)
     assert "few_rows" in few.flags
     assert "few_rows" not in fpr_at_tpr(score, torch.arange(200) < 40, rate=0.8).flags
+
+
+@pytest.mark.truth("Student's quantile for four groups over that of none")
+def test_few_wrong_answers_are_few_groups() -> None:
+    doubt = torch.rand(200, generator=torch.Generator().manual_seed(1))
+    n_wrong = {n: (torch.arange(200) >= n).double() for n in (4, 60)}
+    found = {n: prediction_rejection(doubt, good) for n, good in n_wrong.items()}
+    assert [m.conventions["independent_groups"] for m in found.values()] == [4, 60]
+    assert ["few_groups" in m.flags for m in found.values()] == [True, False]

@@ -25,7 +25,9 @@ class Calibration(State):
     If calibration and new rows are exchangeable, a row raises a false alarm at level ``alpha`` with
     probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises this
     on average over calibration sets. ``pac`` promises it for this calibration set, with probability
-    ``1 - delta`` for each single level. Thresholds and p-values raise the same alarms.
+    ``1 - delta`` for each single level. Thresholds and p-values raise the same alarms. If rows come
+    in groups, the scores are one of each group, and the promise is for one row of each new group:
+    over all rows of groups whose scores depend on their size the rate may be higher.
 
     Parameters
     ----------

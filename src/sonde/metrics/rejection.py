@@ -25,7 +25,8 @@ def prediction_rejection(
     gain of an order is the mean quality of its first ``k`` answers, averaged over all ``k``, less
     the mean quality of all answers. Answers of equal uncertainty count with their mean quality, the
     average over their orders; the chance level is the mean quality exactly. If all qualities are
-    equal, the value is not defined (NaN).
+    equal, the value is not defined (NaN). Few answers below (or above) the mean quality widen the
+    interval: twelve wrong ones of 200 count as twelve groups.
 
     Parameters
     ----------
@@ -62,9 +63,10 @@ def prediction_rejection(
         flat = best.abs() <= 1e-12 * (1 + mean.abs())
         return torch.where(flat, torch.full_like(mean, torch.nan), gain / best)
 
+    worse = good < good.mean()
     return measured(
         figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=0.0,
-        range=(-float("inf"), 1.0),
+        range=(-float("inf"), 1.0), kinds=(worse, ~worse) if bool(worse.any()) else (),
     )  # fmt: skip
 
 

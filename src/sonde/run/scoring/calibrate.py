@@ -67,7 +67,8 @@ def calibrate(
     Held-out scores of an earlier calibration are replaced. A hash sample of at most ``m`` scores
     and the 1,000 largest scores are kept. So memory does not grow with the data, and thresholds of
     small false-alarm rates are those of all scores. If rows come in groups, one row of each group
-    calibrates. ``merge_calibrations`` joins bundles that were calibrated on parts of the data.
+    calibrates, and p-values are those of one row of a new group. ``merge_calibrations`` joins
+    bundles that were calibrated on parts of the data.
 
     Parameters
     ----------
