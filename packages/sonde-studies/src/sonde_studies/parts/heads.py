@@ -129,12 +129,12 @@ class SetHead(nn.Module):
         return self
 
 
-def folds_of(owner: Any, folds: int, seed: int) -> Any:
-    """Return stratified folds that divide no group; groups of one row are dealt as rows."""
-    is_row = len(np.unique(owner)) == len(owner)
-    return (StratifiedKFold if is_row else StratifiedGroupKFold)(
-        folds, shuffle=True, random_state=seed
-    )
+def folds_of(label: Any, owner: Any, folds: int, seed: int) -> list[tuple[Any, Any]]:
+    """Return the rows of stratified folds that divide no group; groups of one row are rows."""
+    how: dict[str, Any] = {"shuffle": True, "random_state": seed}
+    if len(np.unique(owner)) == len(owner):
+        return [*StratifiedKFold(folds, **how).split(np.zeros(len(label)), label)]
+    return [*StratifiedGroupKFold(folds, **how).split(np.zeros(len(label)), label, owner)]
 
 
 def chosen_apart(
@@ -147,9 +147,9 @@ def chosen_apart(
     """
     known = len(is_made)
     scores = np.zeros(known)
-    outer, inner = (folds_of(owner, folds, seed + extra) for extra in (1, 0))
-    for chosen, held in outer.split(np.zeros(known), is_made, owner):
-        how: dict[str, Any] = {"cv": inner, "method": "decision_function", "groups": owner[chosen]}
+    for chosen, held in folds_of(is_made, owner, folds, seed + 1):
+        inner = folds_of(is_made[chosen], owner[chosen], folds, seed)
+        how: dict[str, Any] = {"cv": inner, "method": "decision_function"}
         value = {
             name: auroc(
                 cross_val_predict(head, x[chosen], is_made[chosen], **how),

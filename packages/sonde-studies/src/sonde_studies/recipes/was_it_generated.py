@@ -87,8 +87,8 @@ def was_it_generated(
     scores["length alone"] = lengths[:known]
     is_made = np.arange(known) >= n
     owner = owners_of([*rows_of(human, limit), *rows_of(generated, limit)], group_column)
-    folds = folds_of(owner, FOLDS, seed)
-    how: dict[str, Any] = {"cv": folds, "method": "decision_function", "groups": owner}
+    folds = folds_of(is_made, owner, FOLDS, seed)
+    how: dict[str, Any] = {"cv": folds, "method": "decision_function"}
     for name, (head, x) in heads.items():
         scores[name] = cross_val_predict(head, x[:known], is_made, **how)
     found = {name: auroc(x, is_made, owner) for name, x in scores.items()}
