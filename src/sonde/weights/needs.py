@@ -4,18 +4,28 @@ A caller passes one mapping by name. Examples may be anything that ``sonde.read`
 come from ``sonde.fit``, or be a result, a state or plain rows for each site.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
+from sonde.core.finite import finite_rows
 from sonde.core.inputs import Inputs, Model
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import State
+from sonde.core.wording import plural
 from sonde.data import open_inputs
+from sonde.data.inputs import ItemInputs
+from sonde.tap.hooks.outputs import leaves
+
+MOST_LEFT_OUT = 0.25
+"""Largest fraction of examples that may be left out because they are not finite."""
 
 
 @dataclass(frozen=True)
@@ -144,4 +154,39 @@ def _opened(owner: str, name: str, need: Examples, model: Model, given: Any) -> 
     opened = given if isinstance(given, Inputs) else open_inputs(model, given)
     if not len(opened):
         raise InputError(f"{owner}.plan: expected examples in {name!r}, got none.")
-    return opened
+    return finite_examples(owner, name, opened)
+
+
+def finite_examples(owner: str, name: str, inputs: Inputs) -> Inputs:
+    """Return the examples whose numbers are all finite; warn of others.
+
+    Raises
+    ------
+    InputError
+        If more than a quarter of them are not finite, or too large to square.
+    """
+    bad: list[int] = []
+    for batch in inputs.batches(0, len(inputs)):
+        floats = [
+            x
+            for x in leaves((batch.args, batch.kwargs)).values()
+            if x.is_floating_point() and not x.is_nested and x.shape[:1] == (len(batch),)
+        ]
+        if not floats:
+            return inputs  # token ids: nothing of them can be infinite
+        whole = torch.stack([finite_rows(x.reshape(len(batch), -1).cpu()) for x in floats]).all(0)
+        bad += batch.order[~whole].tolist()
+    if not bad:
+        return inputs
+    told = (
+        f"{owner}.plan: {plural(len(bad), 'example')} of {len(inputs):,} in {name!r} "
+        f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite or are too large to "
+        f"square, first example {min(bad)}"
+    )
+    if len(bad) > MOST_LEFT_OUT * len(inputs) or not isinstance(inputs, ItemInputs):
+        raise InputError(
+            f"{told}. Expected at most {MOST_LEFT_OUT:.0%} of such examples. Clean the examples, "
+            "or leave these out."
+        )
+    warnings.warn(f"{told}. They are left out.", SondeWarning, stacklevel=5)
+    return inputs.at(np.setdiff1d(np.arange(len(inputs)), bad))

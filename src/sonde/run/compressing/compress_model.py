@@ -43,6 +43,7 @@ from sonde.weights import Examples, Rewrite, RewritePlan, save_edited
 from sonde.weights.factory_folder import check_change, source_folder
 from sonde.weights.folder import check_output, removed_on_error, weight_bytes
 from sonde.weights.live import require_finite
+from sonde.weights.needs import finite_examples
 
 UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 MOST_LISTED, MOST_FITTED = 1024, 512
@@ -321,8 +322,9 @@ class _Job:
         if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
             return self.ours, ()
         require_finite(type(rule).__name__, self.model.module)
-        grams = layer_grams(self.model, self.ours, layers=rule.layers, progress=bool(self.progress))
-        return grams, _few_rows(grams, len(self.ours))
+        ours = finite_examples(type(rule).__name__, "calibration", self.ours)
+        grams = layer_grams(self.model, ours, layers=rule.layers, progress=bool(self.progress))
+        return grams, _few_rows(grams, len(ours))
 
 
 def _has_grid(rule: Any) -> bool:
