@@ -62,6 +62,7 @@ lint: install
 	$(BIN)/python tools/check_exports.py
 	$(BIN)/python tools/check_truth.py
 	$(BIN)/python tools/check_language.py
+	$(BIN)/python tools/check_parameters.py
 	$(BIN)/python tools/count_lines.py
 	NODE_OPTIONS=--max-old-space-size=8192 $(BIN)/pyright
 

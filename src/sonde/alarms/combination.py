@@ -37,6 +37,7 @@ def simes(p: Any) -> Float[Tensor, "row"]:
     Parameters
     ----------
     p : array (row, m)
+        P-values of each row, one column for each site, in (0, 1].
 
     Examples
     --------
@@ -58,6 +59,7 @@ def twice_mean(p: Any) -> Float[Tensor, "row"]:
     Parameters
     ----------
     p : array (row, m)
+        P-values of each row, one column for each site, in (0, 1].
 
     Examples
     --------
@@ -83,6 +85,7 @@ def cauchy(p: Any) -> Float[Tensor, "row"]:
     Parameters
     ----------
     p : array (row, m)
+        P-values of each row, one column for each site, in (0, 1].
 
     Examples
     --------

@@ -31,6 +31,13 @@ SMALLEST = 2.0**-53
 def bet(p: float, kappa: float) -> float:
     """Return the payout ``kappa p^(kappa - 1)`` of a bet on small p-values; its mean is 1.
 
+    Parameters
+    ----------
+    p : float
+        P-value, in (0, 1].
+    kappa : float
+        Exponent of the bet, in (0, 1); smaller bets more on small p-values.
+
     Examples
     --------
     >>> round(bet(0.04, 0.5), 6)
@@ -41,6 +48,11 @@ def bet(p: float, kappa: float) -> float:
 
 def mixture_wealth(p: Sequence[float] | np.ndarray) -> Float[np.ndarray, "step"]:
     """Return the wealth after each p-value, divided among 32 bets between 0 and 1.
+
+    Parameters
+    ----------
+    p : Sequence[float] | numpy.ndarray
+        P-values in the order of time, in (0, 1].
 
     Examples
     --------
@@ -131,7 +143,7 @@ class EProcess:
     delta : float, default=0.01
         Chance of a false alarm over the whole stream.
     seed : int, default=0
-        Of the numbers that break ties.
+        Seed of the numbers that break ties between scores.
 
     Examples
     --------
@@ -198,9 +210,11 @@ class ChangeDetector:
     Parameters
     ----------
     calibration : iterable of numbers, default=()
+        Scores of in-distribution rows, against which new scores are ranked.
     patience : float, default=10_000
         Mean number of scores to a false alarm, at least.
     seed : int, default=0
+        Seed of the numbers that break ties between scores.
     sides : {"high", "both"}, default="high"
         "high" bets on scores that are too large. "both" keeps a sum for each of five bets (scores
         that are too large, too small, at both ends, in the middle, or too large in one case of

@@ -108,10 +108,13 @@ def fuse(
     out_of_distribution : array (row2, site), optional
         Scores of known unusual rows, for ``learned`` alone. The learned weights decide how many
         unusual rows are seen, never how often a usual row alarms.
-    guarantee, delta
-        As in ``Calibration``.
+    guarantee : {"marginal", "pac"}, default="marginal"
+        Promise of the thresholds: ``marginal`` holds on average over calibrations, ``pac`` with
+        probability ``1 - delta``.
+    delta : float, default=0.05
+        Probability that the guarantee ``pac`` fails, in (0, 1).
     seed : int, default=0
-        Of the halves, and of the row of each group.
+        Seed of the halves into which rows are split, and of the row that stands for each group.
 
     Examples
     --------
@@ -159,7 +162,15 @@ def fuse(
 
 
 def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
-    """Return ``-log p`` of each score relative to ascending reference scores."""
+    """Return ``-log p`` of each score relative to ascending reference scores.
+
+    Parameters
+    ----------
+    scores : Float[Tensor, "row"]
+        Scores to rank; higher is more outlying.
+    reference : Float[Tensor, "n"]
+        Scores of in-distribution rows, in ascending order.
+    """
     return Surprises((reference,)).of(scores[:, None])[:, 0]
 
 

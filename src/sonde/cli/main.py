@@ -77,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 fine; 1 a gate was reached; 2 an error; 130 interrupted. An error is told in one line. Its
     traceback is printed with ``--debug``, or if nobody foresaw it, as in the code of a model.
+
+    Parameters
+    ----------
+    arguments : Sequence[str], optional
+        Words of the command line; by default those of the process.
     """
     # Threads of OpenMP that spin while they wait take the cores from whoever works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

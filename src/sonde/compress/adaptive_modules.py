@@ -34,7 +34,7 @@ class AdaptiveModel:
     module : nn.Module
         A copy of the model, in eval mode.
     losses : tuple of float
-        Of the steps of the last stage.
+        Loss of each step of the last stage.
     """
 
     module: nn.Module
@@ -64,16 +64,19 @@ class AdaptiveModules:
     modules : sequence of str
         Names of the modules that are replaced.
     learners : int, default=4
+        Number of learners of each module.
     budget : float, default=0.5
         Mean share of the learners that run, in [0, 1].
     patience : float, default=0.1
     steps : int, default=200
-        Of each stage.
+        Number of training steps of each stage.
     rate : float, default=1e-3
+        Learning rate of Adam.
     weights : (float, float, float), default=(0.1, 0.05, 0.05)
         Of the distance from the budget, of the gates' entropy for each token, and (subtracted) of
         the entropy of their mean.
     seed : int, default=0
+        Seed of the initial weights and of the order of batches.
 
     References
     ----------
@@ -263,6 +266,17 @@ def gated_learners(
 
     The first ``k`` learners together are the reduced-rank regression of ``y`` on ``x`` of ``k / n``
     of the full rank. Directions are the eigenvectors of the fitted values' covariance, in order.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Inputs of the module.
+    y : Float[Tensor, "row dim2"]
+        Outputs of the module.
+    n : int
+        Number of learners.
+    seed : int, default=0
+        Seed of the initial weights.
     """
     own, pair = Moments().observe(x), CrossMoments().observe(x, y)
     spread = own.covariance

@@ -23,8 +23,11 @@ def allocate(
     Parameters
     ----------
     costs : Float[Tensor, "n choice"]
+        Cost of each option of each item.
     sizes : Int[Tensor, "n choice"]
+        Size of each option of each item.
     budget : int
+        Largest total size.
 
     Raises
     ------

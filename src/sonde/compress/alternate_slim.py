@@ -70,12 +70,14 @@ class AlternateSlim(Rewrite):
     noise : float, default=0.01
         Standard deviation of the noise, in standard deviations of the outputs.
     epochs : int, default=10
-        Of each step. The loss goes from states to answers within a step.
+        Number of passes over the examples in each step; the loss moves from states to answers
+        within a step.
     rate : float, default=1e-3
-        Of Adam.
+        Learning rate of Adam.
     alternate : bool, default=True
         False leaves out both at once and trains for the epochs of both steps, on both.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------

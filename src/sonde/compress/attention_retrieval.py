@@ -24,7 +24,7 @@ class RetrievedText:
     Parameters
     ----------
     text : str
-        These sentences in their order; the question goes behind them.
+        Retrieved sentences in their order; the question goes behind them.
     spans : tuple of (int, int)
         Start and end of each sentence in the long text, the end excluded.
     n_steps : int
@@ -60,6 +60,7 @@ class AttentionRetrieval:
     budget : int, default=96
         Tokens that are kept between windows.
     top : int, default=32
+        Number of sentences that are kept.
     layer : int, default=-1
         Layer whose attention is read; attention of the last layers fits the question best.
     smooth : int, default=3

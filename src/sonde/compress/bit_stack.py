@@ -54,7 +54,7 @@ class BitStack(Rewrite):
     blocks : int, default=16
         Most blocks of a layer.
     rank : int, optional
-        Of the thin matrices; by default the largest that takes at most 0.25 bits of a weight.
+        Rank of the thin matrices; by default the largest that takes at most 0.25 bits of a weight.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 

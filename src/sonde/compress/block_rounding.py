@@ -172,6 +172,7 @@ def partition(entropies: Sequence[float], most: int, price: float) -> list[range
     most : int
         Stages of a run.
     price : float
+        Price of a long group, in nats.
 
     Examples
     --------

@@ -41,11 +41,13 @@ class ConditionalCodec(Codec):
     Parameters
     ----------
     entries : Float[Tensor, "entry dim"]
+        Entries of the dictionary.
     shares : Float[Tensor, "entry"]
         How often each entry is expected.
     spreads : Float[Tensor, "dim"]
-        Of differences, in steps.
+        Standard deviation of the differences from an entry, in steps.
     step : float
+        Step size of the rounding.
 
     Examples
     --------

@@ -58,7 +58,7 @@ class CrossLayerCache(CachePacking):
     recent : int, default=64
         Newest tokens in full precision.
     directions : tuple of two Tensors (layers * heads * width, rank), optional
-        Of keys and of values, fitted before.
+        Directions of keys and of values that were fitted before; by default each chunk has its own.
 
     Examples
     --------
@@ -238,6 +238,7 @@ def cross_layer_moments(
     layers : int, default=4
         Adjacent layers that are taken together.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------

@@ -63,7 +63,7 @@ class DataFreeCompress(Rewrite):
     refit : bool, default=True
         Let the next layers make up for what is lost.
     ridge : float, default=0.1
-        Of the regression, in parts of the mean square of a channel's weights.
+        Ridge penalty of the regression, relative to the mean square of a channel's weights.
     layers : sequence of str, optional
         Patterns of layers' names: those that lose channels, all by default; or those that are
         rounded, all linear ones by default.

@@ -35,11 +35,13 @@ class DistilledData:
     Parameters
     ----------
     x : Float[Tensor, "row *shape"]
+        Images.
     label : Int[Tensor, "row"]
+        Class of each image.
     probs : Float[Tensor, "row class"]
         The net's own answers to them: soft labels for a student.
     losses : tuple of float
-        Of each step.
+        Loss of each step.
     """
 
     x: Float[Tensor, "row *shape"]
@@ -67,19 +69,24 @@ class DistillDataset:
     Parameters
     ----------
     steps : int, default=500
+        Number of steps of Adam.
     rate : float, default=0.1
-        Of Adam.
+        Learning rate of Adam.
     weight : float, default=0.01
-        Of the moments.
+        Weight of the moments in the loss.
     crop : float, default=0.08
         Smallest share of an image's area that is seen; 1 takes whole images, and also inputs that
         are not images.
     ramp : float, default=0.8
         Share of the steps over which the smallest crop falls; 0 starts with it.
     schedule : {"cosine", "linear"}, default="cosine"
-    low, high : float
-        Of valid images; by default 0 and 1.
+        Course of the learning rate.
+    low : float
+        Smallest value of a valid image.
+    high : float
+        Largest value of a valid image.
     seed : int, default=0
+        Seed of the initial noise.
 
     References
     ----------
@@ -165,6 +172,11 @@ class DistillDataset:
 
 def batch_norm_moments(model: Model | nn.Module) -> dict[str, MomentsState]:
     """Return the input moments that a model's batch norms store, by the name of the norm.
+
+    Parameters
+    ----------
+    model : Model | Module
+        Model with batch norms.
 
     Raises
     ------

@@ -35,7 +35,7 @@ class DynamicModel:
         Share of the multiplications of the chosen layers that the targets leave out, known before
         training: ``1 - mean (k / C) (k' / C')``, with the layer before it.
     losses : tuple of float
-        Of each step.
+        Loss of each step.
     """
 
     module: nn.Module
@@ -69,9 +69,11 @@ class DynamicPrune:
     layers : sequence of str, optional
         Convolutions; all but the first by default.
     steps : int, default=300
+        Number of training steps.
     rate : float, default=1e-3
+        Learning rate of Adam.
     seed : int, default=0
-        Of the predictors' first weights and the order of batches.
+        Seed of the predictors' initial weights and of the order of batches.
 
     References
     ----------
@@ -141,6 +143,13 @@ def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor,
 
     Heat is the mean absolute value of a map. Filters without heat are never in the set; of equal
     filters the first is taken.
+
+    Parameters
+    ----------
+    z : Float[Tensor, "row filter h w"]
+        Activations of the filters.
+    heat : float
+        Fraction of the activation that the filters must reach, in (0, 1].
     """
     mass = z.double().abs().mean((2, 3))
     order = mass.sort(dim=1, descending=True, stable=True).indices

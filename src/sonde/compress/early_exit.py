@@ -55,7 +55,9 @@ class EarlyExit:
     Parameters
     ----------
     tolerance : float, default=0.05
+        Largest fraction of early answers that may differ from the last readout's, in [0, 1).
     delta : float, default=0.05
+        Probability that the tolerance is exceeded, in (0, 0.5).
     sites : sequence of str, optional
         Modules behind which inputs may leave; all blocks but the last by default.
     pool : {"mean", "first", "last"}, default="mean"
@@ -141,7 +143,11 @@ def exit_threshold(
     sure : Float[Tensor, "row"]
         Confidence of each row, in [0, 1].
     wrong : Bool[Tensor, "row"]
-    tolerance, delta : float
+        Whether each early answer is wrong.
+    tolerance : float
+        Largest fraction of errors, in (0, 1).
+    delta : float
+        Probability that the tolerance is exceeded, in (0, 0.5).
     """
     found = math.inf
     least = math.inf if tolerance == 0 else math.log(delta) / math.log(1 - tolerance)

@@ -40,6 +40,7 @@ class EntropyBottleneck(nn.Module):
     Parameters
     ----------
     channels : int
+        Number of channels of the latent.
 
     Examples
     --------
@@ -149,6 +150,7 @@ class LatentCodec(Codec):
     Parameters
     ----------
     medians : Float[Tensor, "channel"]
+        Median of each channel.
     lows : Int[Tensor, "channel"]
         First number of each table.
     tables : Float[Tensor, "channel symbol"]

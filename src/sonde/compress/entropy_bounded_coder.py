@@ -31,9 +31,9 @@ class BoundedCode:
     channel : Float[Tensor, "symbol message"]
         Probability of each message given the symbol.
     entropy : float
-        Of the message, in nats.
+        Entropy of the message, in nats.
     information : float
-        That the message gives about the symbol, in nats.
+        Information of the message about the symbol, in nats.
     """
 
     channel: Float[Tensor, "symbol message"]
@@ -69,6 +69,7 @@ class EntropyBoundedCoder:
     rate : float
         In nats, from 0.
     beam : int, default=64
+        Number of partial codes that the search keeps.
 
     Examples
     --------

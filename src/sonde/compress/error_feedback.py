@@ -36,7 +36,9 @@ def error_feedback(codec: Codec, gradient: Tensor, error: Tensor | None = None) 
     Parameters
     ----------
     codec : Codec
+        Codec of the gradient.
     gradient : Tensor
+        Gradient of this round.
     error : Tensor or None, default=None
         ``error`` of the round before; None in the first round.
 

@@ -141,6 +141,7 @@ def expected_attention_of(
     rule : ExpectedAttention, optional
         The rule that gives the other parameters.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     """
     rule = ExpectedAttention() if rule is None else rule
     module: Any = model.module if isinstance(model, Model) else model

@@ -105,7 +105,9 @@ def expert_use(
     Parameters
     ----------
     model : Model or nn.Module
+        Model that is run; it is not changed.
     inputs : Inputs
+        Inputs that the model runs on.
     start, stop : int, optional
         Read these examples alone.
 

@@ -89,6 +89,11 @@ class SlicedBlock(nn.Module):
 class SlicedModel(nn.Module):
     """A model whose dense blocks are cut into experts; made by ``ExtractExperts``.
 
+    Parameters
+    ----------
+    choice : Choice
+        Choice of the expert for each input.
+
     Attributes
     ----------
     model : nn.Module
@@ -153,7 +158,7 @@ class ExtractExperts:
         ``length`` and ``random`` are controls without data: the units with the largest weights,
         the same for all domains, and units by lot.
     seed : int, default=0
-        Of ``random``.
+        Seed of the choice ``random``.
 
     References
     ----------

@@ -33,9 +33,13 @@ class FeaturePCA(Codec):
     Parameters
     ----------
     mean : Float[Tensor, "dim"]
+        Mean of the rows.
     axes : Float[Tensor, "dim rank"]
+        Principal axes.
     variances : Float[Tensor, "rank"]
+        Variance along each axis.
     step : float
+        Step size of the rounding.
 
     Examples
     --------

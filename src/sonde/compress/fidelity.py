@@ -33,10 +33,14 @@ class Fidelity:
     kl : float
         Mean of ``KL(original || changed)`` over answers, in nats. This and its interval and
         quantile are NaN for models that answer with vectors.
-    kl_low, kl_high : float
-        Its 95 % interval, from resampled groups of examples; NaN if there is one group.
+    kl_low : float
+        Lower end of the 95 % interval of the KL divergence, from resampled groups of examples; NaN
+        if there is a single group.
+    kl_high : float
+        Upper end of the 95 % interval of the KL divergence, from resampled groups of examples; NaN
+        if there is a single group.
     kl_99 : float
-        Its 99 % quantile.
+        99 % quantile of the KL divergence.
     changed : float
         Fraction of answers whose most likely class is another, in [0, 1]. For vectors: of examples
         whose nearest other example, by the cosine, is another.
@@ -88,7 +92,9 @@ def fidelity(
     Parameters
     ----------
     model : Model or nn.Module
+        Original model.
     changed : nn.Module
+        Changed model, which is compared with the original.
     inputs : Inputs
         A text has an answer for each token after the first, a decoder for each of its tokens, a
         masked language model for each token; other inputs have one each.

@@ -149,7 +149,9 @@ def layer_grams(
     Parameters
     ----------
     model : Model or nn.Module
+        Model that is run; it is not changed.
     inputs : Inputs
+        Inputs that the model runs on.
     layers : tuple of str, optional
         Patterns of names; all linear layers by default, but those tied to an embedding.
     start, stop : int, optional
@@ -157,6 +159,7 @@ def layer_grams(
     exact : bool, default=False
         Multiply in float64: about twice as slow, for directions that rows hardly reach.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------

@@ -38,6 +38,7 @@ def count_loads(experts: Sequence[int], room: int) -> int:
     experts : sequence of int
         In the order of use.
     room : int
+        Number of experts that memory holds.
 
     Examples
     --------

@@ -54,7 +54,7 @@ class LowRankWeights(Rewrite):
         Rank of every layer, in place of a fraction.
     whiten : {"output", "gram", "scale", "none"}, default="output"
     power : float, default=0.5
-        Of the size of an input, for ``scale``.
+        Power of the size of an input in ``scale``.
     damp : float, default=1e-6
         Added to the diagonal of ``H``, as a share of its mean, for ``gram``.
     half : bool, default=True

@@ -60,7 +60,7 @@ class MergeExperts(Rewrite):
     capacity : int, optional
         Most experts of a group.
     seed : int, default=0
-        Of ``random``.
+        Seed of the choice ``random``.
     shared : bool, default=False
         Store each merged expert once; it is unpacked when a token picks it. Otherwise its weights
         are written into every place of its group.

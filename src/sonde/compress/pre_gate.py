@@ -28,9 +28,11 @@ class PreGate(nn.Module):
     Parameters
     ----------
     embedding : Float[Tensor, "token dim"]
-        Of the model's tokens; it is not trained.
+        Embedding of the model's tokens; it is not trained.
     n_experts : int
+        Number of experts.
     width : int, default=32
+        Number of features of the recurrent state.
 
     References
     ----------

@@ -34,9 +34,11 @@ class CompressedPrompt:
     Parameters
     ----------
     text : str
+        Shortened text.
     words : tuple of (int, int)
         Start and end of every word in the original, the end excluded, blanks before it included.
     kept : Bool[Tensor, "word"]
+        Whether each word of the original text is kept.
     scores : Float[Tensor, "word"]
         Higher scores were kept first.
     """
@@ -216,7 +218,9 @@ class KeepProbe:
     Parameters
     ----------
     weight : Float[Tensor, "dim"]
+        Weight of the linear map.
     bias : float
+        Bias of the linear map.
     n : int
         Words that it was fitted on.
     """

@@ -16,8 +16,9 @@ def pyramid(rule: CacheRule, n_layers: int, top: float = 0.5) -> list[CacheRule]
     Parameters
     ----------
     rule : CacheRule
-        Its budget is the mean over layers.
+        Rule whose budget is the mean over layers.
     n_layers : int
+        Number of layers.
     top : float, default=0.5
         In (0, 2).
 

@@ -38,6 +38,7 @@ class QuantCache(CachePacking):
     Parameters
     ----------
     bits : {2, 4, 8}, default=4
+        Number of bits of a stored value.
     group : int, default=32
         Channels of a value that share a scale. The last group may be short.
     outliers : float, default=0.0

@@ -58,6 +58,7 @@ def share_experts(model: Model | nn.Module) -> nn.Module:
     Parameters
     ----------
     model : Model or nn.Module
+        Model with experts; it is not changed.
 
     Raises
     ------

@@ -41,10 +41,11 @@ class SliceContext(nn.Module):
     Parameters
     ----------
     channels : int
+        Number of channels of the latent.
     slices : sequence of int, optional
         Channels of each slice; by default up to five, small ones first.
     width : int, default=32
-        Of the nets.
+        Number of features of the nets.
     hyper : int, default=0
         Channels of a map that both sides know.
     checkerboard : bool, default=True

@@ -31,6 +31,7 @@ class OpenedStack:
     Parameters
     ----------
     module : nn.Module
+        Model with the stored weights.
     levels : dict of str to int
         Number of blocks of each stacked layer.
     read, whole : int
@@ -58,6 +59,7 @@ def save_stack(model: Model | nn.Module, path: Path | str) -> None:
     model : Model or nn.Module
         From ``BitStack(...).plan(...).fold(model)``.
     path : path
+        File to write.
 
     References
     ----------
@@ -95,7 +97,7 @@ def open_stack(module: nn.Module, path: Path | str, n_bytes: int | None = None) 
     module : nn.Module
         With plain linear layers, whose values do not matter; it is changed.
     path : path
-        Of ``save_stack``; the file may have been cut off at any byte behind its first blocks.
+        File of ``save_stack``; it may have been cut off at any byte behind its first blocks.
     n_bytes : int, optional
         Read at most this number of bytes of the file.
 

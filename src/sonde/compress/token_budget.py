@@ -40,7 +40,7 @@ def token_budget(
     lengths : array (segment,)
         Tokens of each segment: whole numbers of 0 or more.
     budget : int
-        Of all segments together.
+        Number of tokens of all segments together.
     temperature : float, optional
         Share by ``softmax(relevance / temperature)``, finite and above 0; by default linear in the
         relevance.
@@ -99,7 +99,7 @@ def segment_relevance(
     Parameters
     ----------
     states : array (token, dim)
-        Of all segments, one after the other.
+        States of all segments, one after the other.
     lengths : array (segment,)
         Tokens of each segment, 1 or more.
     question : array (part, dim)
@@ -156,6 +156,7 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
     Parameters
     ----------
     question : str
+        Question in plain text.
     others : sequence of str
         Questions of the same kind.
     common : float, default=0.5
@@ -195,7 +196,7 @@ def shortened(
     Parameters
     ----------
     states : Float[Tensor, "token dim"]
-        Of all segments, one after the other.
+        States of all segments, one after the other.
     lengths, kept : array (segment,)
         Tokens of each segment, and how many of them are left, as ``token_budget`` gives them.
 

@@ -105,7 +105,9 @@ def unit_use(
     Parameters
     ----------
     model : Model or nn.Module
+        Model that is run; it is not changed.
     inputs : Inputs
+        Inputs that the model runs on.
     top : float, default=0.25
         Share of units that count as active at a token, at least one unit.
     start, stop : int, optional

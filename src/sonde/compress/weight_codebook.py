@@ -55,8 +55,9 @@ class WeightCodebook(Rewrite):
     books : int, default=8
         Codebooks of a layer, at most one for each row.
     steps : int, default=40
+        Number of optimisation steps.
     rate : float, default=0.1
-        Of the scores, in parts of the largest gradient of a row.
+        Step size of the scores, relative to the largest gradient of a row.
     learn : {"joint", "book", "none"}, default="joint"
         Mapping and codebook, codebooks alone, or neither: plain clusters.
     layers : sequence of str, optional

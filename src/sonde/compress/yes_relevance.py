@@ -46,7 +46,7 @@ def yes_relevance(
     Parameters
     ----------
     model : Model
-        As ``sonde.load`` gives it.
+        Language model, as ``sonde.load`` returns it.
     segments : sequence of str, or of images
         What ``open_inputs`` takes as texts or as images.
     parts : sequence of str
@@ -61,6 +61,7 @@ def yes_relevance(
         token counts.
     combine : {"max", "mean"}, default="max"
     batch_size : int or "auto"
+        Number of segments in a batch; ``auto`` is chosen by the size of the model.
 
     Raises
     ------
@@ -106,8 +107,9 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     Parameters
     ----------
     model : Model
-        As ``sonde.load`` gives it.
+        Language model, as ``sonde.load`` returns it.
     question : str
+        Question in plain text.
     template : str
         The prompt; ``{question}`` stands for the question, other braces stay as they are.
     new_tokens : int, default=64

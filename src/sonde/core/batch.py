@@ -86,6 +86,36 @@ class Batch:
     scattered : bool, default=False
         Whether each entry is a single row, as in plain arrays. Rows of equal id and occurrence are
         then one example.
+    occurrence : Sequence[int] | Int[Tensor, 'example']
+        Number that tells equal examples apart, from 0 on.
+    example : dict[str, Int[Tensor, '_row']]
+        Index of the example of each row, by site.
+    position : dict[str, Int[Tensor, '_row']]
+        Position of each row in its document or image, by site.
+    group_keys : Sequence[bytes]
+        Key of each example's group.
+    label : Int[Tensor, 'example']
+        Class of each example; -1 for none.
+    logits : Float[Tensor, 'example class'], optional
+        Logits of the model for each example, if they were read.
+    grad : dict[str, Float[Tensor, '_row _dim']], optional
+        Gradient of the objective at each row, by site.
+    grid : dict[str, Int[Tensor, '_row 2']], optional
+        Line and column of each row in its image, by site.
+    special : dict[str, torch.Tensor], optional
+        Whether each row is a special token, by site.
+    pair : Int[Tensor, 'example'], optional
+        Hash of the pair that each example belongs to, if the examples are paired.
+    side : Int[Tensor, 'example'], optional
+        Index of each example within its pair.
+    length : Int[Tensor, 'example'], optional
+        Number of tokens or patches of each example.
+    head : tuple[torch.Tensor, torch.Tensor], optional
+        Weight and bias of the final linear layer, if the model has one.
+    seed : int, default=0
+        Key of the hash of rows.
+    extra : dict[str, torch.Tensor], optional
+        Further columns, by name.
     """
 
     rows: dict[str, Float[Tensor, "_row _dim"]]

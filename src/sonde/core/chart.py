@@ -83,10 +83,15 @@ def curves(
     Parameters
     ----------
     title : str
+        Title of the chart.
     rows : iterable of mapping
         In the order along the line.
-    x, y : ChartAxis or str
+    x : ChartAxis or str
+        Column of the horizontal axis, or an axis with its title and scale.
+    y : ChartAxis or str
+        Column of the vertical axis, or an axis with its title and scale.
     by : str, optional
+        Column that separates the lines; empty for a single line.
     bands : sequence of (str, str), optional
         Columns of the lower and upper ends of areas, e.g. an interval.
     levels : iterable of mapping, optional
@@ -135,8 +140,20 @@ def marks(
 
     Parameters
     ----------
-    title, rows, x, y, by, levels, colors
-        As for ``curves``.
+    title : str
+        Title of the chart.
+    rows : object
+        Rows of a table, each a mapping of column name to value.
+    x : ChartAxis | str
+        Column of the horizontal axis, or an axis with its title and scale.
+    y : ChartAxis | str
+        Column of the vertical axis, or an axis with its title and scale.
+    by : str, default=""
+        Column that separates the series by colour; empty for a single series.
+    levels : object, default=()
+        Reference lines, each with its value and its text.
+    colors : Mapping[str, str], optional
+        Colour of each series, by its name in the column ``by``; by default a fixed palette.
     low, high : str, optional
         Columns of the ends, along the axis of numbers.
     named : bool, default=False
@@ -177,6 +194,21 @@ def bars(
 
     Several bars of one name, by the column ``by``, stand side by side: they are no parts of a sum.
 
+    Parameters
+    ----------
+    title : str
+        Title of the chart.
+    rows : object
+        Rows of a table, each a mapping of column name to value.
+    x : ChartAxis | str
+        Column of the horizontal axis, or an axis with its title and scale.
+    y : ChartAxis | str
+        Column of the vertical axis, or an axis with its title and scale.
+    by : str, default=""
+        Column that separates the series by colour; empty for a single series.
+    colors : Mapping[str, str], optional
+        Colour of each series, by its name in the column ``by``; by default a fixed palette.
+
     Examples
     --------
     >>> chart = bars("Share", [{"head": 0, "entropy": 0.5}], "head", "entropy")
@@ -205,6 +237,23 @@ def histogram(
     limit: float | None = None,
 ) -> Chart:
     """Return bars from ``low`` to ``high`` of height ``value``, with a line at ``limit``.
+
+    Parameters
+    ----------
+    title : str
+        Title of the chart.
+    rows : object
+        Rows of a table, each a mapping of column name to value.
+    low : ChartAxis | str
+        Column with the lower edge of each bar, or an axis with its title.
+    high : str
+        Column with the upper edge of each bar.
+    value : ChartAxis | str
+        Column with the height of each bar.
+    by : str, default=""
+        Column that separates the series by colour; empty for a single series.
+    limit : float, optional
+        Value that a vertical line marks; none by default.
 
     Examples
     --------
@@ -242,8 +291,14 @@ def matrix(
 
     Parameters
     ----------
-    title, rows, x, y
-        As for ``curves``; numbers are taken as names of places.
+    title : str
+        Title of the chart.
+    rows : object
+        Rows of a table, each a mapping of column name to value.
+    x : ChartAxis | str
+        Column of the cells' horizontal place; numbers are taken as names.
+    y : ChartAxis | str
+        Column of the cells' vertical place; numbers are taken as names.
     value : str
         The column that colours a cell.
     low, high : float, optional

@@ -93,9 +93,11 @@ class AffineMap:
     Parameters
     ----------
     shift : Float[Tensor, "dim"] or None
+        Vector that is added to every row; none by default.
     left, right : Float[Tensor, "dim rank"] or None
         Factors of the part of low rank.
     scale : float, default=1.0
+        Factor of every row.
     """
 
     shift: Float[Tensor, "dim"] | None = None
@@ -176,7 +178,9 @@ class Add(Edit):
     Parameters
     ----------
     direction : Float[Tensor, "dim"]
+        Vector that is added to every row.
     strength : float, default=1.0
+        Factor of the direction; 0 changes nothing.
     """
 
     direction: Float[Tensor, "dim"]
@@ -243,7 +247,9 @@ class Scale(Edit):
     Parameters
     ----------
     factor : float
+        Factor at strength 1.
     strength : float, default=1.0
+        Strength of the edit; 0 changes nothing.
     """
 
     factor: float
@@ -267,8 +273,12 @@ class Clamp(Edit):
 
     Parameters
     ----------
-    low, high : float or None
+    low : float or None
+        Lower bound of every entry; none by default.
+    high : float or None
+        Upper bound of every entry; none by default.
     strength : float, default=1.0
+        Weight of the clipped values, in [0, 1]; 0 changes nothing.
     """
 
     low: float | None = None
@@ -293,6 +303,7 @@ class Replace(Edit):
     values : Float[Tensor, "*axes dim"]
         Broadcast to the activation.
     strength : float, default=1.0
+        Weight of the new values, in [0, 1]; 0 changes nothing.
     """
 
     values: Float[Tensor, "*axes dim"]

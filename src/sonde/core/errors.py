@@ -112,6 +112,13 @@ def near(name: str, known: Iterable[str]) -> str:
 
     Names that begin with what was typed come first.
 
+    Parameters
+    ----------
+    name : str
+        Name that was typed.
+    known : Iterable[str]
+        Names that exist.
+
     Examples
     --------
     >>> near("layer.0", ["layers.0", "layers.1", "head"])

@@ -70,6 +70,7 @@ def grouped_error(
     Parameters
     ----------
     sums : Float[Tensor, "group *figure"]
+        Sum of the centred terms of each group.
     sizes : Tensor (group,)
         Rows of each of two or more groups.
 

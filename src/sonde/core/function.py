@@ -1,10 +1,12 @@
 """Plain functions of instruments: one call on arrays, derived from the class."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
 
+from sonde.core.columns import COLUMNS
 from sonde.core.instrument import Instrument
 from sonde.core.keywords import answer_to
 from sonde.core.renaming import current_names
@@ -13,6 +15,15 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 ROWS = {"one": ("x",), "pair": ("x", "y"), "all": ("layers",)}
 GROUP = "group"
+HEAD = "Parameters\n----------\n"
+MEANINGS = {
+    "x": "Rows of the site, one for each example, token or patch.",
+    "y": "Rows of the second site, matched with those of the first.",
+    "layers": "Rows of each site, by name or in the order of execution.",
+    "label": "Class of each row, a whole number; -1 for none.",
+    "group": "Document or person of each row: rows of one group are not independent.",
+}
+"""What the arrays of a function contain; other columns are described in ``COLUMNS``."""
 
 
 @runtime_checkable
@@ -96,11 +107,32 @@ def as_function(
         rows = passed.pop(ROWS[cls.span][0])
         return cls(**parameters).fit(rows, **passed)
 
-    function.__doc__ = cls.__doc__
+    function.__doc__ = _with_columns(cls.__doc__ or "", [*arrays, *optional, GROUP], words)
     function.__module__ = cls.__module__
     function.__name__ = function.__qualname__ = cls.__module__.rpartition(".")[2]
     function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
     return cast("InstrumentFunction[P, R_co]", function)
+
+
+def _with_columns(text: str, columns: Sequence[str], words: Mapping[str, str]) -> str:
+    """Return the docstring of a class with entries for the rows and columns of its function."""
+    plain = inspect.cleandoc(text)
+    for own, name in words.items():
+        plain = re.sub(rf"(?m)^{own} :", f"{name} :", plain)
+    missing = [name for name in dict.fromkeys(columns) if not re.search(rf"(?m)^{name} :", plain)]
+    entries = "".join(f"{name} : array\n    {_meaning(name)}\n" for name in missing)
+    if HEAD in plain:
+        return plain.replace(HEAD, HEAD + entries, 1)
+    before, *after = re.split(r"(?m)^(?=(?:Returns|Raises|Examples|References)\n-{3,}\n)", plain)
+    return "\n\n".join([before.rstrip(), HEAD + entries.rstrip(), "".join(after)]).rstrip() + "\n"
+
+
+def _meaning(column: str) -> str:
+    """Return what an array of a function contains, as a sentence."""
+    if column in MEANINGS:
+        return MEANINGS[column]
+    meaning = COLUMNS[column].meaning
+    return f"{meaning[0].upper()}{meaning[1:]}."
 
 
 def _signature(

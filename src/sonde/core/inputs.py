@@ -21,6 +21,7 @@ class Model:
     Parameters
     ----------
     module : nn.Module
+        Module that maps inputs to outputs.
     processor : object or None
         Tokenizer or image processor; None for models that take tensors.
     config : object or None
@@ -82,6 +83,22 @@ class InputBatch:
     token_axes : dict of str to tuple of int
         The axes of an argument that hold the tokens of ``mask``: two in the adjacency matrix of a
         graph, none in a second text with a mask of its own. Arguments without an entry are unknown.
+    ids : Sequence[str]
+        Identifier of each example.
+    keys : Sequence[bytes]
+        Hash of each example's identifier or content.
+    order : Int[Tensor, 'example']
+        Index of each example in the planned order.
+    occurrence : Int[Tensor, 'example']
+        Number that tells equal examples apart, from 0 on.
+    group_keys : Sequence[bytes]
+        Key of each example's group.
+    label : Int[Tensor, 'example']
+        Class of each example; -1 for none.
+    pair : Int[Tensor, 'example'], optional
+        Hash of the pair that each example belongs to, if the examples are paired.
+    side : Int[Tensor, 'example'], optional
+        Index of each example within its pair.
     """
 
     args: tuple[Any, ...]

@@ -135,6 +135,15 @@ class Read:
 
     ``part = None`` stands for the instrument's own part: ``fit`` for detectors, ``all`` for others.
     Without a split every part is all rows.
+
+    Parameters
+    ----------
+    statistic : Statistic[Any]
+        Statistic that is fitted.
+    where : Where, optional
+        Filter of the rows; all rows by default.
+    part : Optional[Literal['all', 'fit', 'held']], optional
+        Part of the plan whose rows are read; by default the instrument's own part.
     """
 
     statistic: Statistic[Any]

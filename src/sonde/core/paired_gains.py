@@ -13,6 +13,13 @@ def sign_test(better: int, worse: int) -> float:
 
     It is 1 if no row changed. Rows that neither gain nor lose do not count.
 
+    Parameters
+    ----------
+    better : int
+        Number of rows that gain.
+    worse : int
+        Number of rows that lose.
+
     Examples
     --------
     >>> sign_test(4, 0)
@@ -22,7 +29,15 @@ def sign_test(better: int, worse: int) -> float:
 
 
 def group_means(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Float[Tensor, "group"]:
-    """Return the mean of each group's rows, groups in ascending order."""
+    """Return the mean of each group's rows, groups in ascending order.
+
+    Parameters
+    ----------
+    values : Float[Tensor, "row"]
+        Value of each row.
+    group : Int[Tensor, 'row']
+        Group of each row.
+    """
     _, member = cast(
         tuple[Tensor, Tensor],
         torch.unique(group, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]

@@ -316,6 +316,15 @@ def infinite_where_nonfinite(
 
     Masked logits hold the lowest number of their type, and logits are never squared: only a NaN or
     infinity counts in them. A finite row whose score overflows to NaN gets ``+inf`` too.
+
+    Parameters
+    ----------
+    score : Float[Tensor, "row"]
+        Score of each row.
+    *columns
+        Columns that the score was computed from.
+    logits : Float[Tensor, 'row _'], optional
+        Logits that the score was computed from, if any.
     """
     lost = score.isnan()
     for column in columns:

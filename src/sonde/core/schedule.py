@@ -28,6 +28,7 @@ class Constant(Schedule):
     Parameters
     ----------
     value : float
+        Weight at every step.
     """
 
     value: float
@@ -48,9 +49,14 @@ class Ramp(Schedule):
 
     Parameters
     ----------
-    start, end : float
+    start : float
+        Weight before the first step.
+    end : float
+        Weight from step ``steps`` on.
     steps : int
+        Number of steps of the change.
     shape : {"linear", "cosine"}, default="linear"
+        Form of the change between start and end.
 
     Examples
     --------
@@ -86,6 +92,7 @@ class StopAt(Schedule):
     Parameters
     ----------
     value : float
+        Weight before the step.
     step : int
         First step without the loss.
     """
@@ -113,7 +120,9 @@ class StopWhen(Schedule):
     Parameters
     ----------
     value : float
+        Weight until the condition holds.
     threshold : float, default=0.0
+        Bound that the monitored value must stay below.
     patience : int, default=1
         Number of successive figures below the threshold that end the loss.
 

@@ -7,6 +7,11 @@ def special_ids(processor: Any) -> frozenset[int]:
     """Return the ids that ``mean`` and ``tokens`` leave out; none without a tokenizer.
 
     An unknown token with an id of its own stands for text and is not special.
+
+    Parameters
+    ----------
+    processor : object
+        Tokenizer, or a processor that contains a tokenizer.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     declared = getattr(tokenizer, "all_special_ids", None)

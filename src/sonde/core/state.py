@@ -64,6 +64,11 @@ def leaves(value: Any) -> Iterator[Tensor]:
 def size_bytes(value: Any) -> int:
     """Return the bytes of all tensors in a state, a result, or a tuple of these.
 
+    Parameters
+    ----------
+    value : object
+        State, result, tensor, or tuple of these.
+
     Examples
     --------
     >>> size_bytes((torch.zeros(3), torch.zeros(2, dtype=torch.float64)))

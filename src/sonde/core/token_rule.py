@@ -23,7 +23,7 @@ class InsideTokens:
     Parameters
     ----------
     keys : Float[Tensor, "row head token width"]
-        Of the block's attention.
+        Keys of the block's attention, one for each token and head.
     received : Float[Tensor, "row token"] or None
         Attention of the query that the rule asks for, mean over heads.
     real : Bool[Tensor, "row token"]

@@ -9,7 +9,13 @@ from sonde.core.model_config import is_encoder_decoder
 
 
 def task_of(module: nn.Module) -> str:
-    """Return the meaning of a module's outputs; see ``Model.task``."""
+    """Return the meaning of a module's outputs; see ``Model.task``.
+
+    Parameters
+    ----------
+    module : Module
+        Module whose outputs are asked about.
+    """
     config = config_of(module)
     return "tensor" if config is None else task_of_class(type(module).__name__, config)
 

@@ -21,8 +21,10 @@ def contrast(
 
     Parameters
     ----------
-    positive, negative : str, path, array, or re-iterable
-        As in ``sonde.read``; labels of their own are put aside.
+    positive : str, path, array, or re-iterable
+        Data with label 1; labels of their own are ignored.
+    negative : str, path, array, or re-iterable
+        Data with label 0; labels of their own are ignored.
     split : str, default="train"
         The split that is read if a data set has several and its name does not choose.
     limit : int, optional

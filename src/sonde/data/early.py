@@ -20,7 +20,7 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
     Parameters
     ----------
     data : str, path or other
-        As in ``open_inputs``; only texts and paths are checked.
+        Data, as ``open_inputs`` takes them; only texts and paths are checked.
     columns : sequence of str or None
         Columns that the user named.
     skip_bad : bool, default=False

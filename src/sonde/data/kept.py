@@ -12,7 +12,7 @@ def kept_for(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     data : str, path or iterable
-        As in ``open_inputs``.
+        Data, as ``open_inputs`` takes them.
     options : mapping
         Named options of ``open_inputs``.
 

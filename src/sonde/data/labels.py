@@ -27,6 +27,7 @@ class Labels:
     Parameters
     ----------
     values : Int[np.ndarray, "item"]
+        Class index of each item; -1 for no label.
     names : tuple of str
         The name of each class number.
     own : bool

@@ -30,9 +30,13 @@ class Listing:
 
     Parameters
     ----------
-    keys, group_keys, contents : list of bytes
-        One entry for each example; chunks of one item share theirs. A key is the hash of the id if
-        there is an id column; a content is always the hash of the input.
+    keys : list of bytes
+        Key of each example: the hash of its id if there is an id column, else of its content.
+        Chunks of one item have equal keys.
+    group_keys : list of bytes
+        Key of each example's group, hashed like ``keys``.
+    contents : list of bytes
+        Hash of each example's content.
     occurrence, row, piece, first, length, truncated, label, size : arrays
         For each example: its item's number among equal items, its row in the source, the number of
         the piece, the piece's first token, its tokens (0 = not counted yet), tokens cut off, class
@@ -40,6 +44,7 @@ class Listing:
     pair, side : arrays
         For each example: hash of the pair that it belongs to and which member it is (-1 = none).
     labels : Labels
+        Class index of each example; -1 for no label.
     fingerprint : str
         Hash of all of the above and of the content.
     n_items, n_skipped : int

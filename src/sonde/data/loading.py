@@ -88,7 +88,17 @@ def load(
 
     Parameters
     ----------
-    model, device, dtype, trust_remote_code, processor
+    model : object
+        Folder, name, factory (``package.module:factory``) or live module.
+    device : str | torch.device, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
+    dtype : str | torch.dtype, default="auto"
+        Type of the weights; ``auto`` takes the type that the configuration names.
+    trust_remote_code : bool, default=False
+        Whether Python code that comes with the checkpoint may run.
+    processor : object, optional
+        Tokenizer, image processor, or function that turns an item into a tensor; by default the
+        model's own.
     fill : callable
         Puts what a folder holds into a module of its factory.
     insert : callable

@@ -81,6 +81,7 @@ def open_inputs(
     Parameters
     ----------
     model : Model
+        Model that the inputs are prepared for.
     data : str, path, array, or re-iterable
         Image folder, JSONL, CSV or Parquet file, ``.npy``, ``.npz`` or ``.safetensors`` file, data
         set on disk or by name, ``sonde:digits``, ``sonde:stdlib``; in Python also items without a

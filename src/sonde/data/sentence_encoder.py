@@ -122,6 +122,7 @@ def similarity_to(model: Model, text: str) -> Model:
     model : Model
         Loaded from a folder of sentence-transformers.
     text : str
+        Text whose embedding the outputs are compared with.
 
     Raises
     ------

@@ -78,6 +78,11 @@ class Digits(Source):
     """The 8 x 8 handwritten digits of scikit-learn as 8-bit grey images.
 
     Rows whose index within their class ends in 2, 5 or 8 are ``test``, the others ``train``.
+
+    Parameters
+    ----------
+    split : str
+        Part of the data: ``train`` or ``test``.
     """
 
     def __init__(self, split: str) -> None:
@@ -135,6 +140,11 @@ class StandardLibrary(Source):
     """The source files of the running Python's standard library, one text per file.
 
     A file is ``test`` if a hash of its relative path says so (about one in ten).
+
+    Parameters
+    ----------
+    split : str
+        Part of the data: ``train`` or ``test``.
     """
 
     def __init__(self, split: str) -> None:

@@ -22,6 +22,13 @@ def reader_of(model: Model, inputs: Inputs) -> Model:
     """Return the model for some inputs: itself, or its tower for images or texts only.
 
     Sites of a tower have the addresses that they have in the whole model.
+
+    Parameters
+    ----------
+    model : Model
+        Model with one or several towers.
+    inputs : Inputs
+        Inputs that the model will read.
     """
     encoder = inputs.encoder if isinstance(inputs, ItemInputs) else None
     if not isinstance(encoder, ImageTextEncoder) or not encoder.two_towers:

@@ -99,7 +99,7 @@ class ContrastProbe(Detector):
     m : int, default=2048
         Most pairs in the sample.
     seed : int, default=0
-        Of the starts.
+        Seed of the random starting directions.
 
     Examples
     --------

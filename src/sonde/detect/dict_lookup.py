@@ -238,7 +238,7 @@ class DictLookup(Detector):
     rate : float, default=1e-3
         Step size of Adam (1e-4 in the paper, over more steps).
     seed : int, default=0
-        Of weights, order and scrambling.
+        Seed of the initial weights, of the order of rows and of the scrambling.
 
     Examples
     --------

@@ -92,6 +92,7 @@ class Energy(Detector):
     Parameters
     ----------
     temperature : float, default=1.0
+        Divisor of the logits, above 0.
 
     Examples
     --------

@@ -330,8 +330,12 @@ class FOD(Detector):
         Weigh by the place within the image's patches, or by the divergence itself.
     columns : int or None, default=None
         Patches in a line of the image; None: the grid is square.
-    width, heads, layers : int, default=256, 8, 3
-        Of the transformer.
+    width : int, default=256, 8, 3
+        Number of features of the transformer's states.
+    heads : int, default=256, 8, 3
+        Number of attention heads of the transformer.
+    layers : int, default=256, 8, 3
+        Number of layers of the transformer.
     divergence, entropy : float, default=0.5, 0.5
         Weights of the divergences from the targets and of the entropies of the attentions.
     passes : int, default=100
@@ -343,7 +347,7 @@ class FOD(Detector):
     max_positions : int, default=4096
         Positions from here on are refused.
     seed : int, default=0
-        Of weights and order.
+        Seed of the initial weights and of the order of rows.
 
     Examples
     --------

@@ -116,6 +116,7 @@ class GradNorm(Detector):
     Parameters
     ----------
     temperature : float, default=1.0
+        Divisor of the logits, above 0.
 
     Examples
     --------

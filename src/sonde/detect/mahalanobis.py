@@ -87,7 +87,8 @@ class Mahalanobis(Detector):
     shrinkage : float or "oas", default="oas"
         Weight in [0, 1] of the scaled identity mixed into the covariance; "oas" estimates it.
     classes : bool, default=True
-        One mean for each label where there are labels; else one for all rows.
+        Whether each label has a mean of its own; without labels, or if False, all rows have one
+        mean.
     scatter : {"auto", "full", "diag"}, default="auto"
         The whole covariance, or variances alone. "auto": whole up to 2,048 dimensions, above that
         variances.

@@ -28,6 +28,7 @@ class MSP(LogitDetector):
     Parameters
     ----------
     temperature : float, default=1.0
+        Divisor of the logits, above 0.
 
     Examples
     --------

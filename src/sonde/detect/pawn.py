@@ -270,10 +270,11 @@ class PAWN(Detector):
     rate, decay, clip : float, default=1e-3, 1e-2, 1.0
         Step size and weight decay of AdamW, and the greatest length of a gradient.
     smoothing : float, default=0.2
-        Of the labels.
+        Amount of label smoothing, in [0, 1).
     positive : int, default=1
         The label that scores high; every other label is usual, -1 is left out.
     seed : int, default=0
+        Seed of the initial weights and of the order of rows.
 
     Examples
     --------

@@ -302,7 +302,7 @@ class SimpleNet(Detector):
     rate, adapter_rate : float, default=2e-4, 1e-4
         Step sizes of discriminator (Adam) and adapter (AdamW).
     seed : int, default=0
-        Of weights, noise and order.
+        Seed of the initial weights, of the noise and of the order of rows.
 
     Examples
     --------

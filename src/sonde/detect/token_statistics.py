@@ -134,13 +134,13 @@ class TokenStatistics(Detector):
     Parameters
     ----------
     statistic : str, default="mean_nll"
-        One of the names above.
+        Name of the statistic, from the list above.
     direction : {"high", "low"}, default="high"
         Which end is unusual.
     k : float, default=0.2
         Share of the tokens of ``min_k``; at least one.
     rank : int, default=10
-        Of ``low_rank_share``.
+        Rank up to which a token counts in ``low_rank_share``, at least 1.
 
     Examples
     --------

@@ -30,6 +30,7 @@ class Erase(Edit):
     left, right : Float[Tensor, "dim rank"]
         The directions of the change, and the linear functions of the row that give its size.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
     """
 
     mean: Float[Tensor, "dim"]
@@ -62,8 +63,9 @@ class Subtract(Edit):
     Parameters
     ----------
     shift : Float[Tensor, "example dim"]
-        One vector for each example of the batch, or for each prompt if the model generates.
+        Vector for each example of the batch, or for each prompt if the model generates.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
     """
 
     shift: Float[Tensor, "example dim"]

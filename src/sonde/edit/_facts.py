@@ -151,6 +151,7 @@ def log_probability(
     model : Model
         To judge a plan, fold it: ``dataclasses.replace(model, module=plan.fold(model))``.
     facts : sequence of Fact
+        Facts whose targets are scored.
     prefixes : sequence of str, default=("",)
         Texts put before each prompt; the mean is taken over these texts.
 

@@ -28,7 +28,15 @@ def linear_layer(module: nn.Module, layer: str) -> Layer:
 
 
 def linear_layers(module: nn.Module, path: str) -> list[str]:
-    """Return the paths of the linear layers inside a module, in the order of the module tree."""
+    """Return the paths of the linear layers inside a module, in the order of the module tree.
+
+    Parameters
+    ----------
+    module : Module
+        Module that contains the layers.
+    path : str
+        Path of the part to look in.
+    """
     inside = module.get_submodule(path).named_modules()
     layers = (layer_of(f"{path}.{name}", part) for name, part in inside if name)
     return [layer.name for layer in layers if layer is not None and layer.kind in MATRICES]

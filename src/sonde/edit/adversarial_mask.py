@@ -47,10 +47,13 @@ class AdversarialMask(Rewrite):
     alpha : float, default=0.2
         Weight of the loss without a change.
     rate : float, default=0.2
-        Of gradient descent with momentum 0.9.
+        Step size of gradient descent with momentum 0.9.
     steps : int, default=200
+        Number of steps.
     threshold : float, default=0.2
+        Mask value below which a channel is removed, in [0, 1].
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------

@@ -51,6 +51,7 @@ class AttentionSteer(Edit):
     calls : int, optional
         How many calls of the site are steered, from the first on; all by default.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
 
     Examples
     --------
@@ -135,8 +136,9 @@ def attention_mass(
     Parameters
     ----------
     probs : Float[Tensor, "example query heads_keys"]
-        As ``Tap`` reads them at the port ``probs``, without padding.
+        Attention probabilities, as ``Tap`` reads them at the port ``probs``, without padding.
     n_heads : int
+        Number of attention heads.
     queries, keys : tuple of int, optional
         Positions as the attention counts them; all by default.
 

@@ -48,6 +48,7 @@ class BatchEdit(Rewrite):
     Parameters
     ----------
     facts : sequence of Fact
+        Facts to write.
     layers : sequence of str
         Linear layers to change, in order of execution.
     how : {"least_squares", "equal", "null_space"}, default="least_squares"

@@ -54,7 +54,9 @@ class AblationChoice:
     Parameters
     ----------
     site : str
+        Site of the chosen direction.
     direction : AblationDirection
+        Chosen direction.
     trials : tuple of AblationTrial
         In the order of the candidates.
     plain : (float, float)

@@ -26,6 +26,7 @@ class ClampUnit(Edit):
     unit : int or tuple of int
         Coordinates of the last axis, from 0.
     value : float
+        Value of the units.
     strength : float, default=1.0
         Weight of the value.
 
@@ -67,6 +68,7 @@ class ScaleUnit(Edit):
     factor : float
         0 removes the units.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
     """
 
     unit: int | tuple[int, ...]
@@ -104,9 +106,11 @@ class ClampFeature(Edit):
     reader : Float[Tensor, "dim"], optional
         The feature's column of the encoder; by default ``d / |d|^2``.
     bias : float, default=0.0
+        Bias of the feature's encoder.
     rectified : bool, default=True
         Whether the encoder cuts off below 0.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
 
     Examples
     --------
@@ -160,7 +164,7 @@ class MeanAblate(Edit):
     Parameters
     ----------
     mean : Float[Tensor, "dim"]
-        Such as the mean of ``sonde.stats.Moments``.
+        Mean of fitted rows, such as the mean of ``sonde.stats.Moments``.
     unit : int or tuple of int, optional
         Coordinates of the last axis, from 0; by default all.
     strength : float, default=1.0

@@ -38,12 +38,13 @@ class CleanUnlearning:
     objective : {"uniform", "ascent"}, default="uniform"
         What the copy is taught; ``ascent`` is the paper's.
     rate : float, default=1e-3
-        Of Adam.
+        Learning rate of Adam.
     stop : float, default=0.6
         Clean accuracy below which training stops: later the trigger is unlearned too.
     epochs : int, default=100
         At most.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------

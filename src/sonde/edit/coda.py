@@ -34,6 +34,7 @@ class CoDa(Decode):
     Parameters
     ----------
     strength : float, default=1.0
+        Strength of the contrast; 0 gives the model's own logits.
     threshold : float, default=1.0
         Nats; a token is overshadowed if leaving it out changes every common plausible token by
         less. Tokens left out at a value below 0.1 move no answer by more, so the contrast is tiny.

@@ -38,6 +38,7 @@ class ContrastiveDecode(Decode):
     prompt : callable or None, default=None
         What the amateur reads in place of the prompt, e.g. ``sonde.tap.OtherPrompts``.
     strength : float, default=0.5
+        Strength of the contrast; 0 gives the model's own logits.
     plausible : float, default=0.1
         In (0, 1]; the share of the greatest probability that a token needs.
     layers : tuple of int, default=(-1,)

@@ -40,6 +40,7 @@ class Ablate(Edit):
     directions : Float[Tensor, "dim n"]
         Columns; they need not have unit length.
     centre : Float[Tensor, "dim"] or None, default=None
+        Point that rows are measured from; the origin by default.
     strength : float, default=1.0
         1 removes the components, 2 reflects them.
 

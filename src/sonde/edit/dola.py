@@ -34,6 +34,7 @@ class DoLa(Decode):
         Candidate blocks, counted from 0; the paper takes every second block of one half of the
         model.
     strength : float, default=1.0
+        Strength of the contrast; 0 gives the model's own logits.
     plausible : float, default=0.1
         In (0, 1]; the share of the greatest probability that a token needs.
 

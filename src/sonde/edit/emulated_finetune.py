@@ -32,9 +32,11 @@ class EmulatedFinetune(Decode):
     Parameters
     ----------
     tuned : Model, nn.Module, or a tuple of these
+        Fine-tuned small model, or several of them.
     untuned : Model or nn.Module
         The same model before its tuning.
     strength : float, default=1.0
+        Factor of the change; 0 gives the model's own probabilities.
     nucleus : float, default=0.95
         In (0, 1]. The likeliest tokens that together have this probability are shifted; 1 shifts
         all tokens.

@@ -139,9 +139,12 @@ def find_backdoor(
         How many of them are read.
     wanted : float, default=0.98
         Share of the images of other classes that a patch must turn.
-    steps, seed : int
-        Of Adam.
+    steps : int
+        Number of steps of Adam for each class.
+    seed : int
+        Seed of the initial patches and of the order of images.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------
@@ -179,7 +182,9 @@ class Triggered(Inputs):
     Parameters
     ----------
     clean : Inputs
+        Clean images.
     finding : BackdoorFinding
+        Recovered trigger.
     """
 
     def __init__(self, clean: Inputs, finding: BackdoorFinding) -> None:
@@ -227,9 +232,15 @@ def remove_backdoor(
     clean : Inputs
         Images with their labels.
     finding : BackdoorFinding
-    rate, epochs, seed
-        Of Adam.
+        Recovered trigger.
+    rate : float, default=0.001
+        Learning rate of Adam.
+    epochs : int, default=20
+        Number of passes over the examples.
+    seed : int, default=0
+        Seed of the order of examples.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     References
     ----------

@@ -56,10 +56,11 @@ class FinePrune(Rewrite):
     budget : float, default=0.03
         Accuracy that may be lost by silencing.
     rate : float, default=1e-3
-        Of Adam.
+        Learning rate of Adam.
     epochs : int, default=10
         0 prunes without training.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------

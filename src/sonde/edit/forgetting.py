@@ -75,7 +75,8 @@ class Forgotten:
     before, after : mapping of str to Standing
         By the part of the data: ``forget``, ``retain``, ``held``.
     retrained : mapping of str to Standing or None
-        Of a model that never saw the forget examples: what ``after`` should look like.
+        Accuracy of a model that never saw the forget examples: the value that ``after`` should be
+        near.
     attack : Metric or None
         Area under the ROC curve of an attacker who takes examples of low loss for members: forget
         examples against held-out examples. 0.5 = they cannot be told apart; below 0.5, the forget
@@ -132,7 +133,10 @@ def forgotten(
         Before.
     changed : nn.Module
         After.
-    forget, retain : Inputs
+    forget : Inputs
+        Examples to forget.
+    retain : Inputs
+        Other training examples.
     held : Inputs, optional
         Examples that no model saw, of the kind that is to be forgotten: what the attacker compares
         with. Without them there is no attack.

@@ -30,8 +30,8 @@ class Function(Edit):
     Parameters
     ----------
     function : callable
-        Of ``x``, features last, or of ``(x, site, context)``; returns a tensor of the same shape
-        and type.
+        Function of ``x``, features last, or of ``(x, site, context)``; it returns a tensor of the
+        same shape and type.
     strength : float, default=1.0
         Weight of what it returns.
 

@@ -30,8 +30,11 @@ class LowRankAdapter(Edit):
     Parameters
     ----------
     down : Float[Tensor, "rank dim"]
+        Matrix that maps states to the low rank.
     up : Float[Tensor, "dim rank"]
+        Matrix that maps the low rank back to states.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
 
     References
     ----------
@@ -88,12 +91,15 @@ class GatedAdapter:
     Parameters
     ----------
     rank : int, default=8
+        Rank of the adapter.
     overlap : float, default=0.1
         Weight of the penalty on what it shares with earlier adapters.
     rate : float, default=0.01
-        Of Adam.
+        Learning rate of Adam.
     epochs : int, default=10
+        Number of passes over the examples.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------
@@ -199,7 +205,7 @@ def soft_gate(
     Parameters
     ----------
     scorer : object with ``score(x) -> row``
-        Such as the scorer of a detector that was fitted on the examples to forget.
+        Scorer of a detector that was fitted on the examples to forget.
     others, own : Float[Tensor, "row"], Float[Tensor, "row2"]
         Scores of examples to leave alone, and of the request's; best of examples outside the
         scorer's fit.

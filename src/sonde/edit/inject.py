@@ -41,6 +41,7 @@ class Inject(Edit):
     source : str, default="source"
         The name of the other run.
     strength : float, default=1.0
+        Weight of the other run's states, in [0, 1]; 0 changes nothing.
 
     Examples
     --------

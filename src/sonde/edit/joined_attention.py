@@ -54,6 +54,7 @@ def joined_attention(
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose attention is changed inside the block.
     source : mapping of str to Tensor
         Named inputs of the run that is brought in, with ``attention_mask`` if some are padded.
     layers : sequence of str, optional

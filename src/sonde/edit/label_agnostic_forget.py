@@ -64,20 +64,22 @@ class LabelAgnosticForget(Rewrite):
     latent : int, default=8
         Latent dimensions of the autoencoders.
     fit_steps : int, default=200
-        Of Adam for each autoencoder.
+        Number of steps of Adam for each autoencoder.
     rate : float, default=2e-3
-        Of Adam, for the states' error.
+        Learning rate of Adam for the error of the states.
     align_rate : float, default=2e-3
-        Of Adam, for the contrast.
+        Learning rate of Adam for the contrast.
     temperature : float, default=5.0
-        Of the cosines.
+        Divisor of the cosines, above 0.
     answer_limit : float, default=0.05
         Divergence, in nats, by which the answers to retained examples may drift. Infinity sets no
         limit; a model without logits is trained without a limit.
     epochs : int, default=60
+        Number of passes over the examples.
     repair_epochs : int, default=3
-        Of training on ``repair``, if that is given.
+        Number of passes over ``repair``, if that is given.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------

@@ -43,8 +43,9 @@ class LimitAttention(Edit):
     n_heads : int, optional
         Heads of the attention; needed for ``generate`` with a cache, else inferred.
     strength : float, default=1.0
+        Fraction of the attention outside the pattern that is removed, in [0, 1].
     seed : int, default=0
-        Of the groups that ``random`` draws.
+        Seed of the groups that ``random`` draws.
 
     Examples
     --------

@@ -43,9 +43,12 @@ def log_linear(ratio: Sequence[float], hits: Sequence[int], trials: Sequence[int
     Parameters
     ----------
     ratio : sequence of float
-        Of each bin: how much more often the dominant fact was seen than the rarer one, or how much
-        longer or larger something is.
-    hits, trials : sequence of int
+        Popularity ratio of each bin: how much more often the dominant fact was seen than the rarer
+        one, or how much longer or larger something is.
+    hits : sequence of int
+        Number of hallucinations in each bin.
+    trials : sequence of int
+        Number of trials in each bin.
 
     Raises
     ------

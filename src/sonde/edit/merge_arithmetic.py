@@ -32,7 +32,7 @@ class TaskArithmetic(MergeRule):
     Parameters
     ----------
     weight : float, default=0.3
-        Of each task vector; the paper's authors choose 0.3 to 0.4 on held-out data.
+        Factor of each task vector; the paper's authors choose 0.3 to 0.4 on held-out data.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Ties(MergeRule):
     density : float, default=0.2
         Share of the entries that are kept, in (0, 1].
     weight : float, default=1.0
-        Of the merged task vector.
+        Factor of the merged task vector.
 
     Examples
     --------
@@ -135,6 +135,7 @@ class Dare(MergeRule):
     then : MergeRule, default=TaskArithmetic()
         The rule that merges the thinned models.
     seed : int, default=0
+        Seed of the choice of removed entries.
 
     Examples
     --------

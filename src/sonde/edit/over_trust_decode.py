@@ -102,7 +102,10 @@ class OverTrustDecode:
     Parameters
     ----------
     columns : AttentionColumns
-    beams, candidates : int, default=5
+    beams : int, default=5
+        Number of beams.
+    candidates : int, default=5
+        Number of candidates of each beam.
     strength : float, default=1.0
     patience : int, default=15
     retries : int, default=5

@@ -56,7 +56,7 @@ def probes_along(stream: Stream, *, held: float = 0.3, seed: int = 0) -> dict[st
     held : float, default=0.3
         Share of the groups that is held out.
     seed : int, default=0
-        Of the probes and of the choice of held-out groups.
+        Seed of the probes and of the choice of held-out groups.
 
     Raises
     ------
@@ -96,10 +96,13 @@ def probe_accuracy(
     Parameters
     ----------
     x : Float[Tensor, "row dim"]
+        Rows of states.
     label : Int[Tensor, "row"]
+        Class of each row.
     is_held : Bool[Tensor, "row"]
         Rows that are held out.
     seed : int, default=0
+        Seed of the choice of held-out rows.
 
     Raises
     ------

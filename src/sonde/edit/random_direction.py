@@ -25,8 +25,9 @@ class RandomDirection(Edit):
     edit : Edit
         The edit whose lengths are taken.
     seed : int, default=0
-        Of the direction, uniform over the sphere.
+        Seed of the direction, which is uniform over the sphere.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
 
     Examples
     --------

@@ -36,14 +36,21 @@ class RankOneEdit(Rewrite):
     Parameters
     ----------
     fact : Fact
+        Fact to write.
     layer : str
         Linear layer to change.
     kept : sequence of Fact, default=()
         Facts written before: what the layer gives for them stays.
     prefixes : sequence of str
         Texts that are put before the prompt.
-    steps, rate, divergence, decay : int, float, float, float
-        Of the search, see ``BatchEdit``.
+    steps : int, float, float, float
+        Number of steps of the search for the new value.
+    rate : int, float, float, float
+        Learning rate of the search for the new value.
+    divergence : int, float, float, float
+        Weight, in the search, of the divergence from the old answers to other prompts.
+    decay : int, float, float, float
+        Weight, in the search, of the squared length of the shift.
     largest : float, default=4.0
         Longest shift, in lengths of the layer's output.
     shift : Float[Tensor, "dim"] or None, default=None

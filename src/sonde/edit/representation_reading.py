@@ -31,10 +31,11 @@ class Amplify(Edit):
     Parameters
     ----------
     direction : Float[Tensor, "dim"]
-        Its length is the length of one push.
+        Normal of the plane; its length is the length of a push.
     origin : Float[Tensor, "dim"]
         A point of the plane.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
     """
 
     direction: Float[Tensor, "dim"]
@@ -70,6 +71,7 @@ class ContrastVector(Edit):
     positive, negative : str
         Names of the other runs.
     strength : float, default=1.0
+        Strength of the edit: 0 changes nothing.
 
     Examples
     --------

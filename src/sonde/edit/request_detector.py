@@ -127,17 +127,20 @@ class RequestDetector:
     Parameters
     ----------
     width : int or None, default=32
-        Of the codes. None leaves the encoder out: codes are standardised states.
+        Number of features of the codes; None leaves the encoder out, and codes are standardised
+        states.
     masked : float, default=0.3
         Share of the words that a view leaves out.
     views : int, default=8
         Views of each text that are read.
     temperature : float, default=0.3
+        Divisor of the similarities, above 0.
     rate : float, default=0.003
-        Of Adam.
+        Learning rate of Adam.
     epochs : int, default=300
         Passes over the texts, each with two views drawn.
     seed : int, default=0
+        Seed of the initial weights and of the order of texts.
 
     References
     ----------
@@ -230,6 +233,17 @@ def layer_rows(
     """Return a row for each text at each site, in the order of texts and sites.
 
     ``torch.cat(rows, 1)`` is what a ``RequestScorer`` scores and a gate of several sites reads.
+
+    Parameters
+    ----------
+    model : Model | Module
+        Model that is run; it is not changed.
+    texts : Sequence[str]
+        Texts to read.
+    sites : str | Site | Sequence[str | Site], default="blocks"
+        Sites that are read; ``blocks`` takes all blocks.
+    reducer : str | Reducer, default="mean"
+        Way in which the tokens of a text become a row.
     """
     live = as_model(model)
     inputs = open_inputs(live, [{"text": t, "id": str(i)} for i, t in enumerate(texts)])

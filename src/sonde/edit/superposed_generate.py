@@ -30,7 +30,7 @@ class NGrams:
     Parameters
     ----------
     weights : tuple of float
-        Of the orders 2, 3, ...
+        Weights of the orders 2, 3, and so on.
     counts : tuple of mapping
         For each order the counts of the next token by context.
 
@@ -100,13 +100,14 @@ class SuperposedGenerate:
     Parameters
     ----------
     drafts : int, default=3
+        Number of texts.
     top : int, default=9
     ngrams : NGrams or None, default=None
         What tells the drafts apart; None takes the shared probabilities alone.
     mix : float, default=0.54
         In [0, 1]; weight of the n-grams.
     temperature : float, default=0.06
-        Of the shared probabilities.
+        Divisor of the logits of the shared probabilities, above 0.
     penalty : float, default=200.0
         Nats, for a token that the n-grams never saw there.
 
@@ -238,6 +239,15 @@ def linearity(
 
     The cosine, at the last token, between the state of mixed texts and the mixture of the states of
     the texts; 1 is linear. The first entry is the embeddings themselves.
+
+    Parameters
+    ----------
+    model : object
+        Model that is run; it is not changed.
+    ids : Int[Tensor, 'text pos']
+        Token ids of each text.
+    weights : Float[Tensor, "text"]
+        Weight of each text.
     """
     with torch.no_grad():
         embedded = model.get_input_embeddings()(ids)

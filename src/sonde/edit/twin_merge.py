@@ -224,7 +224,9 @@ class LinearRouter:
     site : str
         Where the state is read, with all branches closed.
     weight : Float[Tensor, "expert dim"]
+        Weight of the linear map.
     bias : Float[Tensor, "expert"]
+        Bias of the linear map.
     reducer : str, default="mean"
         How the state of an input becomes one row.
     """
@@ -297,6 +299,15 @@ class LinearRouter:
 class TwinModel(nn.Module):
     """A shared model with branches that a router opens; made by ``TwinMerge``.
 
+    Parameters
+    ----------
+    branches : Sequence[Branch]
+        Branch of each expert.
+    route : Route
+        Weights of the experts for each example, which the branches read.
+    router : object
+        Router that chooses a branch.
+
     Attributes
     ----------
     model : nn.Module
@@ -355,6 +366,7 @@ class TwinMerge:
     rank : float, default=0.1
         Share of each matrix's full rank that a branch keeps, in (0, 1]; 1 is the whole expert.
     shared : MergeRule, default=TaskArithmetic()
+        Rule that merges the shared weights.
 
     Examples
     --------

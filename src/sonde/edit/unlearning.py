@@ -47,7 +47,7 @@ class GradientAscent(Rewrite):
     Parameters
     ----------
     rate : float, default=3e-4
-        Of Adam.
+        Learning rate of Adam.
     epochs : int, default=20
         At most.
     retain_weight : float, default=1.0
@@ -55,6 +55,7 @@ class GradientAscent(Rewrite):
     stop_loss : float, default=3.0
         Mean loss of the forget examples at which it stops, nats; guessing among ten is 2.3.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------
@@ -115,8 +116,11 @@ class RandomLabel(Rewrite):
     Parameters
     ----------
     rate : float, default=1e-3
+        Learning rate of Adam.
     epochs : int, default=10
+        Number of passes over the examples.
     retain_weight : float, default=1.0
+        Weight of the loss of the retained examples.
     seed : int, default=0
         Draws the wrong answers and the order.
 
@@ -183,10 +187,15 @@ class NegPreference(Rewrite):
     Parameters
     ----------
     beta : float, default=0.1
+        Inverse temperature of the preference, above 0.
     rate : float, default=3e-4
+        Learning rate of Adam.
     epochs : int, default=20
+        Number of passes over the examples.
     retain_weight : float, default=1.0
+        Weight of the loss of the retained examples.
     seed : int, default=0
+        Seed of the order of examples.
 
     References
     ----------
@@ -257,8 +266,11 @@ class Retrain(Rewrite):
         Returns a new module with fresh weights; by default one of the model's configuration, or a
         copy whose layers draw their weights again.
     rate : float, default=1e-3
+        Learning rate of Adam.
     epochs : int, default=30
+        Number of passes over the examples.
     weight_decay : float, default=0.0
+        Weight decay of Adam.
     seed : int, default=0
         Draws weights and order.
 

@@ -26,6 +26,7 @@ class Running:
     Parameters
     ----------
     what : Statistic or Instrument
+        Statistic or instrument to update.
 
     Examples
     --------

@@ -218,9 +218,9 @@ class CorrelationMatch(CrossInstrument):
     method : {"hard", "soft", "sparse", "clusters"}, default="hard"
         How units are matched.
     penalty : float, default=0.1
-        Of ``sparse``: a correlation below it explains nothing.
+        Smallest correlation that counts for ``sparse``: a correlation below it explains nothing.
     n_clusters : int, default=8
-        Of ``clusters``: how many, at most the units of the narrower site.
+        Number of clusters for ``clusters``, at most the number of units of the narrower site.
 
     Examples
     --------

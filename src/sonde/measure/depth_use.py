@@ -180,6 +180,7 @@ def depth_use(
     Parameters
     ----------
     model : Model or nn.Module
+        Model to read; it is left as it was.
     batches : iterable of InputBatch
         For example ``sonde.data.open_inputs(model, data).batches(0, n)``.
     leave_out : int, default=0

@@ -60,8 +60,12 @@ def disparity_decomposition(
 
     Parameters
     ----------
-    attribute, prediction, client : ints (row,)
-        One entry for each row.
+    attribute : ints (row,)
+        Protected attribute of each row.
+    prediction : ints (row,)
+        Predicted class of each row.
+    client : ints (row,)
+        Client that each row belongs to.
     shuffles : int, default=20
         How many shuffles; 0 for no null.
     seed : int, default=0

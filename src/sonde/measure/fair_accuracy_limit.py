@@ -50,8 +50,12 @@ def fair_accuracy_limit(
 
     Parameters
     ----------
-    attribute, client, label : ints (row,)
-        One entry for each row.
+    attribute : ints (row,)
+        Protected attribute of each row.
+    client : ints (row,)
+        Client that each row belongs to.
+    label : ints (row,)
+        True class of each row.
     overall, local : float, optional
         Largest gap over all rows, and inside each client; None for no limit.
 

@@ -175,7 +175,7 @@ class InfoNCE(PairSampleInstrument):
     rate : float, default=0.002
         Step size.
     seed : int, default=0
-        Of weights, order and batches.
+        Seed of the initial weights, of the order of rows and of the batches.
     m : int, default=2048
         Rows of the sample.
 

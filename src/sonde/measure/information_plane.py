@@ -124,8 +124,8 @@ class InformationPlane(Instrument):
     about : {"input", "label"}, default="input"
         The axis of the plane.
     estimator : str, default="adaptive_bins"
-        Of "adaptive_bins", "bins", "adaptive_kde", "kde" and "compressed":
-        how the layer is made coarse.
+        Way to make the layer coarse: "adaptive_bins", "bins", "adaptive_kde", "kde" or
+        "compressed".
     n_bins : int, default=30
         Bins of each unit.
     low, high : float or None, default=None

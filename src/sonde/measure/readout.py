@@ -70,10 +70,11 @@ class Readout(Instrument):
     width : int, default=32
         Width of the gathered vector.
     steps : int, default=300
+        Number of training steps.
     m : int, default=2048
         Rows of the sample.
     seed : int, default=0
-        Of the first weights, the order of rows, and what is held out.
+        Seed of the initial weights, of the order of rows, and of the choice of held-out groups.
 
     References
     ----------

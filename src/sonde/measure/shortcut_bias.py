@@ -67,7 +67,7 @@ class ShortcutRows:
     dim : int, default=100
         Units of a row.
     seed : int, default=0
-        Of the directions.
+        Seed of the two directions.
     """
 
     core: float = 0.97

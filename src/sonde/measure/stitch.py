@@ -75,6 +75,7 @@ def stitch(
     label : int array
         Classes of ``held``.
     how : {"map", "none"}, default="map"
+        Form of the layer between front and back.
 
     Raises
     ------

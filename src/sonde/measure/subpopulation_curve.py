@@ -160,6 +160,15 @@ def accuracies_at_angles(
     Features are normal with variance 1 and means ``core`` and ``spurious`` times the class; the
     spurious one points the other way in the minority. ``Phi(core cos a +- spurious sin a)``: the
     probits lie on an ellipse.
+
+    Parameters
+    ----------
+    angle : object
+        Angle between the classifier's direction and the core feature, in radians.
+    core : float, default=1.0
+        Size of the core feature.
+    spurious : float, default=2.0
+        Size of the spurious feature.
     """
     a = as_tensor("accuracies_at_angles", angle, "angles", InputError).double()
     own, other = core * a.cos(), spurious * a.sin()

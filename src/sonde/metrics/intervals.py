@@ -171,6 +171,13 @@ def measured(
 def difference(first: Metric, second: Metric) -> Metric:
     """Return ``first - second`` of two scores of the same rows, in paired resamples.
 
+    Parameters
+    ----------
+    first : Metric
+        First metric, with its resamples.
+    second : Metric
+        Second metric, of the same rows and with the same resamples.
+
     Raises
     ------
     InputError

@@ -28,11 +28,15 @@ def pixel_auroc(
     Parameters
     ----------
     maps : sequence of array (line, column)
-        One map of scores for each image.
+        Map of scores of each image, higher is more outlying.
     masks : sequence of array (line, column)
         1 where a pixel is unusual.
-    resamples, seed, level
-        As in ``auroc``.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------
@@ -60,8 +64,16 @@ def aupro(
 
     Parameters
     ----------
-    maps, masks, resamples, seed, level
-        As in ``pixel_auroc``.
+    maps : Sequence[Any]
+        Map of scores of each image, higher is more outlying.
+    masks : Sequence[Any]
+        Mask of each image: 1 at outlying pixels, 0 at the others.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
     limit : float, default=0.3
         Largest share of usual pixels at or above a threshold.
 

@@ -43,11 +43,18 @@ def expected_calibration_error(
     right : array (row,)
         1 where it was right, 0 where not.
     bins : int, default=15
+        Number of bins of equal width between 0 and 1, at least 1.
     binning : {"width", "mass"}, default="width"
         Bins of equal width, as in the paper, or of about as many rows each; equal confidences
         share a bin.
-    group, resamples, seed, level
-        As in ``auroc``.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------
@@ -102,8 +109,14 @@ def brier_score(
         In [0, 1]; those of a row over its classes add to 1.
     outcome : array (row,)
         0 or 1, or the class from 0.
-    group, resamples, seed, level
-        As in ``auroc``.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------

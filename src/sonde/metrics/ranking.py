@@ -48,8 +48,11 @@ def auroc(
     group : array (row,), optional
         Documents, persons, trajectories: resampled whole.
     resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
     seed : int, default=0
+        Seed of the resamples.
     level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Returns
     -------
@@ -104,8 +107,18 @@ def aupr(
 
     Parameters
     ----------
-    scores, out_of_distribution, group, resamples, seed, level
-        As in ``auroc``.
+    scores : object
+        Score of each row; higher is more outlying, and infinite scores are ranked like others.
+    out_of_distribution : object
+        1 for rows that should score high (out of distribution), 0 for the others.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
     positive : {"unusual", "usual"}, default="unusual"
         Which kind is looked for; ``usual`` looks for it from the low end.
     interpolation : {"step", "trapezoid"}, default="step"
@@ -161,10 +174,23 @@ def fpr_at_tpr(
 
     Parameters
     ----------
-    scores, out_of_distribution, group, resamples, seed, level
-        As in ``auroc``.
+    scores : object
+        Score of each row; higher is more outlying, and infinite scores are ranked like others.
+    out_of_distribution : object
+        1 for rows that should score high (out of distribution), 0 for the others.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
     rate : float, default=0.95
+        True-positive rate that must be reached, in (0, 1].
     positive : {"unusual", "usual"}, default="unusual"
+        Kind of rows that is looked for: ``unusual`` rows from the high end, or ``usual`` rows from
+        the low end.
 
     Examples
     --------

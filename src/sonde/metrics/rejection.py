@@ -33,9 +33,15 @@ def prediction_rejection(
     uncertainty : array (row,)
         Higher = left out first.
     quality : array (row,)
-        Of each answer, e.g. 1 right and 0 wrong.
-    group, resamples, seed, level
-        As in ``auroc``.
+        Quality of each answer, such as 1 for correct and 0 for wrong answers.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------

@@ -33,6 +33,7 @@ class Roc:
         Ends of the interval of the true-alarm rate at each false-alarm rate of ``grid``; empty
         without resamples.
     level : float
+        Confidence of the interval, in (0, 1).
     """
 
     fpr: Float[Tensor, "point"]
@@ -63,8 +64,18 @@ def roc(
 
     Parameters
     ----------
-    scores, out_of_distribution, group, resamples, seed, level
-        As in ``auroc``.
+    scores : object
+        Score of each row; higher is more outlying, and infinite scores are ranked like others.
+    out_of_distribution : object
+        1 for rows that should score high (out of distribution), 0 for the others.
+    group : object, optional
+        Document, person or trajectory of each row: groups are resampled whole.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Raises
     ------

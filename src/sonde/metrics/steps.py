@@ -36,8 +36,12 @@ def step_f1(
         Resampled whole.
     macro : bool, default=False
         The mean of F1 of the wrong and F1 of the right steps.
-    resamples, seed, level
-        As in ``auroc``.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------
@@ -86,8 +90,12 @@ def localisation(
         Steps of one trajectory stand in their order.
     within : int, default=0
         Steps that the answer may be off.
-    resamples, seed, level
-        As in ``auroc``.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------
@@ -125,10 +133,19 @@ def joint_match(
 
     Parameters
     ----------
-    alarm, first_wrong, trajectory : array (step,)
-        As in ``step_f1`` and ``localisation``.
-    resamples, seed, level
-        As in ``auroc``.
+    alarm : array (step,)
+        Whether each step is flagged.
+    first_wrong : array (step,)
+        Index of the first wrong step of each trajectory, as in ``localisation``; -1 if no step is
+        wrong.
+    trajectory : array (step,)
+        Trajectory that each step belongs to.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
 
     Examples
     --------

@@ -30,7 +30,7 @@ class WeakGroup:
     Parameters
     ----------
     conditions : tuple of Condition
-        One, or two that hold together.
+        Condition on a column, or two conditions that both hold for the rows of the group.
     rows : Int[Tensor, "member"]
         All members, of both halves.
     loss, low, high : float
@@ -40,7 +40,7 @@ class WeakGroup:
     n_confirming, n_groups : int
         Members in that half, and their groups.
     confidence : float
-        Of both intervals, corrected for all groups that were tried there.
+        Confidence of both intervals, corrected for all groups that were tried there.
     """
 
     conditions: tuple[Condition, ...]
@@ -97,6 +97,7 @@ def weak_groups(
     columns : mapping of str to values of each row, optional
         Numbers in a tensor of floats are cut at their tails; all else counts as categories.
     states : mapping of site to Float[Tensor, "row dim"], optional
+        States of the rows, whose clusters are tried as groups; none by default.
     label, answer : sequence or None
         Classes of each row.
     gap : float, default=0.1
@@ -104,9 +105,11 @@ def weak_groups(
     least : int, default=10
         Smallest number of groups of data in a returned group, in each half.
     at_most : int, default=5
+        Largest number of groups that are returned.
     alpha : float, default=0.01
+        Level of the tests, corrected for all groups that are tried.
     seed : int, default=0
-        Of the halves and of the clusters.
+        Seed of the halves into which rows are split, and of the clusters.
 
     Examples
     --------

@@ -35,8 +35,16 @@ def auroc_within(
 
     Parameters
     ----------
-    scores, out_of_distribution, resamples, seed, level
-        As in ``auroc``.
+    scores : object
+        Score of each row; higher is more outlying, and infinite scores are ranked like others.
+    out_of_distribution : object
+        1 for rows that should score high (out of distribution), 0 for the others.
+    resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
+    seed : int, default=0
+        Seed of the resamples.
+    level : float, default=0.95
+        Confidence of the interval, in (0, 1).
     group : array (row,)
         The prompt of each row; prompts are resampled whole.
 

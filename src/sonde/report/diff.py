@@ -59,7 +59,13 @@ def diff(a: Report, b: Report) -> dict[str, Any]:
 
 
 def new_or_worse(difference: dict[str, Any]) -> list[Entry]:
-    """Return the findings of a difference that count for a gate with a baseline."""
+    """Return the findings of a difference that count for a gate with a baseline.
+
+    Parameters
+    ----------
+    difference : dict[str, Any]
+        Document of a difference between two reports.
+    """
     return [entry for entry in difference["findings"] if entry["state"] in {"new", "worse"}]
 
 

@@ -29,7 +29,17 @@ _MAX_ROWS: Final = 300
 
 
 def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = False) -> str:
-    """Return a difference for a terminal, in lines of at most ``width`` if words allow it."""
+    """Return a difference for a terminal, in lines of at most ``width`` if words allow it.
+
+    Parameters
+    ----------
+    difference : dict[str, Any]
+        Document of a difference between two reports.
+    width : int, default=80
+        Number of characters in a line.
+    ascii : bool, default=False
+        Whether only ASCII characters are used.
+    """
     difference = escaped(difference) if ascii else difference
     lines = [line for side in _sides(difference) for line in wrap(": ".join(side), width)]
     lines += wrap(provenance_line(difference), width)

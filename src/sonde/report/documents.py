@@ -73,6 +73,15 @@ def to_terminal(
 def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path:
     """Write the JSON of a command as a page (``.html``) or as JSON, by the name's ending.
 
+    Parameters
+    ----------
+    found : dict[str, Any]
+        Document of a command.
+    path : str | Path
+        File to write, ending in ``.html`` or ``.json``.
+    **shown
+        Inputs that the page shows beside the document; none if None.
+
     Raises
     ------
     InputError

@@ -145,7 +145,13 @@ def _hash(text: str) -> str:
 
 
 def to_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON text with a fixed layout; NaN or infinity is an error."""
+    """Return the report as JSON text with a fixed layout; NaN or infinity is an error.
+
+    Parameters
+    ----------
+    report : dict[str, Any]
+        Document of a scan.
+    """
     return json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 

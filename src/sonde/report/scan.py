@@ -84,6 +84,11 @@ class ReportFinding(dict[str, Any]):
 class Report:
     """Result of a scan, which can be printed, saved and used as a gate.
 
+    Parameters
+    ----------
+    report : dict[str, Any]
+        Document of a scan, as in its JSON file.
+
     Attributes
     ----------
     findings : list of ReportFinding
@@ -149,12 +154,23 @@ def scan(
         What ``sonde.load`` gives or takes; ``"-"`` for feature arrays; or the folder of a store,
         then without ``data`` and with a store as ``versus``.
     data : str, path or iterable
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     versus : str, path, iterable or None, default=None
         A second data set: which layers tell the two apart, and which of its rows are unusual.
     settings : ScanSettings, optional
         How the scan is run, thresholds, gates, privacy.
-    sites, reducer, processor, keep_special, seed
-        As in ``sonde.read``.
+    sites : object, default="auto"
+        Patterns of the sites to scan, such as ``layers.*.mlp``; ``auto`` takes the stream after
+        every block.
+    reducer : object, default="auto"
+        Way in which outputs become rows: mean, last, cls, tokens, patches or flat; ``auto`` chooses
+        by the model.
+    processor : object, optional
+        Tokenizer or image processor of a live module; by default the model's own.
+    keep_special : bool, default=False
+        Whether special tokens count in the reducers ``tokens`` and ``mean``.
+    seed : int, default=0
+        Key of the hash by which rows are sampled and split.
     progress : bool, default=True
         False keeps silent, as ``ScanSettings(progress=False)`` does.
     **options

@@ -68,7 +68,7 @@ def to_text(
     verbose : bool, default=False
         Add every check and every site.
     quiet : bool, default=False
-        One line: the verdict.
+        Whether the text is one line with the verdict.
 
     Returns
     -------

@@ -24,6 +24,7 @@ def verify(path: str | Path, progress: Callable[[int], None] = lambda _: None) -
     Parameters
     ----------
     path : path
+        File or folder that sonde wrote.
     progress : callable, optional
         Called with the number of examples, or of states, after each piece.
 

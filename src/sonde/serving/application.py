@@ -81,6 +81,7 @@ def app(
     token : str or None, default=None
         What a client must bring for every address but health.
     limits : Limits, optional
+        Limits on sizes, counts and times; by default those of ``Limits()``.
     log : path or None, default=None
         Folder of the traffic's statistics; None commits nothing.
     schedule : Schedule, optional

@@ -14,7 +14,7 @@ class Limits:
     Parameters
     ----------
     body_bytes : int, default=8 MiB
-        Of the body of a request (413).
+        Largest body of a request, in bytes; larger requests are answered with 413.
     body_seconds : float, default=10.0
         Until the body of a request has arrived (408).
     inputs : int, default=256

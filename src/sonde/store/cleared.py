@@ -41,6 +41,7 @@ class Cleared(Stream):
     Parameters
     ----------
     store : Store
+        Store whose examples are filtered.
     column : str
         Column of the store with a label for each example (``columns=`` of ``write_store``).
     clearance : collection of str or numbers

@@ -18,6 +18,11 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
     No file of rows is opened. ``sites`` are those of ``Store.schema``; ``partial_sites`` were added
     to some of its data sets, and do not count until all data sets have them.
 
+    Parameters
+    ----------
+    directory : str | Path
+        Folder of the store.
+
     Raises
     ------
     StoreError

@@ -56,6 +56,7 @@ def append_store(
     stream : Stream
         The same model, sites and reading over other data.
     directory : path
+        Folder of the store.
     columns : mapping of str to sequence, optional
         The columns that the store has, with a value for every example.
     tick : callable
@@ -106,6 +107,7 @@ def add_sites(
     stream : Stream
         The same model, data and reading at more sites.
     directory : path
+        Folder of the store.
     tick : callable
         Called with the number of examples as they are read.
     fill : callable

@@ -24,7 +24,9 @@ class KeptRows(DerivedStream):
     Parameters
     ----------
     inner : Stream
+        Stream whose rows are thinned.
     every : int
+        Number of rows from which a single row is kept, at least 1.
 
     Raises
     ------

@@ -27,9 +27,8 @@ class Policy:
     patterns : tuple of str
         Regular expressions of what must not be written.
     key : bytes
-        Of the pseudonyms: the same text has the same pseudonym under one key, and another pseudonym
-        under another key. Drawn anew by default, and never written: whoever has the key can test
-        guesses.
+        Secret key of the pseudonyms: a text has the same pseudonym under one key and different
+        pseudonyms under different keys.
 
     Examples
     --------

@@ -192,6 +192,7 @@ class Store(Stream):
     Parameters
     ----------
     directory : path
+        Folder of the store.
     keys : iterable of str or None, default=None
         The kinds of rows to read; None is all.
     checked : bool, default=False

@@ -17,6 +17,7 @@ class Fault:
     path : Path
         The file that is wrong or missing.
     what : str
+        Description of the fault.
     removes : tuple of Path
         What a repair removes, in this order; nothing else depends on these files.
     """
@@ -37,6 +38,7 @@ class Soundness:
     checked : dict of str to int
         How many files, bytes, rows and so on were looked at.
     faults : tuple of Fault
+        Faults that the check found.
     leftovers : tuple of Path
         Files of interrupted writes: harmless, nobody reads them.
     notes : tuple of str
@@ -95,6 +97,13 @@ def repair(root: Path, found: Soundness) -> list[Path]:
 
     The record of a damaged range goes first, so a stopped repair leaves no damaged range that
     counts.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the store.
+    found : Soundness
+        Result of the check that found the damage.
 
     Raises
     ------

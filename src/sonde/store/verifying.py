@@ -44,7 +44,13 @@ _NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.(?:json|(?:\d{1,6}\.)?arrow)$")
 
 
 def is_store(directory: Path) -> bool:
-    """Return whether a folder is a store, or the remains of a store."""
+    """Return whether a folder is a store, or the remains of a store.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder to ask about.
+    """
     return (directory / MANIFEST).is_file() or (
         (directory / RANGES).is_dir() and (directory / ROWS).is_dir()
     )
@@ -58,6 +64,7 @@ def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: 
     Parameters
     ----------
     directory : path
+        Folder of the store.
     tick : callable
         Called with the number of examples after each range of units.
 

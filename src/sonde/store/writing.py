@@ -122,9 +122,11 @@ def write_store(
     Parameters
     ----------
     stream : Stream
+        Stream whose rows are written.
     directory : path
         The store's folder; made if it is not there.
     unit_size : int, default=256
+        Number of examples that are committed together.
     columns : mapping of str to sequence or array, optional
         Further columns, each with one value for every example in the planned order; where items of
         the data are left out or cut, ``[values[i] for i in stream.source_rows]``.

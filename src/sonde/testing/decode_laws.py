@@ -24,7 +24,15 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 def causal_model(seed: int = 0, width: int = 16) -> Any:
-    """Return a language model with random weights and a vocabulary of 32, to test rules."""
+    """Return a language model with random weights and a vocabulary of 32, to test rules.
+
+    Parameters
+    ----------
+    seed : int, default=0
+        Seed of the random weights.
+    width : int, default=16
+        Number of features of the states.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -24,6 +24,7 @@ class ExplainerCase:
     Parameters
     ----------
     explainer : Explainer or Judge
+        Explainer or judge to test.
     module : nn.Module, optional
         A model with parameters in single precision and one input tensor; by default a small net of
         pictures.

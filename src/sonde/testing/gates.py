@@ -20,8 +20,10 @@ def assert_scan(
 
     Parameters
     ----------
-    model, data
-        As in ``sonde.scan``.
+    model : object
+        Model to scan, as ``sonde.scan`` takes it.
+    data : object
+        Inputs to scan the model on, as ``sonde.scan`` takes them.
     *wanted : str
         Limits of the model's answers (``accuracy>=.95``, ``loss<=1.2``, ``error<=3``), levels
         (``no warning``: no finding of that level or above), and codes (``no SND004``). Without one
@@ -29,7 +31,7 @@ def assert_scan(
     page : path, optional
         Write the report there, ``.html`` or ``.json``, before anything fails.
     **options
-        Of ``sonde.scan``.
+        Options of ``sonde.scan``.
 
     Raises
     ------

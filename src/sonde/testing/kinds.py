@@ -54,6 +54,7 @@ class Law:
     Parameters
     ----------
     name : str
+        Name of the law, as printed by the tests.
     hold : callable
         Takes the method (a statistic as a ``Case``); raises AssertionError if it breaks the law.
     applies : callable

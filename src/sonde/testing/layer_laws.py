@@ -35,6 +35,7 @@ class LayerCase:
     Parameters
     ----------
     layer : Layer
+        Layer to test.
     inputs : tuple of Tensor, optional
         Drawn by ``layout`` unless given.
     """

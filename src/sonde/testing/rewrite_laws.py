@@ -69,6 +69,7 @@ class RewriteCase:
     Parameters
     ----------
     rewrite : Rewrite
+        Rewrite to test.
     model : callable
         Returns the same new model at each call; a small convolutional classifier by default.
     fitted : callable

@@ -26,6 +26,7 @@ class Case:
     Parameters
     ----------
     statistic : Statistic
+        Statistic to test.
     kind : {"row", "example", "group"} or digits, default="row"
         Which rows no split may separate: those of one example, of one group, or (digits) of
         this number of successive examples; ``row`` allows every split.

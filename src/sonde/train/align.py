@@ -59,7 +59,7 @@ class Align(nn.Module):
     hidden : int, default=2048
         Width of the two inner layers of the "mlp".
     temperature : float, default=1.0
-        Of ``kl``.
+        Divisor of the logits for ``kl``, above 0.
     grids : pair of (int, int), optional
         Height and width of the places of both sites, if rows are places (reducer "patches"): rows
         of ``x`` are interpolated to the target's places.

@@ -47,21 +47,22 @@ class Contrast(nn.Module):
     Parameters
     ----------
     temperature : float, default=0.1
+        Divisor of the similarities, above 0.
     denominator : {"softmax", "decoupled", "top_k", "uniform", "none"}, default="softmax"
         Candidates that a positive is compared with: all; the positive itself and all non-positives;
         the ``k`` most similar (``-log`` of the positive's soft top-k weight); ``uniform``: all
         pairs of the batch at once, ``-s + log mean exp s``, which with cosines is alignment and
         uniformity; none: ``-2 s``.
     include_positive : bool, default=True
-        Of ``decoupled``: False leaves the positive itself out too.
+        Whether the positive itself stands among the candidates of ``decoupled``.
     metric : {"cosine", "dot", "euclidean", "poincare"}, default="cosine"
         Similarity. Distances count negatively; Euclidean distances are squared.
     k : int, default=0
-        Of ``top_k``.
+        Number of hardest candidates that ``top_k`` keeps.
     softness : float, default=10.0
         Sharpness of ``top_k``, in place of the temperature.
     radius : float, default=0.7
-        Of ``place``, in the units in which places are given.
+        Distance within which ``place`` takes rows as positives, in the units of the places.
     concepts : sequence of int, optional
         The cluster of each unit (``sonde.measure.unit_clusters``): the largest unit of each cluster
         is contrasted in place of the units.
@@ -354,6 +355,7 @@ def similarity_smoothing(
     Parameters
     ----------
     x : Float[Tensor, "row place dim"]
+        States of each position.
     value : callable, optional
         The map ``g``, such as a linear layer that learns; without it ``g(x) = x``.
 

@@ -41,10 +41,11 @@ class CounterCurrent(nn.Module):
     widths : sequence of int
         Size of the output of each part but the last, for one example.
     n_classes : int
+        Number of classes.
     how : {"cosine", "gram"}, default="cosine"
         Rows scaled to length 1, or products divided by the width.
     seed : int, default=0
-        Of the first weights of the feedback net.
+        Seed of the feedback net's initial weights.
 
     Examples
     --------

@@ -26,8 +26,9 @@ class Distil(nn.Module):
     Parameters
     ----------
     temperature : float, default=4.0
+        Divisor of both models' logits, above 0.
     weight : float, default=0.5
-        Of the teacher, in [0, 1]; 1 needs no labels.
+        Weight of the teacher, in [0, 1]; 1 needs no labels.
 
     Examples
     --------

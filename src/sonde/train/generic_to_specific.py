@@ -84,10 +84,14 @@ def shared_mask(
 
     Parameters
     ----------
-    n_rows, n_positions : int
+    n_rows : int
+        Number of rows.
+    n_positions : int
+        Number of positions in a row.
     ratio : float, default=0.75
         Share of positions that are hidden, rounded.
     draw : torch.Generator, optional
+        Source of the random positions; by default torch's own.
     """
     order = torch.rand(n_rows, n_positions, generator=draw).argsort(1).argsort(1)
     return order < round(ratio * n_positions)

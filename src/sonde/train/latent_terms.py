@@ -52,7 +52,7 @@ class LatentTerms(nn.Module):
     floor : float, default=-8
         Least logarithm of a variance; smaller values are raised to it.
     seed : int, default=0
-        Of the draws of ``z``, if ``z`` is not given.
+        Seed of the draws of ``z``, if ``z`` is not given.
     gather : bool, default=True
         If several processes train, take the rows of all of them, so that gradients are those of
         one process with the whole batch. False if the rows given are those of all processes.

@@ -32,6 +32,7 @@ class LearnedViews(nn.Module):
     dim : int
         Width of the rows.
     temperature : float, default=0.1
+        Divisor of the similarities, above 0.
     width : int, default=64
         Hidden units of the maps.
     margin : float, default=0.5

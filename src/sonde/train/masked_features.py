@@ -42,6 +42,7 @@ class MaskedFeatures(nn.Module):
     Parameters
     ----------
     target : {"features", "codes", "embeddings", "pixels"}, default="features"
+        Values that are predicted at hidden positions.
     how : {"random", "block", "tube"}, default="random"
         Hidden positions: any, a contiguous run, or the same places in each of ``times`` frames.
     ratio : float, default=0.5
@@ -59,6 +60,7 @@ class MaskedFeatures(nn.Module):
         Task head that takes (example, pos, dim): the cross entropy of its answer on rebuilt states
         is added. Its weights are trained with the model, not here.
     seed : int, default=0
+        Seed of the choice of hidden positions.
     in_forward : bool, default=True
         Hide the positions in the model's forward too. If False, the loss alone sees the vector.
 

@@ -39,16 +39,19 @@ class Mixup(nn.Module):
     Parameters
     ----------
     alpha : float, default=1
+        Parameter of the Beta distribution of mixing weights, above 0.
     decoupled : bool, default=False
+        Whether the decoupled part is added, with weight ``eta``.
     eta : float, default=0.1
         Weight of the decoupled part.
     per : {"batch", "row"}, default="batch"
         Whether all rows have one share, or each row has its own.
     temperature : float, default=1
-        Of a teacher's and the model's logits.
+        Divisor of the logits of teacher and model, above 0.
     unmixed : float, default=0
         Fraction of the rows that stay as they are.
     seed : int, default=0
+        Seed of the mixing weights and of the partners.
 
     References
     ----------

@@ -34,15 +34,17 @@ class NestedDropout(nn.Module):
     Parameters
     ----------
     law : {"gaussian", "geometric", "uniform"}, default="gaussian"
+        Distribution of the random width.
     std : float, default=10
-        Of "gaussian".
+        Standard deviation of the width for "gaussian".
     rate : float, default=0.1
-        Of "geometric".
+        Probability of stopping at each unit for "geometric", in (0, 1).
     widths : sequence of int, optional
         The only widths to draw, as in Matryoshka representations.
     per : {"batch", "row"}, default="batch"
         Whether all examples share a width.
     seed : int, default=0
+        Seed of the widths.
 
     Examples
     --------

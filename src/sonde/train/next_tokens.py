@@ -47,7 +47,7 @@ class NextTokens(nn.Module):
         In its place the model's own head, from (row, pos, dim) to (row, pos, classes). Its weights
         are trained with the model, not here.
     seed : int, default=0
-        Of a head that is learned here.
+        Seed of the initial weights of a head that is learned here.
 
     References
     ----------

@@ -37,7 +37,7 @@ class Orthogonal(nn.Module):
     Parameters
     ----------
     stride : int, default=1
-        Of the convolution.
+        Stride of the convolution.
 
     Examples
     --------

@@ -40,12 +40,13 @@ def relabel_unknown(
     Parameters
     ----------
     x : Float[Tensor, "row dim"]
+        Rows of features.
     label : Int[Tensor, "row"]
         Negative for rows without a label.
     unknown : int
         Class of the relabelled rows.
     metric : {"poincare", "euclidean", "cosine"}, default="poincare"
-        As in ``Contrast``.
+        Distance between rows: poincare, euclidean or cosine.
     keep : float, default=1.0
         Fraction of the labelled rows that lies within the radius, in (0, 1].
 

@@ -63,8 +63,11 @@ class Resize:
     Parameters
     ----------
     width : {"coalesce", "decoalesce"}, optional
+        Change of the width, if any.
     depth : {"merge", "repeat", "stack"}, optional
+        Change of the depth, if any.
     factor : int, default=2
+        Number of units in a group, or of copies of a block, at least 2.
     interpolate : float, default=0.25
         Weight of the resized model beside ``big``.
     groups : mapping of int to sequence of int, optional

@@ -66,10 +66,11 @@ class Scope:
     Parameters
     ----------
     rule : {"all", "norms", "bias", "top", "pattern", "alternate"}, default="norms"
+        Rule that chooses the trainable parameters.
     k : int, default=1
         Blocks of "top".
     patterns : sequence of str, default=()
-        As in a shell: ``"layers.*.weight"``.
+        Patterns of parameter names as in a shell: ``"layers.*.weight"``.
     freeze_statistics : bool, default=True
         Keep the running statistics of batch norms that do not move.
 

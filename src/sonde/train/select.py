@@ -36,13 +36,16 @@ class Select:
     Parameters
     ----------
     rule : str, default="small_loss"
+        Rule by which rows get their weights.
     remove : float, default=0.2
         Fraction of the rows that is left out after ``steps`` steps, in [0, 1]; set it to about the
         fraction of wrong labels.
     steps : int, default=1
         Number of steps until ``remove`` is reached.
     k : int, default=10
+        Number of neighbours for ``agreement``.
     minimum_rows : int, default=1
+        Smallest number of rows that keep a weight, at least 1.
 
     Examples
     --------

@@ -48,12 +48,14 @@ class Separate(nn.Module):
     tau : float, default=0.5
         Squared width of the kernels, the same in all batches.
     scaled : bool, default=True
-        Of ``hsic``: if False, a code that shrinks looks independent.
+        Whether rows are scaled to length 1 for ``hsic``; if False, a code that shrinks looks
+        independent.
     width : int, optional
-        Of ``y``, for ``adversary``.
+        Number of features of ``y``, for ``adversary``.
     hidden : int, default=64
         Hidden units of the head of ``adversary``.
     strength : float, default=1.0
+        Factor of the loss.
     gather : bool, default=True
         If several processes train, take the rows of all of them, so that gradients are those of
         one process with the whole batch. False if the rows given are those of all processes.

@@ -54,6 +54,7 @@ class SparseTraining:
     density : float, default=0.1
         Fraction of the weights that is active, in (0, 1], over all layers.
     score : {"gradient", "magnitude", "random", "congruity"}, default="gradient"
+        Score by which inactive weights are chosen for activation.
     fixed : bool, default=False
         Whether the first choice of active weights stays.
     period : int, default=100
@@ -67,6 +68,7 @@ class SparseTraining:
         "erdos_renyi" makes small layers denser: the density is proportional to the sum of a
         weight's sizes divided by their product.
     seed : int, default=0
+        Seed of the first choice of active weights and of random scores.
 
     References
     ----------

@@ -80,10 +80,13 @@ class TemplateBank:
     Parameters
     ----------
     n_templates : int, default=4
+        Number of templates.
     growth : {"orthogonal", "copy"}, default="orthogonal"
+        Way in which coefficients of new layers are made.
     noise : float, default=0.1
-        Of the coefficients of copies, in parts of their root mean square.
+        Standard deviation of the noise on copied coefficients, relative to their root mean square.
     seed : int, default=0
+        Seed of the initial templates and coefficients.
 
     Examples
     --------

@@ -23,6 +23,7 @@ def virtual_step(module: nn.Module, loss: Tensor, rate: float) -> dict[str, Tens
     loss : Tensor
         A number.
     rate : float
+        Step size of gradient descent.
 
     Examples
     --------

@@ -92,7 +92,9 @@ class LowRank(Change):
     Parameters
     ----------
     left : Float[Tensor, "first rank"]
+        Left factor of the product, outputs x rank.
     right : Float[Tensor, "rank second"]
+        Right factor of the product, rank x inputs.
     """
 
     left: Float[Tensor, "first rank"]
@@ -113,6 +115,7 @@ class Sparse(Change):
     index : Int[Tensor, "n"]
         Places in the flattened tensor.
     values : Float[Tensor, "n"]
+        New values of the chosen entries.
     """
 
     index: Int[Tensor, "n"]
@@ -132,6 +135,7 @@ class Exchange(Change):
     Parameters
     ----------
     values : Float[Tensor, "..."]
+        New values of the tensor.
     """
 
     values: Float[Tensor, "..."]
@@ -155,6 +159,7 @@ class Resized(Change):
     Parameters
     ----------
     values : Float[Tensor, "..."]
+        New values, of another shape than the old ones.
     """
 
     values: Float[Tensor, "..."]
@@ -236,10 +241,16 @@ class Quantised(Packed):
     ----------
     codes : UInt8[Tensor, "out bytes"]
         Packed, see ``pack``.
-    scale, offset : BFloat16[Tensor, "out group"]
+    scale : BFloat16[Tensor, "out group"]
+        Step of the grid of each group.
+    offset : BFloat16[Tensor, "out group"]
+        Value of the middle code in each group.
     grid : Grid
+        Grid that values are rounded to.
     n_in : int
         Entries of a row.
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
     """
 
     codes: UInt8[Tensor, "out bytes"]
@@ -327,7 +338,11 @@ class Thin(Packed):
     Parameters
     ----------
     left : Float[Tensor, "out rank"]
+        Left factor of the product, outputs x rank.
     right : Float[Tensor, "rank in"]
+        Right factor of the product, rank x inputs.
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
     """
 
     left: Float[Tensor, "out rank"]
@@ -360,9 +375,13 @@ class Stacked(Packed):
     signs : UInt8[Tensor, "level out bytes"]
         Packed, 1 stands for plus.
     left : Float16[Tensor, "level out rank"]
+        Left factors of the thin products.
     right : Float16[Tensor, "level rank in"]
+        Right factors of the thin products.
     scale : BFloat16[Tensor, "in"]
         What the columns of the sum are divided by.
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
     """
 
     signs: UInt8[Tensor, "level out bytes"]
@@ -399,11 +418,15 @@ class Coded(Packed):
     codes : UInt8[Tensor, "out bytes"]
         Packed.
     book : Float16[Tensor, "book entry"]
+        Entries of the codebook.
     owner : UInt8[Tensor, "out"]
         Which codebook a row takes.
     scale : BFloat16[Tensor, "out"]
+        Scale of each row.
     n_in : int
         Entries of a row.
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
     """
 
     codes: UInt8[Tensor, "out bytes"]
@@ -450,6 +473,8 @@ class Pruned(Packed):
     values : Float[Tensor, "..."]
         In files they have the narrowest type that holds them exactly: float16, bfloat16, float32 or
         their own.
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
     """
 
     values: Float[Tensor, "..."]

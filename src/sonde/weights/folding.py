@@ -45,8 +45,9 @@ def fold_edit(
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose weights are planned; it is not changed.
     edit : Edit
-        One with ``as_affine()``.
+        Edit with an affine form (``as_affine()`` is not None).
     sites : pattern, Site, or several
         Ports ``out`` and ``in``.
     where : str, default="all"
@@ -108,6 +109,7 @@ def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> Re
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose weights are planned; it is not changed.
     edit : Edit
         A linear one: a shift would be added once for each writer.
     inputs : tensor, tuple or dict, optional

@@ -13,7 +13,10 @@ class LinearBlock(nn.Module):
 
     Parameters
     ----------
-    n_in, n_out : int
+    n_in : int
+        Number of features of the incoming states.
+    n_out : int
+        Number of features of the outgoing states.
     first : bool
         Whether blocks of the model return a tuple whose first entry are the states.
     """

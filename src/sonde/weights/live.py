@@ -23,12 +23,24 @@ TIED = "tie_word_embeddings"
 
 
 def tensor_hash(x: Tensor) -> str:
-    """Return the hash by which a plan recognises its tensor."""
+    """Return the hash by which a plan recognises its tensor.
+
+    Parameters
+    ----------
+    x : Tensor
+        Tensor to hash.
+    """
     return tensor_key(x.detach().cpu()).hex() if is_plain(x) else hash_of_parts(x)
 
 
 def module_of(model: Model | nn.Module) -> nn.Module:
-    """Return the live module of a model."""
+    """Return the live module of a model.
+
+    Parameters
+    ----------
+    model : Model | Module
+        Model or module.
+    """
     return model.module if isinstance(model, Model) else model
 
 
@@ -159,14 +171,28 @@ def require_finite(owner: str, module: nn.Module) -> None:
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Return a model or a module that a user passed, as a ``Model``."""
+    """Return a model or a module that a user passed, as a ``Model``.
+
+    Parameters
+    ----------
+    model : Model | Module
+        Model or module.
+    """
     if isinstance(model, Model):
         return model
     return Model(model, config=model.__dict__.get("config"))
 
 
 def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of a module with some tensors replaced; all others share their storage."""
+    """Return a copy of a module with some tensors replaced; all others share their storage.
+
+    Parameters
+    ----------
+    module : Module
+        Module to copy.
+    changed : Mapping[str, torch.Tensor]
+        New tensors by name.
+    """
     in_own_form(module)
     kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}
     memo: dict[int, Any] = {}

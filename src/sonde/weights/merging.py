@@ -119,6 +119,7 @@ class Merged:
     Parameters
     ----------
     folder : Path
+        Folder of the merged model.
     n_merged, n_kept : int
         Number of tensors that were merged, and that were kept from the base.
     sources : tuple of mappings
@@ -154,7 +155,9 @@ def merge_models(
     base : Model, str or path
         The model that the others were trained from; for ``Slerp`` the first of two.
     others : sequence of Model, str or path
+        Folders of the models that are merged into the base.
     rule : MergeRule
+        Rule that merges each tensor.
     output : str or path
         A folder that does not exist, or is empty.
     keep : iterable of str, optional

@@ -65,7 +65,9 @@ class AtSites:
     owner : str
         The rewrite that reads them, for errors.
     instrument : Instrument
+        Instrument that is fitted.
     given : Results, Result, State, Tensor, or a mapping of site to any of the last three, or None
+        Result of the instrument at each site.
     """
 
     owner: str

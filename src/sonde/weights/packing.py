@@ -30,6 +30,7 @@ def pack(codes: Integer[Tensor, "*batch n"], bits: int) -> UInt8[Tensor, "*batch
     Parameters
     ----------
     codes : Integer[Tensor, "*batch n"]
+        Whole numbers, one row for each row of the weight.
     bits : int
         1 to 8.
 
@@ -61,7 +62,9 @@ def unpack(packed: UInt8[Tensor, "*batch bytes"], bits: int, n: int) -> UInt8[Te
     Parameters
     ----------
     packed : UInt8[Tensor, "*batch bytes"]
+        Bytes that ``pack`` returned.
     bits : int
+        Number of bits of a number.
     n : int
         Numbers in a row.
 

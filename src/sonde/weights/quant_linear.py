@@ -41,6 +41,7 @@ class Grid:
     Parameters
     ----------
     bits : int
+        Number of bits of a stored value.
     group : int
         Entries of a row that share a scale; the last group may be shorter.
     """
@@ -86,9 +87,16 @@ class QuantLinear(nn.Module):
 
     Parameters
     ----------
-    in_features, out_features : int
-    bits, group : int
+    in_features : int
+        Number of inputs of the layer.
+    out_features : int
+        Number of outputs of the layer.
+    bits : int
+        Number of bits of a code.
+    group : int
+        Number of weights that share a scale; 0 for whole rows.
     bias : bool
+        Whether the layer has a bias.
     """
 
     codes: Tensor

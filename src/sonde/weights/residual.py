@@ -84,6 +84,7 @@ def residual_writers(
     Parameters
     ----------
     model : Model or nn.Module
+        Model to read; it is left as it was.
     inputs : tensor, tuple or dict, optional
         What the model is called with; made from its configuration where there is one.
     site : str or Site, default="blocks"
@@ -135,8 +136,9 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
     Parameters
     ----------
     model : Model or nn.Module
+        Model to read; it is left as it was.
     inputs : tensor, tuple or dict, optional
-        As of ``residual_writers``.
+        Inputs of a forward pass; by default made from the model's configuration.
 
     Returns
     -------

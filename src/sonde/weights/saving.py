@@ -84,6 +84,7 @@ def save_edited(
         A folder, ``sonde:digits``, ``sonde:stdlib``, or a model that was loaded from one or made by
         a factory; what a factory made is opened by ``package.module:factory@OUTPUT``.
     plan : RewritePlan
+        Plan of the changes of weights.
     output : str or path
         A folder that does not exist, or is empty.
     name : str, optional

@@ -81,8 +81,11 @@ class SharedStack(Change):
     slot : Int[Tensor, "place"]
         The distinct matrix of each place.
     left : Float[Tensor, "slot out rank"]
+        Left factors of the thin products.
     right : Float[Tensor, "slot rank in"]
+        Right factors of the thin products.
     columns : Int[Tensor, "slot kept"]
+        Columns that are stored whole.
     values : Float[Tensor, "slot out kept"]
         Added at these columns.
     """

@@ -13,8 +13,14 @@ class ThinLinear(nn.Module):
 
     Parameters
     ----------
-    in_features, out_features, rank : int
+    rank : int
+        Rank of the product.
+    in_features : int
+        Number of inputs of the layer.
+    out_features : int
+        Number of outputs of the layer.
     bias : bool
+        Whether the layer has a bias.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:

@@ -105,8 +105,14 @@ def tuned(
         Whose batches are walked in a random order in each epoch.
     objective : callable
         Returns the scalar to minimise from the trainee and a batch.
-    rate, epochs, seed, weight_decay
-        Of Adam; the seed draws the order.
+    rate : float
+        Learning rate of Adam.
+    epochs : int
+        Number of passes over the data.
+    seed : int
+        Seed of the order of examples.
+    weight_decay : float, default=0.0
+        Weight decay of Adam.
     label : str
         For the progress bar.
     stop : callable, optional
@@ -114,6 +120,7 @@ def tuned(
     start : nn.Module, optional
         Module to train, in its present mode; a copy of the model in eval mode by default.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     """
     live = as_model(model)
     module = with_copy(live.module) if start is None else start
@@ -133,7 +140,15 @@ def tuned(
 
 
 def mean_loss(trainee: Trainee, batch: InputBatch) -> Tensor:
-    """Return the mean cross-entropy of the examples of a batch with a known answer."""
+    """Return the mean cross-entropy of the examples of a batch with a known answer.
+
+    Parameters
+    ----------
+    trainee : Trainee
+        Model in training.
+    batch : InputBatch
+        Batch of inputs with answers.
+    """
     found = trainee.losses(batch)
     return found.losses.sum() / max(1, int(found.known.sum()))
 

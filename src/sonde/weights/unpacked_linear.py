@@ -83,11 +83,16 @@ class StackLinear(UnpackedLinear):
 
     Parameters
     ----------
-    in_features, out_features : int
+    in_features : int
+        Number of inputs of the layer.
+    out_features : int
+        Number of outputs of the layer.
     levels : int
         Number of blocks.
     level_rank : int
+        Rank of the thin product of each block.
     bias : bool
+        Whether the layer has a bias.
     """
 
     signs: Tensor
@@ -138,11 +143,16 @@ class CodebookLinear(UnpackedLinear):
 
     Parameters
     ----------
-    in_features, out_features : int
+    in_features : int
+        Number of inputs of the layer.
+    out_features : int
+        Number of outputs of the layer.
     book_bits : int
         A codebook has ``2^book_bits`` entries.
     books : int
+        Codebooks that the rows share.
     bias : bool
+        Whether the layer has a bias.
     """
 
     codes: Tensor

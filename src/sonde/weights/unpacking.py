@@ -26,6 +26,7 @@ def unpacked(model: Some) -> Some:
     Parameters
     ----------
     model : Model or nn.Module
+        Model that may contain packed layers; it is not changed.
 
     Examples
     --------

@@ -130,7 +130,9 @@ def erase(
     show_inputs : bool, default=False
         Put texts before and after into the document.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``label_column``.
 

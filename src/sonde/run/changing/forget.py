@@ -76,7 +76,9 @@ def forget(
     force : bool, default=False
         Write the model even where the change is too large, or does no more than chance.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``label_column``.
 

@@ -43,8 +43,9 @@ def limit_attention(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     data : data
-        As in ``sonde.read``.
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     pattern : str, default="window:8"
         Where a token may attend, as in ``sonde.edit.LimitAttention``.
     sites : str or sequence of str, default="blocks"
@@ -61,7 +62,9 @@ def limit_attention(
     limit : int, default=32
         Examples to measure on, drawn from all.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
     """

@@ -52,6 +52,7 @@ def merge_models(
     keep : sequence of str
         Patterns of tensors that stay the base's, such as ``classifier.*``.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **parameters
         ``weight`` of what is added (arithmetic 0.3, ties 1) or the way to go (slerp 0.5),
         ``density``: fraction of entries that ties keeps (0.2), ``remove``: fraction of entries that

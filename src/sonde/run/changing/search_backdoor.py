@@ -39,6 +39,7 @@ def search_backdoor(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     data : data
         A few hundred images with labels that nobody tampered with.
     output : path, optional
@@ -50,7 +51,9 @@ def search_backdoor(
     force : bool, default=False
         Remove also what is not likely, or is too large.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``label_column``.
 

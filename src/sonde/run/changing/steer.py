@@ -65,8 +65,10 @@ def steer(
     ----------
     model : str, path, Model or module
         Where the weights of the changed model come from, as in ``sonde.load``.
-    positive, negative : data
-        As in ``sonde.read``: data that show the behaviour, and data that do not.
+    positive : data
+        Inputs that show the behaviour, as ``sonde.read`` takes them.
+    negative : data
+        Inputs without the behaviour, as ``sonde.read`` takes them.
     output : path
         Folder for the new model; ``sonde.undo`` takes the change back.
     site : str, default="auto"
@@ -87,7 +89,9 @@ def steer(
     show_inputs : bool, default=False
         Put texts before and after into the document.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 

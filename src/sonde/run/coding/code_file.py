@@ -48,6 +48,7 @@ def encode_file(
     Parameters
     ----------
     file : path
+        Text file to encode, in UTF-8.
     model : str, path, Model or module, default="sonde:stdlib"
         A language model; ``decode_file`` needs the same one.
     output : path, optional
@@ -57,7 +58,9 @@ def encode_file(
     rows : int, default=32
         Windows that are read side by side.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------
@@ -101,12 +104,15 @@ def decode_file(
     Parameters
     ----------
     file : path
+        File that ``sonde.encode_file`` wrote.
     model : str, path, Model or module, default="sonde:stdlib"
         The model that coded it.
     output : path, optional
         By default the file's name without ``.coded``.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------

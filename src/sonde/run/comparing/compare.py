@@ -32,8 +32,12 @@ def compare(
 
     Parameters
     ----------
-    model, other : Model or nn.Module
+    model : Model or nn.Module
+        First model.
+    other : Model or nn.Module
+        Second model, whose states are compared with those of the first.
     data : anything that ``sonde.read`` takes
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     other_sites : pattern or several, optional
         Sites of ``other``; by default those of ``model``.
     workers : int, default=0
@@ -48,8 +52,9 @@ def compare(
     memory : int, optional
         Limit in bytes; a run that is expected to need more is refused.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **options
-        Of ``sonde.read``.
+        Options of ``sonde.read`` for both models, such as ``sites`` and ``reducer``.
 
     Raises
     ------

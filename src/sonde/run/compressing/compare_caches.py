@@ -100,6 +100,7 @@ def compare_caches(
         Tokenizer, image processor, or function that turns an item into a tensor; by default the
         model's own.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 

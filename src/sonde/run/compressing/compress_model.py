@@ -161,14 +161,14 @@ def compress_model(
     model : str, path, Model or module
         Where the weights of the smaller model come from, as in ``sonde.load``.
     data : data
-        As in ``sonde.read``.
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     output : path
         Folder for the smaller model; ``sonde.undo`` takes the change back.
     to : str, optional
         ``4bit`` (1bit to 8bit; the default), ``50%``, ``2:4``, ``rank16`` or ``5blocks``.
     method : str, optional
-        As ``gptq`` or ``sparse_gpt(refit=True)``; by default the one that suits the size. ``any``
-        is all of them, for a budget.
+        Method by its word, ``gptq`` or ``sparse_gpt(refit=True)``; by default the method that suits
+        the size. ``any`` tries all methods that can reach a budget.
     budget : int or str, optional
         Most bytes of weight files, as ``100MiB``; the size is searched.
     max_kl : float, optional
@@ -182,6 +182,7 @@ def compress_model(
     held : int, default=64
         Other examples to compare on.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool or callable, default=True
         Whether a bar is shown; a function is called with a line about each trial of a search,
         beside the bar.

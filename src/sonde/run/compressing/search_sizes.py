@@ -71,8 +71,9 @@ def search_sizes(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     data : data
-        As in ``sonde.read``.
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     trial_file : path
         JSONL where trials are kept: a search that is stopped, or asked for more, goes on from it.
     to : sequence of str
@@ -84,6 +85,7 @@ def search_sizes(
     limit, held : int
         Examples to calibrate on, and others to compare on.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : callable, optional
         Function that is called with a line about each trial.
     **reading

@@ -100,10 +100,12 @@ def explain_answers(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     data : data
-        As in ``sonde.read``.
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     methods : str or sequence of Attributor, optional
-        Such as ``integrated_gradients(steps=20),saliency``.
+        Attribution methods, as words (``integrated_gradients(steps=20),saliency``) or objects; by
+        default the methods that suit the model.
     site : str, default="input"
         Where answers are explained: the input, or a site of the model.
     target : str or int, default="predicted"

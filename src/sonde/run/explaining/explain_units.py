@@ -78,9 +78,11 @@ def explain_units(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     data : data
-        As in ``sonde.read``.
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     site : str
+        Site whose units are explained; the pattern must match exactly one site.
     dictionary : path, optional
         A dictionary whose features are shown: of ``sonde fit``, safetensors, or a SAELens folder.
     n_exemplars : int, default=8
@@ -116,6 +118,7 @@ def explain_units(
     directory : Path, optional
         Where the run is kept, so that it goes on if it was stopped.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read``; the reducer is ``positions`` by default.
 

@@ -54,6 +54,7 @@ def trace_texts(
     Parameters
     ----------
     model : str, path, Model or module
+        Model, or what ``sonde.load`` takes: a folder, a name, a factory or a module.
     pairs : TextPair, sequence of TextPair, or path
         Texts of as many tokens, with their answers; or a JSONL file with the keys ``clean``,
         ``corrupt``, ``answer`` and maybe ``instead``.
@@ -64,8 +65,9 @@ def trace_texts(
     show_inputs : bool, default=True
         Put the tokens into the document.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **options
-        Of ``sonde.load``.
+        Options of ``sonde.load``, such as ``device`` and ``dtype``.
 
     Raises
     ------

@@ -54,13 +54,15 @@ class Fitted:
     tasks : tuple of Task
         Instruments as asked for (detectors calibrated) and the rows that each result is about.
     states : dict of id to State or None
-        Of every pass.
+        Fitted states by key, from all passes over the data.
     header : dict
         Model, sites, plans with the units that were seen, data, counters.
     split : Split or None
         The held-out part of the plan.
     sample : ErrorSample or None
         Where error bars come from.
+    further : tuple[type[Instrument], ...], default=()
+        Classes of your own instruments, which the catalogue does not know.
     """
 
     tasks: tuple[Task, ...]

@@ -75,6 +75,7 @@ def read(
         How outputs become rows: mean, last, cls, tokens, patches or flat; "positions" is a row for
         each token (special ones too) or patch where a site has any, else as "auto".
     batch_size : int or "auto", default="auto"
+        Number of examples in a batch; ``auto`` is chosen by the size of the model.
     objective : str, callable or None, default=None
         ``kl_uniform``, ``max_logit``, ``nll`` or ``(outputs, batch) -> scalar``: its gradient at
         the sites becomes the column ``grad``.

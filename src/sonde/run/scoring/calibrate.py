@@ -73,6 +73,7 @@ def calibrate(
     Parameters
     ----------
     fitted : Fitted, or the path of a bundle
+        Fitted detectors to calibrate.
     model : Model, nn.Module, str or Stream
         The model that the bundle was fitted on; or a stream of its states, then without ``data``.
     data : str, path or iterable
@@ -94,11 +95,21 @@ def calibrate(
         The rate holds on average over calibration sets, or for this calibration set with
         probability ``1 - delta``.
     delta : float, default=0.05
-    workers, threads, runner, address
-        As in ``sonde.fit``; plain arrays are scored in this process.
+        Probability, in (0, 1), that the guarantee ``pac`` fails to hold.
+    workers : int, default=0
+        Number of worker processes, or of actors on Ray; 0 works in this process. Plain arrays are
+        always scored in this process.
+    threads : int, optional
+        Number of threads of each worker; by default 1 with workers, else torch's setting.
+    runner : {"local", "ray"}, default="local"
+        Place of the workers: ``local`` processes, or actors of a ``ray`` cluster.
+    address : str, optional
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a local cluster is
+        started.
     memory : int or None, default=None
         Bytes that detectors and rows may take; None is 80 % of the free memory.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **options
         Named options of ``sonde.read``.
 

@@ -28,12 +28,16 @@ def evaluate(
 
     Parameters
     ----------
-    in_distribution, out_of_distribution : pyarrow.Table
-        As ``sonde.score`` returns them. The rows of one id are resampled together.
+    in_distribution : pyarrow.Table
+        Table of ``sonde.score`` for in-distribution rows. Rows of one id are resampled together.
+    out_of_distribution : pyarrow.Table
+        Table of ``sonde.score`` for out-of-distribution rows, scored by the same detectors.
     alpha : float, default=0.05
         False-alarm rate at which the detectors are set; figures about it need a calibration.
     resamples : int, default=1000
+        Number of bootstrap resamples of groups behind the interval, at least 1.
     seed : int, default=0
+        Seed of the resamples.
 
     Returns
     -------

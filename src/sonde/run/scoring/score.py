@@ -46,6 +46,7 @@ def score(
     Parameters
     ----------
     fitted : Fitted, or the path of a bundle
+        Fitted detectors, or the path of their file.
     model : Model, nn.Module, str or Stream
         The model that the bundle was fitted on; or a stream or a store of its states, then without
         ``data``.
@@ -57,8 +58,16 @@ def score(
         was calibrated for.
     explain : int, default=0
         How many of the most unusual layers, units, and tokens or patches each line names.
-    workers, threads, runner, address
-        As in ``sonde.fit``; plain arrays are scored in this process.
+    workers : int, default=0
+        Number of worker processes, or of actors on Ray; 0 works in this process. Plain arrays are
+        always scored in this process.
+    threads : int, optional
+        Number of threads of each worker; by default 1 with workers, else torch's setting.
+    runner : {"local", "ray"}, default="local"
+        Place of the workers: ``local`` processes, or actors of a ``ray`` cluster.
+    address : str, optional
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a local cluster is
+        started.
     memory : int or None, default=None
         Bytes that detectors, rows and the table may take; None is 80 % of the free memory.
     batch_invariant : bool, default=False
@@ -66,6 +75,7 @@ def score(
         serve`` does: batches hold inputs of one length, and small ones are filled up with copies.
         Otherwise the last bits of a score depend on padding and on the size of the batch.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **options
         Named options of ``sonde.read``.
 

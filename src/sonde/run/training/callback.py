@@ -135,8 +135,12 @@ class TrackCallback(TrainerCallback):
 
     Parameters
     ----------
-    instruments, probe, directory
-        As in ``Recorder``.
+    instruments : Instrument | Iterable[Instrument]
+        Instruments that are fitted at every recorded step.
+    probe : object
+        Inputs that are read at every recorded step; they stay the same during training.
+    directory : Path | str
+        Folder of the record.
     every : int, default=200
         Steps between two records; the first is made before the training begins, the last after it.
     **options

@@ -57,9 +57,11 @@ def track(
     Parameters
     ----------
     methods : Instrument, word or several
+        Instruments that are fitted on every checkpoint, as objects or as words (``cka,two_nn``).
     folder : path
         Holds a folder for each checkpoint, whose name ends in its step.
     data : anything that ``sonde.read`` takes
+        Inputs, as ``sonde.read`` takes them: a path, a data set's name, or an iterable of inputs.
     record : path, optional
         Where the steps are kept; ``FOLDER.track`` by default. Steps in it are not read again.
     device : str or torch.device, default="auto"
@@ -88,7 +90,7 @@ def track(
         Whether a bar is shown; a function is called with each step before it is read, beside the
         bar.
     **options
-        Of ``sonde.read``.
+        Options of ``sonde.read`` for every checkpoint, such as ``sites``.
 
     Raises
     ------

@@ -30,8 +30,7 @@ class TermsCallback(TrainerCallback):
     Parameters
     ----------
     terms : Terms
-        Of ``sonde.training``, on the model that the ``Trainer`` is given. Losses get labels of one
-        number for each example as ``label``, and the outputs' ``logits``.
+        Losses at sites, made by ``sonde.training`` on the model that the ``Trainer`` trains.
 
     Notes
     -----

@@ -100,7 +100,7 @@ def train_model(
     model : str, path, Model or module
         Where the weights come from, as in ``sonde.load``.
     data : data
-        As in ``sonde.read``, with labels or texts.
+        Inputs with labels, or texts, as ``sonde.read`` takes them.
     output : path
         Folder for the trained model; ``sonde.undo`` takes the change back.
     terms : str, optional
@@ -131,7 +131,9 @@ def train_model(
     keep_checkpoints : bool, default=False
         Leave the checkpoints when the training is done.
     device : str, default="auto"
+        Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
     **reading
         Options of ``sonde.read`` about data, such as ``label_column``.
 

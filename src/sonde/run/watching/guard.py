@@ -158,6 +158,7 @@ class Guard:
         The model that the probe was fitted on. In another type (bfloat16 for a probe of float32)
         its weights cannot be compared and scores shift: a ``SondeWarning`` says so.
     probe : Fitted or path
+        Fitted detectors, or the path of their file.
     alpha : float or None, default=0.05
         False-alarm rate of each detector at each site; None scores without thresholds.
     on_alarm : callable, optional
@@ -169,8 +170,8 @@ class Guard:
         The tokenizer of a live module: special tokens are left out of ``mean`` and ``tokens`` as
         when the probe was fitted. Without it they count.
     generation_config : object, optional
-        Its ``eos_token_id`` and ``pad_token_id`` are those that ``generate`` is called with; by
-        default ``model.generation_config``.
+        Settings of generation, whose ``eos_token_id`` and ``pad_token_id`` mark tokens that are not
+        scored; by default those of the model.
     metrics : PrometheusMetrics, OpenTelemetryMetrics or other Metrics, optional
         Told of every forward, of rows, alarms and p-values by detector and site.
     here : bool, default=False

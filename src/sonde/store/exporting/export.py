@@ -65,6 +65,7 @@ def export_store(
     Parameters
     ----------
     store : Store or path
+        Store of rows, or its folder.
     path : path
         ``.parquet``: ids, columns and where rows stand in a picture of the last site;
         ``.npz`` and ``.safetensors``: the rows as arrays by site, with id, group, position, label;

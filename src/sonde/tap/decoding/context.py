@@ -40,9 +40,12 @@ class OtherState:
     Parameters
     ----------
     site : str
-        One module; ports ``out`` and ``in``.
-    model, prompt
-        As in ``OtherLogits``.
+        Site of one module, with the port ``out`` or ``in``.
+    model : Model | Module, optional
+        Model that is read in place of the generating model; by default that model itself.
+    prompt : Callable, optional
+        Prompts in place of the generation's: ``OtherPrompts``, or a function of ids, mask and the
+        rest.
     """
 
     site: str

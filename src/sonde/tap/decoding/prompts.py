@@ -25,6 +25,7 @@ class OtherPrompts:
     Parameters
     ----------
     input_ids : Int[Tensor, "example pos"]
+        Token ids of the other prompts, padded to equal length.
     attention_mask : Int[Tensor, "example pos"] or None, default=None
         1 at real tokens; None if nothing is padded.
 

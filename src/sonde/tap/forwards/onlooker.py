@@ -57,6 +57,7 @@ class Onlooker:
     Parameters
     ----------
     model : Model
+        Model whose forward passes are read.
     schemas : sequence of SiteSchema
         What is read: site, reducer, and the axes and prefix that the probe forward found.
     seen : callable

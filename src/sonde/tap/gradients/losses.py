@@ -35,6 +35,7 @@ class RowLosses:
     Parameters
     ----------
     model : Model
+        Model whose losses are defined.
     module : nn.Module
         What is run: the model's own module or a copy.
     loss : {"label", "sampled"} or callable
@@ -119,7 +120,15 @@ class BatchLosses:
 
 
 def cross_entropy(told: Answers, n: int) -> BatchLosses:
-    """Return the cross-entropy in nats of ``n`` examples, summed over the answers of each."""
+    """Return the cross-entropy in nats of ``n`` examples, summed over the answers of each.
+
+    Parameters
+    ----------
+    told : Answers
+        Answers of the batch, with their logits and targets.
+    n : int
+        Number of examples.
+    """
     each = -told.log_p_of_truth
     losses = each.new_zeros(n).index_add(0, told.example, each)
     known = torch.zeros(n, dtype=torch.long).index_add_(0, told.example, (told.truth >= 0).long())

@@ -114,6 +114,7 @@ def squared_gradients(
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose gradients are summed.
     inputs : Inputs
         Examples; those without a label are left out.
     loss : {"label", "sampled"} or callable, default="label"
@@ -124,6 +125,7 @@ def squared_gradients(
     seed : int, default=0
         Key of the answers that are drawn.
     progress : bool, default=True
+        Whether a progress bar is shown on stderr.
 
     Raises
     ------

@@ -62,7 +62,9 @@ def editing(
     Parameters
     ----------
     model : Model or nn.Module
+        Model to edit; it is restored at the end of the block.
     edit : Edit
+        Edit of the activations.
     sites : pattern, Site, or several
         Every port but ``grad``. If ``probs`` of an attention are edited, its heads are the edited
         probabilities times the values. Edited keys and values go into the cache.

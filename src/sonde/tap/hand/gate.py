@@ -37,8 +37,9 @@ class Gate:
     Parameters
     ----------
     scorer : object with ``score(x) -> row``
-        Such as the scorer of a fitted detector.
+        Scorer of a fitted detector, or any object that scores rows.
     threshold : float
+        Score above which the edit applies.
     site : pattern, Site, or several, optional
         Where states are scored; by default the first site that is edited. It
         must run before the sites that are edited. The rows of several sites are joined, in the

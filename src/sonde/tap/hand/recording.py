@@ -199,6 +199,7 @@ def calls_of(
     Parameters
     ----------
     root : nn.Module
+        Module that is run.
     modules : sequence of nn.Module
         Parts of ``root``.
     args, kwargs : tuple, dict

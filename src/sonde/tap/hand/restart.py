@@ -66,6 +66,15 @@ def record_forward(model: Model | nn.Module, *args: Any, **kwargs: Any) -> "Reco
 class RecordedForward:
     """A recorded forward pass, which can be rerun from any site with other states there.
 
+    Parameters
+    ----------
+    module : Module
+        Module that was run.
+    given : object
+        Arguments of the call, by position and by name.
+    calls : list[RecordedCall]
+        Calls of the module's parts, in order of execution.
+
     Attributes
     ----------
     output : object

@@ -286,6 +286,7 @@ class Tap:
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose forward passes are read; it is not changed.
     sites : pattern, Site, or several
         A module that runs several times in one forward needs ``@call``.
     reducer : name, Reducer or None, default=None

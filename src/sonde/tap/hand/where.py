@@ -22,6 +22,7 @@ class TokenIds:
     Parameters
     ----------
     ids : tuple of int
+        Token ids that are selected.
     """
 
     ids: tuple[int, ...]

@@ -28,12 +28,24 @@ def cache_in(named: Mapping[str, Any]) -> Any:
 
 
 def cache_of(output: Any) -> Any:
-    """Return the cache that a model returned, or None."""
+    """Return the cache that a model returned, or None.
+
+    Parameters
+    ----------
+    output : object
+        Output of a model.
+    """
     return cache_in(output) if isinstance(output, Mapping) else None
 
 
 def cache_argument(model: nn.Module | Callable[..., Any]) -> str:
-    """Return the name of the cache argument of a model or of its ``generate``."""
+    """Return the name of the cache argument of a model or of its ``generate``.
+
+    Parameters
+    ----------
+    model : object
+        Model, or a function that is called like one.
+    """
     call = model.forward if isinstance(model, nn.Module) else model
     parameters = inspect.signature(call).parameters
     return next((name for name in NAMES if name in parameters), _usual_name())

@@ -39,7 +39,9 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
     Parameters
     ----------
     module : nn.Module
+        Module whose weights are hashed.
     full : bool, default=False
+        Whether every byte is hashed, in place of samples and the xor of all words.
 
     Examples
     --------
@@ -128,6 +130,13 @@ def config_hash(config: Any, module: nn.Module | None = None) -> str:
 
     ``architectures`` is replaced by the class of ``module``, as in saving the model.
     An object without ``to_dict`` hashes as empty.
+
+    Parameters
+    ----------
+    config : object
+        Configuration of a model.
+    module : Module, optional
+        Module that the configuration belongs to, if it is at hand.
     """
     values = _values(config)
     if module is not None and ARCHITECTURES in values:
@@ -140,6 +149,15 @@ def known_config_hash(config: Any, module: nn.Module, known: str | None) -> str:
     """Return a configuration's hash, or ``known`` if an earlier version hashed it so.
 
     Earlier versions took ``architectures`` as recorded: none before the model was saved.
+
+    Parameters
+    ----------
+    config : object
+        Configuration of a model.
+    module : Module
+        Module that the configuration belongs to.
+    known : str | None
+        Hash that a file contains; None if it contains none.
     """
     values = _values(config)
     before = [_hash(values | {ARCHITECTURES: a}) for a in (values.get(ARCHITECTURES), None)]

@@ -26,6 +26,11 @@ def forward_code(module: nn.Module) -> str:
     Comments, docstrings, annotations and the names of variables do not count, nor do modules of
     torch and transformers. The hash begins with the version of Python: each compiles otherwise.
 
+    Parameters
+    ----------
+    module : Module
+        Module whose code is hashed.
+
     Examples
     --------
     >>> class Squared(nn.Module):

@@ -19,6 +19,11 @@ def find_head(module: nn.Module) -> Head | None:
     it, has a name that heads have. Names can err: a stream takes a head only if its output in the
     probe forward is the logits.
 
+    Parameters
+    ----------
+    module : Module
+        Module whose final linear layer is looked for.
+
     Examples
     --------
     >>> class Net(nn.Module):

@@ -25,6 +25,13 @@ def place_of(module: nn.Module, batch: InputBatch) -> Place:
 
     The model is run only if some parameter has another type than an input. It runs on two rows:
     with inputs as they are, else with one input cast, else with all inputs cast.
+
+    Parameters
+    ----------
+    module : Module
+        Module that the batch is for.
+    batch : InputBatch
+        Batch whose number types are looked at.
     """
     device, first = placement(module)
     own = _float_types(batch)

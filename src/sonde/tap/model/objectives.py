@@ -15,7 +15,13 @@ Objective = str | Callable[[Any, InputBatch], Tensor]
 
 
 def kl_uniform(logits: Float[Tensor, "example class"]) -> Float[Tensor, ""]:
-    """Return the sum over examples of ``KL(uniform || softmax(logits))`` in nats."""
+    """Return the sum over examples of ``KL(uniform || softmax(logits))`` in nats.
+
+    Parameters
+    ----------
+    logits : Float[Tensor, "example class"]
+        Logits of each example.
+    """
     n_classes = logits.shape[-1]
     logs = torch.log_softmax(logits, dim=-1)
     constant = torch.log(torch.tensor(float(n_classes), dtype=logits.dtype, device=logits.device))
@@ -23,12 +29,26 @@ def kl_uniform(logits: Float[Tensor, "example class"]) -> Float[Tensor, ""]:
 
 
 def max_logit(logits: Float[Tensor, "example class"]) -> Float[Tensor, ""]:
-    """Return the sum over examples of the largest logit."""
+    """Return the sum over examples of the largest logit.
+
+    Parameters
+    ----------
+    logits : Float[Tensor, "example class"]
+        Logits of each example.
+    """
     return logits.amax(dim=-1).sum()
 
 
 def nll(logits: Float[Tensor, "example class"], label: Tensor) -> Float[Tensor, ""]:
-    """Return the sum over labelled examples of the negative log likelihood in nats."""
+    """Return the sum over labelled examples of the negative log likelihood in nats.
+
+    Parameters
+    ----------
+    logits : Float[Tensor, "example class"]
+        Logits of each example.
+    label : Tensor
+        Class of each example; -1 for none.
+    """
     known = (label >= 0).to(logits.device)
     logs = torch.log_softmax(logits, dim=-1)
     picked = logs.gather(1, label.clamp(min=0).to(logits.device)[:, None])[:, 0]

@@ -43,7 +43,13 @@ class Place:
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Return the device of a model's inputs, and the type of its first float parameter."""
+    """Return the device of a model's inputs, and the type of its first float parameter.
+
+    Parameters
+    ----------
+    module : Module
+        Module whose device is asked for.
+    """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")

@@ -96,7 +96,7 @@ class Probe:
     heads : dict of str to str
         Tensors of the model's output that a linear layer made, and its name.
     probabilities : frozenset of str
-        Those whose rows are nowhere negative and add up to 1.
+        Modules whose rows are never negative and add up to 1.
     """
 
     names: ModuleNames
@@ -197,7 +197,9 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
     Parameters
     ----------
     model : Model
+        Model that is probed.
     batch : InputBatch
+        Batch whose first rows are used.
     inside : collection of str, default=()
         Ports of attentions that are recorded too.
 

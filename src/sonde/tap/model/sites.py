@@ -41,7 +41,9 @@ def resolve(
     Parameters
     ----------
     module : nn.Module
+        Module whose sites are named.
     patterns : str, Site, or several
+        Patterns of sites, such as ``layers.*.mlp``.
     probe : Probe or None, default=None
         Without it only the module tree is known: nothing is said about what runs.
 

@@ -39,6 +39,7 @@ def structure(module: nn.Module) -> str:
     Parameters
     ----------
     module : nn.Module
+        Module whose parts are hashed.
 
     Examples
     --------
@@ -56,6 +57,13 @@ def known_structure(module: nn.Module, known: str | None) -> str:
     """Return the hash of the modules, or ``known`` if an earlier version hashed them so.
 
     Earlier versions did not hash attributes.
+
+    Parameters
+    ----------
+    module : Module
+        Module whose structure is hashed.
+    known : str | None
+        Hash that a file contains; None if it contains none.
     """
     before = _hash([*_classes(module)])
     return before if known == before else structure(module)

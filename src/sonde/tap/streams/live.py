@@ -72,7 +72,9 @@ def live_stream(
     Parameters
     ----------
     model : Model or nn.Module
+        Model that is read.
     inputs : Inputs
+        Inputs that the model runs on.
     sites : "auto", pattern, Site, or several, default="auto"
         ``auto`` reads the blocks, or the leaf modules of a small net. ``|reducer`` after a pattern
         reads its sites by another reducer.
@@ -133,7 +135,41 @@ def live_stream(
 
 @dataclass(frozen=True, eq=False)
 class LiveStream(Stream):
-    """Rows of a live model; made by ``live_stream``, whose parameters its fields are."""
+    """Rows of a live model; made by ``live_stream``, whose parameters its fields are.
+
+    Parameters
+    ----------
+    model : Model
+        Model that is read.
+    inputs : Inputs
+        Inputs that the model runs on.
+    sites : tuple[str | Site, ...]
+        Sites that are read.
+    reducer : str | Reducer
+        Way in which outputs become rows.
+    further : tuple[Reducer, ...]
+        Further reducers of the same sites.
+    objective : object
+        Objective whose gradient is read as the column ``grad``; none if None.
+    keep_special : bool
+        Whether special tokens count in ``tokens`` and ``mean``.
+    with_logits : bool
+        Whether batches carry the logits.
+    seed : int, default=0
+        Key of the hash of rows.
+    entry : bool, default=False
+        Whether the input of the first site is read too, under ``site|entry``.
+    perturb : Perturbation, optional
+        Step of the inputs, whose logits become a column; none if None.
+    axes : tuple[NamedAxes, ...], default=()
+        Names of the axes of outputs that cannot be told.
+    check : bool, default=False
+        Whether the first examples are run twice and compared.
+    logits_output : str, optional
+        Name of the output that contains the logits; None looks for it.
+    logits_asked : bool, default=False
+        Whether the logits were asked for by name.
+    """
 
     model: Model
     inputs: Inputs

@@ -34,6 +34,7 @@ def weight_stream(
     Parameters
     ----------
     model : Model or nn.Module
+        Model whose parameters are read.
     sites : pattern, Site, or several
         ``layers.*.mlp.down_proj:weight``; another parameter of the module by its name after a dot,
         ``self_attn:weight.in_proj_weight``.
@@ -71,7 +72,19 @@ def weight_stream(
 
 @dataclass(frozen=True, eq=False)
 class WeightStream(Stream):
-    """Parameters as rows; made by ``weight_stream``."""
+    """Parameters as rows; made by ``weight_stream``.
+
+    Parameters
+    ----------
+    module : Module
+        Module that has the parameters.
+    rows : dict[str, torch.Tensor]
+        Rows of each site, by name.
+    sites : tuple[SiteSchema, ...]
+        Description of each site.
+    seed : int, default=0
+        Key of the hash of rows.
+    """
 
     module: nn.Module
     rows: dict[str, Tensor]

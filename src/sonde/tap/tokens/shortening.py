@@ -185,6 +185,7 @@ def shortening(
     model : Model or nn.Module
         Model of transformers with ``sdpa`` or ``eager`` attention.
     rule : TokenRule
+        Rule that removes or merges tokens after blocks.
     here : bool, default=False
         Shorten the calls of the thread or task that opens the block alone; by default those of
         every caller.

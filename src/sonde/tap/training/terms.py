@@ -418,6 +418,7 @@ def training(
     Parameters
     ----------
     model : Model or nn.Module
+        Model that is trained; its forward passes are read.
     losses : mapping of site, or tuple of sites, to nn.Module or several
         A loss is called with the rows of its sites as its first arguments, and with columns by the
         names of the others. ``teacher:PATTERN`` reads the teacher. A site ``...:probs`` of an
