@@ -34,7 +34,6 @@ ROOMS_TO_DO: Final[dict[str, int]] = {
     "layers": 123,
     "measure": 9,
     "stats": 106,
-    "tap": 2,
 }
 """Parameters without a sentence, by room; rooms that are not named have none."""
 
@@ -81,9 +80,14 @@ def exports() -> dict[str, Any]:
     for package in packages:
         for name in getattr(package, "__all__", ()):
             value = getattr(package, name)
-            if callable(value) and not inspect.isabstract(value) and not _is_made(value):
+            if callable(value) and not _is_base(value) and not _is_made(value):
                 found.setdefault(id(value), (f"{package.__name__}.{name}", value))
     return dict(found.values())
+
+
+def _is_base(value: Any) -> bool:
+    """Return whether a class is abstract or a protocol, so that nobody calls it."""
+    return inspect.isabstract(value) or getattr(value, "_is_protocol", False)
 
 
 def _is_made(value: Any) -> bool:

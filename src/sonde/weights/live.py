@@ -101,6 +101,7 @@ def dequantised(model: Model | nn.Module) -> Model:
     Parameters
     ----------
     model : Model or nn.Module
+        Model with converted weights; it is not changed.
 
     Raises
     ------

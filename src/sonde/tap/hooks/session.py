@@ -420,7 +420,13 @@ def _forget(session: Session) -> None:
 
 
 def check_readable(root: nn.Module) -> None:
-    """Raise if hooks cannot see a model's modules, or would see several replicas or no values."""
+    """Raise if hooks cannot see a model's modules, or would see several replicas or no values.
+
+    Parameters
+    ----------
+    root : Module
+        Module whose parts are to be read.
+    """
     require_values(root)
     require_whole("Tap", root)
     for module in root.modules():

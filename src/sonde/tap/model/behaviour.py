@@ -75,6 +75,7 @@ def states_of(
     Parameters
     ----------
     module : nn.Module
+        Module that is run.
     known : mapping
         What ``behaviour_of`` returned.
     seed : int, default=0
@@ -100,26 +101,52 @@ def states_of(
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Return whether a session of sonde, such as an edit, is open on a part of a module."""
+    """Return whether a session of sonde, such as an edit, is open on a part of a module.
+
+    Parameters
+    ----------
+    module : Module
+        Module to ask about.
+    """
     own = {id(part) for part in module.modules()}
     return any(id(session.root) in own for session in open_sessions())
 
 
 def dtype_of(module: nn.Module) -> str | None:
-    """Return the name of the type of a module's first float parameter."""
+    """Return the name of the type of a module's first float parameter.
+
+    Parameters
+    ----------
+    module : Module
+        Module whose parameters are looked at.
+    """
     dtype = placement(module)[1]
     return None if dtype is None else _name(dtype)
 
 
 def tolerance(*known: Mapping[str, Any]) -> float:
-    """Return the relative distance up to which the states of models of these types agree."""
+    """Return the relative distance up to which the states of models of these types agree.
+
+    Parameters
+    ----------
+    *known
+        Facts about the model that a file contains.
+    """
     return max(TOLERANCE.get(one["dtype"] or "float32", COARSEST) for one in known)
 
 
 def distances_of(
     here: Mapping[str, Sequence[Sequence[float]]], known: Mapping[str, Sequence[Sequence[float]]]
 ) -> dict[str, float]:
-    """Return the median relative distance of rows at each site that both sides have."""
+    """Return the median relative distance of rows at each site that both sides have.
+
+    Parameters
+    ----------
+    here : Mapping[str, Sequence[Sequence[float]]]
+        States of this model, by site.
+    known : Mapping[str, Sequence[Sequence[float]]]
+        States that a file contains, by site.
+    """
     found: dict[str, float] = {}
     for name in here.keys() & known.keys():
         a, b = (torch.tensor(x[name], dtype=torch.float64) for x in (here, known))

@@ -54,6 +54,11 @@ def parts(module: nn.Module) -> Facts:
     reads them and none changes them. A text that begins with ``?`` is of something that may
     change without changing the result: a hook, a container, a function without a name.
 
+    Parameters
+    ----------
+    module : Module
+        Module whose parts are described.
+
     Examples
     --------
     >>> parts(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3)))["1"]

@@ -15,6 +15,11 @@ COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse
 def is_plain(x: Tensor) -> bool:
     """Return whether a tensor is a dense one of torch, with numbers of its own.
 
+    Parameters
+    ----------
+    x : Tensor
+        Tensor to ask about.
+
     Examples
     --------
     >>> is_plain(torch.ones(2)), is_plain(torch.eye(2).to_sparse())
@@ -25,7 +30,13 @@ def is_plain(x: Tensor) -> bool:
 
 
 def kind_of(x: Tensor) -> str:
-    """Return the kind of a tensor that is not plain, such as "Int8Tensor" or "sparse_csr"."""
+    """Return the kind of a tensor that is not plain, such as "Int8Tensor" or "sparse_csr".
+
+    Parameters
+    ----------
+    x : Tensor
+        Tensor that is not plain.
+    """
     if is_lazy(x):
         return "lazy"
     if type(x) not in PLAIN:
@@ -80,7 +91,13 @@ def pieces(x: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensor_hash(x: Tensor) -> str:
-    """Return a hash of every byte of a tensor of any kind, and of its shape and type."""
+    """Return a hash of every byte of a tensor of any kind, and of its shape and type.
+
+    Parameters
+    ----------
+    x : Tensor
+        Tensor to hash.
+    """
     digest = hashlib.sha256()
     for name, part in pieces(x):
         digest.update(f"{name}|{tuple(part.shape)}|{part.dtype}\n".encode())
