@@ -78,6 +78,21 @@ def test_a_cause_is_judged_by_its_place_and_by_its_line_on_fresh_rows(report, ex
     assert judging.judged(tenfold(small_world()), report).verdict == expected
 
 
+def test_a_line_for_some_rows_is_run_on_these_rows_alone():
+    def on_rows(rows: tasks.Rows, _: int) -> tasks.Rows:
+        x = rows.tensors["features_in"].clone()
+        x[len(x) // 2 :, 1] *= 10
+        return rows.with_tensor("features_in", x)
+
+    made = grammar.plant(small_world(), grammar.Fault("numbers.one.scale.span", on_rows))
+    report = said("frame['weight_1'] /= 10. Do so for these rows alone.")
+    assert judging.judged(made, report).verdict == judging.WRONG
+    report["findings"][0]["rows"] = ["40", "50", "59"]
+    assert judging.judged(made, report).verdict == judging.RIGHT
+    report["findings"][0]["rows"] = ["4", "5", "59"]
+    assert judging.judged(made, report).verdict == judging.WRONG
+
+
 def test_the_place_of_a_fault_is_what_differs():
     world = small_world()
     made = tenfold(world)

@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clean = results(
         typed.results / "healthy", seeds(m), running.tried_healthy, run=not typed.tables
     )
-    texts = [f"## {part.title()} kinds", table.faults(got, kinds=not typed.closed)] if got else []
+    texts = [f"## {part.title()} kinds", table.summary(got)] if got else []
+    texts += [table.faults(got, kinds=not typed.closed)] if got else []
     if typed.before is not None:
         old = results(typed.before / part, range(100_000), None, run=False)
         texts = ["## Before and after", table.compared(old, got), *texts]
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("", *texts, sep="\n\n")
     if typed.page is not None:
         before = typed.page.read_text("utf-8")
-        typed.page.write_text(table.page(before, texts), "utf-8")
+        typed.page.write_text(table.page(before, texts, part), "utf-8")
     return 0
 
 

@@ -145,7 +145,12 @@ def mended(cause: Finding, made: Planted) -> tuple[float, str, Place]:
     done = pasted(cause["fix"], faulty, rows, place.modules)
     if done is not None:
         place = _touched(place, done, faulty, rows)
-        return recovered(made, done.answers, done.rows.target), "pasted", place
+        given, target = done.answers, done.rows.target
+        if _rows_meet(cause, made):  # a line for the rows that the finding lists
+            at = torch.tensor(sorted(made.truth.rows or ()))
+            given, target = answers(faulty.net, rows), rows.target.clone()
+            given[at], target[at] = done.answers[at], done.rows.target[at]
+        return recovered(made, given, target), "pasted", place
     if not place:
         return 0.0, "no code and no place", place
     net = restored(faulty.net, made.healthy.net, place.modules)

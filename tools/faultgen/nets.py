@@ -402,16 +402,14 @@ class TokenNet(nn.Module):
 
 
 class TaggerNet(nn.Module):
-    """Tokens to a class for each: LSTM in both directions, or attention."""
+    """Tokens to a class for each: LSTM, or attention."""
 
     def __init__(self, task: Task, draw: random.Random, kind: str) -> None:
         super().__init__()
         n, most = task.specs["input_ids"].sizes[0], task.rows.tensors["input_ids"].shape[1]
         self.table_0 = nn.Embedding(n, DIM)
         self.positions_0 = None if kind == "lstm" else nn.Embedding(most, DIM)
-        self.rnn_0 = (
-            nn.LSTM(DIM, DIM // 2, batch_first=True, bidirectional=True) if kind == "lstm" else None
-        )
+        self.rnn_0 = nn.LSTM(DIM, DIM, batch_first=True) if kind == "lstm" else None
         self.layers_0 = nn.ModuleList(
             [Attention(DIM, "layer", "GELU") for _ in range(0 if kind == "lstm" else 2)]
         )

@@ -171,15 +171,28 @@ def _negative(_: random.Random, x: Tensor, __: Spec) -> Change:
     return lambda x, _: top - x
 
 
-def _stale(draw: random.Random, x: Tensor, _: Spec) -> Change:
-    """Codes of an encoder that was fitted on other data: they are numbered in another order."""
-    n = int(x.max()) + 1
-    order = list(range(n))
-    if draw.random() < 0.5:
-        draw.shuffle(order)
-    else:
-        order = order[1:] + order[:1]
-    return lambda x, _: torch.tensor(order)[x]
+def _stale(draw: random.Random, x: Tensor, spec: Spec) -> Change:
+    """Return codes of an encoder that was fitted on other data, with another order."""
+    by_column = spec.axes == ("column",)
+    tops = x.flatten(1).amax(0).tolist() if by_column else [int(x.max())]
+    is_drawn, orders = draw.random() < 0.5, []
+    for top in tops:
+        order = list(range(int(top) + 1))
+        if is_drawn:
+            draw.shuffle(order)
+        else:
+            order = order[1:] + order[:1]
+        orders.append(torch.tensor(order))
+
+    def change(x: Tensor, _: torch.Generator) -> Tensor:
+        columns = x.unbind(1) if by_column else [x]
+        new = [
+            torch.where(c < len(o), o[c.clamp(max=len(o) - 1)], c)
+            for c, o in zip(columns, orders, strict=True)
+        ]
+        return torch.stack(new, 1) if by_column else new[0]
+
+    return change
 
 
 def _unknown(draw: random.Random, _: Tensor, __: Spec) -> Change:

@@ -56,6 +56,15 @@ def operator_of(kind: str) -> str:
     return f"{parts[0]}: {parts[2] if len(parts) == 4 else parts[1]}"
 
 
+def summary(results: Sequence[Result]) -> str:
+    """Return one sentence: how many draws at which commits, what was named and what was wrong."""
+    n, at = len(results), ", ".join(sorted({r.get("commit", "") for r in results}))
+    named, wrong = (sum(r["verdict"] in v for r in results) for v in (FOUND, (WRONG,)))
+    return (
+        f"{n} draws at {at}: {_share(named, n)} named, {wrong} wrong causes ({_share(wrong, n)})."
+    )
+
+
 def faults(results: Sequence[Result], *, kinds: bool = True) -> str:
     """Return the tables of faults.
 
@@ -98,8 +107,8 @@ def healthy(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def page(before: str, texts: Sequence[str]) -> str:
-    """Return a page with its generated part renewed."""
-    start, end = "<!-- printed by make faultgen -->", "<!-- end of what make faultgen prints -->"
+def page(before: str, texts: Sequence[str], part: str) -> str:
+    """Return a page whose generated part, of open or of closed kinds, is renewed."""
+    start, end = f"<!-- printed: {part} kinds -->", f"<!-- end of {part} kinds -->"
     head, _, rest = before.partition(start)
     return "\n\n".join([head + start, *texts, end]) + rest.partition(end)[2]

@@ -91,8 +91,8 @@ class Task:
 
     def parts(self, draw: random.Random) -> tuple[Rows, Rows, Rows]:
         """Return training, given and fresh rows."""
-        n = len(self.rows)
-        order = list(range(n))
+        order = list(range(len(self.rows))) if self.in_order else _first_of_copies(self.rows)
+        n = len(order)
         if not self.in_order:
             draw.shuffle(order)
         n_given, n_fresh = min(N_GIVEN, int(0.3 * n)), min(N_FRESH, int(0.25 * n))
@@ -100,6 +100,15 @@ class Task:
         bounds = (order[:cut], order[cut : cut + n_given], order[cut + n_given :])
         train, given, fresh = (self.rows.take(torch.tensor(b)) for b in bounds)
         return train, given, fresh
+
+
+def _first_of_copies(rows: Rows) -> list[int]:
+    """Return the rows that are no copies of earlier ones, nor the same number everywhere."""
+    flat = [t.reshape(len(rows), -1).double() for t in rows.tensors.values()]
+    joined = torch.cat(flat, 1).numpy()
+    firsts = np.unique(joined, axis=0, return_index=True)[1]
+    blank = (flat[0] == flat[0][:, :1]).all(1) & torch.tensor(flat[0].shape[1] > 1)
+    return [i for i in sorted(firsts.tolist()) if not blank[i]]
 
 
 def floats(values: np.ndarray) -> Tensor:
@@ -441,7 +450,8 @@ def retrieval(draw: random.Random) -> Task:
     if draw.random() < 0.5:
         x, _ = sources.pictures("digits")
         x = (x[:, 0] - x.mean()) / x.std()
-        half, rest = x[:, :4].reshape(len(x), -1), x[:, 4:].reshape(len(x), -1)
+        half, rest = (p.reshape(len(x), -1) for p in (x[:, :4], x[:, 4:]))
+        half, rest = half[:, half.std(0) > 0.1], rest[:, rest.std(0) > 0.1]
         name, names = "halves of digits", ()
     else:
         entry = draw.choice([e for e in sources.table_names() if e[1] in WIDE])

@@ -14,7 +14,7 @@ from tools.faultgen.tasks import PAD_LABEL, Rows, Task, draw_task
 from torch import Tensor, nn
 
 MODELS = FAULTGEN / "models"
-VERSION = 2
+VERSION = 3
 """Part of the name of a stored net: raise it whenever nets or tasks are drawn otherwise."""
 STEPS, BATCH, RATE = 260, 64, 4e-3
 EARLY = 26
