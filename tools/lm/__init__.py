@@ -1,0 +1,1 @@
+"""``make lm``: real language models from packages, as ordinary model folders."""
