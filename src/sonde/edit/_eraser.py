@@ -12,6 +12,7 @@ from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.stats import ClassMomentsState
+from sonde.stats.shrinkage import Shrinkage, shrunk
 
 FLOAT64, FLOAT32 = (torch.finfo(t).eps for t in (torch.float64, torch.float32))
 
@@ -190,15 +191,16 @@ class Joint:
         """Return the largest possible rank of the cross-covariance."""
         return self.cross.shape[1] - (self.labels is not None)
 
-    def root(self) -> Float[Tensor, "dim dim"]:
-        """Return a root of the inverse covariance.
+    def root(self, shrinkage: Shrinkage = 0.0) -> Float[Tensor, "dim dim"]:
+        """Return a root of the inverse covariance, whose correlations are shrunk towards 0.
 
         Directions without variance are left out. If products are rounded more coarsely than
         float64, variances below the rounding error are raised to it instead.
         """
         scale = self.covariance.diagonal().clamp(min=0.0).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        values, vectors = torch.linalg.eigh(self.covariance / scale[:, None] / scale)
+        matrix, _ = shrunk(self.covariance / scale[:, None] / scale, self.n, shrinkage)
+        values, vectors = torch.linalg.eigh(matrix)
         if self.rounding > FLOAT64:
             inverse = values.clamp(min=self.rounding * len(scale) ** 0.5).rsqrt()
         else:

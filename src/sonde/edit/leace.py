@@ -24,6 +24,7 @@ from sonde.stats import (
     solve_normal_equations,
 )
 from sonde.stats.class_moments import Products
+from sonde.stats.shrinkage import Shrinkage, check_shrinkage
 
 
 @final
@@ -41,18 +42,23 @@ class Leace(Instrument):
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^3); 2 dim rank per row.
     Assumes      two classes or more; rows without a label are left out (flag ``unlabelled``).
     Differs      from the paper: all directions of the cross-covariance above its rounding error are
-                 kept, so rare classes are erased too; the covariance is not shrunk.
+                 kept, so rare classes are erased too; correlations are shrunk, not the covariance,
+                 so that the scales of the units do not matter.
 
     Parameters
     ----------
     products : {"fast", "exact"}, default="fast"
         How rows are multiplied, see ``ClassMoments``. The concept is erased to the digits of
         float64 either way; how little rows move agrees with the exact minimum to about 1e-6.
+    shrinkage : float or "oas", default="oas"
+        Weight in [0, 1] of zero correlations, mixed into those between units; "oas" estimates it.
+        The classes are erased from the fitted rows at any weight, with the least change at 0; with
+        few rows in many dimensions, a weight of 0 moves new rows by many standard deviations.
 
     Examples
     --------
     >>> x = [[0.0, 0.0], [2.0, 2.0], [4.0, 0.0], [6.0, 2.0]]
-    >>> eraser = Leace(products="exact").fit(x, [0, 0, 1, 1])
+    >>> eraser = Leace(products="exact", shrinkage=0.0).fit(x, [0, 0, 1, 1])
     >>> round(eraser.value, 6)
     0.666667
     >>> import torch
@@ -66,9 +72,16 @@ class Leace(Instrument):
     """
 
     products: Products = "fast"
+    shrinkage: Shrinkage = "oas"
     estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "belrose2023leace"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"products": "exact"})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"products": "exact", "shrinkage": 0.0},
+    )
+
+    def __post_init__(self) -> None:
+        check_shrinkage("Leace", self.shrinkage)
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class."""
@@ -77,7 +90,7 @@ class Leace(Instrument):
     def result(self, by_class: ClassMomentsState) -> Eraser:
         """Compute the whitened cross-covariance's directions, and the eraser."""
         rounding = FLOAT32 if self.products == "fast" else FLOAT64
-        return _least_change(Joint.of_classes("Leace", by_class, rounding))
+        return _least_change(Joint.of_classes("Leace", by_class, rounding), self.shrinkage)
 
 
 @final
@@ -92,10 +105,15 @@ class PairedLeace(Instrument):
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
     Assumes      the two sites have the same rows.
 
+    Parameters
+    ----------
+    shrinkage : float or "oas", default="oas"
+        Weight in [0, 1] of zero correlations, mixed into those between units; "oas" estimates it.
+
     Examples
     --------
     >>> x = [[0.0, 0.0], [2.0, 2.0], [4.0, 0.0], [6.0, 2.0]]
-    >>> round(PairedLeace().fit(x, y=[[0.0], [0.0], [1.0], [1.0]]).value, 6)
+    >>> round(PairedLeace(shrinkage=0.0).fit(x, y=[[0.0], [0.0], [1.0], [1.0]]).value, 6)
     0.666667
 
     References
@@ -103,9 +121,13 @@ class PairedLeace(Instrument):
     belrose2023leace
     """
 
+    shrinkage: Shrinkage = "oas"
     span: ClassVar[Span] = "pair"
     estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "belrose2023leace"
+
+    def __post_init__(self) -> None:
+        check_shrinkage("PairedLeace", self.shrinkage)
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of both sites, and their cross moments."""
@@ -133,12 +155,12 @@ class PairedLeace(Instrument):
             ("few_rows",) if rows.n <= len(rows.mean) else (),
             concept_mean=concept.mean.detach(),
         )
-        return _least_change(joint)
+        return _least_change(joint, self.shrinkage)
 
 
-def _least_change(joint: Joint) -> Eraser:
-    root = joint.root()
+def _least_change(joint: Joint, shrinkage: Shrinkage) -> Eraser:
+    root = joint.root(shrinkage)
     u, s, v = joint.directions(root)
     # left right^T maps the cross-covariance to itself whatever the root is: erasure is exact even
     # where the covariance is not.
-    return joint.eraser(joint.cross @ v / s, root @ u, correlation=s)
+    return joint.eraser(joint.cross @ v / s, root @ u)

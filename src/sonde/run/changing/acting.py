@@ -117,6 +117,9 @@ class Deed:
     tables : callable, optional
         Returns further tables; called only after the change was accepted.
     notes : sequence of str, optional
+    n_rows, n_units : int, default=0
+        Rows that the change was fitted on and their dimensions, for changes that invert a
+        covariance.
     """
 
     word: str
@@ -131,6 +134,13 @@ class Deed:
     prompts: Inputs | None = None
     tables: Callable[[], Sequence[EditTable]] = tuple
     notes: Sequence[str] = ()
+    n_rows: int = 0
+    n_units: int = 0
+
+    @property
+    def has_few_rows(self) -> bool:
+        """True if there were no more rows than dimensions."""
+        return 0 < self.n_rows <= self.n_units
 
 
 def open_subject(
@@ -206,9 +216,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         progress=progress,
     )
     if judgement.too_large and not force:
-        raise InputError(
-            f"this edit is too large: {judgement.too_large}. Pass a smaller --strength, or --force."
-        )
+        raise InputError(f"this edit is too large: {judgement.too_large}. {_remedy(deed)}")
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     tables = deed.tables() if is_written else ()
@@ -230,6 +238,17 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         factory = model.name.partition("@")[0]
         notes = (*notes, f"note: open the new model as {factory}@{output}.")
     return Change(document, output if saved else None, judgement, notes)
+
+
+def _remedy(deed: Deed) -> str:
+    """Return what to do about a change that is too large."""
+    if not deed.has_few_rows:
+        return "Pass a smaller --strength, or --force."
+    return (
+        f"It was fitted on {deed.n_rows} rows in {deed.n_units} dimensions (few_rows), so new rows "
+        f"move more than those of the fit. Give more than {deed.n_units} rows (a larger --limit, "
+        "or --reducer positions), or --force."
+    )
 
 
 def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:

@@ -178,6 +178,8 @@ def erase(
         prompts=target[0].inputs,
         tables=lambda: (_probes(found, edit, place, concept, {"reducer": reducer, **reading}),),
         notes=(f"{eraser.rank} of {len(eraser.mean)} directions are erased at {place}.",),
+        n_rows=eraser.n,
+        n_units=len(eraser.mean),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
