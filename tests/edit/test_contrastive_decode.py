@@ -131,3 +131,13 @@ def test_prompts_without_context_follow_their_beams():
 def test_what_is_refused(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+def test_the_end_of_a_text_is_not_promoted():
+    """The early layer never expects token 2, the end; it is taken only if it is most likely."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]).log()
+    early = torch.tensor([[0.6, 0.399, 0.001]]).log().expand(2, 3)
+    free = DoLa((0,)).step(p, DecodeContext({"layer 0": early}))
+    kept = DoLa((0,)).step(p, DecodeContext({"layer 0": early}, ends=(2,)))
+    assert free.argmax(1).tolist() == [2, 2]
+    assert kept.argmax(1).tolist() == [0, 2]

@@ -74,7 +74,7 @@ class CoDa(Decode):
         if self.strength == 0.0:
             return logits
         p, prior = logits.log_softmax(1), context.others["overlooking"].log_softmax(1)
-        mine = plausible_tokens(p, self.plausible)
+        mine = plausible_tokens(p, self.plausible, context.ends)
         only = mine & ~plausible_tokens(prior, self.plausible)
         score = p + self.strength * (p - prior) + self.bonus * only
         return score.masked_fill(~mine, -torch.inf)

@@ -1,11 +1,11 @@
 """Contrastive decoding: tokens that a good model predicts and a weaker model does not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
@@ -29,7 +29,8 @@ class ContrastiveDecode(Decode):
     Range        scores in nats; -inf outside V, which is never empty.
     Cost         for each token a forward of the amateur, or the read-out of an early layer.
     Assumes      one vocabulary.
-    Differs      LOL's weights are not in its abstract and are ours.
+    Differs      LOL's weights are not in its abstract and are ours; the end of the text is not
+                 promoted: it is plausible only where the model finds nothing more likely.
 
     Parameters
     ----------
@@ -113,7 +114,8 @@ class ContrastiveDecode(Decode):
             score = score + self.layer_weight * low
         if self.guide is not None:
             score = score + self.strength * self.guide_weight * (others["guide"] - p)
-        return score.masked_fill(~plausible_tokens(p, self.plausible), -torch.inf)
+        kept = plausible_tokens(p, self.plausible, context.ends)
+        return score.masked_fill(~kept, -torch.inf)
 
     def _contrast(self, p: Tensor, amateur: Tensor) -> Tensor:
         return p + self.strength * (p - amateur)
@@ -122,6 +124,23 @@ class ContrastiveDecode(Decode):
         return [layer for layer in self.layers if layer != -1]
 
 
-def plausible_tokens(p: Float[Tensor, "row token"], share: float) -> Tensor:
-    """Return the tokens with at least a fraction of the largest probability; ``p`` in nats."""
-    return p >= p.amax(dim=1, keepdim=True) + torch.tensor(share, dtype=torch.float64).log().to(p)
+def plausible_tokens(
+    p: Float[Tensor, "row token"], share: float, ends: Sequence[int] = ()
+) -> Bool[Tensor, "row token"]:
+    """Return the tokens with at least a fraction of the largest probability.
+
+    Parameters
+    ----------
+    p : Float[Tensor, "row token"]
+        Log-probabilities, in nats.
+    share : float
+    ends : sequence of int, default=()
+        Tokens that end a text: plausible only if none is more likely. An early layer or an amateur
+        never expects the end, so a contrast would promote it at the first chance.
+    """
+    most = p.amax(dim=1, keepdim=True)
+    kept = p >= most + torch.tensor(share, dtype=torch.float64).log().to(p)
+    if ends:
+        at = torch.tensor(list(ends), device=p.device)
+        kept = kept.index_fill(1, at, False) | kept.logical_and(p >= most)
+    return kept

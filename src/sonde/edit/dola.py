@@ -26,7 +26,8 @@ class DoLa(Decode):
     Range        scores in nats; -inf outside the plausible tokens, which are never empty.
     Cost         one read-out for each candidate and token; no further forward.
     Assumes      final norm and head alone give the logits after the last block.
-    Differs      the paper has strength 1.
+    Differs      from the paper: the end of the text is not promoted; it is plausible only where the
+                 model finds nothing more likely.
 
     Parameters
     ----------
@@ -78,7 +79,8 @@ class DoLa(Decode):
         chosen = js_divergence(p, early).argmax(dim=0)
         low = early[chosen, torch.arange(len(p), device=p.device)]
         score = p - self.strength * low
-        return score.masked_fill(~plausible_tokens(p, self.plausible), -torch.inf)
+        kept = plausible_tokens(p, self.plausible, context.ends)
+        return score.masked_fill(~kept, -torch.inf)
 
 
 def js_divergence(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import Model
 from sonde.tap import Decode, DecodeContext, OtherLogits, OtherState, Tap
+from sonde.tap.decoding.bound import end_tokens
 from sonde.tap.decoding.layers import ModelBlocks
 
 TOKENS, LONGEST, NEW = 32, 6, 7
@@ -226,7 +227,9 @@ def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor
             others = {n: _read(r, model, layers, prompt, new) for n, r in rule.reads().items()}
             whole = torch.cat((prompt, new))[None]
             step = texts.shape[1] - LONGEST
-            context = DecodeContext(others, whole, torch.ones_like(whole).bool(), step)
+            context = DecodeContext(
+                others, whole, torch.ones_like(whole).bool(), step, end_tokens(model)
+            )
             found.append(rule.step(scores[i : i + 1].clone(), context).log_softmax(1))
         return torch.cat(found)
 

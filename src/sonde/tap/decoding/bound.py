@@ -50,7 +50,7 @@ class BoundRule(LogitsProcessor):
         self._own, self._calls = own, OwnCalls(own.module, own.states)
         for group in others:
             group.check(own, model)
-        self._now = _Generation(others)
+        self._now, self._ends = _Generation(others), end_tokens(own.module)
         self.close = weakref.finalize(self, _remove, self._calls.hooked())
 
     def __enter__(self) -> "BoundRule":
@@ -74,7 +74,7 @@ class BoundRule(LogitsProcessor):
         for group, run in now.others:
             others |= group.values(run.logits, run.kept)
         others = {name: x.to(scores) for name, x in others.items()}
-        new = self.rule.step(scores, DecodeContext(others, input_ids, mask, now.step))
+        new = self.rule.step(scores, DecodeContext(others, input_ids, mask, now.step, self._ends))
         if new is scores:
             return scores
         if new.shape != scores.shape:
@@ -83,6 +83,13 @@ class BoundRule(LogitsProcessor):
                 f"{tuple(new.shape)}. A rule keeps the shape of the logits."
             )
         return new.log_softmax(dim=-1)
+
+
+def end_tokens(module: nn.Module) -> tuple[int, ...]:
+    """Return the ids at which a model's own settings end a text."""
+    found = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    several = found if isinstance(found, list | tuple) else [found]
+    return tuple(int(i) for i in several if i is not None)
 
 
 class _Generation(threading.local):

@@ -67,9 +67,12 @@ class DecodeContext:
         Which of these tokens are real, not padding.
     step : int
         How many tokens were generated before this one.
+    ends : tuple of int
+        Ids of the tokens that end a text.
     """
 
     others: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     tokens: Int[Tensor, "row pos"] | None = None
     mask: Bool[Tensor, "row pos"] | None = None
     step: int = 0
+    ends: tuple[int, ...] = ()
