@@ -418,7 +418,9 @@ PLANTS = (
     Plant(
         "SND017",
         "warning",
-        lambda: read_texts(snd017.Reader(200.0).eval(), texts(FIRST * 4), reducer="mean"),
+        lambda: read_texts(
+            snd017.Reader(200.0).eval(), texts(FIRST * 4), reducer="mean", sinks="keep"
+        ),
         lambda: read_texts(snd017.Reader(0.0).eval(), texts(FIRST * 4), reducer="mean"),
     ),
     Plant(

@@ -49,7 +49,7 @@ def an_end(module) -> int:
 def watched(module, stream) -> tuple[sonde.tap.streams.live.Batch, Tensor, int]:
     """Return a batch, the outputs of the block's calls side by side, and how many there were."""
     calls: list[Tensor] = []
-    _ = stream.schema
+    _ = stream.found_sinks
     handle = module.get_submodule(BLOCKS[module.config.model_type]).register_forward_hook(
         lambda m, a, o: calls.append((o if isinstance(o, Tensor) else o[0]).clone())
     )

@@ -61,6 +61,6 @@ def inputs_of(model: Any, data: str, reading: Reading) -> Any:
     from sonde.data import open_inputs
 
     known = reading.data_options()
-    for name in ("check", "logits", "keep_special", "generate"):
+    for name in ("check", "logits", "keep_special", "sinks", "generate"):
         known.pop(name, None)
     return open_inputs(model, data, logits=True, **known)

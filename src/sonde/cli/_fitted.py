@@ -15,7 +15,7 @@ from sonde.run.instruments.catalogue import method_of
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS
 
-HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
+HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "sinks", "seed", "limit", *OPTIONS)
 CLASSES = "number of classes, each with its own mean"
 HELD = "held-out rows used for calibration"
 AT = "sites of the value, and of other values with the same note"

@@ -154,6 +154,6 @@ class Explain:
     def _data_options(self) -> dict[str, Any]:
         """Return the options for reading all data, before inputs are selected."""
         known = self.reading.data_options()
-        for name in ("check", "logits", "keep_special", "generate", "limit", "seed"):
+        for name in ("check", "logits", "keep_special", "sinks", "generate", "limit", "seed"):
             known.pop(name, None)
         return known

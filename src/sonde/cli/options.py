@@ -263,6 +263,10 @@ class Reading:
     keep_special: Annotated[
         bool, tyro.conf.arg(help="include special tokens in the reducers tokens and mean")
     ] = False
+    sinks: Annotated[
+        str,
+        named("ROLES", "tokens with massive states, left out: auto, keep, first, special"),
+    ] = "auto"
     skip_bad: Annotated[bool, tyro.conf.arg(help="skip unreadable items and count them")] = False
     trust_remote_code: TrustFlag = False
     seed: Annotated[int, tyro.conf.arg(help="seed of the hash that samples and splits rows")] = 0
@@ -330,6 +334,7 @@ class Reading:
             "batch_size": size if size == "auto" else int(size),
             **image_numbers(self),
             **({"check": False} if self.no_check else {}),
+            **({} if self.sinks == "auto" else {"sinks": self.sinks}),
         }
 
     def __post_init__(self) -> None:

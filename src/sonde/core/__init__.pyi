@@ -45,6 +45,7 @@ from sonde.core.instrument import Instrument as Instrument
 from sonde.core.instrument import Read as Read
 from sonde.core.instrument import Subsample as Subsample
 from sonde.core.instrument import Where as Where
+from sonde.core.instrument import WithSinks as WithSinks
 from sonde.core.paired_gains import group_means as group_means
 from sonde.core.paired_gains import sign_test as sign_test
 from sonde.core.plan import Plan as Plan

@@ -131,6 +131,7 @@ class Batch:
     grad: dict[str, Float[Tensor, "_row _dim"]] = field(default_factory=dict[str, Tensor])
     grid: dict[str, Int[Tensor, "_row 2"]] = field(default_factory=dict[str, Tensor])
     special: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    sink: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     pair: Int[Tensor, "example"] | None = None
     side: Int[Tensor, "example"] | None = None
     length: Int[Tensor, "example"] | None = None
@@ -209,12 +210,10 @@ class Batch:
             return self.position[key]
         if name == "draw":
             return self.draw(key)
-        if name == "special":
-            special = self.special.get(key)
+        if name in ("special", "sink"):
+            marks = (self.special if name == "special" else self.sink).get(key)
             return (
-                torch.zeros_like(self.position[key], dtype=torch.bool)
-                if special is None
-                else special
+                torch.zeros_like(self.position[key], dtype=torch.bool) if marks is None else marks
             )
         layout = (name, id(self.example[key]))
         if layout not in self._spread:

@@ -112,6 +112,7 @@ COLUMNS: dict[str, Column] = {
     "sharpness": Column("steps between neighbours of the row's image; 1 in noise", "float"),
     "constant": Column("whether all values of the row's input are equal", "int"),
     "special": Column("whether the row's token is special", "bool"),
+    "sink": Column("whether the row's token is a sink of the model", "bool"),
     "head": Column(
         "weight and bias of the model's final linear layer, a tuple",
         "float",

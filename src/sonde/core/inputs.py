@@ -64,6 +64,8 @@ class InputBatch:
         Real tokens on the (encoder's) and the decoder's token axis; None if nothing is padded.
     special : Bool[Tensor, "example pos"] or None
         Tokens that the tokenizer declares special, on the axis of ``mask``.
+    sink : Bool[Tensor, "example pos"] or None
+        Tokens with massive states, on the axis of ``mask``.
     segment : Int[Tensor, "example pos"] or None
         Which step of its example each token belongs to, on the axis of ``mask``; -1 = none.
     first : Int[Tensor, "example"] or None
@@ -112,6 +114,7 @@ class InputBatch:
     mask: Bool[Tensor, "example pos"] | None = None
     decoder_mask: Bool[Tensor, "example pos2"] | None = None
     special: Bool[Tensor, "example pos"] | None = None
+    sink: Bool[Tensor, "example pos"] | None = None
     segment: Int[Tensor, "example pos"] | None = None
     first: Int[Tensor, "example"] | None = None
     grid: tuple[int, int] | None = None
@@ -126,6 +129,13 @@ class InputBatch:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def apart(self) -> Bool[Tensor, "example pos"] | None:
+        """Mask of the tokens that a mean leaves out: special ones and sinks."""
+        if self.special is None or self.sink is None:
+            return self.sink if self.special is None else self.special
+        return self.special.bool() | self.sink.to(self.special.device)
 
 
 class Inputs(OneLine, ABC):

@@ -32,11 +32,12 @@ class Where(ABC):
 
     ``by_layout`` says that the mask follows from example and position alone, so that sites whose
     rows correspond share it. ``finite`` says that rows which are not finite are left out, as every
-    fit requires.
+    fit requires. ``sinks`` says that tokens with massive states are read too.
     """
 
     by_layout: ClassVar[bool] = False
     finite: ClassVar[bool] = True
+    sinks: ClassVar[bool] = False
 
     @abstractmethod
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
@@ -53,6 +54,17 @@ class Every(Where):
     """All rows."""
 
     by_layout: ClassVar[bool] = True
+
+    def mask(self, batch: Batch, key: str) -> None:
+        """Keep every row."""
+
+
+@dataclass(frozen=True)
+class WithSinks(Where):
+    """All rows, also those of sinks, which the other filters leave out."""
+
+    by_layout: ClassVar[bool] = True
+    sinks: ClassVar[bool] = True
 
     def mask(self, batch: Batch, key: str) -> None:
         """Keep every row."""

@@ -58,7 +58,10 @@ def columns_of(batch: Batch) -> tuple[Any, ...]:
         for key in batch.rows
     ]
     absent = [x is None for x in (batch.logits, batch.pair, batch.side, batch.length)]
-    named = [tuple(d) for d in (batch.rows, batch.grad, batch.grid, batch.special, batch.extra)]
+    named = [
+        tuple(d)
+        for d in (batch.rows, batch.grad, batch.grid, batch.special, batch.sink, batch.extra)
+    ]
     return shared, absent, named, batch.seed
 
 
@@ -91,6 +94,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         grad=_by_key([b.grad for b in batches]),
         grid=_by_key([b.grid for b in batches]),
         special=_by_key([b.special for b in batches]),
+        sink=_by_key([b.sink for b in batches]),
         pair=_if_any([b.pair for b in batches]),
         side=_if_any([b.side for b in batches]),
         length=_if_any([b.length for b in batches]),

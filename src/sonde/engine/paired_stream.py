@@ -150,6 +150,7 @@ def _chosen(batch: Batch, order: Tensor) -> Batch:
         grad=of_rows(batch.grad),
         grid=of_rows(batch.grid),
         special=of_rows(batch.special),
+        sink=of_rows(batch.sink),
         pair=of_examples(batch.pair),
         side=of_examples(batch.side),
         length=of_examples(batch.length),
@@ -164,7 +165,7 @@ def _side_by_side(parts: dict[str, Batch]) -> Batch:
         found = ((name, getattr(batch, field)) for name, batch in parts.items())
         return {f"{name}/{key}": x for name, values in found for key, x in values.items()}
 
-    by_site = ("rows", "example", "position", "grad", "grid", "special")
+    by_site = ("rows", "example", "position", "grad", "grid", "special", "sink")
     first = next(iter(parts.values()))
     layouts: dict[tuple[bytes, bytes], tuple[Tensor, Tensor]] = {}
     made: dict[str, Any] = {field: named(field) for field in by_site}

@@ -102,7 +102,8 @@ def observe_unit(
     split : Split or None
         Parts of the plan.
     counters : dict of str to int, optional
-        Added to: ``rows|site`` and ``nonfinite|site`` for each kind of rows, and ``examples``.
+        Added to: ``rows|site``, ``nonfinite|site`` and ``sinks|site`` for each kind of rows, and
+        ``examples``.
     states : dict, optional
         States that are updated with these rows; requests without one start empty.
 
@@ -178,6 +179,9 @@ def _count(counts: dict[str, int], batch: Batch, finite: FiniteRows) -> None:
     for key, x in batch.rows.items():
         counts[f"rows|{key}"] = counts.get(f"rows|{key}", 0) + len(x)
         counts[f"nonfinite|{key}"] = counts.get(f"nonfinite|{key}", 0) + finite.n_bad[key]
+        if key in batch.sink:
+            n_sinks = int(batch.sink[key].sum())
+            counts[f"sinks|{key}"] = counts.get(f"sinks|{key}", 0) + n_sinks
 
 
 def merge_states(wanted: Mapping[str, Request], a: States, b: States) -> States:

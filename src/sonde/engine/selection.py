@@ -73,17 +73,19 @@ def _chosen(
     for key in request.keys:
         whole = finite.kept(key) if request.where.finite else None
         parts = [whole, request.where.mask(batch, key)]
+        if key in batch.sink and not request.where.sinks:
+            parts.append(~batch.sink[key])
         if held is not None and request.part != "all":
             mine = held if request.part == "held" else ~held
             parts.append(mine[batch.example[key]])
         present = [p for p in parts if p is not None]
         masks.append(torch.stack(present).all(dim=0) if present else None)
-    if len(request.keys) == 1:
-        return None if masks[0] is None else [torch.nonzero(masks[0]).flatten()]
     return _joined(request.keys, batch, masks)
 
 
 def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> list[Tensor] | None:
+    if len(keys) == 1:
+        return None if masks[0] is None else [torch.nonzero(masks[0]).flatten()]
     layouts = {(id(batch.example[key]), id(batch.position[key])) for key in keys}
     if len(layouts) == 1:
         present = [m for m in masks if m is not None]
@@ -104,7 +106,7 @@ def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> li
 
 @dataclass(frozen=True)
 class JoinedRows:
-    """Columns of the rows that several sites of a batch have in common.
+    """Columns of the rows that several sites of a batch have in common, without sinks.
 
     ``columns`` holds, for each name, the values at the rows. If the span is all, a column of
     ``SITE_COLUMNS`` is a tuple with an entry for each site; otherwise values are of the first site.
@@ -120,7 +122,8 @@ class JoinedRows:
     ) -> "JoinedRows":
         """Return the joined columns of a batch."""
         first = keys[0]
-        index = None if len(keys) == 1 else _joined(keys, batch, [None] * len(keys))
+        kept = [~batch.sink[key] if key in batch.sink else None for key in keys]
+        index = _joined(keys, batch, kept)
 
         def taken(name: str, i: int) -> Any:
             values = batch.column(name, keys[i])

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.function import as_function
-from sonde.core.instrument import Instrument
+from sonde.core.instrument import Instrument, Read, WithSinks
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.site import POSITIONS
@@ -136,9 +136,10 @@ class MassiveActivations(Instrument):
         """Return the reading of a row per token or patch, since means hide large values."""
         return {"reducer": POSITIONS}
 
-    def reads(self) -> dict[str, Statistic[Any]]:
+    def reads(self) -> dict[str, Read]:
         """Return the requests for each unit's range, mean square and maximum's position."""
-        return {"scalars": Scalars(), "peaks": Peaks()}
+        every = WithSinks()
+        return {"scalars": Read(Scalars(), every), "peaks": Read(Peaks(), every)}
 
     def result(self, scalars: ScalarsState, peaks: PeaksState) -> MassiveActivationsResult:
         """Compare each unit's largest value with the median unit."""

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.function import as_function
-from sonde.core.instrument import Instrument
+from sonde.core.instrument import Instrument, Read, WithSinks
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Statistic
 from sonde.stats.log_histogram import BINS, log_centres
 from sonde.stats.token_norms import TokenNorms, TokenNormsState
 
@@ -55,9 +54,9 @@ class Norms(Instrument):
 
     paper: ClassVar[str] = "sun2024massive"
 
-    def reads(self) -> dict[str, Statistic[Any]]:
+    def reads(self) -> dict[str, Read]:
         """Return the request for the histogram of norms."""
-        return {"norms": TokenNorms()}
+        return {"norms": Read(TokenNorms(), WithSinks())}
 
     def result(self, norms: TokenNormsState) -> NormsResult:
         """Compute the median over all kinds of tokens."""

@@ -93,6 +93,8 @@ def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
     }
     if key in batch.special:
         found["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
+    if key in batch.sink:
+        found["sink"] = pa.array(batch.sink[key].cpu().numpy().astype(bool))
     if key in batch.grid:
         found["line"] = _integers(batch.grid[key][:, 0], np.int32)
         found["column"] = _integers(batch.grid[key][:, 1], np.int32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 
-PER_ROW = ("rows", "grad", "grid", "special")
+PER_ROW = ("rows", "grad", "grid", "special", "sink")
 
 
 def with_rows(batch: Batch, kept: Callable[[str], Tensor | None]) -> Batch:

@@ -104,7 +104,7 @@ class DataSet:
                 f"Store: the sites that were added to {self.directory} come from other "
                 "examples. Write the store again."
             )
-        names = ("rows", "example", "position", "grad", "grid", "special")
+        names = ("rows", "example", "position", "grad", "grid", "special", "sink")
         found = {n: {k: x for b in batches for k, x in getattr(b, n).items()} for n in names}
         _share(found["example"], found["position"])
         return replace(first, head=next((b.head for b in batches if b.head), None), **found)

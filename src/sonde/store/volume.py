@@ -217,7 +217,7 @@ class Volume:
         file = files[EXAMPLES]
         part = file.batch(i, full=True)
         shared: dict[str, dict[str, Any]] = {
-            name: {} for name in ("rows", "example", "position", "grad", "grid", "special")
+            name: {} for name in ("rows", "example", "position", "grad", "grid", "special", "sink")
         }
         for name, columns in tables.items():
             chosen = [c for c in columns if wanted is None or c.schema.key in wanted]
@@ -262,9 +262,11 @@ class Volume:
                 f"Store: a row of {self.directory} refers to an example that does not exist."
             )
         names = set(part.schema.names)
-        special = (
-            torch.from_numpy(part.column("special").to_numpy(False)) if "special" in names else None
-        )
+        marks = {
+            name: torch.from_numpy(part.column(name).to_numpy(False))
+            for name in ("special", "sink")
+            if name in names
+        }
         grid = [integer_column(part, n) for n in ("line", "column")] if "line" in names else None
         for column in columns:
             key, dtype = column.schema.key, column.schema.dtype
@@ -272,8 +274,8 @@ class Volume:
             shared["example"][key], shared["position"][key] = example, position
             if f"{column.name}_grad" in names:
                 shared["grad"][key] = file.tensor(part.column(f"{column.name}_grad"), dtype)
-            if special is not None:
-                shared["special"][key] = special
+            for name, mark in marks.items():
+                shared[name][key] = mark
             if grid is not None:
                 shared["grid"][key] = torch.stack(grid, dim=1)
 

@@ -46,8 +46,8 @@ class SND017(Rule):
         "tokens too and they account for more than half of the squared norms."
     )
     false_positives: ClassVar[str] = "Common in trained language models (attention sinks)."
-    plant: ClassVar[str] = "200 added to one unit of position 0, read as the mean over tokens."
-    twin: ClassVar[str] = "The same model read at the last token: a note at most."
+    plant: ClassVar[str] = "200 added to one unit of position 0, in means that keep sinks."
+    twin: ClassVar[str] = "The same model with sinks left out, or read at the last token: a note."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare medians at every site that has tokens."""
@@ -68,13 +68,15 @@ class SND017(Rule):
         if not hits:
             return self.clear(figure)
         names = list(dict.fromkeys(s.name for s, b, _ in hits if b == bucket))
-        drowned = [f for f in hits if self._drowns(f[0], f[1])]
+        left_out = any(n > 0 for key, n in evidence.counters.items() if key.startswith("sinks|"))
+        drowned = [] if left_out else [f for f in hits if self._drowns(f[0], f[1])]
         share = float(site.all.norms.energy_share[bucket])
         text = (
             f"{BUCKETS[bucket]} have {number(ratio)} times the norm of other tokens at "
             f"{places(names)} (common) and account for {percent(share)} of the squared norms."
         )
         mixed = f"The reducer {site.schema.reducer} averages over them too." if drowned else ""
+        mixed = "They are left out of means, variances and detectors." if left_out else mixed
         return self.raised_with(
             level="warning" if drowned else "note",
             sentence=sentence(text, mixed, f"{rows_of(site, evidence)}."),

@@ -7,7 +7,7 @@ from typing import Any
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StateError
-from sonde.core.instrument import SAMPLE, WIDEST_FULL, AsScored, Every, Subsample, Where
+from sonde.core.instrument import SAMPLE, WIDEST_FULL, AsScored, Every, Subsample, Where, WithSinks
 from sonde.core.plan import Part, Split
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
@@ -96,9 +96,9 @@ class ScanStatistics:
             for role, statistic in self._pooled_statistics(site).items():
                 found[role, site.key] = (statistic, (site.key,), Every())
             key = self.all_key(site)
-            found["all.scalars", site.key] = (Scalars(), (key,), Every())
-            found["all.norms", site.key] = (TokenNorms(), (key,), Every())
-            found["all.extremes", site.key] = (Extremes(), (key,), Every())
+            found["all.scalars", site.key] = (Scalars(), (key,), WithSinks())
+            found["all.norms", site.key] = (TokenNorms(), (key,), WithSinks())
+            found["all.extremes", site.key] = (Extremes(), (key,), WithSinks())
             if key != site.key:
                 full = Moments("full" if site.dim <= WIDEST_FULL else "diag")
                 found["all.eighth", site.key] = (full, (key,), Subsample())

@@ -342,9 +342,8 @@ def change_size(
     """
     plain = live_stream(model, inputs, sites, _reducer(model), logits=False)
     with act() as module:
-        changed = live_stream(
-            replace(model, module=module), inputs, sites, _reducer(model), logits=False
-        )
+        other, same = replace(model, module=module), str(plain.found_sinks)
+        changed = live_stream(other, inputs, sites, _reducer(model), logits=False, sinks=same)
         _ = changed.schema
     old: dict[str, list[Tensor]] = {s.key: [] for s in plain.schema}
     new: dict[str, list[Tensor]] = {s.key: [] for s in plain.schema}

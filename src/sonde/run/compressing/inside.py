@@ -73,7 +73,9 @@ def inside(
         return []
     others = [replace(site, path=places[site] or "") for site in sites]
     first = live_stream(model, inputs, sites, reducer, logits=False)
-    second = live_stream(replace(model, module=changed), inputs, others, reducer, logits=False)
+    other = replace(model, module=changed)
+    sinks = str(first.found_sinks)
+    second = live_stream(other, inputs, others, reducer, logits=False, sinks=sinks)
     keys = {kind.key: kind.site for kind in first.schema}
     ends = {str(kind.site): kind.key for kind in second.schema}
     same = {key: ends[str(replace(site, path=places[site] or ""))] for key, site in keys.items()}

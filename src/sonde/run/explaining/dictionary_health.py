@@ -91,11 +91,12 @@ def loss_recovered(
 
 
 def _mean(model: Model, inputs: Inputs, site: str) -> Tensor:
-    """Return the mean of the rows at a site."""
+    """Return the mean of the rows at a site, without sinks."""
     stream = live_stream(model, inputs, sites=site, reducer=POSITIONS, logits=False)
     total, n = torch.zeros(stream.schema[0].dim, dtype=torch.float64), 0
     for batch in stream.batches(0, min(MOST, len(inputs))):
-        (rows,) = batch.rows.values()
+        ((key, rows),) = batch.rows.items()
+        rows = rows[~batch.column("sink", key).to(rows.device)]
         total, n = total + rows.double().sum(0).cpu(), n + len(rows)
     return (total / max(1, n)).float()
 

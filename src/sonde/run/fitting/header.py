@@ -14,7 +14,7 @@ from sonde.tap import LiveStream, known_config_hash, known_structure
 
 OWN_LABELS = "own_labels"
 """Present in ``data`` if the labels number the outputs of a model that does not name them."""
-READING_FIELDS = ("objective", "keep_special", "perturb")
+READING_FIELDS = ("objective", "keep_special", "perturb", "sinks")
 
 
 def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:

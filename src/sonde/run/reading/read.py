@@ -54,6 +54,7 @@ def read(
     generate: str | Mapping[str, Any] | None = None,
     axes: str | Sequence[str] = (),
     check: bool = True,
+    sinks: str = AUTO,
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data; nothing runs before it is iterated.
@@ -104,6 +105,10 @@ def read(
     check : bool, default=True
         Feed the first examples twice, in another order and under another random seed, before the
         stream is iterated, fitted or scored, and warn where their rows differ.
+    sinks : str, default="auto"
+        Tokens with massive states, which ``mean`` and every fit leave out: ``first``
+        (the first token of a text), ``special``, both with a comma, or ``keep`` to leave nothing
+        out; "auto" finds them from the first texts.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -123,11 +128,12 @@ def read(
         asked = {"objective": objective, "keep_special": keep_special or None}
         asked |= {"logits": logits or None, "perturb": None if step is None else step.json()}
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}
-        named |= {"further": tuple(further), "generate": generate, "axes": axes, **options}
+        named |= {"further": tuple(further), "generate": generate, "axes": axes, "sinks": sinks}
+        named |= options
         return open_store(model, data, sites, reducer, asked, named)
     if reads_weights(sites):
         asked = {"objective": objective, "generate": generate, "further": tuple(further)}
-        asked |= {"reducer": reducer, "perturb": step, "axes": axes, **options}
+        asked |= {"reducer": reducer, "perturb": step, "axes": axes, "sinks": sinks, **options}
         return _weights(model, data, sites, seed, asked)
     if data is None:
         raise InputError(f"read: expected data for the model, or a store; {model} is not a store.")
@@ -143,7 +149,7 @@ def read(
             raise InputError("read: feature arrays cannot generate text. Pass a model, not '-'.")
         options |= {"reducer": reducer, "further": tuple(further), "batch_size": batch_size}
         options |= {"processor": processor, "keep_special": keep_special, "logits": logits}
-        options |= {"axes": axes}
+        options |= {"axes": axes, "sinks": sinks}
         return _arrays(data, sites, seed, **options)
     if isinstance(model, str):
         named = [value for name, value in options.items() if name.endswith("_column")]
@@ -172,6 +178,7 @@ def read(
         perturb=step,
         axes=axes,
         check=check,
+        sinks=sinks,
     )
 
 

@@ -166,7 +166,8 @@ def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "r
     mask = _calibrated(task).detector.usual.mask(batch, task.keys[0])
     if mask is None:
         return torch.ones(len(joined.example), dtype=torch.bool)
-    return mask.cpu() if len(task.keys) == 1 else mask.cpu()[_rows_at(batch, task.keys[0], joined)]
+    is_whole = len(mask) == len(joined.example)
+    return mask.cpu() if is_whole else mask.cpu()[_rows_at(batch, task.keys[0], joined)]
 
 
 def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:

@@ -1,9 +1,11 @@
 """Open the stream that a bundle needs from a model and data: its sites, reducer and columns."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import SiteError, StateError
+from sonde.core.sinks import AUTO, KEEP
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.data import kept_for
@@ -15,6 +17,7 @@ from sonde.run.reading.recipe import default_options, recipe_in
 from sonde.run.scoring.batches import needs_of
 from sonde.stats import By, CalibratedScorer
 from sonde.store import Store, is_store
+from sonde.tap import LiveStream
 
 
 def open_for(
@@ -50,6 +53,7 @@ def open_as(
     """Return the stream with the model, sites and reading in a header."""
     if isinstance(model, Stream):
         require_alone(model, repr(model), data, options)
+        model = with_sinks(model, header)
         return asking_logits(model) if needs_logits else model
     if isinstance(model, str | Path) and is_store(Path(model)):
         return _stored(header, model, data, options)
@@ -63,6 +67,7 @@ def open_as(
         one = Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto"
         wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
         wants |= {"logits": reading.get("logits_output", True) if needs_logits else None}
+        wants |= {"sinks": reading.get("sinks") or KEEP}
         wants |= {"new_classes": new_classes}
     try:
         kept = default_options(header, model, data, options)
@@ -75,6 +80,13 @@ def open_as(
             f"this model ({reason}). Score with the model that it was fitted on."
         ) from error
     return stream
+
+
+def with_sinks(stream: Stream, header: dict[str, Any]) -> Stream:
+    """Return a live stream with the sinks of the fit, unless its own were named."""
+    if not isinstance(stream, LiveStream) or stream.sinks != AUTO:
+        return stream
+    return replace(stream, sinks=(header.get("reading") or {}).get("sinks") or KEEP)
 
 
 def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]) -> dict[str, Any]:

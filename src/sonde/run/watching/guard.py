@@ -17,6 +17,7 @@ from sonde.core._shown import html_table
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.inputs import Model
+from sonde.core.sinks import KEEP, Sinks
 from sonde.core.wording import plural
 from sonde.data import special_ids
 from sonde.files.identity import CODE, PARTS, difference, first_difference
@@ -244,6 +245,7 @@ class Guard:
                 logits="logits" in needs or any(w.by == "predicted" for w in self._watches),
                 logits_output=reading.get("logits_output"),
                 special=special_ids(live.processor),
+                sinks=Sinks.parse(reading.get("sinks") or KEEP),
                 generation_config=generation_config,
                 here=here,
                 passed=None if metrics is None else metrics.passed_by,

@@ -19,6 +19,7 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
+from sonde.core.sinks import Sinks
 from sonde.core.site import ATTENTION_PORTS
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
@@ -75,6 +76,8 @@ class Onlooker:
         The output that holds them; None for the one called ``logits``, or a lone tensor.
     special : collection of int, default=()
         Ids of tokens that are left out of ``mean`` and ``tokens``.
+    sinks : Sinks, optional
+        Roles of tokens that bring no rows.
     generation_config : object, optional
         Says the end and padding tokens; by default the model's own does.
     here : bool, default=False
@@ -94,6 +97,7 @@ class Onlooker:
         logits: bool = False,
         logits_output: str | None = None,
         special: Collection[int] = (),
+        sinks: Sinks = Sinks.NONE,
         generation_config: Any = None,
         here: bool = False,
         passed: Callable[[], None] | None = None,
@@ -112,7 +116,8 @@ class Onlooker:
         self._texts: OfCaches[WatchedText] = OfCaches()
         self._latest: Latest[WatchedText] = Latest()
         ids = torch.tensor(sorted(special), dtype=torch.int64) if special else None
-        self._watching = Watching(self.kinds, model.task, ids, SharedSelections(), logits_output)
+        shared = SharedSelections()
+        self._watching = Watching(self.kinds, model.task, ids, shared, logits_output, sinks)
         self._meaning = MaskMeaning()
         self._slots = slots_of(self.kinds, names.modules)
         follows = [Followed(self.root, self._begin, self._finish)]

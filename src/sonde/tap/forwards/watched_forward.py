@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeError
 from sonde.core.inputs import InputBatch
+from sonde.core.sinks import Sinks
 from sonde.tap.forwards.carried_logits import CarriedLogits
 from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.probe import find_logits
@@ -34,6 +35,8 @@ class Watching:
         Index tensors.
     output : str or None
         Name of the output that holds the logits; None for ``logits`` or a lone tensor.
+    sinks : Sinks
+        Roles of tokens that bring no rows.
     """
 
     kinds: tuple[Kind, ...]
@@ -41,6 +44,7 @@ class Watching:
     special: Tensor | None
     shared: SharedSelections
     output: str | None = None
+    sinks: Sinks = Sinks.NONE
 
 
 class WatchedForward:
@@ -149,8 +153,20 @@ class WatchedForward:
             special, marked = self._watching.special, None
             if special is not None:
                 marked = self._call.marked(special, self.ids_apart)
-            self.frame = Frame(self._call.inputs(n, marked), device, self._watching.shared)
+            batch = self._without_sinks(self._call.inputs(n, marked))
+            self.frame = Frame(batch, device, self._watching.shared)
         return self.frame
+
+    def _without_sinks(self, batch: InputBatch) -> InputBatch:
+        """Return inputs with a mask of their sinks; cached tokens were first in their text."""
+        sinks, fed = self._watching.sinks, self._call.fed
+        if not sinks or fed is None or self._call.axis != "pos":
+            return batch
+        if self._call.past:
+            sinks = replace(sinks, first=False)
+        real = torch.ones(fed.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+        special = None if batch.special is None else batch.special.bool().cpu()
+        return replace(batch, sink=sinks.mask(real.bool().cpu(), special))
 
     def _require_whole(self, kind: Kind, left_out: int) -> None:
         """Raise if a reducer needs the whole text and only a part was read."""
@@ -220,6 +236,7 @@ class WatchedForward:
             grad=grad,
             grid={key: c.grid for key, c in columns.items() if c.grid is not None},
             special={key: c.special for key, c in columns.items() if c.special is not None},
+            sink={key: c.sink for key, c in columns.items() if c.sink is not None},
             side=own.label,  # -1: none is a member of a pair
             extra=extra,
         )
@@ -239,12 +256,13 @@ def _joined(taken: Sequence[tuple[Tensor, RowPlaces]]) -> tuple[Tensor, RowPlace
 
 
 def _at(index: Tensor, columns: RowPlaces) -> RowPlaces:
-    grid, special = columns.grid, columns.special
+    grid, special, sink = columns.grid, columns.special, columns.sink
     return RowPlaces(
         columns.example[index],
         columns.position[index],
         None if grid is None else grid[index],
         None if special is None else special[index],
+        None if sink is None else sink[index],
     )
 
 
@@ -265,12 +283,13 @@ def window(batch: InputBatch, axis: str, ids: Tensor, start: int) -> InputBatch:
     real = getattr(batch, mask)
     real = torch.ones(ids.shape, dtype=torch.bool) if real is None else real
     first = torch.zeros(len(ids), dtype=torch.int64) if batch.first is None else batch.first
-    special = batch.special if axis == "pos" else None
+    special, sink = (batch.special, batch.sink) if axis == "pos" else (None, None)
     return replace(
         batch,
         args=(),
         kwargs={name: _from(ids, start, 0)},
         special=None if special is None else _from(special, start, False),
+        sink=None if sink is None else _from(sink, start, False),
         first=first + (real[:, :start].sum(1).cpu() if start > 0 else start),
         **{mask: _from(real, start, True)},
     )

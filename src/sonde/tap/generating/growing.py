@@ -76,7 +76,7 @@ class Marks:
         self.shape = ids.shape
         mask = prompts.mask
         self._mask = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool()
-        self._special = prompts.special
+        self._special = prompts.apart
         self._ends, self._specials = torch.tensor(ends), torch.tensor(specials)
         self._over = torch.zeros(len(ids), 1, dtype=torch.bool)
         self._begun = torch.zeros(len(ids), dtype=torch.bool)

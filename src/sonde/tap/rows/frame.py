@@ -31,6 +31,7 @@ class RowPlaces:
     position: Int[Tensor, "row"]
     grid: Int[Tensor, "row 2"] | None = None
     special: Bool[Tensor, "row"] | None = None
+    sink: Bool[Tensor, "row"] | None = None
 
 
 class Frame:
@@ -89,7 +90,7 @@ class Frame:
         key = ("lengths", lengths)
         if key not in self._nested:
             mask = torch.arange(max(lengths, default=0)) < torch.tensor(lengths)[:, None]
-            batch = replace(self.batch, mask=mask, special=None)
+            batch = replace(self.batch, mask=mask, special=None, sink=None)
             self._nested[key] = Frame(batch, self.device)
         return self._nested[key]
 
@@ -126,6 +127,13 @@ class Frame:
             return real & ~special.bool().cpu()
         return real
 
+    def averaged(self, axis: str, length: int, keep_special: bool) -> Bool[Tensor, "example pos"]:
+        """Return the mask of the tokens in a mean: those included, but not sinks."""
+        kept, sink = self.kept(axis, length, keep_special), self.batch.sink
+        if axis == "pos" and sink is not None and not keep_special:
+            return kept & ~sink.bool().cpu()
+        return kept
+
     def is_padded(self, axis: str) -> bool:
         """Return whether an axis's mask excludes a token; computed once."""
         if axis not in self._padded:
@@ -134,13 +142,13 @@ class Frame:
         return self._padded[axis]
 
     def is_whole(self, axis: str, length: int, keep_special: bool) -> bool:
-        """Return whether every token is included: none is padding or special."""
+        """Return whether every token is included: none is padding, special or a sink."""
         key = (axis, length, keep_special)
         if key not in self._whole:
-            special = self.batch.special if axis == "pos" and not keep_special else None
+            apart = self.batch.apart if axis == "pos" and not keep_special else None
             mask = self.masks[axis]
             padded = mask is not None and (mask.shape[1] != length or self.is_padded(axis))
-            self._whole[key] = not padded and (special is None or not bool(special.any()))
+            self._whole[key] = not padded and (apart is None or not bool(apart.any()))
         return self._whole[key] and length > 0
 
     def alike(self, axis: str, length: int) -> Hashable:
@@ -166,7 +174,7 @@ class Frame:
             return self.shared.mean(self.n, length, dtype, device)
         key = (axis, length, keep_special, dtype, device)
         if key not in self._means:
-            kept = self._some(self.kept(axis, length, keep_special), "mean", "ordinary")
+            kept = self._some(self.averaged(axis, length, keep_special), "mean", "ordinary")
             self._means[key] = PickedMean(kept, dtype, device)
         return self._means[key]
 
@@ -201,10 +209,10 @@ class Frame:
         return self._selected[key]
 
     def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> RowPlaces:
-        special = self.batch.special if axis == "pos" else None
-        marks = None if special is None else special.bool().cpu().flatten()[flat]
+        found = (self.batch.special, self.batch.sink) if axis == "pos" else (None, None)
+        special, sink = (None if x is None else x.bool().cpu().flatten()[flat] for x in found)
         position = within if self.batch.first is None else self.first[example] + within
-        return RowPlaces(example, position, special=marks)
+        return RowPlaces(example, position, special=special, sink=sink)
 
     def predicted(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
         """Return the index of each included token's prediction, and the token's id.
@@ -248,7 +256,7 @@ class Frame:
                     "(span=, --span), at a site over their tokens."
                 )
             segment = segment.cpu()
-            flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
+            flat = (self.averaged(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
             example, step = flat[:, 0] // length, segment.flatten()[flat[:, 0]]
             found, owner = torch.unique(
                 torch.stack([example, step], dim=1), dim=0, return_inverse=True

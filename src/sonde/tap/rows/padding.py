@@ -39,6 +39,7 @@ def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
         kwargs={name: _moved(x, order, name, batch) for name, x in batch.kwargs.items()},
         mask=mask.gather(1, order),
         special=None if batch.special is None else batch.special.gather(1, order),
+        sink=None if batch.sink is None else batch.sink.gather(1, order),
         segment=None if batch.segment is None else batch.segment.gather(1, order),
         placeholder=None if batch.placeholder is None else batch.placeholder.gather(1, order),
     )

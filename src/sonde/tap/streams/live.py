@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sonde.core._shown import places
@@ -18,6 +19,7 @@ from sonde.core.errors import InputError, SiteError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
+from sonde.core.sinks import AUTO, Sinks
 from sonde.core.site import ATTENTION_PORTS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
@@ -37,16 +39,19 @@ from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, executed, probe
 from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
+from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded, seems_padded
 from sonde.tap.streams.choose import Chosen, choose_kinds
 from sonde.tap.streams.named_axes import NamedAxes, parse_axes
 from sonde.tap.streams.padding_sides import padding_fault
 from sonde.tap.streams.reader import ForwardReading, Reader, reading_of
+from sonde.tap.streams.sinks import find_sinks
 from sonde.tap.streams.soundness import fault_of
 
 _log = logging.getLogger("sonde")
 MOST_AHEAD, SMALL_BYTES = 32, 2**22
+ONE_TOKEN = ("last", "cls")
 
 
 def live_stream(
@@ -66,6 +71,7 @@ def live_stream(
     check: bool = False,
     logits_output: str | None = None,
     logits_asked: bool = False,
+    sinks: str = AUTO,
 ) -> "LiveStream":
     """Return a live model's rows over inputs as a stream; nothing runs yet.
 
@@ -105,6 +111,9 @@ def live_stream(
         ``"row patch dim"``, for all outputs with as many axes or ``"pattern=row patch dim"``.
     check : bool, default=False
         Warn of rows that depend on other examples or chance, by two tiny forwards before a run.
+    sinks : str, default="auto"
+        Tokens with massive states: ``first``, ``special``, both with a comma, or ``keep`` for
+        none; ``auto`` finds them from the first examples.
 
     Examples
     --------
@@ -129,7 +138,9 @@ def live_stream(
         raise SiteError("live_stream: expected at least one site, got none. Try sites='auto'.")
     more = tuple(Reducer.parse(r) if isinstance(r, str) else r for r in further)
     how = (reducer, more, objective, keep_special, logits, seed, entry, perturb)
-    how = (*how, parse_axes(axes), check, logits_output, logits_asked)
+    if sinks != AUTO:
+        Sinks.parse(sinks)
+    how = (*how, parse_axes(axes), check, logits_output, logits_asked, sinks)
     return LiveStream(model, inputs, several, *how)
 
 
@@ -186,6 +197,7 @@ class LiveStream(Stream):
     check: bool = False
     logits_output: str | None = None
     logits_asked: bool = False
+    sinks: str = AUTO
 
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
@@ -282,6 +294,26 @@ class LiveStream(Stream):
         column = columns[0] if columns else ""
         return logits_key(self.probe, self.model.task, said, asked, n_classes, column)
 
+    @cached_property
+    def found_sinks(self) -> Sinks:
+        """The roles of tokens with massive states; none where no row is over tokens."""
+        if self.sinks != AUTO:
+            return Sinks.parse(self.sinks)
+        over_tokens = any(
+            kind.reduction.is_over_tokens and kind.reduction.reducer.name not in ONE_TOKEN
+            for kind in self.kinds
+        )
+        return find_sinks(self) if over_tokens else Sinks.NONE
+
+    def _marked(self, batch: InputBatch) -> InputBatch:
+        """Return inputs with a mask of their sinks, if the model has any."""
+        ids = token_ids(batch) if self.found_sinks else None
+        if ids is None:
+            return batch
+        real = torch.ones(ids.shape, dtype=torch.bool) if batch.mask is None else batch.mask
+        special = None if batch.special is None else batch.special.bool().cpu()
+        return replace(batch, sink=self.found_sinks.mask(real.bool().cpu(), special))
+
     @property
     def gives_logits(self) -> bool:
         """True if the model's output holds logits of the examples."""
@@ -342,7 +374,8 @@ class LiveStream(Stream):
         tapped_sites = {
             k.key: RecordedOutput(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
         }
-        batch, recorder = inputs.record(prompts, tapped_sites)
+        batch, recorder = inputs.record(self._marked(prompts), tapped_sites)
+        batch = self._marked(batch)
         frame = reader.frame(batch)
         taken = recorder.rows(frame)
         if taken is None:
@@ -359,6 +392,7 @@ class LiveStream(Stream):
         return in_place and may_record(self.kinds) and not token_arguments(prompts)
 
     def _several(self, reader: Reader, batches: Sequence[InputBatch]) -> list[Batch]:
+        batches = [self._marked(batch) for batch in batches]
         with reader.session:
             readings = reader.readings([reader.read(batch) for batch in batches])
         return list(map(self._made, batches, readings, map(self._perturbed, batches)))
@@ -390,6 +424,7 @@ class LiveStream(Stream):
             grad=reading.grad,
             grid={key: c.grid for key, c in columns.items() if c.grid is not None},
             special={key: c.special for key, c in columns.items() if c.special is not None},
+            sink={key: c.sink for key, c in columns.items() if c.sink is not None},
             pair=batch.pair,
             side=batch.side,
             length=_length(batch),
@@ -430,6 +465,7 @@ class LiveStream(Stream):
             "seed": self.seed,
             "data": self.inputs.identity(),
             **({} if self.named_output is None else {"logits_output": self.named_output}),
+            **({"sinks": str(self.found_sinks)} if self.found_sinks else {}),
         }
 
     @property

@@ -89,6 +89,7 @@ def _along(batch: InputBatch, length: int, change: Along) -> InputBatch:
         kwargs={name: fit(name, x, name) for name, x in batch.kwargs.items()},
         mask=fit_mask("mask", batch.mask),
         special=fit_mask("special", batch.special),
+        sink=fit_mask("sink", batch.sink),
         segment=None,
         placeholder=fit_mask("placeholder", batch.placeholder),
     )
@@ -273,6 +274,7 @@ def stacked(parts: Sequence[InputBatch]) -> InputBatch:
         packed={name: torch.cat([p.packed[name] for p in parts]) for name in first.packed},
         placeholder=_joined([p.placeholder for p in parts]),
         special=None,
+        sink=None,
         segment=None,
         first=None,
         length=None,

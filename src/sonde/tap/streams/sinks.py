@@ -1,0 +1,95 @@
+"""Find the sinks of a model from the first examples of a stream."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import SiteError
+from sonde.core.inputs import InputBatch
+from sonde.core.sinks import KEEP, RATIO, Sinks
+from sonde.core.site import Reducer
+from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.model.sites import resolve
+from sonde.tap.model.vary import token_ids
+from sonde.tap.streams.small_batches import cut, single
+
+if TYPE_CHECKING:
+    from sonde.tap.streams.live import LiveStream
+
+EXAMPLES, TOKENS, LEAST = 4, 32, 4
+"""Examples that are looked at, tokens of each, and the fewest tokens for a median."""
+
+
+def find_sinks(stream: "LiveStream") -> Sinks:
+    """Return the roles whose states are long in half of the blocks; none without token ids.
+
+    The first examples are read one by one, without padding, at the outputs of all blocks.
+    """
+    if stream.model.task == "seq2seq":
+        return Sinks.NONE
+    try:
+        blocks = tuple(str(site) for site in resolve(stream.model.module, "blocks"))
+    except SiteError:
+        return Sinks.NONE
+    inputs = stream.inputs
+    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    found: list[InputBatch] = []
+    for i in range(min(EXAMPLES, len(stream))):
+        batch = single(inputs, i)
+        ids = None if batch is None else token_ids(batch)
+        if batch is not None and batch.decoder_mask is None and _is_long_enough(ids):
+            found.append(cut(batch, TOKENS))
+    if not found:
+        return Sinks.NONE
+    every = replace(
+        stream, sites=blocks, reducer=Reducer("tokens", keep_special=True), further=(),
+        objective=None, with_logits=False, entry=False, perturb=None, check=False, sinks=KEEP,
+    )  # fmt: skip
+    try:
+        reader = every.reader()
+        batches = [every.read_batch(reader, batch) for batch in found]
+    except SiteError:
+        return Sinks.NONE
+    return sinks_of(
+        [batch.rows for batch in batches],
+        [None if one.special is None else one.special[0].bool().cpu() for one in found],
+    )
+
+
+def sinks_of(
+    texts: list[Mapping[str, Float[Tensor, "_pos _dim"]]],
+    special: list[Bool[Tensor, "_pos"] | None],
+) -> Sinks:
+    """Return the roles that are sinks in texts of which all tokens were read at several sites.
+
+    Parameters
+    ----------
+    texts : list of mapping of site to Float[Tensor, "pos dim"]
+    special : list of Bool[Tensor, "pos"] or None
+        The special tokens of each text.
+    """
+    first: list[Tensor] = []
+    marked: list[Tensor] = []
+    for rows, marks in zip(texts, special, strict=True):
+        length = torch.stack([x.double().norm(dim=1).cpu() for x in rows.values()])
+        ratio = length / length.median(dim=1, keepdim=True).values
+        first.append(ratio[:, 0])
+        if marks is not None and bool(marks[1:].any()):
+            marked.append(ratio[:, 1:][:, marks[1:]].median(dim=1).values)
+    return Sinks(first=_is_long(first), special=_is_long(marked))
+
+
+def _is_long_enough(ids: Tensor | None) -> bool:
+    return ids is not None and ids.shape[1] >= LEAST
+
+
+def _is_long(ratios: list[Float[Tensor, "site"]]) -> bool:
+    """Return whether the median over texts is long in at least half of the sites."""
+    if not ratios:
+        return False
+    typical = torch.stack(ratios).median(dim=0).values
+    return bool((typical >= RATIO).double().mean() >= 0.5)
