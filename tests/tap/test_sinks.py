@@ -103,4 +103,4 @@ def test_padding_on_the_left_moves_the_first_token() -> None:
 
 def test_an_unknown_role_is_refused() -> None:
     with pytest.raises(InputError, match="expected auto, keep, or roles among first, special"):
-        stream(sinks="frist")
+        stream(sinks="second")
