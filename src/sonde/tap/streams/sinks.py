@@ -64,7 +64,7 @@ def sinks_of(
     texts: list[Mapping[str, Float[Tensor, "_pos _dim"]]],
     special: list[Bool[Tensor, "_pos"] | None],
 ) -> Sinks:
-    """Return the roles that are sinks in texts of which all tokens were read at several sites.
+    """Return the roles that are sinks, from the states of all tokens at several sites.
 
     Parameters
     ----------
