@@ -9,6 +9,7 @@ import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -105,7 +106,7 @@ def trained_tokenizer(draw: random.Random) -> PreTrainedTokenizerFast:
     return found
 
 
-def config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def config(tokenizer: Any) -> LlamaConfig:
     """Return the architecture: six blocks of width 64 with grouped heads and a tied head."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -155,7 +156,7 @@ def train(steps: int, size: int, seed: int, ratio: float) -> None:
     torch.manual_seed(seed)
     draw = random.Random(seed)
     tokenizer = trained_tokenizer(draw)
-    model = LlamaForCausalLM(config(tokenizer))
+    model: Any = LlamaForCausalLM(config(tokenizer))
     with torch.no_grad():  # one unit that can write massive values; when it does so is learned
         model.model.layers[1].mlp.down_proj.weight[:, 0] = 0.0
         model.model.layers[1].mlp.down_proj.weight[:3, 0] = 20.0
