@@ -30,6 +30,7 @@ from sonde.data.span import span_of
 from sonde.data.splits import FIRST, TRAIN, chosen_split, path_of, split_folders
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
+from sonde.data.training_rows import whole_rows
 from sonde.files.durable import require_local
 
 _log = logging.getLogger("sonde")
@@ -142,6 +143,8 @@ def open_inputs(
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     reads, given = item_kind(model, images), names_of_classes(classes)
+    if reads == "text" and (whole := whole_rows(source, sample, text_column)) is not source:
+        source, sample = whole, whole.columns(flags.names())
     id2label = dict(enumerate(given)) or class_names(model)
     names, main = forward_names(model.module), main_input(model)
 
