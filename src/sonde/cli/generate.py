@@ -217,7 +217,7 @@ class Generate:
             for key, result in fitted
             if callable(getattr(result, "edit", None))
             and self.method in (None, key[0])
-            and self.site in (None, key[1])
+            and (self.site is None or _outputs(self.site) == _outputs(key[1]))
         ]
         if len(found) == 1:
             return found[0]
@@ -354,3 +354,8 @@ def _prompt_of(row: Any, column: str | None, path: Path) -> str:
         f"{path}: expected a text in column {column or 'text'}, got columns {known}. "
         "Name it by --text-column."
     )
+
+
+def _outputs(site: str) -> str:
+    """Return a site's text without the port ``out``, which is the default."""
+    return site.removesuffix(":out")
