@@ -35,6 +35,10 @@ class Fact:
     target : str
         The new answer, appended to the prompt: begin it with a space if the text needs a space
         there.
+    paraphrases : tuple of str, default=()
+        Other wordings of the prompt, which should give the target too.
+    neighbours : tuple of str, default=()
+        Prompts about other subjects, whose answers should stay.
 
     Examples
     --------
@@ -45,6 +49,8 @@ class Fact:
     prompt: str
     subject: str
     target: str
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject not in self.prompt:

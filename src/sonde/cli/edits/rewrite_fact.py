@@ -22,8 +22,10 @@ class RewriteFact:
     """Write new answers into the last linear layer of a block.
 
     TARGET is appended directly to PROMPT: begin TARGET with a space if the text needs a space.
-    --facts has one object per answer, with the keys prompt, subject and target. DATA is plain text
-    on which the model should not change: the cost on it is kept small, and is reported.
+    --facts has one object per answer, with the keys prompt, subject and target, and if you have
+    them lists of paraphrases and neighbours (prompts about other subjects). DATA is plain text on
+    which the model should not change: the cost on it is kept small, and is reported. Four figures
+    say whether the answer is given, to other wordings too, to no other subject, in fluent text.
 
     Differs: changes the model's answer about a subject; forget removes the effect of examples.
 
@@ -49,7 +51,8 @@ class RewriteFact:
         str,
         named(
             "LAYER",
-            "a linear layer; auto: the last linear layer of the block at a third of the depth",
+            "a linear layer; auto: the last of the block with the best figures on half of the "
+            "wordings and neighbours; without neighbours, of the block at a third of the depth",
         ),
     ] = "auto"
     ridge: Annotated[
@@ -132,11 +135,13 @@ def _read_facts(path: Path) -> "list[Fact]":
             continue
         try:
             made = json.loads(line)
-            found.append(Fact(*(made[key] for key in KEYS)))
+            more = {name: tuple(made.get(name, ())) for name in ("paraphrases", "neighbours")}
+            found.append(Fact(*(made[key] for key in KEYS), **more))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"--facts: line {i} of {path} does not describe a fact: {error}. Write one "
-                'object on each line: {"prompt": ..., "subject": ..., "target": ...}.'
+                'object on each line: {"prompt": ..., "subject": ..., "target": ...}, with lists '
+                '"paraphrases" and "neighbours" if you have them.'
             ) from None
     if not found:
         raise InputError(f"--facts: {path} is empty. Write one fact on each line.")

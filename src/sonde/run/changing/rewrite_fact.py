@@ -1,6 +1,6 @@
 """``sonde.rewrite_fact``: give a model new answers to prompts by editing one layer's weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from sonde.core.inputs import Model
 from sonde.data.unloaded import require_task
 from sonde.edit import BatchEdit, Fact, RankOneEdit, SecondMoment, linear_layers
 from sonde.edit._fact_answers import FactAnswers
+from sonde.edit._facts import PREFIXES
 from sonde.run.changing.acting import (
     Change,
     Deed,
@@ -17,13 +18,17 @@ from sonde.run.changing.acting import (
 )
 from sonde.run.changing.acts import plan_act, plan_controls
 from sonde.run.changing.edit_document import EditTable
+from sonde.run.changing.fact_figures import FactFigures, FactPrompts, measure_facts
 from sonde.run.changing.judge import JudgedSide
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.tap import resolve
+from sonde.weights import RewritePlan
 
-DEPTH = 1 / 3
-"""Which of the blocks is changed where no layer is named."""
+DEPTH, DEPTHS = 1 / 3, (0.1, 0.2, 1 / 3, 0.5)
+"""Which block is changed if no layer is named, and which are tried if there are neighbours."""
+LEAST = 2
+"""Neighbours without which no layer is chosen by figures."""
 
 
 def rewrite_fact(
@@ -55,11 +60,13 @@ def rewrite_fact(
     data : data
         Plain text that the model must handle as before, as in ``sonde.read``.
     facts : Fact or sequence of Fact
-        Prompt, subject and target: ``Fact("The capital of France is", "France", " Rome")``.
+        Prompt, subject and target: ``Fact("The capital of France is", "France", " Rome")``, and
+        other wordings and neighbours that judge the change; made from the prompt if not given.
     output : path
         Folder for the new model; ``sonde.undo`` takes the change back.
     layer : str, default="auto"
-        A linear layer; ``auto`` is the last of the block a third of the way up.
+        A linear layer; ``auto`` is the last of the block with the best figures on half of the
+        wordings and neighbours, or of the block a third of the way up without neighbours.
     ridge : float, default=1e-3
         Added to the second moment, in its mean entries.
     steps : int, default=25
@@ -93,18 +100,24 @@ def rewrite_fact(
     calm = data if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
     found = subject.model
-    place = _layer(found, layer)
+    prompts = FactPrompts.of(found, asked)
+    tried = prompts.n_neighbours >= LEAST and layer == "auto"
+    places = _layers(found, layer, DEPTHS if tried else (DEPTH,))
     search: dict[str, Any] = {"steps": steps, "largest": largest}
-    rule = (
-        RankOneEdit(asked[0], place, **search)
-        if len(asked) == 1
-        else BatchEdit(asked, [place], **search)
-    )
-    answers = FactAnswers(found, asked, rule.prefixes)
-    how = {"sites": [f"{place}:in"], "reducer": "tokens", "split": "train"}
+    how = {"sites": [f"{p}:in" for p in places], "reducer": "tokens", "split": "train"}
     stream = read(found, data, **how, **subject.options)
     fitted = fit(SecondMoment(ridge=ridge), stream, progress=progress)
-    plan = rule.plan(found, fitted)
+    plans = {
+        place: (
+            RankOneEdit(asked[0], place, **search)
+            if len(asked) == 1
+            else BatchEdit(asked, [place], **search)
+        ).plan(found, fitted)
+        for place in places
+    }
+    place, measured = _best(found, plans, prompts)
+    plan = plans[place]
+    answers = FactAnswers(found, asked, PREFIXES)
     figures = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
     first, more = asked[0], f", and {len(asked) - 1} more" if len(asked) > 1 else ""
     deed = Deed(
@@ -118,28 +131,63 @@ def rewrite_fact(
         sites=[f"{place}:out"],
         prompts=answers,
         tables=lambda: (
+            measured.table(),
             EditTable("Result of the search, over several prefixes", ("", ""), figures),
         ),
+        notes=(measured.verdict, *_chosen(places, place)),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
 
-def _layer(model: Model, layer: str) -> str:
-    """Return the named layer, or the last linear layer of a block.
+def _best(
+    model: Model, plans: Mapping[str, RewritePlan], prompts: FactPrompts
+) -> tuple[str, FactFigures]:
+    """Return the layer with the best worst figure, and its figures on the other half of prompts.
+
+    With one layer, its figures are of all prompts.
+    """
+    first = next(iter(plans))
+    if len(plans) == 1:
+        return first, measure_facts(model, plan_act(model, plans[first]), prompts)
+    held = prompts.half(0)
+
+    def merit(place: str) -> tuple[float, float]:
+        found = measure_facts(model, plan_act(model, plans[place]), held, write=False)
+        return found.worst[1], sum(found.named.values())
+
+    place = max(plans, key=merit)
+    return place, measure_facts(model, plan_act(model, plans[place]), prompts.half(1))
+
+
+def _chosen(places: Sequence[str], place: str) -> list[str]:
+    """Return a sentence on the choice of the layer, if several were tried."""
+    if len(places) == 1:
+        return []
+    return [
+        f"{place} was chosen among {', '.join(places)} by the worst figure on half of the wordings "
+        "and neighbours; the figures are of the other half."
+    ]
+
+
+def _layers(model: Model, layer: str, depths: Sequence[float]) -> list[str]:
+    """Return the named layer, or the last linear layers of the blocks at some depths.
 
     Raises
     ------
     InputError
-        If the block has none.
+        If a block has none.
     """
     if layer != "auto":
-        return resolve(model.module, layer)[0].path
+        return [resolve(model.module, layer)[0].path]
     blocks = [site.path for site in resolve(model.module, "blocks")]
-    block = blocks[round(DEPTH * (len(blocks) - 1))]
-    found = linear_layers(model.module, block)
-    if not found:
-        raise InputError(
-            f"sonde edit rewrite-fact: expected a linear layer in {block}, got none. Name one "
-            "with --layer."
-        )
-    return found[-1]
+    places: dict[str, None] = {}
+    for depth in depths:
+        block = blocks[round(depth * (len(blocks) - 1))]
+        found = linear_layers(model.module, block)
+        if not found:
+            raise InputError(
+                f"sonde edit rewrite-fact: expected a linear layer in {block}, got none. Name one "
+                "with --layer."
+            )
+        places[found[-1]] = None
+    return [*places]
