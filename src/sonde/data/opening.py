@@ -139,12 +139,8 @@ def open_inputs(
     ignored, numbers = _names(ignore_columns), _names(number_columns)
     flags = Flags(*columns, span_of(span), ignored, numbers)
     images = ImageFlags.of(image_size, image_mean, image_std)
-    sample = source.columns(flags.names())
-    if not sample and source.n_bad == 0:
-        raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     reads, given = item_kind(model, images), names_of_classes(classes)
-    if reads == "text" and (whole := whole_rows(source, sample, text_column)) is not source:
-        source, sample = whole, whole.columns(flags.names())
+    source, sample = _sampled(source, flags, is_text=reads == "text")
     id2label = dict(enumerate(given)) or class_names(model)
     names, main = forward_names(model.module), main_input(model)
 
@@ -194,6 +190,15 @@ def open_inputs(
         "image_std": images.std,
     }
     return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed))
+
+
+def _sampled(source: Source, flags: Flags, *, is_text: bool) -> tuple[Source, Sample]:
+    """Return a source with the first values of its columns; fine-tuning rows as whole texts."""
+    sample = source.columns(flags.names())
+    if not sample and source.n_bad == 0:
+        raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
+    whole = whole_rows(source, sample, flags.text) if is_text else source
+    return whole, sample if whole is source else whole.columns(flags.names())
 
 
 def _check_labels(listing: Listing, column: str, may_be_numbers: bool, source: str) -> None:

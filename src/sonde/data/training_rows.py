@@ -78,7 +78,7 @@ FORMS: tuple[tuple[tuple[str, ...], Form, int], ...] = (
 
 
 def _joined(prompt: Any, answer: Any) -> dict[str, Any]:
-    """Return a prompt and its answer as one text, or as one chat if one of them is messages."""
+    """Return a prompt and its answer as a text, or as a chat if both are lists of messages."""
     parts = [part for part in (prompt, answer) if part is not None]
     if all(isinstance(part, str) for part in parts):
         return {"text": "".join(parts)}
