@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -19,7 +19,7 @@ from sonde.core.errors import InputError, SiteError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.perturbation import Perturbation
-from sonde.core.sinks import AUTO, Sinks
+from sonde.core.sinks import AUTO, KEEP, Sinks
 from sonde.core.site import ATTENTION_PORTS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
@@ -303,7 +303,20 @@ class LiveStream(Stream):
             kind.reduction.is_over_tokens and kind.reduction.reducer.name not in ONE_TOKEN
             for kind in self.kinds
         )
-        return find_sinks(self) if over_tokens else Sinks.NONE
+        if not over_tokens:
+            return Sinks.NONE
+        return find_sinks(self.model, self.inputs, self._of_all_tokens)
+
+    def _of_all_tokens(
+        self, sites: Sequence[str], batches: Sequence[InputBatch]
+    ) -> list[Mapping[str, Tensor]]:
+        """Return the rows of all tokens of some inputs at some sites."""
+        every = replace(
+            self, sites=tuple(sites), reducer=Reducer("tokens", keep_special=True), further=(),
+            objective=None, with_logits=False, entry=False, perturb=None, check=False, sinks=KEEP,
+        )  # fmt: skip
+        reader = every.reader()
+        return [every.read_batch(reader, batch).rows for batch in batches]
 
     def _marked(self, batch: InputBatch) -> InputBatch:
         """Return inputs with a mask of their sinks, if the model has any."""

@@ -1,67 +1,66 @@
 """Find the sinks of a model from the first examples of a stream."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.core.errors import SiteError
-from sonde.core.inputs import InputBatch
-from sonde.core.sinks import KEEP, RATIO, Sinks
-from sonde.core.site import Reducer
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.sinks import RATIO, Sinks
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.sites import resolve
 from sonde.tap.model.vary import token_ids
 from sonde.tap.streams.small_batches import cut, single
 
-if TYPE_CHECKING:
-    from sonde.tap.streams.live import LiveStream
-
 EXAMPLES, TOKENS, LEAST = 4, 32, 4
 """Examples that are looked at, tokens of each, and the fewest tokens for a median."""
 
 
-def find_sinks(stream: "LiveStream") -> Sinks:
+Rows = Mapping[str, Float[Tensor, "_pos _dim"]]
+
+
+def find_sinks(
+    model: Model,
+    inputs: Inputs,
+    read: Callable[[Sequence[str], Sequence[InputBatch]], list[Rows]],
+) -> Sinks:
     """Return the roles whose states are long in half of the blocks; none without token ids.
 
-    The first examples are read one by one, without padding, at the outputs of all blocks.
+    Parameters
+    ----------
+    model : Model
+    inputs : Inputs
+        The first examples are looked at, one by one, without padding.
+    read : callable
+        Returns the rows of all tokens at some sites, for each of several inputs.
     """
-    if stream.model.task == "seq2seq":
+    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    if model.task == "seq2seq":
         return Sinks.NONE
     try:
-        blocks = tuple(str(site) for site in resolve(stream.model.module, "blocks"))
+        blocks = [str(site) for site in resolve(model.module, "blocks")]
     except SiteError:
         return Sinks.NONE
-    inputs = stream.inputs
-    inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
     found: list[InputBatch] = []
-    for i in range(min(EXAMPLES, len(stream))):
+    for i in range(min(EXAMPLES, len(inputs.group_keys))):
         batch = single(inputs, i)
         ids = None if batch is None else token_ids(batch)
         if batch is not None and batch.decoder_mask is None and _is_long_enough(ids):
             found.append(cut(batch, TOKENS))
     if not found:
         return Sinks.NONE
-    every = replace(
-        stream, sites=blocks, reducer=Reducer("tokens", keep_special=True), further=(),
-        objective=None, with_logits=False, entry=False, perturb=None, check=False, sinks=KEEP,
-    )  # fmt: skip
     try:
-        reader = every.reader()
-        batches = [every.read_batch(reader, batch) for batch in found]
+        rows = read(blocks, found)
     except SiteError:
         return Sinks.NONE
-    return sinks_of(
-        [batch.rows for batch in batches],
-        [None if one.special is None else one.special[0].bool().cpu() for one in found],
-    )
+    special = [None if one.special is None else one.special[0].bool().cpu() for one in found]
+    return sinks_of(rows, special)
 
 
 def sinks_of(
-    texts: list[Mapping[str, Float[Tensor, "_pos _dim"]]],
+    texts: list[Rows],
     special: list[Bool[Tensor, "_pos"] | None],
 ) -> Sinks:
     """Return the roles that are sinks, from the states of all tokens at several sites.
