@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if typed.before is not None:
         old = results(typed.before / part, range(100_000), None, run=False)
         texts = ["## Before and after", table.compared(old, got), *texts]
-    texts += ["## Worlds without a fault", table.healthy(clean)] if clean else []
+    if clean and not typed.closed:
+        texts += ["## Worlds without a fault", table.healthy(clean)]
     print("", *texts, sep="\n\n")
     if typed.page is not None:
         before = typed.page.read_text("utf-8")
