@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import sonde
 from models import bert, cnn, gpt2, llama, mlp, resnet18, vit
 from narrow import present
 from sonde.core.errors import InputError, SiteError
@@ -306,3 +307,24 @@ def test_a_stream_keeps_no_rows_that_its_reader_has_dropped():
     kept = weakref.ref(next(batches).rows["0:out"])
     gc.collect()
     assert kept() is None
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 12)
+        self.register_buffer("average", torch.zeros(12))
+
+    def forward(self, x):
+        x = torch.relu(self.a(x)) - self.average
+        self.average += 0.1 * x.detach().mean(0)
+        return x
+
+
+@pytest.mark.truth("buffers before and after, of a model that moves them in eval mode")
+def test_buffers_that_a_forward_moves_are_put_back():
+    net, rows = Averaging().eval(), torch.randn(40, 8)
+    stream = sonde.read(net, rows, sites="a", check=False)
+    first, again = ([b.rows["a:out"] for b in stream] for _ in range(2))
+    assert not bool(net.average.any())
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))

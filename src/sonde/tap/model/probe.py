@@ -97,6 +97,8 @@ class Probe:
         Tensors of the model's output that a linear layer made, and its name.
     probabilities : frozenset of str
         Modules whose rows are never negative and add up to 1.
+    moved : tuple of str
+        Buffers that a forward pass in eval mode changes: running averages, counters.
     """
 
     names: ModuleNames
@@ -109,6 +111,7 @@ class Probe:
     place: Place
     heads: Mapping[str, str] = field(default_factory=dict)
     probabilities: frozenset[str] = frozenset()
+    moved: tuple[str, ...] = ()
 
     def calls(self, path: str) -> int:
         """Return how often a module ran in one forward pass."""
@@ -210,8 +213,9 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
     """
     check_readable(model.module)
     _check_shaped(model.module)
-    with untouched(model.module):
-        return _probed(model, batch, inside)
+    with untouched(model.module) as moved:
+        found = _probed(model, batch, inside)
+    return replace(found, moved=tuple(moved))
 
 
 def _check_shaped(root: nn.Module) -> None:

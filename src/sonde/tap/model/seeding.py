@@ -1,7 +1,7 @@
 """Random states of a model's own devices; other devices keep theirs."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
@@ -57,6 +57,18 @@ def untouched(module: nn.Module) -> Iterator[list[str]]:
                 changed.append(name)
                 with torch.no_grad():
                     buffer.copy_(old)
+
+
+@contextmanager
+def buffers_kept(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Restore some buffers after a block."""
+    before = {name: module.get_buffer(name).detach().clone() for name in names}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, old in before.items():
+                module.get_buffer(name).copy_(old)
 
 
 def _both_nan(a: Tensor, b: Tensor) -> bool:

@@ -37,6 +37,7 @@ from sonde.tap.model.parts import parts
 from sonde.tap.model.perturb import moved_inputs, perturbed_logits
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, executed, probe
+from sonde.tap.model.seeding import buffers_kept
 from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
 from sonde.tap.model.vary import token_ids
@@ -406,7 +407,7 @@ class LiveStream(Stream):
 
     def _several(self, reader: Reader, batches: Sequence[InputBatch]) -> list[Batch]:
         batches = [self._marked(batch) for batch in batches]
-        with reader.session:
+        with buffers_kept(self.model.module, self.probe.moved), reader.session:
             readings = reader.readings([reader.read(batch) for batch in batches])
         return list(map(self._made, batches, readings, map(self._perturbed, batches)))
 
