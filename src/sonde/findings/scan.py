@@ -41,6 +41,7 @@ from sonde.findings.evidence.texts.vocabulary_fit import vocabulary_fit
 from sonde.findings.evidence.texts.writing import text_writing
 from sonde.findings.evidence.trials.input_trials import variant_evidence
 from sonde.findings.evidence.trials.part_trials import part_trials
+from sonde.findings.evidence.trials.tensor_trials import tensor_trials
 from sonde.findings.evidence.trials.weight_sizes import resized
 from sonde.findings.evidence.versus.column_gain import column_gain
 from sonde.findings.evidence.versus.comparison import VersusEvidence
@@ -412,6 +413,7 @@ def _gatherers(
         "shortcuts": _counted(partial(shortcut_evidence, stream)),
         "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
+        "tensors": _counted(partial(tensor_trials, stream)),
         "idle_tensors": lambda _: idle_tensors(stream),
         "input_rows": lambda found: input_rows(stream, found),
         "writing": partial(text_writing, stream),

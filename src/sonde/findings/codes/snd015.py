@@ -16,6 +16,7 @@ from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.stored_columns import StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
+from sonde.findings.evidence.trials.tensor_trials import TensorTrials
 from sonde.findings.evidence.trials.tried_forms import Tried
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Level, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -41,6 +42,9 @@ class SND015(Rule):
     rival: float = 0.15
     fall: float = 0.1
     rivals: float = 0.9
+    gain: float = 0.03
+    gain_of_numbers: float = 0.05
+    lost: float = 0.15
 
     title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
@@ -105,7 +109,37 @@ class SND015(Rule):
         for mended in reversed(found.mended):
             if check.state == "clear":
                 check = self._of_wrong_rows(mended, check)
-        return check
+        return self._of_tensors(evidence, check) if check.state == "clear" else check
+
+    def _of_tensors(self, evidence: Evidence, clear: Check) -> Check:
+        """Judge the form of one input tensor that the selection rows chose."""
+        found = evidence.tensors
+        if not isinstance(found, TensorTrials):
+            return clear
+        trial, numbers = found.trial, found.trial.measure == "error"
+        own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
+        least = max(self.gain_of_numbers if numbers else self.gain, self.lost * (1 - own))
+        figure = Figure(
+            "gain", trial.gain, unit="share", null=0.0, p=trial.p, n_rows=n, threshold=least
+        )  # fmt: skip
+        if trial.gain < least or trial.p >= self.level:
+            return self.clear(figure, f"none of {found.n_tried:,} forms of the inputs does better")
+        before, after = (_reached(score, numbers) for score in (own, then))
+        text = (
+            f"With its inputs {found.form.words}, the model {after} on {plural(n, 'row')} held out "
+            f"from this choice; with unchanged inputs, it {before}."
+        )
+        is_whole = trial.gain >= self.part * (1 - own)
+        what = "R^2 of" if numbers else "correct on"
+        fix = f": {what} {_figure(then, numbers)} instead of {_figure(own, numbers)}."
+        return self.raised_with(
+            "error" if is_whole else "warning",
+            sentence(text),
+            figure,
+            effect=min(1.0, trial.gain),
+            fix=f"{found.form.line}{fix}",
+            trial=trial,
+        )
 
     def _of_all_rows(self, evidence: Evidence, found: VariantEvidence) -> Check:
         if not found.tried:

@@ -376,6 +376,11 @@ class Evidence:
         return self.gathered.get("table", self)
 
     @property
+    def tensors(self) -> Any:
+        """``TensorTrials``: the form of an input tensor that does best, or a reason for none."""
+        return self.gathered.get("tensors", self)
+
+    @property
     def idle_tensors(self) -> Any:
         """``IdleTensors``: the inputs that are the same in all rows, or a reason for none."""
         return self.gathered.get("idle_tensors", self)

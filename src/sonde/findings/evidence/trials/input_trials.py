@@ -314,7 +314,7 @@ def _as_scanned(
     """Return the unchanged inputs with the answers from the scan's pass."""
     whole = small.together(range(len(small)))
     logits = torch.stack([known[i] for i in whole.order.tolist()])
-    score = score_rows_of(logits, whole, evidence)
+    score = score_rows_of(logits, whole.order, whole.label, evidence)
     return Tried("", score, math.nan, logits=logits[whole.label >= 0])
 
 

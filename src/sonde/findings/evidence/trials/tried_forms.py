@@ -161,7 +161,7 @@ def tried_forms(
         score = logits = None
         given = [a for a in answers if a is not None]
         if judged and len(given) == len(answers):
-            score = score_rows_of(torch.cat(given), whole, evidence)
+            score = score_rows_of(torch.cat(given), whole.order, whole.label, evidence)
             if evidence.data.target is None:
                 logits = torch.cat(given)[whole.label >= 0]
         scale = _scale(x, change(x))
@@ -170,14 +170,17 @@ def tried_forms(
 
 
 def score_rows_of(
-    logits: Float[Tensor, "row class"], whole: InputBatch, evidence: Evidence
-) -> Float[Tensor, "row"]:
+    logits: Float[Tensor, "row class"],
+    order: Int[Tensor, "row"],
+    label: Int[Tensor, "row"],
+    evidence: Evidence,
+) -> Float[Tensor, "row2"]:
     """Return the score of each row that can be judged."""
     data = evidence.data
     if data.target is None:
         answer = two_logits(logits).argmax(1)
-        return (answer == whole.label)[whole.label >= 0].double()
-    truth, every = data.target[whole.order].double(), data.target.double()
+        return (answer == label)[label >= 0].double()
+    truth, every = data.target[order].double(), data.target.double()
     known = torch.isfinite(truth)
     error = (logits[:, 0].double() - truth)[known].square()
     return 1 - error / every[torch.isfinite(every)].var(correction=0)

@@ -1,0 +1,441 @@
+"""Changes of single input tensors that restore the answers: proposed on few rows, tested on others.
+
+A model may take a table beside the codes of a category, a series, or two texts. Every tensor is
+changed on its own, and two of them are exchanged. All forms are screened on few rows; if they cost
+too much, the gradient of the loss by the inputs first tells the promising ones, all at once. The
+best forms are compared on all rows that choose, and the chosen form is judged on the others.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import groups_at, two_logits
+from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.tensor_forms import (
+    Change,
+    TensorForm,
+    affine_form,
+    index_of,
+    place_of,
+    tensor_forms,
+)
+from sonde.findings.evidence.trials.tried_forms import logits_of, score_rows_of
+from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import Trial, chooses_by_key
+from sonde.tap import LiveStream
+from sonde.tap.model.input_tensors import InputTensor, input_tensors, with_tensors
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
+from sonde.tap.streams.small_batches import SmallBatches
+
+ROWS, LEAST, SCREENED, AGAIN, REFINED = 512, 48, 24, 16, 3
+IN_ONE: Final = 768
+"""Rows of one forward pass, of several forms together."""
+MOST_CODES: Final = 48
+LAGS: Final = (1, -1, 2, -2, 3, -3)
+SAME, NIL = 1.05, 0.002
+TEMPERATURES: Final = tuple(2.0 ** (k / 2) for k in range(-6, 14))
+WORST: Final = -4.0
+"""Least score of a row of a regression in the choice of a form."""
+CORRECT: Final = 0.97
+"""Accuracy, or R^2, from which no form is tried."""
+PART: Final = 0.6
+NEAR, BIASES = 0.05, torch.linspace(0, 1, 12)
+"""Accuracy within which a class bias does as well as a form, and quantiles of biases to try."""
+RENAMED: Final = 1.0
+"""Loss of all rows together that a new name of one code must save."""
+KIND: Final = ("form of an input tensor", "forms of input tensors")
+
+
+@dataclass(frozen=True, eq=False)
+class TensorTrials:
+    """The form of an input tensor that the selection rows choose, and its trial on other rows.
+
+    Parameters
+    ----------
+    form : TensorForm
+    trial : Trial
+    n_tried : int
+        Forms that were tried.
+    """
+
+    form: TensorForm
+    trial: Trial
+    n_tried: int
+
+
+def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
+    """Try other forms of every input tensor, or return the reason why none is tried."""
+    data = evidence.data
+    if data.target is None and not (data.has_labels and data.labels_are_models):
+        return "the data have no labels that the model answers"
+    n = evidence.budget.rows(ROWS, LEAST, 2 * SCREENED, PART)
+    small = whole_examples(stream, chosen_examples(stream, n, data.seed))
+    if len(small) < LEAST:
+        return f"needs {LEAST} rows of one shape"
+    with untouched(stream.model.module), torch.no_grad():
+        tried = _Forms(stream, small, evidence)
+        return tried.chosen()
+
+
+def whole_examples(stream: LiveStream, which: Sequence[int]) -> SmallBatches:
+    """Return examples as the model receives them, padding included, of the commonest shape."""
+    found = [next(iter(stream.inputs.batches(i, i + 1)), None) for i in which]
+    singles = [one for one in found if one is not None]
+    module = stream.model.module
+    shapes = [tuple((k, t.x.shape[1:]) for k, t in input_tensors(module, one).items())
+              for one in singles]  # fmt: skip
+    common = max(shapes, key=shapes.count, default=())
+    kept = [one for one, shape in zip(singles, shapes, strict=True) if shape == common]
+    return SmallBatches(tuple(kept), 0, False, False)
+
+
+class _Forms:
+    """Forms of the inputs of some examples, and the model's answers to them."""
+
+    def __init__(self, stream: LiveStream, small: SmallBatches, evidence: Evidence) -> None:
+        self.stream, self.small, self.evidence = stream, small, evidence
+        self.module = stream.model.module
+        self.whole = small.together(range(len(small)))
+        self.given = input_tensors(self.module, self.whole)
+        self.names = evidence.data.inputs
+        target = evidence.data.target
+        order, label = self.whole.order, self.whole.label
+        known = label >= 0 if target is None else torch.isfinite(target[order])
+        chooses = chooses_by_key(self.whole.group_keys)
+        self.chooses = torch.nonzero(known & chooses).flatten().tolist()
+        self.judges = torch.nonzero(known & ~chooses).flatten().tolist()
+        self.n_tried = 0
+
+    def chosen(self) -> TensorTrials | str:
+        """Return the best form and its trial."""
+        if min(len(self.chooses), len(self.judges)) < LEAST // 4:
+            return "too few rows with labels"
+        own = self._scores(None, self.judges)
+        if own is None or float(own.mean()) > CORRECT:
+            return "there was no reason to try other forms" if own is not None else "no answers"
+        forms = tensor_forms(self.given, self.names)
+        forms += [_rows_later(self.stream, lag) for lag in LAGS if self._is_ordered]
+        codes = [form for form in self._code_forms() if form is not None]
+        best = self._best([*codes, *self._with_numbers(self._promising(forms))])
+        after = None if best is None else self._scores(best, self.judges)
+        if best is None or after is None:
+            return "no form lowers the loss"
+        if self._with_bias() >= float(after.mean()) - NEAR:
+            return "a bias on the logit of one class corrects as many rows"
+        rows = self.whole.order[torch.tensor(self.judges)]
+        measure = "accuracy" if self.evidence.data.target is None else "error"
+        groups = groups_at(self.evidence, rows)
+        trial = Trial(f"its inputs {best.words}", "inputs", measure, rows, own, after, None, groups)
+        return TensorTrials(best, trial, self.n_tried)
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Return whether rows may follow one another in time: no groups, and enough of them."""
+        return len(self.stream.inputs) > 2 * LEAST and not self.evidence.data.grouped
+
+    def _answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
+        """Return the answers in each form, of several forms in one forward pass."""
+        found: list[Tensor] = []
+        per = max(1, IN_ONE // len(rows))
+        for at in range(0, len(forms), per):
+            some = forms[at : at + per]
+            batch = self.small.together([*rows] * len(some))
+            order = batch.order[: len(rows)]
+
+            changed = with_tensors(self.module, batch, _each(some, order))
+            made = logits_of(observe(self.stream, changed, {}), self.stream)
+            if made is None:
+                return []
+            found += made.split(len(rows))
+        return found
+
+    def _losses(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[float]:
+        """Return the mean loss of some rows in each form; infinite if it is not known."""
+        self.n_tried += len(forms)
+        try:
+            answers = self._answers(forms, rows)
+            return self._means(torch.stack(answers), rows) if answers else [math.inf] * len(forms)
+        except (RuntimeError, ValueError, IndexError):
+            if len(forms) == 1:
+                return [math.inf]
+        half = len(forms) // 2
+        return self._losses(forms[:half], rows) + self._losses(forms[half:], rows)
+
+    def _means(self, logits: Float[Tensor, "form row class"], rows: Sequence[int]) -> list[float]:
+        """Return the mean loss of each form, of classes at the temperature that suits it."""
+        if self.evidence.data.target is None:
+            label = self.whole.label[torch.tensor(rows)]
+            every = two_logits(logits.flatten(0, 1)).double().unflatten(0, logits.shape[:2])
+            losses = [
+                -(every / t).log_softmax(2)[:, torch.arange(len(label)), label].mean(1)
+                for t in TEMPERATURES
+            ]
+            mean = torch.stack(losses).amin(0)
+        else:
+            scores = [self._rows_scores(one, rows).clamp(min=WORST).mean() for one in logits]
+            mean = 1 - torch.stack(scores)
+        return torch.where(mean.isfinite(), mean, math.inf).tolist()
+
+    def _rows_scores(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        at = torch.tensor(rows)
+        return score_rows_of(logits, self.whole.order[at], self.whole.label[at], self.evidence)
+
+    def _scores(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
+        answers = self._answers([form], rows)
+        return self._rows_scores(answers[0], rows) if answers else None
+
+    def _with_bias(self) -> float:
+        """Return the accuracy of held-out rows with the bias of one class that suits the others."""
+        if self.evidence.data.target is not None:
+            return -math.inf
+        both = [(two_logits(self._answers([None], rows)[0]), self.whole.label[torch.tensor(rows)])
+                for rows in (self.chooses, self.judges)]  # fmt: skip
+        reached: list[tuple[float, float]] = []
+        for k in range(both[0][0].shape[1]):
+            gap = both[0][0][:, k] - both[0][0].amax(1)
+            lead = both[0][0].topk(2, 1).values
+            sizes = torch.quantile(torch.cat([-gap, lead[:, 0] - lead[:, 1]]), BIASES)
+            for size in torch.cat([sizes, -sizes]).tolist():
+                bias = torch.zeros(both[0][0].shape[1])
+                bias[k] = 1.01 * size
+                hits = [((x + bias).argmax(1) == y).double().mean() for x, y in both]
+                reached.append((float(hits[0]), float(hits[1])))
+        return max(reached)[1]
+
+    def _few(self, n: int) -> list[int]:
+        """Return rows that choose, spread over the file."""
+        step = max(1, len(self.chooses) // n)
+        return self.chooses[::step][:n]
+
+    def _promising(self, forms: list[TensorForm]) -> list[TensorForm]:
+        """Return the forms with the least loss on few rows, as many as the budget allows."""
+        budget, rows = self.evidence.budget, self._few(SCREENED)
+        cost = budget.cost.each * len(rows) + budget.cost.call / max(1, IN_ONE // len(rows))
+        n = int(budget.left(PART) / max(cost, 1e-9))
+        if n < len(forms):
+            steepness = self._steepness(forms, rows)
+            order = sorted(range(len(forms)), key=lambda i: steepness[i])
+            budget.leave_out(KIND, len(forms) - n)
+            forms = [forms[i] for i in sorted(order[:n])]
+        if not forms:
+            return []
+        losses = self._losses([None, *forms], rows)
+        order = sorted(range(len(forms)), key=lambda i: losses[i + 1])
+        return [forms[i] for i in sorted(order[:AGAIN]) if losses[i + 1] < losses[0]]
+
+    def _steepness(self, forms: Sequence[TensorForm], rows: Sequence[int]) -> list[float]:
+        """Return the change of the loss that its gradient predicts for each form, in errors.
+
+        Forms of tensors without a gradient, such as codes, come first.
+        """
+        batch = self.small.together(rows)
+        given = {n: t.x.clone() for n, t in input_tensors(self.module, batch).items()}
+        free = {n: x.float().requires_grad_() for n, x in given.items() if x.is_floating_point()}
+        try:
+            with torch.enable_grad():
+                changed = with_tensors(self.module, batch, lambda _: {**given, **free})
+                args, kwargs = self.stream.probe.place.call(changed.args, changed.kwargs)
+                logits = find_logits(self.module(*args, **kwargs), self.stream.logits_key or "")
+                if logits is None:
+                    return [0.0] * len(forms)
+                loss = self._differentiable(logits.cpu(), rows)
+                grads = torch.autograd.grad(loss.sum(), list(free.values()), allow_unused=True)
+        except RuntimeError:
+            return [0.0] * len(forms)
+        slope = dict(zip(free, grads, strict=True))
+        found: list[float] = []
+        for form in forms:
+            new = form.change(given, batch.order)
+            parts = [(slope[n] * (x - given[n])).flatten(1).sum(1) for n, x in new.items()
+                     if slope.get(n) is not None]  # fmt: skip
+            if not parts or any(n not in slope for n in new):
+                found.append(-math.inf)
+                continue
+            step = torch.stack(parts).sum(0).double()
+            found.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
+        return found
+
+    def _differentiable(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        at, target = torch.tensor(rows), self.evidence.data.target
+        if target is not None:
+            return (logits[:, 0] - target[self.whole.order[at]].to(logits)).square()
+        return cross_entropy(two_logits(logits), self.whole.label[at], reduction="none")
+
+    def _best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
+        """Return the form with the least loss on the rows that choose, if it lowers the loss."""
+        if not forms:
+            return None
+        given, *losses = self._losses([None, *forms], self.chooses)
+        least = min(losses)
+        best = forms[losses.index(least)]
+        for form, loss in zip(forms, losses, strict=True):
+            is_simpler = form.affine == best.affine and form.n_numbers < best.n_numbers
+            if best.affine is not None and is_simpler and loss <= SAME * least + NIL:
+                best = form
+        return best if least < given else None
+
+    def _with_numbers(self, forms: Sequence[TensorForm]) -> list[TensorForm]:
+        """Return the forms, and those of the best places in the numbers that suit the rows."""
+        losses = self._losses(forms, self.chooses) if forms else []
+        best: dict[object, TensorForm] = {}
+        for i in sorted(range(len(forms)), key=lambda i: losses[i]):
+            if forms[i].affine is not None:
+                best.setdefault(forms[i].affine, forms[i])
+        refined = [self._refined(form) for form in [*best.values()][:REFINED]]
+        return [*forms, *(form for some in refined for form in some)]
+
+    def _refined(self, form: TensorForm) -> list[TensorForm]:
+        """Return the best factor and the best offset at the place of a form, in round numbers."""
+        assert form.affine is not None
+        name, axis, i = form.affine
+        one = self.given[name]
+        x = (one.x if i < 0 else one.x.select(axis, i)).double()
+        sign, spread = math.copysign(1.0, form.numbers[0]), float(x.std()) or 1.0
+        powers = [2.0**k for k in range(-11, 12)]
+        factors = [(sign * f, 0.0) for f in powers]
+        offsets = [(1.0, s * spread * f) for f in powers[6:17] for s in (1, -1)]
+        found: list[TensorForm] = []
+        for pairs in (factors, offsets):
+            for step in (2**0.5, 2**0.25, 2**0.125):
+                at = self._least(one, axis, i, pairs)
+                pairs = [at.numbers, *(_stretched(at.numbers, f) for f in (1 / step, step))]
+            at = self._least(one, axis, i, pairs)
+            round_ones = [_rounded(at.numbers, digits) for digits in (1, 2)]
+            found.append(self._least(one, axis, i, [*round_ones, at.numbers], first=True))
+        return found
+
+    def _least(
+        self,
+        one: InputTensor,
+        axis: int,
+        i: int,
+        pairs: Sequence[tuple[float, float]],
+        first: bool = False,
+    ) -> TensorForm:
+        """Return the numbers with the least loss, or the first ones that do about as well."""
+        forms = [affine_form(one, axis, i, *pair, self.names) for pair in pairs]
+        losses = self._losses(forms, self.chooses)
+        limit = SAME * min(losses) + NIL if first else min(losses)
+        return next(form for form, x in zip(forms, losses, strict=True) if x <= limit)
+
+    def _code_forms(self) -> Iterator[TensorForm | None]:
+        """Yield for each column of codes the new code of each that suits the selection rows."""
+        for one in self.given.values():
+            if one.kind == "codes" and one.x.ndim <= 2:
+                for i in range(1 if one.x.ndim == 1 else min(one.x.shape[1], 2 * SCREENED)):
+                    yield self._recoded(one, i)
+
+    def _recoded(self, one: InputTensor, i: int) -> TensorForm | None:
+        column = one.x if one.x.ndim == 1 else one.x[:, i]
+        n = int(column.max()) + 1
+        rows = self.chooses
+        if not 2 <= n <= MOST_CODES or int(column.min()) < 0:
+            return None
+        if not self.evidence.budget.affords(n * len(rows), MOST):
+            self.evidence.budget.leave_out(KIND, 1)
+            return None
+
+        def told(table: Tensor) -> Change:
+            def change(given: Mapping[str, Tensor], _: Tensor) -> dict[str, Tensor]:
+                x = given[one.name].clone()
+                if x.ndim == 1:
+                    x = table[x.clamp(0, n - 1)].to(x)
+                else:
+                    x[:, i] = table[x[:, i].clamp(0, n - 1)].to(x)
+                return {one.name: x}
+
+            return change
+
+        tables = [torch.full((n,), code) for code in range(n)]
+        forms = [TensorForm("", "", told(table)) for table in tables]
+        try:
+            answers = self._answers(forms, rows)
+        except (RuntimeError, IndexError, ValueError):
+            return None
+        own = column[torch.tensor(rows)].long()
+        cost = torch.zeros(n, n, dtype=torch.float64)
+        for code, logits in enumerate(answers):
+            cost[:, code].index_add_(0, own, self._row_losses(logits, rows))
+        self.n_tried += n
+        kept = cost + RENAMED * (1 - torch.eye(n, dtype=cost.dtype))
+        best = torch.from_numpy(linear_sum_assignment(kept.numpy())[1])
+        counts = torch.bincount(own, minlength=n)
+        moved = [k for k in range(n) if int(best[k]) != k and int(counts[k])]
+        if not moved:
+            return None
+        where = place_of(one, 1, i) if one.x.ndim == 2 else one.name
+        code = index_of(1, i, one.name) if one.x.ndim == 2 else one.name
+        words = ", ".join(f"{k} -> {int(best[k])}" for k in moved[:6])
+        words += ", ..." if len(moved) > 6 else ""
+        line = f"{code} = torch.tensor({best.tolist()})[{code}]"
+        return TensorForm(f"with the codes of {where} renamed ({words})", line, told(best))
+
+    def _row_losses(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        if self.evidence.data.target is not None:
+            return 1 - self._rows_scores(logits, rows).clamp(min=WORST)
+        label = self.whole.label[torch.tensor(rows)]
+        return cross_entropy(two_logits(logits).double(), label, reduction="none")
+
+
+MOST: Final = 0.9
+
+
+def _rows_later(stream: LiveStream, lag: int) -> TensorForm:
+    """Return the form in which every row gets the inputs of a row before or after it."""
+    n, module = len(stream.inputs), stream.model.module
+
+    @lru_cache(4096)
+    def inputs_at(i: int) -> dict[str, Tensor] | None:
+        batch = next(iter(stream.inputs.batches(i, i + 1)), None)
+        return None if batch is None else {k: t.x for k, t in input_tensors(module, batch).items()}
+
+    def change(given: Mapping[str, Tensor], order: Int[Tensor, "row"]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {name: [] for name in given}
+        for row, i in enumerate(order.tolist()):
+            others = inputs_at(min(max(i + lag, 0), n - 1)) or {}
+            for name, x in given.items():
+                found[name].append(others.get(name, x[row : row + 1]))
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    when = "after" if lag > 0 else "before"
+    steps = f"{abs(lag)} rows" if abs(lag) > 1 else "one row"
+    line = f"x, y = x[{lag}:], y[:-{lag}]" if lag > 0 else f"x, y = x[:{lag}], y[{-lag}:]"
+    line += "  # all inputs, and the targets"
+    return TensorForm(f"of the rows {steps} {when}", line, change)
+
+
+def _each(
+    forms: Sequence[TensorForm | None], order: Int[Tensor, "row"]
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Return the change of a batch of copies of some rows, each copy in another form."""
+
+    def change(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parts = {name: list(x.split(len(order))) for name, x in given.items()}
+        for i, form in enumerate(forms):
+            own = {name: part[i] for name, part in parts.items()}
+            for name, x in ({} if form is None else form.change(own, order)).items():
+                parts[name][i] = x.to(own[name].dtype)
+        return {name: torch.cat(part) for name, part in parts.items()}
+
+    return change
+
+
+def _stretched(numbers: tuple[float, float], by: float) -> tuple[float, float]:
+    factor, offset = numbers
+    return (factor, offset * by) if offset else (factor * by, 0.0)
+
+
+def _rounded(numbers: tuple[float, float], digits: int) -> tuple[float, float]:
+    factor, offset = (float(f"{x:.{digits}g}") for x in numbers)
+    return factor, offset
