@@ -93,6 +93,16 @@ def test_a_line_for_some_rows_is_run_on_these_rows_alone():
     assert judging.judged(made, report).verdict == judging.WRONG
 
 
+def test_the_line_of_a_warning_names_what_it_changes_only_if_it_helps():
+    def on_rows(rows: tasks.Rows, _: int) -> tasks.Rows:
+        return replace(rows, target=rows.target + 30)
+
+    made = grammar.plant(small_world(), grammar.Fault("target.offset.all", on_rows))
+    helps, little = (said(f"y = y + {n}.", is_cause=False) for n in (29, 2))
+    assert judging.judged(made, helps).verdict == judging.NAMED
+    assert judging.judged(made, little).verdict == judging.MISSED
+
+
 def test_the_place_of_a_fault_is_what_differs():
     world = small_world()
     made = tenfold(world)
