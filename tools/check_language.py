@@ -1,4 +1,4 @@
-"""Find turns of phrase in docstrings that a stranger has to read twice; none may be left.
+"""Find turns of phrase in docstrings, and names of locals, that a stranger has to read twice.
 
     python tools/check_language.py [FOLDER ...]
 
@@ -16,6 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "packages", "tools", "benchmarks")
+VAGUE = frozenset({"found", "told", "made", "said", "known", "mine"})
+"""Names that no local variable may have: it is called by what it holds."""
+NAMED_ROOMS = ("alarms", "core", "engine", "files", "metrics", "stats", "train")
+"""Rooms of sonde without such names; the others follow one by one."""
 PATTERNS = {
     r"\b(?:out )?of which\b(?! (?:kind|type|size|order))": "name the thing again",
     r"\bwhere (?:there (?:is|are) none|none is|it is none|there is no such)\b": "if X is missing",
@@ -77,6 +81,21 @@ def found(text: str) -> list[str]:
     return hits
 
 
+def vague_locals(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    r"""Yield the line and the name of every local variable with a vague name.
+
+    Examples
+    --------
+    >>> list(vague_locals(ast.parse("def f(x):\\n    found = x\n    return found")))
+    [(2, 'found')]
+    """
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for function in (n for n in ast.walk(tree) if isinstance(n, functions)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE:
+                yield node.lineno, node.id
+
+
 def main() -> int:
     """Print every hit and return the exit code."""
     folders = [Path(word).resolve() for word in sys.argv[1:]] or [ROOT / f for f in FOLDERS]
@@ -87,6 +106,12 @@ def main() -> int:
         for line, text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
             for hit in found(text):
                 print(f"{path.relative_to(ROOT)}:{line}: {hit}")
+                total += 1
+    for room in NAMED_ROOMS:
+        for path in sorted((ROOT / "src" / "sonde" / room).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for line, name in sorted(set(vague_locals(tree))):
+                print(f"{path.relative_to(ROOT)}:{line}: {name!r}: name what the variable holds")
                 total += 1
     print(f"{total} turns of phrase to say plainly" if total else "docstrings read plainly")
     return 1 if total else 0

@@ -1,7 +1,9 @@
 """The check of docstrings finds what a stranger reads twice, and leaves plain sentences alone."""
 
+import ast
+
 import pytest
-from tools.check_language import found
+from tools.check_language import found, vague_locals
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,8 @@ def test_a_turn_of_phrase_is_found(text):
 )
 def test_a_plain_sentence_is_not(text):
     assert not found(text)
+
+
+def test_a_vague_local_is_found_and_a_parameter_is_not():
+    tree = ast.parse("def f(known):\n    if (made := known):\n        return made\n    own = known")
+    assert list(vague_locals(tree)) == [(2, "made")]

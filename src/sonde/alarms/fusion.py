@@ -150,13 +150,13 @@ def fuse(
     surprises = Surprises(reference).of(values)
     weights = torch.ones(values.shape[1], dtype=torch.float64)
     if rule == "learned":
-        known = as_tensor("fuse", out_of_distribution, "unusual scores").double()
-        if known.ndim != 2 or known.shape[1] != len(reference) or len(known) == 0:
+        outlying = as_tensor("fuse", out_of_distribution, "unusual scores").double()
+        if outlying.ndim != 2 or outlying.shape[1] != len(reference) or len(outlying) == 0:
             raise InputError(
                 f"fuse: expected unusual scores (row, {len(reference)}), one column for each site, "
-                f"got {tuple(known.shape)}. Score the unusual rows at the same sites."
+                f"got {tuple(outlying.shape)}. Score the unusual rows at the same sites."
             )
-        weights = _learned(surprises[first], Surprises(reference).of(known))
+        weights = _learned(surprises[first], Surprises(reference).of(outlying))
     fused = _combined(surprises[second], weights, rule)
     return FusedScore(reference, weights, rule, Calibration.from_scores(fused, guarantee, delta))
 

@@ -92,8 +92,8 @@ class Calibration(State):
         """
         values = flat_scores("Calibration", scores)
         below = np.searchsorted(self._sorted, values)
-        found = levels_of_ranks(1 + self.n - below, self.n, self.guarantee, self.delta)
-        return torch.from_numpy(found).to(self.scores.device)  # pyright: ignore
+        levels = levels_of_ranks(1 + self.n - below, self.n, self.guarantee, self.delta)
+        return torch.from_numpy(levels).to(self.scores.device)  # pyright: ignore
 
     @cached_property
     def _sorted(self) -> np.ndarray:

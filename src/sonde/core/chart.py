@@ -49,16 +49,19 @@ class ChartAxis:
         """Return the Vega-Lite channel; with ``named``, numbers are positions of names."""
         values = [row[self.field] for row in rows if row.get(self.field) is not None]
         title = self.field if self.title is None else self.title or None
-        found: dict[str, Any] = {"field": self.field, "title": title}
+        options: dict[str, Any] = {"field": self.field, "title": title}
         if self.names is not None or any(isinstance(v, str) for v in values):
-            return found | {"type": "nominal", "sort": list(self.names or dict.fromkeys(values))}
+            return options | {
+                "type": "nominal",
+                "sort": list(self.names or dict.fromkeys(values)),
+            }
         if named:
-            return found | {"type": "ordinal"}
+            return options | {"type": "ordinal"}
         scale: dict[str, Any] = {"type": "log"} if self.log else {"zero": self.zero}
         if self.low is not None and self.high is not None:
             scale |= {"domain": [self.low, self.high], "nice": False}
         look = {"axis": {"format": ".3~p"}} if self.share else {}
-        return found | {"type": "quantitative", "scale": scale} | look
+        return options | {"type": "quantitative", "scale": scale} | look
 
 
 Axis = ChartAxis | str
@@ -366,15 +369,15 @@ def _axis(axis: Axis) -> ChartAxis:
 
 
 def _chart(title: str, rows: Sequence[Row], layers: list[Chart]) -> Chart:
-    found: Chart = {"$schema": SCHEMA, "title": title, "data": {"values": list(rows)}}
-    return found | (layers[0] if len(layers) == 1 else {"layer": layers})
+    chart: Chart = {"$schema": SCHEMA, "title": title, "data": {"values": list(rows)}}
+    return chart | (layers[0] if len(layers) == 1 else {"layer": layers})
 
 
 def _layer(mark: dict[str, Any], rows: Sequence[Row], own: bool = False, **channels: Any) -> Chart:
     if any("tip" in row for row in rows) and mark.get("aria", True):
         channels["description"] = {"field": "tip"}
-    found = {"mark": mark, "encoding": channels}
-    return {"data": {"values": list(rows)}, **found} if own else found
+    layer = {"mark": mark, "encoding": channels}
+    return {"data": {"values": list(rows)}, **layer} if own else layer
 
 
 def _area(x: dict[str, Any], y: dict[str, Any], ends: tuple[str, str]) -> Chart:
@@ -392,7 +395,7 @@ def _levels(levels: Iterable[Row], y: dict[str, Any]) -> list[Chart]:
 
 def _named(levels: list[dict[str, Any]], heights: list[Any], y: dict[str, Any]) -> list[Chart]:
     """Return labels of horizontal lines, at the end and on the side away from the curve."""
-    found: list[Chart] = []
+    labels: list[Chart] = []
     for level in levels:
         ends = [v for v in heights if v is not None]
         if not level.get("name") or not ends:
@@ -404,15 +407,15 @@ def _named(levels: list[dict[str, Any]], heights: list[Any], y: dict[str, Any]) 
         mark |= {"align": "left", "dx": 4} if left else {"align": "right", "dx": -4}
         mark |= {"baseline": "top", "dy": 5} if below else {"baseline": "bottom", "dy": -4}
         at = {"x": {"value": 0 if left else "width"}, "y": {**y, "field": "value"}}
-        found.append(_layer(mark, [level], own=True, text={"field": "name"}, **at))
-    return found
+        labels.append(_layer(mark, [level], own=True, text={"field": "name"}, **at))
+    return labels
 
 
 def _color(rows: Sequence[Row], by: str, colors: Mapping[str, str] | None = None) -> dict[str, Any]:
     if not by:
         return {}
-    found = dict.fromkeys(row[by] for row in rows)
-    kinds = [kind for kind in colors if kind in found] if colors else list(found)
+    series = dict.fromkeys(row[by] for row in rows)
+    kinds = [kind for kind in colors if kind in series] if colors else list(series)
     scale = {"scale": {"domain": kinds, "range": [colors[k] for k in kinds]}} if colors else {}
     return {"color": {"field": by, "type": "nominal", "sort": kinds, **scale}}
 

@@ -120,16 +120,16 @@ class AffineMap:
 
     def _like(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the tensors in the dtype and on the device of ``x``, cached for later calls."""
-        mine = (self.shift, self.left, self.right)
-        version = versions(*mine)
-        known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
-        found = None if version is None else known.get(key)
-        if found is None:  # several threads may get here at once
-            shift, left, right = (None if part is None else part.to(x) for part in mine)
-            found = shift, left, right
-            known.clear()
-            known[key] = found
-        return found
+        originals = (self.shift, self.left, self.right)
+        version = versions(*originals)
+        cache, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
+        copies = None if version is None else cache.get(key)
+        if copies is None:  # several threads may get here at once
+            shift, left, right = (None if part is None else part.to(x) for part in originals)
+            copies = shift, left, right
+            cache.clear()
+            cache[key] = copies
+        return copies
 
 
 def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
@@ -326,15 +326,15 @@ def check_direction(owner: str, direction: Tensor) -> None:
         If the tensor is not a vector, has an entry that is not finite, or is zero.
     """
     if direction.ndim != 1:
-        found = f"shape {tuple(direction.shape)}"
+        reason = f"shape {tuple(direction.shape)}"
     elif not bool(torch.isfinite(direction).all()):
-        found = f"{int((~torch.isfinite(direction)).sum())} entries that are not finite"
+        reason = f"{int((~torch.isfinite(direction)).sum())} entries that are not finite"
     elif not bool(direction.any()):
-        found = "zeros only"
+        reason = "zeros only"
     else:
         return
     raise InputError(
-        f"{owner}: expected a direction, one finite vector that is not zero, got {found}. Fit it "
+        f"{owner}: expected a direction, one finite vector that is not zero, got {reason}. Fit it "
         "on rows that differ."
     )
 

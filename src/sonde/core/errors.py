@@ -85,8 +85,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("no such file"))
     (True, False)
     """
-    told = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-    return isinstance(error, MemoryError) or told
+    is_runtime = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or is_runtime
 
 
 def reason_of(error: BaseException) -> str:

@@ -66,15 +66,15 @@ def fetched(numbers: Sequence[Tensor]) -> list[float]:
     by_device: dict[torch.device, list[int]] = {}
     for i, number in enumerate(numbers):
         by_device.setdefault(number.device, []).append(i)
-    found = [math.nan] * len(numbers)
+    floats = [math.nan] * len(numbers)
     for device, places in by_device.items():
         if device.type == "cpu":
             values = [numbers[i] for i in places]
         else:
             values = torch.stack([numbers[i].float() for i in places]).cpu()
         for i, value in zip(places, values, strict=True):
-            found[i] = float(value)
-    return found
+            floats[i] = float(value)
+    return floats
 
 
 def _length(x: Tensor) -> Float[Tensor, ""]:

@@ -161,9 +161,9 @@ def check_names(cls: type[Any], given: Iterable[str]) -> None:
     TypeError
         With the name that is meant, or near names and all names.
     """
-    known = _known(cls) if given else None
-    if known is not None:
-        _require_known(cls.__name__, given, known)
+    names = _known(cls) if given else None
+    if names is not None:
+        _require_known(cls.__name__, given, names)
 
 
 class InitSignature:
@@ -188,9 +188,9 @@ def answered(advice: str = "") -> Callable[[F], F]:
 
         @functools.wraps(function)
         def calling(*args: Any, **given: Any) -> Any:
-            known = [*signature.parameters]
+            names = [*signature.parameters]
             old = former_names(function).values()
-            _require_known(function.__name__, given, (*known, *old))
+            _require_known(function.__name__, given, (*names, *old))
             try:
                 signature.bind_partial(*args)
             except TypeError as error:

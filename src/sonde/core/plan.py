@@ -103,8 +103,8 @@ class Split:
 
     def json(self) -> dict[str, Any]:
         """Return the split as JSON values."""
-        found: dict[str, Any] = {"held": self.held, "seed": self.seed}
-        return found if self.cut is None else found | {"cut": self.cut}
+        entries: dict[str, Any] = {"held": self.held, "seed": self.seed}
+        return entries if self.cut is None else entries | {"cut": self.cut}
 
 
 @dataclass(frozen=True)

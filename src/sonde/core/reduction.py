@@ -62,18 +62,18 @@ def reduce_scores(
         raise InputError("reduce_scores: expected scores that are numbers, got NaN.")
     order = torch.argsort(scores, descending=True, stable=True)
     order = order[torch.argsort(example[order], stable=True)]
-    found, owner = cast(
+    examples, owner = cast(
         "tuple[Tensor, Tensor]",
         torch.unique(example, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]
     )
-    owner, counts = owner[order], torch.bincount(owner, minlength=len(found))
+    owner, counts = owner[order], torch.bincount(owner, minlength=len(examples))
     first = counts.cumsum(0) - counts
     rank = torch.arange(len(order)) - first[owner]
     keep = rank < (len(order) if largest is None else largest)
-    kept = torch.zeros(len(found), dtype=torch.float64)
+    kept = torch.zeros(len(examples), dtype=torch.float64)
     kept.index_add_(0, owner[keep], scores[order[keep]])
     used = counts if largest is None else counts.clamp(max=largest)
-    return Reduced(found, kept / used, order[first])
+    return Reduced(examples, kept / used, order[first])
 
 
 def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) -> str | None:
@@ -104,10 +104,10 @@ def count_of(how: str) -> int | None:
     """
     if how in ("max", "mean"):
         return 1 if how == "max" else None
-    found = re.fullmatch(r"topk_mean\(([1-9][0-9]*)\)", how)
-    if found is None:
+    match = re.fullmatch(r"topk_mean\(([1-9][0-9]*)\)", how)
+    if match is None:
         raise InputError(
             f"reduction: expected one of {', '.join(REDUCTIONS)} with a whole number k of at least "
             f"1, or auto or rows, got {how!r}."
         )
-    return int(found[1])
+    return int(match[1])

@@ -267,8 +267,8 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
     def scored(self: Scorer, *columns: Any, **named: Any) -> Any:
         owner = f"{type(self).__name__}.{score.__name__}"
         named = {name: _as_column(owner, c, name) for name, c in named.items()}
-        known = itertools.chain(names, itertools.repeat(""))
-        columns = tuple(map(_as_column, itertools.repeat(owner), columns, known))
+        labels = itertools.chain(names, itertools.repeat(""))
+        columns = tuple(map(_as_column, itertools.repeat(owner), columns, labels))
         x = columns[0] if columns else named.get(first)
         if first == "x" and isinstance(x, Tensor) and x.ndim != 2:
             raise ShapeError(
@@ -302,9 +302,9 @@ def _as_column(owner: str, values: Any, name: str) -> Any:
         return type(values)(_as_column(owner, rows, name) for rows in values)
     if not (is_list(values) or hasattr(values, "__array__")):
         return values
-    found = as_tensor(owner, values, "rows", ShapeError)
+    column = as_tensor(owner, values, "rows", ShapeError)
     is_float = declared(name).kind == "float"
-    return found.double() if is_float and not found.is_floating_point() else found
+    return column.double() if is_float and not column.is_floating_point() else column
 
 
 def infinite_where_nonfinite(

@@ -25,5 +25,5 @@ def special_ids(processor: Any) -> frozenset[int]:
 
 def placeholder_ids(processor: Any) -> frozenset[int]:
     """Return the ids of placeholder tokens, which a model replaces by image or video patches."""
-    found = (getattr(processor, f"{what}_token_id", None) for what in ("image", "video"))
-    return frozenset(i for i in found if isinstance(i, int))
+    ids = (getattr(processor, f"{what}_token_id", None) for what in ("image", "video"))
+    return frozenset(i for i in ids if isinstance(i, int))

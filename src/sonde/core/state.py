@@ -87,7 +87,9 @@ def nonfinite_field(value: Any, name: str = "") -> str | None:
         inner = {f"{name}[{i}]": item for i, item in enumerate(value)}
     elif is_dataclass(value) and not isinstance(value, type):
         inner = {f"{name}.{f.name}".lstrip("."): getattr(value, f.name) for f in fields(value)}
-    return next((found for n, v in inner.items() if (found := nonfinite_field(v, n))), None)
+    return next(
+        (wrong_field for n, v in inner.items() if (wrong_field := nonfinite_field(v, n))), None
+    )
 
 
 def require_finite(states: Mapping[str, State | None]) -> None:

@@ -42,19 +42,19 @@ def as_tensor(
     if np.ma.is_masked(values):
         raise _refusal(owner, what, "an array with masked entries", error)
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except ValueError as reason:
         raise _refusal(owner, what, "lists of unequal length", error) from reason
-    real = found.dtype.kind == "O" and all(isinstance(v, Real) for v in found.flat)
-    if real or found.dtype == np.longdouble:
-        found = found.astype(np.float64)
-    if found.dtype.kind not in "fiub":
-        entry = f", such as {found.flat[0]!r:.40}" if found.size else ""
-        raise _refusal(owner, what, f"{type(values).__name__} of {found.dtype}{entry}", error)
-    backwards = any(step < 0 for step in found.strides)
-    if backwards or not (found.dtype.isnative and found.flags.writeable):
-        found = found.astype(found.dtype.newbyteorder("="), order="C")
-    return torch.as_tensor(found)
+    real = array.dtype.kind == "O" and all(isinstance(v, Real) for v in array.flat)
+    if real or array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "fiub":
+        entry = f", such as {array.flat[0]!r:.40}" if array.size else ""
+        raise _refusal(owner, what, f"{type(values).__name__} of {array.dtype}{entry}", error)
+    backwards = any(step < 0 for step in array.strides)
+    if backwards or not (array.dtype.isnative and array.flags.writeable):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(array)
 
 
 def on_device(values: Any, device: torch.device) -> Any:
@@ -77,7 +77,7 @@ def on_device(values: Any, device: torch.device) -> Any:
 def device_of(values: Any) -> torch.device | None:
     """Return the device of the first tensor of a column, or None without a tensor."""
     if is_tuple(values) or is_list(values):
-        return next((found for value in values if (found := device_of(value))), None)
+        return next((device for value in values if (device := device_of(value))), None)
     return values.device if isinstance(values, Tensor) else None
 
 

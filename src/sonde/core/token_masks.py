@@ -125,9 +125,11 @@ class MaskMeaning:
         InputError
             If a mask may mean either.
         """
-        found = find_mask(named, lambda name, mask: self.is_of_tokens(name, mask, named, known))
-        if found is not None:
-            return self.real_tokens(*found)
+        token_mask = find_mask(
+            named, lambda name, mask: self.is_of_tokens(name, mask, named, known)
+        )
+        if token_mask is not None:
+            return self.real_tokens(*token_mask)
         masks = (named.get(name) for name in NAMES)
         wide = next((m for m in masks if isinstance(m, Tensor) and m.ndim in (3, 4)), None)
         return None if wide is None else real_of_pairs(sights(wide), past, n_fed)

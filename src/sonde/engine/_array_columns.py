@@ -31,10 +31,10 @@ def matrix(x: Any, name: str) -> Tensor:
 
 def matrix_of_rows(x: Any, n: int, name: str) -> Tensor:
     """Return a matrix after a check that it has one line for each row."""
-    found = matrix(x, name)
-    if len(found) != n:
-        raise ShapeError(f"Stream.of: expected {plural(n, 'row')} of {name}, got {len(found)}.")
-    return found
+    rows = matrix(x, name)
+    if len(rows) != n:
+        raise ShapeError(f"Stream.of: expected {plural(n, 'row')} of {name}, got {len(rows)}.")
+    return rows
 
 
 def sequence(values: Any, n: int, name: str) -> Sequence[Any]:

@@ -146,7 +146,7 @@ def text_hashes(values: Sequence[Any]) -> Tensor:
 
 def joined_hash(texts: Sequence[bytes]) -> str:
     """Return one hash of texts, including their lengths."""
-    found = blake2b(digest_size=16)
+    digest = blake2b(digest_size=16)
     for text in texts:
-        found.update(len(text).to_bytes(8, "little") + text)
-    return found.hexdigest()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()

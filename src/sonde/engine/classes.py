@@ -46,12 +46,12 @@ def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
     number_in_b = _numbers(b)
     if any(number_in_b.get(name, number) != number for name, number in _numbers(a).items()):
         return None
-    found: list[str] = []
-    for number, (mine, its) in enumerate(zip(a, b, strict=False)):
-        if mine != its and not _stands_for(number, mine, its):
+    joined: list[str] = []
+    for number, (own, its) in enumerate(zip(a, b, strict=False)):
+        if own != its and not _stands_for(number, own, its):
             return None
-        found.append(its if mine == str(number) else mine)
-    return (*found, *a[both:], *b[both:])
+        joined.append(its if own == str(number) else own)
+    return (*joined, *a[both:], *b[both:])
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

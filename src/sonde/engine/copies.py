@@ -58,10 +58,10 @@ def n_copies(first: Int[Tensor, "row"] | None) -> int:
 
 def _sketch(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
     """Return a cheap hash of each row, equal for equal rows."""
-    found = torch.zeros(len(x), dtype=torch.float64)
+    sketch = torch.zeros(len(x), dtype=torch.float64)
     for i, j in enumerate(torch.arange(0, x.shape[1], max(1, x.shape[1] // FEW_UNITS)).tolist()):
-        found += x[:, j].double() * math.sqrt(i + 2)
-    return found
+        sketch += x[:, j].double() * math.sqrt(i + 2)
+    return sketch
 
 
 def _repeats(values: Float[Tensor, "row"]) -> bool:

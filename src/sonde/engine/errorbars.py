@@ -91,9 +91,11 @@ def with_copies(result: R, n_copies: int, n: int) -> R:
     """Return the result, with the flag ``copies`` and a convention if there are duplicates."""
     if n_copies == 0:
         return result
-    told = f"{n_copies:,} of {n:,} rows are copies of another row: equal rows count as one group"
+    convention = (
+        f"{n_copies:,} of {n:,} rows are copies of another row: equal rows count as one group"
+    )
     flags = tuple(dict.fromkeys((*result.flags, "copies")))
-    return replace(result, flags=flags, conventions={**result.conventions, "copies": told})
+    return replace(result, flags=flags, conventions={**result.conventions, "copies": convention})
 
 
 def results_with_error(
@@ -117,9 +119,9 @@ def results_with_error(
 def _with_error(
     instrument: Instrument, tracked: dict[str, Any], terms: list[Term], sample: SampleRows
 ) -> Result:
-    known = _independent(instrument, tracked, terms, sample)
+    independent = _independent(instrument, tracked, terms, sample)
     with torch.enable_grad():
-        result = instrument.result(**tracked, **known)
+        result = instrument.result(**tracked, **independent)
     value = result.value
     if result.se is not None or "se" in result.conventions:
         return _detached(result)
@@ -135,11 +137,11 @@ def _with_error(
     if not math.isfinite(se):
         return _explained(_detached(result), "the influence of single rows is not finite")
     _, sizes = torch.unique(sample.group, return_counts=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    found = with_few_groups(
+    widened = with_few_groups(
         replace(_detached(result), se=se), effective_groups(cast(Tensor, sizes))
     )
     is_heavy = contributing_groups(effect, sample.group) < FEW_EFFECTS
-    return replace(found, flags=(*found.flags, "heavy_tails")) if is_heavy else found
+    return replace(widened, flags=(*widened.flags, "heavy_tails")) if is_heavy else widened
 
 
 def _independent(
@@ -280,12 +282,13 @@ def _detached(result: Result) -> Result:
 
 def _gradients(value: Tensor, arguments: dict[str, Any]) -> dict[str, Any]:
     tracked = [t for argument in arguments.values() for t in leaves(argument) if t.requires_grad]
-    found = cast(
+    gradients = cast(
         "tuple[Tensor | None, ...]",
         torch.autograd.grad(value, tracked, allow_unused=True, retain_graph=True),
     )
     table = {
-        id(t): torch.zeros_like(t) if g is None else g for t, g in zip(tracked, found, strict=True)
+        id(t): torch.zeros_like(t) if g is None else g
+        for t, g in zip(tracked, gradients, strict=True)
     }
     return {
         name: map_tensors(argument, lambda t: table.get(id(t), torch.zeros_like(t)))

@@ -26,12 +26,12 @@ def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     enough: dict[str, int] = {}
     n_rows: Counter[str] = Counter()
     for batch in batches:
-        mine = columns_of(batch)
-        if waiting and mine != columns:
+        own = columns_of(batch)
+        if waiting and own != columns:
             yield join(waiting)
             waiting, n_rows = [], Counter()
         if not waiting:
-            columns = mine
+            columns = own
             enough = {key: rows_enough(x.shape[1]) for key, x in batch.rows.items()}
         waiting.append(batch)
         is_full = False
@@ -73,13 +73,13 @@ def join(batches: Sequence[Batch]) -> Batch:
     starts = np.cumsum([0, *(len(b) for b in batches[:-1])]).tolist()
     example: dict[str, Tensor] = {}
     position: dict[str, Tensor] = {}
-    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    layouts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for key in first.rows:
         layout = id(first.example[key]), id(first.position[key])
-        if layout not in made:
+        if layout not in layouts:
             shifted = [b.example[key] + start for b, start in zip(batches, starts, strict=True)]
-            made[layout] = torch.cat(shifted), torch.cat([b.position[key] for b in batches])
-        example[key], position[key] = made[layout]
+            layouts[layout] = torch.cat(shifted), torch.cat([b.position[key] for b in batches])
+        example[key], position[key] = layouts[layout]
     return Batch(
         rows=_by_key([b.rows for b in batches]),
         ids=[i for b in batches for i in b.ids],

@@ -75,14 +75,14 @@ class PairedStream(DerivedStream):
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
         """The kinds of rows of all runs, run after run."""
-        found = ((name, s) for name, stream in self.sides.items() for s in stream.schema)
+        schemas = ((name, s) for name, stream in self.sides.items() for s in stream.schema)
         return tuple(
             replace(
                 s,
                 key=f"{name}/{s.key}",
                 site=replace(s.site, path=f"{name}/{s.site.path}", order=order),
             )
-            for order, (name, s) in enumerate(found)
+            for order, (name, s) in enumerate(schemas)
         )
 
     @property
@@ -162,15 +162,17 @@ def _side_by_side(parts: dict[str, Batch]) -> Batch:
     """Return the rows of all runs, with the columns of examples from the first run."""
 
     def named(field: str) -> dict[str, Tensor]:
-        found = ((name, getattr(batch, field)) for name, batch in parts.items())
-        return {f"{name}/{key}": x for name, values in found for key, x in values.items()}
+        fields = ((name, getattr(batch, field)) for name, batch in parts.items())
+        return {f"{name}/{key}": x for name, values in fields for key, x in values.items()}
 
     by_site = ("rows", "example", "position", "grad", "grid", "special", "sink")
     first = next(iter(parts.values()))
     layouts: dict[tuple[bytes, bytes], tuple[Tensor, Tensor]] = {}
-    made: dict[str, Any] = {field: named(field) for field in by_site}
-    for key in made["rows"]:
-        example, position = made["example"][key], made["position"][key]
+    columns: dict[str, Any] = {field: named(field) for field in by_site}
+    for key in columns["rows"]:
+        example, position = columns["example"][key], columns["position"][key]
         bits = example.numpy().tobytes(), position.numpy().tobytes()
-        made["example"][key], made["position"][key] = layouts.setdefault(bits, (example, position))
-    return replace(first, **made)
+        columns["example"][key], columns["position"][key] = layouts.setdefault(
+            bits, (example, position)
+        )
+    return replace(first, **columns)

@@ -58,8 +58,8 @@ class _Buffer:
         for request in self.readers:
             columns = [self.head if n == "head" else joined[n] for n in request.statistic.needs()]
             with without_autocast(*{column.device for column in joined.values()}):
-                found = _updated(request.statistic, states[request.id], columns, joined)
-            states[request.id] = found
+                updated = _updated(request.statistic, states[request.id], columns, joined)
+            states[request.id] = updated
         self.columns.clear()
         self.n_rows = 0
 
@@ -135,14 +135,14 @@ def still_learning(
     wanted: Mapping[str, Request], states: States, n_done: int
 ) -> dict[str, Request]:
     """Return the learners that need another pass after ``n_done`` passes."""
-    found: dict[str, Request] = {}
+    learning: dict[str, Request] = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states.get(i)
         if not isinstance(learner, Learner) or n_done >= learner.n_passes():
             continue
         if n_done == 0 or (state is not None and not learner.is_trained(state)):
-            found[i] = request
-    return found
+            learning[i] = request
+    return learning
 
 
 def close_pass(wanted: Mapping[str, Request], states: States) -> States:

@@ -88,12 +88,12 @@ def _parts(read: Read, split: Split | None) -> tuple[Part, ...]:
 
 def requests(tasks: Iterable[Task], split: Split | None = None) -> dict[str, Request]:
     """Return every distinct request of the tasks by id, in a fixed order."""
-    found: dict[str, Request] = {}
+    distinct: dict[str, Request] = {}
     for task in tasks:
         for groups in reads_of(task, split).values():
             for group in groups:
-                found.update((request.id, request) for request in group)
-    return dict(sorted(found.items()))
+                distinct.update((request.id, request) for request in group)
+    return dict(sorted(distinct.items()))
 
 
 def terms_of(task: Task, split: Split | None = None) -> list[Term]:

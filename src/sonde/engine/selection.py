@@ -76,8 +76,8 @@ def _chosen(
         if key in batch.sink and not request.where.sinks:
             parts.append(~batch.sink[key])
         if held is not None and request.part != "all":
-            mine = held if request.part == "held" else ~held
-            parts.append(mine[batch.example[key]])
+            part = held if request.part == "held" else ~held
+            parts.append(part[batch.example[key]])
         present = [p for p in parts if p is not None]
         masks.append(torch.stack(present).all(dim=0) if present else None)
     return _joined(request.keys, batch, masks)

@@ -134,12 +134,12 @@ def minimise(
     )
 
     def value() -> Tensor:
-        found = loss()
+        total = loss()
         for parameter, slope in zip(
-            parameters, torch.autograd.grad(found, parameters), strict=True
+            parameters, torch.autograd.grad(total, parameters), strict=True
         ):
             parameter.grad = slope
-        return found
+        return total
 
     solver.step(value)  # pyright: ignore[reportArgumentType]
 

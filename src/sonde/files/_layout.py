@@ -103,11 +103,11 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 def hash_of(envelope: dict[str, Any], table: str, pieces: Iterator[memoryview]) -> str:
     """Return the hash of a file's content, excluding the hash field."""
-    found = hashlib.blake2b(canonical_json(envelope).encode(), digest_size=32)
-    found.update(table.encode())
+    digest = hashlib.blake2b(canonical_json(envelope).encode(), digest_size=32)
+    digest.update(table.encode())
     for piece in pieces:
-        found.update(piece)
-    return found.hexdigest()
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def head_of(envelope: dict[str, Any], table: str) -> bytes:

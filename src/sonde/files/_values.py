@@ -82,16 +82,16 @@ def decode(
         return _state(value, wanted, get, where, depth)
     if _is_tensor(wanted):
         return _tensor(value, wanted, get, where)
-    found = _plain(value, where)
+    plain = _plain(value, where)
     if origin is Literal:
-        if not any(type(found) is type(option) and found == option for option in get_args(wanted)):
-            raise StateError(f"{where}: expected one of {get_args(wanted)}, got {found!r}.")
-        return found
+        if not any(type(plain) is type(option) and plain == option for option in get_args(wanted)):
+            raise StateError(f"{where}: expected one of {get_args(wanted)}, got {plain!r}.")
+        return plain
     kinds: dict[Any, tuple[Any, ...]] = {float: (float, int), None: (NoneType,)}
     allowed = kinds.get(wanted, (wanted,))
-    if wanted is not Any and type(found) not in allowed:
-        raise StateError(f"{where}: expected {_name(wanted)}, got {type(found).__name__}.")
-    return found
+    if wanted is not Any and type(plain) not in allowed:
+        raise StateError(f"{where}: expected {_name(wanted)}, got {type(plain).__name__}.")
+    return plain
 
 
 def _member(
@@ -136,16 +136,16 @@ def _state(
     if not is_dict(value) or value.keys() != types.keys():
         got = sorted(value) if is_dict(value) else type(value).__name__
         raise StateError(f"{where}: expected the fields {sorted(types)}, got {got}.")
-    found = {
+    members = {
         name: _field(value[name], kind, get, f"{where}.{name}", depth + 1)
         for name, kind in types.items()
     }
     with jaxtyped("context"):
-        for name, tensor in found.items():
+        for name, tensor in members.items():
             if isinstance(tensor, Tensor) and not isinstance(tensor, _tensors_in(types[name])):
                 raise _other_shape(tensor, types[name], f"{where}.{name}")
     try:
-        return wanted(**found)
+        return wanted(**members)
     except Exception as error:
         raise StateError(f"{where}: {wanted.__name__} rejects these values: {error}") from error
 
@@ -196,11 +196,11 @@ def _plain(value: Any, where: str) -> Any:
     if is_dict(value) and len(value) == 1:
         [(tag, text)] = value.items()
         try:
-            found = _tagged(tag, text)
+            decoded = _tagged(tag, text)
         except (ValueError, TypeError, AttributeError, struct.error):
-            found = None
-        if found is not None:
-            return found
+            decoded = None
+        if decoded is not None:
+            return decoded
     raise StateError(f"{where}: expected a plain value, got {str(value)[:60]!r}.")
 
 
@@ -211,14 +211,14 @@ def _tagged(tag: str, text: Any) -> Any:
     if not isinstance(text, str) or len(text) > 1 << 20:
         return None
     if tag == "$bytes":
-        found: Any = bytes.fromhex(text)
-        return found if found.hex() == text else None
+        decoded: Any = bytes.fromhex(text)
+        return decoded if decoded.hex() == text else None
     if tag == "$int" and len(text) <= 80:
-        found = int(text, 16)
-        return found if hex(found) == text and abs(found) >= LARGEST else None
+        decoded = int(text, 16)
+        return decoded if hex(decoded) == text and abs(decoded) >= LARGEST else None
     if tag == "$float" and len(text) <= 40:
-        found = _float_value(text)
-        return found if _float_text(found) == text else None
+        decoded = _float_value(text)
+        return decoded if _float_text(decoded) == text else None
     return None
 
 

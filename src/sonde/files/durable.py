@@ -155,10 +155,10 @@ def require_local(path: Path | str) -> None:
     StoreError
         If the path begins with a scheme of two or more letters and a colon.
     """
-    found = _ADDRESS.match(str(path))
-    if found is not None:
+    match = _ADDRESS.match(str(path))
+    if match is not None:
         raise StoreError(
-            f"{found['scheme']}://{found['rest']}: expected a path on this machine, got an "
+            f"{match['scheme']}://{match['rest']}: expected a path on this machine, got an "
             "address. Name a local file or folder, and copy it from or to the address."
         )
 

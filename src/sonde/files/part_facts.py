@@ -31,8 +31,8 @@ def difference_of_parts(here: Mapping[str, str], known: Mapping[str, str]) -> It
     A fact with ``*`` on one side is compared with each layer's of the other.
     """
     for name in sorted({*here, *known}, key=lambda name: (name != ADAPTER, name)):
-        mine, its = (_looked_up(facts, name) for facts in (here, known))
-        if mine != its and not (None in (mine, its) and _covered(name, here, known)):
+        own, its = (_looked_up(facts, name) for facts in (here, known))
+        if own != its and not (None in (own, its) and _covered(name, here, known)):
             yield name
 
 
@@ -46,10 +46,10 @@ def describe_part(name: str, here: Mapping[str, str], known: Mapping[str, str]) 
     >>> describe_part("1", {"1": "Tanh()"}, {"1": "ReLU()"})
     '1 is Tanh() here and was ReLU() in the fit'
     """
-    mine, its = (_looked_up(facts, name) for facts in (here, known))
+    own, its = (_looked_up(facts, name) for facts in (here, known))
     if name == ADAPTER:
-        return f"adapter {mine or 'none'} is active here, the fit had {its or 'none'}"
-    now, before = ("absent" if text is None else text.removeprefix(SOFT) for text in (mine, its))
+        return f"adapter {own or 'none'} is active here, the fit had {its or 'none'}"
+    now, before = ("absent" if text is None else text.removeprefix(SOFT) for text in (own, its))
     return f"{name or 'the model'} is {now} here and was {before} in the fit"
 
 
@@ -72,8 +72,8 @@ def certain_differences(here: Mapping[str, str], known: Mapping[str, str]) -> li
 
 
 def _looked_up(facts: Mapping[str, str], name: str) -> str | None:
-    found = facts.get(name)
-    return facts.get(NUMBER.sub("*", name)) if found is None else found
+    fact = facts.get(name)
+    return facts.get(NUMBER.sub("*", name)) if fact is None else fact
 
 
 def _covered(name: str, here: Mapping[str, str], known: Mapping[str, str]) -> bool:

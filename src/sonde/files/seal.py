@@ -121,14 +121,14 @@ def _digits_in(part: bytes | bytearray, in_head: bool) -> int | None:
 
 def _hash_of(file: BufferedReader, at: int) -> str:
     """Return the hash of a file, with zeros at the position of its digits."""
-    found = hashlib.blake2b(digest_size=_DIGITS // 2)
+    digest = hashlib.blake2b(digest_size=_DIGITS // 2)
     file.seek(0)
     left = at
     while left and (piece := file.read(min(left, _PIECE_BYTES))):
-        found.update(piece)
+        digest.update(piece)
         left -= len(piece)
-    found.update(_DIGITS * b"0")
+    digest.update(_DIGITS * b"0")
     file.seek(at + _DIGITS)
     while piece := file.read(_PIECE_BYTES):
-        found.update(piece)
-    return found.hexdigest()
+        digest.update(piece)
+    return digest.hexdigest()

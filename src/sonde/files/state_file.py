@@ -57,11 +57,11 @@ def state_type(statistic: Statistic[Any]) -> type[State]:
     function: Any = cls.observe
     if isinstance(statistic, Learner):
         function = type(statistic).start
-    found = get_type_hints(function).get("return")
-    if found is None or not (isinstance(found, type) and issubclass(found, State)):
+    hint = get_type_hints(function).get("return")
+    if hint is None or not (isinstance(hint, type) and issubclass(hint, State)):
         name = f"{cls.__name__}.{function.__name__}"
-        raise TypeError(f"{name}: expected a State class as return annotation, got {found!r}.")
-    return found
+        raise TypeError(f"{name}: expected a State class as return annotation, got {hint!r}.")
+    return hint
 
 
 def write_state(
@@ -214,9 +214,9 @@ def read_one(path: Path | str, kind: str, state_type: type[S]) -> S:
     StateError
         If the file is damaged or holds a state of another kind.
     """
-    found = read_state(path, {kind: state_type})[1][kind]
-    assert isinstance(found, state_type)  # as the reader built it
-    return found
+    state = read_state(path, {kind: state_type})[1][kind]
+    assert isinstance(state, state_type)  # as the reader built it
+    return state
 
 
 def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:

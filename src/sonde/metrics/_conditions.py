@@ -88,21 +88,21 @@ def candidates(
     random: torch.Generator,
 ) -> list[tuple[Condition, Bool[Tensor, "row"]]]:
     """Return single conditions found on half of the rows, and the rows that meet each."""
-    found: list[tuple[Condition, Tensor]] = []
+    conditions: list[tuple[Condition, Tensor]] = []
     for name, values in columns.items():
         if isinstance(values, Tensor) and values.is_floating_point():
-            found += [(c, c.holds(values)) for c in _tails(name, values, half)]
+            conditions += [(c, c.holds(values)) for c in _tails(name, values, half)]
         else:
             listed = values.tolist() if isinstance(values, Tensor) else list(values)
-            found += [(c, c.holds(listed)) for c in _values(name, listed, half, "column")]
+            conditions += [(c, c.holds(listed)) for c in _values(name, listed, half, "column")]
     if label is not None:
-        found += [(c, c.holds(label)) for c in _values("label", label, half, "label")]
+        conditions += [(c, c.holds(label)) for c in _values("label", label, half, "label")]
     if answer is not None:
-        found += [(c, c.holds(answer)) for c in _values("answer", answer, half, "answer")]
+        conditions += [(c, c.holds(answer)) for c in _values("answer", answer, half, "answer")]
     for site, x in states.items():
         for k in CLUSTERS:
-            found += [(c, c.holds(x)) for c in _clusters(site, x[half].double(), k, random)]
-    return found
+            conditions += [(c, c.holds(x)) for c in _clusters(site, x[half].double(), k, random)]
+    return conditions
 
 
 def _tails(name: str, values: Float[Tensor, "row"], half: Tensor) -> list[Beyond]:
@@ -141,13 +141,13 @@ def _clusters(
         if not bool(far.sum() > 0):
             break
         centres = torch.cat([centres, z[torch.multinomial(far, 1, generator=random)]])
-    mine = _nearest(z, centres)
+    cluster = _nearest(z, centres)
     for _ in range(LLOYD_STEPS):
-        belongs = torch.nn.functional.one_hot(mine, len(centres)).double()
+        belongs = torch.nn.functional.one_hot(cluster, len(centres)).double()
         sizes = belongs.sum(0)[:, None]
         centres = torch.where(sizes > 0, belongs.T @ z / sizes.clamp(min=1), centres)
-        before, mine = mine, _nearest(z, centres)
-        if torch.equal(before, mine):
+        before, cluster = cluster, _nearest(z, centres)
+        if torch.equal(before, cluster):
             break
     return [Nearest(site, i, mean, project, centres) for i in range(len(centres))]
 

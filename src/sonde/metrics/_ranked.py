@@ -45,15 +45,15 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
     InputError
         If there is no number, or a NaN.
     """
-    found = as_tensor(name, values, what).detach().to("cpu", torch.float64).flatten()
-    if len(found) == 0:
+    checked = as_tensor(name, values, what).detach().to("cpu", torch.float64).flatten()
+    if len(checked) == 0:
         raise InputError(f"{name}: expected at least one row of {what}, got none.")
-    if bool(found.isnan().any()):
+    if bool(checked.isnan().any()):
         raise InputError(
-            f"{name}: expected {what} without NaN, got {int(found.isnan().sum())} NaN. "
+            f"{name}: expected {what} without NaN, got {int(checked.isnan().sum())} NaN. "
             "Score rows that are not finite as +inf."
         )
-    return found
+    return checked
 
 
 def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
@@ -64,16 +64,16 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
     InputError
         If there is not one value of 0 or 1 for each row.
     """
-    found = as_tensor(name, values, "labels").detach().cpu().flatten()
-    if len(found) != n_rows:
+    kind = as_tensor(name, values, "labels").detach().cpu().flatten()
+    if len(kind) != n_rows:
         raise InputError(
-            f"{name}: expected a label for each of {plural(n_rows, 'row')}, got {len(found)}."
+            f"{name}: expected a label for each of {plural(n_rows, 'row')}, got {len(kind)}."
         )
-    if not bool(((found == 0) | (found == 1)).all()):
+    if not bool(((kind == 0) | (kind == 1)).all()):
         raise InputError(
             f"{name}: expected labels 0 (in-distribution) and 1 (outlier), got other values."
         )
-    return found.bool()
+    return kind.bool()
 
 
 def require_both(name: str, positive: Bool[Tensor, "row"]) -> None:

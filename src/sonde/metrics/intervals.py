@@ -90,29 +90,29 @@ def members(group: Any, n_rows: int) -> Int[Tensor, "row"]:
     """Return the index of each row's group (numbers or texts); by default each row is a group."""
     if group is None:
         return torch.arange(n_rows)
-    found = group.detach().cpu().flatten() if isinstance(group, Tensor) else _flat(group)
-    if len(found) != n_rows:
+    groups = group.detach().cpu().flatten() if isinstance(group, Tensor) else _flat(group)
+    if len(groups) != n_rows:
         raise InputError(
-            f"metrics: expected a group for each of {plural(n_rows, 'row')}, got {len(found)}."
+            f"metrics: expected a group for each of {plural(n_rows, 'row')}, got {len(groups)}."
         )
-    if isinstance(found, Tensor):
-        return torch.unique(found, return_inverse=True)[1]
+    if isinstance(groups, Tensor):
+        return torch.unique(groups, return_inverse=True)[1]
     try:
-        return torch.as_tensor(np.unique(found, return_inverse=True)[1])
+        return torch.as_tensor(np.unique(groups, return_inverse=True)[1])
     except TypeError as error:
         raise InputError(
-            f"metrics: expected numbers or texts as groups, got {found[0]!r}. Give every row a "
+            f"metrics: expected numbers or texts as groups, got {groups[0]!r}. Give every row a "
             "group."
         ) from error
 
 
 def _flat(group: Any) -> Tensor | np.ndarray:
     try:
-        found = np.asarray(group).ravel()
+        flat = np.asarray(group).ravel()
     except ValueError as error:
         raise InputError("metrics: expected one group for each row, got a ragged list.") from error
-    numeric = found.dtype.kind in "fiub" and found.dtype.isnative
-    return torch.as_tensor(found.copy()) if numeric else found
+    numeric = flat.dtype.kind in "fiub" and flat.dtype.isnative
+    return torch.as_tensor(flat.copy()) if numeric else flat
 
 
 def measured(
@@ -141,8 +141,8 @@ def measured(
         Other fields of the result.
     """
     value = float(figure(torch.ones(1, len(member), dtype=torch.float64))[0])
-    found = bootstrap.values(figure, member)
-    kept = found[found.isfinite()]
+    resampled = bootstrap.values(figure, member)
+    kept = resampled[resampled.isfinite()]
     n = int(member.max()) + 1
     few = min(counted_groups(member, kind) for kind in (None, *kinds))
     flags: tuple[str, ...] = ("dead",) if math.isnan(value) else ()
@@ -155,14 +155,14 @@ def measured(
     if few < FEW_GROUPS and len(kept) and "dead" not in flags:
         flags = (*flags, "few_groups")
     conventions = {
-        "se": f"bootstrap of {plural(n, 'group')}, {len(found)} resamples{_law(few)}",
+        "se": f"bootstrap of {plural(n, 'group')}, {len(resampled)} resamples{_law(few)}",
         "independent_groups": few,
         "seed": bootstrap.seed,
-        "undefined_resamples": len(found) - len(kept),
+        "undefined_resamples": len(resampled) - len(kept),
         **fields.pop("conventions", {}),
     }
     return Metric(
-        value=value, se=se, low=low, high=high, level=bootstrap.level, resampled=found,
+        value=value, se=se, low=low, high=high, level=bootstrap.level, resampled=resampled,
         n=n, flags=flags, direction=direction, conventions=conventions,
         **fields,
     )  # fmt: skip

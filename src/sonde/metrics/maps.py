@@ -140,9 +140,9 @@ def _pixels(
                 f"column), got {score.shape} and {truth.shape} for image {i}."
             )
         labelled: Any = label(truth, structure=np.ones((3, 3)))
-        regions, found = labelled
+        regions, region_maps = labelled
         parts.append((score, truth, np.full(score.shape, i), regions + n_regions - 1))
-        n_regions += int(found)
+        n_regions += int(region_maps)
     score, unusual, image, region = (
         torch.from_numpy(np.concatenate([p[k].ravel() for p in parts])) for k in range(4)
     )

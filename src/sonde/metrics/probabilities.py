@@ -153,14 +153,14 @@ def brier_score(
 
 
 def _probabilities(name: str, values: Any) -> Float[Tensor, "row"]:
-    found = numbers(name, values, "probabilities")
-    outside = found[(found < 0) | (found > 1)]
+    probabilities = numbers(name, values, "probabilities")
+    outside = probabilities[(probabilities < 0) | (probabilities > 1)]
     if len(outside):
         raise InputError(
             f"{name}: expected probabilities in [0, 1], got {float(outside[0]):g}. Take the "
             "softmax or the sigmoid of logits."
         )
-    return found
+    return probabilities
 
 
 def _shares(wide: Tensor) -> Float[Tensor, "row class"]:
@@ -176,14 +176,14 @@ def _shares(wide: Tensor) -> Float[Tensor, "row class"]:
 
 
 def _one_hot(outcome: Any, n_rows: int, n_classes: int) -> Float[Tensor, "row class"]:
-    found = as_tensor("brier_score", outcome, "outcomes").detach().cpu().flatten()
-    whole = found.double() == found.double().round()
-    if len(found) != n_rows or not bool((whole & (found >= 0) & (found < n_classes)).all()):
+    classes = as_tensor("brier_score", outcome, "outcomes").detach().cpu().flatten()
+    whole = classes.double() == classes.double().round()
+    if len(classes) != n_rows or not bool((whole & (classes >= 0) & (classes < n_classes)).all()):
         raise InputError(
             f"brier_score: expected a class from 0 to {n_classes - 1} for each of {n_rows} rows, "
-            f"got {len(found)} values from {found.min().item():g} to {found.max().item():g}."
+            f"got {len(classes)} values from {classes.min().item():g} to {classes.max().item():g}."
         )
-    return torch.nn.functional.one_hot(found.long(), n_classes).double()
+    return torch.nn.functional.one_hot(classes.long(), n_classes).double()
 
 
 def _bins(

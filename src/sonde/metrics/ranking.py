@@ -77,17 +77,17 @@ def auroc(
         return (steps(up) * lower).sum(1) / (up[:, -1] * down[:, -1])
 
     member = members(group, len(values))
-    found = measured(
+    metric = measured(
         figure, member, Bootstrap(resamples, seed, level), null=0.5, range=(0.0, 1.0),
         kinds=(positive, ~positive), **_counts(positive),
     )  # fmt: skip
-    if "saturated" not in found.flags:
-        return found
+    if "saturated" not in metric.flags:
+        return metric
     n, m = (len(member[kind].unique()) for kind in (~positive, positive))
-    low, high = auroc_bounds(float(found.value), n, m, (1 - level) / 2)
-    se = max(float(found.value) - low, high - float(found.value)) / -float(ndtri((1 - level) / 2))
-    conventions = {**found.conventions, "ends": "newcombe"}
-    return replace(found, se=se, low=low, high=high, conventions=conventions)
+    low, high = auroc_bounds(float(metric.value), n, m, (1 - level) / 2)
+    se = max(float(metric.value) - low, high - float(metric.value)) / -float(ndtri((1 - level) / 2))
+    conventions = {**metric.conventions, "ends": "newcombe"}
+    return replace(metric, se=se, low=low, high=high, conventions=conventions)
 
 
 @answered()
@@ -205,20 +205,20 @@ def fpr_at_tpr(
     def figure(weight: Tensor) -> Tensor:
         hits, false = ranked.sums(weight * wanted), ranked.sums(weight * ~wanted)
         short = (hits < rate * hits[:, -1:] - 1e-9).sum(1, keepdim=True)
-        found = false.gather(1, short.clamp_max(false.shape[1] - 1))[:, 0] / false[:, -1]
-        return torch.where(hits[:, -1] > 0, found, torch.full_like(found, torch.nan))
+        rates = false.gather(1, short.clamp_max(false.shape[1] - 1))[:, 0] / false[:, -1]
+        return torch.where(hits[:, -1] > 0, rates, torch.full_like(rates, torch.nan))
 
     n_wanted = int(wanted.sum())
     null = math.ceil(rate * n_wanted - 1e-9) / (n_wanted + 1)
     member = members(group, len(values))
-    found = measured(
+    metric = measured(
         figure, member, Bootstrap(resamples, seed, level), null=null, range=(0.0, 1.0),
         kinds=(wanted, ~wanted), direction="lower", **_counts(unusual_rows),
         conventions={"positive": positive, "tpr": rate},
     )  # fmt: skip
     below = (1 - rate) * len(member[wanted].unique())
-    few = below < LEAST_BELOW and found.se is not None
-    return replace(found, flags=(*found.flags, "few_rows")) if few else found
+    few = below < LEAST_BELOW and metric.se is not None
+    return replace(metric, flags=(*metric.flags, "few_rows")) if few else metric
 
 
 def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:

@@ -96,11 +96,11 @@ def roc(
     steps = torch.cat([values.new_tensor([torch.inf]), values[ranked.order][ranked.ends]])
     grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     member = members(group, len(values))
-    found = [
+    resampled = [
         at_rates(*_curves(ranked, positive, weight), grid)
         for weight in Bootstrap(resamples, seed, level).weights(member)
     ]
-    heights = torch.cat(found) if found else grid.new_empty(0, POINTS)
+    heights = torch.cat(resampled) if resampled else grid.new_empty(0, POINTS)
     heights = heights[heights.isfinite().all(dim=1)]
     n_groups = min(counted_groups(member, kind) for kind in (positive, ~positive))
     if len(heights) < 2 or n_groups < 2:
@@ -114,11 +114,11 @@ def _curves(
     ranked: Ranked, positive: Tensor, weight: Float[Tensor, "resample row"]
 ) -> tuple[Float[Tensor, "resample point"], Float[Tensor, "resample point"]]:
     """Return both rates after each block of ties; NaN if a kind has no weight."""
-    found = []
+    rates = []
     for kind in (~positive, positive):
         sums = ranked.sums(weight * kind)
-        found.append(torch.cat([torch.zeros_like(sums[:, :1]), sums / sums[:, -1:]], dim=1))
-    return found[0], found[1]
+        rates.append(torch.cat([torch.zeros_like(sums[:, :1]), sums / sums[:, -1:]], dim=1))
+    return rates[0], rates[1]
 
 
 def at_rates(

@@ -54,8 +54,8 @@ def step_f1(
         raise InputError("step_f1: expected at least one step, got none.")
 
     def figure(weight: Tensor) -> Tensor:
-        found = _f1(weight, flagged, truth)
-        return (found + _f1(weight, ~flagged, ~truth)) / 2 if macro else found
+        score = _f1(weight, flagged, truth)
+        return (score + _f1(weight, ~flagged, ~truth)) / 2 if macro else score
 
     return measured(
         figure, members(trajectory, len(truth)), Bootstrap(resamples, seed, level),
@@ -157,8 +157,8 @@ def joint_match(
     member, _ = _places("joint_match", truth, trajectory)
 
     def one(rows: Int[Tensor, "step"]) -> float:
-        said, right = torch.nonzero(flagged[rows]), torch.nonzero(truth[rows])
-        return float(torch.equal(said[:1], right[:1]))
+        flags, right = torch.nonzero(flagged[rows]), torch.nonzero(truth[rows])
+        return float(torch.equal(flags[:1], right[:1]))
 
     every = torch.ones_like(truth)
     return _share(_each(member, every, one), Bootstrap(resamples, seed, level), {}, truth)

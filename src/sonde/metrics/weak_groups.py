@@ -129,11 +129,13 @@ def weak_groups(
     half = torch.randperm(int(member.max()) + 1, generator=random)[member] % 2 == 0
     if min(len(torch.unique(member[half])), len(torch.unique(member[~half]))) < 2 * least:
         return []
-    known = dict(columns or {})
-    singles = candidates(known, states or {}, label, answer, half, random)
+    by_name = dict(columns or {})
+    singles = candidates(by_name, states or {}, label, answer, half, random)
     chosen = _cover(loss, member, singles, half, least, at_most)
-    found = [_confirmed(c, loss, member, ~half, least, gap, alpha / len(chosen)) for c in chosen]
-    return sorted((g for g in found if g is not None), key=lambda g: -(g.loss - g.elsewhere))
+    confirmed = [
+        _confirmed(c, loss, member, ~half, least, gap, alpha / len(chosen)) for c in chosen
+    ]
+    return sorted((g for g in confirmed if g is not None), key=lambda g: -(g.loss - g.elsewhere))
 
 
 Candidate = tuple[tuple[Condition, ...], Bool[Tensor, "row"]]
@@ -152,8 +154,8 @@ def _cover(
         return []
     allowed = _combinable([condition for condition, _ in singles])
     holds = torch.stack([mask for _, mask in singles])
-    left, found = half.clone(), []
-    while len(found) < at_most:
+    left, cover = half.clone(), []
+    while len(cover) < at_most:
         inside = holds[:, left].double()
         independent = len(torch.unique(member[left])) / max(int(left.sum()), 1)
         score = _scores(inside, loss[left].double(), least) * allowed * independent**0.5
@@ -166,11 +168,11 @@ def _cover(
         mask = holds[a] & holds[b]
         conditions = tuple(singles[i][0] for i in sorted({a, b}))
         if len(torch.unique(member[mask & left])) >= least:
-            found.append((conditions, mask))
+            cover.append((conditions, mask))
             left = left & ~mask
         else:
             allowed[a, b] = allowed[b, a] = 0.0
-    return found
+    return cover
 
 
 def _scores(

@@ -32,13 +32,13 @@ def adjusted_p(p: Float[Tensor, "test"], correction: Correction = "holm") -> Flo
     if correction not in ("holm", "bh"):
         raise InputError(f"adjusted_p: expected correction 'holm' or 'bh', got {correction!r}.")
     out = torch.full(p.shape, torch.nan, dtype=torch.float64, device=p.device)
-    known = torch.nonzero(~torch.isnan(p)).flatten()
-    ordered, order = p[known].double().sort()
-    rank = torch.arange(len(known), dtype=torch.float64, device=p.device)
+    defined = torch.nonzero(~torch.isnan(p)).flatten()
+    ordered, order = p[defined].double().sort()
+    rank = torch.arange(len(defined), dtype=torch.float64, device=p.device)
     if correction == "holm":
-        steps = (ordered * (len(known) - rank)).cummax(0).values if len(known) else ordered
+        steps = (ordered * (len(defined) - rank)).cummax(0).values if len(defined) else ordered
     else:
-        scaled = (ordered * len(known) / (rank + 1)).flip(0)
-        steps = scaled.cummin(0).values.flip(0) if len(known) else ordered
-    out[known[order]] = steps.clamp(max=1.0)
+        scaled = (ordered * len(defined) / (rank + 1)).flip(0)
+        steps = scaled.cummin(0).values.flip(0) if len(defined) else ordered
+    out[defined[order]] = steps.clamp(max=1.0)
     return out

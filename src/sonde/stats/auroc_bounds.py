@@ -40,8 +40,8 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
     from scipy.optimize import brentq
 
-    found: Any = brentq(function, low, high)
-    return float(found)
+    root: Any = brentq(function, low, high)
+    return float(root)
 
 
 def _error(theta: float, n: int, m: int) -> float:

@@ -72,9 +72,9 @@ class CalibratedScorer(Scorer):
         lengths: "Lengths | None" = None,
     ) -> "CalibratedScorer":
         """Return a fitted scorer with its calibration."""
-        said: dict[str, Any] = {f.name: getattr(scorer, f.name) for f in fields(Result)}
+        parts: dict[str, Any] = {f.name: getattr(scorer, f.name) for f in fields(Result)}
         return cls(
-            scorer=scorer, calibration=calibration, reduction=reduction, lengths=lengths, **said
+            scorer=scorer, calibration=calibration, reduction=reduction, lengths=lengths, **parts
         )
 
     def p_value(self, scores: Any, label: Int[Tensor, "row"] | None = None) -> Float[Tensor, "row"]:
@@ -229,10 +229,10 @@ class Calibrated(Instrument):
         scorer = self.detector.result(**states)
         needs, lengths = score_needs(self.detector), None
         if self.reduction is None:
-            found = _row_scores(scorer, held, needs, self.span)
+            held_scores = _row_scores(scorer, held, needs, self.span)
         else:
-            found, lengths = _example_scores(scorer, held, needs, self.reduction, self.span)
-        calibration = Calibration.from_scores(found)
+            held_scores, lengths = _example_scores(scorer, held, needs, self.reduction, self.span)
+        calibration = Calibration.from_scores(held_scores)
         return CalibratedScorer.of(scorer, calibration, self.reduction, lengths)
 
     def _held(self, samples: dict[str, Any]) -> Held:
@@ -254,13 +254,13 @@ def aligned(
     for sample in at[1:]:
         if not torch.equal(sample.draw, at[0].draw):
             shared = shared[torch.isin(shared, sample.draw)]
-    found = []
+    cut = []
     for sample in samples:
         keep = torch.nonzero(torch.isin(sample.draw, shared)).flatten()
         columns = {n: getattr(sample, n)[keep] for n in ("draw", "group", "group_draw")}
         rows = sample.rows[keep.to(sample.rows.device)]
-        found.append(replace(sample, rows=rows, **columns))
-    return tuple(found)
+        cut.append(replace(sample, rows=rows, **columns))
+    return tuple(cut)
 
 
 def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> Any:
@@ -303,11 +303,11 @@ def _example_scores(
         )
     example = example_numbers(*(held[c][0].rows[whole] for c in EXAMPLE))
     columns = [_taken(held, c, whole, span) for c in needs]
-    made = scorer.reduced(scorer.score(*columns), example, how, *columns)
-    found = torch.empty_like(made.score)
-    found[made.example.to(found.device)] = made.score
+    reduced = scorer.reduced(scorer.score(*columns), example, how, *columns)
+    scores = torch.empty_like(reduced.score)
+    scores[reduced.example.to(scores.device)] = reduced.score
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
     first = order[by_example(example[order], held["position"][0].rows[whole][order]).first]
     draw = rank_key(ids.draw[whole][first])
     chosen = by_example(ids.group[whole][first], draw).first
-    return found[chosen], Lengths.of(torch.bincount(example)[chosen])
+    return scores[chosen], Lengths.of(torch.bincount(example)[chosen])

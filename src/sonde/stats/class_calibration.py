@@ -67,8 +67,8 @@ class ClassCalibration(State):
             )
         each = {label: held.calibration(label, guarantee, delta) for label in labels}
         own = {label: one for label, one in each.items() if one.n >= pooled_below}
-        known = torch.tensor(list(own), dtype=torch.int64)
-        return cls(by, known, tuple(own.values()), held.calibration(None, guarantee, delta))
+        classes = torch.tensor(list(own), dtype=torch.int64)
+        return cls(by, classes, tuple(own.values()), held.calibration(None, guarantee, delta))
 
     @property
     def n(self) -> int:
@@ -78,10 +78,10 @@ class ClassCalibration(State):
     def p_value(self, scores: Any, label: Any = None) -> Float[Tensor, "row"]:
         """Return each score's p-value within its row's class."""
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
-        found = self.whole.p_value(values)
-        for known, rows in self._rows(label, len(values)):
-            found[rows] = known.p_value(values[rows])
-        return found
+        p = self.whole.p_value(values)
+        for calibration, rows in self._rows(label, len(values)):
+            p[rows] = calibration.p_value(values[rows])
+        return p
 
     def threshold(self, alpha: float, label: int | None = None) -> float:
         """Return a class's threshold, or the overall threshold for None and unseen classes."""
@@ -90,10 +90,10 @@ class ClassCalibration(State):
 
     def thresholds(self, alpha: float, label: Any, n: int) -> Float[Tensor, "row"]:
         """Return the threshold of each of ``n`` rows."""
-        found = torch.full((n,), self.whole.threshold(alpha), dtype=torch.float64)
-        for known, rows in self._rows(label, n):
-            found[rows] = known.threshold(alpha)
-        return found
+        limits = torch.full((n,), self.whole.threshold(alpha), dtype=torch.float64)
+        for calibration, rows in self._rows(label, n):
+            limits[rows] = calibration.threshold(alpha)
+        return limits
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
         """Return an interval for the true false-alarm rate over all classes."""

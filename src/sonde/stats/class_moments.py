@@ -183,8 +183,8 @@ class ClassMoments(Statistic[ClassMomentsState]):
             z = x - state.mean[k]
             form = gradient.within if self.scatter == "pooled" else gradient.within[k]
             linear = gradient.weight[k] + (z * gradient.mean[k]).sum(1) / state.weight[k]
-            known = state.labels[k] == label
-            effect = torch.where(known, linear + _quadratic(z, form, self.scatter), effect)
+            matches = state.labels[k] == label
+            effect = torch.where(matches, linear + _quadratic(z, form, self.scatter), effect)
         if state.unlabelled is not None and gradient.unlabelled is not None:
             rest, g = state.unlabelled, gradient.unlabelled
             z = x - rest.mean

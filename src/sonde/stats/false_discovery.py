@@ -27,7 +27,7 @@ def benjamini_hochberg(p: Float[Tensor, "test"], rate: float = 0.05) -> Bool[Ten
     ordered, order = p.double().sort()
     line = rate * torch.arange(1, len(p) + 1, dtype=torch.float64, device=p.device) / len(p)
     below = torch.nonzero(ordered <= line).flatten()
-    found = torch.zeros(len(p), dtype=torch.bool, device=p.device)
+    discoveries = torch.zeros(len(p), dtype=torch.bool, device=p.device)
     if len(below):
-        found[order[: int(below[-1]) + 1]] = True
-    return found
+        discoveries[order[: int(below[-1]) + 1]] = True
+    return discoveries

@@ -194,8 +194,8 @@ class SampledCalibration(State):
         q = levels_of_ranks(1 + m - below, m, self.guarantee, self.delta / 2)
         rank = np.minimum(1 + above, top + 1)
         level = levels_of_ranks(rank, self.n, self.guarantee, self.delta)
-        found = np.where(above < top, level, np.maximum(level, rest + (1 - rest) * q))
-        return torch.from_numpy(found).to(self.scores.device)
+        levels = np.where(above < top, level, np.maximum(level, rest + (1 - rest) * q))
+        return torch.from_numpy(levels).to(self.scores.device)
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -223,8 +223,8 @@ class SampledCalibration(State):
             )
         if rank <= top:
             return float(self.tail[top - rank])
-        found = self._rank_below(alpha)
-        return float(self.scores[-found] if found else self.tail[0])
+        lower = self._rank_below(alpha)
+        return float(self.scores[-lower] if lower else self.tail[0])
 
     def needed(self, alpha: float) -> int:
         """Return the smallest number of held-out scores that allows level ``alpha``."""
@@ -242,11 +242,11 @@ class SampledCalibration(State):
             return 0.0, 0.0
         if rank <= top:
             return _ends(tail, rank, n + 1 - rank)
-        found = self._rank_below(alpha)
+        lower = self._rank_below(alpha)
         low, high = _ends(tail / 2, top, n + 1 - top)
-        if found == 0:
+        if lower == 0:
             return low, high
-        more = _ends(tail / 2, found, len(self.scores) + 1 - found)
+        more = _ends(tail / 2, lower, len(self.scores) + 1 - lower)
         return low + (1 - low) * more[0], high + (1 - high) * more[1]
 
     def _rank_below(self, alpha: float) -> int:

@@ -17,11 +17,11 @@ def as_symbols(x: Float[Tensor, "row dim"], n_bins: int) -> Int[Tensor, "row dim
     """
     ordered = x.sort(0).values.T.contiguous()
     places = torch.arange(1, n_bins, device=x.device) * len(x) // n_bins
-    found = torch.searchsorted(ordered[:, places].contiguous(), x.T.contiguous(), right=True).T
+    symbols = torch.searchsorted(ordered[:, places].contiguous(), x.T.contiguous(), right=True).T
     n_values = (ordered.diff(dim=1) != 0).sum(1) + 1
     for unit in torch.nonzero(n_values <= n_bins).flatten().tolist():
-        found[:, unit] = torch.unique(x[:, unit], return_inverse=True)[1]
-    return found
+        symbols[:, unit] = torch.unique(x[:, unit], return_inverse=True)[1]
+    return symbols
 
 
 def joint_counts(

@@ -105,7 +105,7 @@ def _by_candidates(
     a = b if x is y else a.div_(scale).float()
     long, half = (torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).square() for z in (a, b))
     half = half / 2
-    found: list[Tensor] = []
+    nearest: list[Tensor] = []
     step = max(1, PRODUCTS // len(y))
     for start in range(0, n, step):
         here = slice(start, start + step)
@@ -115,14 +115,14 @@ def _by_candidates(
         if group is not None and group2 is not None:
             exact = exact.masked_fill(group[here, None] == group2[at], torch.inf)
         near, which = exact.sort(dim=1, stable=True)
-        found.append(near[:, :k])
+        nearest.append(near[:, :k])
         index[here] = at.gather(1, which[:, :k])
         last, length = near[:, k - 1].detach() / scale, long[here].sqrt()
         # A row whose norm is above this is too far whatever its product says.
         most = 1.001 * (length + last)
         error = 4 * (dim + 8) * (UNIT * most * (length + most) + TINY)
         is_sure[here] = last.square() + error < long[here] - 2 * top.amin(1).double()
-    return torch.cat(found), index, is_sure
+    return torch.cat(nearest), index, is_sure
 
 
 def _by_all_distances(
@@ -135,7 +135,7 @@ def _by_all_distances(
     chunk: int,
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """Return the nearest rows from all distances in float64."""
-    found: list[Tensor] = []
+    nearest: list[Tensor] = []
     values: list[Tensor] = []
     for start, rough in distance_chunks(x, y, chunk):
         if group is not None and group2 is not None:
@@ -149,11 +149,11 @@ def _by_all_distances(
             far, index = rough.topk(k, largest=False)
         exact = _lengths(x[start : start + chunk], y, index).masked_fill(far.isinf(), torch.inf)
         order = exact.argsort(dim=1, stable=True)
-        found.append(index.gather(1, order))
+        nearest.append(index.gather(1, order))
         values.append(exact.gather(1, order))
     if not values:
         return x.new_zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64)
-    return torch.cat(values), torch.cat(found)
+    return torch.cat(values), torch.cat(nearest)
 
 
 def _lengths(

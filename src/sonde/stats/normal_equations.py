@@ -33,5 +33,5 @@ def solve_normal_equations(
     values, vectors = torch.linalg.eigh(gram * scale[:, None] * scale)
     kept = values > GRAM_CUT * values[-1:].clamp(min=0)
     along = vectors[:, kept]
-    found = along @ ((along.T @ (right * scale[:, None])) / values[kept, None])
-    return found * scale[:, None]
+    solution = along @ ((along.T @ (right * scale[:, None])) / values[kept, None])
+    return solution * scale[:, None]

@@ -193,19 +193,19 @@ class OctaveSample(Statistic[OctaveSampleState]):
             new[place, member] = column[order].to(old)
             parts[name] = torch.cat([old, new])[None]
         first = self._first(parts)
-        made: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         for name, column in first.items():
-            made[name] = getattr(state, name).clone()
-            made[name][bands, :, units] = column[0].movedim(1, 0)
-        return replace(state, **made)
+            fields[name] = getattr(state, name).clone()
+            fields[name][bands, :, units] = column[0].movedim(1, 0)
+        return replace(state, **fields)
 
     def _first(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the ``m`` entries with the smallest sampling keys along the second axis."""
         key, order = parts["key"].sort(dim=1, stable=True)
-        found = {"key": key[:, : self.m]}
+        columns = {"key": key[:, : self.m]}
         for name in ("values", "ids", "position"):
             column = parts[name]
             index = order[:, : self.m]
             index = index if name != "ids" else index[..., None].expand(*index.shape, 2)
-            found[name] = column.gather(1, index)
-        return found
+            columns[name] = column.gather(1, index)
+        return columns

@@ -122,16 +122,16 @@ class SampledRows:
         step = torch.empty_like(order)
         step[order] = torch.arange(len(order)) - start[self.group[order]]
         classes = _alike(size)
-        made: list[SampledRows] = []
+        versions: list[SampledRows] = []
         for _ in range(n):
             other = torch.arange(self.n_groups)
-            for mine in classes:
-                other[mine] = mine[_moved(len(mine), len(classes) > 1, generator)]
+            for members in classes:
+                other[members] = members[_moved(len(members), len(classes) > 1, generator)]
             other = other[self.group]
             source = order[start[other] + step % size[other]]
             last = self.rows[-1][source.to(self.rows[-1].device)]
-            made.append(replace(self, rows=(*self.rows[:-1], last)))
-        return made
+            versions.append(replace(self, rows=(*self.rows[:-1], last)))
+        return versions
 
     def with_shuffled_columns(self, seed: int = 0) -> "SampledRows":
         """Return the rows with each unit shuffled separately, so that units are independent.
@@ -145,13 +145,13 @@ class SampledRows:
         start = torch.cumsum(size, 0) - size
         step = torch.empty_like(order)
         step[order] = torch.arange(len(order)) - start[self.group[order]]
-        made = []
+        columns = []
         for x in self.rows:
             other = torch.rand(self.n_groups, x.shape[1], generator=generator).argsort(0)
             other = other[self.group]
             source = order[start[other] + step[:, None] % size[other]]
-            made.append(x.gather(0, source.to(x.device)))
-        return replace(self, rows=tuple(made))
+            columns.append(x.gather(0, source.to(x.device)))
+        return replace(self, rows=tuple(columns))
 
 
 def _alike(size: Int[Tensor, "group"]) -> list[Int[Tensor, "_alike"]]:

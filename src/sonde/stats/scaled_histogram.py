@@ -127,14 +127,14 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         n_kinds, bins, kind = is_member.shape[1], self.bins, kind.to(torch.int32)[:, None]
         scale, size = power_of_two(-exponent).to(x), max(1, TOGETHER // bins)
         first = torch.arange(size, dtype=torch.int32, device=x.device) * bins + bins // 2 - 1
-        found: list[Tensor] = []
+        histograms: list[Tensor] = []
         for part, by in zip(x.split(size, 1), scale.split(size), strict=True):
             dim = part.shape[1]
             index = (part * by).ceil_().to(torch.int32).add_(first[:dim])
             index = index.index_select(0, row).add_(kind * (dim * bins))
             counts = torch.bincount(index.flatten(), minlength=n_kinds * dim * bins)
-            found.append(counts.reshape(n_kinds, dim, bins))
-        counts = torch.cat(found, dim=1)
+            histograms.append(counts.reshape(n_kinds, dim, bins))
+        counts = torch.cat(histograms, dim=1)
         whole = counts.sum(0) if self.concepts == "label" else counts[0]
         return ScaledHistogramState(len(x), exponent, whole, is_member.sum(0)[1:], counts[1:])
 

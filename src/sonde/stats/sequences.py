@@ -88,10 +88,10 @@ def by_example(
     else:
         rows = torch.argsort(position, descending=descending, stable=True)
         rows = rows[torch.argsort(example[rows], stable=True)]
-    found, member, counts = torch.unique_consecutive(
+    examples, member, counts = torch.unique_consecutive(
         example[rows], return_inverse=True, return_counts=True
     )
-    return Sequences(rows, member, found, counts)
+    return Sequences(rows, member, examples, counts)
 
 
 def example_numbers(*names: Int[Tensor, "row ..."]) -> Int[Tensor, "row"]:

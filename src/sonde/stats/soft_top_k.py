@@ -35,8 +35,8 @@ class _SoftTopK(torch.autograd.Function):
         grad = grads[0].to(p.dtype)
         v = ctx.alpha * p * (1.0 - p)
         total = v.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-        found = v * grad - v * (v * grad).sum(-1, keepdim=True) / total
-        return found.to(grads[0].dtype), None, None
+        gradient = v * grad - v * (v * grad).sum(-1, keepdim=True) / total
+        return gradient.to(grads[0].dtype), None, None
 
 
 def soft_top_k(

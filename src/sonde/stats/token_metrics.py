@@ -81,8 +81,8 @@ def token_metrics(
 
 def _metrics(logits: Tensor, token: Tensor) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    mine = wide.gather(1, token[:, None])
-    likely = wide >= mine
+    own = wide.gather(1, token[:, None])
+    likely = wide >= own
     log_p = torch.log_softmax(wide, dim=1)
     p = log_p.exp()
     finite = log_p.masked_fill(p == 0, 0.0)

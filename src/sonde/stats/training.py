@@ -144,8 +144,8 @@ class Trainer(Learner[TrainingT]):
         self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Float[Tensor, ""]:
         """Return the mean loss of held-out examples, used for early stopping."""
-        found = self.loss(state, live, *batch)
-        return torch.tensor(math.nan) if found is None else found[0]
+        loss = self.loss(state, live, *batch)
+        return torch.tensor(math.nan) if loss is None else loss[0]
 
     def review(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
         """Return the state after rows of the last pass."""
@@ -172,12 +172,12 @@ class Trainer(Learner[TrainingT]):
             return self.review(state, *columns)
         if state.stage == DONE or state.diverged is not None:
             return state
-        state, found = self.examples(state, *columns)
-        if found is None:
+        state, examples = self.examples(state, *columns)
+        if examples is None:
             return state
-        known, held = found.columns, found.held
-        state = self._trained(state, known if held is None else tuple(c[~held] for c in known))
-        return state if held is None else self._judged(state, tuple(c[held] for c in known))
+        kept, held = examples.columns, examples.held
+        state = self._trained(state, kept if held is None else tuple(c[~held] for c in kept))
+        return state if held is None else self._judged(state, tuple(c[held] for c in kept))
 
     def _trained(
         self, state: TrainingT, columns: tuple[Tensor, ...], is_last: bool = False
@@ -192,8 +192,8 @@ class Trainer(Learner[TrainingT]):
             return replace(state, waiting=columns)
         source = generator("order", self.seed, state.weights.steps)
         times = 1 if self.buffer else self.times(state)
-        found = [p for _ in range(times) for p in self._parts(n, source, is_last)]
-        parts = [p.to(columns[0].device) for p in found]
+        order = [p for _ in range(times) for p in self._parts(n, source, is_last)]
+        parts = [p.to(columns[0].device) for p in order]
         rest = parts.pop() if self.buffer else None
         trained = self._stepped(state, columns, parts)
         if rest is not None:
@@ -217,17 +217,17 @@ class Trainer(Learner[TrainingT]):
         live, losses = state.weights.live(), state.losses
         for rows in parts:
             with torch.enable_grad():
-                found = self.loss(state, live, *(c[rows] for c in columns))
-                if found is None:
+                loss = self.loss(state, live, *(c[rows] for c in columns))
+                if loss is None:
                     continue
-                gradients = torch.autograd.grad(found[0], live.values, materialize_grads=True)
+                gradients = torch.autograd.grad(loss[0], live.values, materialize_grads=True)
             self.step(state, live, gradients)
             is_good = all(all_finite([v.detach() for v in live.values]))
-            if not (is_good and math.isfinite(float(found[0].detach()))):
+            if not (is_good and math.isfinite(float(loss[0].detach()))):
                 return replace(state, diverged=live.steps)
             live.steps += 1
-            losses = losses or tuple(Tally() for _ in found[1])
-            sums = ((float(part.detach().sum()), part.numel()) for part in found[1])
+            losses = losses or tuple(Tally() for _ in loss[1])
+            sums = ((float(part.detach().sum()), part.numel()) for part in loss[1])
             losses = tuple(t.plus(*s) for t, s in zip(losses, sums, strict=True))
         return replace(state, weights=live.kept(), losses=losses)
 

@@ -33,9 +33,9 @@ class OfStep(Generic[Value]):
         """
         own = self._kept.own()
         if own is not None:
-            own, found = [], [*own]
+            own, taken_values = [], [*own]
             self._kept.put(own)
-            return found
+            return taken_values
         others = [values for values in self._kept.values() if values]
         if lone and len(others) > 1:
             return []

@@ -71,8 +71,8 @@ class CauchySchwarzBottleneck(nn.Module):
                 f"{beta}, {widths}."
             )
         self.beta, self.given = beta, widths
-        found = torch.zeros(3) if widths is None else torch.tensor(widths)
-        self.register_buffer("widths", found)
+        initial = torch.zeros(3) if widths is None else torch.tensor(widths)
+        self.register_buffer("widths", initial)
 
     @of_all_ranks("x", "y", "logits", "label")
     @in_float32
@@ -129,5 +129,5 @@ class CauchySchwarzBottleneck(nn.Module):
             raise BatchError(
                 f"CauchySchwarzBottleneck: expected two rows or more, got {len(each[0])}."
             )
-        found = torch.tensor([kernel_width(rows.detach().double()) for rows in each])
-        self.widths.copy_(torch.where(found > 0, found, 1.0))
+        measured = torch.tensor([kernel_width(rows.detach().double()) for rows in each])
+        self.widths.copy_(torch.where(measured > 0, measured, 1.0))

@@ -286,8 +286,8 @@ class Contrast(nn.Module):
                 f"got {parts.shape[1]}."
             )
         wanted = torch.stack([balanced_assignment(part) for part in parts])
-        said = (parts / self.temperature).log_softmax(2)
-        pairs = [-(wanted[i] * said[j]).sum(1).mean()
+        predicted = (parts / self.temperature).log_softmax(2)
+        pairs = [-(wanted[i] * predicted[j]).sum(1).mean()
                  for i in range(n_views) for j in range(n_views) if i != j]  # fmt: skip
         return torch.stack(pairs).mean()
 

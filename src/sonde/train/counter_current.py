@@ -95,18 +95,18 @@ class CounterCurrent(nn.Module):
         for layer in self.feedback:
             down.append(elu(layer(down[-1].detach())))
         alike = (label[:, None] == label).to(down[0])
-        found, a = list[Tensor](), inputs
+        losses, a = list[Tensor](), inputs
         *inner, last = self.parts
         for part, b in zip(inner, reversed(down[1:]), strict=True):
             a = part(a.detach())
             rows = a.flatten(1)
             if rows.shape[1] != b.shape[1]:
                 raise InputError(
-                    f"CounterCurrent: expected width {b.shape[1]} at level {len(found)}, got "
+                    f"CounterCurrent: expected width {b.shape[1]} at level {len(losses)}, got "
                     f"{rows.shape[1]}. Pass the actual widths of the parts."
                 )
-            found.append(self._error(rows, b, alike))
-        return [*found, _cross_entropy(last(a.detach()), label)]
+            losses.append(self._error(rows, b, alike))
+        return [*losses, _cross_entropy(last(a.detach()), label)]
 
     @torch.no_grad()
     def centre(self) -> None:

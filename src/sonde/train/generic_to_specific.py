@@ -68,13 +68,13 @@ class GenericToSpecific(nn.Module):
                 f"GenericToSpecific: expected a mask with over={self.over!r}, got none."
             )
         wanted = layer_norm(y.detach(), y.shape[-1:])
-        found = self.line(x)
+        mapped = self.line(x)
         if mask is None or self.over == "all":
-            return smooth_l1_loss(found, wanted)
+            return smooth_l1_loss(mapped, wanted)
         chosen = mask if self.over == "masked" else ~mask
         if not bool(chosen.any()):
             raise InputError(f"GenericToSpecific: expected {self.over} positions, got none.")
-        return smooth_l1_loss(found[chosen], wanted[chosen])
+        return smooth_l1_loss(mapped[chosen], wanted[chosen])
 
 
 def shared_mask(

@@ -112,8 +112,8 @@ class LatentTerms(nn.Module):
         z : Float[Tensor, "row dim"], optional
             The draws that the model used; by default new draws.
         """
-        found = self.parts(x, y, z)
-        return sum((w * found[name] for name, w in self.weights.items() if w), start=x.sum() * 0)
+        terms = self.parts(x, y, z)
+        return sum((w * terms[name] for name, w in self.weights.items() if w), start=x.sum() * 0)
 
     @in_float32
     def parts(

@@ -84,8 +84,8 @@ class LearnedViews(nn.Module):
         """
         if view is None or view_count(x, view) != 2:
             raise InputError("LearnedViews: expected two views. Run the model twice before.")
-        made = [f(half) for f, half in zip(self.maps, x.chunk(2), strict=True)]
+        learned = [f(half) for f, half in zip(self.maps, x.chunk(2), strict=True)]
         views = torch.arange(4, device=x.device).repeat_interleave(len(x) // 2)
-        alike = cosine_similarity(made[0], made[1], dim=1).mean() - self.margin
-        value = self.contrast(torch.cat([x, *made]), view=views)
+        alike = cosine_similarity(learned[0], learned[1], dim=1).mean() - self.margin
+        value = self.contrast(torch.cat([x, *learned]), view=views)
         return value + self.weight * alike.clamp(min=0)

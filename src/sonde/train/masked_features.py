@@ -91,8 +91,8 @@ class MaskedFeatures(nn.Module):
         in_forward: bool = True,
     ) -> None:
         super().__init__()
-        known = target in ("features", "codes", "embeddings", "pixels")
-        if not known or how not in ("random", "block", "tube") or not 0 <= ratio <= 1:
+        is_known = target in ("features", "codes", "embeddings", "pixels")
+        if not is_known or how not in ("random", "block", "tube") or not 0 <= ratio <= 1:
             raise InputError(
                 "MaskedFeatures: expected a known target and mask, and ratio in [0, 1], got "
                 f"{target!r}, {how!r}, {ratio}."
@@ -135,10 +135,10 @@ class MaskedFeatures(nn.Module):
         x = self._by_position(x)
         hidden = self._chosen(x, real) if mask is None else mask
         self._build(x)
-        made = self._rebuilt(torch.where(hidden[..., None], self.empty.to(x.dtype), x), real)
+        rebuilt = self._rebuilt(torch.where(hidden[..., None], self.empty.to(x.dtype), x), real)
         if not bool(hidden.any()):
-            return 0.0 * made[hidden].sum()
-        each = self._errors(self.out(made)[hidden], self._goal(x, y)[hidden])
+            return 0.0 * rebuilt[hidden].sum()
+        each = self._errors(self.out(rebuilt)[hidden], self._goal(x, y)[hidden])
         count = hidden.sum(1)
         value = (each / count[hidden.nonzero()[:, 0]]).sum() / (count > 0).sum()
         (head,) = self._head
@@ -146,7 +146,7 @@ class MaskedFeatures(nn.Module):
             return value
         if label is None:
             raise InputError("MaskedFeatures: expected label with head, got none. Pass label=...")
-        return value + cross_entropy(head(torch.where(hidden[..., None], made, x)), label)
+        return value + cross_entropy(head(torch.where(hidden[..., None], rebuilt, x)), label)
 
     def change(
         self, x: Float[Tensor, "*axes dim"], real: Bool[Tensor, "row pos"] | None = None
@@ -164,11 +164,11 @@ class MaskedFeatures(nn.Module):
     def _chosen(self, x: Tensor, real: Tensor | None) -> Tensor:
         """Return the positions hidden in these rows' forward passes, or new random positions."""
         kept = self._hidden.taken(lone=True)
-        found: list[Tensor] = []
-        while self.training and kept and sum(map(len, found)) < len(x):
-            found.insert(0, kept.pop())
-        if found and torch.cat(found).shape == x.shape[:2]:
-            return torch.cat(found)
+        positions: list[Tensor] = []
+        while self.training and kept and sum(map(len, positions)) < len(x):
+            positions.insert(0, kept.pop())
+        if positions and torch.cat(positions).shape == x.shape[:2]:
+            return torch.cat(positions)
         return self.hidden(len(x), x.shape[1], real).to(x.device)
 
     def _rebuilt(self, whole: Tensor, real: Tensor | None) -> Tensor:

@@ -167,14 +167,14 @@ class Mixup(nn.Module):
     def _last(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Return the values of the last ``change``, if needed of the only other thread."""
         own = self.drawn.own()
-        found = self.drawn.values() if own is None else [own]
-        if len(found) > 1:
+        values = self.drawn.values() if own is None else [own]
+        if len(values) > 1:
             raise StateError(
-                f"Mixup: expected change() in the thread of the loss, got calls in {len(found)} "
+                f"Mixup: expected change() in the thread of the loss, got calls in {len(values)} "
                 "other threads: it is not known which call belongs to this loss. Call both in "
                 "one thread."
             )
-        return found[0] if found else (None, None)
+        return values[0] if values else (None, None)
 
     def _drawn(self, n: int) -> tuple[Tensor, Tensor]:
         share, order = self._last()

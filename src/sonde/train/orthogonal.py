@@ -73,11 +73,11 @@ class Orthogonal(nn.Module):
             )
         n_out, n_in, size, _ = weight.shape
         shifts = (size - 1) // self.stride
-        found = conv2d(weight, weight, stride=self.stride, padding=shifts * self.stride)
-        wanted = torch.zeros_like(found)
+        products = conv2d(weight, weight, stride=self.stride, padding=shifts * self.stride)
+        wanted = torch.zeros_like(products)
         wanted[:, :, shifts, shifts] = _identity(weight)
         surplus = max(n_out - n_in * self.stride**2, 0)
-        return (found - wanted).square().sum() - surplus
+        return (products - wanted).square().sum() - surplus
 
 
 def _identity(weight: Tensor) -> Tensor:

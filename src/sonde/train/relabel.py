@@ -65,19 +65,19 @@ def relabel_unknown(
             f"relabel_unknown: expected one of {', '.join(get_args(Metric))} and keep in (0, 1],"
             f" got {metric!r} and {keep}."
         )
-    known = label >= 0
-    if len(label) != len(x) or not bool(known.any()):
+    labelled = label >= 0
+    if len(label) != len(x) or not bool(labelled.any()):
         raise InputError(
             f"relabel_unknown: expected a label for each of {len(x)} rows, some of them 0 or more, "
-            f"got {plural(len(label), 'label')}, {int(known.sum())} of them 0 or more."
+            f"got {plural(len(label), 'label')}, {int(labelled.sum())} of them 0 or more."
         )
-    if not bool(x[known].isfinite().all()):
+    if not bool(x[labelled].isfinite().all()):
         raise InputError("relabel_unknown: expected finite labelled rows, got NaN or infinity.")
     rows = x.double()
-    centre = torch.stack([rows[label == c].mean(0) for c in label[known].unique()])
+    centre = torch.stack([rows[label == c].mean(0) for c in label[labelled].unique()])
     near = _distance(rows, centre, metric).amin(1)
-    radius = near[known].sort().values[max(round(keep * int(known.sum())), 1) - 1]
-    return torch.where(~known & (near <= radius), unknown, label)
+    radius = near[labelled].sort().values[max(round(keep * int(labelled.sum())), 1) - 1]
+    return torch.where(~labelled & (near <= radius), unknown, label)
 
 
 def _distance(x: Tensor, y: Tensor, metric: str) -> Float[Tensor, "row row2"]:

@@ -228,9 +228,9 @@ class Resize:
     ) -> Tensor:
         path, _, leaf = name.rpartition(".")
         owner = old.get_submodule(path)
-        known = type(owner) in INPUT_AXIS or isinstance(owner, OF_UNITS)
+        is_known = type(owner) in INPUT_AXIS or isinstance(owner, OF_UNITS)
         adds = "norm" in type(owner).__name__.lower() or any(True for _ in owner.children())
-        if len(shape) != x.ndim or not (known or adds):
+        if len(shape) != x.ndim or not (is_known or adds):
             raise SiteError(
                 f"Resize: {name} belongs to {type(owner).__name__}, whose units cannot be copied. "
                 "Resize a model of linear layers, convolutions, embeddings and norms."
@@ -251,12 +251,12 @@ class Resize:
         group = self._group(most, block).to(x.device)
         count = torch.bincount(group, minlength=least).to(x)
         if n == most:
-            made = x.index_select(axis, group)
-            return made / _along(count[group], x.ndim, axis) if reads else made
+            resized = x.index_select(axis, group)
+            return resized / _along(count[group], x.ndim, axis) if reads else resized
         shape = list(x.shape)
         shape[axis] = least
-        made = x.new_zeros(shape).index_add_(axis, group, x)
-        return made if reads else made / _along(count, x.ndim, axis)
+        resized = x.new_zeros(shape).index_add_(axis, group, x)
+        return resized if reads else resized / _along(count, x.ndim, axis)
 
     def _group(self, most: int, block: int) -> Int[Tensor, "unit"]:
         """Return the group of each unit of the wider model."""
@@ -271,15 +271,17 @@ class Resize:
         sources = self._sources(len(paths))
         above = paths[0].rpartition(".")[0]
         wanted = [f"{above}.{i}" for i in range(len(sources))]
-        made = {name: x for name, x in state.items() if not any(_in(name, p) for p in paths)}
+        kept_state = {name: x for name, x in state.items() if not any(_in(name, p) for p in paths)}
         for path, source in zip(wanted, sources, strict=True):
             merged = paths[source : source + (self.factor if self.depth == "merge" else 1)]
             for name in [n for n in state if _in(n, merged[0])]:
                 leaf = name.removeprefix(merged[0])
                 parts = [state[one + leaf] for one in merged]
                 is_mean = len(parts) > 1 and parts[0].is_floating_point()
-                made[path + leaf] = torch.stack(parts).mean(0) if is_mean else parts[0].clone()
-        return made
+                kept_state[path + leaf] = (
+                    torch.stack(parts).mean(0) if is_mean else parts[0].clone()
+                )
+        return kept_state
 
     def _silence(self, new: nn.Module, inputs: Any) -> None:
         """Set the weights to 0 with which the last block writes to the residual stream.
@@ -327,10 +329,10 @@ class Resize:
 
 def _blocks(old: nn.Module, new: nn.Module) -> list[str]:
     """Return the paths of the old blocks; a single block takes its path from the new model."""
-    found = ModelBlocks(old).paths or ModelBlocks(new).paths[:1]
-    if not found:
+    paths = ModelBlocks(old).paths or ModelBlocks(new).paths[:1]
+    if not paths:
         raise InputError(f"Resize: expected a model with blocks, got none in {type(old).__name__}.")
-    return found
+    return paths
 
 
 def _put(new: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -91,11 +91,11 @@ class ScaledWeights(nn.Module):
             If a layer is missing, pads otherwise than with zeros, or has another input width.
         """
         module = model.module if isinstance(model, Model) else model
-        known, given = layers_of(module), iter(self.scales)
+        layers, given = layers_of(module), iter(self.scales)
         of = dict[int, list[nn.Module]]()
         for name, n in self.layers.items():
             scales = [next(given) for _ in range(n)]
-            of[id(_checked(name, known.get(name), scales))] = scales
+            of[id(_checked(name, layers.get(name), scales))] = scales
 
         def around(layer: Any, forward: Forward, args: Any, kwargs: Any) -> Tensor:
             own = whole = joined_weights(layer)
@@ -107,7 +107,7 @@ class ScaledWeights(nn.Module):
                 return linear(x, weight, bias)
             return conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
 
-        with intercepted([known[name] for name in self.layers], around):
+        with intercepted([layers[name] for name in self.layers], around):
             yield
 
 

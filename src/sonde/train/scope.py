@@ -129,9 +129,9 @@ class Scope:
         try:
             moving = Moving(module, groups)
             if self.freeze_statistics:
-                mine = {id(named[name]) for group in groups for name in group}
+                trained = {id(named[name]) for group in groups for name in group}
                 for part in (m for m in module.modules() if isinstance(m, _BatchNorm)):
-                    if not any(id(p) in mine for p in part.parameters()):
+                    if not any(id(p) in trained for p in part.parameters()):
                         part.eval()
             yield moving
         finally:

@@ -87,8 +87,8 @@ class SparseTraining:
     variants: ClassVar[dict[str, str]] = {"congruity": "tian2024fedsgc"}
 
     def __post_init__(self) -> None:
-        known = self.score in ("gradient", "magnitude", "random", "congruity")
-        if not known or not 0 < self.density <= 1 or not 0 <= self.remove <= 1:
+        is_known = self.score in ("gradient", "magnitude", "random", "congruity")
+        if not is_known or not 0 < self.density <= 1 or not 0 <= self.remove <= 1:
             raise InputError(
                 "SparseTraining: expected a known score, density in (0, 1] and remove in "
                 f"[0, 1], got {self.score!r}, {self.density}, {self.remove}."
@@ -207,11 +207,11 @@ class SparseTraining:
 
 def _given(weights: Mapping[str, nn.Parameter], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
     shapes = {name: tuple(p.shape) for name, p in weights.items()}
-    found = {name: tuple(mask.shape) for name, mask in active.items()}
-    if shapes != found or any(mask.dtype != torch.bool for mask in active.values()):
+    sizes = {name: tuple(mask.shape) for name, mask in active.items()}
+    if shapes != sizes or any(mask.dtype != torch.bool for mask in active.values()):
         raise InputError(
             f"SparseTraining.on: expected active= with a mask of bool for each of {shapes}, got "
-            f"{ {name: (shape, active[name].dtype) for name, shape in found.items()} }."
+            f"{ {name: (shape, active[name].dtype) for name, shape in sizes.items()} }."
         )
     return {name: active[name].to(p.device).clone() for name, p in weights.items()}
 

@@ -99,9 +99,9 @@ class StructuredTransfer(nn.Module):
         ).mean()
         gaps = [intra.new_zeros(())]
         for i, j in combinations(range(len(own)), 2):
-            wanted, found = between_layers(other[i], other[j]), between_layers(own[i], own[j])
+            wanted, distances = between_layers(other[i], other[j]), between_layers(own[i], own[j])
             whole = wanted.square().sum().clamp(min=1e-12)
-            gaps.append((found - wanted).square().sum() / whole)
+            gaps.append((distances - wanted).square().sum() / whole)
         return intra, torch.stack(gaps).sum() / max(len(gaps) - 1, 1)
 
 

@@ -271,8 +271,8 @@ class SubspaceProjection:
         SondeWarning
             If the optimiser moves parameters of other layers, which are not projected.
         """
-        found, module = self._layers("on", model)
-        layers = {name: found[name] for name in self.known}
+        tracked, module = self._layers("on", model)
+        layers = {name: tracked[name] for name in self.known}
         _require_own(layers.values(), optimiser)
         gates = {name: self._gates(name, agreement) for name in layers}
         held = {name: self._held(name, gates[name]) for name in layers}
@@ -318,14 +318,14 @@ class SubspaceProjection:
         """Return, for each old task, whether it admits updates of a layer along its inputs."""
         if self.admit is None:
             return []
-        found = None if agreement is None else agreement.get(name)
-        if found is None or len(found) != len(self.tasks):
+        own = None if agreement is None else agreement.get(name)
+        if own is None or len(own) != len(self.tasks):
             raise InputError(
                 f"SubspaceProjection: expected the agreement with {len(self.tasks)} tasks at layer "
-                f"{name!r}, got {None if found is None else len(found)}. Pass "
+                f"{name!r}, got {None if own is None else len(own)}. Pass "
                 "memory.agreement(model, data, loss)."
             )
-        return [a.cosine >= self.admit and a.share >= self.threshold for a in found]
+        return [a.cosine >= self.admit and a.share >= self.threshold for a in own]
 
     def _require_admit(self, method: str) -> None:
         """Raise if old tasks cannot be compared with new ones."""
@@ -418,9 +418,9 @@ def _gradients(
     sums = {id(p): torch.zeros_like(p, dtype=torch.float64) for p in some}
     for batch in _batches(method, data):
         with torch.enable_grad():
-            found = torch.autograd.grad(loss(batch), some, allow_unused=True)
+            gradients = torch.autograd.grad(loss(batch), some, allow_unused=True)
         n += 1
-        for p, g in zip(some, found, strict=True):
+        for p, g in zip(some, gradients, strict=True):
             sums[id(p)] += 0 if g is None else g.double()
 
     def mean(p: Tensor) -> Float[Tensor, "out dim"]:

@@ -206,9 +206,9 @@ class TemplateBank:
             mix = self._mixed(layer.mix.detach(), down, across, draw)
             bias = None if layer.bias is None else layer.bias.detach().repeat(down)
             _put(new, name, TemplateLinear(bank, mix, bias))
-        known = model.state_dict()
+        state = model.state_dict()
         for name, x in new.state_dict().items():
-            part = known.get(name)
+            part = state.get(name)
             if name.endswith((".bank", ".mix")) or part is None or part.ndim != x.ndim:
                 continue
             times = [b // a for a, b in zip(part.shape, x.shape, strict=True)]
@@ -247,12 +247,12 @@ class TemplateBank:
         new = copy.deepcopy(model)
         for name, layer in list(_layers(new, TemplateLinear)):
             weight = layer.weight
-            made = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None)
-            made = made.to(weight)
-            made.weight.copy_(weight)
+            linear = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None)
+            linear = linear.to(weight)
+            linear.weight.copy_(weight)
             if layer.bias is not None:
-                made.bias.copy_(layer.bias)
-            _put(new, name, made)
+                linear.bias.copy_(layer.bias)
+            _put(new, name, linear)
         return new.train(model.training)
 
 
@@ -262,8 +262,8 @@ def _aside(taken: Float[Tensor, "vector template"], draw: torch.Generator) -> Te
     others = taken if len(taken) < m else taken[:1]
     free = torch.linalg.svd(others, full_matrices=True)[2][len(others) :]
     drawn = torch.randn(len(free), generator=draw, dtype=torch.float64).to(free)
-    made = drawn @ free
-    return made / made.norm()
+    direction = drawn @ free
+    return direction / direction.norm()
 
 
 def _layers(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
