@@ -84,11 +84,11 @@ class Sinks:
             Special tokens among them.
         """
         apart = torch.zeros_like(real) if special is None else special & real
-        found = apart if self.special else torch.zeros_like(real)
+        sinks = apart if self.special else torch.zeros_like(real)
         if self.first:
-            found = found | (real & (real.long().cumsum(1) == 1))
-        others = real & ~found & ~apart
-        return found & others.any(dim=1, keepdim=True)
+            sinks = sinks | (real & (real.long().cumsum(1) == 1))
+        others = real & ~sinks & ~apart
+        return sinks & others.any(dim=1, keepdim=True)
 
 
 Sinks.NONE = Sinks()
