@@ -116,6 +116,8 @@ class Batch:
         Key of the hash of rows.
     extra : dict[str, torch.Tensor], optional
         Further columns, by name.
+    sink : dict[str, torch.Tensor], optional
+        Whether each row is a sink token, by site.
     """
 
     rows: dict[str, Float[Tensor, "_row _dim"]]

@@ -181,6 +181,9 @@ class LiveStream(Stream):
         Name of the output that contains the logits; None looks for it.
     logits_asked : bool, default=False
         Whether the logits were asked for by name.
+    sinks : str, default="auto"
+        Tokens with massive states that are left out: ``first``, ``special``, both with a comma, or
+        ``keep`` for none; ``auto`` finds them from the first examples.
     """
 
     model: Model
