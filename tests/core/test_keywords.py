@@ -10,6 +10,7 @@ from sklearn.base import clone
 from torch import nn
 
 import sonde
+from sonde.compress import SliceCodec, SliceContext
 from sonde.core.errors import InputError
 from sonde.core.keywords import ELSEWHERE, answer_to
 from sonde.core.renaming import former_names
@@ -91,6 +92,13 @@ def test_names_in_the_table_are_used_somewhere():
 def test_calls_in_the_form_of_other_libraries_say_what_to_write(call: Any, answer: str):
     with pytest.raises((TypeError, InputError), match=answer):
         call(nn.Linear(3, 2), torch.randn(9, 3))
+
+
+def test_modules_that_are_parameters_are_accepted():
+    context = SliceContext(8)
+    assert SliceCodec(context).context is context
+    with pytest.raises(InputError, match="got the model SliceContext"):
+        KNN(context)  # type: ignore[arg-type]
 
 
 def test_a_plain_function_that_answers_nothing_is_seen():

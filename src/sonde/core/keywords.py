@@ -7,7 +7,7 @@ with the right one before ``__init__`` runs. Functions are decorated with ``answ
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from torch import nn
 
@@ -221,5 +221,13 @@ def _known(cls: type[Any]) -> tuple[str, ...] | None:
 def _takes_model(cls: type[Any]) -> bool:
     """Return whether the first parameter of a class may be a model."""
     first = next(iter(inspect.signature(cls).parameters.values()), None)
-    kind = str(None if first is None else first.annotation)
-    return any(word in kind for word in ("Module", "Model", "Layer"))
+    return first is not None and _names_module(first.annotation)
+
+
+def _names_module(annotation: Any) -> bool:
+    """Return whether a type, or a part of a type, may be a module; True for unresolved types."""
+    if isinstance(annotation, str) or annotation in (Any, inspect.Parameter.empty):
+        return True
+    if parts := get_args(annotation):
+        return any(_names_module(part) for part in parts if not isinstance(part, str))
+    return inspect.isclass(annotation) and issubclass(annotation, nn.Module | Model)
