@@ -35,8 +35,10 @@ def numbers_outputs(stream: Stream) -> bool:
 
     Labels that are names are held against the model's answers, as ``in_sorted_order`` does it.
     """
-    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+    if len(stream.label_names) < 2:
         return False
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        return False  # rows of a store say nothing of the model's own names
     is_unnamed = stream.model.task != "causal" and class_names(stream.model) is None
     return is_unnamed and in_sorted_order(stream.model, stream.inputs, stream.seed).own_labels
 
