@@ -15,9 +15,9 @@ from sonde import load
 from sonde.core.instrument import Detector
 from sonde.core.stream import Stream
 from sonde.detect import KNN, NAC, Mahalanobis
+from sonde.files.identity import MODEL_FACTS
 from sonde.run.fitting.fit import fit
 from sonde.run.fitting.fitted import Fitted
-from sonde.run.fitting.header import MODEL_FIELDS
 from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream
 
@@ -80,7 +80,7 @@ def _guarded(
     identity = stream.identity()
     header = {
         **fitted.header,
-        "model": {name: identity.get(name) for name in MODEL_FIELDS},
+        "model": {name: identity.get(name) for name in MODEL_FACTS},
         "reading": {"objective": objective, "keep_special": False},
         "sites": [
             {"text": s.key, "dim": s.dim, "reducer": "last", "axes": s.axes, "prefix": s.prefix}

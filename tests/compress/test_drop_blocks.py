@@ -190,7 +190,9 @@ def test_what_cannot_be_left_out_is_refused():
         DropBlocks(blocks=0)
     with pytest.raises(InputError, match="a model with a list of blocks, got Linear"):
         DropBlocks().plan(nn.Linear(6, 2), {"calibration": x.float()})
-    with pytest.raises(InputError, match="40 examples of 40 in 'calibration' have numbers that are not"):
+    with pytest.raises(
+        InputError, match="40 examples of 40 in 'calibration' have numbers that are not"
+    ):
         DropBlocks().plan(model, {"calibration": x * math.nan})
     pairs = Pairs(6, 3).double()
     with pytest.raises(InputError, match="Pairs does not run without these blocks of blocks"):

@@ -90,7 +90,10 @@ def test_alike_rows_of_unrelated_documents_tell_nothing(estimator):
     )
     error = float(torch.as_tensor(found.se))
     assert float(found) == pytest.approx(found.bias, abs=2 * error)
-    assert float(alone) > alone.bias + 2 * float(torch.as_tensor(alone.se))
+    if alone.se is None:  # copies of rows look like a function
+        assert "deterministic" in alone.flags
+    spread = 0.0 if alone.se is None else float(torch.as_tensor(alone.se))
+    assert float(alone) > alone.bias + 2 * spread
 
 
 @pytest.mark.truth("the spread over fresh draws")

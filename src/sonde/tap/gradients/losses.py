@@ -18,6 +18,9 @@ from sonde.tap.streams.answers import Answers, answers_in
 Loss = str | Callable[[Any, InputBatch], Tensor]
 NAMES = ("label", "sampled")
 
+OF_ALL_ROWS = ("grid", "token_axes")
+"""Fields of a batch that are the same for each of its rows."""
+
 
 def check_loss(loss: Loss) -> None:
     """Raise if a loss is neither a known name nor callable."""
@@ -158,6 +161,6 @@ def one_of(batch: InputBatch, row: int) -> InputBatch:
     }
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if field.name not in changed and field.name != "grid" and value is not None:
+        if field.name not in (*changed, *OF_ALL_ROWS) and value is not None:
             changed[field.name] = value[cut]
     return replace(batch, **changed)
