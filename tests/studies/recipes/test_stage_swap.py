@@ -8,7 +8,6 @@ from torch import nn
 
 from sonde import InputError, Model, load
 from sonde_studies.parts.halves import cuts_of
-from sonde_studies.parts.owners import owners_of
 from sonde_studies.recipes.family_of_models import family_of_models
 from sonde_studies.recipes.stage_swap import stage_swap
 
@@ -42,7 +41,7 @@ def test_a_model_that_is_cut_and_joined_answers_as_before(kind):
         torch.manual_seed(1)
         model, site = Model(Pictures().eval()), "first"
         data = [{"x": torch.randn(1, 4, 5), "label": i % 4} for i in range(60)]
-    (cut,) = cuts_of("stage_swap", [model], data, site, 0, owners_of(data))
+    (cut,) = cuts_of("stage_swap", [model], data, site, 0)
     (half,), held = cut.halves, cut.held
     inputs = half.inputs
     states, said = half.front(held), []
@@ -62,7 +61,7 @@ def test_a_swapped_net_answers_as_the_net_of_its_back():
     found = stage_swap(
         models[0], models[1], items, third=models[2], sites="0", seed=3, progress=False
     )
-    held = cuts_of("stage_swap", models, items, "0", 3, owners_of(items))[0].held
+    held = cuts_of("stage_swap", models, items, "0", 3)[0].held
     with torch.no_grad():
         want = [float((n(x[held]).argmax(1) == label[held]).double().mean()) for n in nets]
     for row in found.rows:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
+from scipy.special import ndtr, stdtrit  # pyright: ignore[reportMissingTypeStubs]
 from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
@@ -183,6 +183,22 @@ def low_bar(usual: Float[Tensor, "row"], share: float, none: float) -> float:
     """
     rank = int(np.floor(share * (len(usual) + 1)))
     return float(usual.sort().values[rank - 1]) if rank else none
+
+
+def high_bar(usual: Sequence[float], share: float) -> float:
+    """Return a bar that a fraction of new normal values exceeds, by Student's t.
+
+    Parameters
+    ----------
+    usual : sequence of float
+        Independent values; the bar is infinite for fewer than three.
+    share : float
+    """
+    n = len(usual)
+    if n < 3:
+        return float("inf")
+    spread = float(np.std(usual, ddof=1)) * (1 + 1 / n) ** 0.5
+    return float(np.mean(usual) + stdtrit(n - 1, 1 - share) * spread)
 
 
 def two_histograms(

@@ -16,8 +16,7 @@ from sonde.measure import stitch
 from sonde.tap import place_of
 from sonde_studies.parts.figures import check_order, error_of
 from sonde_studies.parts.heads import linear_head
-from sonde_studies.parts.owners import judges, parted
-from sonde_studies.parts.rows import Values
+from sonde_studies.parts.owners import groups_told, judges, owners_of, parted
 
 MOST_CUTS = 6
 EITHER = "the front or the back differs"
@@ -114,6 +113,8 @@ class Cut:
     label : Int[Tensor, "example"]
         Classes of the held examples.
     label_names : tuple of str
+    groups : dict of str to str
+        The fact about groups that an answer states.
     """
 
     sites: list[str]
@@ -122,6 +123,7 @@ class Cut:
     held: Int[Tensor, "example"]
     label: Int[Tensor, "example"]
     label_names: tuple[str, ...]
+    groups: dict[str, str]
 
     def stitched(self, recipe: str, how: Literal["map", "none"] = "map") -> Any:
         """Return the accuracy of each front on each back, from ``sonde.measure.stitch``.
@@ -147,7 +149,9 @@ def cuts_of(
     data: Any,
     sites: str,
     seed: int,
-    owner: Values,
+    *,
+    group_column: str | None = None,
+    limit: int | None = None,
     **options: Any,
 ) -> list[Cut]:
     """Return the models cut at each depth; half of the groups fit, one row of each other tests.
@@ -163,11 +167,15 @@ def cuts_of(
         with commas between them.
     seed : int
         Draws the halves.
-    owner : array (row,)
-        Group of each row of the data.
+    group_column : str, optional
+        Column of the group, if its name is not "group".
+    limit : int, optional
+        Read only the first examples.
     **options
-        Of ``open_inputs``.
+        Others of ``open_inputs``.
     """
+    owner = owners_of(data, group_column, limit)
+    options |= {"group_column": group_column, "limit": limit}
     inputs = [open_inputs(model, data, **options) for model in models]
     if len({len(part) for part in inputs}) > 1 or len(inputs[0]) < 40:
         raise InputError(
@@ -182,7 +190,8 @@ def cuts_of(
         each = zip(models, inputs, named, strict=True)
         halves = [HalfModel(model, x, site, held) for model, x, site in each]
         label = halves[0].labels() if label is None else label
-        found.append(Cut(named, halves, fit, held, label, tuple(inputs[0].label_names)))
+        names = tuple(inputs[0].label_names)
+        found.append(Cut(named, halves, fit, held, label, names, groups_told(owner)))
     if label is None or bool((label < 0).any()):
         n = 0 if label is None else int((label < 0).sum())
         raise InputError(

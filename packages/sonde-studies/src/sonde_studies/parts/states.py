@@ -15,8 +15,8 @@ from sonde.data import ItemInputs, open_inputs
 from sonde.tap import place_of
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
-from sonde_studies.parts.owners import joined_owners, judges, parted
-from sonde_studies.parts.rows import Values
+from sonde_studies.parts.owners import groups_told, joined_owners, judges, owners_of, parted
+from sonde_studies.parts.rows import Rows, Values
 
 
 def states_of(
@@ -46,6 +46,16 @@ def last_states(
 ) -> Float[Tensor, "row dim"]:
     """Return the states of single inputs at the last site."""
     return [*states_of(model, values, site, progress, **options).values()][-1]
+
+
+def column_states(
+    models: Sequence[Model], rows: Rows, columns: Sequence[str], site: str, progress: bool
+) -> list[Values]:
+    """Return the states of each column of some rows at the last site of its own model."""
+    return [
+        last_states(model, [row[column] for row in rows], site, progress).numpy()
+        for model, column in zip(models, columns, strict=True)
+    ]
 
 
 def patterns(sites: str) -> str | list[str]:
@@ -90,23 +100,35 @@ def groups_of(model: Model, parts: Sequence[Any], **options: Any) -> Int[Tensor,
 
 
 def item_parts(
-    inputs: ItemInputs, share: float, draw: np.random.Generator, owner: Values
-) -> tuple[ItemInputs, Values]:
-    """Return the training examples, and the indices of test items, one of each other group.
+    inputs: ItemInputs,
+    data: Any,
+    share: float,
+    draw: np.random.Generator,
+    group_column: str | None = None,
+    limit: int | None = None,
+) -> tuple[ItemInputs, Values, dict[str, str]]:
+    """Return the training examples, the indices of test items, and the fact about groups.
+
+    One item of each group that does not train is a test item.
 
     Parameters
     ----------
     inputs : ItemInputs
+        Examples of the data.
+    data : str, path or re-iterable
     share : float
         Fraction of the groups that are tested.
     draw : numpy.random.Generator
-    owner : array (item,)
-        Group of each item of the data.
+    group_column : str, optional
+        Column of the group, if its name is not "group".
+    limit : int, optional
+        How many items were read.
     """
     items = inputs.source_rows
-    groups = joined_owners(items, owner[items])
+    owner = owners_of(data, group_column, limit)[items]
+    groups = joined_owners(items, owner)
     held, kept = parted(groups, share, draw)
-    return inputs.at(kept), np.unique(items[judges(groups, held)])
+    return inputs.at(kept), np.unique(items[judges(groups, held)]), groups_told(owner)
 
 
 def with_module(model: Model, module: nn.Module) -> Model:

@@ -13,7 +13,6 @@ from sonde.train import Scope
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Is it better to train groups of parameters in turn?"
@@ -71,8 +70,8 @@ def alternating_fields(
     options |= {"group_column": group_column}
     graded("alternating_fields", model, data, LEAST, progress, **options)
     inputs = open_inputs(model, data, batch_size=batch_size, **options)
-    draw, owner = np.random.default_rng(seed), owners_of(data, group_column, limit)
-    ours, held = item_parts(inputs, TEST, draw, owner)
+    draw = np.random.default_rng(seed)
+    ours, held, told = item_parts(inputs, data, TEST, draw, group_column, limit)
     named = [name for name, p in model.module.named_parameters() if p.is_floating_point()]
     if len(named) < 2:
         raise InputError(f"alternating_fields: expected two or more parameters, got {len(named)}.")
@@ -108,8 +107,7 @@ def alternating_fields(
         **gained(gain),
         rows=tuple(table),
         drawn=curves("Accuracy by epoch", table, "epochs", ACCURACY, by="arm"),
-        facts={f"group {i + 1}": ", ".join(g)[:80] for i, g in enumerate(turns)}
-        | groups_told(owner[inputs.source_rows]),
+        facts={f"group {i + 1}": ", ".join(g)[:80] for i, g in enumerate(turns)} | told,
         advice=(
             "In turn each parameter moves in fewer steps: at the same number of epochs that alone "
             "costs something. What groups gain over random groups is due to the groups.",

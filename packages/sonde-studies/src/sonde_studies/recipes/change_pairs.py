@@ -15,7 +15,7 @@ from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of, shuffled_labels
 from sonde_studies.parts.rows import apart, check_two, rows_with
-from sonde_studies.parts.states import last_states
+from sonde_studies.parts.states import column_states
 
 QUESTION = "Is it a real change, or what always differs?"
 LEAST, TEST, SHUFFLES, SPREADS = 60, 0.4, 20, 2.4
@@ -72,9 +72,7 @@ def change_pairs(
     columns = [before_column, after_column, changed_column]
     rows = rows_with("change_pairs", data, columns, LEAST, limit)
     truth = _truth([str(row[changed_column]) for row in rows], changed_column)
-    x, y = (
-        last_states(model, [row[c] for row in rows], site, progress).numpy() for c in columns[:2]
-    )
+    x, y = column_states([model, model], rows, columns[:2], site, progress)
     owner = owners_of(data, group_column, limit)[: len(rows)]
     kept, held = apart(truth, TEST, seed, owner=owner)
     gap = ((x - y) ** 2) / ((x - y)[kept] ** 2).mean(0).clip(1e-12)

@@ -59,13 +59,8 @@ def codebook_bottleneck(
     seed : int, default=0
         Draws the codes and the rows that judge.
     """
-    others = [f for f in factors if f != "label"]
-    options: dict[str, Any] = {
-        "group_column": group_column,
-        "limit": limit,
-        "ignore_columns": others or None,
-        "logits": False,
-    }
+    options: dict[str, Any] = {"group_column": group_column, "limit": limit, "logits": False}
+    options |= {"ignore_columns": [f for f in factors if f != "label"] or None}
     found = gather(read(model, data, sites=site, **options), progress)
     given, own = rows_of(data, limit), zip(found.item.tolist(), found.label.tolist(), strict=True)
     rows = [({"label": kind} if kind >= 0 else {}) | given[i] for i, kind in own]

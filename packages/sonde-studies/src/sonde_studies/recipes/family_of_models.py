@@ -14,7 +14,6 @@ from sonde_studies.parts.choice import balanced, unless_untold
 from sonde_studies.parts.figures import ACCURACY, melted
 from sonde_studies.parts.halves import cuts_of
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.owners import groups_told, owners_of
 
 QUESTION = "Can a small model hand over to a large one midway?"
 HOWS = ("with a map", "as they are")
@@ -69,8 +68,7 @@ def family_of_models(
     options |= {"group_column": group_column}
     rows, own, fits = list[dict[str, Any]](), [0.0, 0.0], {how: list[Any]() for how in HOWS}
     whole, label = torch.zeros(0), np.zeros(0)
-    owner = owners_of(data, group_column, limit)
-    cuts = cuts_of("family_of_models", [small, large], data, sites, seed, owner, **options)
+    cuts = cuts_of("family_of_models", [small, large], data, sites, seed, **options)
     for cut in cuts:
         mapped, plain = cut.stitched("family_of_models").right, None
         if len(cut.widths()) == 1:
@@ -112,7 +110,7 @@ def family_of_models(
             by="states",
             levels=levels,
         ),
-        facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"} | groups_told(owner),
+        facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"} | cuts[0].groups,
         advice=(
             "A place keeps enough if it has 95 % of what the large model's balanced accuracy is "
             "above chance. To pass states from one model to another without a map, train the "

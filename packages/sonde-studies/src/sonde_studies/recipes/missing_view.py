@@ -15,7 +15,7 @@ from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_two, classes_of, rows_with
-from sonde_studies.parts.states import last_states
+from sonde_studies.parts.states import column_states
 
 QUESTION = "Does fusion survive a missing view?"
 LEAST, TEST, DROPPED = 60, 0.4, 0.3
@@ -69,10 +69,7 @@ def missing_view(
     check_two("missing_view", "views", views)
     rows = rows_with("missing_view", data, [*views, label_column], LEAST, limit)
     label = classes_of("missing_view", rows, label_column, LEAST)
-    states = [
-        last_states(model, [row[view] for row in rows], site, progress).numpy()
-        for model, view in zip((first, second), views, strict=True)
-    ]
+    states = column_states([first, second], rows, views, site, progress)
     owner = owners_of(data, group_column, limit)[: len(rows)]
     kept, held = apart(label, TEST, seed, ordered=False, owner=owner)
     alone = [f"{view} alone" for view in views]
@@ -85,10 +82,8 @@ def missing_view(
     gain, shared = gain_of_best(fusions, {ONE: right[ONE][case]}, seed)
     survives = is_told({ONE: right[ONE][case]}, label[held])
     verdict = "one head survives" if survives else "none survives"
-    verdict, whole = (
-        f"take {best}" if is_sure(gain, shared) else verdict,
-        {a: r[BOTH] for a, r in right.items()},
-    )
+    verdict = f"take {best}" if is_sure(gain, shared) else verdict
+    whole = {arm: r[BOTH] for arm, r in right.items()}
     title, usual = "Accuracy with both views and with one", Counter(label[held]).most_common(1)
     points = unfolded(score, "fusion", "present")
     return Answer(

@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError
 from sonde.core import marks
 from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.colours import KINDS, SIZE, features, opened, patches_of, recoloured
-from sonde_studies.parts.figures import names, told
+from sonde_studies.parts.figures import high_bar, names, told
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
 
@@ -82,7 +81,8 @@ def recolour(
     given = opened("recolour", questioned or [], image_column, limit)
     fine, works = ~truth.numpy(), found[best].low > 0.5
     own = [said[best][fine & (owner == i)] for i in range(n_held)]
-    bar = _bar([float(np.median(s)) for s in own if len(s)], ALARM / max(1, len(given)))
+    # Patches of one picture lie above a threshold together, so the median of each counts.
+    bar = high_bar([float(np.median(s)) for s in own if len(s)], ALARM / max(1, len(given)))
     asked = dict[str, float]()
     for name, p in given:
         of = (patches_of(p, draw) * 255).round() / 255
@@ -115,15 +115,3 @@ def recolour(
             "compression or resizing of the questioned pictures alone may raise an alarm.",
         ),
     )
-
-
-def _bar(scores: list[float], level: float) -> float:
-    """Return the threshold for the median patch of a new image, by Student's t.
-
-    Patches of one picture lie above a threshold together, so pictures count and not patches.
-    """
-    n = len(scores)
-    if n < 3:
-        return float("inf")
-    spread = float(np.std(scores, ddof=1)) * (1 + 1 / n) ** 0.5
-    return float(np.mean(scores) + stdtrit(n - 1, 1 - level) * spread)

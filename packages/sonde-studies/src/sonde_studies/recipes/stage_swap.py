@@ -10,7 +10,6 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import unfolded
 from sonde_studies.parts.halves import ADVICE, cuts_of, is_one_origin, read_fronts, which_differs
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.owners import groups_told, owners_of
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 
@@ -69,8 +68,7 @@ def stage_swap(
     models = [m for m in (first, second, third) if m is not None]
     named = {"label_column": label_column, "group_column": group_column}
     options: dict[str, Any] = named | {"classes": classes, "limit": limit}
-    owner = owners_of(data, group_column, limit)
-    cuts = cuts_of("stage_swap", models, data, sites, seed, owner, **options)
+    cuts = cuts_of("stage_swap", models, data, sites, seed, **options)
     cut = cuts[(len(cuts) - 1) // 2]
     found = cut.stitched("stage_swap", "none") if len(cut.widths()) == 1 else None
     has_map = found is None or not is_one_origin(found.accuracy, len(cut.label.unique()))
@@ -118,7 +116,7 @@ def stage_swap(
             "two standard errors": f"{noise:.3f}",
             "rows that fit maps": str(len(cut.fit)),
         }
-        | groups_told(owner),
+        | cut.groups,
         advice=(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",

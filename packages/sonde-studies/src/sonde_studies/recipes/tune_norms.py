@@ -14,7 +14,6 @@ from sonde.train import Scope
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"
@@ -79,8 +78,8 @@ def tune_norms(
     options: dict[str, Any] = {"label_column": label_column, "classes": classes, "limit": limit}
     options |= {"group_column": group_column}
     inputs = open_inputs(model, target, batch_size=batch_size, **options)
-    owner = owners_of(target, group_column, limit)
-    ours, held = item_parts(inputs, TEST, np.random.default_rng(seed), owner)
+    draw = np.random.default_rng(seed)
+    ours, held, groups = item_parts(inputs, target, TEST, draw, group_column, limit)
 
     def judged(other: Model) -> tuple[Any, Any, Any]:
         how = {"sites": site, "check": False} | options
@@ -126,8 +125,7 @@ def tune_norms(
         **gained(gain, shared),
         rows=tuple(table),
         drawn=marks(title, points, WHOLE_ACCURACY, names("moved"), by="domain", size=90),
-        facts={"trained on": str(len(ours)), "epochs": str(epochs), "rate": f"{rate:g}"}
-        | groups_told(owner[inputs.source_rows]),
+        facts={"trained on": str(len(ours)), "epochs": str(epochs), "rate": f"{rate:g}"} | groups,
         advice=(
             "CKA is that of the old domain's states before and after: 1 is unmoved. Choices tie "
             "where the difference is below two standard errors; of these the smallest is taken.",
