@@ -33,7 +33,8 @@ class Counted(nn.Module):
         self.backwards += n
 
 
-N = 400
+N, FIXED = 800, 31
+"""Examples, and rows of checks before a fit: 15 of the data, 8 drawn ones twice."""
 ITEMS = list(torch.randn(N, 6, generator=torch.Generator().manual_seed(0)))
 
 
@@ -61,6 +62,7 @@ def test_the_cost_is_what_the_model_does(capsys, method, options, said, forwards
     told = capsys.readouterr().err
     assert told == (f"note: this run takes {said}.\n" if said else "")
     assert round(net.forwards / N, 1) == forwards
+    assert net.forwards - forwards * N <= FIXED
     assert round(net.backwards / N, 1) == backwards
     if fitted.scorers:
         score(fitted, stream)

@@ -32,7 +32,7 @@ Behaviour = dict[str, Any]
 
 
 def behaviour_of(
-    module: nn.Module, batch: InputBatch, place: Place, paths: Sequence[str]
+    module: nn.Module, batch: InputBatch, place: Place, paths: Sequence[str], most: int = ROWS
 ) -> Behaviour | None:
     """Return drawn inputs and the model's states of them, or None if there are no fixed states.
 
@@ -47,9 +47,12 @@ def behaviour_of(
         Where the model takes its inputs, and in which types.
     paths : sequence of str
         Modules whose outputs are compared, beside the output of the model.
+    most : int, default=8
+        Most rows that the model has room for at once; further rows are not drawn.
     """
+    room = min(ROWS, most)
     made: Behaviour = {
-        "inputs": None if batch.packed else _described(batch, len(batch.ids)),
+        "inputs": None if batch.packed else _described(batch, room),
         "types": {name: _name(t) for name, t in place.types.items()},
         "dtype": dtype_of(module),
         "sites": _spread(list(dict.fromkeys(paths))),
@@ -179,9 +182,13 @@ def _spread(paths: list[str]) -> list[str]:
 
 
 def _keep(found: dict[str, list[list[float]]], path: str, output: Any) -> None:
-    """Record the size and a few projections of each row of a module's first output."""
-    x = find(output, None)
-    if path in found or x is None or x.is_nested or x.numel() == 0:
+    """Record the size and a few projections of the first rows that a module gives.
+
+    A model may run its rows in parts, one after the other: further calls are recorded until there
+    are as many rows as are drawn at most.
+    """
+    x, known = find(output, None), found.get(path, [])
+    if len(known) >= ROWS or x is None or x.is_nested or x.numel() == 0:
         return
     rows = x.detach().reshape(len(x), -1) if x.ndim else x.detach().reshape(1, 1)
     step = -(-rows.shape[1] // WIDEST)
@@ -190,17 +197,19 @@ def _keep(found: dict[str, list[list[float]]], path: str, output: Any) -> None:
     onto = torch.randn(rows.shape[1], DIRECTIONS, generator=draw, dtype=torch.float64)
     size = rows.square().mean(1, keepdim=True).sqrt()
     both = torch.cat([size, rows @ onto / math.sqrt(rows.shape[1])], 1)
-    found[path] = [[float(f"{v:.7g}") for v in row] for row in both.tolist()]
+    more = [[float(f"{v:.7g}") for v in row] for row in both.tolist()]
+    found[path] = [*known, *more[: ROWS - len(known)]] if known else more
 
 
-def _described(batch: InputBatch, n: int) -> dict[str, Any] | None:
+def _described(batch: InputBatch, room: int) -> dict[str, Any] | None:
     """Return how to draw inputs like a batch's, as JSON; None if it holds other things."""
+    n = len(batch.ids)
     longest = [x.shape[1] for x in _tensors(batch) if x.ndim == 2 and not x.is_floating_point()]
     length = max(longest, default=0)
     try:
         return {
-            "args": [_said(x, n, length) for x in batch.args],
-            "kwargs": {name: _said(x, n, length) for name, x in batch.kwargs.items()},
+            "args": [_said(x, n, length, room) for x in batch.args],
+            "kwargs": {name: _said(x, n, length, room) for name, x in batch.kwargs.items()},
         }
     except TypeError:
         return None
@@ -210,13 +219,16 @@ def _tensors(batch: InputBatch) -> Iterable[Tensor]:
     return [x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor)]
 
 
-def _said(value: Any, n: int, length: int) -> Any:
+def _said(value: Any, n: int, length: int, room: int) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     if isinstance(value, tuple | list):
-        return {"several": [_said(x, n, length) for x in value], "tuple": isinstance(value, tuple)}
+        return {
+            "several": [_said(x, n, length, room) for x in value],
+            "tuple": isinstance(value, tuple),
+        }
     if isinstance(value, Mapping):
-        return {"named": {str(k): _said(x, n, length) for k, x in value.items()}}
+        return {"named": {str(k): _said(x, n, length, room) for k, x in value.items()}}
     if not isinstance(value, Tensor) or value.is_nested or value.layout is not torch.strided:
         raise TypeError(type(value).__name__)
     x = value.detach()
@@ -224,7 +236,7 @@ def _said(value: Any, n: int, length: int) -> Any:
         x = x[:, :TOKENS]
     said = {"shape": list(x.shape), "dtype": _name(x.dtype)}
     if x.ndim and len(x) == n and n:
-        rows = max(1, min(ROWS, MOST_NUMBERS // max(x[0].numel(), 1)))
+        rows = max(1, min(room, MOST_NUMBERS // max(x[0].numel(), 1)))
         said["shape"], x = [rows, *x.shape[1:]], x[:1]
     if not x.numel():
         return said | {"constant": 0}

@@ -25,6 +25,7 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.forward_code import LIBRARIES, forward_functions, instructions, package
 from sonde.tap.model.structure import DEVICE, HOW_IT_RUNS, settings
 from sonde.tap.model.tensor_bytes import tensor_hash
+from sonde.tap.model.written import written_attributes
 
 OF_TORCH = frozenset(vars(nn.Module())) | {"cls_to_become", "_load_hook", "_initialize_hook"}
 """Attributes that torch keeps on every module; its lazy modules keep the last three until a call.
@@ -40,11 +41,12 @@ NEAR, DEEPEST, LONGEST, MOST = 6, 4, 60, 1000
 
 
 class Uses(NamedTuple):
-    """Names that code reads, assigns as attributes, and whose contents it changes."""
+    """Names that code reads, assigns as attributes, whose contents it changes, or writes into."""
 
     read: frozenset[str] = frozenset()
     assigned: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
 
 
 def parts(module: nn.Module) -> Facts:
@@ -97,6 +99,8 @@ def _of_part(part: nn.Module, uses: Uses) -> Iterator[tuple[str, str]]:
         elif isinstance(value, torch.ScriptObject):
             yield name, _packed(value)
         elif name in uses.read and not (library and "drop" in name):
+            if isinstance(value, Tensor) and name in uses.written:
+                continue
             text, is_plain = _said(value)
             if is_plain and is_torch and said:
                 continue  # the settings of torch's own modules say it
@@ -264,14 +268,15 @@ def _own_names(kind: type[nn.Module]) -> Uses:
 
 @cache
 def _names(codes: tuple[CodeType, ...]) -> Uses:
-    """Return the names that code reads, assigns as attributes, and changes inside."""
-    read, assigned, changed = set[str](), set[str](), set[str]()
+    """Return the names that code reads, assigns as attributes, changes inside, and writes into."""
+    read, assigned, changed, written = set[str](), set[str](), set[str](), set[str]()
     waiting = list(codes)
     while waiting:
         code = waiting.pop()
         waiting += [c for c in code.co_consts if isinstance(c, CodeType)]
         texts = [c for c in code.co_consts if isinstance(c, str)]  # of ``getattr(self, "how")``
         read |= {*code.co_names, *texts}
+        written |= written_attributes(code)
         steps = list(dis.get_instructions(code))
         for i, step in enumerate(steps):
             before = [s.argval for s in steps[max(0, i - NEAR) : i] if s.opname == "LOAD_ATTR"]
@@ -281,4 +286,4 @@ def _names(codes: tuple[CodeType, ...]) -> Uses:
                 changed.update(before)
             elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in CHANGES:
                 changed.update(before[-1:])
-    return Uses(frozenset(read), frozenset(assigned), frozenset(changed))
+    return Uses(*map(frozenset, (read, assigned, changed, written)))

@@ -26,7 +26,7 @@ from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.recorder import RecordedOutput, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
-from sonde.tap.model.behaviour import Behaviour, behaviour_of
+from sonde.tap.model.behaviour import ROWS, Behaviour, behaviour_of
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_code import forward_code
 from sonde.tap.model.forward_errors import advising
@@ -495,7 +495,8 @@ class LiveStream(Stream):
         if not len(self.inputs):
             return None
         paths = [path for path in executed(self.probe) if path]
-        return behaviour_of(self.model.module, self._first, self.probe.place, paths)
+        most = getattr(self.inputs, "batch_size", ROWS)
+        return behaviour_of(self.model.module, self._first, self.probe.place, paths, most)
 
     @property
     def named_output(self) -> str | None:
