@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sonde.core.autocast import without_autocast
 from sonde.core.inputs import InputBatch
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, leaves
@@ -94,7 +95,8 @@ def states_of(
     found: dict[str, list[list[float]]] = {}
     sites = [path for path in known["sites"] if path in names]
     watched = [(names[path], partial(_keep, found, path)) for path in sites]
-    with untouched(module), Session(module, outputs=watched) as session:
+    session = Session(module, outputs=watched)
+    with untouched(module), without_autocast(device), session:  # whoever asks
         seed_everything(module, seed)
         output = session.run(args, kwargs)
     for key, x in leaves(output).items():
