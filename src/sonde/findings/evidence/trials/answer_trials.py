@@ -19,17 +19,24 @@ from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.answers.number_answers import number_answers, number_rows
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.shared_rows import shared_rows, two_logits
 from sonde.findings.evidence.trials.tempered_loss import (
     as_logits,
     cooled_loss,
     fitted_constants,
 )
-from sonde.findings.trial import LEVEL, Scope, Trial, chooses
+from sonde.findings.trial import LEVEL, Scope, Trial, chance_of_gain, chooses
 from sonde.findings.words.text import number, shortened
 
 LEAST = 12
 FEW_OF: Final = 5
+"""Rows for each logit from which constants on all logits are fitted."""
+ENOUGH: Final = 2 / 3
+"""Fraction of a change's gain from which constants on the logits explain it as well."""
+LESS: Final = 0.9
+"""Log loss relative to that with constants from which a change does better."""
+NIL: Final = 0.005
+"""Nats by which it is lower at least."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +155,76 @@ def best_constant(
             high = float(above.min()) if len(above) else low + 2.0
             best = (k, (low + high) / 2)
     return best
+
+
+def constants_do_as_well(
+    given: Float[Tensor, "row class"],
+    made: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    chooses: Bool[Tensor, "row"],
+    group: Int[Tensor, "row2"] | None = None,
+) -> bool:
+    """Return whether constants on the logits do about as well as a change of the inputs.
+
+    Such a change says nothing about the inputs: larger inputs drown a wrong bias, for example. The
+    selection rows fit the constants, on one logit or on all; the other rows judge. Constants do as
+    well if they give two thirds of the gain in accuracy, unless the change leaves a lower log loss
+    at the best temperature of each.
+
+    Parameters
+    ----------
+    given, made : Float[Tensor, "row class"]
+        Answers to the unchanged and to the changed inputs.
+    truth : Int[Tensor, "row"]
+    chooses : Bool[Tensor, "row"]
+    group : Int[Tensor, "row2"] or None
+        Groups of the rows that judge.
+
+    Examples
+    --------
+    >>> truth = torch.arange(60) % 3
+    >>> right = torch.eye(3)[truth]
+    >>> biased, chooses = right + torch.tensor([0.0, 3.0, 7.0]), torch.arange(60) < 30
+    >>> constants_do_as_well(biased, 10 * right, truth, chooses)
+    True
+    >>> constants_do_as_well(right.roll(1, 1), right, truth, chooses)
+    False
+    """
+    x, new, judge = as_logits(two_logits(given)), as_logits(two_logits(made)), ~chooses
+    is_finite = bool(torch.isfinite(x).all() and torch.isfinite(new).all())
+    if not is_finite or int(truth.max()) >= x.shape[1]:
+        return False
+    x = _of_unit_size(x - x[chooses].mean(0))  # the constants make up for the means
+    own = cooled_loss(_of_unit_size(new), truth, chooses)
+    before, after = ((z.argmax(1) == truth)[judge].double().mean()
+                     for z in (two_logits(given), new))  # fmt: skip
+
+    def do_as_well(rival: Float[Tensor, "row class"]) -> bool:
+        reached = (rival.argmax(1) == truth)[judge].double().mean()
+        loss = cooled_loss(_of_unit_size(rival), truth, chooses)
+        if float(reached - before) < ENOUGH * float(after - before):
+            return False
+        if own is None or loss is None:
+            return True
+        is_lower = float(own[judge].mean()) + NIL <= LESS * float(loss[judge].mean())
+        return not is_lower or chance_of_gain(-loss[judge], -own[judge], group) >= LEVEL
+
+    one = as_logits(two_logits(given)).clone()
+    k, constant = best_constant(one[chooses], truth[chooses])
+    one[:, k] += constant
+    if do_as_well(one):
+        return True
+    n = x.shape[1]
+    if n * FEW_OF > int(chooses.sum()):
+        return False
+    scale, moved = fitted_constants(x[chooses], truth[chooses], torch.eye(n, dtype=x.dtype))
+    return do_as_well(scale * x + moved)
+
+
+def _of_unit_size(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
+    """Return logits of size 1 within a row, so that a fitted temperature is within its range."""
+    size = logits.std(1).mean()
+    return logits / size if float(size) > 0 else logits
 
 
 def answer_trial(

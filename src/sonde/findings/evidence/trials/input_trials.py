@@ -20,6 +20,7 @@ from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, shared_rows
 from sonde.findings.evidence.trials.anomaly_trials import refitted_norms
+from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import CHUNK, NormFit, batch_norms, norm_fits
 from sonde.findings.evidence.trials.input_forms import Change
 from sonde.findings.evidence.trials.mended_rows import MendedRows, mended_rows, wrong_and_right
@@ -210,7 +211,9 @@ def _judged_on_more(
     n = evidence.budget.rows(JUDGES, 0, len(tried) + 1 - bool(known))
     which = [i for i in chosen_examples(stream, n, seed) if not known or i in known]
     if len(which) <= len(found.rows):
-        return replace(found, best=_surpassing(best, found.rows, found.chooses, evidence))
+        return replace(
+            found, best=_surpassing(best, found.tried[0], found.rows, found.chooses, evidence)
+        )
     small = small_batches(stream.model, stream.inputs, which, None)
     forms: dict[str, Change] = {"": found.tried[0].change} if not known else {}
     forms |= {form.words: form.change for form in tried}
@@ -231,7 +234,7 @@ def _judged_on_more(
         tried=(given, *found.tried[1:]),
         rows=order,
         chooses=chooses,
-        best=_surpassing(best, order, chooses, evidence),
+        best=_surpassing(best, given, order, chooses, evidence),
     )
 
 
@@ -283,11 +286,16 @@ def _rank(
 
 
 def _surpassing(
-    best: Tried, rows: Int[Tensor, "row"], chooses: Bool[Tensor, "row"], evidence: Evidence
+    best: Tried,
+    given: Tried,
+    rows: Int[Tensor, "row"],
+    chooses: Bool[Tensor, "row"],
+    evidence: Evidence,
 ) -> Tried:
     """Return a form on top of another form if it surpasses the best single form on held-out rows.
 
-    Else return the single form.
+    It also has to surpass constants on the logits of the unchanged inputs. Else return the single
+    form.
     """
     single, judge = best.single, ~chooses
     if single is None:
@@ -297,7 +305,13 @@ def _surpassing(
     gain = (best.score - single.score)[judge].double()
     group = groups_at(evidence, rows[judge])
     p = chance_of_gain(single.score[judge], best.score[judge], group)
-    return best if float(gain.mean()) > 0 and p < LEVEL else single
+    if float(gain.mean()) <= 0 or p >= LEVEL:
+        return single
+    if given.logits is None or best.logits is None:
+        return best
+    label = evidence.data.label[rows]
+    is_like = constants_do_as_well(given.logits, best.logits, label, chooses, group)
+    return single if is_like else best
 
 
 def _answers_by_order(evidence: Evidence) -> dict[int, Float[Tensor, "class"]]:

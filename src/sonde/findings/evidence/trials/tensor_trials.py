@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, two_logits
+from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
 from sonde.findings.evidence.trials.tensor_forms import (
     Change,
@@ -50,8 +51,6 @@ WORST: Final = -4.0
 CORRECT: Final = 0.97
 """Accuracy, or R^2, from which no form is tried."""
 PART: Final = 0.6
-NEAR, BIASES = 0.05, torch.linspace(0, 1, 12)
-"""Accuracy within which a class bias does as well as a form, and quantiles of biases to try."""
 RENAMED: Final = 1.0
 """Loss of all rows together that a new name of one code must save."""
 KIND: Final = ("form of an input tensor", "forms of input tensors")
@@ -131,8 +130,8 @@ class _Forms:
         after = None if best is None else self._scores(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
-        if self._with_bias() >= float(after.mean()) - NEAR:
-            return "a bias on the logit of one class corrects as many rows"
+        if self._is_like_constants(best):
+            return "constants on the logits do as well"
         rows = self.whole.order[torch.tensor(self.judges)]
         measure = "accuracy" if self.evidence.data.target is None else "error"
         groups = groups_at(self.evidence, rows)
@@ -195,23 +194,16 @@ class _Forms:
         answers = self._answers([form], rows)
         return self._rows_scores(answers[0], rows) if answers else None
 
-    def _with_bias(self) -> float:
-        """Return the accuracy of held-out rows with the bias of one class that suits the others."""
+    def _is_like_constants(self, form: TensorForm) -> bool:
+        """Return whether constants on the logits do about as well as a form."""
         if self.evidence.data.target is not None:
-            return -math.inf
-        both = [(two_logits(self._answers([None], rows)[0]), self.whole.label[torch.tensor(rows)])
-                for rows in (self.chooses, self.judges)]  # fmt: skip
-        reached: list[tuple[float, float]] = []
-        for k in range(both[0][0].shape[1]):
-            gap = both[0][0][:, k] - both[0][0].amax(1)
-            lead = both[0][0].topk(2, 1).values
-            sizes = torch.quantile(torch.cat([-gap, lead[:, 0] - lead[:, 1]]), BIASES)
-            for size in torch.cat([sizes, -sizes]).tolist():
-                bias = torch.zeros(both[0][0].shape[1])
-                bias[k] = 1.01 * size
-                hits = [((x + bias).argmax(1) == y).double().mean() for x, y in both]
-                reached.append((float(hits[0]), float(hits[1])))
-        return max(reached)[1]
+            return False
+        rows = [*self.chooses, *self.judges]
+        chooses = torch.arange(len(rows)) < len(self.chooses)
+        at = torch.tensor(rows)
+        given, made = (self._answers([one], rows)[0] for one in (None, form))
+        groups = groups_at(self.evidence, self.whole.order[at][~chooses])
+        return constants_do_as_well(given, made, self.whole.label[at], chooses, groups)
 
     def _few(self, n: int) -> list[int]:
         """Return rows that choose, spread over the file."""
