@@ -10,6 +10,7 @@ import math
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from tools.lm.train_twin import FOLDER, document
@@ -33,9 +34,7 @@ def instruments() -> list[Instrument]:
     return found
 
 
-def value_of(
-    instrument: Instrument, model: object, texts: list[str], site: str, sinks: str
-) -> float:
+def value_of(instrument: Instrument, model: Any, texts: list[str], site: str, sinks: str) -> float:
     """Return the value of a measure at a site, NaN if it needs other columns."""
     how = {**instrument.reading(), "sites": site, "reducer": "positions", "sinks": sinks}
     try:

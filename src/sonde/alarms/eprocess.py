@@ -243,7 +243,8 @@ class ChangeDetector:
             raise InputError(f"ChangeDetector: expected patience above 1, got {patience}.")
         if sides not in ("high", "both"):
             raise InputError(f"ChangeDetector: expected sides 'high' or 'both', got {sides!r}.")
-        self.patience, self.sides = patience, sides
+        self.patience = patience
+        self.sides: Literal["high", "both"] = sides
         self._ranks = Ranks(calibration, seed)
         self._sums, self._step = np.zeros(1 if sides == "high" else 5), 0
 
@@ -282,8 +283,8 @@ class ChangeDetector:
             If the file is damaged, or of something else.
         """
         state = load_watch(path, "ChangeDetector", WatchState)
-        sides = "high" if len(state.won) == 1 else "both"
-        watch = cls(patience=state.limit, seed=state.seed, sides=sides)
+        is_one = len(state.won) == 1
+        watch = cls(patience=state.limit, seed=state.seed, sides="high" if is_one else "both")
         watch._ranks, watch._step = _ranks(state), state.step
         watch._sums = state.won.numpy().copy()
         return watch

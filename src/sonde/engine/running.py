@@ -1,5 +1,6 @@
 """``Running``: a statistic or an instrument that is updated in place, batch by batch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -168,11 +169,11 @@ class Running:
         self._states = dict.fromkeys(self._requests)
 
 
+@dataclass(frozen=True)
 class _StateOf(Instrument):
     """An instrument around a single statistic, so that a statistic can have a task."""
 
-    def __init__(self, statistic: Statistic[Any]) -> None:
-        self.statistic = statistic
+    statistic: Statistic[Any]
 
     def reads(self) -> dict[str, Statistic[Any]]:
         return {"state": self.statistic}
