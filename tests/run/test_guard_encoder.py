@@ -32,12 +32,16 @@ def probes(model):
 
     def probe(reducer, *parts):
         if (reducer, parts) not in made:
-            items = Texts(TEXTS, targets=TARGETS, special=False)
-            stream = live_stream(model, items, [SITES[p] for p in parts], reducer)
-            made[reducer, parts] = fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
+            made[reducer, parts] = fitted_on(model, reducer, *parts)
         return made[reducer, parts]
 
     return probe
+
+
+def fitted_on(model, reducer, *parts):
+    items = Texts(TEXTS, targets=TARGETS, special=False)
+    stream = live_stream(model, items, [SITES[p] for p in parts], reducer)
+    return fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
 
 
 def _tripled(module, args):
@@ -81,10 +85,11 @@ def test_generation_scores_the_encoder_once(model, probes, parts, beams, use_cac
 
 @pytest.mark.slow
 @pytest.mark.truth("one forward of encoder and decoder together, which is read in the hook")
-def test_work_in_place_after_a_site_of_an_encoder_does_not_reach_its_rows(model, probes):
-    probe, following = probes("tokens", "encoder"), model.module.encoder.block[2]
+def test_work_in_place_after_a_site_of_an_encoder_does_not_reach_its_rows(model):
+    following = model.module.encoder.block[2]
     handle = following.register_forward_pre_hook(_tripled)
     try:
+        probe = fitted_on(model, "tokens", "encoder")
         with Guard(model, probe) as guard:
             out = model.module.generate(**inputs(), max_new_tokens=1, min_new_tokens=1)
         with torch.no_grad(), Guard(model, probe) as whole:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from sonde.core.repacking import in_own_form
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.model.tensor_bytes import is_plain, kind_of, pieces, words
+from sonde.tap.model.tensor_bytes import is_plain, kind_of, on_host, pieces, words
 
 SAMPLES = 64
 ARCHITECTURES = "architectures"
@@ -59,6 +59,7 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
         digest.update(f"{name}|{tuple(tensor.shape)}|{dtype}\n".encode())
         if tensor.is_meta or tensor.numel() == 0:
             continue
+        tensor = on_host(tensor)
         if is_plain(tensor):
             _add(digest, tensor, full)
             continue

@@ -29,6 +29,17 @@ def is_plain(x: Tensor) -> bool:
     return type(x) in PLAIN and dense and not x.is_meta and not is_lazy(x)
 
 
+def on_host(x: Tensor) -> Tensor:
+    """Return a tensor that is not plain on the CPU: a device may wrap its tensors in a kind.
+
+    Parameters
+    ----------
+    x : Tensor
+        Tensor of any kind and device.
+    """
+    return x if is_plain(x) or is_lazy(x) or x.is_cpu or x.is_meta else x.detach().cpu()
+
+
 def kind_of(x: Tensor) -> str:
     """Return the kind of a tensor that is not plain, such as "Int8Tensor" or "sparse_csr".
 
