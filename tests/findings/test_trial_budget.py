@@ -116,6 +116,16 @@ def test_the_first_trials_run_and_the_rest_is_counted() -> None:
 
 
 @pytest.mark.slow
+def test_a_budget_beside_another_takes_nothing_from_it_and_is_said() -> None:
+    budget = TrialBudget(lambda: (ForwardCost(0.0, 1.0), 1e12))
+    own = budget.beside(0.5)
+    own.note(int(4e11))
+    assert (budget.spent, budget.left()) == (0.0, 1e12)
+    assert own.left() == pytest.approx(1e11)
+    own.leave_out(("form", "forms"), 3)
+    assert budget.text().startswith("3 forms not tried: trials may take about 15 s")
+
+
 def test_only_leaves_trials_out() -> None:
     def n_forwards(*only: str) -> int:
         stream, seen = replace(pictures(), check=False), list[int]()

@@ -413,7 +413,7 @@ def _gatherers(
         "shortcuts": _counted(partial(shortcut_evidence, stream)),
         "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
-        "tensors": _counted(partial(tensor_trials, stream)),
+        "tensors": partial(tensor_trials, stream),
         "idle_tensors": lambda _: idle_tensors(stream),
         "input_rows": lambda found: input_rows(stream, found),
         "writing": partial(text_writing, stream),

@@ -111,6 +111,7 @@ class TrialBudget:
         self._limits, self.shown = limits, shown
         self._sizes: Counter[int] = Counter()
         self.left_out: dict[Kind, int] = {}
+        self._beside = 0.0
 
     @cached_property
     def _known(self) -> tuple[ForwardCost, float]:
@@ -130,6 +131,13 @@ class TrialBudget:
     def spent(self) -> float:
         """Operations of the forward passes that were counted."""
         return sum(times * self.cost.of(n) for n, times in self._sizes.items())
+
+    def beside(self, part: float) -> "TrialBudget":
+        """Return a budget of its own, as a part of this one, that takes nothing from the others."""
+        own = TrialBudget(lambda: (self.cost, part * self.total), self.shown)
+        own.left_out = self.left_out
+        self._beside += part
+        return own
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -180,8 +188,9 @@ class TrialBudget:
         if not self.left_out:
             return ""
         said = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
+        total = (1 + self._beside) * self.total
         return (
-            f"{said} not tried: trials may take about {self.total / SPEED:.0f} s on one core "
+            f"{said} not tried: trials may take about {total / SPEED:.0f} s on one core "
             "(--deep tries all)"
         )
 

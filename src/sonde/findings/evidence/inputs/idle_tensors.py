@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.data.text import DECODER_IDS
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors
 
@@ -135,7 +136,8 @@ class _Seen:
         if self.kind == "mask":
             return
         if self.low == self.high or self.is_equal:
-            if is_number or self.first.numel() == 1:  # token types are often zero
+            is_one = self.first.numel() == 1 and self.name != DECODER_IDS  # its start token
+            if is_number or is_one:  # token types are often zero
                 kind = "tensor" if self.low == self.high else "rows"
                 yield IdleTensor(self.name, kind, self.low)
         elif self.first.ndim > 2 or not is_number:  # columns of a table are another check's

@@ -50,7 +50,12 @@ WORST: Final = -4.0
 """Least score of a row of a regression in the choice of a form."""
 CORRECT: Final = 0.97
 """Accuracy, or R^2, from which no form is tried."""
-PART: Final = 0.6
+BESIDE: Final = 0.4
+"""Size of the budget relative to that of all other trials."""
+PART, NUMBERS = 0.4, 0.8
+"""Parts of the budget after which forms are no longer screened, and numbers no longer fitted."""
+FITS: Final = 70
+"""Forms, about, that fit the factor and the offset of one place."""
 RENAMED: Final = 1.0
 """Loss of all rows together that a new name of one code must save."""
 KIND: Final = ("form of an input tensor", "forms of input tensors")
@@ -74,15 +79,20 @@ class TensorTrials:
 
 
 def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
-    """Try other forms of every input tensor, or return the reason why none is tried."""
+    """Try other forms of every input tensor, or return the reason why none is tried.
+
+    The trials have a budget of their own: those of parts, which follow, keep theirs.
+    """
     data = evidence.data
     if data.target is None and not (data.has_labels and data.labels_are_models):
         return "the data have no labels that the model answers"
-    n = evidence.budget.rows(ROWS, LEAST, 2 * SCREENED, PART)
+    budget = evidence.budget.beside(BESIDE)
+    evidence = evidence.having(budget=budget)
+    n = budget.rows(ROWS, LEAST, SCREENED)
     small = whole_examples(stream, chosen_examples(stream, n, data.seed))
     if len(small) < LEAST:
         return f"needs {LEAST} rows of one shape"
-    with untouched(stream.model.module), torch.no_grad():
+    with untouched(stream.model.module), torch.no_grad(), budget.counting():
         tried = _Forms(stream, small, evidence)
         return tried.chosen()
 
@@ -284,10 +294,12 @@ class _Forms:
         for i in sorted(range(len(forms)), key=lambda i: losses[i]):
             if forms[i].affine is not None:
                 best.setdefault(forms[i].affine, forms[i])
-        refined = [self._refined(form) for form in [*best.values()][:REFINED]]
+        n = self.evidence.budget.rows(len(self.chooses), SCREENED, REFINED * FITS, NUMBERS)
+        rows = self._few(n)
+        refined = [self._refined(form, rows) for form in [*best.values()][:REFINED]]
         return [*forms, *(form for some in refined for form in some)]
 
-    def _refined(self, form: TensorForm) -> list[TensorForm]:
+    def _refined(self, form: TensorForm, rows: Sequence[int]) -> list[TensorForm]:
         """Return the best factor and the best offset at the place of a form, in round numbers."""
         assert form.affine is not None
         name, axis, i = form.affine
@@ -300,11 +312,11 @@ class _Forms:
         found: list[TensorForm] = []
         for pairs in (factors, offsets):
             for step in (2**0.5, 2**0.25, 2**0.125):
-                at = self._least(one, axis, i, pairs)
+                at = self._least(one, axis, i, pairs, rows)
                 pairs = [at.numbers, *(_stretched(at.numbers, f) for f in (1 / step, step))]
-            at = self._least(one, axis, i, pairs)
+            at = self._least(one, axis, i, pairs, rows)
             round_ones = [_rounded(at.numbers, digits) for digits in (1, 2)]
-            found.append(self._least(one, axis, i, [*round_ones, at.numbers], first=True))
+            found.append(self._least(one, axis, i, [*round_ones, at.numbers], rows, first=True))
         return found
 
     def _least(
@@ -313,11 +325,12 @@ class _Forms:
         axis: int,
         i: int,
         pairs: Sequence[tuple[float, float]],
+        rows: Sequence[int],
         first: bool = False,
     ) -> TensorForm:
         """Return the numbers with the least loss, or the first ones that do about as well."""
         forms = [affine_form(one, axis, i, *pair, self.names) for pair in pairs]
-        losses = self._losses(forms, self.chooses)
+        losses = self._losses(forms, rows)
         limit = SAME * min(losses) + NIL if first else min(losses)
         return next(form for form, x in zip(forms, losses, strict=True) if x <= limit)
 
