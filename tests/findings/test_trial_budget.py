@@ -126,6 +126,7 @@ def test_a_budget_beside_another_takes_nothing_from_it_and_is_said() -> None:
     assert budget.text().startswith("3 forms not tried: trials may take about 15 s")
 
 
+@pytest.mark.slow
 def test_only_leaves_trials_out() -> None:
     def n_forwards(*only: str) -> int:
         stream, seen = replace(pictures(), check=False), list[int]()
