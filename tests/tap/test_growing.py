@@ -150,6 +150,7 @@ def test_outputs_are_let_go_of_step_by_step():
         module, "mean", further=("last", "cls"), max_new_tokens=12, eos_token_id=None
     )
     _ = stream.schema
+    _ = stream.found_sinks
     calls, alive = [], []
 
     def count(*_: object) -> None:
