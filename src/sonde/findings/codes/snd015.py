@@ -124,7 +124,7 @@ class SND015(Rule):
         figure = Figure(
             "gain", trial.gain, unit="share", null=0.0, p=trial.p, n_rows=n, threshold=least
         )  # fmt: skip
-        if trial.gain < least or trial.p >= self.level:
+        if trial.gain < least or trial.p >= self.level or (numbers and then <= 0):
             return self.clear(figure, f"none of {found.n_tried:,} forms of the inputs does better")
         before, after = (_reached(score, numbers) for score in (own, then))
         text = (
