@@ -11,7 +11,7 @@ from torch import nn
 
 import sonde
 from sonde.compress import SliceCodec, SliceContext
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.keywords import ELSEWHERE, answer_to
 from sonde.core.renaming import former_names
 from sonde.detect import KNN, Mahalanobis
@@ -148,3 +148,5 @@ def test_fit_predict_marks_the_highest_scores():
     assert score[torch.as_tensor(marked == -1)].min() > score[torch.as_tensor(marked == 1)].max()
     with pytest.raises(InputError, match="alpha in"):
         KNN().fit_predict(rows, alpha=0.0)
+    with pytest.warns(SondeWarning, match="raise k"):  # each row is its own nearest neighbour
+        assert (KNN(k=1).fit_predict(rows[:9]) == 1).all()

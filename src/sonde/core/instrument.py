@@ -1,5 +1,6 @@
 """Instruments: methods that compute a result from fitted statistics of rows."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.batch import Batch
 from sonde.core.columns import Columns
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.hashing import rank_key
 from sonde.core.inputs import Model
 from sonde.core.keywords import InitSignature, checked_new
@@ -374,7 +375,8 @@ class Detector(Instrument):
 
         The signs are those of scikit-learn. The threshold is taken from the scores of the fitted
         rows themselves, so it promises nothing for new rows: use ``sonde.fit`` with ``calibrate``
-        for these.
+        for these. A row counts among its own neighbours: a method of neighbours with ``k=1`` marks
+        no row.
 
         Parameters
         ----------
@@ -389,6 +391,11 @@ class Detector(Instrument):
         ------
         InputError
             If ``alpha`` is out of range, or the detector scores more than rows.
+
+        Warns
+        -----
+        SondeWarning
+            If no row is marked, because too many rows share the highest score.
         """
         name, needs = type(self).__name__, score_needs(self)
         if not 0.0 < alpha < 1.0 or needs != ("x",) or self.span != "one":
@@ -399,6 +406,14 @@ class Detector(Instrument):
         rows = as_tensor(f"{name}.fit_predict", x, "x", ShapeError)
         scores = self.fit(rows, label).score(rows).double().cpu()
         threshold = scores[scores.isfinite()].quantile(1.0 - alpha, interpolation="lower")
+        if not bool((scores > threshold).any()):
+            warnings.warn(
+                f"{name}.fit_predict marks no row: more than alpha={alpha} of the rows share the "
+                f"highest score, {float(threshold):.4g}. If it is 0, each row may be its own "
+                "nearest neighbour: raise k.",
+                SondeWarning,
+                stacklevel=2,
+            )
         return np.where((scores > threshold).numpy(), -1, 1)
 
     @property
