@@ -32,8 +32,6 @@ from sonde.tap.training.term import Term
 
 WEIGHTS, CODE, PARTS = "weights", "code", "parts by name"
 MODEL, TEACHER = "the model", "the teacher"
-_OF_PROCESSES = frozenset(("gather",))
-"""Attributes of a loss that say which process holds a row, not what the loss is."""
 _PLAIN = str | bytes | bool | int | float | complex | torch.dtype
 DEEPEST = 4
 """Objects inside objects that are looked into: a loss may hold a tokenizer."""
@@ -71,7 +69,7 @@ def loss_facts(loss: nn.Module) -> Facts:
         prefix = f"{path}." if path else ""
         found[f"{prefix}class"] = _name(type(part))
         for name, value in vars(part).items():
-            if name not in OF_TORCH | _OF_PROCESSES:
+            if name not in OF_TORCH:
                 found[prefix + name] = _said(value)
         held: dict[str, Tensor | None] = {**part._buffers, **part._parameters}
         learned = [name for name, p in part._parameters.items() if p is not None and _learns(p)]
