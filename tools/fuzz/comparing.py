@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tools.fuzz import asking, plain
@@ -18,12 +18,21 @@ from tools.fuzz.writing import Spot
 
 from sonde.core import Reducer, SiteSchema
 from sonde.core.errors import SondeError
+from sonde.tap.streams.soundness import RowFault
 
 EQUAL, REFUSED, WARNED = "equal", "refused", "warned"
 DIFFERENT, TRACEBACK, UNKNOWN = "SILENT DIFFERENCE", "traceback", "not compared"
 VERDICTS = (EQUAL, REFUSED, WARNED, UNKNOWN, TRACEBACK, DIFFERENT)
-NAMED_BY = {"random": "SND004", "reorders": "SND006"}
 MOST_SPOTS, MOST_FITTED = 6, 3
+
+
+def opening(cause: Literal["chance", "company"]) -> str:
+    """Return the first clause of the warning of rows with this fault."""
+    return str(RowFault("", 0.0, cause)).partition(", differ")[0]
+
+
+NAMED_BY = {"random": opening("chance"), "reorders": opening("company")}
+"""What a warning has to say of a model's rows, by what the model does to them."""
 
 
 @dataclass(frozen=True)
