@@ -68,13 +68,14 @@ class AdaptiveModules:
     budget : float, default=0.5
         Mean share of the learners that run, in [0, 1].
     patience : float, default=0.1
+        Relative fall of the error, in (0, 1), below which a gate learns to stop adding learners.
     steps : int, default=200
         Number of training steps of each stage.
     rate : float, default=1e-3
         Learning rate of Adam.
     weights : (float, float, float), default=(0.1, 0.05, 0.05)
-        Of the distance from the budget, of the gates' entropy for each token, and (subtracted) of
-        the entropy of their mean.
+        Weights of the gates' losses: the distance from the budget, the gates' entropy for each
+        token, and (subtracted) the entropy of their mean.
     seed : int, default=0
         Seed of the initial weights and of the order of batches.
 

@@ -54,6 +54,8 @@ class AWQ(Rewrite):
     group : int, default=32
         Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+        Whether a group's grid has an offset of its own (``asymmetric``) or is even around 0
+        (``symmetric``).
     steps : int, default=20
         Powers that are tried.
     clip : bool, default=True

@@ -68,6 +68,8 @@ class BitAllocation(Rewrite):
     widths : sequence of int, default=(2, 3, 4, 5, 6, 8)
         Numbers of bits to choose from.
     by : {"kl", "error"}, default="kl"
+        What turns a layer's output error into its cost: the divergence of the answers (``kl``) or
+        one over the layer's output energy (``error``).
     score : {"lim", "cca", "zd", "prune", "taylor"}, optional
         Order layers by this score, in place of ``by``.
     layers : sequence of str, optional

@@ -70,6 +70,8 @@ class BlockRounding(Rewrite):
     group : int, default=32
         Entries of a row that share a scale.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+        Whether a group's grid has an offset of its own (``asymmetric``) or is even around 0
+        (``symmetric``).
     most : int, default=4
         Stages of a run.
     price : float, default=0.5
@@ -77,6 +79,7 @@ class BlockRounding(Rewrite):
     cuts : sequence of int, optional
         Numbers of the stages that start runs, from 1, in place of starts found by entropy.
     sweeps : int, default=2
+        How often all clips of a run are gone through.
     rows : int, default=32
         Examples on which runs are compared.
     layers : sequence of str, optional

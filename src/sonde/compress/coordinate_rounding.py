@@ -51,7 +51,10 @@ class CoordinateRounding(Rewrite):
     group : int, default=32
         Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+        Whether a group's grid has an offset of its own (``asymmetric``) or is even around 0
+        (``symmetric``).
     start : {"gptq", "rtn"}, default="gptq"
+        Codes to start from: the better of ``GPTQ`` and ``RTN`` for each row, or ``RTN``.
     sweeps : int, default=20
         Most passes over all columns.
     layers : sequence of str, optional

@@ -55,6 +55,7 @@ class DropBlocks(Rewrite):
     blocks : int, optional
         Number of blocks that stay, in place of a fraction.
     how : {"independent", "contiguous"}, default="independent"
+        Whether blocks are chosen one by one (``independent``) or as one run (``contiguous``).
     replace : {"linear"}, optional
         What takes the place of each run; nothing by default.
     ridge : float, default=1e-4

@@ -55,6 +55,8 @@ class GPTQ(Rewrite):
     group : int, default=32
         Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+        Whether a group's grid has an offset of its own (``asymmetric``) or is even around 0
+        (``symmetric``).
     damp : float, default=0.01
         Added to the diagonal of ``H``, as a share of its mean.
     ordered : bool, default=True

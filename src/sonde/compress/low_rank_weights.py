@@ -53,6 +53,9 @@ class LowRankWeights(Rewrite):
     rank : int, optional
         Rank of every layer, in place of a fraction.
     whiten : {"output", "gram", "scale", "none"}, default="output"
+        What is cut to the rank: the outputs (``output``), the weight times a factor of the inputs'
+        second moment (``gram``), the weight with scaled columns (``scale``), or the weight itself
+        (``none``).
     power : float, default=0.5
         Power of the size of an input in ``scale``.
     damp : float, default=1e-6

@@ -56,7 +56,9 @@ class MergeExperts(Rewrite):
     by : {"routing", "random"}, default="routing"
         ``random`` draws which experts stay apart and whom the others join: a control.
     mean : {"use", "even"}, default="use"
+        Weights of the experts in the mean: how often each is used (``use``), or equal (``even``).
     align : bool, default=True
+        Permute an expert's hidden units to match those of the expert that it joins.
     capacity : int, optional
         Most experts of a group.
     seed : int, default=0

@@ -66,6 +66,9 @@ class PruneChannels(Rewrite):
         Fraction of the units of each set that is removed, in [0, 1), rounded half to even; 0
         changes nothing.
     score : {"reconstruction", "power", "norm"}, default="reconstruction"
+        How a unit's importance is computed: the rise of the readers' output error
+        (``reconstruction``), its contribution to their outputs (``power``), or its squared weights
+        (``norm``).
     refit : bool, default=True
         Fit the readers to the inputs that are left.
     round_to : int, default=1

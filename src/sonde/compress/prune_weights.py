@@ -44,6 +44,8 @@ class PruneWeights(Rewrite):
     remove : float, default=0.5
         Fraction of the weights that becomes zero, in [0, 1); 0 changes nothing.
     score : {"magnitude", "wanda"}, default="magnitude"
+        How a weight's importance is computed: its size (``magnitude``), or its size times the norm
+        of its input (``wanda``).
     within : {"row", "layer"}, default="row"
         Group in which weights are compared; ``wanda`` compares only within rows.
     pattern : str, optional

@@ -49,7 +49,9 @@ class SliceContext(nn.Module):
     hyper : int, default=0
         Channels of a map that both sides know.
     checkerboard : bool, default=True
+        Code each slice in two passes, so that the second one reads the places around it.
     attention : bool, default=True
+        Let each slice attend to all places of the earlier slices.
 
     Examples
     --------
@@ -185,7 +187,10 @@ class SliceCodec(Codec):
     Parameters
     ----------
     context : SliceContext
+        The trained net that gives the mean and the spread of each number.
     hyper : Float[Tensor, "row hyper high wide"], optional
+        Values that the encoder and the decoder both know, on the grid of the latents; they are read
+        by every pass.
 
     References
     ----------

@@ -35,8 +35,8 @@ def token_budget(
     Parameters
     ----------
     relevance : array (segment,)
-        Of 0 or more: the probability that a model answers yes (``yes_relevance``), or the largest
-        cosine to a part of the question (``segment_relevance``).
+        Relevance of each segment, at least 0: the probability that a model answers yes
+        (``yes_relevance``), or a cosine (``segment_relevance``).
     lengths : array (segment,)
         Tokens of each segment: whole numbers of 0 or more.
     budget : int
@@ -105,6 +105,7 @@ def segment_relevance(
     question : array (part, dim)
         A vector for each thing that is asked for, in the same space.
     combine : {"max", "mean"}, default="max"
+        Take the largest cosine over the parts, or their mean.
 
     Raises
     ------
@@ -160,6 +161,7 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
     others : sequence of str
         Questions of the same kind.
     common : float, default=0.5
+        Fraction of the other questions, in [0, 1], beyond which a word says how is asked.
 
     Returns
     -------

@@ -60,6 +60,7 @@ def yes_relevance(
         The answers with the blank before them, if the prompt ends without one. Of each the first
         token counts.
     combine : {"max", "mean"}, default="max"
+        Take the largest probability over the parts, or their mean.
     batch_size : int or "auto"
         Number of segments in a batch; ``auto`` is chosen by the size of the model.
 

@@ -44,6 +44,7 @@ class AttentionSteer(Edit):
     queries, keys : tuple of int, optional
         Positions of each region in its text, padding not counted; all by default.
     how : {"prior", "forbid"}, default="prior"
+        Give the keys the probabilities of another run (``prior``), or none (``forbid``).
     source : str, default="source"
         The name of the other run.
     other_text : bool, default=False

@@ -52,6 +52,9 @@ class BatchEdit(Rewrite):
     layers : sequence of str
         Linear layers to change, in order of execution.
     how : {"least_squares", "equal", "null_space"}, default="least_squares"
+        Which change of the weights is taken: the least squares of MEMIT, the least change with
+        exact answers (``equal``), or the change that leaves protected inputs alone
+        (``null_space``).
     kept : sequence of Fact, default=()
         Facts written before: what the layer gives for them must stay.
     weight : float, default=0.92

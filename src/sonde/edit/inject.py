@@ -36,6 +36,8 @@ class Inject(Edit):
     Parameters
     ----------
     merge : {"adain_mean", "adain", "add"}, default="adain_mean"
+        What is taken from the source: its mean (``adain_mean``), its mean and deviation
+        (``adain``), or its states, which are added (``add``).
     level : {"global", "local"}, default="global"
         For ``add``: one vector for all places, or a vector for each place.
     source : str, default="source"

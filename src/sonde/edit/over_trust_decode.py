@@ -102,12 +102,17 @@ class OverTrustDecode:
     Parameters
     ----------
     columns : AttentionColumns
+        Score of the attention columns, which is read at each step.
     beams : int, default=5
         Number of beams.
     candidates : int, default=5
         Number of candidates of each beam.
     strength : float, default=1.0
+        Weight of the greatest column score in a candidate's log-probability; 0 is plain beam
+        search.
     patience : int, default=15
+        Number of steps, of the last ``2 patience``, that may trust one position before the search
+        goes back.
     retries : int, default=5
         How often tokens are taken back at most for one prompt.
     layer : int, default=-1

@@ -75,6 +75,8 @@ class SteeringVector(Instrument):
     Parameters
     ----------
     how : {"mean_difference", "pca_difference", "probe"}, default="mean_difference"
+        How the direction is found: from the classes' means, from the principal axis of their
+        differences, or from the normal of a linear probe.
     positive : int, default=1
         The class, or with ``paired`` the side, that a positive strength makes more of.
     paired : bool, default=False

@@ -102,6 +102,7 @@ class SuperposedGenerate:
     drafts : int, default=3
         Number of texts.
     top : int, default=9
+        Number of likeliest next tokens among which the drafts choose, at least ``drafts``.
     ngrams : NGrams or None, default=None
         What tells the drafts apart; None takes the shared probabilities alone.
     mix : float, default=0.54

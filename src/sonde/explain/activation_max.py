@@ -62,6 +62,7 @@ class ActivationMax(Explainer):
     Parameters
     ----------
     steps : int, default=256
+        Number of steps of the ascent.
     rate : float, default=0.05
         Step size, in standard deviations of the real inputs.
     l2 : float, default=0.0
@@ -73,7 +74,7 @@ class ActivationMax(Explainer):
     radius : float or None, default=None
         Largest norm of the input; None keeps each channel within its range over the real inputs.
     seed : int, default=0
-        Of the start and the jitter.
+        Seed of the start and of the jitter.
 
     Examples
     --------

@@ -32,6 +32,7 @@ class Baseline:
         the mean of each feature over the examples and places that are explained together, so an
         explanation depends on its batch; ``Baseline.fit`` takes the mean from a data set.
     constant : float, default=0.0
+        Value of all entries for the kind ``constant``.
     size : int, default=9
         Odd.
     values : Tensor, optional

@@ -85,6 +85,7 @@ class CausalGraph(Explainer):
         Least absolute effect of a kept edge; None is the quantile ``quantile`` of the absolute
         effects of each layer. An edge without any effect is never kept.
     quantile : float, default=0.9
+        Quantile of a layer's absolute effects, in [0, 1), that ``threshold=None`` takes.
     baseline : {"zero", "mean"}, default="zero"
         What a unit sends instead: nothing, or its mean over the reference rows of ``explain``. The
         mean over rows of the class itself would keep the class.
@@ -93,7 +94,7 @@ class CausalGraph(Explainer):
     together : bool, default=False
         Take units with the same activations away together.
     seed : int, default=0
-        Of the random units beside the graph's.
+        Seed of the random units beside the graph's.
 
     Examples
     --------

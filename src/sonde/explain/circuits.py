@@ -63,16 +63,20 @@ class CircuitSearch(Explainer):
     Parameters
     ----------
     how : {"score", "greedy"}, default="score"
+        Take the best-scored edges (``score``), or leave edges out one by one (``greedy``).
     enough : float, default=0.9
         Faithfulness at which ``score`` stops; all edges if no size reaches it.
     tau : float, default=0.02
-        Of ``greedy``, in nats of the divergence from the clean run.
+        Largest rise of the divergence from the clean run, in nats, for which ``greedy`` leaves an
+        edge out.
     ig_steps : int, default=5
-        Of the estimates.
+        Number of steps from one run to the other over which the estimates' gradients are averaged.
     tol : float, default=1e-6
+        Smallest difference of the two runs' objectives that counts as one.
     rows : int, default=64
+        Number of examples that run at once.
     seed : int, default=0
-        Of random circuits.
+        Seed of the random circuits that are compared.
 
     Examples
     --------

@@ -86,6 +86,13 @@ class GradCam(ClassActivation):
     Cost         one forward and backward from the layer on.
     Assumes      a layer that keeps places, usually the last one.
 
+    Parameters
+    ----------
+    relu : bool, default=True
+        Set negative values of the map to 0.
+    special : tuple of int, default=()
+        Positions that belong to no place of the picture, such as the class token's.
+
     Examples
     --------
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten())
@@ -115,6 +122,13 @@ class HiResCam(ClassActivation):
     Cost         one forward and backward from the layer on.
     Assumes      a layer that keeps places.
 
+    Parameters
+    ----------
+    relu : bool, default=False
+        Set negative values of the map to 0.
+    special : tuple of int, default=()
+        Positions that belong to no place of the picture, such as the class token's.
+
     References
     ----------
     draelos2020hirescam
@@ -136,6 +150,13 @@ class LayerCam(ClassActivation):
     Range        [0, inf) with ``relu``.
     Cost         one forward and backward from the layer on.
     Assumes      a layer that keeps places; earlier ones too.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Set negative values of the map to 0.
+    special : tuple of int, default=()
+        Positions that belong to no place of the picture, such as the class token's.
 
     References
     ----------
@@ -159,6 +180,13 @@ class GradCamPP(ClassActivation):
     Range        [0, inf) with ``relu``.
     Cost         one forward and backward from the layer on.
     Assumes      an objective of the form ``exp(logit)``; other objectives are an approximation.
+
+    Parameters
+    ----------
+    relu : bool, default=True
+        Set negative values of the map to 0.
+    special : tuple of int, default=()
+        Positions that belong to no place of the picture, such as the class token's.
 
     References
     ----------

@@ -174,14 +174,17 @@ class Codebook:
     Parameters
     ----------
     n_codes : int, default=1024
+        Number of codes of each site.
     k : int, default=8
         Codes of a row.
     rate : float, default=5e-4
-        Of Adam.
+        Learning rate of Adam.
     steps : int, default=1500
+        Number of training steps.
     commitment : float, default=1.0
+        Weight of the states' distance from their codes in the loss, at least 0.
     seed : int, default=0
-        Of the first codes and of those that start again.
+        Seed of the first codes and of those that start again.
 
     Examples
     --------

@@ -78,16 +78,21 @@ class Comet:
     gap : float, default=2.0
         Nats by which the loss on what is left out should exceed the loss on what is kept.
     weight : float, default=4.0
-        Of completeness; 0 leaves the third net out of the selector's loss.
+        Weight of the completeness loss; 0 leaves the third net out of the selector's loss.
     area_weight : float, default=20.0
+        Weight of the selected area beyond ``area``.
     rate : float, default=3e-3
-        Of the nets that answer.
+        Learning rate of the two nets that answer.
     selector_rate : float, default=1e-3
+        Learning rate of the selector.
     steps : int, default=600
+        Number of training steps.
     batch : int, default=128
+        Number of pictures in a step.
     patch : int, default=1
         Side of the squares that are kept as one.
     seed : int, default=0
+        Seed of the initial weights and of the order of batches.
 
     References
     ----------

@@ -23,9 +23,11 @@ class ConceptBank:
     Parameters
     ----------
     rows : Float[Tensor, "concept dim"]
+        A row for each concept, in the space of the images.
     owner : Int[Tensor, "concept"]
         Number of the class in ``classes``.
     texts, classes : tuple of str
+        The text of each concept, and the class that it is about.
     """
 
     rows: Float[Tensor, "concept dim"]
@@ -46,6 +48,7 @@ def concept_bank(
     texts : mapping of str to sequence of str
         Class to its texts: prompts, attributes, other names.
     batch_size : int, default=64
+        Number of texts that run at once.
 
     References
     ----------
@@ -75,6 +78,7 @@ def shared_rows(
     items : sequence of mapping
         Each with an ``image``, or each with a ``text``.
     batch_size : int, default=64
+        Number of images or texts that run at once.
     """
     kinds = {tuple(sorted({"image", "text"} & set(item))) for item in items}
     if not has_two_towers(model.module) or kinds not in ({("image",)}, {("text",)}):

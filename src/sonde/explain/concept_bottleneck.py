@@ -83,15 +83,19 @@ class ConceptBottleneck:
     Parameters
     ----------
     loss : {"l1", "contrastive", "gumbel"}, default="gumbel"
+        How the layer of concepts is trained.
     l1 : float, default=1e-3
+        Weight of the sum of absolute weights of both layers, for ``l1``.
     tau : float, default=1.0
         Temperature that ``gumbel`` starts with.
     steps : int, default=300
-        Of each of the two layers.
+        Number of training steps of each of the two layers.
     rate : float, default=0.05
+        Learning rate of Adam.
     held_out : float, default=0.25
         Share of the rows that accuracy is measured on.
     seed : int, default=0
+        Seed of the initial weights and of the draws.
 
     Examples
     --------

@@ -84,6 +84,7 @@ class ConceptMatrixSearch(Instrument):
     Parameters
     ----------
     measure : {"correlation", "cosine"}, default="correlation"
+        How a row's scores are compared with a class's row of the matrix.
 
     Examples
     --------

@@ -57,10 +57,11 @@ class ControlTask(Instrument):
     ridge : float, default=1e-3
         Relative to the mean variance of a unit.
     folds : int, default=5
+        Number of parts of the groups; each is read by probes fitted on the others.
     m : int, default=10000
         Most rows, whole groups.
     seed : int, default=0
-        Of the classes drawn.
+        Seed of the classes drawn.
 
     Examples
     --------

@@ -26,7 +26,8 @@ class Crosscoder(DictionaryLearner):
     Parameters
     ----------
     features, k, act, passes, batch, rate, penalty, dead_after, mixed, seed
-        As for ``SparseAutoencoder``; ``features`` None is 8 for each unit of both sites.
+        Settings of the dictionary and its training, as in ``SparseAutoencoder``; ``features`` None
+        is 8 for each unit of both sites.
 
     References
     ----------

@@ -44,6 +44,7 @@ class Interchange(Edit):
     subspace : Float[Tensor, "dim k"]
         Orthonormal columns.
     strength : float, default=1.0
+        Weight of the other run's component, in [0, 1]; 0 changes nothing.
     """
 
     subspace: Float[Tensor, "dim k"]
@@ -110,7 +111,7 @@ class InterchangeIntervention(Explainer):
     units : sequence of int, optional
         Units that are exchanged; by default the whole site.
     seed : int, default=0
-        Of the random subspace.
+        Seed of the random subspace that gives the null.
 
     References
     ----------
@@ -177,11 +178,13 @@ class Das:
     k : int, default=1
         Directions.
     steps : int, default=300
+        Number of training steps.
     rate : float, default=0.001
-        Of Adam.
+        Learning rate of Adam.
     held_out : float, default=0.25
         Share of the pairs.
     seed : int, default=0
+        Seed of the first subspace and of the pairs that are held out.
 
     References
     ----------

@@ -236,6 +236,11 @@ class Dictionary(Result):
 def load_dictionary(path: str | Path) -> Dictionary:
     """Read a dictionary: a safetensors file of sonde, or a folder in the layout of SAELens.
 
+    Parameters
+    ----------
+    path : str or Path
+        A file that sonde wrote, or a folder in the layout of SAELens.
+
     Raises
     ------
     StoreError
@@ -287,6 +292,7 @@ class DictionaryEdit(Edit):
     Parameters
     ----------
     dictionary : Dictionary
+        The dictionary whose features are used.
     features : tuple of (int, float), optional
         Features and what they are set to; by default the whole state is rebuilt.
     strength : float, default=1.0

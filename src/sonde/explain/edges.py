@@ -62,8 +62,10 @@ class EdgePatching(Explainer):
     Parameters
     ----------
     how : {"denoise", "noise"}, default="denoise"
-        As of ``ActivationPatching``.
+        Which run is patched, as in ``ActivationPatching``: states of the source come into the base
+        run (``denoise``), or the reverse (``noise``).
     tol : float, default=1e-6
+        Smallest difference of the two runs' objectives that counts as one.
     rows : int, default=64
         Examples of one forward.
 
@@ -130,10 +132,13 @@ class EdgeAttribution(Explainer):
     Parameters
     ----------
     how : {"denoise", "noise"}, default="denoise"
+        Which run is patched: states of the source come into the base run (``denoise``), or the
+        reverse (``noise``).
     ig_steps : int, default=5
         1 is the gradient of the patched run alone; else the mean over Gauss-Legendre nodes while
         the inputs (embeddings) go from base to source.
     tol : float, default=1e-6
+        Smallest difference of the two runs' objectives that counts as one.
 
     Examples
     --------

@@ -28,6 +28,7 @@ class Exemplar:
     Parameters
     ----------
     value : float
+        The unit's value.
     ids : (int, int)
         Two words of the example's id, as in the column ``ids``.
     position : int

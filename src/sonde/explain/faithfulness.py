@@ -202,6 +202,17 @@ class Deletion(CurveTest):
     Cost         ``steps`` forwards, and as many for each random order.
     Assumes      that the model copes with places at the baseline.
 
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of removed positions.
+    n_random : int, default=10
+        Number of random orders that give the null.
+    seed : int, default=0
+        Seed of the random orders.
+    steps : int, default=20
+        Number of steps in which all positions are removed.
+
     References
     ----------
     petsiuk2018rise
@@ -218,6 +229,17 @@ class Insertion(CurveTest):
     Range        of the objective, [0, 1] for a probability; higher = better.
     Cost         ``steps`` forwards, and as many for each random order.
     Assumes      that the model copes with places at the baseline.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values from which positions are inserted.
+    n_random : int, default=10
+        Number of random orders that give the null.
+    seed : int, default=0
+        Seed of the random orders.
+    steps : int, default=20
+        Number of steps in which all positions are inserted.
 
     References
     ----------
@@ -262,6 +284,17 @@ class Comprehensiveness(ShareTest):
     Range        of the objective; higher = what was pointed at is needed.
     Cost         a forward for each share, and as many for each random order.
 
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of removed positions.
+    n_random : int, default=10
+        Number of random orders that give the null.
+    seed : int, default=0
+        Seed of the random orders.
+    parts : tuple of float
+        Fractions of the positions that are removed, in (0, 1].
+
     References
     ----------
     deyoung2020eraser
@@ -275,6 +308,17 @@ class Sufficiency(ShareTest):
 
     Range        of the objective; lower = what was pointed at is enough.
     Cost         a forward for each share, and as many for each random order.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of removed positions.
+    n_random : int, default=10
+        Number of random orders that give the null.
+    seed : int, default=0
+        Seed of the random orders.
+    parts : tuple of float
+        Fractions of the positions that are kept, in (0, 1].
 
     References
     ----------

@@ -69,8 +69,9 @@ class FaithfulnessViolation(Judge):
     baseline : Baseline, optional
         What stands at a place that is taken away; figures of two baselines do not compare.
     tol : float, default=1e-6
+        Smallest change of the objective that is not a tie.
     seed : int, default=0
-        Of the order of places with equal attribution.
+        Seed of the order of places with equal attribution.
 
     Examples
     --------

@@ -67,6 +67,7 @@ class FaultLines(Explainer):
     Parameters
     ----------
     steps : int, default=200
+        Number of proximal steps in all.
     beta : float, default=0.1
         Price of a concept.
     margin : float, default=0.1

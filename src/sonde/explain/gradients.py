@@ -163,6 +163,7 @@ class ExpectedGradients(Attributor):
     n : int, default=200
         Draws; the error falls as ``1 / sqrt(n)``.
     seed : int, default=0
+        Seed of the draws of baselines and of points on the way.
 
     References
     ----------
@@ -215,12 +216,14 @@ class SmoothGrad(Attributor):
     Parameters
     ----------
     n : int, default=25
+        Number of noisy copies.
     sigma : float, default=0.15
         Standard deviation of the noise, in ranges (largest less smallest entry) of each example; of
         several inputs, of each one's own range.
     how : {"mean", "squared", "variance"}, default="mean"
         Mean gradient, mean of its squares, or their variance.
     seed : int, default=0
+        Seed of the noise.
 
     Examples
     --------

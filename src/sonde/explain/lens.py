@@ -199,6 +199,7 @@ class TunedLens:
     steps : int, default=250
         Steps of training, one text each, in their order; after the last text comes the first again.
     rate : float, default=1e-3
+        Learning rate of Adam.
 
     References
     ----------

@@ -76,7 +76,7 @@ class MaskSensitivity(Judge):
         What stands at places that are taken away; by default the mean of each channel over
         all pictures.
     seed : int, default=0
-        Of the place of the other box, and of the intervals.
+        Seed of the place of the other box, and of the intervals.
 
     Examples
     --------

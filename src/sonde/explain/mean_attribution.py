@@ -59,6 +59,7 @@ class MeanAttribution(Explainer):
     Parameters
     ----------
     method : Attributor, optional
+        The attribution that is averaged; by default the class's own choice.
     test : CurveTest or None, optional
         ``Deletion`` or ``Insertion``; None judges nothing. Tests the probability of the target.
     per : {"entry", "unit"}, default="entry"

@@ -51,6 +51,7 @@ class NormGrad(Attributor):
     Parameters
     ----------
     layer : {"bias", "scaling", "conv1x1", "conv3x3", "own"}, default="conv1x1"
+        The layer at the site whose weight gradient is measured.
     how : {"norm", "sum", "positive_norm", "max"}, default="norm"
         How the entries of a place's term become one number; ``positive_norm`` sets negative entries
         to 0. The sum of a scaling is gradient times activation.
@@ -108,6 +109,7 @@ class MetaSaliency(Attributor):
     layer : {"bias", "scaling", "conv1x1"}, default="conv1x1"
         The layer that learns.
     step : float, default=1e-3
+        Size of the gradient step, at least 0.
 
     References
     ----------
@@ -234,7 +236,9 @@ def combined(
     maps : sequence of Attribution
         Over (row, h, w), of the same examples.
     size : (int, int)
+        Height and width of the image.
     how : {"product", "mean", "geometric"}, default="product"
+        How maps are joined at each pixel: by product, mean or geometric mean.
 
     Examples
     --------

@@ -38,12 +38,13 @@ class Objective:
     Parameters
     ----------
     kind : {"logit", "log_prob", "prob", "margin", "answer", "output"}, default="logit"
+        Which number is explained.
     target : "predicted", int, or ints (row,), default="predicted"
         Class or token; ``predicted`` is the likeliest for the inputs as they are.
     other : int, ints (row,) or None, default=None
-        Of ``margin``.
+        Class that is subtracted for ``margin``; None takes the largest of the others.
     length : int, default=1
-        Of ``answer``: how many tokens.
+        Number of last tokens that ``answer`` counts.
     output : str or None, default=None
         Which output holds the logits; None is ``logits``, or the only one that can.
     pixel : (int, int) or None, default=None
@@ -228,8 +229,11 @@ class FixedObjective:
     Parameters
     ----------
     objective : Objective
+        The objective whose targets are fixed.
     target : Int[Tensor, "row"] or Int[Tensor, "row token"]
+        Class or token whose logit counts, for each example.
     other : Int[Tensor, "row"] or None
+        Class that is subtracted for ``margin``; None takes the largest of the others.
     place : Int[Tensor, "row"], Int[Tensor, "row token"] or None
         Which token's logits count, in a language model.
     pixels : Float[Tensor, "row h w"] or None

@@ -103,7 +103,7 @@ class ActivationPatching(Explainer):
     rows : int, default=64
         Examples of one forward.
     seed : int, default=0
-        Of ``resample``.
+        Seed of the states that ``resample`` draws.
 
     Examples
     --------
@@ -230,6 +230,7 @@ class AttributionPatching(Explainer):
     how : {"denoise", "noise"}, default="denoise"
         Which run the gradient is taken in, as of ``ActivationPatching``.
     over : {"positions", "units", "whole"}, default="positions"
+        What is patched at once: a position of a text, a unit, or the whole site.
     ig_steps : int, default=5
         1 is the gradient of the patched run alone; else Gauss-Legendre nodes of the way.
     path : {"input", "site"}, default="input"
@@ -237,8 +238,9 @@ class AttributionPatching(Explainer):
     check : int, default=8
         How many points are patched for ``gap``.
     tol : float, default=1e-6
+        Smallest difference of the two runs' objectives that counts as one.
     seed : int, default=0
-        Of the points that are checked.
+        Seed of the points that are checked by a real patch.
 
     Examples
     --------

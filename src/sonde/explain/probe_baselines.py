@@ -101,11 +101,12 @@ class ProbeBaselines:
     Parameters
     ----------
     probe : Probe, optional
+        The probe that reads the labels.
     types : str, default="auto"
         Column that tells the types of the control task; "auto" is the position where examples have
         several rows, else the group, which makes the control a coin.
     seed : int, default=0
-        Of the weights and the classes drawn.
+        Seed of the weights and the classes drawn.
 
     References
     ----------

@@ -80,7 +80,8 @@ class Relevance(Attributor):
     epsilon : float, default=1e-6
         Above 0; a larger value leaves relevance in units whose inputs cancel.
     gamma : float, default=0.25
-        Of convolutions; 0 is the epsilon rule there too.
+        Extra weight of positive weights in convolutions, at least 0; 0 is the epsilon rule there
+        too.
 
     Examples
     --------

@@ -39,6 +39,7 @@ class Ranked:
     x : Float[Tensor, "row *axes"]
         Rows of numbers, or pictures (row, channel, height, width).
     label : Int[Tensor, "row"]
+        Class of each input.
     scores : Float[Tensor, "row *place"]
         Attribution without the axis of channels, preferably of the predicted class, not the true
         one.
@@ -185,6 +186,13 @@ class Roar(Retraining):
 
     Parameters
     ----------
+    n_seeds : int, default=5
+        Number of trainings for each fraction of positions.
+    fill : {"mean", "neighbours"}, default="mean"
+        What stands at a place that is taken away: the mean over the inputs to train on, or, in
+        pictures, the mean of its neighbours.
+    seed : int, default=0
+        Seed of the first training; the others follow.
     remove : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
         Fractions of the positions that are removed, each in (0, 1).
 
@@ -247,6 +255,13 @@ class DiffRoar(Retraining):
 
     Parameters
     ----------
+    n_seeds : int, default=5
+        Number of trainings for each fraction of positions.
+    fill : {"mean", "neighbours"}, default="mean"
+        What stands at a place that is taken away: the mean over the inputs to train on, or, in
+        pictures, the mean of its neighbours.
+    seed : int, default=0
+        Seed of the first training; the others follow.
     keep : float, default=0.25
         Fraction of the positions that stays, in (0, 0.5].
 

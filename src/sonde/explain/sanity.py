@@ -87,6 +87,7 @@ class SanityChecks(Judge):
     stages : int, optional
         Number of stages that the layers are grouped into; by default every layer is a stage.
     seed : int, default=0
+        Seed of the redrawn weights.
 
     Examples
     --------

@@ -160,6 +160,17 @@ class SensitivityN(SetTest[SensitivityResult]):
     Assumes      attributions in units of the objective, or of any multiple of it; that the model
                  copes with places at the baseline.
 
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of removed positions.
+    n_sets : int, default=100
+        Number of random sets of positions.
+    remove : tuple of float
+        Fractions of the positions that a set holds.
+    seed : int, default=0
+        Seed of the sets.
+
     Examples
     --------
     >>> from sonde.explain import GradTimesInput
@@ -206,6 +217,17 @@ class Infidelity(SetTest[InfidelityResult]):
                  copes with places at the baseline.
     Differs      from the paper's Gaussian steps: sets of places go to the baseline, as its second
                  kind of step; a gradient is judged as ``GradTimesInput``.
+
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of removed positions.
+    n_sets : int, default=100
+        Number of random sets of positions.
+    remove : tuple of float
+        Fractions of the positions that a set holds.
+    seed : int, default=0
+        Seed of the sets.
 
     Examples
     --------

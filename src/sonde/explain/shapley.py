@@ -86,6 +86,13 @@ class Occlusion(PartTest):
     Cost         a forward for each part.
     Assumes      that the model copes with a part at the baseline.
 
+    Parameters
+    ----------
+    baseline : Baseline, optional
+        Values that take the place of a removed part.
+    groups : Int[Tensor, "place"], optional
+        Part of each place: places of one number are removed together; None makes each place a part.
+
     Examples
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
@@ -124,9 +131,14 @@ class Shapley(PartTest):
 
     Parameters
     ----------
+    baseline : Baseline, optional
+        Values that take the place of parts outside a set.
+    groups : Int[Tensor, "place"], optional
+        Part of each place: places of one number come and go together; None makes each place a part.
     n_orders : int, default=100
         Pairs of an order and its reverse, above 12 parts.
     seed : int, default=0
+        Seed of the random orders, above 12 parts.
 
     Examples
     --------

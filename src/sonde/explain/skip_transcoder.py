@@ -23,7 +23,7 @@ class SkipTranscoder(DictionaryLearner):
     Parameters
     ----------
     features, k, act, passes, batch, rate, penalty, dead_after, mixed, seed
-        As for ``SparseAutoencoder``.
+        Settings of the dictionary and its training, as in ``SparseAutoencoder``.
 
     References
     ----------

@@ -46,7 +46,7 @@ class SparseAutoencoder(DictionaryLearner):
     k : int, default=32
         Active features of a row, where the activation says how many.
     act : str, default="topk"
-        One of the activations above.
+        Activation, a word of the list above.
     passes : int, default=1
         Walks over the rows in training.
     batch : int, default=4096
@@ -62,7 +62,7 @@ class SparseAutoencoder(DictionaryLearner):
     mixed : int, default=4
         Batches that are mixed before they are trained on.
     seed : int, default=0
-        Of weights and order.
+        Seed of the initial weights and of the order of rows.
 
     Examples
     --------

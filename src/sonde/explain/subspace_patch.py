@@ -73,12 +73,17 @@ class SubspacePatch(Explainer):
     Parameters
     ----------
     how : {"denoise", "noise"}, default="denoise"
+        Which run is patched: states of the source come into the base run (``denoise``), or the
+        reverse (``noise``).
     most, least, quiet : float, default=0.5, 0.5, 0.25
+        Bounds of the verdict ``illusory``, which are fractions of the site's effect, of the
+        direction's effect and of the direction's d'.
     rtol : float, default=1e-5
         Singular values of the readers below this share of the largest count as 0.
     tol : float, default=1e-6
+        Smallest difference of the two runs' objectives that counts as one.
     seed : int, default=0
-        Of the random direction.
+        Seed of the random direction that gives the null.
 
     References
     ----------

@@ -96,9 +96,11 @@ class SurrogateRules(Explainer):
     k : int or None, default=20
         Inputs of the tree; None for all.
     depth : int, default=5
+        Largest depth of the tree.
     held_out : float, default=0.3
         Share of the rows that rules are judged on.
     seed : int, default=0
+        Seed of the held-out inputs, the shuffles and the tree.
 
     Examples
     --------

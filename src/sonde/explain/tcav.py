@@ -84,7 +84,7 @@ class Tcav(Instrument):
     m : int, default=10000
         Most rows.
     seed : int, default=0
-        Of the random sets.
+        Seed of the random sets.
 
     Examples
     --------

@@ -44,7 +44,9 @@ class Attention(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states; a multiple of ``heads``.
     heads : int, default=4
+        Number of heads.
     pattern : str or Pattern, default="all"
         ``window:8``, ``window:8:2``, ``global:1:8``, ``block:16``, ``axial``, ``stripes:2``,
         ``random:0.25``, ``histogram:4:across``; see ``sonde.layers.PATTERNS``.
@@ -65,7 +67,7 @@ class Attention(Layer):
     order : {2, 3}, default=2
         3 looks at pairs of tokens, for texts of at most 128 tokens.
     seed : int, default=0
-        Of the groups that ``random`` draws.
+        Seed of the groups that the pattern ``random`` draws.
 
     References
     ----------

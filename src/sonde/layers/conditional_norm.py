@@ -30,12 +30,13 @@ class ConditionalNorm(ConditionedLayer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     condition : int, default=0
         Width of the condition; 0 is the plain norm.
     norm : {"layer", "rms", "group", "instance", "none"}, default="layer"
         ``group`` and ``instance`` take maps (row, dim, *space).
     groups : int, default=2
-        Of ``group``.
+        Number of groups of ``norm="group"``.
     eps : float or None, default=1e-5
         None is the machine epsilon of the dtype, for ``rms``.
 

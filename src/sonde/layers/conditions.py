@@ -85,7 +85,9 @@ def conditioned(
     Parameters
     ----------
     model : Model or nn.Module
+        The model whose layers read the condition.
     condition : Float[Tensor, "row *axes condition"]
+        Condition of each example; the states' axes between the first and the last may follow.
 
     Raises
     ------

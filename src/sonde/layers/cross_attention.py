@@ -36,8 +36,9 @@ class DecoupledCrossAttention(ConditionedLayer):
     dim : int
         Width of the second source's tokens.
     n_heads, width : int
-        Of the attention.
+        Number of heads of the attention, and width of a head.
     scale : float, default=1.0
+        Weight of the second source; 0 gives the old model.
 
     References
     ----------
@@ -137,6 +138,7 @@ def drop_sources(n: int, remove: float = 0.05, seed: int = 0) -> tuple[Tensor, T
         Fraction of the examples that loses one source, in [0, 1/3]: this fraction loses the first
         source alone, an equal fraction the second alone, and an equal fraction both.
     seed : int, default=0
+        Seed of the draws.
 
     Returns
     -------

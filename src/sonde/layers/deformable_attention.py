@@ -36,7 +36,9 @@ class DeformableAttention(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states; a multiple of ``heads``.
     heads : int, default=4
+        Number of heads.
     points : int, default=4
         Positions that each head reads.
 

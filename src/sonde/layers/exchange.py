@@ -54,17 +54,18 @@ class Exchange(Layer):
         Fraction of the units or tokens that ``swap`` moves, evenly spread, or of the channels that
         ``shift`` moves, half of them up; 0 moves nothing.
     axis : {"channel", "position"}, default="channel"
-        Of ``swap``.
+        What ``swap`` exchanges: units (``channel``) or tokens (``position``).
     n_streams : int, default=2
         Levels of ``shift``.
     non_adjacent : bool, default=False
         ``shift`` joins the first and the last level.
     top : int, default=8
-        Of ``bridge``.
+        Number of tokens of the second stream that a token attends to in ``bridge``.
     widths : (float, float), default=(1.0, 1.0)
         ``s1``, ``s2`` of ``equalise``.
     radius : int, default=2
-        Of the window of ``equalise``; largest distance that ``bridge`` distinguishes.
+        Half the width of the window of ``equalise``, and the largest distance that ``bridge`` has a
+        learned vector for.
 
     References
     ----------

@@ -34,21 +34,29 @@ class Experts(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     n_experts : int, default=4
+        Number of experts, or of parts of the one network.
     width : int, optional
         Hidden width of an expert, with ``over="units"`` of a part; by default ``dim``.
     router : {"top_k", "label", "mean"}, default="top_k"
+        How experts are chosen: by the highest scores, by the row's label, or all of them.
     over : {"experts", "units"}, default="experts"
+        Whether an expert is a network of its own or a part of the hidden units of one network.
     k : int, default=2
+        Number of experts that a router of scores chooses for each token.
     shared : int, default=0
+        Number of experts that every token uses.
     scale : {"share", "rms", "scores", "none"}, default="share"
-        Of units: ``n / active``, or its root, which keeps the sum of squares of independent units.
-        ``scores`` weighs each part that is on by ``n g sum(g)``, where ``g`` is its probability in
-        a softmax over the scores of all ``n`` parts and the sum is over the parts that are on: on
-        average ``n / active`` if these hold all of the probability.
+        Scale of the parts that are on, for ``over="units"``: ``n / active``, or its root, which
+        keeps the sum of squares of independent units. ``scores`` weighs each part that is on by ``n
+        g sum(g)``, where ``g`` is its probability in a softmax over the scores of all ``n`` parts
+        and the sum is over the parts that are on: on average ``n / active`` if these hold all of
+        the probability.
     fusion : {"none", "groups", "dense"}, default="none"
-        Of units: a linear map from the parts that are on to all units. ``groups`` mixes within each
-        part, then the units of one place in all parts (a Monarch matrix); ``dense`` is a full one.
+        Linear map from the parts that are on to all units, for ``over="units"``. ``groups`` mixes
+        within each part, then the units of one place in all parts (a Monarch matrix); ``dense`` is
+        a full one.
 
     References
     ----------

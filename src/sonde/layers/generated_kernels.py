@@ -38,9 +38,11 @@ class GeneratedKernels(Layer):
     Parameters
     ----------
     dim : int
+        Number of channels of the map.
     grid : (int, int)
         Height and width.
     branches : sequence of {"grid", "near", "product"}, default=("grid", "near", "product")
+        Branches that are computed and joined.
     kernel : int, default=3
         Odd.
     coordinate_width : int, default=16

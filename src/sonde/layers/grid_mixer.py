@@ -37,7 +37,9 @@ class GridMixer(Layer):
     Parameters
     ----------
     dim : int
+        Number of channels of the map.
     weights : {"full", "local", "shared", "axis", "dilated", "generated"}, default="shared"
+        How the positions are mixed.
     grid : (int, int), optional
         Height and width; ``shared`` and ``dilated`` do without it.
     kernel : int, default=3
@@ -47,7 +49,7 @@ class GridMixer(Layer):
     hidden : bool, default=True
         ``axis`` with a hidden layer twice as wide and a normalisation; False is ``A X B'``.
     coordinate_width : int, default=16
-        Of the sine network.
+        Width of the sine network of ``generated``.
 
     References
     ----------

@@ -33,7 +33,9 @@ class Hopfield(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     mode : {"retrieve", "lookup", "pool"}, default="lookup"
+        Whether the patterns come with each call, belong to the layer, or are a set that is pooled.
     n : int, default=16
         Patterns of ``lookup``, or queries of ``pool``.
     beta : float, optional
@@ -143,6 +145,15 @@ def hopfield_energy(
     """Return the energy of states, which a step of a dense memory never raises.
 
     ``-lse(beta X xi) / beta + |xi|^2 / 2 + log(n) / beta + max |x|^2 / 2``; at least 0.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        States whose energy is computed.
+    patterns : Float[Tensor, "pattern dim"]
+        Stored patterns.
+    beta : float
+        Inverse temperature of the memory, above 0.
     """
     n, largest = len(patterns), patterns.square().sum(1).max()
     free = (beta * x @ patterns.T).logsumexp(-1) / beta
@@ -150,7 +161,13 @@ def hopfield_energy(
 
 
 def hebbian_couplings(patterns: Float[Tensor, "pattern unit"]) -> Float[Tensor, "unit unit"]:
-    """Return ``sum xi xi' / units`` without its diagonal; blank entries (0) store nothing."""
+    """Return ``sum xi xi' / units`` without its diagonal; blank entries (0) store nothing.
+
+    Parameters
+    ----------
+    patterns : Float[Tensor, "pattern unit"]
+        Patterns of -1, 1 and 0 (blank).
+    """
     found = patterns.T @ patterns / patterns.shape[1]
     return found.fill_diagonal_(0.0)
 
@@ -167,6 +184,7 @@ def hebbian_recall(
     Parameters
     ----------
     couplings : Float[Tensor, "unit unit"]
+        Couplings of all pairs of units, as ``hebbian_couplings`` returns them.
     state : Float[Tensor, "unit"]
         Start; stays as it is.
     steps : int, default=20
@@ -174,6 +192,7 @@ def hebbian_recall(
     temperature : float, default=0.0
         Above 0 a unit is 1 with probability ``1 / (1 + exp(-2 field / temperature))`` (Glauber).
     seed : int, default=0
+        Seed of the order of units.
     """
     if couplings.shape != (len(state), len(state)):
         raise ShapeError(
@@ -202,6 +221,13 @@ def hebbian_recall(
 
 def keys_for_mass(probs: Float[Tensor, "*axes key"], mass: float = 0.9) -> Int[Tensor, "*axes"]:
     """Return the smallest number of keys with a fraction of each row's attention.
+
+    Parameters
+    ----------
+    probs : Float[Tensor, "*axes key"]
+        Attention probabilities; the last axis runs over the keys.
+    mass : float, default=0.9
+        Fraction of a row's attention, in (0, 1].
 
     Examples
     --------

@@ -363,7 +363,13 @@ def removed(model: Model | nn.Module) -> Any:
 
 
 def inserted_layers(model: Model | nn.Module) -> dict[str, Layer]:
-    """Return the layers that were inserted in a model, by site."""
+    """Return the layers that were inserted in a model, by site.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        A model in which layers may be inserted.
+    """
     found = ((path, call.layer(site)) for path, site, call in _calls(module_of(model)))
     return {path: layer for path, layer in found if layer is not None}
 

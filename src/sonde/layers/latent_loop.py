@@ -38,14 +38,20 @@ class LatentLoop(Layer):
     n_steps : int, default=3
         0 is the model itself.
     mix : {"replace", "attend", "gate"}, default="replace"
+        How a state becomes the next input: alone, after it attended to a second stream, or mixed
+        with an embedding.
     feedback : {"state", "expected_embedding"}, default="state"
+        What is fed back: the state itself, or the mixture of embeddings that the next-token
+        probabilities give.
     start : {"near", "zero"}, default="near"
-        Of ``gate``: ``zero`` scales the second part by a number that starts at 0.
+        Start of ``gate``: ``near`` lets the second part in by ``a`` from ``a_range``, ``zero``
+        scales it by a number that starts at 0.
     c : float, default=8.0
+        Exponent of the gate ``r`` in ``a = exp(-c softplus(L) r)``, above 0.
     a_range : (float, float), default=(0.99, 0.999)
         Range from which each unit's first ``a`` is drawn, for an open gate ``r = 1``.
     temperature : float, default=0.5
-        Of the probabilities of ``expected_embedding``.
+        Temperature of the probabilities of ``expected_embedding``, above 0.
     sample : bool, default=False
         Draw the token of ``gate`` rather than take the likeliest.
 

@@ -232,7 +232,9 @@ class LayerEdit(Edit):
     Parameters
     ----------
     layer : Layer
+        The layer that is applied to the states.
     strength : float, default=1.0
+        Weight of the layer's output beside the states; 0 changes nothing.
     """
 
     layer: Layer

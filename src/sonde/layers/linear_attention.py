@@ -35,7 +35,9 @@ class LinearAttention(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states; a multiple of ``heads``.
     heads : int, default=4
+        Number of heads.
     feature : {"elu", "taylor"}, default="elu"
         ``elu(x) + 1``, or ``(1, x, x x' / sqrt 2)`` of queries and keys of length one.
     form : {"chunked", "parallel", "recurrent"}, default="chunked"
@@ -44,6 +46,7 @@ class LinearAttention(Layer):
     prefix_projection : {"shared", "separate"}, default="shared"
         ``separate`` adds sums over the prefix, from separate key and value maps.
     chunk : int, default=64
+        Number of tokens that ``form="chunked"`` computes at once.
 
     References
     ----------

@@ -23,7 +23,7 @@ class Adapter(Layer):
     Parameters
     ----------
     dim, width : int
-        Of the states and of the bottleneck.
+        Width of the states, and width of the bottleneck.
 
     References
     ----------
@@ -68,10 +68,14 @@ class ParallelAdapters(Layer):
     layer : nn.Module
         The feed-forward layer, (.., dim) -> (.., dim). Its parameters are frozen.
     dim : int
+        Width of the states.
     n_domains : int, default=1
+        Number of adapters, one for each domain.
     width : int, optional
-        Of the bottleneck; by default a 16th of ``4 dim``, the usual width of the layer.
+        Width of the bottleneck; by default a 16th of ``4 dim``, the usual width of the feed-forward
+        layer.
     gated : bool, default=False
+        Weigh the adapters by an attention of the token; without it every adapter counts fully.
     dropout : float, default=0.1
         On the gate's shares, in training.
 
@@ -137,7 +141,7 @@ def with_adapters(
     dim : int
         Width of the residual stream.
     **parameters
-        Those of ``ParallelAdapters``.
+        Parameters of ``ParallelAdapters``.
 
     Examples
     --------

@@ -34,6 +34,7 @@ class Where:
     real : Bool[Tensor, "row token"]
         False at padding.
     heads : int
+        Number of heads of the attention.
     grid : (int, int), optional
         Height and width.
     intensity : Float[Tensor, "row head token"], optional
@@ -131,7 +132,9 @@ class Window(Pattern):
     Parameters
     ----------
     radius : int
+        Largest number of steps between two tokens that attend to each other.
     step : int, default=1
+        Distance of two tokens that counts as one step.
     """
 
     radius: int
@@ -155,7 +158,9 @@ class Global(Pattern):
     Parameters
     ----------
     n : int, default=1
+        Number of first tokens that attend to and are attended by all tokens.
     radius : int, default=0
+        Largest distance of two other tokens that attend to each other.
     """
 
     n: int = 1
@@ -179,7 +184,7 @@ class Blocks(_Groups):
     Parameters
     ----------
     sizes : int or tuple of int
-        One size for all blocks, or the size of each; the last block goes on to the end.
+        Size of all blocks, or the size of each; the last block takes the tokens that are left.
     """
 
     sizes: int | tuple[int, ...]
@@ -205,6 +210,7 @@ class Axial(Pattern):
     Parameters
     ----------
     axis : {"both", "row", "column"}, default="both"
+        Which tokens are attended to: those of the same row, of the same column, or both.
     """
 
     axis: Literal["both", "row", "column"] = "both"
@@ -236,6 +242,7 @@ class Stripes(_Groups):
     Parameters
     ----------
     width : int, default=1
+        Height of a horizontal band and width of a vertical one, in positions.
     """
 
     width: int = 1
@@ -322,6 +329,7 @@ class Histogram(Pattern):
     Parameters
     ----------
     bins : int, default=4
+        Number of groups of tokens.
     mode : {"within", "across"}, default="within"
         Tokens look at their bin, or at the tokens of the same rank in all bins.
     """

@@ -28,6 +28,7 @@ class RangeConvolution(Layer):
     Parameters
     ----------
     dim : int
+        Number of channels of the map.
     kernel : int, default=3
         Odd.
     sorted_part : float, default=0.5

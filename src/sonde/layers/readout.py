@@ -36,11 +36,13 @@ class Readout(Layer):
     dim : int
         Width of the vectors.
     combine : {"weights", "concat", "queries", "recurrent"}, default="weights"
+        How the sites' states become a few vectors.
     n_queries : int, default=1
         For ``queries`` and ``recurrent``.
     order : {"first_to_last", "last_to_first"}, default="last_to_first"
-        Of ``recurrent``.
+        Order in which ``recurrent`` goes through the sites.
     select : int, optional
+        Number of gathered vectors to keep, by a learned score; None keeps all.
 
     References
     ----------

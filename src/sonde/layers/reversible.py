@@ -39,9 +39,11 @@ class Reversible(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states of each level.
     level : int, default=2
         Levels, at least two.
     n_columns : int, default=2
+        Number of columns.
     width : int, optional
         Hidden units of ``F``; twice ``dim`` by default.
     recompute : bool, default=True

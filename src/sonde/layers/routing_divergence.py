@@ -24,6 +24,7 @@ def routing_divergence(
     shares : Float[Tensor, "row expert"]
         Weights of ``Experts.shares``, or probabilities of any router; rows sum to 1.
     group : Int[Tensor, "row"]
+        Group of each row.
 
     Examples
     --------

@@ -38,6 +38,7 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
     Parameters
     ----------
     model : Model or nn.Module
+        A model with inserted layers.
     path : str or path
         A folder; ``.layers`` is added to its name if it is not there.
 
@@ -59,6 +60,11 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
 
 def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
     """Return the files that ``save_layers`` writes: content by name.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        A model with inserted layers.
 
     Raises
     ------
@@ -83,6 +89,11 @@ def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
 
 def load_layers(path: str | Path) -> dict[str, Layer]:
     """Return the layers in a folder by site, for use with ``sonde.inserted``.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder that ``save_layers`` wrote.
 
     Raises
     ------

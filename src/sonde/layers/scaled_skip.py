@@ -26,9 +26,12 @@ class ScaledSkip(Layer):
     Parameters
     ----------
     index : int, default=1
+        Place of the skip connection, from 1 for the outermost.
     kappa : float, default=0.7
         The paper's authors suggest 0.5 to 0.95; 1 changes nothing.
     how : {"power", "root", "learned"}, default="power"
+        How the coefficient is found: a power of ``kappa``, ``1 / sqrt 2``, or learned for each
+        channel.
     dim : int, default=0
         Channels, for ``learned``.
 

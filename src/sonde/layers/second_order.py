@@ -38,12 +38,15 @@ class SecondOrder(Layer):
     Parameters
     ----------
     kind : {"bilinear_heads", "gram", "spatial", "pearson"}
+        Which product is computed.
     dim, dim2 : int
         Widths of the two states; ``spatial`` uses ``dim`` only, ``pearson`` uses ``dim`` for both.
     heads : int, default=1
+        Number of parts in which ``bilinear_heads`` cuts both widths.
     n_outputs : int, default=1
+        Number of outputs of ``bilinear_heads``.
     signed_root : bool, default=False
-        Of ``gram``.
+        Take the root of each entry's size in ``gram`` and keep its sign.
     lags : sequence of (int, int), default=((0, 1), (1, 0))
         Not negative.
 

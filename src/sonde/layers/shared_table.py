@@ -35,14 +35,15 @@ class SharedTable(Layer):
     field : int
         How many fields there are.
     width : int
-        Of the vector of a field; a multiple of ``lookups``.
+        Width of a field's vector; a multiple of ``lookups``.
     size : int, default=1024
         Entries of a table.
     tables : {"shared", "per_field", "decoupled"}, default="shared"
+        Which tables are kept: one for all fields, one for each field, or a narrow and a full one.
     lookups : int, default=1
         Places of a value, for ``shared``.
     search_width : int, default=8
-        Of the narrow table, for ``decoupled``.
+        Width of the narrow table of ``decoupled``.
     seed : int, default=0
         Draws the hashes and the entries.
 

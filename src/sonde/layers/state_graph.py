@@ -34,7 +34,9 @@ class StateGraph(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     kind : {"knn", "correlation", "learned", "given"}, default="knn"
+        Where the graph comes from: nearest neighbours, correlations, learned edges, or each call.
     k : int, default=3
         Neighbours; two nodes are joined if either is among the ``k`` nearest of the other.
     threshold : float, default=0.5
@@ -44,6 +46,7 @@ class StateGraph(Layer):
     budget : int, default=0
         Directed edges of a learned graph, beside each node's own.
     steps : int, default=1
+        Number of rounds.
     gated : bool, default=False
         Scale the messages that a node receives by a gate, which reads the node's state.
 
@@ -206,6 +209,7 @@ def propagate(
     Parameters
     ----------
     y : Float[Tensor, "node *axes"]
+        Labels or states to start from; zero where they are not known.
     adjacency : Float[Tensor, "node node"]
         Symmetric weights of 0 or more.
     alpha : float, default=0.8

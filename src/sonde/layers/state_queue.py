@@ -32,9 +32,11 @@ class StateQueue(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     length : int, default=4
         States in the queue; 0 adds nothing.
     read : {"filter", "attention"}, default="filter"
+        How the last states are read: by a filter or by attention.
     push : {"shift", "soft"}, default="shift"
         ``soft`` moves the queue by a learned share at each step; for ``attention``.
     stride : int, default=1

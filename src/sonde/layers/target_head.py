@@ -38,18 +38,24 @@ class TargetHead(Layer):
     n_classes : int, default=2
         Random unit vectors stand in until ``of`` or a call gives others.
     width : int, optional
-        Of the vectors; by default ``dim``.
+        Width of the given vectors; by default ``dim``.
     temperature : float, default=0.07
+        Divisor of the cosines, above 0.
     project : bool, default=True
         False takes the states as they are; ``width`` is ``dim``.
     reduce : {"max", "lse"}, default="max"
+        How several vectors of one class count: their maximum, or the logarithm of their mean
+        exponential.
     local : bool, default=False
         Take (row, token, dim) rather than (row, dim).
     top_tokens : int, default=1
+        Number of best tokens whose mean score counts with ``local``.
     known : int, default=0
         The first classes, on which a second projection is trained.
     blend : (float, float), default=(0.4, 0.8)
+        Exponent of the given scores, in [0, 1], for known classes and for other classes.
     seed : int, default=0
+        Seed of the initial projections.
 
     References
     ----------

@@ -38,7 +38,9 @@ class UnitGate(ConditionedLayer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     over : {"units", "fields", "tokens", "channels+space"}, default="units"
+        What a gate multiplies.
     score : str, optional
         By default the first that ``over`` knows: ``learned fixed conditioned`` for units and
         fields, ``top_k class_attention`` for tokens, ``pooled spatial both`` for channels+space.
@@ -49,7 +51,7 @@ class UnitGate(ConditionedLayer):
     gamma : float, default=5000.0
         Last sharpness of a learned gate.
     kappa : float, default=2.0
-        Of a fixed gate.
+        Base of the powers of a ``fixed`` gate, above 0.
     condition : int, default=0
         Width of the condition; 0 learns a constant in its place.
     k : int, default=1
@@ -57,7 +59,7 @@ class UnitGate(ConditionedLayer):
     alpha : float, default=1.0
         Sharpness of the gradient of ``top_k``.
     quantile : float, default=0.5
-        Of ``class_attention``.
+        Quantile of the attention above which ``class_attention`` strengthens a token, in [0, 1].
 
     References
     ----------

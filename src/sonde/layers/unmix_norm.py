@@ -43,14 +43,17 @@ class UnMixNorm(Layer):
     norm : nn.BatchNorm1d, 2d or 3d
         With running statistics of the source.
     components : int, default=16
+        Number of components of the mixture.
     spread : float, default=0.5
         Share ``a`` of the source's variance that lies between the components at the start.
     temperature : float, default=0.07
         ``tau``.
     momentum : float, default=0.1
+        Fraction, in [0, 1], by which a component moves towards 64 examples.
     within : bool, default=False
         Add ``p (1 - p) (mu - m_k)^2`` to each component's variance.
     seed : int, default=0
+        Seed of the components' starts.
 
     References
     ----------
@@ -152,8 +155,9 @@ def with_unmix_norm(model: Model | nn.Module, **parameters: Any) -> Any:
     Parameters
     ----------
     model : Model or nn.Module
+        A model with batch norms.
     **parameters
-        Those of ``UnMixNorm``.
+        Parameters of ``UnMixNorm``.
 
     Examples
     --------

@@ -39,21 +39,29 @@ class VectorQuantizer(Layer):
     Parameters
     ----------
     dim : int
+        Width of the states.
     n_codes : int, default=256
+        Number of codes, or of values of each unit.
     kind : {"vector", "scalar"}, default="vector"
+        Whether whole states (``vector``) or single units (``scalar``) are replaced.
     k : int, default=1
         Nearest codes that are summed.
     stages : int, default=1
         Residual codebooks.
     metric : {"euclidean", "cosine"}, default="euclidean"
+        Distance by which the nearest code is found.
     update : {"ema", "gradient", "fixed"}, optional
         By default ``ema`` for vectors and ``gradient`` for scalars.
     decay : float, default=0.99
+        Weight of the past in the running means of ``ema``, in [0, 1).
     commitment : float, default=0.25
+        Weight of the states' distance from their codes in ``loss``.
     revive : bool, default=True
+        Replace a code whose count fell below 1 by a row of the batch.
     strength : float, default=1.0
         Pass 0 for a layer to be inserted: the layer gives back its input bit for bit.
     seed : int, default=0
+        Seed of the first codes and of the rows that replace codes.
 
     References
     ----------

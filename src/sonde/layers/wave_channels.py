@@ -32,6 +32,7 @@ class WaveChannels(Layer):
     Parameters
     ----------
     dim : int
+        Number of channels of the map.
     expand : int, default=2
         Waves for each channel; ``dim expand`` is even.
     waves : bool, default=True

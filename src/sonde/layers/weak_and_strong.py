@@ -26,11 +26,15 @@ class WeakAndStrong(Layer):
     Parameters
     ----------
     dim, n_classes : int
+        Width of the states, and number of classes.
     width : int, optional
-        Of the strong head's hidden layer; by default ``4 dim``.
+        Width of the strong head's hidden layer; by default ``4 dim``.
     dispersion : {"variance", "entropy"}, default="variance"
+        How the weak head's confidence is computed.
     alpha : float, default=1.0
+        Exponent of the confidence, above 0.
     threshold : float, default=0.5
+        Confidence in [0, 1] above which the weak head answers.
     gate_gradient : bool, default=False
         Train the weak head through ``C`` too, unlike the paper's code.
 

@@ -191,5 +191,15 @@ class _GroupGradients(Statistic[ClassMomentsState]):
 
 
 def gradient_conflict(gradients: Any, label: Any, *, group: Any = None) -> GradientConflictResult:
-    """Return the agreement of groups' gradients, one per row; see ``GradientConflict``."""
+    """Return the agreement of groups' gradients, one per row; see ``GradientConflict``.
+
+    Parameters
+    ----------
+    gradients : array (row, weight)
+        Gradient of each example's loss with respect to the weights.
+    label : ints (row,)
+        Part of the data that each example belongs to; the gradients of these parts are compared.
+    group : ints (row,), optional
+        Rows that belong together, such as one person's; they count as one in the error.
+    """
     return GradientConflict(None).fit(gradients, label, grad=gradients, group=group)

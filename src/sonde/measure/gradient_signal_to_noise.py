@@ -128,5 +128,15 @@ class GradientSignalToNoise(Instrument):
 def gradient_signal_to_noise(
     gradients: Any, *, batch: int = 1, group: Any = None
 ) -> GradientSignalToNoiseResult:
-    """Return the agreement of per-example gradients; see ``GradientSignalToNoise``."""
+    """Return the agreement of per-example gradients; see ``GradientSignalToNoise``.
+
+    Parameters
+    ----------
+    gradients : array (row, weight)
+        Gradient of each example's loss with respect to the weights.
+    batch : int, default=1
+        Number of examples in a step of the training that the ratio is meant for.
+    group : ints (row,), optional
+        Rows that belong together, such as one person's; they count as one in the error.
+    """
     return GradientSignalToNoise(batch, None).fit(gradients, grad=gradients, group=group)

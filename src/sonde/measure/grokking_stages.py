@@ -96,7 +96,7 @@ def grokking_stages(
     train : array of bool (row,)
         Which rows are learned from; also as 0 and 1.
     activation : {"square", "relu"}, default="square"
-        Of the hidden layer.
+        Activation of the hidden layer.
 
     Examples
     --------

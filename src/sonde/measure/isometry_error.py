@@ -43,9 +43,11 @@ def isometry_error(weight: Any, side: int | None = None, stride: int = 1) -> Iso
     Parameters
     ----------
     weight : array (out, in) or (out, in, size, size)
+        Weight of a linear layer or of a two-dimensional convolution.
     side : int, optional
         Width and height of the layer's input, a multiple of ``stride``; needed for a convolution.
     stride : int, default=1
+        Step of the convolution along both axes.
 
     Raises
     ------

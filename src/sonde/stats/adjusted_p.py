@@ -18,6 +18,13 @@ def adjusted_p(p: Float[Tensor, "test"], correction: Correction = "holm") -> Flo
     bounds the expected share of false ones among the rejections, for independent or positively
     dependent tests. NaN stays NaN and does not count.
 
+    Parameters
+    ----------
+    p : Float[Tensor, "test"]
+        The p-value of each test; NaN for a test that was not made.
+    correction : {"holm", "bh"}, default="holm"
+        What is bounded: the chance of any false rejection, or the expected fraction of false ones.
+
     Examples
     --------
     >>> adjusted_p(torch.tensor([0.01, 0.04, 0.03])).round(decimals=4).tolist()

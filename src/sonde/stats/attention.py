@@ -16,6 +16,7 @@ def query_entropy(
     Parameters
     ----------
     probs : Float[Tensor, "*axes key"]
+        Attention probabilities; the last axis runs over the keys.
     seen : Bool[Tensor, "*axes key"]
         Which keys each query may see.
     """

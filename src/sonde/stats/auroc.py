@@ -14,6 +14,17 @@ class AUROC:
     """Probability that a positive row scores above a negative one, ties counted half.
 
     ``se`` is DeLong's standard error; NaN with one row on a side.
+
+    Parameters
+    ----------
+    value : float
+        Area under the curve, in [0, 1]; 0.5 = no separation.
+    se : float
+        Standard error of the area.
+    n_negative : int
+        Number of negative rows.
+    n_positive : int
+        Number of positive rows.
     """
 
     value: float
@@ -24,6 +35,11 @@ class AUROC:
 
 def midranks(values: Shaped[Tensor, "row"]) -> Float[Tensor, "row"]:
     """Return ranks from 1, with equal values sharing their mean rank.
+
+    Parameters
+    ----------
+    values : Shaped[Tensor, "row"]
+        Values to rank.
 
     Examples
     --------
@@ -37,6 +53,13 @@ def midranks(values: Shaped[Tensor, "row"]) -> Float[Tensor, "row"]:
 
 def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positive"]) -> AUROC:
     """Return the area under the ROC curve of two sets of scores, including infinite ones.
+
+    Parameters
+    ----------
+    negative : Shaped[Tensor, "row"]
+        Scores of the rows that should score low.
+    positive : Shaped[Tensor, "row2"]
+        Scores of the rows that should score high.
 
     References
     ----------

@@ -19,6 +19,17 @@ def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, floa
     by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width even
     if the two sets are separated completely.
 
+    Parameters
+    ----------
+    value : float
+        The area under the ROC curve, in [0, 1].
+    n : int
+        Number of rows on one side.
+    m : int
+        Number of rows on the other side.
+    tail : float
+        Probability outside each end of the interval, such as 0.025.
+
     References
     ----------
     newcombe2006auc, hanley1982meaning
@@ -51,7 +62,15 @@ def _error(theta: float, n: int, m: int) -> float:
 
 
 def rank_p_value(negative: Tensor, positive: Tensor) -> float:
-    """Return the one-sided rank-sum p-value against positive rows scoring no higher."""
+    """Return the one-sided rank-sum p-value against positive rows scoring no higher.
+
+    Parameters
+    ----------
+    negative : Tensor
+        Scores of the rows that should score low.
+    positive : Tensor
+        Scores of the rows that should score high.
+    """
     from scipy.stats import mannwhitneyu
 
     result = mannwhitneyu(
@@ -64,6 +83,14 @@ def rank_p_value(negative: Tensor, positive: Tensor) -> float:
 
 
 def separation(negative: Tensor, positive: Tensor) -> float:
-    """Return the AUROC in the direction in which it exceeds one half."""
+    """Return the AUROC in the direction in which it exceeds one half.
+
+    Parameters
+    ----------
+    negative : Tensor
+        Scores of one set of rows.
+    positive : Tensor
+        Scores of the other set of rows.
+    """
     value = auroc(negative, positive).value
     return max(value, 1 - value)

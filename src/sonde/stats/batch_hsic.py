@@ -105,7 +105,15 @@ class BatchHsic(Statistic[BatchHsicState]):
 
 
 def hsic_triple(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]) -> Float[Tensor, "3"]:
-    """Return the unbiased HSIC of (x, y), (x, x) and (y, y) from Gram matrices of 4+ rows."""
+    """Return the unbiased HSIC of (x, y), (x, x) and (y, y) from Gram matrices of 4+ rows.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row row"]
+        Gram matrix of the first side.
+    y : Float[Tensor, "row row"]
+        Gram matrix of the second side.
+    """
     n = len(x)
     grams = []
     for side in (x, y):

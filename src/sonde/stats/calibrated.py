@@ -120,6 +120,8 @@ class Kept:
     by : {"label", "predicted"} or None
         Calibrate within each class.
     guarantee : {"marginal", "pac"}
+        What the p-values promise: a rate of false alarms in the mean over calibrations
+        (``marginal``), or with probability ``1 - delta`` for this calibration (``pac``).
     delta : float
         Probability that a ``pac`` promise may fail.
     pooled_below : int
@@ -181,6 +183,17 @@ class Calibrated(Instrument):
     their rows are joined.
 
     With ``kept``, the detector was calibrated later on other rows, whose scores are kept.
+
+    Parameters
+    ----------
+    detector : Detector
+        The detector that is fitted and calibrated.
+    m : int, default=2048
+        Largest number of held-out rows that are kept for the calibration.
+    reduction : str, optional
+        How an example's scores become one, such as ``"max"``; None keeps a score for each row.
+    kept : Kept, optional
+        Scores of other rows on which the detector was calibrated later.
     """
 
     estimates: ClassVar[bool] = False

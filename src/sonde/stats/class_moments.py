@@ -111,7 +111,8 @@ class ClassMoments(Statistic[ClassMomentsState]):
     Parameters
     ----------
     scatter : {"pooled", "trace", "diag", "full"}, default="pooled"
-        One matrix summed over classes, or for each class its trace, its diagonal, or its matrix.
+        Form of the scatter within classes: one matrix summed over classes (``pooled``), or for each
+        class its trace, its diagonal or its whole matrix.
     max_classes : int, default=1024
         More distinct labels than this are an error.
     products : {"exact", "fast"}, default="exact"

@@ -9,7 +9,15 @@ from torch import Tensor
 
 
 def gaussian_rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tensor, ""]:
-    """Return ``ln det(1 + scale second) / 2`` by Cholesky decomposition."""
+    """Return ``ln det(1 + scale second) / 2`` by Cholesky decomposition.
+
+    Parameters
+    ----------
+    second : Float[Tensor, "dim dim"]
+        Second moment of the rows.
+    scale : float
+        Factor of the second moment.
+    """
     eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
     return torch.linalg.cholesky(eye + scale * second).diagonal().log().sum()
 

@@ -67,7 +67,13 @@ class ClassDirectionMoments(Statistic[ClassMomentsState]):
 
 
 def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return the rows at unit length, in float32 or float64."""
+    """Return the rows at unit length, in float32 or float64.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows of any length above 0.
+    """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = wide.abs().amax(dim=1, keepdim=True)  # first, so that no square under- or overflows
     wide = wide / torch.where(largest > 0, largest, 1.0)

@@ -13,6 +13,13 @@ def benjamini_hochberg(p: Float[Tensor, "test"], rate: float = 0.05) -> Bool[Ten
     The discoveries are the ``i`` smallest p-values, for the largest ``i`` with
     ``p_(i) <= i rate / tests``.
 
+    Parameters
+    ----------
+    p : Float[Tensor, "test"]
+        The p-value of each test.
+    rate : float, default=0.05
+        Expected fraction of false discoveries, in (0, 1).
+
     Examples
     --------
     >>> benjamini_hochberg(torch.tensor([0.01, 0.9, 0.03, 0.02])).tolist()

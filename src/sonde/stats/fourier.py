@@ -59,6 +59,11 @@ def median_sigma(x: Float[Tensor, "row dim"]) -> float:
     """Return the width at which half of the pairs have a kernel of at most ``1/e``.
 
     ``sigma^2 = median |x - x'|^2 / 2`` over distinct pairs.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows; at least two.
     """
     if len(x) < 2:
         raise InputError(f"median_sigma: expected at least 2 rows, got {len(x)}.")

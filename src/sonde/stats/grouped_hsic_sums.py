@@ -147,7 +147,8 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
     terms : {"xy", "xx", "yy"}, default="xy"
         The pair itself, or one of its sides with itself.
     features_x, features_y : FourierFeatures, optional
-        As of ``HsicSums``.
+        Random Fourier features for each side, as in ``HsicSums``; None compares the rows
+        themselves.
 
     References
     ----------

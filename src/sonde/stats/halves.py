@@ -16,6 +16,15 @@ def random_halves(
 
     The spread of a figure over halves estimates its standard error on all rows: a half of ``n`` has
     the variance ``2 s^2 / n`` and shares half of it with the whole, so no factor is needed.
+
+    Parameters
+    ----------
+    group : Int[Tensor, "row"]
+        Group of each row; groups stay whole.
+    n_halves : int, default=20
+        Number of halves.
+    seed : int, default=0
+        Seed of the draws.
     """
     _, member = torch.unique(group, return_inverse=True)
     n_groups = int(member.max()) + 1 if len(member) else 0

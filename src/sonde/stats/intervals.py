@@ -12,6 +12,15 @@ from sonde.core.few_groups import effective_groups
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a fraction.
 
+    Parameters
+    ----------
+    successes : int
+        Number of trials that succeeded.
+    n : int
+        Number of trials.
+    level : float, default=0.95
+        Coverage of the interval, in (0, 1).
+
     Examples
     --------
     >>> low, high = wilson(8, 10)
@@ -34,6 +43,15 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a fraction, with coverage of at least ``level``.
 
+    Parameters
+    ----------
+    successes : int
+        Number of trials that succeeded.
+    n : int
+        Number of trials.
+    level : float, default=0.95
+        Coverage of the interval, in (0, 1).
+
     References
     ----------
     clopper1934use
@@ -50,6 +68,11 @@ def error_if_all_agree(n: float) -> float:
 
     Their spread is 0. The error is the one that reaches the end of the exact interval at 95 %.
     Groups of uneven sizes count by their effective number, rounded down.
+
+    Parameters
+    ----------
+    n : float
+        Number of independent rows or groups.
 
     Examples
     --------
@@ -71,9 +94,11 @@ def grouped_share(
     Parameters
     ----------
     hits : Bool[np.ndarray, "row"]
+        Whether each row counts.
     group : Int[np.ndarray, "row"]
         Numbers 0 to G - 1; every number has rows.
     level : float, default=0.95
+        Coverage of the interval, in (0, 1).
 
     Examples
     --------

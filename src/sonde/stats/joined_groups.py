@@ -28,7 +28,9 @@ def joined_groups(
     Parameters
     ----------
     x : Float[Tensor, "row dim"]
+        Rows in which near copies are looked for.
     group : Int[Tensor, "row"]
+        Group of each row.
     limit : float, default=0.25
         Largest ratio of the distances to a near copy and to the fifth neighbour.
     chance : float, default=0.01

@@ -13,7 +13,15 @@ CHUNK = 512
 def gaussian_kernel(
     x: Float[Tensor, "row dim"], others: Float[Tensor, "row2 dim"]
 ) -> Float[Tensor, "row row2"]:
-    """Return ``exp(-d^2 / 2)`` of every row pair; rows are divided by the kernel width."""
+    """Return ``exp(-d^2 / 2)`` of every row pair; rows are divided by the kernel width.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows, divided by the kernel width.
+    others : Float[Tensor, "row2 dim"]
+        Rows to compare with, divided by the same width.
+    """
     squares = x.square().sum(1)[:, None] + others.square().sum(1) - 2 * x @ others.T
     return (-squares.clamp(min=0) / 2).exp()
 

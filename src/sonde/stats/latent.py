@@ -26,7 +26,7 @@ def latent_parts(
     Parameters
     ----------
     mean, log_variance, z : Float[Tensor, "row dim"]
-        Of the code, and a draw for each row.
+        Mean and logarithm of the variance of each row's code, and one draw from it.
     groups : sequence of int
         Widths of the segments ``g``.
     own : bool, default=True

@@ -31,6 +31,11 @@ def log_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     Exponents of two from -40 to 24 with 4 bins each and a sign; smaller and larger magnitudes fall
     into the first and the last bin of their sign. Bins are found by comparison of mantissas, so the
     same number always falls into the same bin.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "*axes"]
+        Numbers to put into bins.
     """
     if x.dtype != torch.float64:
         return table_log_bins(x.float(), _exact_bins)

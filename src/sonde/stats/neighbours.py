@@ -25,6 +25,15 @@ def distance_chunks(
     """Yield each chunk's first row index and its rows' Euclidean distances to all ``y``.
 
     Both sides are centred at the mean of ``y`` first. Never more than ``chunk`` lines at a time.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows whose distances are computed.
+    y : Float[Tensor, "row2 dim"]
+        Rows to which the distances are measured.
+    chunk : int, default=1024
+        Number of rows of ``x`` in each chunk.
     """
     mean = y.double().mean(0) if len(y) else y.double().sum(0)
     x, y = x.double() - mean, y.double() - mean
@@ -53,6 +62,10 @@ def nearest(
 
     Parameters
     ----------
+    x : Float[Tensor, "row dim"]
+        Rows whose neighbours are looked for.
+    y : Float[Tensor, "row2 dim"]
+        Rows among which the neighbours are.
     k : int
         How many.
     group, group2 : Int[Tensor, "row"], optional
@@ -60,6 +73,8 @@ def nearest(
     each_once : bool, default=False
         Only the nearest row of each group of ``y`` is taken; ``k`` is then at most the number of
         groups. Needs ``group2``.
+    chunk : int, default=1024
+        Number of rows of ``x`` whose distances are held at once.
     """
     if not 1 <= k <= len(y):
         raise InputError(f"nearest: expected k between 1 and {plural(len(y), 'row')}, got {k}.")
@@ -190,6 +205,15 @@ def largest_products(
 
     Products are formed in tiles of one buffer, so that neither many rows nor a large bank need more
     memory.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows that are multiplied with the bank.
+    bank : Float[Tensor, "bank dim"]
+        Rows of the bank.
+    k : int
+        Number of products that are kept for each row.
     """
     x = x.detach()
     n, n_bank = x.shape[0], bank.shape[0]

@@ -27,6 +27,7 @@ def solve_normal_equations(
     gram : Float[Tensor, "dim dim"]
         Symmetric, without negative eigenvalues: sums of products of the same units.
     right : Float[Tensor, "dim dim2"]
+        Right-hand sides, one in each column.
     """
     square = gram.diagonal()
     scale = torch.where(square > 0, square, 1.0).rsqrt()

@@ -17,6 +17,7 @@ def to_ball(
     Parameters
     ----------
     v : Float[Tensor, "*axes dim"]
+        Vectors in the tangent space at the centre of the ball.
     curvature : float, default=0.1
         ``c``, above 0.
     longest : float, default=2.3
@@ -47,6 +48,7 @@ def poincare_distance(
     x, y : Float[Tensor, "row dim"], Float[Tensor, "row2 dim"]
         Inside the ball, e.g. of ``to_ball``.
     curvature : float, default=0.1
+        Curvature of the space, above 0; the ball has the radius ``1 / sqrt(curvature)``.
 
     Examples
     --------

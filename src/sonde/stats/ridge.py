@@ -23,7 +23,7 @@ def ridge_map(
     x : MomentsState
         With the full scatter.
     cross : CrossMomentsState
-        Of ``x`` and ``y``.
+        Cross moments of ``x`` and ``y``, over the same rows.
     ridge : float, default=1e-4
         Times the mean variance of the units of ``x``, added to each variance.
     """
@@ -38,5 +38,15 @@ def ridge_map(
 def ridge_of_rows(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], ridge: float = RIDGE
 ) -> tuple[Float[Tensor, "dim dim2"], Float[Tensor, "dim2"]]:
-    """Return the map of ``ridge_map`` directly from rows."""
+    """Return the map of ``ridge_map`` directly from rows.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Rows to predict from.
+    y : Float[Tensor, "row dim2"]
+        Rows to predict.
+    ridge : float, default=1e-4
+        Penalty, relative to the mean variance of ``x``.
+    """
     return ridge_map(Moments().observe(x), CrossMoments().observe(x, y), ridge)

@@ -25,7 +25,7 @@ def score_map(
     Parameters
     ----------
     scores : Float[Tensor, "row"]
-        One score for each patch, in any order.
+        A score for each patch, in any order.
     grid : Int[Tensor, "row 2"]
         Line and column of each patch.
     size : (int, int), optional

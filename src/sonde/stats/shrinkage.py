@@ -20,7 +20,15 @@ LARGEST_LOSS = 256.0
 
 
 def check_shrinkage(owner: str, shrinkage: Shrinkage) -> None:
-    """Raise an ``InputError`` unless ``shrinkage`` is "oas" or a number in [0, 1]."""
+    """Raise an ``InputError`` unless ``shrinkage`` is "oas" or a number in [0, 1].
+
+    Parameters
+    ----------
+    owner : str
+        Name of the class that asks; the error begins with it.
+    shrinkage : float or "oas"
+        The value to check.
+    """
     if shrinkage == "oas" if isinstance(shrinkage, str) else 0.0 <= shrinkage <= 1.0:
         return
     raise InputError(f"{owner}: expected shrinkage 'oas' or a number in [0, 1], got {shrinkage!r}.")
@@ -35,6 +43,13 @@ def oas_weight(
     For variances (a vector): the minimum of the same risk over diagonal matrices, for normal rows.
     It is ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread
     holds both the true spread and the noise ``s``.
+
+    Parameters
+    ----------
+    covariance : Float[Tensor, "dim dim"] or Float[Tensor, "dim"]
+        Sample covariance, or the variances alone.
+    n : int
+        Number of rows that the covariance was computed from.
 
     References
     ----------
@@ -56,7 +71,17 @@ def oas_weight(
 def shrunk(
     covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"], n: int, shrinkage: Shrinkage
 ) -> tuple[Float[Tensor, "dim dim"] | Float[Tensor, "dim"], Float[Tensor, ""]]:
-    """Return ``(1 - w) S + w (tr S / dim) I`` and the weight ``w``."""
+    """Return ``(1 - w) S + w (tr S / dim) I`` and the weight ``w``.
+
+    Parameters
+    ----------
+    covariance : Float[Tensor, "dim dim"] or Float[Tensor, "dim"]
+        Sample covariance, or the variances alone.
+    n : int
+        Number of rows that the covariance was computed from.
+    shrinkage : float or "oas"
+        Weight of the identity in [0, 1]; ``"oas"`` computes it.
+    """
     if shrinkage == "oas":
         weight = oas_weight(covariance, n)
     else:
@@ -76,6 +101,21 @@ class InverseRoot:
     orthonormal columns of ``null``. The columns of ``outside`` span the same directions. They scale
     rows to unit variance if the variance there is the largest that rounding cannot distinguish from
     0. ``loss`` is the factor by which whitening amplifies the rounding of a row.
+
+    Parameters
+    ----------
+    root : Float[Tensor, "dim rank"] or Float[Tensor, "dim"]
+        Inverse square root of the covariance; a vector for variances alone.
+    null : Float[Tensor, "dim nullity"]
+        Orthonormal directions without variance, one in each column.
+    outside : Float[Tensor, "dim nullity"] or Float[Tensor, "dim"]
+        The directions of ``null``, scaled to the largest variance that rounding hides.
+    loss : float
+        Factor by which whitening amplifies the rounding of a row.
+    shrinkage : float
+        Weight in [0, 1] of the scaled identity in the covariance.
+    rank : int
+        Number of directions with variance.
     """
 
     root: Float[Tensor, "dim rank"] | Float[Tensor, "dim"]

@@ -16,6 +16,7 @@ def balanced_assignment(
     Parameters
     ----------
     scores : Float[Tensor, "row column"]
+        Score of each row for each column; larger scores get larger fractions.
     epsilon : float, default=0.05
         Lower values give harder assignments.
     rounds : int, default=50

@@ -39,6 +39,7 @@ def token_metrics(
     Parameters
     ----------
     logits : Float[Tensor, "row vocabulary"]
+        Logits from which each row's next token is predicted.
     token : Int[Tensor, "token"]
         Ids of the tokens that came.
     source : Int[Tensor, "token"], optional

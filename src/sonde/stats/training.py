@@ -69,7 +69,15 @@ class TrainingState(State):
 
 @dataclass(frozen=True)
 class Examples:
-    """Source of minibatches: tensors of equal length, and the held-out entries."""
+    """Source of minibatches: tensors of equal length, and the held-out entries.
+
+    Parameters
+    ----------
+    columns : tuple of Tensor
+        Tensors whose first axis runs over the examples; all have the same length.
+    held : Bool[Tensor, "row"]
+        Examples that are held out from training.
+    """
 
     columns: tuple[Tensor, ...]
     held: Bool[Tensor, "example"] | None = None

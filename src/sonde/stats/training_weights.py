@@ -42,7 +42,21 @@ class Weights(State):
 
 @dataclass
 class LiveWeights:
-    """Weights during training; ``values`` are leaf tensors with gradients."""
+    """Weights during training; ``values`` are leaf tensors with gradients.
+
+    Parameters
+    ----------
+    values : list of Tensor
+        The weights: leaf tensors with gradients.
+    mean : list of Tensor
+        Running means of the gradients, as Adam keeps them.
+    square : list of Tensor
+        Running means of the squared gradients, as Adam keeps them.
+    buffers : list of Tensor
+        Tensors that are kept with the weights and are not trained.
+    steps : int
+        Number of steps that were made.
+    """
 
     values: list[Tensor]
     mean: list[Tensor]

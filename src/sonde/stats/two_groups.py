@@ -17,6 +17,17 @@ class TwoGroups:
     """Moments of the positive class (``n[1]``, ``mean[1]``) and of all other labelled rows.
 
     Scatters are matrices, or diagonals where the class moments hold these.
+
+    Parameters
+    ----------
+    n : (float, float)
+        Number of rows of the other classes and of the positive class.
+    mean : Float[Tensor, "2 dim"]
+        Mean of the other classes and of the positive class.
+    within : Float[Tensor, "dim dim"] or Float[Tensor, "dim"]
+        Scatter within both groups, or its diagonal.
+    flags : tuple of str
+        Flags of the moments, such as ``few_rows``.
     """
 
     n: tuple[float, float]

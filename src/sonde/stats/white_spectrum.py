@@ -23,6 +23,13 @@ def white_eigenvalues(
     The mean of ``f`` over the non-zero eigenvalues is ``(weights * f(nodes)).sum()``; their mean is
     ``dim / rank``.
 
+    Parameters
+    ----------
+    dim : int
+        Number of units of a row.
+    n : int
+        Number of rows.
+
     References
     ----------
     marchenko1967
@@ -54,6 +61,16 @@ def white_largest(dim: int, n: int) -> float:
 def white_mean(
     function: Callable[[Float[Tensor, "point"]], Float[Tensor, "point"]], dim: int, n: int
 ) -> tuple[int, float]:
-    """Return white rows' rank and the mean of ``function`` over nonzero eigenvalues."""
+    """Return white rows' rank and the mean of ``function`` over nonzero eigenvalues.
+
+    Parameters
+    ----------
+    function : callable
+        Function of the eigenvalues, applied to a tensor of them.
+    dim : int
+        Number of units of a row.
+    n : int
+        Number of rows.
+    """
     rank, nodes, weights = white_eigenvalues(dim, n)
     return rank, float((weights * function(nodes)).sum())
