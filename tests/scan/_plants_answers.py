@@ -113,6 +113,14 @@ def layer_anew(path: str) -> Report:
     return scan(module.requires_grad_(False), *digits())
 
 
+def cut_off(path: str) -> Report:
+    """Scan the trained net with the large weights of one layer cut off."""
+    module = deepcopy(net()).requires_grad_(False)
+    weight = expect(nn.Linear, module.get_submodule(path)).weight
+    weight.clamp_(-0.5 * float(weight.std()), 0.5 * float(weight.std()))
+    return scan(module, *digits())
+
+
 def one_too_large(factor: float) -> Report:
     """Scan a net of six blocks as it is drawn, one weight of which has another size."""
     module = deepcopy(digit_net("patch-net", SEEDS[0], False)[0]).requires_grad_(False)
@@ -291,4 +299,5 @@ PLANTS = (
     Plant("SND039", "note", fallen_back, healthy),
     Plant("SND046", "warning", lambda: biased({4: -1e6}), lambda: biased({4: -0.1})),
     Plant("SND061", "warning", lambda: sensors(True), lambda: sensors(False)),
+    Plant("SND084", "warning", lambda: cut_off("4"), healthy),
 )

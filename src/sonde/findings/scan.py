@@ -28,6 +28,7 @@ from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan
 from sonde.findings.evidence.inputs.idle_tensors import idle_tensors
 from sonde.findings.evidence.inputs.input_table import input_table
 from sonde.findings.evidence.inputs.shortcuts import shortcut_evidence
+from sonde.findings.evidence.modules.altered_weights import altered_weights
 from sonde.findings.evidence.modules.block_training import block_training
 from sonde.findings.evidence.modules.fresh_weights import fresh_layers
 from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence
@@ -408,6 +409,7 @@ def _gatherers(
         "forms": _counted(partial(text_forms, stream)),
         "rows": lambda found: token_rows(stream, found.lens, seed),
         "fresh": lambda _: fresh_layers(stream, seed),
+        "altered": lambda _: altered_weights(stream),
         "resized": _counted(partial(resized, stream)),
         "blocks": lambda _: block_training(stream),
         "shortcuts": _counted(partial(shortcut_evidence, stream)),

@@ -346,6 +346,11 @@ class Evidence:
         return self.gathered.get("fresh", self)
 
     @property
+    def altered(self) -> Any:
+        """``AlteredWeights``: weights that are rounded, cut off or copied, or None."""
+        return self.gathered.get("altered", self)
+
+    @property
     def parts(self) -> Any:
         """``PartTrials``: effects of small changes to the model's parts, or a reason for none."""
         return self.gathered.get("parts", self)
