@@ -30,7 +30,7 @@ def errors(packing, x):
 
 
 @pytest.mark.truth("a rounding loop over single channels and tokens")
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_rounding_against_a_loop(bits):
     draw = torch.Generator().manual_seed(bits)
     keys = torch.randn(1, 2, 11, 7, generator=draw) * 3 + 1
@@ -104,12 +104,14 @@ def test_rank_takes_the_largest_singular_values_of_what_was_lost():
 
 
 @pytest.mark.truth("a count of the bytes by hand")
-@pytest.mark.parametrize(("outliers", "of_keys", "of_values"), [(0.15, 5, 3), (0.9, 29, 15)])
-def test_bytes(outliers, of_keys, of_values):
+@pytest.mark.parametrize(
+    ("bits", "outliers", "of_keys", "of_values"), [(4, 0.15, 5, 3), (3, 0.9, 29, 15)]
+)
+def test_bytes(bits, outliers, of_keys, of_values):
     x = planted(n=64, width=32).to(torch.bfloat16)
-    packed = QuantCache(bits=4, group=16, outliers=outliers, rank=2).pack(x, x, WHOLE[:, :64])
+    packed = QuantCache(bits=bits, group=16, outliers=outliers, rank=2).pack(x, x, WHOLE[:, :64])
     matrices = 2 * 3
-    codes, factors = 64 * 32 // 2, 2 * 2 * (64 + 32)
+    codes, factors = 64 * 32 * bits // 8, 2 * 2 * (64 + 32)
     # outliers on each side of 64 tokens and of 32 channels
     keys = codes + 32 * 2 * 2 + 32 * 2 * of_keys * (2 + 2) + factors
     values = codes + 64 * 2 * 2 * 2 + 64 * 2 * of_values * (2 + 2) + factors
@@ -158,7 +160,7 @@ def test_generation_with_padding_beams_and_a_second_turn():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 3}, {"group": 0}, {"rank": -1}, {"outliers": 1.0}, {"chunk": 0}]
+    "wrong", [{"bits": 5}, {"group": 0}, {"rank": -1}, {"outliers": 1.0}, {"chunk": 0}]
 )
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError, match=f"QuantCache: expected .*{next(iter(wrong))}"):

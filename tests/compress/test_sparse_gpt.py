@@ -43,17 +43,18 @@ def test_a_refit_is_the_least_squares_fit_and_lies_below_all_others():
     net, x = drawn()
     grams = layer_grams(net, open_inputs(Model(net), x), exact=True, progress=False)
     w, losses = net[0].weight.detach().double(), []
-    for rule in (SparseGPT(0.4, refit=True, half=False), SparseGPT(0.4), PruneWeights(0.4)):
+    exact = SparseGPT(0.4, refit=True, half=False), PruneWeights(0.4, refit=True)
+    for rule in (*exact, SparseGPT(0.4), PruneWeights(0.4)):
         new = rule.plan(net, {"calibration": grams}).fold(net)[0].weight.detach().double()
         assert int((new == 0).sum()) in (34, 7 * 5)
         losses.append(float((x.double() @ (w - new).T).square().sum()))
-        if isinstance(rule, SparseGPT) and rule.refit:
+        if rule.refit:
             for i in range(len(w)):
                 kept = new[i] != 0
                 best = torch.linalg.lstsq(x[:, kept].double(), x.double() @ w[i, :, None])
                 assert torch.allclose(new[i, kept], best.solution[:, 0], atol=1e-5)
     assert losses == sorted(losses)
-    assert losses[1] < 0.9 * losses[2]
+    assert losses[1] < losses[2] < 0.9 * losses[3]
 
 
 def test_patterns_wide_layers_and_dead_inputs():

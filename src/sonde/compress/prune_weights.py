@@ -1,6 +1,7 @@
 """Remove the least important weights, by their size or by their effect on outputs.
 
-Weights that are left keep their values; ``SparseGPT`` also adjusts them. Files hold the weights
+Weights that are left keep their values unless ``refit`` is set; ``SparseGPT`` chooses the mask and
+adjusts the weights together. Files hold the weights
 that are left, and a bit for each weight; in memory the tensor keeps its size.
 """
 
@@ -15,6 +16,7 @@ from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._masks import check_pattern, check_width, lowest, lowest_of_runs
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.sparse_gpt import refitted
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
@@ -30,14 +32,17 @@ class PruneWeights(Rewrite):
 
     ``magnitude`` scores a weight by ``|w|``; ``wanda`` by ``|w| * ||x||``, with the norm of the
     input that it multiplies. If the inputs of a layer are uncorrelated, a mask by ``wanda`` within
-    rows has the smallest output error of all masks that change no other weight.
+    rows has the smallest output error of all masks that change no other weight. With ``refit`` the
+    weights of a row that are left are fitted to the row's old outputs by least squares.
 
     Range        the same number in every group, ``remove`` of its size rounded half to even; of
                  equal scores the first by index is removed.
-    Cost         one sort of the weights; ``wanda``: one pass over the data.
-    Assumes      finite weights; ``wanda``: inputs of the kind that the model will meet.
-    Differs      from the papers: nothing is trained afterwards; all layers are scored at the inputs
-                 of the whole model.
+    Cost         one sort of the weights; ``wanda`` and ``refit``: one pass over the data;
+                 ``refit``: one system of equations for each row, O(out dim^3).
+    Assumes      finite weights; ``wanda`` and ``refit``: inputs of the kind that the model will
+                 meet; ``refit``: several times more rows than inputs.
+    Differs      from the papers: nothing is trained afterwards; ``refit`` is ours; all layers are
+                 scored at the inputs of the whole model.
 
     Parameters
     ----------
@@ -50,6 +55,9 @@ class PruneWeights(Rewrite):
         Group in which weights are compared; ``wanda`` compares only within rows.
     pattern : str, optional
         ``2:4`` keeps two of every four neighbours in a row, in place of a share.
+    refit : bool, default=False
+        Solve for all kept weights of a row at once. The output error on the calibration inputs is
+        then the smallest for the mask.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -62,12 +70,14 @@ class PruneWeights(Rewrite):
     score: Literal["magnitude", "wanda"] = "magnitude"
     within: Literal["row", "layer"] = "row"
     pattern: str | None = None
+    refit: bool = False
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "sun2024wanda"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"score": "wanda", "pattern": "2:4"},
         {"remove": 0.3, "within": "layer", "layers": ("*",)},
+        {"remove": 0.4, "refit": True},
     )
 
     def __post_init__(self) -> None:
@@ -80,8 +90,8 @@ class PruneWeights(Rewrite):
             )
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples, or the moments of layers' inputs over them; ``magnitude`` needs none."""
-        optional = self.score == "magnitude"
+        """Read examples, or the moments of layers' inputs over them, if anything uses them."""
+        optional = self.score == "magnitude" and not self.refit
         return {"calibration": Examples(optional=optional, summed=LayerGrams)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
@@ -90,11 +100,14 @@ class PruneWeights(Rewrite):
         if self.remove > 0 or self.pattern is not None:
             layers = weighted_layers("PruneWeights", model, self.layers)
             grams = None
-            if self.score == "wanda" and calibration is not None:
+            if (self.score == "wanda" or self.refit) and calibration is not None:
                 grams = grams_for("PruneWeights", model, calibration, self.layers)
             for layer in layers:
                 gone = self._removed(layer, self._scores(layer, model, grams))
                 new = layer.matrix().masked_fill(gone, 0.0)
+                if self.refit and grams is not None:
+                    for rows, h in parts_of(layer, model, grams):
+                        new[rows] = refitted(layer.matrix()[rows], new[rows], gone[rows], h)
                 changes[layer.weight] = Pruned(layer.tensor(new))
         return RewritePlan.of(model, changes, method_of("PruneWeights", asdict(self)))
 
@@ -102,7 +115,7 @@ class PruneWeights(Rewrite):
         self, layer: Weighted, model: Model, grams: LayerGrams | None
     ) -> Float[Tensor, "out in"]:
         scores = layer.matrix().abs()
-        if grams is not None:
+        if self.score == "wanda" and grams is not None:
             for rows, h in parts_of(layer, model, grams):
                 scores[rows] *= h.diagonal().sqrt()
         return scores

@@ -3,6 +3,7 @@
 For long texts where no token may be forgotten. Below 4 bits add outliers and a rank.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, final
@@ -37,7 +38,7 @@ class QuantCache(CachePacking):
 
     Parameters
     ----------
-    bits : {2, 4, 8}, default=4
+    bits : {2, 3, 4, 8}, default=4
         Number of bits of a stored value.
     group : int, default=32
         Channels of a value that share a scale. The last group may be short.
@@ -71,12 +72,13 @@ class QuantCache(CachePacking):
     variants: ClassVar[dict[str, str]] = {"outliers=0, rank=0": "liu2024kivi"}
     examples: ClassVar[tuple[dict, ...]] = (
         {"chunk": 3, "recent": 1, "group": 3},
+        {"bits": 3, "chunk": 5, "recent": 1},
         {"bits": 2, "outliers": 0.2, "rank": 1, "chunk": 4, "recent": 0},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, bits=(2, 4, 8), group=">= 1", rank=">= 0", outliers="[0, 1)")
+        check_ranges(self, bits=(2, 3, 4, 8), group=">= 1", rank=">= 0", outliers="[0, 1)")
 
     @property
     def setting(self) -> str:
@@ -245,15 +247,23 @@ def _toward(x: Tensor, end: float) -> Tensor:
 
 
 def _bytes_of(codes: UInt8[Tensor, "*axes number"], bits: int) -> UInt8[Tensor, "*axes byte"]:
-    """Return codes packed into bytes, with the first code in the lowest bits."""
-    per_byte = 8 // bits
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
-    shifts = torch.arange(0, 8, bits, device=codes.device)
-    return (padded.unflatten(-1, (-1, per_byte)).int() << shifts).sum(-1).to(torch.uint8)
+    """Return codes packed into bytes, with the first code in the lowest bits.
+
+    Codes fill words of the smallest number of whole bytes: one, or three for codes of 3 bits.
+    """
+    word = math.lcm(bits, 8)
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % (word // bits)))
+    within = torch.arange(0, word, bits, device=codes.device)
+    words = (padded.unflatten(-1, (-1, word // bits)).int() << within).sum(-1)
+    each = torch.arange(0, word, 8, device=codes.device)
+    return ((words[..., None] >> each) & 255).to(torch.uint8).flatten(-2)
 
 
 def _codes_of(packed: UInt8[Tensor, "*axes byte"], bits: int, width: int) -> Tensor:
     """Return the codes of packed bytes, as float32."""
-    shifts = torch.arange(0, 8, bits, device=packed.device)
-    codes = (packed[..., None].int() >> shifts) & (2**bits - 1)
+    word = math.lcm(bits, 8)
+    each = torch.arange(0, word, 8, device=packed.device)
+    words = (packed.unflatten(-1, (-1, word // 8)).int() << each).sum(-1)
+    within = torch.arange(0, word, bits, device=packed.device)
+    codes = (words[..., None] >> within) & (2**bits - 1)
     return codes.flatten(-2)[..., :width].float()
