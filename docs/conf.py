@@ -50,6 +50,7 @@ html_sidebars = {
         "findings/*",
         "reference/*",
         "decisions/*",
+        "measurements/*",
         "papers",
         "studies",
     )
@@ -57,7 +58,7 @@ html_sidebars = {
 exclude_patterns = ["_build"]
 nitpicky = True
 
-CONTRIBUTORS = ("contributing", "decisions", "overview", "glossary")
+CONTRIBUTORS = ("contributing", "decisions", "measurements", "overview", "glossary")
 """Pages about how sonde is built; readers who search for a method do not find them."""
 
 
