@@ -69,6 +69,7 @@ NEEDS = {
     "codec": {"constriction"},
     "train": {"peft"},
     "text": {"py3langid"},
+    "gguf": {"gguf", "accelerate"},
 }
 """The modules that each extra brings."""
 OUTSIDE = {"litserve", "fastapi", "mlflow", "wandb", "tensorboard", "pytest", "sonde_studies"}

@@ -161,7 +161,7 @@ def test_names_that_do_not_exist():
 REFUSED = {
     "pickle": ({"config.json": "{}", "pytorch_model.bin": "x"}, "pickled weights"),
     "adapter": ({"adapter_config.json": "{}"}, "adapter without its model"),
-    "gguf": ({"model.gguf": "x"}, "GGUF.*live module"),
+    "gguf": ({"model.gguf": "x"}, "model.gguf does not begin with GGUF"),
     "diffusion": ({"model_index.json": "{}"}, "diffusion pipeline.*live module"),
     "no config": ({"model.safetensors": "x", "notes.md": ""}, "no config.json.*notes.md"),
     "no weights": ({"config.json": "{}"}, r"no \*.safetensors"),

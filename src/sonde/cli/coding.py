@@ -11,7 +11,9 @@ from sonde.cli.options import Printing, named
 
 ModelFlag = Annotated[
     str,
-    named("MODEL", "a Hugging Face directory or name of a language model, or sonde:stdlib"),
+    named(
+        "MODEL", "a Hugging Face directory, name or GGUF file of a language model, or sonde:stdlib"
+    ),
 ]
 
 

@@ -37,7 +37,8 @@ class Generate:
         tyro.conf.Positional[str],
         named(
             "MODEL",
-            "a Hugging Face directory or name, package.module:factory, or sonde:stdlib",
+            "a Hugging Face directory or name, a GGUF file, package.module:factory, or "
+            "sonde:stdlib",
         ),
     ]
     prompts: Annotated[

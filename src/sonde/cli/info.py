@@ -18,7 +18,7 @@ FITTED = "fitted state"
 
 @dataclass(frozen=True)
 class Info:
-    """Describe a state, a store, a run directory, a report or an export from its header.
+    """Describe a state, a store, a run directory, a report, an export or a GGUF file.
 
     For a fitted state it also prints the flags of its results, and --plot draws them.
 
@@ -27,7 +27,10 @@ class Info:
 
     file: Annotated[
         tyro.conf.Positional[Path],
-        named("FILE", "a .sonde file, a report, an export, or a folder of sonde read or of a run"),
+        named(
+            "FILE",
+            "a .sonde file, a report, an export, a GGUF file, or a folder of sonde read or a run",
+        ),
     ]
     plot: Annotated[
         Path | None,
@@ -92,9 +95,42 @@ def describe(path: Path) -> dict[str, Any]:
         return _state(path)
     if suffix in (".json", ".html", ".htm"):
         return _report(path)
+    if suffix == ".gguf":
+        return _gguf(path)
     raise InputError(
-        f"info: expected a .sonde file, a store, a run directory, a report, an export, got {path}."
+        "info: expected a .sonde file, a store, a run directory, a report, an export or a GGUF "
+        f"file, got {path}."
     )
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    """Return the facts of a model or a control vector in llama.cpp's format."""
+    from sonde.files.gguf import CONTROL_VECTOR, GGUFHeader
+
+    header = GGUFHeader.read(path)
+    facts, family, size = header.facts, header.architecture, path.stat().st_size
+    if family == CONTROL_VECTOR:
+        return {
+            "kind": "control vector in GGUF",
+            "model": facts.get("controlvector.model_hint"),
+            "after_blocks": [int(name.rpartition(".")[2]) for name in header.shapes],
+            "dim": max((shape[-1] for shape in header.shapes.values()), default=0),
+            "size_bytes": size,
+        }
+    return {
+        "kind": "model in GGUF",
+        "name": facts.get("general.name"),
+        "architecture": family,
+        "n_blocks": facts.get(f"{family}.block_count"),
+        "dim": facts.get(f"{family}.embedding_length"),
+        "context": facts.get(f"{family}.context_length"),
+        "vocabulary": facts.get("tokenizer.ggml.tokens"),
+        "chat_template": "yes" if "tokenizer.chat_template" in facts else "no",
+        "parameters": header.n_values,
+        "types": [{"type": k, "values": n} for k, n in header.type_counts().items()],
+        "n_tensors": len(header.shapes),
+        "size_bytes": size,
+    }
 
 
 def _folder(path: Path) -> dict[str, Any]:

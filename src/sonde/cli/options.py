@@ -23,7 +23,7 @@ ModelWord = Annotated[
     tyro.conf.Positional[str],
     named(
         "MODEL",
-        "a Hugging Face directory or name, package.module:factory, sonde:digits, "
+        "a Hugging Face directory or name, a GGUF file, package.module:factory, sonde:digits, "
         "sonde:stdlib, or - for feature arrays or a table alone",
     ),
 ]
@@ -39,7 +39,7 @@ SourceWord = Annotated[
     tyro.conf.Positional[str],
     named(
         "MODEL",
-        "a Hugging Face directory or name, package.module:factory, sonde:digits, "
+        "a Hugging Face directory or name, a GGUF file, package.module:factory, sonde:digits, "
         "sonde:stdlib, - for feature arrays or a table alone, or a folder that sonde read wrote "
         "(then no DATA)",
     ),

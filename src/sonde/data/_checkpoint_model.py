@@ -44,7 +44,7 @@ def from_directory(
     embeds, weights = stages is not None, directory if stages is None else stages.transformer
     with quiet():
         config = _config(weights, trust_remote_code)
-        kind = _model_class(config, weights, trust_remote_code, embeds)
+        kind = model_class(config, weights, trust_remote_code, embeds)
         module = _weights(kind, config, weights, device, dtype, trust_remote_code, embeds)
         _refuse_modality(module, config, weights)
         if processor is None:
@@ -78,7 +78,7 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
     with quiet():
         config = _config(directory, False)
         embeds = bool(stages_of(directory))
-        kind = _model_class(config, directory, False, embeds)
+        kind = model_class(config, directory, False, embeds)
         try:
             config = with_options(config, options) if options else config
         except Exception as error:
@@ -137,9 +137,7 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
         raise InputError(f"load: cannot read {directory / 'config.json'}: {error}") from error
 
 
-def _model_class(
-    config: Any, directory: Path, trust_remote_code: bool, embeds: bool = False
-) -> Any:
+def model_class(config: Any, directory: Path, trust_remote_code: bool, embeds: bool = False) -> Any:
     """Return the class named by the configuration, without a head if further stages follow."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -228,7 +226,7 @@ def _weights(
         raise InputError(
             f"load: {directory} does not load as {kind.__name__}: {type(error).__name__}: {error}"
         ) from error
-    _check_whole(report, kind.__name__, directory)
+    check_whole(report, kind.__name__, directory)
     if dtype == "auto":
         _tell_rounded(module, directory)
     return module.eval() if target is None else module.to(target).eval()
@@ -240,7 +238,7 @@ def _without_pooler(kind: Any, embeds: bool) -> dict[str, bool]:
     return {"add_pooling_layer": False} if can else {}
 
 
-def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
+def check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
     missing = sorted(map(str, report.get("missing_keys") or ()))
     uneven = sorted(str(m[0]) for m in report.get("mismatched_keys") or ())
     others = sorted(map(str, report.get("unexpected_keys") or ()))

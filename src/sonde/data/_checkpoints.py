@@ -118,7 +118,10 @@ def stages_of(path: Path) -> list[tuple[str, Path]]:
 
 def _about_file(path: Path) -> str:
     if path.suffix == ".gguf":
-        return f"load: GGUF files cannot be read: {path}. {LIVE}"
+        return (
+            f"expected a model's folder, got the GGUF file {path}. Load it (sonde.load) and pass "
+            "the model, or take the model in safetensors."
+        )
     programme = about_programme(path)
     if programme is not None:
         return f"load: {programme}"
@@ -150,7 +153,7 @@ def _refuse(path: Path, name: str) -> None:
             f"load: {name} is a diffusion pipeline, which cannot be loaded by name. {LIVE}"
         )
     if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
-        raise InputError(f"load: {name} holds GGUF weights, which cannot be read. {LIVE}")
+        raise InputError(_about_file(next(path.glob("*.gguf"))))
     stages = stages_of(path)
     path = stages[0][1] if stages else path
     if not (path / "config.json").exists():

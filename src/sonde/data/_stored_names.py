@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonde.data._model_kind import config_of
+from sonde.data._versions import used_rules
 
 Values = Mapping[str, Tensor]
 
@@ -125,7 +126,7 @@ class StoredNames:
                 self.loaded[name] = loaded if loaded in own else self._placed(loaded)
         for loaded, found in parts.items():
             self.joined.append(self._join(by_pattern[found[0][0]], loaded, found, stored))
-        self._used = [rule for rule in rules if rule.was_used()]
+        self._used = used_rules(rules)
 
     def _placed(self, name: str) -> str:
         """Return the name of a tensor that the model lacks, with its module's prefix."""

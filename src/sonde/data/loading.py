@@ -29,6 +29,7 @@ from sonde.data._checkpoint_model import (
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
+from sonde.data.gguf_model import from_gguf, gguf_file
 from sonde.data.sentence_encoder import Pooling, SentenceEncoder
 from sonde.data.sentence_folder import (
     check_kinds,
@@ -136,6 +137,8 @@ def _named(name: str, how: _How) -> Model:
         if is_factory(name):
             return _from_factory(name, device, dtype, processor)
         name = _hub_name(name)
+    if file := gguf_file(Path(name).expanduser()):
+        return replace(from_gguf(file, device, dtype, processor), name=name)
     with quiet():
         directory = checkpoint_directory(name, how.trust_remote_code)
     found = from_directory(directory, device, dtype, how.trust_remote_code, processor)

@@ -1,6 +1,7 @@
 """Tokenizers and image processors of a checkpoint, and an image recipe without torchvision."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.data._checkpoints import FACTORY, json_object
+from sonde.data._versions import has_pillow_backend, pillow_options
 from sonde.data.encoder import forward_names
 
 IMAGE_FLAGS = (
@@ -172,7 +174,7 @@ def _joint_processor(directory: Path, trust_remote_code: bool) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(
-            directory, trust_remote_code=trust_remote_code, backend="pil"
+            directory, trust_remote_code=trust_remote_code, **pillow_options()
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
@@ -189,12 +191,12 @@ def _image_processor(directory: Path) -> Any:
     if path is None:
         return None
     written = json_object(path)
-    from transformers import AutoImageProcessor
+    if has_pillow_backend():
+        from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")
-    except Exception:
-        return PillowProcessor.from_config(written.get("image_processor", written))
+        with suppress(Exception):
+            return AutoImageProcessor.from_pretrained(directory, **pillow_options())
+    return PillowProcessor.from_config(written.get("image_processor", written))
 
 
 def no_recipe(model: str, missing: Sequence[str]) -> InputError:

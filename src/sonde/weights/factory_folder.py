@@ -19,6 +19,7 @@ from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
+from sonde.data.gguf_model import gguf_file, save_unpacked
 from sonde.data.loading import is_factory
 from sonde.data.sentence_encoder import stored_part
 from sonde.weights._weight_file import DTYPES
@@ -37,18 +38,22 @@ from sonde.weights.loaded_folder import LoadedFolder
 
 @contextmanager
 def source_folder(model: Model) -> Generator[Path, None, None]:
-    """Yield the model's source folder, or a temporary folder for a model from a factory.
+    """Yield the model's source folder, or a temporary one for a factory's model or a GGUF file.
 
     Raises
     ------
     InputError
-        If the model came neither from a folder nor from a factory.
+        If the model came neither from a folder, from a factory, nor from a GGUF file.
     """
-    if not is_factory(model.name):
+    from_file = gguf_file(Path(model.name).expanduser()) is not None
+    if not from_file and not is_factory(model.name):
         yield folder_of(model)
         return
-    with TemporaryDirectory(prefix="sonde-factory-") as place:
-        write_folder(model.module, model.name.partition("@")[0], Path(place))
+    with TemporaryDirectory(prefix="sonde-model-") as place:
+        if from_file:
+            save_unpacked(model, Path(place))
+        else:
+            write_folder(model.module, model.name.partition("@")[0], Path(place))
         yield Path(place)
 
 

@@ -22,11 +22,11 @@ def load(
     Parameters
     ----------
     model : str, path, nn.Module or Model
-        A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is; of a live model of
-        sentence-transformers the stages are read as from its folder. Weights in a file, a state
-        dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
-        `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
+        A Hugging Face directory or name, a GGUF file, ``package.module:factory``,
+        ``sonde:digits``, ``sonde:stdlib``, or a live module, which stays where it is; of a live
+        model of sentence-transformers the stages are read as from its folder. Weights in a file,
+        a state dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model
+        that `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
         ``sentence-transformers:NAME`` the hub.
     device : str or torch.device, default="auto"
         ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
