@@ -159,7 +159,7 @@ def test_names_that_do_not_exist():
 
 
 REFUSED = {
-    "pickle": ({"config.json": "{}", "pytorch_model.bin": "x"}, "pickled weights"),
+    "pickle": ({"config.json": "{}", "weights.pt": "x"}, "pickled weights"),
     "adapter": ({"adapter_config.json": "{}"}, "adapter without its model"),
     "gguf": ({"model.gguf": "x"}, "model.gguf does not begin with GGUF"),
     "diffusion": ({"model_index.json": "{}"}, "diffusion pipeline.*live module"),
@@ -197,6 +197,27 @@ def test_what_is_refused(name, tmp_path):
         (tmp_path / file).write_text(text)
     with pytest.raises(errors.InputError, match=message):
         load(tmp_path)
+
+
+class Planted:
+    """An object whose pickle runs a function when it is opened."""
+
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('the pickle ran')",)
+
+
+@pytest.mark.truth("the same weights as safetensors")
+def test_a_folder_with_pytorch_model_bin_opens_as_tensors_alone(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "old")
+    weights = load(bert).module.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    found = load(folder).module.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], x) for name, x in weights.items())
+    torch.save(weights | {"planted": Planted()}, folder / "pytorch_model.bin")
+    with pytest.raises(errors.InputError, match="more than tensors"):
+        load(folder)
 
 
 def test_remote_code_runs_only_when_it_is_allowed(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -385,10 +386,15 @@ def test_blocks_are_what_one_stream_passes_whatever_their_class(case):
     assert block_paths(found.names, found) == expected
 
 
-def test_too_many_leaves_ask_for_sites():
-    chain = nn.Sequential(*[nn.Linear(3, 3) if i % 2 else nn.Tanh() for i in range(66)])
-    with pytest.raises(SiteError, match=r"at most 64 leaf modules, got 66 leaves"):
-        _ = live_stream(Model(chain), Arrays(X)).schema
+def test_of_many_leaves_64_with_weights_are_read():
+    chain = nn.Sequential(*[nn.Tanh() if i % 3 else nn.Linear(3, 3) for i in range(301)])
+    stream = live_stream(Model(chain), Arrays(X))
+    read = [int(s.key.partition(":")[0]) for s in stream.schema]
+    assert len(read) == 64
+    assert (read[0], read[-1]) == (0, 300)
+    assert all(isinstance(chain[i], nn.Linear) for i in read)
+    assert {b - a for a, b in pairwise(read)} == {3, 6}
+    assert "64 of 301 modules" in stream.left_out[0].reason
 
 
 def test_dropout_is_no_default_site():

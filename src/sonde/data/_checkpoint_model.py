@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -206,7 +207,8 @@ def _weights(
 ) -> nn.Module:
     options: dict[str, Any] = {
         "config": config,
-        "use_safetensors": True,
+        "use_safetensors": any(directory.glob("*.safetensors")),
+        "weights_only": True,  # pickles of tensors alone
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
         "dtype": "auto" if dtype == "auto" else DTYPES[dtype],
@@ -222,6 +224,12 @@ def _weights(
         module, report = kind.from_pretrained(directory, **options)
     except SondeError:
         raise
+    except UnpicklingError as error:
+        raise InputError(
+            f"load: {directory} holds pickled weights that contain more than tensors, and opening "
+            "them could run any code; they are not loaded. Save the model with save_pretrained "
+            "(safetensors), or pass a live module."
+        ) from error
     except Exception as error:
         raise InputError(
             f"load: {directory} does not load as {kind.__name__}: {type(error).__name__}: {error}"

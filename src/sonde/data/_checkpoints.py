@@ -161,7 +161,7 @@ def _refuse(path: Path, name: str) -> None:
             f"load: {name} has no config.json, so it is not a model directory. "
             f"It holds {_listing(path)}."
         )
-    if not any(path.glob("*.safetensors")):
+    if not any(path.glob("*.safetensors")) and not has_state_dicts(path):
         pickles = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
         if pickles:
             raise InputError(
@@ -171,6 +171,14 @@ def _refuse(path: Path, name: str) -> None:
                 "(safetensors), or pass a live module."
             )
         raise InputError(f"load: {name} has no *.safetensors; it holds {_listing(path)}.")
+
+
+def has_state_dicts(directory: Path) -> bool:
+    """Return whether transformers wrote the weights as ``pytorch_model.bin``, whole or in parts.
+
+    Such a file is opened with ``weights_only``, so that it can hold tensors alone.
+    """
+    return any(directory.glob("pytorch_model*.bin"))
 
 
 def _listing(path: Path) -> str:

@@ -91,7 +91,10 @@ class ModelFolder:
         else:
             names = sorted(file.name for file in path.glob("*.safetensors"))[:2]
         if len(names) != 1 and not (path / INDEX).is_file():
-            raise InputError(f"{path}: expected {WHOLE} or {INDEX}, got neither.")
+            raise InputError(
+                f"{path}: expected {WHOLE} or {INDEX}, got neither. If it holds pytorch_model.bin, "
+                "open it with transformers and save it again by save_pretrained."
+            )
         return cls(path, {name: WeightFile.open(path / name) for name in names})
 
     def plain(self) -> "ModelFolder":

@@ -254,14 +254,15 @@ def _fits(name: list[str], parts: list[str], start: int, names: ModuleNames) -> 
 def default_sites(probe: Probe) -> list[Site]:
     """Return the sites that are read if the user names no site.
 
-    The blocks; without any, up to 64 modules with a floating-point output and no part that ran.
+    The blocks; without any, up to 64 modules with a floating-point output and no part that ran. Of
+    more such modules those with parameters are taken, evenly spaced in the order of execution.
     """
     paths = block_paths(probe.names, probe)
-    leaves = [] if paths else _leaves(probe)
-    if not paths and not 0 < len(leaves) <= MOST_LEAVES:
+    leaves = [] if paths else _spaced_leaves(probe)
+    if not paths and not leaves:
         raise SiteError(
-            f"sites='auto': expected a list of blocks or at most {MOST_LEAVES} leaf modules, got "
-            f"{len(leaves)} leaves. Name the sites to read (--sites)."
+            "sites='auto': expected a list of blocks or modules that return a floating-point "
+            "tensor, got none. Name the sites to read (--sites)."
         )
     sites = [s for p in paths or leaves for s in _executed_sites(Site(p), probe, every_call=True)]
     return sorted(sites)
@@ -269,9 +270,20 @@ def default_sites(probe: Probe) -> list[Site]:
 
 def leaf_sites(probe: Probe) -> list[Site]:
     """Return the sites to read if no block can be read: modules none of whose parts ran."""
+    leaves = _spaced_leaves(probe)
+    return sorted(s for p in leaves for s in _executed_sites(Site(p), probe, every_call=True))
+
+
+def _spaced_leaves(probe: Probe) -> list[str]:
+    """Return up to 64 leaves: all of them, or those with parameters, evenly spaced to the last."""
     leaves = _leaves(probe)
-    found = [s for p in leaves for s in _executed_sites(Site(p), probe, every_call=True)]
-    return sorted(found) if len(leaves) <= MOST_LEAVES else []
+    if len(leaves) <= MOST_LEAVES:
+        return leaves
+    modules = probe.names.modules
+    weighted = [p for p in leaves if next(modules[p].parameters(), None) is not None]
+    chosen = weighted or leaves
+    n = min(len(chosen), MOST_LEAVES)
+    return [chosen[round(k * (len(chosen) - 1) / (n - 1))] for k in range(n)] if n > 1 else chosen
 
 
 def outputs_left_out(site: Site, probe: Probe) -> Iterator[LeftOut]:
@@ -312,6 +324,9 @@ def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
         yield from outputs_left_out(site, probe)
     names, chosen = probe.names, {site.path for site in read}
     blocks = set(block_paths(names, probe))
+    if chosen and not blocks and len(leaves := _leaves(probe)) > MOST_LEAVES:
+        told = f"{len(chosen)} of {len(leaves)} modules are read, evenly spaced"
+        yield LeftOut("auto", f"{told}. Name others to read them (--sites).")
     kinds = {(path.rpartition(".")[0], type(names.modules[path])) for path in blocks}
     for path, module in names.primary() if chosen else ():
         if path in probe.trace and has_float(path, probe):
