@@ -70,7 +70,17 @@ def about_programme(path: Path) -> str | None:
     return (
         f"{path} is {kind}, which runs without modules that could be read. Name the factory of the "
         "Python module that it was made from, with its state dictionary or safetensors file: "
-        f"package.module:factory@{path.stem}.safetensors."
+        f"package.module:factory@{path.stem}.safetensors.{_converted(path)}"
+    )
+
+
+def _converted(path: Path) -> str:
+    """Return how modules are made of an ONNX graph: by a package that reads old operator sets."""
+    if path.suffix != ".onnx":
+        return ""
+    return (
+        f" Without that module, a factory may return onnx2torch.convert('{path}') (exported with "
+        "opset_version=13; the package needs torchvision)."
     )
 
 
