@@ -28,9 +28,16 @@ def lines_of(study: dict[str, Any]) -> list[str]:
     """Return a line for each claim, and a line for the null arm."""
     word, n = study["study"], len(study["seeds"])
     seeds = "" if n == USUAL_SEEDS else f", {n} seeds"
-    claims = [_line(word, c, c["text"], c["verdict"] + seeds) for c in study["claims"]]
+    claims = [_line(word, c, c["text"], _verdict(c, n) + seeds) for c in study["claims"]]
     null = study["null"]
     return [*claims, _line(word, null, f"{NULL}{null['text']}", null["verdict"] + seeds)]
+
+
+def _verdict(claim: dict[str, Any], n: int) -> str:
+    """Return the verdict of a claim's interval: files of older versions have other words."""
+    if claim["verdict"] == "not tested":
+        return "not tested"
+    return verdict_of(claim["low"], claim["high"], claim["above"], n)
 
 
 def _line(word: str, claim: dict[str, Any], text: str, verdict: str) -> str:

@@ -51,10 +51,10 @@ def test_an_effect_that_matters_is_called_too_small_in_at_most_one_of_forty(n):
     effect = wide.matters / wide.deviation * math.sqrt(n)  # in standard errors
     edges = np.linspace(-6, 6, 501)  # t of an interval
     said = [verdict_of(t - (h := stats.t.ppf(0.975, n - 1)), t + h, 0.0, n) for t in edges]
-    small = edges[[v == "does not hold: too small" for v in said]]
+    small = edges[[v == "not at this size" for v in said]]
     reached = stats.nct.cdf(small.max(), n - 1, effect)
     assert 0 < reached <= 0.025
-    assert ("too few seeds" in said) == (n < 30)
+    assert ("undecided" in said) == (n < 30)
 
 
 @pytest.mark.truth("scipy.stats.nct, the power of a one-sample t test")
@@ -68,26 +68,29 @@ def test_the_effect_that_would_have_been_seen_is_seen_about_four_times_out_of_fi
 
 def test_verdicts_follow_the_interval():
     assert Outcome(VALUES).verdict == "holds"
-    assert Outcome(VALUES, above=0.04).verdict == "too few seeds"
-    assert Outcome(tuple(x - 0.048 for x in VALUES * 3)).verdict == "does not hold: too small"
-    assert Outcome(VALUES, above=0.5).verdict == "does not hold"
+    assert Outcome(VALUES, above=0.04).verdict == "undecided"
+    assert Outcome(tuple(x - 0.048 for x in VALUES * 3)).verdict == "not at this size"
+    assert Outcome(VALUES, above=0.5).verdict == "not at this size"  # short of the bar
+    assert Outcome(tuple(-x for x in VALUES)).verdict == "holds the other way"
+    assert Outcome(tuple(-x for x in VALUES), above=0.5).verdict == "holds the other way"
+    assert Outcome(tuple(0.04 - x for x in VALUES), above=-0.5).verdict == "holds"
     assert Outcome((0.4, 0.5, 0.6), above=0.5).covers
     assert not Outcome(VALUES).covers
-    assert Outcome((1.0,)).verdict == "too few seeds"
-    assert Outcome((0.5, 0.5, 0.5), above=0.5).verdict == "does not hold"
+    assert Outcome((1.0,)).verdict == "undecided"
+    assert Outcome((0.5, 0.5, 0.5), above=0.5).verdict == "not at this size"
 
 
 def test_a_table_says_what_was_claimed_and_found():
     said = []
     table = run_study(Planted(), range(4), tick=said.append)
     entry = table.json()
-    assert [c["verdict"] for c in entry["claims"]] == ["holds", "does not hold"]
+    assert [c["verdict"] for c in entry["claims"]] == ["holds", "not at this size"]
     assert entry["null"]["verdict"] == "as expected"
     low, high = stats.t.interval(0.99, 3, loc=0.0, scale=stats.sem(table.figures["null"]))
     assert (entry["null"]["low"], entry["null"]["high"]) == pytest.approx((low, high))
     assert entry["figures"]["plain"] == [3.0] * 4
     text = as_text(table)
-    for word in ("There is an effect.", "does not hold", "as expected", "ours", "near", "plain"):
+    for word in ("There is an effect.", "not at this size", "as expected", "ours", "near", "plain"):
         assert word in text
     assert said == [f"planted, seed {i}: counting" for i in range(4)]
     wide = {**table.figures, "null": tuple(5 * x for x in table.figures["null"])}
@@ -151,7 +154,7 @@ def test_without_its_premise_a_claim_was_not_tested():
             return {**super().run(seed, tiny, tick), **dict.fromkeys(("there", "also", "then"), 1)}
 
     table = run_study(Conditional(), range(4))
-    verdicts = ["holds", "does not hold", "not tested", "holds", "not tested"]
+    verdicts = ["holds", "not at this size", "not tested", "holds", "not tested"]
     assert [c["verdict"] for c in table.json()["claims"]] == verdicts
     assert as_text(table).count("; not tested") == 2
 

@@ -35,6 +35,22 @@ def test_a_line_for_each_claim_and_the_null_arm(folder, capsys):
     assert null.endswith("not as expected |")
 
 
+def test_files_of_older_versions_are_judged_by_their_numbers(folder, capsys):
+    file = folder / "planted.json"
+    old = json.loads(file.read_text())
+    old["claims"] = [
+        CLAIM | {"low": -0.5, "high": -0.1, "verdict": "does not hold"},
+        CLAIM | {"low": -0.5, "high": 0.1, "verdict": "does not hold: too small"},
+        CLAIM | {"low": -0.5, "verdict": "too few seeds"},
+        CLAIM | {"verdict": "not tested"},
+    ]
+    file.write_text(json.dumps(old))
+    assert study_table.main([str(folder)]) == 0
+    verdicts = [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()[2:-1]]
+    said = ["holds the other way", "not at this size", "undecided", "not tested"]
+    assert verdicts == [f"{verdict} |" for verdict in said]
+
+
 def test_finished_seeds_in_the_folder_are_no_study(folder, capsys):
     assert study_table.main([str(folder)]) == 0
     said = capsys.readouterr().out
@@ -92,11 +108,12 @@ class Judged(Study):
     ("interval", "seeds", "then", "there"),
     [
         ("0.400 [0.200, 0.600]", ", 5 seeds", "holds", "holds"),
-        ("0.130 [0.090, 0.170]", ", 30 seeds", "not tested", "does not hold: too small"),
-        ("0.130 [0.090, 0.170]", "", "not tested", "too few seeds"),
-        ("0.100 [0.060, 0.140]", "", "not tested", "does not hold: too small"),
-        ("0.050 [0.020, 0.080]", ", 3 seeds", "not tested", "does not hold"),
-        ("0.105 [0.100, 0.110]", ", 9 seeds", "not tested", "does not hold: too small"),
+        ("0.130 [0.090, 0.170]", ", 30 seeds", "not tested", "not at this size"),
+        ("0.130 [0.090, 0.170]", "", "not tested", "undecided"),
+        ("0.100 [0.060, 0.140]", "", "not tested", "not at this size"),
+        ("0.050 [0.020, 0.080]", ", 3 seeds", "not tested", "not at this size"),
+        ("-0.050 [-0.080, -0.020]", ", 3 seeds", "not tested", "holds the other way"),
+        ("0.105 [0.100, 0.110]", ", 9 seeds", "not tested", "not at this size"),
     ],
 )
 def test_rows_are_judged_anew(interval, seeds, then, there):

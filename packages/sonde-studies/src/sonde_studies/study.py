@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sonde_studies._kept_seeds import KeptSeeds
 
 Verdict = Literal[
-    "holds", "does not hold", "does not hold: too small", "too few seeds", "not tested"
+    "holds", "holds the other way", "not at this size", "undecided", "not tested"
 ]
 Figures = Mapping[str, float]
 Tick = Callable[[str], None]
@@ -45,9 +45,9 @@ class Claim:
     figure : str
         What the number is, with its unit.
     above : float, default=0.0
-        The claim holds where the whole interval lies above this, and fails where it lies below.
+        The claim holds if the whole interval lies above this.
     premise : str, default=""
-        Key of another claim of the study. Where that one does not hold, this one was not tested.
+        Key of another claim of the study. Unless that claim holds, this claim was not tested.
     """
 
     key: str
@@ -126,8 +126,9 @@ class Outcome:
 def verdict_of(low: float, high: float, above: float, n: int, level: float = LEVEL) -> Verdict:
     """Return the verdict on a claim from its confidence interval.
 
-    An interval that holds the bar and lies below the smallest effect that matters says that the
-    effect is too small. That is true of every such interval of ``MOST_SEEDS`` seeds.
+    A claim holds the other way if the interval lies below both the bar and 0. It is undecided if
+    the interval contains the bar and reaches past the smallest effect that matters: more seeds will
+    tell. Every other interval says that no effect as large as claimed was found at this size.
 
     Parameters
     ----------
@@ -142,10 +143,11 @@ def verdict_of(low: float, high: float, above: float, n: int, level: float = LEV
     """
     if low > above:
         return "holds"
-    if high < above or low == high:
-        return "does not hold"
-    small = n >= MOST_SEEDS or high < above + smallest_that_matters(low, high, n, level)
-    return "does not hold: too small" if small else "too few seeds"
+    if high < min(above, 0.0):
+        return "holds the other way"
+    matters = smallest_that_matters(low, high, n, level)
+    settled = n >= MOST_SEEDS or low == high or high < above + matters
+    return "not at this size" if settled else "undecided"
 
 
 def smallest_that_matters(low: float, high: float, n: int, level: float = LEVEL) -> float:
@@ -244,7 +246,7 @@ class StudyTable:
         return Outcome(self.figures[claim.key], claim.above, level)
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Return the verdict on a claim; "not tested" if its premise does not hold."""
+        """Return the verdict on a claim; "not tested" unless its premise holds."""
         premises = (c for c in self.study.claims if c.key == claim.premise)
         stands = all(self.verdict(premise) == "holds" for premise in premises)
         return self.outcome(claim).verdict if stands else "not tested"
