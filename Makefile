@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
 
 install: $(STAMP)
 
@@ -132,6 +132,9 @@ lm: install
 	$(LM)/bin/pip install --quiet --no-deps -r tools/lm/requirements.txt
 	$(BIN)/python -m tools.lm.obtain --share
 	$(LM)/bin/python -m tools.lm.obtain
+
+# Pretrained models of sonde_studies.places; tests never fetch them.
+places: lm
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies

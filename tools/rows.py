@@ -1,11 +1,14 @@
 """Print the systems of ``tools/rows.toml``: where each lives, its truth test, its claims.
 
-python tools/rows.py [--part] [ID ...]
+python -m tools.rows [--part] [--short] [ID ...]
 
-A system is whole if its code exists, a test names an independent source for it, its study has a row
-of the table of ``docs/studies.md`` for each claim, every claim about it is settled, and nothing is
-known to be missing. A study that names nothing of the file in which an export is defined measures
-formulas of its own: the export does not count as one that it runs.
+A system is *whole* if the paper's own mechanism is public, a test names an independent source for
+it, a study runs it, every claim has a verdict in the table of ``docs/studies.md``, and what its
+study's fidelity line says is lacking stands in ``left_out`` with a reason. It is *whole, place too
+small* if its claim waits for a fairer place, *part* if something is missing, *unsettled* if a
+claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
+file in which an export is defined measures formulas of its own: the export does not count as one
+that it runs.
 """
 
 import ast
@@ -24,7 +27,10 @@ from tools.check_truth import truths
 from sonde_studies import study_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLED = ("holds", "does not hold", "does not hold: too small", "not tested")
+SETTLED = ("holds", "holds the other way", "not at this size", "not tested")
+SMALL = "whole, place too small"
+LACKS = re.compile(r"\b(missing|left out|alone|without|in place of|stands? for)\b")
+"""Words by which a fidelity line says that a part of the paper is not there."""
 NULL = "nothing to find: "
 
 
@@ -37,19 +43,33 @@ class Row:
     name : str
         Its number in the list.
     system : str
+        Its name, as people say it.
+    paper : str
+        Key of its paper in ``docs/papers.bib``.
     code : tuple of str
         ``room.Export`` or ``room.Export(parameter,..)``.
     study, claims : tuple of str
         Words of studies, and keys of claims; without keys all claims are about the system.
+    main : str
+        ``study: key`` of the claim that the paper is known for.
+    left_out : tuple of str
+        ``what: reason`` of each part of the abstract that is not tried.
+    place : str
+        ``PLACE: what is there`` of the place that the system waits for; empty if it was tried in
+        a fair place.
     missing : str
-        Why it is not whole; empty where no reason is known.
+        The paper's own part that the library lacks; empty if it lacks none.
     """
 
     name: str
     system: str
+    paper: str = ""
     code: tuple[str, ...] = ()
     study: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    main: str = ""
+    left_out: tuple[str, ...] = ()
+    place: str = ""
     missing: str = ""
 
     @property
@@ -103,9 +123,19 @@ def truth_of(code: str, tests: Path = ROOT / "tests") -> str:
     home = f"test_{module}"
     of_room = sorted((tests / ("studies/recipes" if recipe else room)).glob("test_*.py"))
     for file in sorted(of_room, key=lambda f: (f.stem != home, f.stem != f"test_{own}", f.stem)):
-        if (file.stem == home or named.search(file.read_text("utf-8"))) and truths(file):
+        if (file.stem == home or named.search(_text(file))) and _has_truth(file):
             return file.relative_to(tests.parent).as_posix()
     return ""
+
+
+@cache
+def _text(file: Path) -> str:
+    return file.read_text("utf-8")
+
+
+@cache
+def _has_truth(file: Path) -> bool:
+    return bool(truths(file))
 
 
 def runs(word: str, code: str) -> bool:
@@ -180,37 +210,61 @@ def reasons(row: Row, known: dict[tuple[str, str], str]) -> list[str]:
     untold += [f"no study runs {part}" for part in row.code if row.study
                if not any(runs(word, part) for word in row.study)]  # fmt: skip
     said = claims_of(row, known)
-    return [*filter(None, [row.missing]), *untold,
+    return [*filter(None, [row.missing]), *untold, *unanswered(row),
             *(f"{key} = {v}" for key, v in said.items() if v not in SETTLED)]  # fmt: skip
 
 
+def unanswered(row: Row) -> list[str]:
+    """Return the fidelity lines of lacking parts, unless the row says what is left out, and why."""
+    if row.left_out or row.place or row.missing:
+        return []
+    lines = {word: study_of(word).fidelity for word in row.study}
+    return [f"fidelity of {word}: {line}" for word, line in lines.items() if LACKS.search(line)]
+
+
+def main_verdict(row: Row, known: dict[tuple[str, str], str]) -> str:
+    """Return the verdict on the claim that the paper is known for; empty without a study."""
+    return claims_of(row, known).get(row.main, "")
+
+
 def status(row: Row, known: dict[tuple[str, str], str]) -> str:
-    """Return ``whole``, ``closed``, ``unsettled`` (only claims are open) or ``part``."""
+    """Return ``whole``, ``whole, place too small``, ``part``, ``unsettled`` or ``closed``."""
     if row.closed:
         return "closed"
     if not (why := reasons(row, known)):
-        return "whole"
+        return SMALL if row.place else "whole"
     said = claims_of(row, known)
     return "unsettled" if len(why) == sum(v not in SETTLED for v in said.values()) else "part"
 
 
 def main(arguments: list[str]) -> int:
-    """Print the systems and how many are whole."""
-    known, counts = verdicts(), dict[str, int]()
-    wanted = set(arguments) - {"--part"}
+    """Print the systems, how many are whole, and the verdicts on their main claims."""
+    known, counts, mains = verdicts(), dict[str, int](), dict[str, int]()
+    wanted = set(arguments) - {"--part", "--short"}
     for row in rows_of():
-        state = status(row, known)
+        state, main = status(row, known), main_verdict(row, known)
         counts[state] = counts.get(state, 0) + 1
-        if (wanted and row.name not in wanted) or ("--part" in arguments and state == "whole"):
+        if main:
+            mains[main] = mains.get(main, 0) + 1
+        if (wanted and row.name not in wanted) or ("--part" in arguments and state != "part"):
             continue
-        print(f"{row.name}  {row.system}  [{state}]")
+        print(f"{row.name}  {row.system}  [{state}]{'  main claim: ' * bool(main)}{main}")
+        if "--short" in arguments:
+            continue
+        for what in (
+            f"place: {row.place}" * bool(row.place),
+            *map("left out: {}".format, row.left_out),
+        ):
+            if what:
+                print(f"    {what}")
         for code in row.code:
             print(f"    {code}  {truth_of(code)}")
         for key, said in claims_of(row, known).items():
             print(f"    {key}: {said}")
         if state == "part":
             print(f"    part: {'; '.join(reasons(row, known))}")
-    print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    print("; ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    print("main claims: " + "; ".join(f"{n} {verdict}" for verdict, n in sorted(mains.items())))
     return 0
 
 

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from sonde_studies import STUDIES, study_of
+from sonde_studies.places import PLACES
 from tools import rows
 
 
@@ -14,6 +17,13 @@ def test_every_name_of_the_list_exists():
         assert {*row.study} <= {*STUDIES}, row
         keys = {claim.key for word in row.study for claim in study_of(word).claims}
         assert {*row.claims} <= keys, row
+        assert not row.place or row.place.partition(": ")[0] in PLACES, row
+        assert all(": " in part for part in row.left_out), row
+        assert bool(row.main) != row.closed, row
+        if row.main:
+            word, _, key = row.main.partition(": ")
+            assert word in row.study, row
+            assert key in (row.claims or keys), row
 
 
 @pytest.mark.parametrize("code", ["measure.NoSuchMeasure", "layers.Attention(no_such_parameter)"])
@@ -53,16 +63,25 @@ def test_whether_a_study_runs_an_export(study, code, runs):
 def test_status_of_planted_rows():
     known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
     known["nac", rows.NULL + study_of("nac").null.text] = "as expected"
-    whole = rows.Row("a", "NAC", ("detect.NAC",), ("nac",))
-    assert rows.status(whole, known) == "whole"
-    assert (
-        rows.status(rows.Row("a", "NAC", ("detect.NAC",), ("nac",), (), "an arm"), known) == "part"
-    )
+    main = f"nac: {study_of('nac').claims[0].key}"
+    whole = rows.Row("a", "NAC", code=("detect.NAC",), study=("nac",), main=main)
+    assert (rows.status(whole, known), rows.main_verdict(whole, known)) == ("whole", "holds")
+    assert rows.status(replace(whole, place="gpu: ImageNet"), known) == "whole, place too small"
+    assert rows.status(replace(whole, missing="an arm"), known) == "part"
     first = study_of("nac").claims[0]
-    open_claim = known | {("nac", first.text): "too few seeds"}
+    open_claim = known | {("nac", first.text): "undecided"}
     assert rows.status(whole, open_claim) == "unsettled"
-    assert rows.reasons(whole, open_claim) == [f"nac: {first.key} = too few seeds"]
-    assert rows.status(rows.Row("a", "NAC", ("detect.NAC",)), known) == "part"
-    other = rows.Row("a", "NAC", ("detect.NAC", "measure.CKA"), ("nac",))
+    assert rows.reasons(whole, open_claim) == [f"nac: {first.key} = undecided"]
+    assert rows.status(replace(whole, study=()), known) == "part"
+    other = replace(whole, code=("detect.NAC", "measure.CKA"))
     assert rows.reasons(other, known) == ["no study runs measure.CKA"]
     assert rows.status(rows.Row("a", "X", missing="closed: no mechanism"), known) == "closed"
+
+
+def test_a_fidelity_line_that_says_what_is_lacking_has_to_be_answered():
+    row = rows.Row("a", "UnMix", code=("layers.UnMixNorm",), study=("spurious-shift",))
+    assert rows.unanswered(row) == [
+        f"fidelity of spurious-shift: {study_of('spurious-shift').fidelity}"
+    ]
+    assert not rows.unanswered(replace(row, left_out=("cosines: they need a model of texts",)))
+    assert not rows.unanswered(replace(row, study=("nac",)))

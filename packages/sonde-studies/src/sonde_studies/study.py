@@ -19,9 +19,7 @@ from sonde import InputError
 if TYPE_CHECKING:
     from sonde_studies._kept_seeds import KeptSeeds
 
-Verdict = Literal[
-    "holds", "holds the other way", "not at this size", "undecided", "not tested"
-]
+Verdict = Literal["holds", "holds the other way", "not at this size", "undecided", "not tested"]
 Figures = Mapping[str, float]
 Tick = Callable[[str], None]
 
