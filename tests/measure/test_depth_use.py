@@ -65,6 +65,18 @@ def test_what_is_orthogonal_and_what_does_nothing():
     assert float(found.answer_change[1]) == 0.0
 
 
+def test_a_block_that_owns_the_figure_is_named():
+    """Embeddings are short: the first block adds ten times their length, the others add alike."""
+    found = used(stack([10 * torch.eye(2), *[0.5 * torch.eye(2)] * 4]), torch.randn(5, 2))
+    assert "one_block" in found.flags
+    assert "makes 83% of all contributions; without it 0.75" in found.conventions["one block"]
+    assert found.value == pytest.approx(1.5 / 12)
+    assert found.without_owner == pytest.approx(0.75)
+    even = used(stack([0.5 * torch.eye(2)] * 4), torch.randn(5, 2))
+    assert "one_block" not in even.flags
+    assert even.without_owner == pytest.approx(float(even.value)) == pytest.approx(0.5)
+
+
 @pytest.fixture(scope="module")
 def llama():
     return models.llama()

@@ -51,10 +51,14 @@ def test_a_circle_in_many_units_is_far_below_its_null():
     assert float(torch.as_tensor(result.null)) > 3
 
 
-def test_too_few_groups_are_flagged():
-    result = mle_dimension(X, group=np.arange(60) // 6, k=10)
+def test_with_few_groups_all_others_are_neighbours():
+    group = np.arange(60) // 6
+    result, fewer = (mle_dimension(X, group=group, k=k) for k in (10, 9))
     assert "few_rows" in result.flags
-    assert np.isnan(float(result))
+    assert float(result) == float(fewer)
+    assert result.conventions["k"] == 9
+    alone = mle_dimension(X[:12], group=np.arange(12) // 6, k=10)
+    assert np.isnan(float(alone))
 
 
 def test_wrong_k_is_named():

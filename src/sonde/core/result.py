@@ -56,11 +56,13 @@ FLAGS: dict[str, str] = {
     "rough_merge": "parts that were fitted separately and merged give other scores than one pass",
     "sampled": "computed from a sample of the rows",
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
-    "incomplete": "the parts miss more than 5 % of the whole: take more steps",
+    "incomplete": "the parts miss more than 5 % of the whole: take more steps, or another baseline "
+    "(Baseline.fit: the mean of a data set)",
     "unused": "the objective does not depend on this site, or no gradient reaches it: parts are 0",
     "diverged": (
         "training met numbers that are not finite: the weights are those from before that step"
     ),
+    "one_block": "one block makes half of all contributions or more",
     "whole_blocks": "some blocks are not the sum of their input and their sublayers",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }

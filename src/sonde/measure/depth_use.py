@@ -128,6 +128,9 @@ class DepthUseResult(Result):
     Euclidean distance of the probabilities with the block and without it, ``answer_kl_nats`` the
     divergence of the second from the first; NaN if the model returns no logits. ``depth`` is the
     mean block number, from 1, weighted by the mean effect of skipping the block on later blocks.
+    If one block makes at least half of all contributions (flag ``one_block``; often the first,
+    whose input is short), ``conventions`` names the block and ``without_owner`` is the fraction
+    among the other blocks; else it equals ``value``.
     """
 
     title: ClassVar[str] = "Effect of skipping a block on later blocks"
@@ -135,6 +138,7 @@ class DepthUseResult(Result):
     layers: tuple[str, ...]
     contribution: Float[Tensor, "layer"]
     contribution_se: Float[Tensor, "layer"]
+    without_owner: float
     largest_contribution: Float[Tensor, "layer"]
     cosine: Float[Tensor, "layer"]
     skip_effect: Float[Tensor, "layer layer"]
@@ -295,6 +299,7 @@ def _of_blocks(
     later = effect[:-1].sum(1) / torch.arange(len(paths) - 1, 0, -1)
     number = torch.arange(1, len(paths), dtype=torch.float64)
     half = len(paths) // 2
+    owner, without = _owner(paths, contribution, half)
     dead = not bool(contribution.isfinite().all() and contribution.sum() > 0)
     left_out = sums.sum(0)[:, 0] - sums[:, :, 0]
     each = left_out[:, half:].sum(1) / left_out.sum(1)
@@ -305,8 +310,9 @@ def _of_blocks(
         null=(len(paths) - half) / len(paths),
         n=len(texts),
         range=(0.0, 1.0),
-        flags=(*(("dead",) if dead else ()), *flags),
+        flags=(*(("dead",) if dead else ()), *(("one_block",) if owner else ()), *flags),
         conventions={
+            **({"one block": owner} if owner else {}),
             "second half": f"{len(paths) - half} of {len(paths)} blocks",
             "se": "jackknife over groups" if len(texts) > 1 else "none: one group",
             **conventions,
@@ -314,6 +320,7 @@ def _of_blocks(
         layers=tuple(paths),
         contribution=contribution,
         contribution_se=error[:, 0],
+        without_owner=without,
         largest_contribution=largest[:, 0],
         cosine=mean[:, 1],
         skip_effect=effect,
@@ -322,6 +329,26 @@ def _of_blocks(
         answer_kl_nats=mean[:, 3],
         depth=float((number * later).sum() / later.sum()) if bool(later.sum() > 0) else math.nan,
     )
+
+
+OWNED = 0.5
+"""Fraction of all contributions at which one block decides the figure."""
+
+
+def _owner(paths: list[str], contribution: Float[Tensor, "layer"], half: int) -> tuple[str, float]:
+    """Return which block makes most contributions, in words, and the figure without it."""
+    total = float(contribution.sum())
+    if not total > 0:
+        return "", math.nan
+    block = int(contribution.argmax())
+    owned = float(contribution[block]) / total
+    if owned < OWNED or len(paths) < 3:
+        return "", float(contribution[half:].sum()) / total
+    others = contribution.clone()
+    others[block] = 0.0
+    without = float(others[half:].sum() / others.sum()) if bool(others.sum() > 0) else math.nan
+    said = f"{paths[block]} makes {owned:.0%} of all contributions; without it {without:.3g}"
+    return said, without
 
 
 def _sublayer_use(parts: dict[str, Sublayers], texts: list[_Text]) -> SublayerUse:

@@ -54,7 +54,8 @@ class MLEDimension(SampleInstrument):
     Parameters
     ----------
     k : int, default=20
-        Neighbours of each row, at least 2.
+        Neighbours of each row, at least 2. With fewer other groups, all of them are taken, and the
+        flag ``few_rows`` is set.
     m : int, default=2048
         Rows of the sample.
 
@@ -81,6 +82,7 @@ class MLEDimension(SampleInstrument):
     def result(self, sample: HashSampleState) -> MLEDimensionResult:
         """Average the rows' inverse estimates."""
         found = Neighbourhood.of(sample)
+        k = self._neighbours(found.rows)
         value = self._dimension(found.rows)
         se, how = found.error(self._dimension)
         return MLEDimensionResult(
@@ -89,15 +91,27 @@ class MLEDimension(SampleInstrument):
             null=null_dimension(found.rows, self._dimension),
             n=found.rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value, nearest_distance(found.rows)),
-            conventions={"k": self.k, "neighbours": "of other groups", "se": how},
+            flags=tuple(
+                dict.fromkeys(
+                    (
+                        *found.flags_of(value, nearest_distance(found.rows)),
+                        *(("few_rows",) if k < self.k else ()),
+                    )
+                )
+            ),
+            conventions={"k": k, "neighbours": "of other groups", "se": how},
             n_copies=found.n_copies,
         )
 
+    def _neighbours(self, rows: SampledRows) -> int:
+        """Return how many neighbours a row has, at most ``k``: one in each other group."""
+        return min(self.k, rows.n_groups - 1)
+
     def _dimension(self, rows: SampledRows) -> Float[Tensor, ""]:
-        if rows.n_groups <= self.k:
+        k = self._neighbours(rows)
+        if k < 2:
             return torch.tensor(math.nan, dtype=torch.float64)
-        near = torch.log(neighbour_distances(rows, self.k))
+        near = torch.log(neighbour_distances(rows, k))
         return 1.0 / (near[:, -1:] - near[:, :-1]).mean()
 
 
