@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models
+from lm_twin_case import twin
 from sonde.core import InputError, ShapeError
 from sonde.explain import NeuronLens
 
@@ -45,6 +46,16 @@ def test_units_follow_their_permutation_and_two_models_compare(gpt2):
     assert torch.equal(mixed.top, found.top[order])
     assert found.agreement(mixed) < 0.2
     assert float(found.overlap(mixed).mean()) < 0.2
+
+
+def test_tokens_have_texts_if_the_model_has_a_tokenizer():
+    model = twin()
+    found = NeuronLens(n=3).explain(model, site="model.layers.1.mlp.down_proj")
+    top, bottom = (found.table()[side].to_pylist() for side in ("top", "bottom"))
+    assert top[5][0] == model.processor.decode([int(found.top[5, 0])])
+    assert bottom[-1][2] == model.processor.decode([int(found.bottom[-1, 2])])
+    bare = NeuronLens(n=3).explain(model.module, site="model.layers.1.mlp.down_proj")
+    assert bare.table()["top"].to_pylist() == found.top.tolist()
 
 
 @pytest.mark.truth("logits of a clamped forward without a final norm")

@@ -35,7 +35,8 @@ class NeuronLensResult(Result):
 
     ``top`` and ``bottom`` are the tokens with the highest and lowest scores, the most extreme
     first; ``top_score`` and ``bottom_score`` their scores. ``kurtosis`` is the excess kurtosis of
-    each unit's scores: high if a unit is about few tokens.
+    each unit's scores: high if a unit is about few tokens. ``words`` are the texts of ``top`` and
+    then of ``bottom``, unit by unit; empty if the model came without a tokenizer.
     """
 
     top: Int[Tensor, "unit token"]
@@ -43,15 +44,28 @@ class NeuronLensResult(Result):
     bottom: Int[Tensor, "unit token"]
     bottom_score: Float[Tensor, "unit token"]
     kurtosis: Float[Tensor, "unit"]
+    words: tuple[str, ...] = ()
+
+    def texts(self) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Return the texts of each unit's top and bottom tokens, or None without a tokenizer."""
+        if not self.words:
+            return None
+        n, half = self.top.shape[1], self.top.numel()
+        rows = [list(self.words[i : i + n]) for i in range(0, 2 * half, n)]
+        return rows[: len(self.top)], rows[len(self.top) :]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return a table with each unit's z-score, kurtosis, and top and bottom tokens."""
+        """Return a table with each unit's z-score, kurtosis, and top and bottom tokens.
+
+        The tokens are texts if the model came with a tokenizer, else numbers.
+        """
+        top, bottom = self.texts() or (self.top.tolist(), self.bottom.tolist())
         columns: dict[str, Any] = {
             "unit": list(range(len(self.top))),
             "z": torch.as_tensor(self.value).tolist(),
             "kurtosis": self.kurtosis.tolist(),
-            "top": self.top.tolist(),
-            "bottom": self.bottom.tolist(),
+            "top": top,
+            "bottom": bottom,
         }
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
@@ -194,6 +208,7 @@ class NeuronLens(Explainer):
             bottom=columns[3],
             bottom_score=columns[4],
             kurtosis=columns[5],
+            words=_words(model, torch.cat([columns[1], columns[3]])),
         )
 
     def _tiles(
@@ -228,6 +243,15 @@ class NeuronLens(Explainer):
                 "or a down-projection."
             )
         return matrix if self.side == "reads" or (self.side == "auto" and reads) else matrix.T
+
+
+def _words(model: Model | nn.Module, tokens: Int[Tensor, "unit token"]) -> tuple[str, ...]:
+    """Return the text of each token, in order; nothing without a tokenizer."""
+    tokenizer: Any = model.processor if isinstance(model, Model) else None
+    if tokenizer is None:
+        return ()
+    named = {token: str(tokenizer.decode([token])) for token in tokens.unique().tolist()}
+    return tuple(named[token] for token in tokens.flatten().tolist())
 
 
 def through_norms(
