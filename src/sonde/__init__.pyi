@@ -26,6 +26,7 @@ from sonde.report.verifying import verify as verify
 from sonde.run.changing.ablate import ablate as ablate
 from sonde.run.changing.erase import erase as erase
 from sonde.run.changing.forget import forget as forget
+from sonde.run.changing.judge_edit import judge_edit as judge_edit
 from sonde.run.changing.limit_attention import limit_attention as limit_attention
 from sonde.run.changing.merge_models import merge_models as merge_models
 from sonde.run.changing.rewrite_fact import rewrite_fact as rewrite_fact

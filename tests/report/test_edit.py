@@ -8,7 +8,8 @@ import pytest
 from page_case import Page
 from sonde.core.errors import InputError
 from sonde.report.documents import save_document, to_page, to_terminal
-from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.edit_document import edit_document
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.judge import Difference, Judgement
 
 

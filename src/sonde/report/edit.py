@@ -46,16 +46,29 @@ def document(found: dict[str, Any]) -> Document:
         f"Result of sonde edit {word}",
         edit_verdict(found),
         facts,
-        [_numbers(found), _tables(found), _samples(found), _undo(found)],
+        [_language(found), _numbers(found), _tables(found), _samples(found), _undo(found)],
         subject=f"{word} {shown(found['model'], 80)}",
-        badge=_mark(judged),
+        badge=_mark(judged, found.get("language")),
         notes=notes if judged is not None else notes[1:],
     )
 
 
+def _language(found: dict[str, Any]) -> Section | None:
+    """Return the section on the eight figures of a language model."""
+    language = found.get("language")
+    if language is None:
+        return None
+    rows = tuple(map(tuple, language["lines"]))
+    columns = ("figure", "score", "before", "after", "meaning")
+    lead = f"Scores from 0 to 1; 1 is best. {language['verdict']}"
+    return Section("language", "Eight figures", [Table(Numbers(columns, rows, "eight"))], lead)
+
+
 def edit_verdict(found: dict[str, Any]) -> str:
     """Return a sentence on the effect of a change, compared with random changes."""
-    judged = found["judgement"]
+    judged, language = found["judgement"], found.get("language")
+    if language is not None and (judged is None or language["is_poor"]):
+        return shown(language["verdict"], 240)
     if judged is None:
         return shown(found["notes"][0], 400) if found["notes"] else "nothing was changed"
     effect = f"{found['target']}: {_signed(judged['effect']['value'])} nats"
@@ -73,7 +86,9 @@ def edit_verdict(found: dict[str, Any]) -> str:
     return shown(f"{effect}, {said} ({alike})", 240)
 
 
-def _mark(judged: dict[str, Any] | None) -> tuple[str, str]:
+def _mark(judged: dict[str, Any] | None, language: dict[str, Any] | None) -> tuple[str, str]:
+    if language is not None and language["is_poor"]:
+        return "warning", f"poor {language['worst']}"
     if judged is None:
         return "clear", "read only"
     if judged["too_large"]:

@@ -17,6 +17,7 @@ from sonde.cli.edits.attention import LimitPattern
 from sonde.cli.edits.erase import EraseLabel
 from sonde.cli.edits.find_backdoor import FindBackdoor
 from sonde.cli.edits.forget import Forget
+from sonde.cli.edits.judge import JudgeEdit
 from sonde.cli.edits.merge import MergeModels
 from sonde.cli.edits.rewrite_fact import RewriteFact
 from sonde.cli.edits.steer import Steer
@@ -28,6 +29,7 @@ EDITS: dict[str, type[Any]] = {
     "erase": EraseLabel,
     "find-backdoor": FindBackdoor,
     "forget": Forget,
+    "judge": JudgeEdit,
     "merge": MergeModels,
     "rewrite-fact": RewriteFact,
     "steer": Steer,

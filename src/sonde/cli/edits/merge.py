@@ -58,6 +58,7 @@ class MergeModels:
 
     def run(self) -> int:
         """Merge, and name the files written."""
+        from sonde.data.unloaded import kind_of_folder
         from sonde.run.changing.merge_models import merge_models
 
         names = ("weight", "density", "remove", "seed")
@@ -83,4 +84,7 @@ class MergeModels:
             say_json(facts)
         kept = f", {found.n_kept} kept from the base" if found.n_kept else ""
         note(f"wrote {self.output}: {found.n_merged} tensors merged by {found.method}{kept}")
+        kind = kind_of_folder(found.folder)
+        if kind is not None and kind[1] == "causal":
+            note(f"sonde edit judge {base} {self.output} shows what the merge changed")
         return 0

@@ -24,7 +24,7 @@ class RewriteFact:
     TARGET is appended directly to PROMPT: begin TARGET with a space if the text needs a space.
     --facts has one object per answer, with the keys prompt, subject and target, and if you have
     them lists of paraphrases and neighbours (prompts about other subjects). DATA is plain text on
-    which the model should not change: the cost on it is kept small, and is reported. Four figures
+    which the model should not change: the cost on it is kept small, and is reported. Eight figures
     say whether the answer is given, to other wordings too, to no other subject, in fluent text.
 
     Differs: changes the model's answer about a subject; forget removes the effect of examples.
@@ -51,8 +51,9 @@ class RewriteFact:
         str,
         named(
             "LAYER",
-            "a linear layer; auto: the last of the block with the best figures on half of the "
-            "wordings and neighbours; without neighbours, of the block at a third of the depth",
+            "a linear layer; auto: of the four that causal tracing ranks first, the one with the "
+            "best figures on half of the wordings and neighbours; without neighbours, the last of "
+            "the block at a third of the depth",
         ),
     ] = "auto"
     ridge: Annotated[
@@ -118,10 +119,10 @@ class RewriteFact:
                 "--facts: expected none of --prompt, --subject and --target with it, since the "
                 "file holds all three."
             )
-        return _read_facts(self.facts)
+        return read_facts(self.facts)
 
 
-def _read_facts(path: Path) -> "list[Fact]":
+def read_facts(path: Path) -> "list[Fact]":
     """Return the facts of a JSONL file."""
     from sonde.edit import Fact
 

@@ -18,7 +18,7 @@ from sonde.run.changing.acting import (
     side,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.edit_document import EditTable
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.reading.notes import data_name
 from sonde.weights import fold_writers, residual_writers
 

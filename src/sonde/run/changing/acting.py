@@ -15,8 +15,16 @@ from sonde.core.inputs import Inputs, Model
 from sonde.core.repacking import count_weights
 from sonde.data import open_inputs
 from sonde.data.loading import is_factory
-from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.edit_document import edit_document
+from sonde.run.changing.edit_table import EditTable
+from sonde.run.changing.fact_prompts import FactPrompts
 from sonde.run.changing.judge import Act, JudgedSide, Judgement, judge
+from sonde.run.changing.language_figures import (
+    Efficacy,
+    LanguageFigures,
+    measure_language,
+    writes_texts,
+)
 from sonde.run.fitting.fit import fit
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.load import load
@@ -117,6 +125,11 @@ class Deed:
     tables : callable, optional
         Returns further tables; called only after the change was accepted.
     notes : sequence of str, optional
+    facts : FactPrompts, optional
+        New answers that a language model is asked for.
+    efficacy : callable, optional
+        Returns how far the change did what was asked for; by default, how surely the examples of
+        the target move the requested way.
     n_rows, n_units : int, default=0
         Rows that the change was fitted on and their dimensions, for changes that invert a
         covariance.
@@ -134,6 +147,8 @@ class Deed:
     prompts: Inputs | None = None
     tables: Callable[[], Sequence[EditTable]] = tuple
     notes: Sequence[str] = ()
+    facts: FactPrompts | None = None
+    efficacy: Callable[[], Efficacy] | None = None
     n_rows: int = 0
     n_units: int = 0
 
@@ -206,11 +221,12 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     """
     subject = deed.subject
     model, output = subject.model, subject.output
+    neutral = some_inputs(model, subject.neutral, **subject.options)
     judgement = judge(
         model,
         deed.act,
         deed.target,
-        some_inputs(model, subject.neutral, **subject.options),
+        neutral,
         controls=deed.controls,
         sites=deed.sites,
         progress=progress,
@@ -220,6 +236,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     tables = deed.tables() if is_written else ()
+    said = language_of(model, deed.act, judgement, neutral, deed) if is_written else None
     saved = save_edited(model, deed.plan, output, name=model.name) if is_written else None
     document = edit_document(
         deed.word,
@@ -233,11 +250,30 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         tables=tables,
         samples=_shown(deed) if saved and show_inputs else (),
         notes=deed.notes,
+        language=said,
     )
     if saved and is_factory(model.name):
         factory = model.name.partition("@")[0]
         notes = (*notes, f"note: open the new model as {factory}@{output}.")
     return Change(document, output if saved else None, judgement, notes)
+
+
+def language_of(
+    model: Model, act: Act, judgement: Judgement, neutral: Inputs, deed: Deed | None = None
+) -> LanguageFigures | None:
+    """Return the eight figures of a changed language model; None for another model."""
+    if not writes_texts(model):
+        return None
+    has_own = deed is not None and deed.efficacy is not None
+    return measure_language(
+        model,
+        act,
+        facts=None if deed is None else deed.facts,
+        efficacy=deed.efficacy() if has_own else Efficacy(judgement.separation),
+        kept=judgement.kept,
+        rise_nats=judgement.loss.value,
+        neutral=neutral,
+    )
 
 
 def _remedy(deed: Deed) -> str:

@@ -1,31 +1,14 @@
 """A change of a model and its judgement as JSON, ``sonde-edit/1``, for pages and terminals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sonde.core.finite import finite_json
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.judge import Judgement
+from sonde.run.changing.language_figures import LanguageFigures
 
 SCHEMA: Final = "sonde-edit/1"
-
-
-@dataclass(frozen=True)
-class EditTable:
-    """A further table of a method's report, for instance the accuracy of probes at later sites.
-
-    Parameters
-    ----------
-    title : str
-        A sentence that says what the numbers are.
-    columns : tuple of str
-    rows : tuple of tuples
-        Texts, numbers or None.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
 
 
 def edit_document(
@@ -41,6 +24,7 @@ def edit_document(
     tables: Sequence[EditTable] = (),
     samples: Sequence[Mapping[str, str]] = (),
     notes: Sequence[str] = (),
+    language: LanguageFigures | None = None,
 ) -> dict[str, Any]:
     """Return the JSON document of an edit.
 
@@ -64,6 +48,8 @@ def edit_document(
     samples : sequence of mapping, optional
         Texts ``before`` and ``after`` with their ``prompt``.
     notes : sequence of str, optional
+    language : LanguageFigures, optional
+        Eight figures of a changed language model.
     """
     return {
         "schema": SCHEMA,
@@ -86,4 +72,5 @@ def edit_document(
         ],
         "samples": [dict(s) for s in samples],
         "notes": list(notes),
+        "language": None if language is None else finite_json(language.json()),
     }

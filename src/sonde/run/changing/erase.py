@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from sonde.run.changing.acting import (
     side,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.edit_document import EditTable
+from sonde.run.changing.edit_table import EditTable
+from sonde.run.changing.language_figures import Efficacy
 from sonde.run.instruments.catalogue import find
 from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
@@ -165,6 +167,11 @@ def erase(
     except StateError as error:
         raise InputError(f"sonde edit erase: {error}") from error
     target = [side(found, part, *word, **options) for part, word in concept.sides().items()]
+
+    @cache
+    def probes() -> tuple[EditTable, Efficacy]:
+        return _probes(found, edit, place, concept, {"reducer": reducer, **reading})
+
     deed = Deed(
         word="erase",
         subject=subject,
@@ -176,7 +183,8 @@ def erase(
         sites=[place],
         places=[place],
         prompts=target[0].inputs,
-        tables=lambda: (_probes(found, edit, place, concept, {"reducer": reducer, **reading}),),
+        tables=lambda: (probes()[0],),
+        efficacy=lambda: probes()[1],
         notes=(f"{eraser.rank} of {len(eraser.mean)} directions are erased at {place}.",),
         n_rows=eraser.n,
         n_units=len(eraser.mean),
@@ -199,8 +207,8 @@ def _choice(model: Model) -> str:
 
 def _probes(
     model: Model, edit: Edit, site: str, concept: Concept, reading: dict[str, Any]
-) -> EditTable:
-    """Return the accuracy of probes at the site and at all later blocks, before and after."""
+) -> tuple[EditTable, Efficacy]:
+    """Return the accuracy of probes at the site and at all later blocks, and what is erased."""
     data, how = concept.rows("test", JUDGED)
     options = {**reading, **how}
     stream = read(model, data, sites=[site, "blocks"], **options)
@@ -214,12 +222,16 @@ def _probes(
         "edited site and at later sites; always predicting the commonest class reaches "
         f"{before[later[0]].majority:.3g}"
     )
-    columns = ("site", "linear before", "after", "two-layer before", "after")
+    columns = ("site", "linear before", "linear after", "two-layer before", "two-layer after")
     rows = tuple(
         (k, before[k].linear, after[k].linear, before[k].two_layer, after[k].two_layer)
         for k in later
     )
-    return EditTable(title, columns, rows)
+    chance, linear = before[later[0]].majority, (before[later[0]].linear, after[later[0]].linear)
+    known = linear[0] - chance
+    erased = (linear[0] - linear[1]) / known if known > 0 else float("nan")
+    meaning = "fraction of a linear probe's accuracy above chance that is gone at the site"
+    return EditTable(title, columns, rows), Efficacy(min(1.0, erased), meaning)
 
 
 def _any_erasure(width: int) -> Edit:

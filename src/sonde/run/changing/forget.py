@@ -15,9 +15,10 @@ from sonde.edit import (
     SelectiveDampening,
     forgotten,
 )
-from sonde.run.changing.acting import Change, idle_note, open_for_change
+from sonde.run.changing.acting import Change, idle_note, language_of, open_for_change
 from sonde.run.changing.acts import plan_act, plan_controls
-from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.edit_document import edit_document
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.judge import JudgedSide, judge
 from sonde.run.reading.notes import data_name
 from sonde.weights import Rewrite, save_edited
@@ -98,11 +99,12 @@ def forget(
     words = {"forget": data, "retain": kept, "held": held}
     sides = _sides(found, words, of_class, {**reading, "limit": limit})
     plan = rule.plan(found, sides)
+    act, calm = plan_act(found, plan), sides["retain"].first(JUDGED)
     judgement = judge(
         found,
-        plan_act(found, plan),
+        act,
         [JudgedSide("forget", sides["forget"].first(JUDGED), -1)],
-        sides["retain"].first(JUDGED),
+        calm,
         controls=plan_controls(found, plan),
         progress=progress,
     )
@@ -132,6 +134,7 @@ def forget(
         output=str(output),
         tables=tables_of(became),
         notes=_remarks(became),
+        language=language_of(found, act, judgement, calm),
         **told,
     )
     return Change({**document, "forgotten": became.json()}, output, judgement, notes)

@@ -79,6 +79,11 @@ class Judgement:
         Root mean square change of a state, in standard deviations along it; NaN if not measured.
     controls : tuple of float
         Effects of random changes of the same size.
+    separation : float, default=NaN
+        ``2 P - 1`` with P the probability that an example moves further in the requested direction
+        than an example of the opposite side, or of the neutral data: 0 for no change, 1 if all do.
+    kept : float, default=NaN
+        Fraction of the confident answers on neutral data that stay.
     """
 
     effect: Difference
@@ -87,6 +92,8 @@ class Judgement:
     kl: Difference
     size: float
     controls: tuple[float, ...]
+    separation: float = float("nan")
+    kept: float = float("nan")
 
     @property
     def control(self) -> tuple[float, float]:
@@ -137,6 +144,8 @@ class Judgement:
             "loss": asdict(self.loss),
             "kl": asdict(self.kl),
             "size": self.size,
+            "separation": self.separation,
+            "kept": self.kept,
             "control": control | {"effects": list(self.controls)},
             "beyond_control": self.beyond_control,
             "too_large": self.too_large,
@@ -187,13 +196,30 @@ def judge(
     with Bar("judge", total, shown=progress) as bar:
         trial = _ModelTrial(model, live_stream(model, neutral, logits_asked=True).logits_key, bar)
         plain = {side.name: trial.log_p(_unchanged(model), side.inputs) for side in target}
-        by_side = trial.rises(act, target, plain)
-        loss, kl = trial.damage(act, neutral)
+        rises = trial.rises(act, target, plain)
+        by_side = _differences(target, rises)
+        damage = trial.damage(act, neutral)
         effects = tuple(
-            _together(target, trial.rises(control, target, plain)).value for control in controls
+            _together(target, _differences(target, trial.rises(control, target, plain))).value
+            for control in controls
         )
     moved = change_size(model, act, neutral, sites) if sites else float("nan")
-    return Judgement(_together(target, by_side), by_side, loss, kl, moved, effects)
+    return Judgement(
+        _together(target, by_side),
+        by_side,
+        *damage.means(neutral),
+        moved,
+        effects,
+        _separation(target, rises, damage),
+        damage.kept,
+    )
+
+
+def measure_damage(model: Model, act: Act, neutral: Inputs) -> "Damage":
+    """Return what a change does to the answers on neutral data."""
+    logits = live_stream(model, neutral, logits_asked=True).logits_key
+    with Bar("judge", 2 * len(neutral), shown=False) as bar:
+        return _ModelTrial(model, logits, bar).damage(act, neutral)
 
 
 STRENGTHS = (8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09)
@@ -216,16 +242,14 @@ def largest_strength(
     sites : sequence of str
     """
     none, low, high = Difference(0.0, 0.0, 0), 0, len(STRENGTHS) - 1
-    logits = live_stream(model, neutral, logits_asked=True).logits_key
     while low < high:
         middle = (low + high) // 2
         act = act_of(STRENGTHS[middle])
         size = change_size(model, act, neutral, sites)
         small = Judgement(none, {}, none, none, size, ())
         if not small.too_large:
-            with Bar("strength", 2 * len(neutral), shown=False) as bar:
-                loss, kl = _ModelTrial(model, logits, bar).damage(act, neutral)
-            small = Judgement(none, {}, loss, kl, size, ())
+            damage = measure_damage(model, act, neutral).means(neutral)
+            small = Judgement(none, {}, *damage, size, ())
         low, high = (middle + 1, high) if small.too_large else (low, middle)
     return STRENGTHS[low]
 
@@ -254,19 +278,15 @@ class _ModelTrial:
 
     def rises(
         self, act: Act, target: Sequence[JudgedSide], plain: Mapping[str, Tensor]
-    ) -> dict[str, Difference]:
-        """Return the rise in log-probability of each side."""
-        return {
-            side.name: difference(
-                self.log_p(act, side.inputs) - plain[side.name], side.inputs.group_keys
-            )
-            for side in target
-        }
+    ) -> dict[str, Tensor]:
+        """Return the rise in log-probability of each example of each side."""
+        return {side.name: self.log_p(act, side.inputs) - plain[side.name] for side in target}
 
-    def damage(self, act: Act, inputs: Inputs) -> tuple[Difference, Difference]:
-        """Return the rise of cross-entropy and the divergence."""
+    def damage(self, act: Act, inputs: Inputs) -> "Damage":
+        """Return the rise of cross-entropy, the divergence and the answers that stay."""
         losses: list[Tensor] = []
         divergences: list[Tensor] = []
+        stay: list[Tensor] = []
         for batch in inputs.batches(0, len(inputs)):
             old, n = answers(self.model, self.model.module, batch, self.logits), len(batch)
             with act() as module:  # for one batch: an edit changes the model that runs above
@@ -274,9 +294,51 @@ class _ModelTrial:
             loss, kl = costs(old, new, n)
             losses.append(loss)
             divergences.append(kl)
+            stay.append(stays(old.log_p, new.log_p))
             self.bar.advance(2 * n)
+        return Damage(torch.cat(losses), torch.cat(divergences), torch.cat(stay))
+
+
+@dataclass(frozen=True, eq=False)
+class Damage:
+    """Rise of the cross-entropy and divergence of each example, and the confident answers.
+
+    Parameters
+    ----------
+    loss, kl : Float[Tensor, "example"]
+        In nats per answer.
+    stay : Bool[Tensor, "answer"]
+        Whether a confident answer is still the most likely one.
+    """
+
+    loss: Tensor
+    kl: Tensor
+    stay: Tensor
+
+    @property
+    def kept(self) -> float:
+        """Fraction of the confident answers that stay; NaN without one."""
+        return float(self.stay.double().mean())
+
+    def means(self, inputs: Inputs) -> tuple[Difference, Difference]:
+        """Return the mean rise of the cross-entropy and the mean divergence."""
         keys = inputs.group_keys
-        return difference(torch.cat(losses), keys), difference(torch.cat(divergences), keys)
+        return difference(self.loss, keys), difference(self.kl, keys)
+
+
+CONFIDENT = 0.3
+"""Least probability of an answer that a change should not replace."""
+
+
+def stays(old: Tensor, new: Tensor) -> Tensor:
+    """Return whether each confident answer is still the most likely, from log-probabilities.
+
+    Parameters
+    ----------
+    old, new : Float[Tensor, "answer classes"]
+    """
+    best, answer = old.max(1)
+    return (new.argmax(1) == answer)[best >= math.log(CONFIDENT)]
 
 
 def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
@@ -315,6 +377,22 @@ def _together(target: Sequence[JudgedSide], by_side: Mapping[str, Difference]) -
     parts = [(side.sign, by_side[side.name]) for side in target]
     se = math.sqrt(sum(d.se**2 for _, d in parts))
     return Difference(sum(sign * d.value for sign, d in parts), se, sum(d.n for _, d in parts))
+
+
+def _differences(
+    target: Sequence[JudgedSide], rises: Mapping[str, Tensor]
+) -> dict[str, Difference]:
+    return {s.name: difference(rises[s.name], s.inputs.group_keys) for s in target}
+
+
+def _separation(target: Sequence[JudgedSide], rises: Mapping[str, Tensor], damage: Damage) -> float:
+    """Return how surely an example of the target moves further than one of the others."""
+    ups = [rises[side.name] for side in target if side.sign > 0]
+    downs = [rises[side.name] for side in target if side.sign < 0]
+    others = [-damage.loss]
+    high, low = torch.cat(ups or others), torch.cat(downs or others)
+    high, low = high[~high.isnan()], low[~low.isnan()]
+    return float((high[:, None] - low).sign().double().mean())
 
 
 MOST_ROWS = 2048

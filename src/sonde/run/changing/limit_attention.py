@@ -10,7 +10,8 @@ from sonde.data import open_inputs
 from sonde.edit import LimitAttention
 from sonde.run.changing.acting import Change
 from sonde.run.changing.attention_costs import ALL, PatternCost, pattern_costs
-from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.edit_document import edit_document
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 

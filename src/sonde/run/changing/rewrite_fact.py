@@ -17,16 +17,19 @@ from sonde.run.changing.acting import (
     open_subject,
 )
 from sonde.run.changing.acts import plan_act, plan_controls
-from sonde.run.changing.edit_document import EditTable
-from sonde.run.changing.fact_figures import FactFigures, FactPrompts, measure_facts
+from sonde.run.changing.edit_table import EditTable
+from sonde.run.changing.fact_depths import restored_by_layer
+from sonde.run.changing.fact_prompts import FactPrompts, measure_facts
 from sonde.run.changing.judge import JudgedSide
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.tap import resolve
 from sonde.weights import RewritePlan
 
-DEPTH, DEPTHS = 1 / 3, (0.1, 0.2, 1 / 3, 0.5)
-"""Which block is changed if no layer is named, and which are tried if there are neighbours."""
+DEPTH, TRIED = 1 / 3, 4
+"""Depth of the changed block without neighbours, and how many are tried if there are some."""
+TRACED = 8
+"""Most facts that causal tracing runs."""
 LEAST = 2
 """Neighbours without which no layer is chosen by figures."""
 
@@ -65,8 +68,9 @@ def rewrite_fact(
     output : path
         Folder for the new model; ``sonde.undo`` takes the change back.
     layer : str, default="auto"
-        A linear layer; ``auto`` is the last of the block with the best figures on half of the
-        wordings and neighbours, or of the block a third of the way up without neighbours.
+        A linear layer. ``auto`` is the last of one of the four blocks that causal tracing ranks
+        first: the one with the best figures on half of the wordings and neighbours. Without
+        neighbours it is that of the block a third of the way up.
     ridge : float, default=1e-3
         Added to the second moment, in its mean entries.
     steps : int, default=25
@@ -102,7 +106,7 @@ def rewrite_fact(
     found = subject.model
     prompts = FactPrompts.of(found, asked)
     tried = prompts.n_neighbours >= LEAST and layer == "auto"
-    places = _layers(found, layer, DEPTHS if tried else (DEPTH,))
+    places = _layers(found, layer, asked, TRIED if tried else 1)
     search: dict[str, Any] = {"steps": steps, "largest": largest}
     how = {"sites": [f"{p}:in" for p in places], "reducer": "tokens", "split": "train"}
     stream = read(found, data, **how, **subject.options)
@@ -115,8 +119,8 @@ def rewrite_fact(
         ).plan(found, fitted)
         for place in places
     }
-    place, measured = _best(found, plans, prompts)
-    plan = plans[place]
+    place = _best(found, plans, prompts.half(0))
+    plan, held = plans[place], prompts if len(plans) == 1 else prompts.half(1)
     answers = FactAnswers(found, asked, PREFIXES)
     figures = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
     first, more = asked[0], f", and {len(asked) - 1} more" if len(asked) > 1 else ""
@@ -131,32 +135,21 @@ def rewrite_fact(
         sites=[f"{place}:out"],
         prompts=answers,
         tables=lambda: (
-            measured.table(),
-            EditTable("Result of the search, over several prefixes", ("", ""), figures),
+            EditTable("Result of the search, over several prefixes", ("figure", "value"), figures),
         ),
-        notes=(measured.verdict, *_chosen(places, place)),
+        facts=held,
+        notes=_chosen(places, place),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
 
-def _best(
-    model: Model, plans: Mapping[str, RewritePlan], prompts: FactPrompts
-) -> tuple[str, FactFigures]:
-    """Return the layer with the best worst figure, and its figures on the other half of prompts.
-
-    With one layer, its figures are of all prompts.
-    """
-    first = next(iter(plans))
-    if len(plans) == 1:
-        return first, measure_facts(model, plan_act(model, plans[first]), prompts)
-    held = prompts.half(0)
+def _best(model: Model, plans: Mapping[str, RewritePlan], prompts: FactPrompts) -> str:
+    """Return the layer with the best worst figure on prompts."""
 
     def merit(place: str) -> tuple[float, float]:
-        found = measure_facts(model, plan_act(model, plans[place]), held, write=False)
-        return found.worst[1], sum(found.named.values())
+        return measure_facts(model, plan_act(model, plans[place]), prompts).merit
 
-    place = max(plans, key=merit)
-    return place, measure_facts(model, plan_act(model, plans[place]), prompts.half(1))
+    return next(iter(plans)) if len(plans) == 1 else max(plans, key=merit)
 
 
 def _chosen(places: Sequence[str], place: str) -> list[str]:
@@ -164,13 +157,15 @@ def _chosen(places: Sequence[str], place: str) -> list[str]:
     if len(places) == 1:
         return []
     return [
-        f"{place} was chosen among {', '.join(places)} by the worst figure on half of the wordings "
-        "and neighbours; the figures are of the other half."
+        f"{place} was chosen among {', '.join(places)}, which causal tracing ranks first, by the "
+        "worst figure on half of the wordings and neighbours; the figures are of the other half."
     ]
 
 
-def _layers(model: Model, layer: str, depths: Sequence[float]) -> list[str]:
-    """Return the named layer, or the last linear layers of the blocks at some depths.
+def _layers(model: Model, layer: str, facts: Sequence[Fact], n: int) -> list[str]:
+    """Return the named layer, or ``n`` last linear layers of blocks.
+
+    Causal tracing ranks them; a single layer is the one at a third of the depth.
 
     Raises
     ------
@@ -179,10 +174,8 @@ def _layers(model: Model, layer: str, depths: Sequence[float]) -> list[str]:
     """
     if layer != "auto":
         return [resolve(model.module, layer)[0].path]
-    blocks = [site.path for site in resolve(model.module, "blocks")]
     places: dict[str, None] = {}
-    for depth in depths:
-        block = blocks[round(depth * (len(blocks) - 1))]
+    for block in (site.path for site in resolve(model.module, "blocks")):
         found = linear_layers(model.module, block)
         if not found:
             raise InputError(
@@ -190,4 +183,17 @@ def _layers(model: Model, layer: str, depths: Sequence[float]) -> list[str]:
                 "with --layer."
             )
         places[found[-1]] = None
-    return [*places]
+    last = [*places]
+    if n == 1 or len(last) <= n:
+        return last if len(last) <= n else [last[round(DEPTH * (len(last) - 1))]]
+    order = restored_by_layer(model, facts[:TRACED], last).argsort(descending=True).tolist()
+    return [last[i] for i in sorted(_apart(order, n, max(1, len(last) // 15)))]
+
+
+def _apart(order: Sequence[int], n: int, gap: int) -> list[int]:
+    """Return the first ``n`` numbers of an order, leaving out those within ``gap`` of another."""
+    found: list[int] = []
+    for i in order:
+        if all(abs(i - j) > gap for j in found):
+            found.append(i)
+    return found[:n]

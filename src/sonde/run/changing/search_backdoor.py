@@ -10,7 +10,8 @@ from sonde.data import ItemInputs, open_inputs
 from sonde.edit import BackdoorFinding, Triggered, find_backdoor, remove_backdoor
 from sonde.run.changing.acting import Change, idle_note
 from sonde.run.changing.acts import plan_act, plan_controls
-from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.edit_document import edit_document
+from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.judge import JudgedSide, Judgement, judge
 from sonde.run.reading.for_gradients import load_for_gradients
 from sonde.run.reading.notes import data_name

@@ -1,5 +1,6 @@
 """``sonde.steer``: move states along the direction between two data sets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,10 @@ from sonde.run.changing.acting import (
     some_inputs,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.judge import largest_strength
+from sonde.run.changing.edit_table import EditTable
+from sonde.run.changing.judge import JudgedSide, judge, largest_strength
+from sonde.run.changing.language_figures import writes_texts
+from sonde.run.changing.written_texts import measure_writing, prompts_of
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.notes import data_name
 from sonde.tap.model.sites import resolve
@@ -34,6 +38,8 @@ from sonde.weights import fold_edit
 Way = Literal["mean_difference", "pca_difference", "probe"]
 DEPTH = 0.5
 """Depth of the block that is steered by default, as a share of all blocks."""
+FEW, REQUESTED, SHORT = 8, 4, 24
+"""Examples of a side, requests and tokens by which several strengths are compared."""
 VECTOR_STRENGTH = 2.0
 """Default strength of a control vector, which is not judged."""
 
@@ -212,8 +218,42 @@ def _deed(
         sites=[site],
         places=[site],
         prompts=target[1].inputs,
+        tables=lambda: _by_strength(
+            subject, steering, site, strength, [*zip(target, sides, strict=True)]
+        ),
         notes=(f"{strength:g} standard deviations are added after {site}.",),
     )
+
+
+def _by_strength(
+    subject: Subject,
+    steering: SteeringDirection,
+    site: str,
+    strength: float,
+    target: Sequence[tuple[JudgedSide, Any]],
+) -> Sequence[EditTable]:
+    """Return what a language model gains and loses at half, the same and twice the strength."""
+    model = subject.model
+    if not writes_texts(model):
+        return ()
+    options = {**subject.options, "limit": FEW}
+    sides = [side(model, one.name, data, one.sign, **options) for one, data in target]
+    rows: list[tuple[float, ...]] = []
+    for scale in (0.5, 1.0, 2.0):
+        act = edit_act(model, steering.edit(scale * strength), [site])
+        judged = judge(model, act, sides, sides[-1].inputs, progress=False)
+        wrote = measure_writing(model, act, prompts_of(model)[:REQUESTED], n_tokens=SHORT)
+        fluency = wrote.entropy[1] / wrote.entropy[0] if wrote.entropy[0] > 0 else float("nan")
+        rows.append(
+            (scale * strength, judged.effect.value, judged.separation, wrote.kept, fluency,
+             wrote.loss[1] - wrote.loss[0])
+        )  # fmt: skip
+    columns = ("strength", "effect, nats", "separation", "tokens kept", "fluency", "rise of loss")
+    title = (
+        "What grows with the strength: the effect on the two sides; the model's own next tokens "
+        "that stay; entropy of what it writes, over that before; and the old model's loss on it"
+    )
+    return (EditTable(title, columns, tuple(rows)),)
 
 
 def _require_foldable(model: Model, site: str) -> None:
