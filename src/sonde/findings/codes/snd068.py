@@ -8,7 +8,7 @@ from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
-from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural
@@ -32,6 +32,8 @@ class SND068(Rule):
     family : float, default=0.05
         Level over all changes tried, for a change that is tried first because of the weights or of
         the model's kind.
+    slight : float, default=0.1
+        Gain of a regression's R^2 below which the finding is a note.
     """
 
     share: float = 0.1
@@ -39,6 +41,7 @@ class SND068(Rule):
     right: float = 0.02
     level: float = 0.001
     family: float = 0.05
+    slight: float = 0.1
 
     title: ClassVar[str] = "A small change to one part of the model restores its answers"
     theme: ClassVar[Theme] = "run"
@@ -54,19 +57,23 @@ class SND068(Rule):
     how: ClassVar[str] = (
         "Tested if a classifier is less accurate than a probe of its layers or wrong on a tenth "
         "of the rows (with less than 200,000 weights: on 3 %), if a regression has larger "
-        "errors than such a probe, and always for language models, within the budget of trials "
+        "errors than such a probe (with less than 200,000 weights: R^2 below 0.97), and always "
+        "for language models, within the budget of trials "
         "(a few times the cost of one forward pass over the data; --deep removes the limit). Up "
         "to 256 rows (768 for a model of less than 200,000 weights), or 32 texts of 128 tokens: "
         "on half of them parts of blocks are left out, weakened, amplified or inverted, and "
         "activations, the eps of norms, the base and layout of rotated positions, the order of "
-        "blocks and layers of one shape are exchanged. The best change is judged on the other "
+        "blocks and layers of one shape are exchanged; in single modules, weights of two modules "
+        "of one shape are exchanged, square weights transposed, weights rescaled, gates of "
+        "recurrent layers reordered, inputs added to outputs, stored means and standard "
+        "deviations replaced by those of the rows, and the flags and options that a module's "
+        "code reads get their other values. The best change is judged on the other "
         "half: its loss must be a tenth (of tokens a twentieth) below that of the model at its "
         "best temperature (signed ranks, 0.1 %; for another pooling, and for an order of blocks "
         "that the weights suggest, 5 % over the number of changes tried if that is more; or a "
         "sign test of answers that become correct, 0.05 %), and a classifier's accuracy must "
-        "rise by 2 percentage points. A language model with the change must still not see later "
-        "tokens, and must beat the tokens' "
-        "frequencies."
+        "rise by 2 percentage points; a gain of R^2 below 0.1 is a note. A language model with the "
+        "change must still not see later tokens, and must beat the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
         "A small model with too little training can gain from a weaker block."
@@ -110,11 +117,13 @@ class SND068(Rule):
         rows = plural(n, "text" if found.of_tokens else "row")
         rest = f"({rows} held out from the choice, of {found.n_tried} changes tried)."
         path = change.paths[0]
+        is_slight = trial is not None and trial.measure == "error" and trial.gain < self.slight
         return self.raised_with(
-            "warning",
+            "note" if is_slight else "warning",
             sentence(f"{text} {rest}"),
             figure,
             sites=(path,) if path != "logits" else (),
+            location=Location(modules=change.paths) if path != "logits" else Location(answers=True),
             effect=min(1.0, figure.value),
             next=read_command(path) if path != "logits" else None,
             fix=f"{change.line}: {words}.",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.modules.altered_weights import Altered, AlteredWeights
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Breaks, Check, Explains, Figure, Location, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, percent, plural
@@ -30,7 +31,7 @@ class SND084(Rule):
     symptoms: ClassVar[tuple[Symptom, ...]] = ("near chance", "quantised", "untrained")
     breaks: ClassVar[Breaks] = "perhaps all answers"
     explains: ClassVar[tuple[Explains, ...]] = (
-        Explains(("SND012", "SND037", "SND039"), levels=("warning", "error")),
+        Explains((*OF_PARTS, "SND015", "SND068"), levels=SERIOUS),
     )
     why: ClassVar[str] = (
         "Training leaves different numbers in every layer. A weight of few distinct values, or "

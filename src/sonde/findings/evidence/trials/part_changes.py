@@ -229,7 +229,8 @@ def hooked(modules: Sequence[nn.Module], change: Callable[[Any, Tensor], Tensor]
 
 
 @contextmanager
-def _with_values(owners: Sequence[tuple[Any, str]], values: Sequence[Any]) -> Iterator[None]:
+def with_values(owners: Sequence[tuple[Any, str]], values: Sequence[Any]) -> Iterator[None]:
+    """Give attributes of some objects other values, and put them back."""
     before = [getattr(owner, name) for owner, name in owners]
     try:
         for (owner, name), value in zip(owners, values, strict=True):
@@ -321,7 +322,7 @@ def _epsilons(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
                 f"eps {eps:g} for {value:g} in {len(paths)} {kind}",
                 f"{paths[0]}.{field} = {eps:g}" + (", and in the others" if len(paths) > 1 else ""),
                 tuple(paths),
-                partial(_with_values, owners, [eps] * len(owners)),
+                partial(with_values, owners, [eps] * len(owners)),
             )
 
 

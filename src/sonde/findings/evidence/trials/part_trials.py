@@ -29,6 +29,7 @@ from sonde.findings.evidence.trials.part_changes import (
     part_changes,
 )
 from sonde.findings.evidence.trials.tempered_loss import crossed_loss
+from sonde.findings.evidence.trials.weight_changes import weight_changes
 from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
@@ -147,8 +148,10 @@ def _suffers(evidence: Evidence) -> str:
 
 
 def _may_gain(evidence: Evidence, reason: str) -> bool:
-    """Return whether a classifier that matches its probe has an accuracy below 97 %."""
-    found = class_answers(evidence)
+    """Return whether a model that matches its probe has an accuracy or R^2 below 97 %."""
+    found, numbers = class_answers(evidence), number_answers(evidence)
+    if reason == ERRS and not isinstance(numbers, str):
+        return float(numbers.own.mean()) > (1 - BETTER) * float(numbers.mean.mean())
     return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
 
 
@@ -167,7 +170,9 @@ def _searched(
         (answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))),
         key=lambda c: float(runs.loss_of(c, own, even).mean()),
     )
-    every, budget = part_changes(stream), evidence.budget
+    names = stream.probe.names
+    ran = {n: m for n, m in names.modules.items() if n and stream.probe.calls(n) == 1}
+    every, budget = [*part_changes(stream), *weight_changes(ran)], evidence.budget
     length = small.length or 1
     rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
     few = runs.few(even[:rows])
