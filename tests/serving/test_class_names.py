@@ -12,6 +12,7 @@ from sonde.core.errors import InputError
 from sonde.detect import Mahalanobis
 from sonde.serving.class_names import class_index
 from sonde.serving.served import ServedModel
+from sonde.store import Store, write_store
 
 COLUMNS = ["a", "b", "c"]
 
@@ -34,6 +35,16 @@ def fitted_on(tmp_path, model, names):
         writer.writerows([*row, names[row.index(max(row))]] for row in x.tolist())
     stream = sonde.read(model, tmp_path / "rows.csv", sites=["1"], number_columns="a,b,c")
     return sonde.fit(Mahalanobis(), stream, progress=False)
+
+
+@pytest.mark.parametrize("names", [["ant", "bee", "cow"], ["low", "mid", "high"]])
+def test_a_fit_from_a_store_knows_whose_the_labels_are(tmp_path, names):
+    live = fitted_on(tmp_path, net(), names)
+    stream = sonde.read(net(), tmp_path / "rows.csv", sites=["1"], number_columns="a,b,c")
+    write_store(stream, tmp_path / "acts")
+    stored = sonde.fit(Mahalanobis(), Store(tmp_path / "acts"), progress=False)
+    for fitted in (live, stored):
+        assert fitted.header["data"].get("own_labels", False) == (names[0] == "ant")
 
 
 def first_answers(model, probe=None, **options):

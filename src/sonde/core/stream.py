@@ -60,6 +60,11 @@ class Stream(OneLine, ABC):
         """True if the data's class numbers are known to be the model's class numbers."""
         return False
 
+    @property
+    def labels_number_outputs(self) -> bool:
+        """True if the labels, in their order, name the outputs of a model without names."""
+        return False
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, the examples ``[start, stop)`` of the planned order.

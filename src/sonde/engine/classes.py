@@ -122,6 +122,11 @@ class RenumberedStream(DerivedStream):
         """False: the class numbers were taken from another stream."""
         return False
 
+    @property
+    def labels_number_outputs(self) -> bool:
+        """False: the class numbers were taken from another stream."""
+        return False
+
     def changed(self, batch: Batch) -> Batch:
         """Return a batch with the class numbers of ``names``."""
         return replace(batch, label=self._number[batch.label])

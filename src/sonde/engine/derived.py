@@ -52,6 +52,11 @@ class DerivedStream(Stream):
         return self.inner.own_labels
 
     @property
+    def labels_number_outputs(self) -> bool:
+        """True if the labels, in their order, name the outputs of a model without names."""
+        return self.inner.labels_number_outputs
+
+    @property
     def source_rows(self) -> np.ndarray | None:
         """Index of the data item of each example."""
         return self.inner.source_rows

@@ -71,6 +71,7 @@ def planned(
         files={n: hashlib.blake2b(c, digest_size=16).hexdigest() for n, c in beside.items()},
         label_names=stream.label_names,
         own_labels=stream.own_labels,
+        labels_number_outputs=stream.labels_number_outputs,
         behaviour=stream.behaviour,
     )
 

@@ -142,6 +142,11 @@ class Cleared(Stream):
         return self.store.own_labels
 
     @property
+    def labels_number_outputs(self) -> bool:
+        """True if the labels, in their order, name the outputs of a model without names."""
+        return self.store.labels_number_outputs
+
+    @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
         """Index of the data item of each example."""
         found = self.store.source_rows

@@ -61,6 +61,8 @@ class Manifest:
         The name of each class number; empty if only the numbers are known.
     own_labels : bool, default=False
         Whether class numbers are those of the model.
+    labels_number_outputs : bool, default=False
+        Whether the labels, in their order, name the outputs of a model without names.
     behaviour : dict or None, default=None
         States of a few drawn inputs, by which the model is recognised.
     n_sites, n_data : int
@@ -82,6 +84,7 @@ class Manifest:
     source_rows: Int[np.ndarray, "_example"] | None = None
     label_names: tuple[str, ...] = ()
     own_labels: bool = False
+    labels_number_outputs: bool = False
     behaviour: dict[str, Any] | None = None
     n_sites: int = 0
     n_data: int = 0
@@ -111,6 +114,7 @@ class Manifest:
             "files": self.files,
             "label_names": list(self.label_names),
             "own_labels": self.own_labels,
+            **({"labels_number_outputs": True} if self.labels_number_outputs else {}),
             "n_sites": self.n_sites,
             "n_data": self.n_data,
             **({} if self.behaviour is None else {"behaviour": self.behaviour}),
@@ -158,6 +162,7 @@ def read_manifest(directory: Path) -> Manifest:
             files={str(k): str(v) for k, v in raw["files"].items()},
             label_names=tuple(str(name) for name in raw.get("label_names", ())),
             own_labels=bool(raw.get("own_labels", False)),
+            labels_number_outputs=bool(raw.get("labels_number_outputs", False)),
             n_sites=_further(raw["n_sites"]),
             n_data=_further(raw["n_data"]),
             behaviour=None if raw.get("behaviour") is None else dict(raw["behaviour"]),

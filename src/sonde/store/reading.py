@@ -308,6 +308,11 @@ class Store(Stream):
         """True if class numbers are those of the model in all data sets."""
         return all(part.manifest.own_labels for part in self._sets)
 
+    @property
+    def labels_number_outputs(self) -> bool:
+        """True if the labels, in their order, name the outputs of a model without names."""
+        return all(part.manifest.labels_number_outputs for part in self._sets)
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of the streams that wrote the store."""
         keys = [s.key for s in self.schema]

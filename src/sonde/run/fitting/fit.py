@@ -27,7 +27,6 @@ from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.hand_out import gathered
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.reading.checking import check_rows
-from sonde.run.reading.class_order import numbers_outputs
 
 DEFAULT_HELD = 0.2
 
@@ -118,7 +117,7 @@ def fit(
     with held(place), gathered(crew, settings.threads):
         states, units, counters, sample = _all_passes(settled, settings, unit_size, place)
     header = make_header(settled.stream, units, counters, settled.split)
-    if numbers_outputs(settled.stream):
+    if settled.stream.labels_number_outputs:
         header["data"][OWN_LABELS] = True
     return Fitted(settled.tasks, states, header, settled.split, sample)
 

@@ -30,15 +30,13 @@ def stream_in_sorted_order(stream: Stream) -> Stream:
     return replace(stream, inputs=in_sorted_order(stream.model, stream.inputs, stream.seed))
 
 
-def numbers_outputs(stream: Stream) -> bool:
+def numbers_outputs(stream: LiveStream) -> bool:
     """Return whether a stream's labels number the outputs of a model that does not name them.
 
     Labels that are names are held against the model's answers, as ``in_sorted_order`` does it.
     """
-    if len(stream.label_names) < 2:
+    if len(stream.label_names) < 2 or not isinstance(stream.inputs, ItemInputs):
         return False
-    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
-        return False  # rows of a store say nothing of the model's own names
     is_unnamed = stream.model.task != "causal" and class_names(stream.model) is None
     return is_unnamed and in_sorted_order(stream.model, stream.inputs, stream.seed).own_labels
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sonde.data import check_data, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
 from sonde.data.table_alone import TableAlone, is_table, table_model
 from sonde.data.text_encoding import context_of
+from sonde.run.reading.class_order import numbers_outputs
 from sonde.run.reading.load import load
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay, weight_stream
@@ -163,7 +165,7 @@ def read(
     options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
     inputs = _opened(live, data, {**_room(settings or {}), **options})
     live = reader_of(live, inputs)
-    return live_stream(
+    stream = live_stream(
         live,
         inputs if settings is None else _continued(live, inputs, settings, seed),
         sites,
@@ -180,6 +182,7 @@ def read(
         check=check,
         sinks=sinks,
     )
+    return replace(stream, label_check=numbers_outputs)
 
 
 def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:

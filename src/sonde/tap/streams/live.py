@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -184,6 +184,8 @@ class LiveStream(Stream):
     sinks : str, default="auto"
         Tokens with massive states that are left out: ``first``, ``special``, both with a comma, or
         ``keep`` for none; ``auto`` finds them from the first examples.
+    label_check : function, optional
+        Says whether the stream's labels number the outputs of a model without names; None says no.
     """
 
     model: Model
@@ -202,6 +204,7 @@ class LiveStream(Stream):
     logits_output: str | None = None
     logits_asked: bool = False
     sinks: str = AUTO
+    label_check: "Callable[[LiveStream], bool] | None" = None
 
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
@@ -268,6 +271,11 @@ class LiveStream(Stream):
     def source_rows(self) -> np.ndarray | None:
         """Index of the data item of each example or chunk."""
         return self.inputs.source_rows
+
+    @cached_property
+    def labels_number_outputs(self) -> bool:
+        """True if the labels, in their order, name the outputs of a model without names."""
+        return self.label_check is not None and self.label_check(self)
 
     @cached_property
     def head(self) -> Head | None:
