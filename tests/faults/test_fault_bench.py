@@ -67,6 +67,17 @@ def test_every_fault_ends_in_the_same_bytes_or_a_clear_error(kinds, least, unche
 
 @pytest.mark.slow
 @LINUX
+@pytest.mark.truth("the answers that were told before the fault")
+def test_a_server_survives_kills_and_damage_of_its_changes():
+    code, figures, said = bench("--small", "--only", "serve")
+    assert code == 0, said
+    assert figures["SIGKILL", "serve"] == [2, 2, 2, 0, 0, 0]
+    assert figures["a flipped byte", "serve: changes"] == [1, 1, 0, 1, 0, 0]
+    assert figures["a truncated file", "serve: changes"] == [1, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.slow
+@LINUX
 @pytest.mark.truth("commits that are broken on purpose")
 def test_a_sonde_that_counts_twice_or_forgets_is_caught():
     broken = str(Path(__file__).with_name("broken.py"))

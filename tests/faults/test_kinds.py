@@ -73,6 +73,6 @@ def test_a_new_writer_is_seen(tmp_path):
 
 
 def test_no_kind_is_both_tried_and_not():
-    tried = {p.writer for of in (kinds.FINISHED, kinds.OF_A_RUN, kinds.OF_A_STORE)
-             for p in of.values()}  # fmt: skip
+    every = (kinds.FINISHED, kinds.OF_A_RUN, kinds.OF_A_STORE, kinds.OF_A_SERVER)
+    tried = {part.writer for of in every for part in of.values()}
     assert not tried & kinds.NOT_TRIED.keys()

@@ -45,7 +45,9 @@ def test_two_nodes_answer_with_the_same_numbers(tmp_path, monkeypatch):
 
             every, until = [], time.monotonic() + 100
             with ThreadPoolExecutor(4) as pool:
-                while not (log / "1").is_dir():  # until the second replica has answered, too
+                while not any(
+                    (log / "1").glob("*.sonde")
+                ):  # until the second replica has answered, too
                     assert time.monotonic() < until
                     every += pool.map(answers, range(8))
             assert [a["p"] for a in every[0]] == [a["p"] for a in wanted]

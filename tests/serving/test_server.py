@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -137,7 +137,12 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
         idle = http.client.HTTPConnection("127.0.0.1", server.port)
         idle.request("GET", "/v2/health/live")
         assert idle.getresponse().read()
-        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as slow,
+            socket.create_connection(("127.0.0.1", server.port)) as endless,
+            socket.create_connection(("127.0.0.1", server.port)) as silent,
+        ):
+            endless.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n")
             head = (
                 "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                 f"Authorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n{{"
@@ -148,6 +153,10 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
             slow.settimeout(30)
             answer = slow.recv(4096).decode()
             assert re.match(r"HTTP/1.1 408 ", answer), answer
+            for other in (endless, silent):
+                other.settimeout(30)
+                assert other.recv(4096).startswith(b"HTTP/1.1 408 ")
+                assert other.recv(1) == b""
             assert time.monotonic() - began < 25
         connection = idle.sock
         idle.request("GET", "/v2/health/live")
@@ -158,6 +167,20 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
             large.sendall(head.replace("1000", "99999999999").encode())
             large.settimeout(30)
             assert "413" in large.recv(4096).decode().splitlines()[0]
+
+
+def test_connections_beyond_the_limit_are_refused():
+    with running("--connections", 4) as server:
+        address = ("127.0.0.1", server.port)
+        with ExitStack() as stack:
+            time.sleep(0.2)  # what asked whether the server is ready has gone
+            for _ in range(4):
+                stack.enter_context(socket.create_connection(address))
+            time.sleep(0.2)
+            more = stack.enter_context(socket.create_connection(address))
+            assert more.recv(4096).startswith(b"HTTP/1.1 503 ")
+        time.sleep(0.2)
+        assert server.ask("/predict", body_of(2, 0))[0] == 200
 
 
 def test_a_calibration_is_taken_without_a_restart(probe_file, tmp_path):

@@ -13,6 +13,7 @@ from kill_case import Killed, killed_at
 from serving_case import asked, net, probe, rows, served
 from sonde.core.batch import Batch
 from sonde.run.fitting.fitted import Fitted
+from sonde.serving.replica_folder import ReplicaFolder
 from sonde.serving.traffic import Schedule, Traffic, describe
 
 
@@ -83,13 +84,13 @@ def batch_of(n, start, seed):
 def test_a_restart_goes_on_with_the_file_and_tells_of_the_kill(model, tmp_path):
     stream = sonde.read(model, rows(2, 0), sites=["1", "2"])
     schedule = Schedule(commit_seconds=3.0)
-    killed = Traffic(tmp_path, stream, schedule)
+    killed = Traffic(ReplicaFolder(tmp_path), stream, schedule)
     killed.add(batch_of(300, 0, 1))
     assert killed.commit()
     assert not killed.commit(), "nothing new"
     killed.add(batch_of(40, 300, 2))
-    killed._held.close()  # the process ends without a commit
-    after = Traffic(tmp_path, stream, schedule)
+    killed._own.close()  # the process ends without a commit
+    after = Traffic(ReplicaFolder(tmp_path), stream, schedule)
     assert after.path == killed.path
     after.add(batch_of(25, 340, 3))
     after.close()
@@ -107,18 +108,18 @@ def test_a_restart_goes_on_with_the_file_and_tells_of_the_kill(model, tmp_path):
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, -3.0])
 def test_a_clock_that_jumps_loses_and_repeats_nothing(model, tmp_path, monkeypatch, jump):
     stream, true = sonde.read(model, rows(2, 0), sites=["1", "2"]), time.time
-    traffic = Traffic(tmp_path, stream, Schedule())
+    traffic = Traffic(ReplicaFolder(tmp_path), stream, Schedule())
     traffic.add(batch_of(30, 0, 1))
     assert traffic.commit()
     monkeypatch.setattr(time, "time", lambda: true() + jump)
     traffic.add(batch_of(20, 30, 2))
     assert traffic.commit()
     traffic.close()
-    again = Traffic(tmp_path, stream, Schedule())
+    again = Traffic(ReplicaFolder(tmp_path), stream, Schedule())
     again.add(batch_of(7, 50, 3))
     again.close()
     monkeypatch.undo()
-    last = Traffic(tmp_path, stream, Schedule())
+    last = Traffic(ReplicaFolder(tmp_path), stream, Schedule())
     last.add(batch_of(5, 57, 4))
     last.close()
     found = [Fitted.load(path) for path in sorted(tmp_path.rglob("*.sonde"))]
@@ -130,7 +131,7 @@ def test_a_clock_that_jumps_loses_and_repeats_nothing(model, tmp_path, monkeypat
 
 def test_two_servers_on_one_folder_write_files_of_their_own(model, tmp_path):
     stream = sonde.read(model, rows(2, 0), sites=["1", "2"])
-    both = [Traffic(tmp_path, stream, Schedule()) for _ in range(2)]
+    both = [Traffic(ReplicaFolder(tmp_path), stream, Schedule()) for _ in range(2)]
     for number, one in enumerate(both):
         one.add(batch_of(30, 1000 * number, number))
     for one in both:
@@ -143,7 +144,7 @@ def test_two_servers_on_one_folder_write_files_of_their_own(model, tmp_path):
 
 def test_a_period_ends_after_its_inputs(model, tmp_path):
     stream = sonde.read(model, rows(2, 0), sites=["1", "2"])
-    traffic = Traffic(tmp_path, stream, Schedule(period_inputs=50))
+    traffic = Traffic(ReplicaFolder(tmp_path), stream, Schedule(period_inputs=50))
     for number in range(4):
         traffic.add(batch_of(25, 25 * number, number))
     traffic.close()
@@ -155,7 +156,7 @@ def test_a_full_disk_keeps_the_traffic_in_memory(model, tmp_path, monkeypatch):
     from sonde.files import durable
 
     stream = sonde.read(model, rows(2, 0), sites=["1", "2"])
-    traffic = Traffic(tmp_path, stream, Schedule())
+    traffic = Traffic(ReplicaFolder(tmp_path), stream, Schedule())
     traffic.add(batch_of(30, 0, 0))
 
     def full(descriptor, content):
@@ -176,7 +177,7 @@ def test_a_kill_inside_a_commit_leaves_one_whole_file(model, tmp_path):
     n, is_killed, kept = 0, True, []
     while is_killed:
         n += 1
-        traffic = Traffic(tmp_path / f"{n}", stream, Schedule())
+        traffic = Traffic(ReplicaFolder(tmp_path / f"{n}"), stream, Schedule())
         traffic.add(batch_of(30, 0, 1))
         assert traffic.commit()
         traffic.add(batch_of(20, 30, 2))
@@ -186,9 +187,9 @@ def test_a_kill_inside_a_commit_leaves_one_whole_file(model, tmp_path):
                 is_killed = False
             except Killed:
                 pass
-        traffic._held.close()  # the system lets go of the lock of a process that is gone
+        traffic._own.close()  # the system lets go of the lock of a process that is gone
         kept.append(Fitted.load(one_file(tmp_path / f"{n}")).header["data"]["n_examples"])
-        after = Traffic(tmp_path / f"{n}", stream, Schedule())
+        after = Traffic(ReplicaFolder(tmp_path / f"{n}"), stream, Schedule())
         after.add(batch_of(7, 50, 3))
         after.close()
         found = Fitted.load(one_file(tmp_path / f"{n}"))

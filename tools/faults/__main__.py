@@ -20,6 +20,7 @@ from tools.faults.disturbing import (
 )
 from tools.faults.jobs import Bench, Job, Sizes, Undisturbed, prepare, undisturbed
 from tools.faults.killing import kill_trials, worker_trials
+from tools.faults.serving import damaged_servers, killed_servers
 from tools.faults.trial import Trial, table
 
 FULL, QUICK = Sizes(12_000, 20_000, 6_000, 1024), Sizes(2_000, 9_000, 400, 1024)
@@ -34,7 +35,7 @@ SHARES = {
 }
 QUICK_SHARES = {"fit": 3, "read": 2, "merge": 1}
 WORKER_SHARES = {"fit --workers 2": 7, "read --workers 2": 3}
-KINDS = ("kill", "workers", "disk", "damage", "stores", "writers", "data")
+KINDS = ("kill", "workers", "disk", "damage", "stores", "writers", "data", "serve")
 
 
 def shares(n: int, quick: bool) -> dict[str, int]:
@@ -117,6 +118,11 @@ class Trials:
             yield from two_writers(*self.undisturbed(name, forked=True))
         for name in ("fit",) if self.quick else ("fit", "read"):
             yield from other_writer(*self.undisturbed(name, forked=True))
+
+    def _serve(self) -> Iterator[Trial]:
+        bench = self.bench.forked() if self.quick else self.bench
+        yield from killed_servers(bench, self.rng, 2 if self.quick else 10)
+        yield from damaged_servers(bench, Faults(self.rng, quick=False))
 
     def _data(self) -> Iterator[Trial]:
         for name in ("fit", "read"):

@@ -129,6 +129,10 @@ OF_A_STORE: Mapping[str, Part] = {
     "rows": Part("rows/pooled/*", "store._files:RangeFiles.__init__"),
 }
 
+OF_A_SERVER: Mapping[str, Part] = {
+    "serve: changes": Part("traffic/0/changes.json", "serving.kept:write_kept"),
+}
+
 NOT_TRIED: Mapping[str, str] = {
     "files.durable:atomic_write": "writes for all others",
     "files.state_file:write_state": "writes for all others",
@@ -140,6 +144,7 @@ NOT_TRIED: Mapping[str, str] = {
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
+    "serving.peers:Peers._write": "every second anew: tests/serving/test_replicas.py",
     "run.passes.ledger:Ledger.adopt": "a state of the run that another machine wrote",
     "run.passes.ranges:token_in": "an empty file that goes with the run",
     "store.growing:_commit": "the manifest once more, with what was added",
@@ -166,5 +171,5 @@ NOT_TRIED: Mapping[str, str] = {
 
 def writers() -> set[str]:
     """Return every function that is named here."""
-    parts = (*FINISHED.values(), *OF_A_RUN.values(), *OF_A_STORE.values())
+    parts = (*FINISHED.values(), *OF_A_RUN.values(), *OF_A_STORE.values(), *OF_A_SERVER.values())
     return {part.writer for part in parts} | NOT_TRIED.keys()

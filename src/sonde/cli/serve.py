@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli.console import note
 from sonde.cli.options import (
     DataReading,
     DeviceWord,
@@ -105,6 +104,16 @@ class Serve:
     queue: Annotated[
         int, tyro.conf.arg(help="largest number of waiting inputs; further requests get status 429")
     ] = 1024
+    connections: Annotated[
+        int, tyro.conf.arg(help="largest number of open connections of a replica")
+    ] = 512
+    stall: Annotated[
+        float,
+        named(
+            "SECONDS",
+            "time of one forward pass after which /v2/health/live answers 503 (default: 120)",
+        ),
+    ] = 120.0
     max_body: Annotated[
         str, named("SIZE", "largest size of a request, e.g. 8MiB (default: 8MiB)")
     ] = "8MiB"
@@ -140,8 +149,6 @@ class Serve:
             ) from None
         settings = self._settings()
         check(settings)
-        if not self.printing.quiet:
-            note(f"serving {self.model} at http://{self.host}:{self.port} (Ctrl-C ends)")
         if self.runner == "ray":
             from sonde.serving.replicas import run_on_ray
 
@@ -178,12 +185,15 @@ class Serve:
             replicas=self.replicas,
             threads=self.threads,
             keep_inputs=self.keep_inputs,
+            stall=self.stall,
+            quiet=self.printing.quiet,
             limits=Limits(
                 body_bytes=parse_bytes(self.max_body),
                 pixels=self.max_pixels,
                 batch=self.batch,
                 wait_seconds=self.wait,
                 queue=self.queue,
+                connections=self.connections,
                 tokens=self.reading.max_length,
             ),
             schedule=Schedule(self.commit, self.period, self.period_inputs),

@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from sonde.serving.bodies import (
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
+from sonde.serving.other_pages import OwnPagesMiddleware
 from sonde.serving.refusals import Refusal, frames_of
 from sonde.serving.served import Answer
 from sonde.serving.service import Service
@@ -46,6 +46,8 @@ from sonde.serving.traffic import Schedule
 _log = logging.getLogger("sonde")
 ID_BYTES, IDS = 8, 256
 """Random bytes in the name of a request; names that are drawn at once."""
+STALL_SECONDS, PATIENCE = 120.0, 0.1
+"""Seconds of a forward pass that hangs; and how often a waiting client is looked at."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -63,6 +65,8 @@ def app(
     calibrate: str | Path | None = None,
     keep_inputs: int = 0,
     registry: Any = None,
+    shared: str | Path | None = None,
+    stall_seconds: float = STALL_SECONDS,
     **options: Any,
 ) -> Starlette:
     """Return the ASGI application that serves a model with its fitted detectors.
@@ -92,6 +96,11 @@ def app(
         Inputs of the last alarms that the dashboard may show.
     registry : prometheus_client.CollectorRegistry, optional
         Where metrics are registered; by default one of its own.
+    shared : path or None, default=None
+        Folder through which several replicas of one server share feedback, changes and metrics;
+        with ``log`` that folder is used. None for a single replica.
+    stall_seconds : float, default=120.0
+        After how many seconds of one forward pass the server counts as hanging.
     **options
         Named options of ``sonde.read`` that say how items become inputs, such as
         ``number_columns`` or ``image_size``.
@@ -119,20 +128,27 @@ def app(
         calibrate=calibrate,
         keep_inputs=keep_inputs,
         registry=registry,
+        shared=shared,
+        stall_seconds=stall_seconds,
         options=options,
     )
     handlers = _Handlers(service, limits)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.start()
+        if shared is None:
+            service.start()
+        else:  # other replicas answer meanwhile
+            await service.loaded()
         yield
         await service.stop()
 
-    middleware = [] if token is None else [Middleware(TokenMiddleware, token=token)]  # type: ignore[arg-type]
+    guard: Any = Middleware(OwnPagesMiddleware)  # type: ignore[arg-type]
+    if token is not None:
+        guard = Middleware(TokenMiddleware, token=token)  # type: ignore[arg-type]
     made = Starlette(
         routes=handlers.routes(),
-        middleware=middleware,
+        middleware=[guard],
         lifespan=lifespan,
         exception_handlers={404: _no_address, 405: _no_address},
     )
@@ -224,8 +240,12 @@ class _Handlers:
         return handle
 
     async def live(self, _: Request) -> Response:
-        """Report that the process is running."""
-        return JSONResponse({"live": True})
+        """Report whether the process runs and no forward pass hangs."""
+        if not self.service.is_stalled:
+            return JSONResponse({"live": True})
+        seconds = f"{self.service.stalled_for:.0f}"
+        error = f"A forward pass has been running for {seconds} s. Restart the server."
+        return JSONResponse({"live": False, "error": error}, 503)
 
     async def ready(self, _: Request) -> Response:
         """Report whether the model can answer."""
@@ -265,7 +285,7 @@ class _Handlers:
         found = parse_json(body)
         rows = self.service.rows()
         inputs = inputs_of(found, rows, self.limits)
-        name, answers = await self._answered(inputs, len(body))
+        name, answers = await self._answered(request, inputs, len(body))
         for one in answers:
             if one.refusal is not None:  # a tensor has no room for the reason
                 raise one.refusal
@@ -282,7 +302,7 @@ class _Handlers:
         else:
             body = await self._json(request)
             inputs = inputs_in(parse_json(body), self.limits)
-        name, answers = await self._answered(inputs, len(body))
+        name, answers = await self._answered(request, inputs, len(body))
         return JSONResponse(answers_json(name, answers, self.service.alpha))
 
     async def _json(self, request: Request) -> bytes:
@@ -291,9 +311,20 @@ class _Handlers:
             raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
         return await read_body(request, self.limits)
 
-    async def _answered(self, inputs: Sequence[Any], size: int) -> tuple[str, list[Answer]]:
+    async def _answered(
+        self, request: Request, inputs: Sequence[Any], size: int
+    ) -> tuple[str, list[Answer]]:
         name = next(self._names)
-        return name, await self.service.answer(name, inputs, size)
+        answering = asyncio.ensure_future(self.service.answer(name, inputs, size))
+        try:
+            done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
+            while not done:  # a forward pass is not made for a client that has gone
+                if await request.is_disconnected():
+                    raise Refusal(499, "The client disconnected before the answer.")
+                done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
+        finally:
+            answering.cancel()
+        return name, await answering
 
     async def feedback(self, request: Request) -> Response:
         """Record the correct answer to an input."""
@@ -307,23 +338,21 @@ class _Handlers:
 
     async def accuracy(self, _: Request) -> Response:
         """Return the accuracy according to feedback."""
-        return JSONResponse(self.service.feedback.figures())
+        return JSONResponse(self.service.monitor.accuracy())
 
     async def changes(self, _: Request) -> Response:
         """Return the changes of the traffic, from the first one on."""
-        known = self.service.changes
-        return JSONResponse({"events": [] if known is None else known.state()["events"]})
+        return JSONResponse({"events": self.service.monitor.events()})
 
     async def acknowledge(self, request: Request) -> Response:
         """End the change that lasts: the most recent traffic is the new normal."""
         await self._json(request)
-        ended = await self.service.acknowledge()
-        return JSONResponse({"acknowledged": None if ended is None else asdict(ended)})
+        return JSONResponse({"acknowledged": await self.service.acknowledge()})
 
     async def metrics(self, _: Request) -> Response:
         """Return all metrics in the text format of Prometheus."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
-        return PlainTextResponse(self.service.figures.text(), headers={"Content-Type": kind})
+        return PlainTextResponse(self.service.metrics(), headers={"Content-Type": kind})
 
     async def page(self, _: Request) -> Response:
         """Return the dashboard: a page that loads nothing from other hosts."""

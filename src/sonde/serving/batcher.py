@@ -66,6 +66,13 @@ class Batcher:
         self._rate, self._answered = 0.0, set[Hashable]()
         self._task: asyncio.Task[None] | None = None
         self.n_running = 0
+        self._running_since: float | None = None
+
+    @property
+    def seconds_running(self) -> float:
+        """Seconds since the batch began that runs now; 0 if none runs."""
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def n_waiting(self) -> int:
@@ -95,6 +102,37 @@ class Batcher:
         """Run a function in the model's thread, between two batches."""
         await asyncio.get_running_loop().run_in_executor(self._thread, action)
 
+    def check_room(self, n: int, n_preparing: int = 0) -> None:
+        """Refuse inputs for which the queue has no room.
+
+        Parameters
+        ----------
+        n : int
+            Number of new inputs.
+        n_preparing : int, default=0
+            Inputs on their way to the queue.
+
+        Raises
+        ------
+        Refusal
+            413 if they never fit, 429 if the queue is full.
+        """
+        most, queued = self._limits.queue, len(self._queue) + n_preparing
+        if n > most:
+            raise Refusal(
+                413,
+                f"Expected at most {plural(most, 'input')}, which is the length of the queue, got "
+                f"{n:,}. Send several requests.",
+            )
+        if queued + n > most:
+            wait = max(1, math.ceil(queued / self._rate)) if self._rate else 1
+            raise Refusal(
+                429,
+                f"{plural(queued, 'input is', 'inputs are')} already queued. Send the request "
+                f"again in {wait} s.",
+                {"Retry-After": str(wait)},
+            )
+
     async def answers(self, items: Sequence[Item]) -> list[Answer | Refusal]:
         """Return the answer to each input of one request, or why the model gave none.
 
@@ -103,15 +141,7 @@ class Batcher:
         Refusal
             429 if the queue is full.
         """
-        if len(self._queue) + len(items) > self._limits.queue:
-            wait = max(1, math.ceil(len(self._queue) / self._rate)) if self._rate else 1
-            raise Refusal(
-                429,
-                f"{plural(len(self._queue), 'input is', 'inputs are')} already queued. Send "
-                "the request again in "
-                f"{wait} s.",
-                {"Retry-After": str(wait)},
-            )
+        self.check_room(len(items))
         loop = asyncio.get_running_loop()
         mine = [_Waiting(item, loop.create_future()) for item in items]
         self._queue.extend(mine)
@@ -128,7 +158,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next()
-            self.n_running = len(batch)
+            self.n_running, self._running_since = len(batch), time.monotonic()
             try:
                 found = await loop.run_in_executor(
                     self._thread, self._outcomes, [one.item for one in batch]
@@ -136,7 +166,7 @@ class Batcher:
             except Exception as error:
                 found = [error] * len(batch)
             finally:
-                self.n_running = 0
+                self.n_running, self._running_since = 0, None
             for one, outcome in zip(batch, found, strict=True):
                 if one.answer.done():
                     continue

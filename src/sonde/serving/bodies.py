@@ -193,7 +193,8 @@ class Rows:
             names = self.columns if self.named else tuple(value)
             missing = [name for name in names if name not in value]
             if missing:
-                raise Refusal(400, f"Input {i}: expected the column {missing[0]!r}, got none.")
+                text = f"Input {i}: expected the column {missing[0]!r}, got none."
+                raise Refusal(400, text, column=missing[0])
             row = {name: value[name] for name in names}
             return {name: self._cell(cell, i, name) for name, cell in row.items()}
         raise self._wrong(i)
@@ -271,7 +272,8 @@ def _number(cell: Any, i: int, name: str) -> int | float:
         got = "a number that is too large"
     else:
         got = "no value" if cell is None else "a text" if isinstance(cell, str) else "a list"
-    raise Refusal(400, f"Input {i}: expected a number in column {name!r}, got {got}.")
+    text = f"Input {i}: expected a number in column {name!r}, got {got}."
+    raise Refusal(400, text, column=name)
 
 
 def _clean(text: str, i: int) -> str:

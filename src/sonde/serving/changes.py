@@ -6,7 +6,7 @@ operator acknowledges it or when the traffic looks again like the calibration.
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -32,7 +32,9 @@ ALIKE = 1.63
 LOOK = 50
 """Inputs between two looks at whether the traffic has returned."""
 CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
-REPEATS = ("repeated inputs", "inputs")
+REPEATS, REFUSED = ("repeated inputs", "inputs"), ("refused inputs", "inputs")
+ABOUT = 32
+"""Refused inputs of which most must be about one column for a change to name it."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Changes:
 
     Attributes
     ----------
+    keys : tuple of (str, str)
+        Detector and site of each score.
     events : list of Event
         The first hundred and the last one.
     n : int
@@ -191,12 +195,13 @@ class Changes:
 
     def __init__(self, fitted: Fitted, patience: float = PATIENCE) -> None:
         keys = [*fitted.scorers]
-        each = patience * (len(keys) + 2)
+        each = patience * (len(keys) + 3)
+        self.keys = tuple(keys)
         self._watched: dict[Key, _Watched] = {}
         for i, key in enumerate(keys):
             scores = reference_scores(calibration_of(fitted, key), KEPT, seed=i)
             self._watched[key] = _Watched(scores, each, i)
-        for i, key in enumerate((CONFIDENCE, ANSWERS)):  # learnt from the traffic
+        for i, key in enumerate((CONFIDENCE, ANSWERS, REFUSED)):  # learnt from the traffic
             self._watched[key] = _Watched(np.zeros(0), each, len(keys) + i)
         self.events: list[Event] = []
         self.n = 0
@@ -204,6 +209,7 @@ class Changes:
         self._columns = FrozenColumns(scales_in(fitted))
         self._frozen: set[Key] = set()
         self._classes: dict[str, int] = {}
+        self._refused: deque[str] = deque(maxlen=ABOUT)
         self._lock = threading.Lock()
 
     @property
@@ -226,6 +232,40 @@ class Changes:
             for verdict, one in zip(verdicts, seen or [Seen()] * len(verdicts), strict=True):
                 found += self._take(self._one(verdict.each, one, at), at)
         return found
+
+    def refuse(
+        self, contents: Sequence[bytes], about: Sequence[str], at: float
+    ) -> list[ChangeAlarm]:
+        """Add inputs that were refused; return the alarms that opened an event.
+
+        Parameters
+        ----------
+        contents : sequence of bytes
+            A hash of each input.
+        about : sequence of str
+            The column for which each input was refused, else empty.
+        at : float
+            Their time, in seconds since 1970.
+        """
+        found: list[ChangeAlarm] = []
+        with self._lock:
+            for content, column in zip(contents, about, strict=True):
+                number, self.n = self.n, self.n + 1
+                if self.repetitions.add(content):
+                    continue
+                self._refused.append(column)
+                began = self._watched[REFUSED].update(1.0, number, at)
+                if began is not None:
+                    alarm = ChangeAlarm(*self._refusal(), began[0], number, began[1], at)
+                    found += self._take([alarm], at)
+        return found
+
+    def _refusal(self) -> Key:
+        """Return the name of refused inputs, with the column that most of them lack."""
+        column, n = Counter(self._refused).most_common(1)[0]
+        return (
+            (REFUSED[0], f"column {column}") if column and 2 * n > len(self._refused) else REFUSED
+        )
 
     def acknowledge(self, at: float) -> Event | None:
         """End the change that lasts, and take the most recent traffic as the new normal."""
@@ -270,7 +310,7 @@ class Changes:
         found = [ChangeAlarm(*key, number, number, at, at) for key in sorted(new)]
         if is_repeated:
             return found
-        scores = {key: score for key, (score, _) in each.items()}
+        scores = {key: score for key, (score, _) in each.items()} | {REFUSED: 0.0}
         if seen.probability is not None:
             scores[CONFIDENCE] = seen.probability
         if seen.answer is not None and not isinstance(seen.answer, float):
@@ -299,7 +339,8 @@ class Changes:
 
     def _look(self, current: Event, at: float) -> None:
         """End an event whose places all look like the calibration again."""
-        held = [self._watched[key] for key in current.places if key in self._watched]
+        keys = (REFUSED if key[0] == REFUSED[0] else key for key in current.places)
+        held = [self._watched[key] for key in keys if key in self._watched]
         if self._frozen & {*current.places} or not all(one.has_returned for one in held):
             return
         for watched in held:

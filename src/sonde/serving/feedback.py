@@ -2,26 +2,20 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sonde.serving.class_names import class_index
 from sonde.serving.refusals import Refusal
+from sonde.serving.remembered import ALARMS, AnswerRing, others_of
 from sonde.serving.served import Answer
 from sonde.stats.intervals import clopper_pearson
 
 KEPT = 100_000
-ALARMS: tuple[bool | None, ...] = (None, False, True)
-NO_ID, EXACT = 0, 2**53
-"""The hash of an empty text; and up to which integers are floats without rounding."""
 
 
 class Feedback:
     """Answers that were given, by id, until the truth arrives.
-
-    Ids and answers are remembered as hashes of 64 bits in arrays of a fixed size, so that long
-    answers and many requests take no more memory than the first.
 
     Parameters
     ----------
@@ -30,20 +24,19 @@ class Feedback:
     """
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept, self._lock, self._next = kept, threading.Lock(), 0
-        self._ids = np.full(kept, NO_ID, np.int64)
-        self._texts, self._numbers = np.full((2, kept), 0, np.int64)
-        self._alarms = np.full(kept, 0, np.int8)
+        self._kept, self._lock, self._folder = kept, threading.Lock(), None
+        self._answers = AnswerRing(kept)
         self._counts: dict[bool | None, list[int]] = {alarm: [0, 0] for alarm in ALARMS}
+
+    def share(self, folder: Path) -> None:
+        """Remember answers in the folder of this replica, where other replicas find them."""
+        with self._lock:
+            self._folder, self._answers = folder, AnswerRing(self._kept, folder)
 
     def remember(self, ids: Sequence[str], answers: Sequence[Answer]) -> None:
         """Keep the answers to some inputs."""
         with self._lock:
-            for name, one in zip(ids, answers, strict=True):
-                at, alarm = self._next, None if one.verdict is None else one.verdict.alarm
-                self._ids[at], self._alarms[at] = hash(name), ALARMS.index(alarm)
-                self._texts[at], self._numbers[at] = _hashes(one.answer)
-                self._next = (at + 1) % self._kept
+            self._answers.add(ids, answers)
 
     def take(self, name: Any, truth: Any, classes: Sequence[str] | None = None) -> bool:
         """Record the correct answer to one input; each input counts once.
@@ -51,7 +44,7 @@ class Feedback:
         Parameters
         ----------
         name : str
-            Id of the answer.
+            Id of the answer, which another replica may have given.
         truth : str, int or float
             Name or index of the correct class, or the correct number.
         classes : sequence of str, optional
@@ -70,19 +63,19 @@ class Feedback:
         if not isinstance(name, str) or not isinstance(truth, str | int | float):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         with self._lock:
-            found = np.flatnonzero(self._ids == hash(name))
-            if not name or not len(found):
+            found = self._answers.pop(name)
+            if found is None and self._folder is not None:
+                every = (one.pop(name) for one in others_of(self._folder, self._kept))
+                found = next((one for one in every if one is not None), None)
+            if found is None:
                 raise Refusal(
                     404,
                     "No answer with this id is waiting for feedback: each answer accepts "
                     f"feedback once, and only the last {self._kept:,} answers are kept.",
                 )
-            at = int(found[0])
-            self._ids[at] = NO_ID
             index = None if classes is None else class_index(classes, truth)
-            text, number = _hashes(truth if index is None or classes is None else classes[index])
-            is_right = bool(self._texts[at] == text or self._numbers[at] == number)
-            counts = self._counts[ALARMS[self._alarms[at]]]
+            is_right = found.equals(truth if index is None or classes is None else classes[index])
+            counts = self._counts[found.alarm]
             counts[0] += is_right
             counts[1] += 1
         return is_right
@@ -99,21 +92,22 @@ class Feedback:
                 self._counts[alarm][0] += int(n_right)
                 self._counts[alarm][1] += int(n)
 
-    def figures(self) -> dict[str, Any]:
-        """Return accuracies with 95 % intervals: of all inputs, with an alarm, and without."""
-        with self._lock:
-            counts = {alarm: (*pair,) for alarm, pair in self._counts.items()}
-        every = (sum(a for a, _ in counts.values()), sum(n for _, n in counts.values()))
-        named = {"all": every, "alarms": counts[True], "rest": counts[False]}
+    def figures(self, others: Sequence[Sequence[Sequence[int]]] = ()) -> dict[str, Any]:
+        """Return accuracies with 95 % intervals: of all inputs, with an alarm, and without.
+
+        Parameters
+        ----------
+        others : sequence of counts, optional
+            The counts of other replicas.
+        """
+        each = [sum_of(pairs) for pairs in zip(self.counts(), *others, strict=True)]
+        named = {"all": sum_of(each), "alarms": each[ALARMS.index(True)], "rest": each[1]}
         return {name: _share(*pair) for name, pair in named.items()}
 
 
-def _hashes(answer: Any) -> tuple[int, int]:
-    """Return hashes of an answer as text and as a number, so that 3 and 3.0 match."""
-    text = number = str(answer)
-    if isinstance(answer, float) or (isinstance(answer, int) and abs(answer) <= EXACT):
-        number = f"number {answer + 0.0!r}"
-    return hash(text), hash(number)
+def sum_of(pairs: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return the sums of correct and of all answers."""
+    return sum(a for a, _ in pairs), sum(n for _, n in pairs)
 
 
 def _share(n_right: int, n: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Counters and histograms of a server: for Prometheus, and OpenTelemetry if it is configured."""
 
 import os
-from collections.abc import Iterable
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points, version
 from typing import Any
 
 from sonde.core.errors import InputError
@@ -12,6 +12,15 @@ from sonde.serving.served import Answered
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+GAUGES = {
+    "waiting_inputs": "Inputs in the queue.",
+    "ready": "1 if the model can answer.",
+    "stalled_seconds": "Time of the forward pass that runs now.",
+    "last_commit_timestamp_seconds": "Time of the last commit of the traffic; 0 if none.",
+}
+"""Gauges that are measured when they are asked for."""
+REPLICA = "replica"
+"""Label of every metric if there are several replicas."""
 
 
 class Figures:
@@ -51,7 +60,6 @@ class Figures:
             buckets=SECONDS,
             registry=mine,
         )
-        self.waiting = client.Gauge("sonde_waiting_inputs", "Inputs in the queue.", registry=mine)
         self.inputs = client.Counter("sonde_inputs", "Inputs that were answered.", registry=mine)
         self.refused = client.Counter(
             "sonde_inputs_refused",
@@ -79,14 +87,37 @@ class Figures:
             "Inputs that equal one of the last thousand; change detectors count them once.",
             registry=mine,
         )
+        self.commits_failed = client.Counter(
+            "sonde_commits_failed", "Commits of the traffic that failed.", registry=mine
+        )
+        self._add_gauges(registry is None)
         self._meter = _meter()
 
-    def seen(self, answered: Answered, seconds: float, alpha: float, waiting: int) -> None:
+    def _add_gauges(self, of_process: bool) -> None:
+        import prometheus_client as client
+
+        mine = self.guard.registry
+        self._gauges = {
+            name: client.Gauge(f"sonde_{name}", text, registry=mine)
+            for name, text in GAUGES.items()
+        }
+        build = client.Gauge(
+            "sonde_build_info", "Versions of the server.", ("version", "torch"), registry=mine
+        )
+        build.labels(version("sonde-torch"), version("torch")).set(1)
+        if of_process:
+            client.ProcessCollector(registry=mine)
+            client.PlatformCollector(registry=mine)
+
+    def measure(self, name: str, value: Callable[[], float]) -> None:
+        """Set the function by which a gauge of ``GAUGES`` is measured at each scrape."""
+        self._gauges[name].set_function(value)
+
+    def seen(self, answered: Answered, seconds: float, alpha: float) -> None:
         """Record a forward pass and its answers."""
         self.guard.forward()
         self.batch.observe(len(answered.answers))
         self.forward.observe(seconds)
-        self.waiting.set(waiting)
         self.inputs.inc(len(answered.answers))
         verdicts = [a.verdict for a in answered.answers if a.verdict is not None]
         self.alarms.inc(sum(v.alarm is True for v in verdicts))
@@ -102,9 +133,51 @@ class Figures:
         if self._meter is not None:
             self._meter.rows(key, n, n_alarms, p_values)
 
-    def text(self) -> str:
-        """Return all metrics in the text format of Prometheus."""
-        return self.guard.text()
+    def snapshot(self) -> list[Any]:
+        """Return all metrics as JSON values: name, help, type, and the samples."""
+        return [
+            [
+                one.name,
+                one.documentation,
+                one.type,
+                [[s.name, s.labels, s.value] for s in one.samples],
+            ]
+            for one in self.guard.registry.collect()
+        ]
+
+    def text(self, replicas: Mapping[str, list[Any]] | None = None) -> str:
+        """Return all metrics in the text format of Prometheus.
+
+        Parameters
+        ----------
+        replicas : mapping of str to list, optional
+            Snapshots of all replicas by name; every sample is labelled with its replica.
+        """
+        return self.guard.text() if replicas is None else _text_of(replicas)
+
+
+class _Families:
+    """Metrics of several replicas, in the form that Prometheus' client writes."""
+
+    def __init__(self, replicas: Mapping[str, list[Any]]) -> None:
+        from prometheus_client.core import Metric
+
+        self._found: dict[str, Any] = {}
+        for replica, families in replicas.items():
+            for name, text, kind, samples in families:
+                family = self._found.setdefault(name, Metric(name, text, kind))
+                for sample, labels, value in samples:
+                    family.add_sample(sample, {**labels, REPLICA: replica}, value)
+
+    def collect(self) -> Iterable[Any]:
+        """Return the metrics."""
+        return self._found.values()
+
+
+def _text_of(replicas: Mapping[str, list[Any]]) -> str:
+    from prometheus_client import generate_latest
+
+    return generate_latest(_Families(replicas)).decode()  # type: ignore[arg-type]
 
 
 def _meter() -> OpenTelemetryMetrics | None:

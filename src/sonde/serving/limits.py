@@ -30,6 +30,10 @@ class Limits:
         the model works, so that 0 costs no throughput where every client waits for its answer.
     queue : int, default=1024
         Inputs that wait at most (429 beyond).
+    head_seconds : float, default=10.0
+        Until the headers of a request have arrived (408).
+    connections : int, default=512
+        Connections that are open at most (503 beyond).
     drain_seconds : float, default=20.0
         How long requests in progress are waited for when the server stops.
     """
@@ -42,9 +46,12 @@ class Limits:
     batch: int = 32
     wait_seconds: float = 0.0
     queue: int = 1024
+    head_seconds: float = 10.0
+    connections: int = 512
     drain_seconds: float = 20.0
 
     def __post_init__(self) -> None:
-        positive = ("body_bytes", "body_seconds", "inputs", "pixels", "batch", "queue")
+        positive = ("body_bytes", "body_seconds", "inputs", "pixels", "batch", "queue",
+                    "head_seconds", "connections")  # fmt: skip
         check_ranges(self, **dict.fromkeys(positive, "> 0"), wait_seconds=">= 0")
         check_ranges(self, batch="[1, 32]")

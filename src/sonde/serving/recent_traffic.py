@@ -14,6 +14,8 @@ SECONDS = 180
 BINS = 20
 RECENT = 2_000
 MOST_ALARMS = 50
+MOST_TIMES = 500
+"""Latencies of which each replica tells the others."""
 MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
 
 
@@ -82,30 +84,49 @@ class RecentTraffic:
                 del old["input"]
         self._alarms.append(line)
 
-    def state(
-        self, changes: Sequence[dict[str, Any]], accuracy: dict[str, Any], waiting: int
-    ) -> dict[str, Any]:
-        """Return everything that the dashboard shows."""
+    def counts(self) -> dict[str, Any]:
+        """Return the counts of this replica as JSON values."""
         with self._lock:
-            times = sorted(self._times)
             bins = [0] * BINS
             for p in self._p:
                 bins[min(BINS - 1, int(p * BINS))] += 1
             return {
-                "now": time.time(),
                 "seconds": [dict(one) for one in self._seconds],
-                "latency": {str(q): _quantile(times, q) for q in (50, 90, 99)},
+                "times": [round(x, 6) for x in [*self._times][-MOST_TIMES:]],
                 "p": bins,
                 "recent": len(self._loud),
-                "sites": Counter(place for place in self._loud if place).most_common(12),
-                "alarms": list(self._alarms)[::-1],
-                "changes": [*changes][::-1],
-                "accuracy": accuracy,
+                "sites": Counter(place for place in self._loud if place),
+                "alarms": list(self._alarms),
                 "codes": dict(self._codes),
                 "inputs": self.n_inputs,
                 "n_alarms": self.n_alarms,
-                "waiting": waiting,
             }
+
+
+def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the dashboard shows of the traffic of all replicas."""
+    times = sorted(x for one in replicas for x in one["times"])
+    every = [second for one in replicas for second in one["seconds"]]
+    names = ("requests", "failed", "alarms")
+    seconds = {t: dict.fromkeys(names, 0) for t in sorted({second["t"] for second in every})}
+    for second in every:
+        for name in names:
+            seconds[second["t"]][name] += second[name]
+    alarms = sorted((one for each in replicas for one in each["alarms"]), key=lambda one: -one["t"])
+    sites, codes = (
+        sum((Counter(one[name]) for one in replicas), Counter[str]()) for name in ("sites", "codes")
+    )
+    return {
+        "now": time.time(),
+        "seconds": [{"t": t, **counts} for t, counts in seconds.items()][-SECONDS:],
+        "latency": {str(q): _quantile(times, q) for q in (50, 90, 99)},
+        "p": [sum(counts) for counts in zip(*(one["p"] for one in replicas), strict=True)],
+        "sites": sites.most_common(12),
+        "alarms": alarms[:MOST_ALARMS],
+        "codes": dict(codes),
+        "replicas": len(replicas),
+        **{name: sum(one[name] for one in replicas) for name in ("recent", "inputs", "n_alarms")},
+    }
 
 
 def _quantile(ordered: Sequence[float], q: int) -> float | None:

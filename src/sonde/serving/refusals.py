@@ -15,17 +15,27 @@ class Refusal(Exception):
     sentence : str
         What was expected and what to do; it repeats nothing of an input.
     headers : dict of str to str, optional
+    column : str, default=""
+        The column whose value is missing or wrong.
     """
 
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        sentence: str,
+        headers: dict[str, str] | None = None,
+        column: str = "",
+    ) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, headers or {}
+        self.column = column
 
     def of_input(self, number: int) -> "Refusal":
         """Return the refusal with the number of the input in its request, counted from 0."""
         if self.sentence.startswith("Input "):
             return self
-        return Refusal(self.status, f"Input {number}: {self.sentence}", self.headers)
+        text = f"Input {number}: {self.sentence}"
+        return Refusal(self.status, text, self.headers, self.column)
 
 
 def frames_of(error: BaseException) -> str:

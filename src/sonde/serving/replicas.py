@@ -3,10 +3,11 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 from typing import Any
 
 from sonde.core.errors import InputError
-from sonde.serving.running import Settings, made
+from sonde.serving.running import Settings, made, say_serving, service_of, sharing
 
 READY_CHECK = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 """Ray kills its HTTP proxy if three checks of this many seconds pass before it has started."""
@@ -33,7 +34,7 @@ def deployment(settings: Settings, **options: Any) -> Any:
         raise InputError(
             "serve: --runner ray needs Ray Serve, which is not installed. Install 'ray[serve]'."
         ) from None
-    text = settings.text()
+    text = (settings if settings.log is None else replace(settings, shared=settings.log)).text()
 
     def build() -> Any:
         return made(Settings.of(text))
@@ -41,6 +42,12 @@ def deployment(settings: Settings, **options: Any) -> Any:
     @serve.ingress(build)
     class SondeReplica:
         """The application in one replica."""
+
+        def check_health(self) -> None:
+            """Raise if a forward pass hangs, so that Ray restarts the replica."""
+            service = service_of(self.app)  # type: ignore[attr-defined]  # of Ray's wrapper
+            if service.is_stalled:
+                raise RuntimeError(f"a forward pass runs for {service.stalled_for:.0f} s")
 
     scale = {} if "autoscaling_config" in options else {"num_replicas": settings.replicas}
     asked = {"name": "sonde", "max_ongoing_requests": settings.limits.queue, **scale, **options}
@@ -69,8 +76,10 @@ def run_on_ray(settings: Settings, address: str | None) -> int:
         # Ray ends at once; the first replica answers before all run, and a signal may come then.
         signal.signal(number, lambda *_: ended.set())
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(deployment(settings), name="sonde", route_prefix="/")
-    ended.wait()
-    serve.shutdown()
+    with sharing(settings) as shared:
+        serve.run(deployment(shared), name="sonde", route_prefix="/")
+        say_serving(settings)
+        ended.wait()
+        serve.shutdown()
     ray.shutdown()
     return 0

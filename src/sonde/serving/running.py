@@ -1,11 +1,17 @@
 """A server on this machine: the application behind uvicorn, with safe addresses and signals."""
 
+import asyncio
 import json
 import logging
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
@@ -15,13 +21,16 @@ from sonde.core.errors import InputError
 from sonde.run.fitting.fitted import as_fitted
 from sonde.run.reading.load import load
 from sonde.serving.authentication import read_token
+from sonde.serving.connections import limited_protocol
 from sonde.serving.limits import Limits
+from sonde.serving.service import Service
 from sonde.serving.traffic import Schedule
 
 _log = logging.getLogger("sonde")
 SETTINGS = "SONDE_SERVE"
 """Environment variable that hands the settings, without the token, to further processes."""
 LOCAL = ("127.0.0.1", "localhost")
+LOOK_SECONDS = 0.02
 KEEP_SECONDS = 75
 """How long an idle connection stays open: longer than clients and load balancers reuse one, as a
 request that meets the end of its connection is lost.
@@ -43,6 +52,13 @@ class Settings:
     threads : int or None
         Of torch in each replica; None divides the processors.
     keep_inputs : int
+    stall : float
+        Seconds of one forward pass after which the server counts as hanging.
+    shared : str or None
+        Folder through which replicas share what they know; None for one replica, and before
+        ``sharing``.
+    quiet : bool
+        Whether nothing is printed when the model is served.
     model_options, options : dict
         Named options of ``sonde.load`` and of ``sonde.read``.
     """
@@ -58,6 +74,9 @@ class Settings:
     replicas: int = 1
     threads: int | None = None
     keep_inputs: int = 0
+    stall: float = 120.0
+    shared: str | None = None
+    quiet: bool = False
     limits: Limits = field(default_factory=Limits)
     schedule: Schedule = field(default_factory=Schedule)
     model_options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -116,14 +135,28 @@ def check(settings: Settings) -> None:
         )
 
 
-def made(settings: Settings, when_failed: Callable[[], None] | None = None) -> Any:
+@contextmanager
+def sharing(settings: Settings) -> Iterator[Settings]:
+    """Yield the settings with a folder that the replicas share; by default it ends with them."""
+    if settings.log is not None:
+        yield replace(settings, shared=settings.log)
+        return
+    with tempfile.TemporaryDirectory(prefix="sonde-serve-", ignore_cleanup_errors=True) as folder:
+        yield replace(settings, shared=folder)
+
+
+def made(
+    settings: Settings,
+    when_failed: Callable[[], None] | None = None,
+    when_ready: Callable[[], None] | None = None,
+) -> Any:
     """Return the application for some settings; the model is loaded at server start.
 
     Parameters
     ----------
     settings : Settings
-    when_failed : function, optional
-        Called if the model could not be loaded.
+    when_failed, when_ready : function, optional
+        Called if the model could not be loaded, and when it can answer.
     """
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -145,9 +178,12 @@ def made(settings: Settings, when_failed: Callable[[], None] | None = None) -> A
         schedule=settings.schedule,
         keep_inputs=settings.keep_inputs,
         calibrate=settings.calibrate,
+        shared=settings.shared,
+        stall_seconds=settings.stall,
         **settings.options,
     )
-    found.state.service.when_failed = when_failed
+    service = service_of(found)
+    service.when_failed, service.when_ready = when_failed, when_ready
     if token is not None:
         return found
     # Without a token a page of the web could reach the server under a name of its own.
@@ -165,8 +201,35 @@ def _set_threads(settings: Settings) -> None:
 
 
 def application() -> Any:
-    """Return the application in a further process."""
-    return made(Settings.of(os.environ[SETTINGS]))
+    """Return the application in a further process; the replica that leads tells that it serves."""
+    settings = Settings.of(os.environ[SETTINGS])
+
+    def told() -> None:
+        if service_of(found).monitor.leads:
+            say_serving(settings)
+
+    found = made(settings, when_ready=told)
+    return found
+
+
+def service_of(application: Any) -> Service:
+    """Return the service behind an application that ``made`` has made."""
+    return getattr(application, "app", application).state.service
+
+
+async def _say_when_started(server: Any, settings: Settings) -> None:
+    while not server.started:  # a small model is loaded before the port is open
+        await asyncio.sleep(LOOK_SECONDS)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    say_serving(replace(settings, port=port))
+
+
+def say_serving(settings: Settings) -> None:
+    """Print where the model is served, unless the settings are quiet."""
+    if not settings.quiet:
+        address = f"http://{settings.host}:{settings.port}"
+        sys.stderr.write(f"note: serving {settings.model} at {address} (Ctrl-C ends)\n")
+        sys.stderr.flush()
 
 
 def run(settings: Settings) -> int:
@@ -190,6 +253,7 @@ def run(settings: Settings) -> int:
         "timeout_keep_alive": KEEP_SECONDS,
         "timeout_graceful_shutdown": int(settings.limits.drain_seconds) + 1,
         "lifespan": "on",
+        "http": partial(limited_protocol, settings.limits),
     }
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains at a signal, and then gives it to the handler that was there before.
@@ -201,11 +265,21 @@ def run(settings: Settings) -> int:
             failed.set()
             server.should_exit = True
 
-        server = uvicorn.Server(uvicorn.Config(made(settings, end), **options))
+        saying = list[asyncio.Task[None]]()
+
+        def ready() -> None:
+            saying.append(asyncio.create_task(_say_when_started(server, settings)))
+
+        server = uvicorn.Server(uvicorn.Config(made(settings, end, ready), **options))
         server.run()
         return 0 if server.started and not failed.is_set() else 2
-    os.environ[SETTINGS] = settings.text()
-    uvicorn.run(
-        "sonde.serving.running:application", factory=True, workers=settings.replicas, **options
-    )
+    if settings.port == 0:
+        with socket.create_server((settings.host, 0)) as free:
+            settings = replace(settings, port=free.getsockname()[1])
+            options["port"] = settings.port
+    with sharing(settings) as shared:
+        os.environ[SETTINGS] = shared.text()
+        uvicorn.run(
+            "sonde.serving.running:application", factory=True, workers=settings.replicas, **options
+        )
     return 0

@@ -9,31 +9,30 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sonde.core.errors import InputError, SondeError, reason_of
+from sonde.core.errors import InputError, SondeError
 from sonde.data.sources import Row
-from sonde.files.durable import atomic_write
-from sonde.run.fitting.fitted import Fitted
 from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
-from sonde.serving.changes import Changes, Event, Seen
-from sonde.serving.feedback import Feedback
+from sonde.serving.changes import Changes
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
-from sonde.serving.recent_traffic import RecentTraffic
+from sonde.serving.monitor import Monitor
+from sonde.serving.peers import SECONDS
+from sonde.serving.recent_traffic import RecentTraffic, state_of
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer, Answered, Item, ServedModel
-from sonde.serving.traffic import Schedule, Traffic, own_keys
+from sonde.serving.traffic import Schedule, own_keys
 
 _log = logging.getLogger("sonde")
 SMALL = 4096
 """Bytes of a request that is prepared in the thread that reads requests."""
-KEPT = "changes.json"
-"""File beside the traffic with its changes and the counts of feedback."""
+LOADING_SECONDS = 0.05
 LOOK_SECONDS = 1.0
 """How often the file of a calibration is looked at."""
 
@@ -45,8 +44,10 @@ class Service:
     ----------
     failure : str or None
         Why the model could not be loaded.
-    when_failed : function or None
-        Called if the model could not be loaded.
+    when_failed, when_ready : function or None
+        Called if the model could not be loaded, and when it can answer.
+    monitor : Monitor
+        What is kept of the traffic.
     """
 
     def __init__(
@@ -61,31 +62,56 @@ class Service:
         keep_inputs: int,
         registry: Any,
         calibrate: str | Path | None,
+        shared: str | Path | None,
+        stall_seconds: float,
         options: dict[str, Any],
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
         self._source, self._options = (model, fitted), options
         self.alpha, self.limits, self.keep_inputs = alpha, limits, keep_inputs
-        self.log, self.schedule = log, schedule
+        self.schedule, self.stall_seconds = schedule, stall_seconds
         self.calibrate = None if calibrate is None else Path(calibrate)
-        self.figures, self.feedback = Figures(registry), Feedback()
-        self.recent = RecentTraffic(keep_inputs)
-        self.changes: Changes | None = None
-        self.traffic: Traffic | None = None
+        self.figures, self.recent = Figures(registry), RecentTraffic(keep_inputs)
+        self.monitor = Monitor(log, shared, schedule, self.figures, self.recent)
         self.failure: str | None = None
         self.when_failed: Callable[[], None] | None = None
+        self.when_ready: Callable[[], None] | None = None
         self._served: ServedModel | None = None
         self._batcher: Batcher | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._readers = ThreadPoolExecutor(2, "sonde-inputs")
         self._watcher = ThreadPoolExecutor(1, "sonde-watch")
-        self._stopping = False
+        self._stopping, self._n_preparing = False, 0
+        self.figures.measure("waiting_inputs", lambda: self.n_waiting)
+        self.figures.measure("ready", lambda: self.is_ready)
+        self.figures.measure("stalled_seconds", lambda: self.stalled_for)
+        self.figures.measure("last_commit_timestamp_seconds", lambda: self.monitor.last_commit)
 
     @property
     def is_ready(self) -> bool:
         """True if the model can answer."""
-        return self._served is not None and not self._stopping
+        return self._served is not None and not self._stopping and not self.is_stalled
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds since the forward pass began that runs now; 0 if none runs."""
+        return 0.0 if self._batcher is None else self._batcher.seconds_running
+
+    @property
+    def is_stalled(self) -> bool:
+        """True if a forward pass takes longer than it may."""
+        return self.stalled_for > self.stall_seconds
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of inputs that wait for a forward pass, or are being prepared for it."""
+        return self._n_preparing + (0 if self._batcher is None else self._batcher.n_waiting)
+
+    @property
+    def changes(self) -> Changes | None:
+        """The change detectors; None without a probe."""
+        return self.monitor.changes
 
     def start(self) -> None:
         """Load the model and start to answer, once, in the running event loop."""
@@ -106,11 +132,21 @@ class Service:
             if self.when_failed is not None:
                 self.when_failed()
             return
-        if self.log is not None:
-            atexit.register(self._close_traffic)
-            self._tasks.append(asyncio.create_task(self._commit()))
+        if self.when_ready is not None:
+            self.when_ready()
+        atexit.register(self.monitor.close)
+        seconds = self.schedule.commit_seconds
+        self._tasks.append(asyncio.create_task(self._repeat(seconds, self.monitor.commit)))
+        if self.monitor.peers is not None:
+            self._tasks.append(asyncio.create_task(self._repeat(SECONDS, self.monitor.share)))
         if self.calibrate is not None:
             self._tasks.append(asyncio.create_task(self._recalibrate(self.calibrate)))
+
+    async def loaded(self) -> None:
+        """Wait until the model is loaded, or could not be."""
+        self.start()
+        while self._served is None and self.failure is None:
+            await asyncio.sleep(LOADING_SECONDS)
 
     def _loaded(self) -> ServedModel:
         model, fitted = self._source
@@ -119,20 +155,24 @@ class Service:
         options = dict(self._options)
         largest = self.limits.batch
         served = ServedModel(model, fitted, alpha=self.alpha, largest=largest, options=options)
-        if served.fitted is not None:
-            self.changes = Changes(served.fitted)
-        if self.log is not None and served.is_open:
-            self.traffic = Traffic(self.log, served.stream, self.schedule)
-            self._restore(self.traffic)
+        self.monitor.open(served)
         return served
 
-    async def _commit(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _repeat(self, seconds: float, action: Callable[[], None]) -> None:
+        """Run a function in the watch thread again and again; a failure is logged once in a row."""
+        loop, has_failed = asyncio.get_running_loop(), False
         while True:
-            await asyncio.sleep(self.schedule.commit_seconds)
-            if self.traffic is not None:
-                await loop.run_in_executor(self._watcher, self.traffic.commit)
-                await loop.run_in_executor(self._watcher, self._keep)
+            await asyncio.sleep(seconds)
+            try:
+                await loop.run_in_executor(self._watcher, action)
+            except Exception as error:
+                if not has_failed:
+                    _log.error(
+                        "the watch of the traffic failed: %s: %s", type(error).__name__, error
+                    )
+                has_failed = True
+            else:
+                has_failed = False
 
     async def _recalibrate(self, path: Path) -> None:
         """Load the calibration of a file now and again whenever the file changes."""
@@ -157,16 +197,10 @@ class Service:
                 error,
             )
         else:
-            if self.changes is not None and served.fitted is not None:
+            if served.fitted is not None:
                 loop = asyncio.get_running_loop()
-                await loop.run_in_executor(self._watcher, self._renew_changes, served.fitted)
+                await loop.run_in_executor(self._watcher, self.monitor.renew, served.fitted)
             _log.warning("the calibration of %s is now in use", path)
-
-    def _renew_changes(self, fitted: Fitted) -> None:
-        """Compare the traffic with another calibration; known events are kept."""
-        if self.changes is not None:
-            known, self.changes = self.changes.state(), Changes(fitted)
-            self.changes.restore(known)
 
     async def stop(self) -> None:
         """Answer waiting requests, commit the traffic, and stop."""
@@ -178,16 +212,10 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await task
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._watcher, self._close_traffic)
+        await loop.run_in_executor(self._watcher, self.monitor.close)
+        atexit.unregister(self.monitor.close)
         self._readers.shutdown(wait=False)
         self._watcher.shutdown(wait=True)
-
-    def _close_traffic(self) -> None:
-        self._keep()
-        traffic, self.traffic = self.traffic, None
-        if traffic is not None:
-            traffic.close()
-        atexit.unregister(self._close_traffic)
 
     def served(self) -> ServedModel:
         """Return the model.
@@ -250,21 +278,42 @@ class Service:
         assert batcher is not None  # started by ``served``
         names = [f"{name}-{i}" for i in range(len(inputs))]
         is_small = size is not None and size <= SMALL
+        batcher.check_room(len(inputs), self._n_preparing)
         if is_small and served.is_open and served.has_plain_inputs:
             items = self._items(served, names, inputs)
         else:
-            items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
-        answers = await self._answers(batcher, items)
-        self._record(names, answers, inputs)
-        return answers
-
-    async def _answers(
-        self, batcher: Batcher, items: Sequence[tuple[Item | Refusal, tuple[str, ...]]]
-    ) -> list[Answer]:
-        """Return one answer for each input; raise if every input is refused."""
+            self._n_preparing += len(inputs)
+            try:
+                items = await loop.run_in_executor(
+                    self._readers, self._items, served, names, inputs
+                )
+            finally:
+                self._n_preparing -= len(inputs)
         good = [item for item, _ in items if isinstance(item, Item)]
         found = iter(await batcher.answers(good) if good else [])
         each = [next(found) if isinstance(item, Item) else item for item, _ in items]
+        self._note_refused(each, inputs)
+        answers = self._answers(each, items)
+        self._record(names, answers, inputs)
+        return answers
+
+    def _note_refused(self, each: Sequence[Answer | Refusal], inputs: Sequence[Any]) -> None:
+        """Record inputs that the client must correct: they are a part of the traffic."""
+        refused = [
+            (content_of(given), one.column)
+            for one, given in zip(each, inputs, strict=True)
+            if isinstance(one, Refusal) and one.status in (400, 413)
+        ]
+        if refused and not self._stopping:
+            contents, about = zip(*refused, strict=True)
+            self._watcher.submit(self.monitor.refuse, contents, about, time.time())
+
+    def _answers(
+        self,
+        each: Sequence[Answer | Refusal],
+        items: Sequence[tuple[Item | Refusal, tuple[str, ...]]],
+    ) -> list[Answer]:
+        """Return one answer for each input; raise if every input is refused."""
         refused = [one.of_input(i) for i, one in enumerate(each) if isinstance(one, Refusal)]
         if len(refused) == len(each):
             raise refused[0]
@@ -283,7 +332,7 @@ class Service:
         names, answers = [names[i] for i in given], [answers[i] for i in given]
         self.figures.refused.inc(len(inputs) - len(given))
         self.figures.cut.inc(sum(one.cut is not None for one in answers))
-        self.feedback.remember(names, answers)
+        self.monitor.feedback.remember(names, answers)
         shown = [inputs[i] if self.keep_inputs else None for i in given]
         try:
             self.recent.answers(names, answers, shown)
@@ -293,7 +342,7 @@ class Service:
     def judge(self, name: Any, truth: Any) -> bool:
         """Record the correct answer to an input; return whether the model was correct."""
         classes = None if self._served is None else self._served.classes
-        return self.feedback.take(name, truth, classes)
+        return self.monitor.feedback.take(name, truth, classes)
 
     def _items(
         self, served: ServedModel, names: Sequence[str], inputs: Sequence[Any]
@@ -342,93 +391,48 @@ class Service:
 
     def _seen(self, items: Sequence[Item], answered: Answered, seconds: float) -> None:
         """Record a forward pass, in the model's thread."""
-        waiting = 0 if self._batcher is None else self._batcher.n_waiting
-        self.figures.seen(answered, seconds, self.alpha, waiting)
-        if self.log is not None or self.changes is not None:
+        self.figures.seen(answered, seconds, self.alpha)
+        if self.monitor.log is not None or self.changes is not None:
             self._watcher.submit(self._observe, items, answered, time.time())
 
     def _observe(self, items: Sequence[Item], answered: Answered, at: float) -> None:
-        served = self.served_now()
         try:
-            if self.traffic is None and not self._stopping and self.log is not None:
-                self.traffic = Traffic(self.log, served.stream, self.schedule)
-                self._restore(self.traffic)
-            self._watch_changes(items, answered, at)
-            if self.traffic is not None:
-                self.traffic.add(answered.batch)
+            self.monitor.observe(self.served_now(), items, answered, at)
         except Exception as error:
             _log.error("the traffic's statistics failed: %s: %s", type(error).__name__, error)
 
-    def _watch_changes(self, items: Sequence[Item], answered: Answered, at: float) -> None:
-        if self.changes is None:
-            return
-        each = [
-            (one.verdict, Seen(item.content, item.numbers, one.answer, one.probability))
-            for item, one in zip(items, answered.answers, strict=True)
-            if one.verdict is not None
-        ]
-        opened = self.changes.update([v for v, _ in each], at, [seen for _, seen in each])
-        for alarm in opened:
-            self.figures.changes.labels(alarm.site).inc()
-            _log.warning(
-                "the distribution of the traffic changed: %s at %s, from input %d on; "
-                "detected at input %d. POST /changes/ack takes it as the new normal.",
-                alarm.detector,
-                alarm.site,
-                alarm.began,
-                alarm.told,
-            )
-        self._show_change()
-
-    def _show_change(self) -> None:
-        """Set the gauges of changes and repetitions."""
-        if self.changes is not None:
-            self.figures.changed.set(self.changes.current is not None)
-            self.figures.repeated.set(self.changes.repetitions.n_repeated)
-
-    async def acknowledge(self) -> Event | None:
+    async def acknowledge(self) -> dict[str, Any] | None:
         """End the change that lasts; return it, or None if there is none."""
-        if self.changes is None:
-            return None
-        changes, loop = self.changes, asyncio.get_running_loop()
-        ended = await loop.run_in_executor(self._watcher, changes.acknowledge, time.time())
-        self._show_change()
-        return ended
+        loop, where = asyncio.get_running_loop(), self._watcher
+        return await loop.run_in_executor(where, self.monitor.acknowledge)
 
-    def _keep(self) -> None:
-        """Write changes and feedback beside the traffic, so that a restart goes on with them."""
-        if self.traffic is None:
-            return
-        changes = None if self.changes is None else self.changes.state()
-        found = {"changes": changes, "feedback": self.feedback.counts()}
-        path = self.traffic.folder / KEPT
-        if changes is None and not any(n for _, n in found["feedback"]):
-            return
-        try:
-            atomic_write(path, json.dumps(found).encode(), durable=False)
-        except SondeError as error:
-            _log.error("the changes of the traffic could not be written: %s", error)
-
-    def _restore(self, traffic: Traffic) -> None:
-        """Continue with the changes and feedback of an earlier process."""
-        path = traffic.folder / KEPT
-        if not path.is_file():
-            return
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            if self.changes is not None and found["changes"] is not None:
-                self.changes.restore(found["changes"])
-            self.feedback.restore(found["feedback"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("%s cannot be read: %s. Changes start anew.", path, reason_of(error))
+    def metrics(self) -> str:
+        """Return the metrics of all replicas in the text format of Prometheus."""
+        peers = self.monitor.peers
+        if peers is None:
+            return self.figures.text()
+        others = {name: one["metrics"] for name, one in self.monitor.others().items()}
+        return self.figures.text({peers.name: self.figures.snapshot(), **others})
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the dashboard shows."""
-        waiting = 0 if self._batcher is None else self._batcher.n_waiting
-        changes = [] if self.changes is None else self.changes.state()["events"]
-        found = self.recent.state(changes, self.feedback.figures(), waiting)
-        name = "loading" if self._served is None else self._served.name
-        return {**found, "name": name, "alpha": self.alpha}
+        """Return everything that the dashboard shows, of all replicas."""
+        others = [one["recent"] for one in self.monitor.others().values()]
+        served = self._served
+        return {
+            **state_of([self.recent.counts(), *others]),
+            "changes": self.monitor.events()[::-1],
+            "accuracy": self.monitor.accuracy(),
+            "waiting": self.n_waiting,
+            "stalled": self.stalled_for if self.is_stalled else 0,
+            "ready": self.is_ready,
+            "failure": self.failure,
+            "failed_commits": self.monitor.n_failed,
+            "last_commit": self.monitor.last_commit,
+            "logs": self.monitor.log is not None,
+            "has_probe": served is not None and served.fitted is not None,
+            "name": "loading" if served is None else served.name,
+            "alpha": self.alpha,
+        }
 
     @property
     def is_stopping(self) -> bool:
@@ -448,3 +452,9 @@ def _without_values(error: SondeError) -> str:
     if text.startswith("input ") or text.startswith("no value in column"):
         return text[:300].rstrip(".") + "."
     return "The model cannot read these inputs. GET /openapi.json shows the form that it reads."
+
+
+def content_of(given: Any) -> bytes:
+    """Return a hash of an input as the client sent it; it stays in memory."""
+    text = given if isinstance(given, bytes) else json.dumps(given, sort_keys=True).encode()
+    return blake2b(text, digest_size=16).digest()

@@ -10,7 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -20,23 +19,22 @@ from typing import Any
 import numpy as np
 
 from sonde.core.batch import Batch
-from sonde.core.errors import SondeError, StateError, StoreError
+from sonde.core.errors import SondeError, StateError
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.engine.passes import observe_unit
 from sonde.engine.requests import States
-from sonde.files.lock import RunLock
 from sonde.measure import Covariance
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.group_counts import kept_draws, smallest_draws
 from sonde.run.fitting.header import make_header
 from sonde.run.fitting.traffic import TRAFFIC
 from sonde.run.instruments.tasks import assign, error_sample, requests_of
+from sonde.serving.replica_folder import ReplicaFolder
 
 _log = logging.getLogger("sonde")
 
 AT_ONCE = 256
-MOST_REPLICAS = 1000
 FORMAT = "%Y%m%dT%H%M%SZ"
 
 
@@ -64,42 +62,30 @@ class Traffic:
 
     Parameters
     ----------
-    folder : path
-        The folder of the traffic, shared by the replicas.
+    own : ReplicaFolder
+        The folder of this replica; released at the end.
     stream : Stream
         How the served model is read: sites, reducers, model.
     schedule : Schedule
 
-    Raises
-    ------
-    StoreError
-        If the folder cannot be written.
+    Attributes
+    ----------
+    n_failed : int
+        Commits that failed.
+    last_commit : float
+        Time of the last commit, in seconds since 1970; 0 if there was none.
     """
 
-    def __init__(self, folder: str | Path, stream: Stream, schedule: Schedule) -> None:
+    def __init__(self, own: ReplicaFolder, stream: Stream, schedule: Schedule) -> None:
         self.schedule = schedule
-        self._lock, self._held = threading.RLock(), ExitStack()
-        self.folder = self._own(Path(folder))
+        self._lock, self._own, self.folder = threading.RLock(), own, own.path
+        self.n_failed, self.last_commit = 0, 0.0
         self._tasks = tuple(assign([Covariance()], stream.schema, None))
         self._sample = error_sample(self._tasks, stream, None)
         self._wanted = requests_of(self._tasks, self._sample, None)
         self._header, self._seed = make_header(stream, [], {}, None), stream.seed
         self._waiting: list[Batch] = []
         self._begin(self._newest())
-
-    def _own(self, folder: Path) -> Path:
-        """Return the first replica folder that no other process has locked."""
-        for number in range(MOST_REPLICAS):
-            try:
-                self._held.enter_context(RunLock(folder / f"{number}"))
-            except StoreError as error:
-                if "is in use" not in str(error):
-                    raise
-                continue
-            return folder / f"{number}"
-        raise StoreError(
-            f"serve: {folder} has {MOST_REPLICAS} replicas already. Name another folder."
-        )
 
     def _newest(self) -> Fitted | None:
         """Return the last file if it is of this model and its period has not ended."""
@@ -194,19 +180,20 @@ class Traffic:
             try:
                 self._fitted().save(self.path)
             except (SondeError, OSError) as error:
+                self.n_failed += 1
                 _log.error(
                     "the statistics of the traffic could not be written: %s They stay in memory.",
                     error,
                 )
                 return False
-            self._changed = False
+            self._changed, self.last_commit = False, time.time()
             return True
 
     def close(self) -> None:
         """Commit, and release the folder."""
         with self._lock:
             self.commit("stopped")
-            self._held.close()
+            self._own.close()
 
     def _fitted(self) -> Fitted:
         own = blake2b(f"{self.folder.name}|{self.name}".encode(), digest_size=16).hexdigest()
