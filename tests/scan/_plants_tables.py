@@ -66,7 +66,12 @@ def joined(change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Repo
     given = torch.from_numpy((x - x.mean(0)) / x.std(0)).float()
     rows = [{"one": a[:6], "two": change(a[6:]), "label": int(k)}
             for a, k in zip(given, y, strict=True)]  # fmt: skip
-    return sonde.scan(Joined().eval(), rows, settings=quiet(only=("SND083",)))
+    return sonde.scan(Joined().eval(), rows, settings=quiet(only=("SND083", "SND085")))
+
+
+def _some_zero(x: torch.Tensor) -> torch.Tensor:
+    """Return a row with entries of no pattern set to 0."""
+    return torch.where((x * 1e4).round() % 3 == 0, 0.0, x)
 
 
 PLANTS = (
@@ -75,4 +80,5 @@ PLANTS = (
     Plant("SND074", "warning", lambda: wine(_told, "discharge"), wine),
     Plant("SND075", "warning", lambda: wine(_old, "age"), wine),
     Plant("SND083", "error", lambda: joined(torch.zeros_like), joined),
+    Plant("SND085", "warning", lambda: joined(_some_zero), joined),
 )

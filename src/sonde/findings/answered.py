@@ -39,7 +39,7 @@ def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict
             figures = finding.figures or (None,) * len(finding.examples)
             for example, figure in zip(finding.examples, figures, strict=True):
                 codes[example][finding.code] = figure
-    known, data = _known(evidence), evidence.data
+    known, data = known_answers(evidence), evidence.data
     rows = [
         {
             EXAMPLES: [example],
@@ -67,7 +67,7 @@ def _worst_first(row: dict[str, Any]) -> tuple[bool, float, int]:
     return row["right"] is not False, -loss, row[EXAMPLES][0]
 
 
-def _known(evidence: Evidence) -> dict[int, dict[str, Any]]:
+def known_answers(evidence: Evidence) -> dict[int, dict[str, Any]]:
     """Return the known answers of the model, by shared row."""
     columns, numbers = answer_columns(evidence), number_rows(evidence)
     if not isinstance(columns, str):

@@ -27,6 +27,7 @@ from sonde.findings.evidence.facts import by_answers, data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.evidence.inputs.idle_tensors import idle_tensors
 from sonde.findings.evidence.inputs.input_table import input_table
+from sonde.findings.evidence.inputs.repeated_values import repeated_values
 from sonde.findings.evidence.inputs.shortcuts import shortcut_evidence
 from sonde.findings.evidence.modules.altered_weights import altered_weights
 from sonde.findings.evidence.modules.block_training import block_training
@@ -417,6 +418,7 @@ def _gatherers(
         "table": lambda _: input_table(stream, data),
         "tensors": partial(tensor_trials, stream),
         "idle_tensors": lambda _: idle_tensors(stream),
+        "repeated": lambda _: repeated_values(stream),
         "input_rows": lambda found: input_rows(stream, found),
         "writing": partial(text_writing, stream),
         "vocabulary": lambda _: vocabulary_fit(stream),

@@ -8,7 +8,7 @@ import numpy as np
 from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.inputs.placeholders import StandIn, stand_ins
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import LONGEST, number, percent, plural, shortened
@@ -25,6 +25,7 @@ class SND072(Rule):
     theme: ClassVar[Theme] = "data"
     symptoms: ClassVar[tuple[Symptom, ...]] = ("sentinels",)
     breaks: ClassVar[Breaks] = "some answers"
+    explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND085",), levels=SERIOUS),)
     why: ClassVar[str] = (
         "A model computes with -999 as with any number: such rows get answers that depend on a "
         "value that nobody measured, and the mean and standard deviation of the column are wrong "

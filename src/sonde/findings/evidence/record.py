@@ -391,6 +391,11 @@ class Evidence:
         return self.gathered.get("idle_tensors", self)
 
     @property
+    def repeated(self) -> Any:
+        """``RepeatedValues``: single values in many entries of an input, or a reason for none."""
+        return self.gathered.get("repeated", self)
+
+    @property
     def input_rows(self) -> Any:
         """``InputRows``: the floating-point inputs of sampled rows, or None."""
         return self.gathered.get("input_rows", self)
