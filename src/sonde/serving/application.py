@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from sonde.serving.answers import answers_json
 from sonde.serving.authentication import TokenMiddleware
+from sonde.serving.binary_tensors import LENGTH_HEADER, split_body, with_data
 from sonde.serving.bodies import (
     FORM,
     JSON,
@@ -35,7 +36,7 @@ from sonde.serving.bodies import (
     read_body,
 )
 from sonde.serving.limits import Limits
-from sonde.serving.open_inference import infer_json, inputs_of, metadata
+from sonde.serving.open_inference import VERSION, infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
 from sonde.serving.other_pages import OwnPagesMiddleware
 from sonde.serving.refusals import Refusal, frames_of
@@ -50,6 +51,9 @@ STALL_SECONDS, PATIENCE = 120.0, 0.1
 """Seconds of a forward pass that hangs; and how often a waiting client is looked at."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
+OCTETS = "application/octet-stream"
+TENSORS = (JSON, OCTETS, "")
+"""Types of a body of tensors; Triton's client names none."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -156,6 +160,11 @@ def app(
     return made
 
 
+def _kind_of(request: Request) -> str:
+    """Return the type of a request's body; empty if it names none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def _no_address(request: Request, error: Any) -> Response:
     """Answer that this address does not exist."""
     code = int(error.status_code)
@@ -196,6 +205,9 @@ class _Handlers:
             ("/v2", "GET", "metadata", self.server),
             ("/v2/models/{name}", "GET", "metadata", self.model),
             ("/v2/models/{name}/ready", "GET", "metadata", self.model_ready),
+            ("/v2/models/{name}/versions/{version}", "GET", "metadata", self.model),
+            ("/v2/models/{name}/versions/{version}/ready", "GET", "metadata", self.model_ready),
+            ("/v2/models/{name}/versions/{version}/infer", "POST", "infer", self.infer),
             ("/feedback", "POST", "feedback", self.feedback),
             ("/feedback", "GET", "feedback", self.accuracy),
             ("/changes", "GET", "metadata", self.changes),
@@ -259,7 +271,9 @@ class _Handlers:
         """Describe the server."""
         from sonde import __version__
 
-        return JSONResponse({"name": "sonde", "version": __version__, "extensions": ["sonde"]})
+        return JSONResponse(
+            {"name": "sonde", "version": __version__, "extensions": ["sonde", "binary_tensor_data"]}
+        )
 
     async def model(self, request: Request) -> Response:
         """Describe the model."""
@@ -276,25 +290,35 @@ class _Handlers:
             raise Refusal(
                 404, f"Expected the model {served.name!r}, the only model of this server."
             )
+        if request.path_params.get("version", VERSION) != VERSION:
+            raise Refusal(404, f"Expected version {VERSION}, the only version of the model.")
         return served
 
     async def infer(self, request: Request) -> Response:
         """Answer a request of the Open Inference Protocol."""
         served = self._named(request)
-        body = await self._json(request)
-        found = parse_json(body)
+        if _kind_of(request) not in TENSORS:
+            raise Refusal(415, f"Expected a body of {JSON}, with or without binary tensors.")
+        body = await read_body(request, self.limits)
+        head, content = split_body(body, request.headers.get(LENGTH_HEADER))
+        found = with_data(parse_json(head), content)
         rows = self.service.rows()
-        inputs = inputs_of(found, rows, self.limits)
+        inputs = inputs_of(found, served, rows, self.limits)
         name, answers = await self._answered(request, inputs, len(body))
         for one in answers:
             if one.refusal is not None:  # a tensor has no room for the reason
                 raise one.refusal
-        return JSONResponse(infer_json(served, name, found.get("id"), answers))
+        head, parts = infer_json(served, name, found, answers)
+        if not parts:
+            return JSONResponse(head)
+        text = json.dumps(head).encode()
+        headers = {LENGTH_HEADER: f"{len(text)}"}
+        return Response(b"".join([text, *parts]), media_type=OCTETS, headers=headers)
 
     async def predict(self, request: Request) -> Response:
         """Answer texts, rows of a table, arrays or images."""
         self.service.served()
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = _kind_of(request)
         if kind == FORM:
             body = await read_body(request, self.limits)
             inputs: list[Any] = [*await form_files(request, body, self.limits)]
@@ -306,7 +330,7 @@ class _Handlers:
         return JSONResponse(answers_json(name, answers, self.service.alpha))
 
     async def _json(self, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = _kind_of(request)
         if kind != JSON:
             raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
         return await read_body(request, self.limits)

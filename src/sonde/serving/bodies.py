@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import json
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ MOST_DIGITS = 18
 """Digits of a length that a body can have."""
 MOST_IGNORED = 16
 """Names of an input that an answer lists as not read."""
+COMPRESSIONS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -57,7 +59,27 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         ) from None
     except ClientDisconnect:
         raise Refusal(400, "The client disconnected before it had sent the whole body.") from None
-    return b"".join(parts)
+    return _unpacked(b"".join(parts), request.headers.get("content-encoding", ""), limits)
+
+
+def _unpacked(body: bytes, encoding: str, limits: Limits) -> bytes:
+    """Return the content of a body that may be compressed."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in COMPRESSIONS:
+        known = ", ".join(COMPRESSIONS)
+        raise Refusal(415, f"Expected a Content-Encoding of {known} or none.")
+    unpacking = zlib.decompressobj(COMPRESSIONS[name])
+    try:
+        found = unpacking.decompress(body, limits.body_bytes + 1)
+    except zlib.error:
+        found = b""
+    if len(found) > limits.body_bytes:
+        raise _too_large(limits)
+    if not unpacking.eof or unpacking.unused_data:
+        raise Refusal(400, f"Expected a body in the form of {name}, got something else.")
+    return found
 
 
 def _too_large(limits: Limits) -> Refusal:

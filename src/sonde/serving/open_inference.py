@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, over JSON: tensors in, tensors out."""
+"""The Open Inference Protocol, version 2, over HTTP: tensors in, tensors out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,40 +6,39 @@ from typing import Any
 
 import numpy as np
 
+from sonde.serving.binary_tensors import ALL_WANTED, SIZE, WANTED, encoded, parameter_of
 from sonde.serving.bodies import Rows, check_count
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer, ServedModel
 
-PLATFORM = "sonde_pytorch"
+PLATFORM, VERSION = "sonde_pytorch", "1"
 NUMBERS = {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"}
 TEXTS = ("text", "pair", "messages", "image")
 DEEPEST, LARGEST = 8, 2**31 - 1
 """Axes of a tensor at most, and entries along one of them."""
+MOST_NAME = 64
 
 
 def metadata(served: ServedModel) -> dict[str, Any]:
     """Return the metadata of the model."""
-    outputs = [
-        {"name": "answer", "datatype": "BYTES", "shape": [-1]},
-        {"name": "probability", "datatype": "FP64", "shape": [-1]},
-    ]
-    if served.fitted is not None:
-        outputs += [
-            {"name": "p_all", "datatype": "FP64", "shape": [-1]},
-            {"name": "alarm", "datatype": "BOOL", "shape": [-1]},
-        ]
-        outputs += [
-            {"name": f"p:{method}:{site}", "datatype": "FP64", "shape": [-1]}
-            for method, site in served.detectors
-        ]
+    outputs = [{"name": n, "datatype": kind, "shape": [-1]} for n, kind in _outputs(served)]
     return {
         "name": served.name,
-        "versions": ["1"],
+        "versions": [VERSION],
         "platform": PLATFORM,
         "inputs": _input_tensors(served),
         "outputs": outputs,
     }
+
+
+def _outputs(served: ServedModel) -> list[tuple[str, str]]:
+    """Return the name and type of each tensor of an answer."""
+    found = [("answer", "BYTES"), ("probability", "FP64")]
+    if served.fitted is None:
+        return found
+    each = [(f"p:{method}:{site}", "FP64") for method, site in served.detectors]
+    return [*found, ("p_all", "FP64"), ("alarm", "BOOL"), *each]
 
 
 def _input_tensors(served: ServedModel) -> list[dict[str, Any]]:
@@ -56,7 +55,9 @@ def _input_tensors(served: ServedModel) -> list[dict[str, Any]]:
     return [{"name": n, **one, **({} if n in served.floats else whole)} for n in names]
 
 
-def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
+def inputs_of(
+    found: Mapping[str, Any], served: ServedModel, rows: Rows, limits: Limits
+) -> list[Any]:
     """Return the inputs in the tensor of a request, or in its tensors by their names.
 
     Raises
@@ -68,6 +69,8 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
     if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
         tensors = []
     names = [one.get("name") for one in tensors]
+    if tensors and rows.named:
+        _check_names(names, [one["name"] for one in _input_tensors(served)])
     if rows.kind == "numbers" or (len(rows.columns) < 2 and rows.named):
         if len(tensors) != 1:
             raise Refusal(
@@ -90,6 +93,16 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
     return [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
 
 
+def _check_names(names: Sequence[Any], known: Sequence[str]) -> None:
+    """Refuse tensors with other names than those of the metadata."""
+    wrong = [name for name in names if name not in known]
+    if wrong or len(names) != len(known):
+        shown = "a name that is no text" if wrong and not isinstance(wrong[0], str) else ""
+        got = shown or ", ".join(repr(str(name)[:MOST_NAME]) for name in names)
+        each = ", ".join(map(repr, known))
+        raise Refusal(400, f"Expected the tensors {each} in 'inputs', got {got}.")
+
+
 def _values(tensor: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
     """Return the value of each row of a tensor."""
     shape, kind, data = (tensor.get(name) for name in ("shape", "datatype", "data"))
@@ -101,12 +114,22 @@ def _values(tensor: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
         raise Refusal(400, "Expected 'shape', a list of whole numbers above 0, and 'data', a list.")
     check_count(shape[0], limits)
     if kind == "BYTES":
-        if len(data) != shape[0] or not all(isinstance(value, str) for value in data):
-            raise Refusal(400, f"Expected {shape[0]} texts in 'data', the number given in 'shape'.")
-        return [{"b64": value} for value in data] if rows.kind == "image" else list(data)
+        if len(data) != math.prod(shape) or not all(isinstance(x, str | bytes) for x in data):
+            n = math.prod(shape)
+            raise Refusal(400, f"Expected {n} texts in 'data', the product of 'shape'.")
+        if rows.kind == "image":
+            return [{"b64": x} if isinstance(x, str) else x for x in data]
+        return [_as_text(x, i) for i, x in enumerate(data)]
     if not isinstance(kind, str) or kind not in NUMBERS:
         raise Refusal(400, "Expected a 'datatype' of BYTES, FP32, FP64, INT64 or another number.")
     return _numbers(data, shape, kind)
+
+
+def _as_text(value: str | bytes, i: int) -> str:
+    try:
+        return value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError:
+        raise Refusal(400, f"Input {i}: expected a text in UTF-8, got other bytes.") from None
 
 
 def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
@@ -132,33 +155,67 @@ def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
 
 
 def infer_json(
-    served: ServedModel, name: str, given: Any, answers: Sequence[Answer]
-) -> dict[str, Any]:
-    """Return the answer to an inference request."""
-    n = len(answers)
-    outputs = [
-        _tensor("answer", "BYTES", [_text(a.answer) for a in answers]),
-        _tensor("probability", "FP64", [a.probability for a in answers]),
-    ]
+    served: ServedModel, name: str, found: Mapping[str, Any], answers: Sequence[Answer]
+) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the answer to an inference request, and the bytes that follow its JSON.
+
+    Parameters
+    ----------
+    served : ServedModel
+    name : str
+        Id of the answer, for feedback.
+    found : mapping
+        The request: its id, the outputs that it wants, and which of them as bytes.
+    answers : sequence of Answer
+
+    Raises
+    ------
+    Refusal
+        400 for an output that the model does not have.
+    """
     verdicts = [a.verdict for a in answers if a.verdict is not None]
-    if len(verdicts) == n and served.fitted is not None:
-        outputs += [
-            _tensor("p_all", "FP64", [v.p for v in verdicts]),
-            _tensor("alarm", "BOOL", [v.alarm for v in verdicts]),
-        ]
-        outputs += [
-            _tensor(
-                f"p:{key[0]}:{key[1]}", "FP64", [v.each.get(key, (0, None))[1] for v in verdicts]
-            )
-            for key in served.detectors
-        ]
-    return {
+    data: dict[str, list[Any]] = {
+        "answer": [_text(a.answer) for a in answers],
+        "probability": [a.probability for a in answers],
+    }
+    if len(verdicts) == len(answers) and served.fitted is not None:
+        data |= {"p_all": [v.p for v in verdicts], "alarm": [v.alarm for v in verdicts]}
+        for key in served.detectors:
+            ps = [v.each.get(key, (0, None))[1] for v in verdicts]
+            data[f"p:{key[0]}:{key[1]}"] = ps
+    kinds, parts, outputs = dict(_outputs(served)), list[bytes](), list[dict[str, Any]]()
+    for output, is_binary in _wanted(found, data):
+        one = {"name": output, "datatype": kinds[output], "shape": [len(answers)]}
+        if is_binary:
+            parts.append(encoded(kinds[output], data[output]))
+            outputs.append({**one, "parameters": {SIZE: len(parts[-1])}})
+        else:
+            outputs.append({**one, "data": data[output]})
+    given = found.get("id")
+    head = {
         "model_name": served.name,
-        "model_version": "1",
+        "model_version": VERSION,
         "id": given if _can_be_repeated(given) else name,
         "parameters": {"sonde_id": name},
         "outputs": outputs,
     }
+    return head, parts
+
+
+def _wanted(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Return the outputs that a request asks for, and whether each comes as bytes."""
+    every, asked = parameter_of(found, ALL_WANTED) is True, found.get("outputs")
+    if not asked:
+        return [(name, every) for name in known]
+    if not isinstance(asked, list) or not all(isinstance(one, dict) for one in asked):
+        raise Refusal(400, 'Expected a list of outputs such as {"name": "answer"}.')
+    names = [one.get("name") for one in asked]
+    if not all(isinstance(name, str) and name in known for name in names):
+        raise Refusal(
+            400, f"Expected outputs among {', '.join(known)}. GET the model's metadata for them."
+        )
+    own = [parameter_of(one, WANTED) for one in asked]
+    return [(n, every if b is None else b is True) for n, b in zip(names, own, strict=True)]
 
 
 def _can_be_repeated(given: Any) -> bool:
@@ -166,10 +223,6 @@ def _can_be_repeated(given: Any) -> bool:
     if not isinstance(given, str) or len(given) > 128:
         return False
     return not any("\ud800" <= letter <= "\udfff" for letter in given)
-
-
-def _tensor(name: str, kind: str, data: list[Any]) -> dict[str, Any]:
-    return {"name": name, "datatype": kind, "shape": [len(data)], "data": data}
 
 
 def _text(value: Any) -> str | None:
