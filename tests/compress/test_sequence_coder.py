@@ -111,3 +111,40 @@ def test_what_cannot_be_decoded_again_is_refused():
         SequenceCoder(causal_model(), window=65)
     with pytest.raises(InputError, match=r"no vocab_size\. Pass n_tokens"):
         SequenceCoder(Counts(3))
+
+
+@pytest.mark.truth(
+    "the closed form of the Krichevsky-Trofimov code length, with counts to begin with"
+)
+def test_examples_and_allowed_tokens_shorten_the_code_as_they_should():
+    """What stands before a window is counted, and tokens that cannot occur take no probability."""
+    generator = torch.Generator().manual_seed(3)
+    ids = (3 * torch.rand(200, generator=generator) ** 2).long()
+    before = tuple((3 * torch.rand(150, generator=generator) ** 2).long().tolist())
+    model = Counts(90).eval()
+    plain, shown, both = (
+        SequenceCoder(model, n_tokens=90, window=200, before=b, allowed=a)
+        for b, a in (((), None), (before, None), (before, (0, 1, 2)))
+    )
+    counts = torch.bincount(ids, minlength=90).tolist()
+    earlier = torch.bincount(torch.tensor(before), minlength=90).tolist()
+
+    def nats(n_tokens, start):
+        total = lgamma(200 + sum(start) + n_tokens / 2) - lgamma(sum(start) + n_tokens / 2)
+        parts = zip(counts[:n_tokens], start[:n_tokens], strict=True)
+        return total - sum(lgamma(c + s + 0.5) - lgamma(s + 0.5) for c, s in parts)
+
+    lengths = [len(coder.encode(ids)) for coder in (plain, shown, both)]
+    wanted = [nats(90, [0] * 90), nats(90, earlier), nats(3, earlier)]
+    assert lengths[0] > lengths[1] > lengths[2]
+    for n, most in zip(lengths, wanted, strict=True):
+        assert n - lengths[0] == pytest.approx((most - wanted[0]) / log(2) / 8, abs=5)
+    stream = both.encode(ids)
+    assert both.decode(stream).equal(ids)
+    for other in (plain, shown):
+        with pytest.raises(StateError, match="other tokens before or allowed"):
+            other.decode(stream)
+    with pytest.raises(InputError, match="expected allowed token ids alone, got 3"):
+        both.encode(torch.tensor([0, 3]))
+    with pytest.raises(InputError, match="at least one of them allowed"):
+        SequenceCoder(model, n_tokens=90, allowed=())

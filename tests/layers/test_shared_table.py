@@ -56,9 +56,30 @@ def test_each_field_has_its_own_table_and_searching_leaves_the_other_alone():
     assert two.entries.grad is None
 
 
+@pytest.mark.truth("y = the value's own effect; values without an effect need no vector")
+def test_gates_of_values_keep_those_that_matter():
+    """The field is useful, half of its values are not: a gate of the field could not tell."""
+    table = SharedTable(2, 1, size=6, tables="per_field", gated=True)
+    assert torch.equal(table(torch.tensor([[3, 4]])), table.entries[[0, 1], [3, 4]][None])
+    effect = torch.tensor([[2.0, -1.5, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, -2.0]])
+    ids = torch.cartesian_prod(torch.arange(6), torch.arange(6))
+    y = effect[0][ids[:, 0]] + effect[1][ids[:, 1]]
+    optimiser = torch.optim.Adam(table.parameters(), 0.03)
+    for step in range(400):
+        table.gate.progress.fill_(step / 400)
+        error = (table(ids).sum((1, 2)) - y).square().mean() + 0.05 * table.gate.gates().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+    table.gate.harden()
+    kept = table.gate.gates().reshape(2, 6) > 0
+    assert kept.equal(effect != 0)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: SharedTable(1, 4, gated=True), "expected tables='per_field' for gates"),
         (lambda: SharedTable(2, 5, lookups=2), "a width that is a multiple of the lookups"),
         (lambda: SharedTable(1, 4, tables="per_field", lookups=2), "for several lookups"),
         (lambda: SharedTable(1, 4).search(torch.tensor([[1]])), "expected tables='decoupled'"),

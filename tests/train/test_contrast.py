@@ -9,6 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+import sonde
 from sonde.core import InputError
 from sonde.stats.soft_top_k import soft_top_k
 from sonde.train import Contrast, similarity_smoothing
@@ -63,6 +64,51 @@ def test_labels_by_a_loop(kind):
 
 
 @pytest.mark.truth("distances of the Poincare ball by the half-angle formula; squares by numpy")
+@pytest.mark.truth("a loop over rows and their labels")
+@pytest.mark.parametrize("denominator", ["softmax", "decoupled"])
+@pytest.mark.parametrize("against", ["prototypes", "rows"])
+def test_rows_with_several_labels_by_a_loop(denominator, against):
+    generator = torch.Generator().manual_seed(5)
+    x, vectors = (torch.randn(n, 4, generator=generator) for n in (6, 3))
+    label = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]])
+    given = {"prototype": vectors} if against == "prototypes" else {}
+    others = normalize(vectors if given else x, dim=1)
+    scores = normalize(x, dim=1) @ others.T / 0.3
+    rows = []
+    for i in range(6):
+        have = {c for c in range(3) if label[i, c]}
+        if given:
+            near, far = sorted(have), [c for c in range(3) if c not in have]
+        else:
+            near = [j for j in range(6) if j != i and have & {c for c in range(3) if label[j, c]}]
+            far = [j for j in range(6) if j != i and j not in near]
+        if not near:
+            continue
+        each = []
+        for p in near:
+            among = [p, *far] if denominator == "decoupled" else [*near, *far]
+            each.append(scores[i, among].logsumexp(0) - scores[i, p])
+        rows.append(torch.stack(each).mean())
+    wanted = torch.stack(rows).mean()
+    loss = Contrast(0.3, denominator)
+    for given_label in (label, label.bool()):
+        torch.testing.assert_close(loss(x, given_label, **given), wanted)
+
+
+def test_several_labels_in_the_memory_and_a_training_run():
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    label = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0], [0, 1], [1, 1]])
+    loss = Contrast(memory=3)
+    loss(x[:3], label[:3])
+    loss.step()
+    assert loss.kept_label.equal(label[:3])
+    assert loss(x[3:5], label[3:5]).isfinite()  # their positives are in the memory alone
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    with sonde.training(net, {"1:out": Contrast()}) as terms:
+        states = net(x)
+        torch.testing.assert_close(terms.loss(label=label), Contrast()(states, label))
+
+
 @pytest.mark.parametrize("metric", ["poincare", "euclidean", "dot"])
 def test_other_similarities(metric):
     x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).double()
@@ -149,6 +195,12 @@ def test_places_within_the_radius_and_concepts_are_taken():
         (lambda x: Contrast(denominator="top_k")(x), "k above 0 for denominator='top_k'"),
         (lambda x: Contrast()(x, group=torch.zeros(3).long()), "labels together with group"),
         (lambda x: Contrast()(x, prototype=x), "labels for prototypes"),
+        (lambda x: Contrast()(x, torch.tensor([[0], [1], [1]])), r"Pass label\[:, 0\]"),
+        (lambda x: Contrast()(x, torch.tensor([[0, 1], [1, 0], [2, 0]])), "entries up to 2"),
+        (
+            lambda x: Contrast()(x, torch.eye(3).long(), prototype=x[:2]),
+            "for each of 2 prototypes, got 3 columns",
+        ),
         (lambda x: Contrast(prototypes=2)(x), "two views or more"),
         (lambda x: Contrast(concepts=(0, 1, 2))(x), "a concept for each of 2 units"),
         (

@@ -52,8 +52,8 @@ class SequenceCoder(Codec):
                  without a cache in the model, one of the window so far.
     Assumes      a causal model without dropout, whose ``logits`` (or output) have a last axis of
                  tokens.
-    Differs      from the paper: any token ids; a window sees nothing of the one before, and images
-                 come as ids in raster order.
+    Differs      from the paper: any token ids; a window sees nothing of the one before but what
+                 ``before`` repeats, and images come as ids in raster order.
 
     Parameters
     ----------
@@ -68,6 +68,12 @@ class SequenceCoder(Codec):
     start : int or None, default=None
         The token that stands before each window; by default the model's start-of-text or
         end-of-text token, else 0.
+    before : tuple of int, default=()
+        Token ids that the model reads before each window, such as a task prompt and coded examples.
+        The decoder needs the same ids.
+    allowed : tuple of int or None, default=None
+        The only token ids that occur, such as those of pixel values: all probability goes to them.
+        By default the whole vocabulary.
     progress : bool, default=False
         Show a progress bar if coding takes more than two seconds.
 
@@ -89,21 +95,31 @@ class SequenceCoder(Codec):
     rows: int = 32
     n_tokens: int | None = None
     start: int | None = None
+    before: tuple[int, ...] = ()
+    allowed: tuple[int, ...] | None = None
     progress: bool = False
     paper: ClassVar[str] = "chen2024nextpixel"
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"window": 7, "rows": 2})
+    examples: ClassVar[tuple[dict, ...]] = ({}, {"window": 7, "rows": 2, "before": (1, 2)})
 
     def __post_init__(self) -> None:
         context = self._configured("max_position_embeddings")
-        if self._window() < 1 or (context is not None and self._window() > context):
+        room = None if context is None else context - len(self.before)
+        if self._window() < 1 or (room is not None and self._window() > room):
+            beside = f" less {len(self.before)} tokens before each window" * bool(self.before)
             raise InputError(
-                f"SequenceCoder: expected a window from 1 to the model's context {context}, got "
-                f"{self.window!r}."
+                f"SequenceCoder: expected a window from 1 to the model's context {context}{beside},"
+                f" got {self.window!r}."
             )
         check_ranges(self, rows=">= 1")
         if self._vocabulary() is None:
             raise InputError(
                 "SequenceCoder: the model's configuration has no vocab_size. Pass n_tokens."
+            )
+        known = range(self.alphabet)
+        if self.allowed == () or not {*self.before, *(self.allowed or ())} <= {*known}:
+            raise InputError(
+                f"SequenceCoder: expected token ids from 0 to {self.alphabet - 1} in before and "
+                f"allowed, at least one of them allowed, got {self.before} and {self.allowed}."
             )
 
     @property
@@ -118,6 +134,12 @@ class SequenceCoder(Codec):
         queue, family = table_coder("SequenceCoder")
         threads, window = torch.get_num_threads(), self._window()
         start = self._start()
+        strange = set() if self.allowed is None else {*x.tolist()} - {*self.allowed}
+        if strange:
+            raise InputError(
+                f"SequenceCoder.encode: expected allowed token ids alone, got {min(strange)} as "
+                "well. Add it to allowed."
+            )
         encoder = queue.RangeEncoder()
         bar = Bar("encode", len(x), self.progress)
         with computing("SequenceCoder", module_of(self.model), threads), bar:
@@ -136,7 +158,7 @@ class SequenceCoder(Codec):
         head = count_bytes(start, window, self.rows, len(x), threads)
         check = zlib.crc32(x.numpy().astype("<i8").tobytes()).to_bytes(4, "little")
         words = np.asarray(encoder.get_compressed()).astype("<u4").tobytes()
-        return fingerprint(self.model) + self._versions() + head + check + words
+        return self._fingerprint() + self._versions() + head + check + words
 
     def unpack(self, payload: bytes) -> Tensor:
         """Return the ids, decoded with the forward passes that ``pack`` ran."""
@@ -173,29 +195,35 @@ class SequenceCoder(Codec):
         """Yield the probabilities of each row's next token, and receive that token."""
         module = module_of(self.model)
         device = _device(module)
-        fed = torch.full((n_rows, 1), start, device=device)
+        fed = torch.tensor([[start, *self.before]] * n_rows, device=device)
+        ruled_out = None
+        if self.allowed is not None:
+            ruled_out = torch.ones(self.alphabet, dtype=torch.bool)
+            ruled_out[list(self.allowed)] = False
         cache: Any = None
         while True:
             given = {} if cache is None else {cache_argument(module): cache}
             with torch.inference_mode():
                 out = module(fed, **given)
             logits = out if isinstance(out, Tensor) else out.logits
-            p = logits[:, -1, : self.alphabet].double().cpu().softmax(-1)
-            if not bool(p.isfinite().all()):
+            last = logits[:, -1, : self.alphabet].double().cpu()
+            if not bool(last.isfinite().any(-1).all() and not last.isnan().any()):
                 raise InputError(
                     "SequenceCoder: expected finite logits, got NaN. Load the model in float32."
                 )
+            p = (last if ruled_out is None else last.masked_fill(ruled_out, -torch.inf)).softmax(-1)
             cache = cache_of(out)
             new = torch.from_numpy((yield p.numpy())).to(device)[:, None]
             fed = new if cache is not None else torch.cat([fed, new], 1)
 
     def _refuse_others(self, reader: Reader) -> None:
         name = "SequenceCoder.decode"
-        told, mine = reader.bytes(8), fingerprint(self.model)
+        told, mine = reader.bytes(8), self._fingerprint()
         if told != mine:
             raise StateError(
                 f"{name}: the stream was written with another model (fingerprint {told.hex()}, "
-                f"this model has {mine.hex()}). Pass the model that encoded it."
+                f"this model has {mine.hex()}), or with other tokens before or allowed. Pass the "
+                "model and the tokens that encoded it."
             )
         of = [".".join(str(reader.count()) for _ in range(3)) for _ in PACKAGES]
         of.append(DEVICES[min(reader.count(), len(DEVICES) - 1)])
@@ -218,7 +246,17 @@ class SequenceCoder(Codec):
     def _window(self) -> int:
         if self.window is not None:
             return self.window
-        return self._configured("max_position_embeddings") or 1024
+        return (self._configured("max_position_embeddings") or 1024) - len(self.before)
+
+    def _fingerprint(self) -> bytes:
+        """Return 8 bytes that depend on the model, and on the tokens before and allowed."""
+        plain = fingerprint(self.model)
+        if not self.before and self.allowed is None:
+            return plain
+        allowed = None if self.allowed is None else sorted({*self.allowed})
+        return blake2b(
+            plain + json.dumps([list(self.before), allowed]).encode(), digest_size=8
+        ).digest()
 
     def _start(self) -> int:
         known = (self.start, self._configured("bos_token_id"), self._configured("eos_token_id"))

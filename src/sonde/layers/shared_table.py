@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.layers.layer import Layer
+from sonde.layers.unit_gate import UnitGate
 
 PRIME = 2**31 - 1
 SPREAD = 0.05
@@ -24,7 +25,9 @@ class SharedTable(Layer):
     that values rarely share all entries. ``per_field`` keeps a table of ``size`` for each field.
     ``decoupled`` keeps two tables: ``search(ids)`` reads narrow vectors that tell which values
     belong together, ``represent(ids)`` full vectors of their meaning, so that each use trains its
-    own vectors.
+    own vectors. With ``gated``, for a table per field, the vector of each value is multiplied by a
+    learned gate of that value: ``gate`` is the ``UnitGate`` whose ``progress`` and ``harden()`` end
+    its continuation.
 
     Cost         a lookup for each field; ``size width`` numbers for each table.
     Assumes      whole numbers of 0 or more, below 2^31 - 1.
@@ -46,10 +49,12 @@ class SharedTable(Layer):
         Width of the narrow table of ``decoupled``.
     seed : int, default=0
         Draws the hashes and the entries.
+    gated : bool, default=False
+        Learn a gate for each value of each field, for ``per_field``.
 
     References
     ----------
-    coleman2023unified, feng2025dare
+    coleman2023unified, feng2025dare, lyu2023optfs
     """
 
     paper: ClassVar[str] = "coleman2023unified"
@@ -66,8 +71,14 @@ class SharedTable(Layer):
         lookups: int = 1,
         search_width: int = 8,
         seed: int = 0,
+        gated: bool = False,
     ) -> None:
         super().__init__()
+        if gated and tables != "per_field":
+            raise InputError(
+                "SharedTable: expected tables='per_field' for gates, got "
+                f"{tables!r}, where several values share an entry."
+            )
         if min(field, width, size, lookups, search_width) < 1 or width % lookups:
             raise InputError(
                 "SharedTable: expected positive sizes and a width that is a multiple of the "
@@ -81,6 +92,7 @@ class SharedTable(Layer):
         n_tables, part = (field if tables == "per_field" else 1), width // lookups
         entries = SPREAD * torch.randn(n_tables, size, part, generator=draw)
         self.entries = nn.Parameter(entries)
+        self.gate = UnitGate(field * size) if gated else None
         self.narrow = None
         if tables == "decoupled":
             self.narrow = nn.Parameter(SPREAD * torch.randn(size, search_width, generator=draw))
@@ -121,7 +133,11 @@ class SharedTable(Layer):
         places = self.places(ids)
         if self.tables == "per_field":
             at = torch.arange(self.field, device=ids.device).unsqueeze(-1)
-            return self.entries[at, places].flatten(2)
+            found = self.entries[at, places].flatten(2)
+            if self.gate is None:
+                return found
+            gates = self.gate.gates().reshape(self.field, self.size)[at, places]
+            return found * gates.to(found.dtype)
         return self.entries[0][places].flatten(2)
 
     def represent(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "row field width"]:

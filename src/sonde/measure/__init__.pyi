@@ -4,6 +4,8 @@ from sonde.measure.active_variables import ActiveVariables as ActiveVariables
 from sonde.measure.active_variables import active_variables as active_variables
 from sonde.measure.alignment_quality import AlignmentQuality as AlignmentQuality
 from sonde.measure.alignment_quality import alignment_quality as alignment_quality
+from sonde.measure.anchor_shift import AnchorShiftResult as AnchorShiftResult
+from sonde.measure.anchor_shift import anchor_shift as anchor_shift
 from sonde.measure.anisotropy import Anisotropy as Anisotropy
 from sonde.measure.anisotropy import anisotropy as anisotropy
 from sonde.measure.attention_entropy import AttentionEntropy as AttentionEntropy

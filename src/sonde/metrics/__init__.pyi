@@ -11,6 +11,8 @@ from sonde.metrics.rejection import prediction_rejection as prediction_rejection
 from sonde.metrics.roc import Roc as Roc
 from sonde.metrics.roc import roc as roc
 from sonde.metrics.routing import Cascade as Cascade
+from sonde.metrics.settings import SettingChoice as SettingChoice
+from sonde.metrics.settings import choose_settings as choose_settings
 from sonde.metrics.steps import joint_match as joint_match
 from sonde.metrics.steps import localisation as localisation
 from sonde.metrics.steps import step_f1 as step_f1

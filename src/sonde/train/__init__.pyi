@@ -11,6 +11,7 @@ from sonde.train.generic_to_specific import shared_mask as shared_mask
 from sonde.train.input_decoder import InputDecoder as InputDecoder
 from sonde.train.latent_terms import LatentTerms as LatentTerms
 from sonde.train.learned_views import LearnedViews as LearnedViews
+from sonde.train.local_disturbance import local_disturbance as local_disturbance
 from sonde.train.masked_features import MaskedFeatures as MaskedFeatures
 from sonde.train.mixup import Mixup as Mixup
 from sonde.train.nested_dropout import NestedDropout as NestedDropout

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -33,10 +33,11 @@ class Contrast(nn.Module):
     Formula: ``-(s_ip - log sum_j exp s_ij)`` with ``s = similarity / temperature``, averaged over
     the positives of a row, then over the rows that have positives. Positives of a row are the other
     views of its example, or the other rows with its label: with ``group`` only rows in other
-    groups, with ``place`` only rows within ``radius``. Candidates are all other rows, the rows of
-    ``negative`` and of the ``memory``. With ``prototype`` the candidates are a vector for each
-    label in place of rows. With ``prototypes`` the vectors are learned, and each view has to
-    predict the balanced assignment of the other views.
+    groups, with ``place`` only rows within ``radius``; if rows have several labels, the rows that
+    share one. Candidates are all other rows, the rows of ``negative`` and of the ``memory``. With
+    ``prototype`` the candidates are a vector for each label in place of rows. With ``prototypes``
+    the vectors are learned, and each view has to predict the balanced assignment of the other
+    views.
 
     Range        [0, inf), nats; lower = positives nearer than all others. ``none`` and ``uniform``
                  can be negative.
@@ -144,7 +145,10 @@ class Contrast(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "row dim"],
-        label: Int[Tensor, "row"] | None = None,
+        label: Int[Tensor, "row"]
+        | Int[Tensor, "row column"]
+        | Bool[Tensor, "row column"]
+        | None = None,
         view: Int[Tensor, "row"] | None = None,
         group: Int[Tensor, "row"] | None = None,
         place: Float[Tensor, "row axis"] | None = None,
@@ -157,8 +161,9 @@ class Contrast(nn.Module):
         ----------
         x : Float[Tensor, "row dim"]
             All rows of view 0, then all of view 1, ...
-        label : Int[Tensor, "row"], optional
-            Negative for rows without a label.
+        label : Int[Tensor, "row"] or Int[Tensor, "row column"], optional
+            Negative for rows without a label. A matrix gives each row several labels: 1 or True in
+            the columns of its labels, else 0.
         view : Int[Tensor, "row"], optional
         group : Int[Tensor, "row"], optional
             Positives share the label and differ in the group, such as a domain.
@@ -168,17 +173,20 @@ class Contrast(nn.Module):
         negative : Float[Tensor, "hard dim"], optional
             Hard negatives, candidates of every row.
         prototype : Float[Tensor, "class dim"], optional
-            Vectors of the classes 0, 1, ... of ``label``.
+            Vectors of the classes 0, 1, ... of ``label``, or of the columns of its matrix.
         """
         if self.heads is not None:
             return self._assigned(x, view)
+        if label is not None and label.ndim == 2:
+            _check_matrix(label, prototype)
         rows = self._units(x)
         if prototype is not None:
             if label is None:
                 raise InputError("Contrast: expected labels for prototypes, got none. Pass label.")
             scores = self._similar(rows, self._units(prototype))
             place_of = torch.arange(len(prototype), device=x.device)
-            return self._held(scores, label[:, None] == place_of, hides_itself=False)
+            own = label != 0 if label.ndim == 2 else label[:, None] == place_of
+            return self._held(scores, own, hides_itself=False)
         positive = _together(x, label, view, group, place, self.radius).fill_diagonal_(False)
         parts, marks = [rows], [positive]
         if negative is not None:
@@ -196,7 +204,7 @@ class Contrast(nn.Module):
                 kept_rows, kept_label = self.kept_rows, self.kept_label
             if len(kept_rows):
                 parts.append(kept_rows.to(rows))
-                marks.append((own[:, None] == kept_label) & (own >= 0)[:, None])
+                marks.append(_share_a_label(own, kept_label))
         every = torch.cat(marks, 1) if len(marks) > 1 else positive
         others = torch.cat(parts) if len(parts) > 1 else rows
         return self._held(self._similar(rows, others), every, hides_itself=True)
@@ -314,7 +322,7 @@ def _together(
             "Contrast: expected labels together with group or place, got none. Pass label."
         )
     if label is not None:
-        same = (label[:, None] == label[None]) & (label >= 0)[:, None]
+        same = _share_a_label(label, label)
         if group is not None:
             same = same & (group[:, None] != group[None])
         if place is not None:
@@ -322,6 +330,29 @@ def _together(
         return same
     example = torch.arange(len(x), device=x.device) % (len(x) // view_count(x, view))
     return example[:, None] == example[None]
+
+
+def _share_a_label(one: Tensor, two: Tensor) -> Tensor:
+    """Return a mask of pairs of rows that have a label in common, (row of one, row of two)."""
+    if one.ndim == 2:
+        return (one != 0).float() @ (two != 0).float().T > 0
+    return (one[:, None] == two) & (one >= 0)[:, None]
+
+
+def _check_matrix(label: Tensor, prototype: Tensor | None) -> None:
+    """Raise if a matrix of labels has other entries than 0 and 1, or other columns than classes."""
+    classes = None if prototype is None else len(prototype)
+    if label.shape[1] < 2 or not bool(((label == 0) | (label == 1)).all()):
+        raise InputError(
+            "Contrast: expected a matrix of labels with a column for each of at least two classes, "
+            f"of 0 and 1, got shape {tuple(label.shape)} with entries up to {label.max().item()}. "
+            "Pass label[:, 0] if it holds the number of one class for each row."
+        )
+    if classes not in (None, label.shape[1]):
+        raise InputError(
+            f"Contrast: expected a column of label for each of {classes} prototypes, got "
+            f"{label.shape[1]} columns."
+        )
 
 
 def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> int:

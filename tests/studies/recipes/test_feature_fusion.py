@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import nn
 
 from cli_case import run_words
 from sonde import InputError, Model
+from sonde_studies.parts.heads import AutoencoderCode
 from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
 
 
@@ -60,6 +63,55 @@ def test_a_copy_adds_nothing():
     assert found.verdict == "the first alone will do"
     assert abs(float(found.value)) < 0.03
     assert {"without the second", "third"} <= {row["source"] for row in found.rows}
+
+
+@pytest.mark.truth("scikit-learn's logistic regression on arrays that were joined by hand")
+def test_numbers_and_lines_are_sources_beside_the_encoders():
+    x, label, items = rows()
+    made = torch.stack([x[:, 4].exp(), x[:, 5] ** 2], 1)
+    items = [
+        row | {"by hand": float(m[0]), "more": m[1:].tolist(), "left": a, "right": -a}
+        for row, m, a in zip(items, made, x, strict=True)
+    ]
+    nets = encoder({0, 1, 2}, 5, 1), encoder({1, 2}, 4, 2)
+    asked = {"numbers": ["by hand", "more"], "lines": ["left", "right"]}
+    found = feature_fusion(*nets, items, **asked, seed=3, progress=False)
+    got = {row["source"]: row for row in found.rows}
+    y = label.numpy()
+    kept, held = train_test_split(np.arange(400), test_size=0.4, stratify=y, random_state=3)
+    with torch.no_grad():
+        read = nets[0].module
+        lines = torch.cat([read(x), read(-x)], 1).double().numpy()
+
+    def accuracy(s):
+        z = (s - s[kept].mean(0)) / s[kept].std(0)
+        head = LogisticRegression(C=0.1, max_iter=500).fit(z[kept], y[kept])
+        return (head.predict(z[held]) == y[held]).mean()
+
+    assert got["numbers"]["accuracy"] == pytest.approx(accuracy(made.double().numpy()))
+    assert got["lines"]["accuracy"] == pytest.approx(accuracy(lines))
+    assert {"without the numbers", "without the lines"} <= got.keys()
+    assert found.verdict == "fuse them"  # the second factor is in the numbers alone
+    with pytest.raises(InputError, match="as many numbers in by hand, more in each row"):
+        feature_fusion(*nets, [items[0] | {"more": [1, 2]}, *items[1:]], **asked, progress=False)
+
+
+def test_an_autoencoder_keeps_a_curve_that_components_lose():
+    draw = np.random.default_rng(0)
+    t = draw.uniform(-1, 1, 500)
+    x = np.stack([np.sin(4 * t), np.cos(4 * t), np.sin(8 * t), t**3], 1)
+    x = (x - x.mean(0)) / x.std(0)
+    code = AutoencoderCode(1, 0).fit(x[:400]).transform(x[400:])
+    assert code.shape == (100, 1)
+    order = [
+        abs(spearmanr(code[:, 0], t[400:])[0]),
+        abs(spearmanr(PCA(1).fit_transform(x)[400:, 0], t[400:])[0]),
+    ]
+    assert order[0] > order[1] + 0.1
+    *_, items = rows()
+    nets = encoder({0, 1, 2}, 5, 1), encoder({3, 4, 5}, 4, 2)
+    found = feature_fusion(*nets, items, summary="autoencoder", progress=False)
+    assert {row["source"]: row["units"] for row in found.rows}[SMALL] == 2
 
 
 def test_states_that_are_not_finite_are_refused():

@@ -170,12 +170,19 @@ def check_column(term: Term, name: str, column: Any, n: int) -> None:
             f"training: expected whole numbers as label of the loss {term.name}, got "
             f"{column.dtype}."
         )
-    if column.ndim > 1:
+    many = column.ndim == 2 and column.shape[1] > 1 and _takes_many(term.loss)
+    if column.ndim > 1 and not many:
         more = "Pass label[:, 0]" if column.shape[1:] == (1,) else "Pass one class for each row"
         raise InputError(
             f"training: expected labels of shape ({n},) for the loss {term.name}, got "
             f"{tuple(column.shape)}. {more}."
         )
+
+
+def _takes_many(loss: nn.Module) -> bool:
+    """Return whether a loss's annotation declares a matrix of labels, a column for each class."""
+    told = inspect.signature(loss.forward).parameters["label"].annotation
+    return any(len(getattr(one, "dims", ())) == 2 for one in get_args(told))
 
 
 def _takes_classes(loss: nn.Module) -> bool:

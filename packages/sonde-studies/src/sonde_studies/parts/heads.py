@@ -1,11 +1,13 @@
 """Heads that predict classes from states, texts or sets, with ``fit`` and ``predict``."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.exceptions import ConvergenceWarning  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.model_selection import (  # pyright: ignore
@@ -13,6 +15,7 @@ from sklearn.model_selection import (  # pyright: ignore
     StratifiedKFold,
     cross_val_predict,
 )
+from sklearn.neural_network import MLPRegressor  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
 from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
@@ -24,6 +27,45 @@ from sonde.metrics import auroc
 from sonde_studies.worlds.learning import drawn, minimise
 
 CHARACTERS = (1, 3)
+
+
+class AutoencoderCode:
+    """The code of an autoencoder with three hidden layers, as a step of a pipeline.
+
+    Its outer hidden layers have as many units as the geometric mean of input and code.
+
+    Parameters
+    ----------
+    width : int
+        Units of the code.
+    seed : int, default=0
+        Draws first weights and batches.
+    """
+
+    def __init__(self, width: int, seed: int = 0) -> None:
+        self.width, self.seed = width, seed
+
+    def fit(self, x: Float[np.ndarray, "row dim"], y: object = None) -> "AutoencoderCode":
+        """Train the autoencoder to rebuild the rows."""
+        outer = max(self.width, round((x.shape[1] * self.width) ** 0.5))
+        sizes = (outer, self.width, outer)
+        self._net = MLPRegressor(
+            hidden_layer_sizes=sizes,
+            activation="tanh",
+            learning_rate_init=0.005,
+            max_iter=200,
+            random_state=self.seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a summary may stop early
+            self._net.fit(x, x)
+        return self
+
+    def transform(self, x: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row code"]:
+        """Return the code of each row."""
+        for weight, bias in list(zip(self._net.coefs_, self._net.intercepts_, strict=True))[:2]:
+            x = np.tanh(x @ weight + bias)
+        return x
 
 
 def linear_head(strength: float = 0.1, *between: Any) -> Any:

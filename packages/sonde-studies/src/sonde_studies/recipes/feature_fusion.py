@@ -1,19 +1,21 @@
-"""Fusion of several encoders, against the best single encoder."""
+"""Fusion of several sources, such as encoders and hand-made numbers, against the best of them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.decomposition import PCA  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde import Model, gather, read
+from sonde import InputError, Model, gather, read
 from sonde.core import marks
 from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
-from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.heads import AutoencoderCode, linear_head
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of
-from sonde_studies.parts.rows import apart, check_classes, check_states
+from sonde_studies.parts.rows import apart, check_classes, check_states, rows_with
+from sonde_studies.parts.states import column_states
 
 QUESTION = "Do two encoders together say more than the better one?"
 LEAST, TEST, NARROW = 60, 0.4, 10
@@ -27,6 +29,9 @@ def feature_fusion(
     data: Any,
     *,
     third: Model | None = None,
+    numbers: Sequence[str] = (),
+    lines: Sequence[str] = (),
+    summary: Literal["components", "autoencoder"] = "components",
     label_column: str | None = None,
     site: str = "auto",
     group_column: str | None = None,
@@ -36,8 +41,8 @@ def feature_fusion(
 ) -> Answer:
     """Read the label from the states of each encoder, of all together, and of a narrow summary.
 
-    Linear heads on standardised states; the summary is the first principal components, a tenth as
-    many as there are units. Each source is also left out in turn. Four tenths of the rows judge.
+    Linear heads on standardised states. The summary is a tenth as wide as all units together. If
+    there are more than two sources, each is also left out in turn. Four tenths of the rows judge.
 
     Example: sonde recipe feature-fusion FIRST SECOND DATA -o fusion.html
 
@@ -49,6 +54,14 @@ def feature_fusion(
         Labelled rows that all encoders read.
     third : Model, optional
         A third encoder.
+    numbers : sequence of str, default=()
+        Columns of numbers, made by hand or by another program. Together they are one more source.
+    lines : sequence of str, default=()
+        Columns that the first encoder reads one by one, such as the sentences of a text or the
+        quarters of a picture. Their states side by side are one more source.
+    summary : {"components", "autoencoder"}, default="components"
+        What makes the narrow summary: principal components, or an autoencoder with three hidden
+        layers.
     label_column : str, optional
         Column of the class, where its name does not say so.
     site : str, default="auto"
@@ -63,23 +76,27 @@ def feature_fusion(
     """
     models = {"first": first, "second": second} | ({} if third is None else {"third": third})
     options: dict[str, Any] = {"label_column": label_column, "limit": limit, "logits": False}
-    options |= {"group_column": group_column}
+    options |= {"group_column": group_column, "ignore_columns": [*numbers, *lines] or None}
     found = {n: gather(read(m, data, sites=site, **options), progress) for n, m in models.items()}
     label = found["first"].label.numpy()
     known = np.flatnonzero(label >= 0)
     check_classes("feature_fusion", label[known], LEAST)
+    at = found["first"].item.numpy()
     states = {name: part.last.numpy() for name, part in found.items()}
     check_states("feature_fusion", {f"the {n} encoder": x for n, x in states.items()})
+    states |= _from_columns(first, data, numbers, lines, site, limit, progress, at)
     arms = states | {f"without the {n}": _joined(states, n) for n in states if len(states) > 2}
     arms[JOINT] = arms[SMALL] = _joined(states)
-    owner = owners_of(data, group_column, limit)[found["first"].item.numpy()]
+    owner = owners_of(data, group_column, limit)[at]
     parts = apart(label[known], TEST, seed, ordered=False, owner=owner[known])
     kept, held = (known[part] for part in parts)
     narrow = max(2, arms[JOINT].shape[1] // NARROW)
     right, score = dict[str, Any](), dict[str, float]()
     for arm, x in arms.items():
-        between = [PCA(min(narrow, len(kept) - 1))] if arm == SMALL else []
-        head = linear_head(0.1, *between).fit(x[kept], label[kept])
+        narrowed = PCA(min(narrow, len(kept) - 1))
+        if summary == "autoencoder":
+            narrowed = AutoencoderCode(narrow, seed)
+        head = linear_head(0.1, *([narrowed] if arm == SMALL else [])).fit(x[kept], label[kept])
         right[arm] = head.predict(x[held]) == label[held]
         score[arm] = float(right[arm].mean())
     best = max(states, key=lambda name: score[name])
@@ -92,7 +109,7 @@ def feature_fusion(
     return Answer(
         question=QUESTION,
         **unless_untold(verdict, right, label[held]),
-        sentence=f"Together the encoders name {score[JOINT]:.1%} of {len(held)} rows right, the "
+        sentence=f"Together the sources name {score[JOINT]:.1%} of {len(held)} rows right, the "
         f"{best} alone {score[best]:.1%}; a tenth of the width keeps {score[SMALL]:.1%}.",
         **gained(gain, shared),
         rows=tuple(table),
@@ -103,6 +120,40 @@ def feature_fusion(
             "sonde.measure.cka says how alike their states are.",
         ),
     )
+
+
+def _from_columns(
+    encoder: Model,
+    data: Any,
+    numbers: Sequence[str],
+    lines: Sequence[str],
+    site: str,
+    limit: int | None,
+    progress: bool,
+    at: Any,
+) -> dict[str, Any]:
+    """Return the sources that are columns of the data, for the rows that the encoders read."""
+    columns = [*numbers, *lines]
+    if not columns:
+        return {}
+    rows = rows_with("feature_fusion", data, columns, LEAST, limit)
+    rows, found = [rows[i] for i in at], dict[str, Any]()
+    if lines:
+        read_once = column_states([encoder] * len(lines), rows, lines, site, progress)
+        found["lines"] = np.concatenate(read_once, 1)
+    if numbers:
+        try:
+            values = [
+                np.concatenate([np.ravel(np.asarray(row[c], np.float64)) for c in numbers])
+                for row in rows
+            ]
+            found["numbers"] = np.stack(values)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"feature_fusion: expected as many numbers in {', '.join(numbers)} in each row, "
+                f"got other values ({error}). Name columns of numbers, or of lists of one length."
+            ) from error
+    return found
 
 
 def _joined(states: dict[str, Any], but: str = "") -> Any:
