@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sonde
+from lm_twin_case import twin
 from models import gpt2
 from sonde.core import InputError, SiteError
 from sonde.explain import (
@@ -164,3 +165,23 @@ def test_what_cannot_be_explained_is_said():
     with pytest.raises(InputError, match="at least 1"):
         IntegratedGradients(0)
     assert sonde.explain.Saliency is Saliency
+
+
+def test_of_tokens_the_baseline_with_the_smallest_gap_is_taken():
+    """Norms make gradients huge close to zero, so that parts from a zero baseline do not add up."""
+    model = twin()
+    texts = ("The capital of France is", "The capital of Poland is")
+    ids = torch.tensor([model.processor(text)["input_ids"] for text in texts])
+    zero, best = (
+        IntegratedGradients(steps=20, baseline=base).explain(model, {"input_ids": ids})
+        for base in (Baseline("zero"), Baseline())
+    )
+    missed = [
+        (one.gap / (one.gap + one.value.flatten(1).sum(1))).abs()  # of the rise
+        for one in (zero, best)
+    ]
+    assert bool((missed[1] <= missed[0]).all())
+    assert float(missed[1][0]) < 0.6 * float(missed[0][0])
+    assert "by the smallest gap of 3 baselines" in best.conventions["baseline"]
+    alone = IntegratedGradients(steps=20).explain(model, {"input_ids": ids[1:]})
+    torch.testing.assert_close(alone.value[0], best.value[1], rtol=1e-3, atol=1e-3)

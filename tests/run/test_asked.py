@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lm_twin_case import TEXTS, twin
 from sonde.cli.fit import reading_of
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
@@ -35,6 +36,20 @@ def test_what_a_user_types_goes_first():
     assert reading_of([PAWN()], AUTO)["sites"] == PAWN().reading()["sites"]
     typed = {"sites": "head", "reducer": "tokens"}
     assert reading_of([PAWN(), TokenStatistics()], typed) == typed
+
+
+def test_a_stream_of_the_automatic_reducer_takes_what_a_method_declares():
+    """In Python as on the command line: no ``reducer=`` where one method says which."""
+    stream = read(twin(), list(TEXTS[:2]))
+    typed = read(twin(), list(TEXTS[:2]), reducer="predictions")
+    detector = TokenStatistics()
+    found = fit(detector, stream, calibrate=0, progress=False)
+    assert found.header["sites"][0]["reducer"] == "predictions"
+    scores = [score(found, s, progress=False)["score"].to_pylist() for s in (stream, typed)]
+    assert scores[0] == scores[1]
+    named = read(twin(), list(TEXTS[:2]), reducer="last")
+    with pytest.raises(InputError, match="expected rows of the reducer"):
+        fit(detector, named, calibrate=0, progress=False)
 
 
 def test_plain_arrays_do_not_say_how_they_were_read():

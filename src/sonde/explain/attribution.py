@@ -117,11 +117,14 @@ class Parts:
         The objective at the baseline, if parts add up to the rise from the baseline.
     is_reached : bool
         Whether the objective depends on the site at all.
+    baseline : str
+        Name of the baseline that was chosen among several; empty if there was no choice.
     """
 
     value: Tensor
     base: Float[Tensor, "row"] | None = None
     is_reached: bool = True
+    baseline: str = ""
 
 
 class Attributor(Explainer):
@@ -193,7 +196,7 @@ class Attributor(Explainer):
                 "objective": fixed.objective.name,
                 **fixed.output_named,
                 **sites_named(function),
-                "baseline": self._compared_with(function),
+                "baseline": parts.baseline or self._compared_with(function),
                 "signed": self.signed,
                 "se": "none: a single answer for each input",
             },

@@ -19,6 +19,10 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction, Varied
 Kind = Literal["auto", "mean", "zero", "constant", "blur", "values"]
 
 
+TOKENS = 8192
+"""Vectors of tokens that are read at a time."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Baseline:
@@ -27,7 +31,9 @@ class Baseline:
     Parameters
     ----------
     kind : {"auto", "zero", "blur", "constant", "values", "mean"}, default="auto"
-        ``auto`` is ``blur`` over the shorter side where pictures are varied, else ``zero``.
+        ``auto`` is ``blur`` over the shorter side where pictures are varied, else ``zero``;
+        integrated gradients of tokens also try the mean embedding and noise with the embeddings'
+        mean and standard deviation, and take for each example the baseline with the smallest gap.
         ``blur``, of pictures, is the mean over ``size`` x ``size`` pixels around each. ``mean`` is
         the mean of each feature over the examples and places that are explained together, so an
         explanation depends on its batch; ``Baseline.fit`` takes the mean from a data set.
@@ -111,6 +117,28 @@ class Baseline:
         if not part.is_input or len(size) != 2 or min(size) < 3:
             return Baseline("zero")
         return Baseline("blur", size=min(size) | 1)
+
+    def candidates(self, function: SiteFunction) -> dict[str, Tensor]:
+        """Return baselines by name, in the shape of the site: several only of tokens."""
+        plain = {self.name_at(function): self.at(function)}
+        if self.kind != "auto":
+            return plain
+        count, total, squares = 0, 0.0, 0.0
+        for vectors in function.token_vectors(TOKENS):
+            wide = vectors.double()
+            count, total = count + len(wide), total + wide.sum(0)
+            squares = squares + wide.square().sum(0)
+        if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
+            return plain
+        mean, x = total / count, function.value
+        spread = (squares / count - mean.square()).clamp(min=0.0).sqrt()
+        draw = torch.randn(len(mean), generator=torch.Generator().manual_seed(0))
+        noise = mean + spread * draw.to(spread)
+        return {
+            **plain,
+            "mean embedding": _over_places(mean, x, x.ndim - 1),
+            "noise like embeddings": _over_places(noise, x, x.ndim - 1),
+        }
 
     def at(self, function: SiteFunction) -> Tensor:
         """Return the baseline values of each example, in the shape of the site.

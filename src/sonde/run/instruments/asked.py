@@ -68,10 +68,19 @@ def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
         If the stream was read otherwise than a method asks, or if its labels are not the model's
         classes and a method compares both.
     """
+    stream = with_declared_reducer(instruments, stream)
     stream = asking_logits(stream) if need(instruments, "logits") else stream
     check_reading(instruments, stream)
     check_classes(instruments, stream)
     return stream
+
+
+def with_declared_reducer(instruments: Iterable[Instrument], stream: Stream) -> Stream:
+    """Return a live stream whose reducer ``auto`` is the only one that methods declare."""
+    if not isinstance(stream, LiveStream) or stream.reducer != AUTO or stream.further:
+        return stream
+    declared = {i.reading().get("reducer") for i in instruments} - {None, POSITIONS}
+    return replace(stream, reducer=declared.pop()) if len(declared) == 1 else stream
 
 
 def asking_logits(stream: Stream) -> Stream:

@@ -53,7 +53,7 @@ def open_as(
     """Return the stream with the model, sites and reading in a header."""
     if isinstance(model, Stream):
         require_alone(model, repr(model), data, options)
-        model = with_sinks(model, header)
+        model = with_reducer(with_sinks(model, header), header)
         return asking_logits(model) if needs_logits else model
     if isinstance(model, str | Path) and is_store(Path(model)):
         return _stored(header, model, data, options)
@@ -87,6 +87,16 @@ def with_sinks(stream: Stream, header: dict[str, Any]) -> Stream:
     if not isinstance(stream, LiveStream) or stream.sinks != AUTO:
         return stream
     return replace(stream, sinks=(header.get("reading") or {}).get("sinks") or KEEP)
+
+
+def with_reducer(stream: Stream, header: dict[str, Any]) -> Stream:
+    """Return a live stream whose reducer ``auto`` is that of the fit."""
+    if not isinstance(stream, LiveStream) or stream.reducer != AUTO or stream.further:
+        return stream
+    fitted = {s["reducer"] for s in header["sites"]}
+    if len(fitted) > 1 or {str(s.reducer) for s in stream.schema} == fitted:
+        return stream
+    return replace(stream, reducer=Reducer.parse(fitted.pop()))
 
 
 def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,16 @@ class SiteFunction:
             return self.gradient(self.value, objective)
         return _slope(objective(self.outputs), point)
 
+    def token_vectors(self, n: int) -> Iterator[Tensor]:
+        """Yield the vectors of all tokens, ``n`` at a time; nothing if no table is varied."""
+        table = None if self._table is None else self._table.module
+        weight = getattr(table, "weight", None)
+        if table is None or not isinstance(weight, Tensor) or weight.ndim != 2:
+            return
+        for ids in torch.arange(len(weight), device=weight.device).split(n):
+            with torch.no_grad():
+                yield table(ids).detach()
+
     def input_of_site(self) -> tuple[nn.Module, Tensor]:
         """Return the module whose output is the site, and the first tensor that it is given.
 
