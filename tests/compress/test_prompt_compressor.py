@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import sonde
 from sonde import Model
 from sonde.compress import KeepProbe, PromptCompressor
+from sonde.compress._prompt_report import PromptReport
 from sonde.core import InputError
 
 TEXT = (
@@ -203,3 +205,37 @@ def test_what_is_refused(model, encoder):
         PromptCompressor().compress(sonde.load("sonde:digits"), "a b")
     with pytest.raises(InputError, match="texts of several words"):
         PromptCompressor().learn(model, ["one"], progress=False)
+
+
+@pytest.mark.truth("-log p of the last bytes, prompts cut by hand")
+def test_a_judge_compares_with_the_last_words_and_says_which_to_use(model):
+    texts = [f"{TEXT} {TEXT[: 30 + 7 * i]}" for i in range(2)]
+    found = PromptCompressor(keep=0.5, digits=False).judge(model, texts, horizon=8, progress=False)
+    wanted = {"whole": [], "last words": []}
+    for text in texts:
+        prompt, after = text[:-8], text[-8:]
+        words = [f"{a}{b}" for a, b in re.findall(r"(\s*)(\S+)", prompt)]
+        last = "".join(words[-round(0.5 * len(words)) :])
+        for name, given in (("whole", prompt), ("last words", last)):
+            with torch.no_grad():
+                logits = model.module(torch.tensor([list((given + after).encode())])).logits[0]
+            rows = logits[-9:-1].double().log_softmax(-1)
+            own = [float(row[byte]) for row, byte in zip(rows, after.encode(), strict=True)]
+            wanted[name].append(-sum(own) / 8)
+    for name, each in wanted.items():
+        assert found.loss_nats[name] == pytest.approx(sum(each) / 2, abs=1e-4)
+    assert found.verdict.startswith(f"Keep the {found.best_plain}: the compressor is ")
+    with pytest.raises(InputError, match="expected at least two texts of more than 301 tokens"):
+        PromptCompressor().judge(model, texts, horizon=300, progress=False)
+
+
+def test_the_verdict_of_a_report_follows_its_differences():
+    plain = {"first words": 3.0, "last words": 2.5, "random words": 2.8}
+    losses = {"whole": 1.0, "compressed": 2.0, **plain, "nothing": 4.0}
+    gains = {name: loss - 2.0 for name, loss in plain.items()}
+    clear, unclear = (
+        PromptReport(losses, gains, dict.fromkeys(plain, se), n=9) for se in (0.1, 0.4)
+    )
+    assert clear.verdict.startswith("Use the compressor: 2 nats per token against 2.5")
+    assert "is not clearly better" in unclear.verdict
+    assert unclear.best_plain == "last words"

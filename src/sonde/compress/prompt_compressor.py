@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from sonde.compress._prompt_report import PromptReport, report_prompts
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
@@ -68,7 +69,8 @@ class PromptCompressor:
     Range        exactly ``round(keep words)`` words, more where more are forced; of equal scores
                  the first are kept. ``keep=1`` gives the text back.
     Cost         one forward for half a window; ``learn`` two for each word of its texts.
-    Assumes      a causal language model with a tokenizer that knows offsets.
+    Assumes      a causal language model with a tokenizer that knows offsets. Keeping the last
+                 words is often as good: ``judge`` compares on your texts.
     Differs      from LLMLingua-2: the reader itself labels words, no larger model's short texts;
                  a linear map of states that stay as they are. States of the reader see what stands
                  before a word alone; those of a bidirectional ``encoder`` see what follows, too.
@@ -151,6 +153,49 @@ class PromptCompressor:
         parts = [text[a:b] for (a, b), keep in zip(words, kept.tolist(), strict=True) if keep]
         end = text[words[-1][1] :] if bool(kept.all()) else ""
         return CompressedPrompt("".join(parts) + end, words, kept, scores)
+
+    def judge(
+        self,
+        model: Model,
+        texts: Sequence[str],
+        probe: "KeepProbe | None" = None,
+        encoder: Model | None = None,
+        *,
+        horizon: int = 32,
+        progress: bool = True,
+    ) -> PromptReport:
+        """Return the loss after shortened prompts, beside first, last and random words.
+
+        The end of each text is what the model has to predict, and the text before is the prompt.
+        ``verdict`` says which way to shorten such prompts.
+
+        Parameters
+        ----------
+        model : Model
+            A causal language model with a fast tokenizer, which reads the prompts.
+        texts : sequence of str
+            At least two texts of the kind to be shortened, other than those that fitted the probe.
+        probe : KeepProbe, optional
+            Of ``learn``, for the same model and encoder.
+        encoder : Model, optional
+            The model that the probe was fitted on, if it is not ``model``.
+        horizon : int, default=32
+            Tokens at the end of each text that are predicted.
+        progress : bool, default=True
+            Whether a progress bar is shown on stderr.
+
+        Raises
+        ------
+        InputError
+            If fewer than two texts are longer than ``horizon``.
+        """
+        return report_prompts(
+            model,
+            texts,
+            lambda text: self.compress(model, text, probe, encoder),
+            horizon,
+            progress=progress,
+        )
 
     def learn(
         self,
