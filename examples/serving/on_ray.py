@@ -13,7 +13,8 @@ import sonde.serving
 def build():
     """Return the application; called once in each replica."""
     model = os.environ.get("MODEL", "sonde:digits")
-    return sonde.serving.app(model, os.environ.get("PROBE"), log=os.environ.get("TRAFFIC"))
+    probe, traffic = os.environ.get("PROBE"), os.environ.get("TRAFFIC")
+    return sonde.serving.app(model, probe, log=traffic, shared=traffic)
 
 
 @serve.deployment(

@@ -183,6 +183,17 @@ def test_grafana_asks_for_metrics_that_exist():
     assert names <= known_metrics()
 
 
+def test_alerts_ask_for_metrics_that_exist():
+    (group,) = yaml.safe_load((EXAMPLES / "alerts.yaml").read_text())["groups"]
+    asked_for = " ".join(rule["expr"] for rule in group["rules"])
+    names = set(re.findall(r"sonde_\w+", asked_for))
+    assert len(names) >= 8
+    assert {name.removesuffix("_total") for name in names} <= {
+        name.removesuffix("_total") for name in known_metrics()
+    }
+    assert all(rule["annotations"]["summary"] for rule in group["rules"])
+
+
 def words_of(arguments):
     from sonde.cli.serve import Serve
 

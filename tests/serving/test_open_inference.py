@@ -154,23 +154,6 @@ def test_compressed_bodies_of_every_kind(client, name):
     assert other.status_code == 415
 
 
-@pytest.mark.slow
-@pytest.mark.truth("the official client")
-def test_the_official_client_if_it_is_installed(client):
-    triton = pytest.importorskip("tritonclient.http")
-    for binary in (True, False):
-        tensor = triton.InferInput("inputs", [2, 5], "FP32")
-        tensor.set_data_from_numpy(X.numpy(), binary_data=binary)
-        make = triton.InferenceServerClient.generate_request_body
-        body, n = make([tensor], outputs=[triton.InferRequestedOutput("answer")])
-        headers = {} if n is None else {"Inference-Header-Content-Length": str(n)}
-        found = client.post(PATH, content=body, headers=headers)
-        size = int(found.headers["Inference-Header-Content-Length"])
-        read = triton.InferenceServerClient.parse_response_body(found.content, header_length=size)
-        said = [text.decode() for text in read.as_numpy("answer")]
-        assert said == [one["answer"] for one in asked(client, X)]
-
-
 def test_a_text_that_is_no_utf_8_is_refused():
     from sonde.serving.open_inference import _as_text
 

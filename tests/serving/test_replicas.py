@@ -120,3 +120,16 @@ def test_one_replica_leads_and_reads_each_message_once(tmp_path):
     assert first.others() == {}
     first.close()
     assert second.try_to_lead()
+
+
+def test_the_lead_of_a_lost_machine_is_taken_and_a_slow_leader_steps_back(tmp_path, monkeypatch):
+    first, second = (Peers(ReplicaFolder(tmp_path)) for _ in range(2))
+    assert first.try_to_lead()
+    first.publish({})
+    monkeypatch.setattr("sonde.serving.peers.STALE_SECONDS", 0.2)
+    assert not second.try_to_lead()
+    time.sleep(0.3)  # nothing is heard of the first
+    assert second.try_to_lead()
+    second.publish({})
+    assert not first.try_to_lead()
+    assert (first.is_leader, second.is_leader) == (False, True)

@@ -96,6 +96,13 @@ class Serve:
             "address of a running Ray cluster, or auto; by default a local cluster is started",
         ),
     ] = None
+    shared: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="the folder of --log is shared with other servers of this model: exchange "
+            "feedback, metrics and changes with them"
+        ),
+    ] = False
     threads: Annotated[int | None, named("N", "threads of each replica")] = None
     batch: Annotated[int, tyro.conf.arg(help="largest batch of one forward pass")] = 32
     wait: Annotated[
@@ -147,6 +154,8 @@ class Serve:
                 f"serve: expected the package {error.name}, which is not installed. Run: "
                 f"{install_extra('serve')}"
             ) from None
+        if self.shared and self.log is None:
+            raise InputError("--shared: expected --log with it, a folder that all servers see.")
         settings = self._settings()
         check(settings)
         if self.runner == "ray":
@@ -186,6 +195,7 @@ class Serve:
             threads=self.threads,
             keep_inputs=self.keep_inputs,
             stall=self.stall,
+            shared=text(self.log) if self.shared else None,
             quiet=self.printing.quiet,
             limits=Limits(
                 body_bytes=parse_bytes(self.max_body),

@@ -40,23 +40,42 @@ class Peers:
     def __init__(self, folder: ReplicaFolder) -> None:
         self._folder, self._lead = folder, ExitStack()
         self._n_sent = self.n_dropped = 0
-        self.is_leader = False
+        self._leads_since: float | None = None
+        self._led = time.monotonic()
 
     @property
     def name(self) -> str:
         """The number of this replica."""
         return self._folder.path.name
 
+    @property
+    def is_leader(self) -> bool:
+        """True if this replica reads the messages of all."""
+        return self._leads_since is not None
+
     def try_to_lead(self) -> bool:
-        """Become the leader if there is none; return whether this replica has become it now."""
-        if self.is_leader:
+        """Become the leader if there is none; return whether this replica has become it now.
+
+        A lock cannot tell that a process of another machine has ended: the lead of a replica that
+        has not written its figures for some time is taken, and it steps back if it was only slow.
+        """
+        leaders = [one["leads_since"] for one in self.others().values() if one["leads_since"]]
+        if leaders:
+            self._led = time.monotonic()
+        if self._leads_since is not None:
+            if max(leaders, default=0.0) > self._leads_since:
+                self._leads_since = None
+                self._lead.close()
             return False
-        self.is_leader = take_lock(self._lead, self._folder.shared / LEADER)
+        is_vacant = time.monotonic() - self._led > STALE_SECONDS
+        if take_lock(self._lead, self._folder.shared / LEADER, steal=is_vacant):
+            self._leads_since = time.time()
         return self.is_leader
 
     def publish(self, status: Mapping[str, Any]) -> None:
         """Write the figures of this replica."""
-        self._write(self._folder.path / STATUS, {"time": time.time(), **status})
+        path = self._folder.path / STATUS
+        self._write(path, {"leads_since": self._leads_since, **status})
 
     def others(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each other replica that lives."""

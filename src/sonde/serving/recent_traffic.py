@@ -14,6 +14,7 @@ SECONDS = 180
 BINS = 20
 RECENT = 2_000
 MOST_ALARMS = 50
+SUMMED = ("recent", "recent_alarms", "inputs", "n_alarms")
 MOST_TIMES = 500
 """Latencies of which each replica tells the others."""
 MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
@@ -95,6 +96,7 @@ class RecentTraffic:
                 "times": [round(x, 6) for x in [*self._times][-MOST_TIMES:]],
                 "p": bins,
                 "recent": len(self._loud),
+                "recent_alarms": sum(place is not None for place in self._loud),
                 "sites": Counter(place for place in self._loud if place),
                 "alarms": list(self._alarms),
                 "codes": dict(self._codes),
@@ -125,7 +127,7 @@ def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "alarms": alarms[:MOST_ALARMS],
         "codes": dict(codes),
         "replicas": len(replicas),
-        **{name: sum(one[name] for one in replicas) for name in ("recent", "inputs", "n_alarms")},
+        **{name: sum(one[name] for one in replicas) for name in SUMMED},
     }
 
 

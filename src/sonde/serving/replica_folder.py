@@ -47,10 +47,10 @@ class ReplicaFolder:
         self._held.close()
 
 
-def take_lock(held: ExitStack, folder: Path) -> bool:
+def take_lock(held: ExitStack, folder: Path, steal: bool = False) -> bool:
     """Lock a folder until ``held`` is closed; return False if another live process holds it."""
     try:
-        held.enter_context(RunLock(folder))
+        held.enter_context(RunLock(folder, steal))
     except StoreError as error:
         if "is in use" not in str(error):
             raise

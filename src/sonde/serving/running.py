@@ -55,8 +55,8 @@ class Settings:
     stall : float
         Seconds of one forward pass after which the server counts as hanging.
     shared : str or None
-        Folder through which replicas share what they know; None for one replica, and before
-        ``sharing``.
+        Folder through which replicas share what they know; None for one replica, and for several
+        before ``sharing``.
     quiet : bool
         Whether nothing is printed when the model is served.
     model_options, options : dict
