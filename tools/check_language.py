@@ -18,7 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "packages", "tools", "benchmarks")
 VAGUE = frozenset({"found", "told", "made", "said", "known", "mine"})
 """Names that no local variable may have: it is called by what it holds."""
-NAMED_ROOMS = ("alarms", "core", "engine", "files", "metrics", "stats", "train")
+NAMED_ROOMS = (
+    "alarms",
+    "core",
+    "detect",
+    "engine",
+    "files",
+    "measure",
+    "metrics",
+    "stats",
+    "train",
+)
 """Rooms of sonde without such names; the others follow one by one."""
 PATTERNS = {
     r"\b(?:out )?of which\b(?! (?:kind|type|size|order))": "name the thing again",

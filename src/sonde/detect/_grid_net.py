@@ -190,14 +190,14 @@ class GridNet:
     def start(self, dim: int, seed: int) -> Weights:
         """Return seeded initial weights: normal matrices, zero biases, unit norms."""
         source = generator("grid net", seed)
-        found: list[Tensor] = []
+        values: list[Tensor] = []
         for name, value in self._empty(dim).named_parameters():
             if value.ndim == 2:
-                found.append(xavier(source, value.shape[0], value.shape[1]))
+                values.append(xavier(source, value.shape[0], value.shape[1]))
             else:
                 unit = "norm" in name and name.endswith("weight")
-                found.append(torch.full(value.shape, 1.0 if unit else 0.0))
-        return Weights.of(*found)
+                values.append(torch.full(value.shape, 1.0 if unit else 0.0))
+        return Weights.of(*values)
 
     def __call__(
         self,

@@ -153,19 +153,19 @@ class HazardWalks(Learner[HazardState]):
         occurrence: Int[Tensor, "row"],
     ) -> HazardState:
         """Add these trajectories to the sums of the pass."""
-        known = first_error >= SOMEWHERE
-        z = features(x[known.to(x.device)], position[known]).cpu()
+        has_place = first_error >= SOMEWHERE
+        z = features(x[has_place.to(x.device)], position[has_place]).cpu()
         if len(z) == 0:
             return state
         if state.scale is None or state.walk == 0:
             seen = _DIAGONAL.observe(z)
             scale = seen if state.scale is None else _DIAGONAL.merge(state.scale, seen)
             return replace(state, scale=scale)
-        member = example_numbers(ids[known], occurrence[known])
+        member = example_numbers(ids[has_place], occurrence[has_place])
         design = torch.cat([standard(z, state.scale), z.new_ones(len(z), 1)], dim=1)
-        found = _sums(design @ state.weight, first_error[known], position[known], member)
-        slope, curve, loss = found
-        wrong = torch.unique(member[first_error[known] != NONE])
+        sums = _sums(design @ state.weight, first_error[has_place], position[has_place], member)
+        slope, curve, loss = sums
+        wrong = torch.unique(member[first_error[has_place] != NONE])
         return replace(
             state,
             slope=state.slope + slope @ design,

@@ -83,11 +83,11 @@ def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
     ShapeError
         If they differ in width.
     """
-    (x, mine), (y, theirs) = (_drawn(side, bool(first.groups)) for side in (first, second))
+    (x, ids), (y, theirs) = (_drawn(side, bool(first.groups)) for side in (first, second))
     check_widths(owner, x.shape[1], y.shape[1])
-    paired = len(x) > 1 and torch.equal(mine.sort().values, theirs.sort().values)
+    paired = len(x) > 1 and torch.equal(ids.sort().values, theirs.sort().values)
     if paired:
-        y = y[theirs.argsort()][mine.argsort().argsort()]
+        y = y[theirs.argsort()][ids.argsort().argsort()]
     return TwoSamples(x, y, paired)
 
 

@@ -48,15 +48,15 @@ class NetShape(State):
         Each layer has a matrix and an offset; each hidden layer also has the scale of its
         normalisation.
         """
-        source, found = generator("token net", seed), []
+        source, tensors = generator("token net", seed), []
         for widths in self.parts():
             for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
                 reach = 1 / math.sqrt(n_in)
                 for shape in ((n_out, n_in), (n_out,)):
-                    found.append(reach * (2 * torch.rand(shape, generator=source) - 1))
+                    tensors.append(reach * (2 * torch.rand(shape, generator=source) - 1))
                 if i < self.depth:
-                    found.append(torch.ones(n_out))
-        return found
+                    tensors.append(torch.ones(n_out))
+        return tensors
 
     def split(self, values: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
         """Return the weights of metric network, gate network and head."""

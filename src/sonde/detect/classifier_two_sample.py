@@ -82,13 +82,13 @@ class ClassifierTwoSample(Shift):
         axis, origin, dead = _discriminant(x[:half], y[:half], self.shrinkage)
         called = [(rows[half : 2 * half] - origin) @ axis > 0 for rows in (x, y)]
         false, right = (int(rows.sum()) for rows in called)
-        told = half - false + right
+        n_right = half - false + right
         if sampled.paired:
             p = sign_tail(int((called[1] & ~called[0]).sum()), int((called[1] ^ called[0]).sum()))
         else:
             p = hypergeometric_tail(right, half, false + right)
         return ClassifierComparison(
-            value=told / (2 * half),
+            value=n_right / (2 * half),
             null=0.5,
             n=len(x) + len(y),
             range=(0.0, 1.0),
@@ -98,7 +98,7 @@ class ClassifierTwoSample(Shift):
                 "p": "sign test of pairs" if sampled.paired else "hypergeometric",
             },
             p=p,
-            statistic=float(told),
+            statistic=float(n_right),
             sides=(len(x), len(y)),
             axis=axis,
         )

@@ -133,16 +133,16 @@ class CLUE(Detector):
     def result(self, deltas: tuple[ClassMomentsState, ...]) -> CLUEScorer:
         """Compute the centroids of failures and of all other labelled traces."""
         chosen = self._chosen(len(deltas))
-        found = [
+        clusters = [
             _centroids(s, self.positive) if i in chosen else None for i, s in enumerate(deltas)
         ]
-        live = [c for c in found if c is not None and (self.scale == "none" or c.radius > 0)]
+        live = [c for c in clusters if c is not None and (self.scale == "none" or c.radius > 0)]
         layers = tuple(
             None if c is None else CLUELayer(c.success, c.failure, self._weight(c, len(live)))
-            for c in found
+            for c in clusters
         )
         gaps = [c.weight * float((c.success - c.failure).norm()) for c in layers if c is not None]
-        first = next(c for c in found if c is not None)
+        first = next(c for c in clusters if c is not None)
         flags = ["unlabelled"] if any(s.unlabelled is not None for s in deltas) else []
         flags += ["dead"] if len(live) < len(chosen) else []
         return CLUEScorer(

@@ -166,7 +166,7 @@ class ContrastProbe(Detector):
             value, weight, bias = _principal(z[1] - z[0])
         scores = z @ weight
         flip, sign, area = _sign(scores, pairs.label[entries], self.positive, weight)
-        found = {
+        raised_flags = {
             "rank_deficient": not bool(live.all()),
             "few_rows": n_pairs <= rows.shape[2],  # some direction fits any pairs
             "dead": bool((z[1] == z[0]).all()),
@@ -174,7 +174,7 @@ class ContrastProbe(Detector):
         return ContrastScorer(
             value=value,
             n=n_pairs,
-            flags=tuple(flag for flag, raised in found.items() if raised),
+            flags=tuple(flag for flag, raised in raised_flags.items() if raised),
             conventions={
                 "value": "lowest loss" if self.method == "ccs" else "share of variance on the axis",
                 "sign": sign
@@ -222,11 +222,11 @@ def _lowest(
     for _ in range(restarts):
         start = torch.randn(dim + 1, generator=generator, dtype=torch.float64) / dim**0.5
         start[-1] = 0.0
-        found = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
+        optimum = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
             objective, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500}
         )
-        if best is None or found.fun < best[0]:
-            best = float(found.fun), found.x
+        if best is None or optimum.fun < best[0]:
+            best = float(optimum.fun), optimum.x
     assert best is not None  # at least one restart
     point = torch.from_numpy(best[1].copy()).to(z)
     p0, p1 = torch.sigmoid(z @ point[:-1] + point[-1])

@@ -70,11 +70,11 @@ class AttenuatedSums(Statistic[AttenuatedSumsState]):
             )
         best, predicted = logits.to(x.device).max(dim=1)
         label = label.to(x.device).long()
-        known = (label >= 0) & (label < k)
-        own, row = label[known], x[known].double()
+        is_class = (label >= 0) & (label < k)
+        own, row = label[is_class], x[is_class].double()
         both = torch.cat([_unit(row), _unit(row * weight.double()[own])], dim=1)
-        right = predicted[known] == own
-        won = best[known][right].double()
+        right = predicted[is_class] == own
+        won = best[is_class][right].double()
         return AttenuatedSumsState(
             len(x),
             int((label < 0).sum()),
@@ -133,8 +133,8 @@ class COSTARRScorer(Scorer):
             self._familiarity(x[i : i + step].double(), logits[i : i + step])  # cosines near 1
             for i in range(0, len(x), step)
         ]
-        found = torch.cat(parts) if parts else x[:0].double().sum(1)
-        return infinite_where_nonfinite(0.0 - found, x, logits=logits)  # 0, not -0
+        familiarity = torch.cat(parts) if parts else x[:0].double().sum(1)
+        return infinite_where_nonfinite(0.0 - familiarity, x, logits=logits)  # 0, not -0
 
     def _familiarity(self, x: Tensor, logits: Tensor) -> Tensor:
         logits = logits.to(x)
@@ -146,13 +146,13 @@ class COSTARRScorer(Scorer):
             # a class without rows is no candidate
             return product.where(self.known.to(x.device), -math.inf).amax(dim=1)
         best, predicted = logits.max(dim=1)
-        found = self._likeness(x, self.weight.to(x)[predicted], self.mean.to(x)[predicted])
+        likeness = self._likeness(x, self.weight.to(x)[predicted], self.mean.to(x)[predicted])
         if self.logit == "minmax":
             low, high = self.logit_range
             width = high - low
             inside = (best - low) / width if width > 0 else (best >= low).to(x)
-            found = found * inside.clamp(0.0, 1.0)
-        return found
+            likeness = likeness * inside.clamp(0.0, 1.0)
+        return likeness
 
     def _likeness(self, x: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
         """Return the cosine of each row's joined halves with its class mean."""
@@ -166,13 +166,13 @@ class COSTARRScorer(Scorer):
     def _likeness_to_all(self, x: Tensor) -> Tensor:
         """Return the mean cosine of the halves with every class's mean."""
         dim = x.shape[1]
-        mean, found = self.mean.to(x), []
+        mean, cosines = self.mean.to(x), []
         if self.use != "post":
-            found.append(_unit(x) @ _unit(mean[:, :dim]).T)
+            cosines.append(_unit(x) @ _unit(mean[:, :dim]).T)
         if self.use != "pre":
             each = _unit(x[:, None] * self.weight.to(x))
-            found.append((each * _unit(mean[:, dim:])).sum(dim=2))
-        return torch.stack(found).mean(dim=0)
+            cosines.append((each * _unit(mean[:, dim:])).sum(dim=2))
+        return torch.stack(cosines).mean(dim=0)
 
 
 @final
@@ -329,5 +329,5 @@ def _sums(
 
 def _listed(mask: Bool[Tensor, "class"]) -> Sequence[int]:
     """Return the indices of a mask's classes."""
-    found: list[int] = torch.nonzero(mask).flatten().cpu().numpy().tolist()
-    return found
+    indices: list[int] = torch.nonzero(mask).flatten().cpu().numpy().tolist()
+    return indices

@@ -92,8 +92,8 @@ class LookupTraining(Trainer[LookupTrainingState]):
         drawn = torch.randperm(len(sample.rows), generator=source)[: self.batch].to(x.device)
         bank = to_unit_length(sample.rows[drawn]).to(x)
         others = group[:, None] != sample.group[drawn]
-        known = others.any(1)
-        x, others = x[known], others[known]
+        has_others = others.any(1)
+        x, others = x[has_others], others[has_others]
         if len(x) == 0:
             return None
         fakes, share = scrambled(x, source)
@@ -288,16 +288,16 @@ class DictLookup(Detector):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the requests for the dictionary's rows, or for the training state with them."""
-        found: dict[str, Statistic[Any]] = {}
+        statistics: dict[str, Statistic[Any]] = {}
         if self.generators == "trained":
-            found["trained"] = LookupTraining(
+            statistics["trained"] = LookupTraining(
                 self.m, self.temperature, self.hidden, self.passes, self.batch, self.rate, self.seed
             )
         if self.bank == "coreset":
-            found["coreset"] = Coreset(self.m)
+            statistics["coreset"] = Coreset(self.m)
         elif self.generators == "identity":
-            found["sample"] = HashSample(self.m)
-        return found
+            statistics["sample"] = HashSample(self.m)
+        return statistics
 
     def result(
         self,
@@ -306,8 +306,8 @@ class DictLookup(Detector):
         trained: LookupTrainingState | None = None,
     ) -> DictLookupScorer:
         """Scale the dictionary's rows to unit length, and add the trained maps."""
-        known = (coreset, sample, None if trained is None else trained.sample)
-        kept = next((state for state in known if state is not None), None)
+        states = (coreset, sample, None if trained is None else trained.sample)
+        kept = next((state for state in states if state is not None), None)
         if kept is None or len(kept.rows) == 0:
             raise StateError("DictLookup: expected at least 1 row to fit on, got none.")
         conventions: dict[str, Any] = {

@@ -53,10 +53,10 @@ class FDBDScorer(Scorer):
 
 def _lengths(x: Float[Tensor, "row dim"], mean: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
     """Return each row's distance to the mean."""
-    found, gap = x.new_empty(len(x)), x.new_empty(min(len(x), BLOCK), x.shape[1])
-    for part, out in zip(x.detach().split(BLOCK), found.split(BLOCK), strict=True):
+    lengths, gap = x.new_empty(len(x)), x.new_empty(min(len(x), BLOCK), x.shape[1])
+    for part, out in zip(x.detach().split(BLOCK), lengths.split(BLOCK), strict=True):
         torch.linalg.vector_norm(torch.sub(part, mean, out=gap[: len(part)]), dim=1, out=out)
-    return found
+    return lengths
 
 
 @final

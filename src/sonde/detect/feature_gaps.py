@@ -315,9 +315,9 @@ class FeatureGaps(Detector):
         first = torch.arange(len(wrong)) % 2 == 0  # in order of draw: random halves
         _check_kinds(wrong[first], wrong[~first])
         skip = self._skipped(len(x))
-        found = [directions_of(c, self.features, self.direction) for c in contrasts]
+        directions = [directions_of(c, self.features, self.direction) for c in contrasts]
         gaps = tuple(
-            _gap(f, [d.direction[f] for d in found], x, wrong, first, skip)
+            _gap(f, [d.direction[f] for d in directions], x, wrong, first, skip)
             for f in range(self.features)
         )
         z = torch.stack([(x[g.layer] @ g.direction - g.centre) / g.spread for g in gaps], 1)
@@ -334,7 +334,7 @@ class FeatureGaps(Detector):
                 "direction": self.direction,
                 "layers": [g.layer for g in gaps],
                 "skipped": skip,
-                "pairs": [int(n) for n in found[0].pairs],
+                "pairs": [int(n) for n in directions[0].pairs],
                 "positive": self.positive,
                 "se": "not given for a scorer: calibrate its scores",
             },
@@ -342,7 +342,7 @@ class FeatureGaps(Detector):
             weight=weight,
             bias=bias,
             n_sites=len(x),
-            cosine=torch.stack([d.cosine for d in found]),
+            cosine=torch.stack([d.cosine for d in directions]),
         )
 
     def _answers(

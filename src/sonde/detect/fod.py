@@ -208,14 +208,14 @@ def grid_columns(n: int, columns: int | None) -> int:
             "patches have no neighbours. Read images with the reducer 'patches', or give "
             "position= for each patch."
         )
-    found = math.isqrt(n) if columns is None else columns
-    if n % found or (columns is None and found * found != n):
+    width = math.isqrt(n) if columns is None else columns
+    if n % width or (columns is None and width * width != n):
         shape = "a square number of patches" if columns is None else f"lines of {columns} patches"
         raise InputError(
             f"FOD: expected {shape} in an image, got {n} positions. Pass the number of patches "
             "in a line (columns=), and whole images of equal size."
         )
-    return found
+    return width
 
 
 CHUNK_ENTRIES = 1 << 22

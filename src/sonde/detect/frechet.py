@@ -105,8 +105,8 @@ class Frechet(Shift):
         pooled = leading_projection(torch.cat([rows.x, rows.y]), self.rank)
         own = torch.arange(len(pooled)) < len(rows.x)
         chosen = torch.cat([own[None], rows.shuffles(self.permutations)])
-        found = _distances(pooled, chosen.double())
-        return float(found[0]), found[1:]
+        distances = _distances(pooled, chosen.double())
+        return float(distances[0]), distances[1:]
 
 
 def bures(a: Float[Tensor, "*time dim dim"], b: Float[Tensor, "*time dim dim"]) -> Tensor:

@@ -108,11 +108,11 @@ class KLMatchingScorer(Scorer):
         check_fitted_width("KLMatching", logits, self.typical.shape[1], "classes")
         floor = torch.finfo(torch.float64).tiny
         table = self.typical.to(logits.device).double().clamp(min=floor).log()
-        found = [logits.new_empty(0, dtype=torch.float64)]
+        divergences = [logits.new_empty(0, dtype=torch.float64)]
         for part in blocks(logits):
             p, own = posteriors(part)
-            found.append(own - (table @ p).amax(0))
-        return infinite_where_nonfinite(torch.cat(found).clamp(min=0.0), logits=logits)
+            divergences.append(own - (table @ p).amax(0))
+        return infinite_where_nonfinite(torch.cat(divergences).clamp(min=0.0), logits=logits)
 
 
 @final

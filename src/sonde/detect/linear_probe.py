@@ -217,11 +217,11 @@ def _minimum(
         value = float(np.logaddexp(0.0, -margin).mean() + 0.5 * l2 * (v[:-1] @ v[:-1]))
         return value, np.append(pull @ x + l2 * v[:-1], pull.sum())
 
-    found = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
+    optimum = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
         loss,
         np.zeros(x.shape[1] + 1) if start is None else start,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 2000, "gtol": 1e-9, "ftol": 1e-15},
     )
-    return torch.from_numpy(found.x[:-1].copy()).to(z), float(found.x[-1])
+    return torch.from_numpy(optimum.x[:-1].copy()).to(z), float(optimum.x[-1])

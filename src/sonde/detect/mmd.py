@@ -80,10 +80,10 @@ class MMD(Shift):
         own = (torch.arange(len(pooled)) < len(rows.x))[None]
         chosen = torch.cat([own, rows.shuffles(self.permutations)])
         kernel = _kernel(squares, sigma)
-        found = _discrepancies(kernel, chosen, self.biased)
+        discrepancies = _discrepancies(kernel, chosen, self.biased)
         flags = ["sampled"] if is_sampled(first, second) else []
         return Comparison(
-            value=float(found[0]),
+            value=float(discrepancies[0]),
             null=None if rows.paired else _null(kernel, len(rows.x), self.biased),
             n=len(pooled),
             range=(0.0, 2.0),
@@ -93,8 +93,8 @@ class MMD(Shift):
                 "biased": self.biased,
                 "p": "permutations of the pooled sample",
             },
-            p=rows.p_value(float(found[0]), found[1:]),
-            statistic=float(found[0]),
+            p=rows.p_value(float(discrepancies[0]), discrepancies[1:]),
+            statistic=float(discrepancies[0]),
             sides=(len(rows.x), len(rows.y)),
         )
 

@@ -84,11 +84,11 @@ class NACScorer(Scorer):
         """Return one minus the mean coverage over units of each row's bin."""
         check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
-        found = torch.empty(len(x), dtype=table.dtype, device=x.device)
+        uncovered = torch.empty(len(x), dtype=table.dtype, device=x.device)
         for rows in row_blocks(x):
             covered = table.index_select(0, influence_cells(x[rows], grad[rows], self.edges))
-            found[rows] = 1.0 - covered.view(-1, x.shape[1]).mean(1)
-        return infinite_where_nonfinite(found, x, grad)
+            uncovered[rows] = 1.0 - covered.view(-1, x.shape[1]).mean(1)
+        return infinite_where_nonfinite(uncovered, x, grad)
 
     def contributions(
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]

@@ -41,8 +41,8 @@ class PatchCoreScorer(Scorer):
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return each patch's Euclidean distance to the nearest row of the bank."""
         check_fitted_width("PatchCore", x, self.bank.shape[1])
-        found = nearest_of(x.to(self.bank), self.bank, 1)[0][:, 0]
-        return infinite_where_nonfinite(found, x)
+        distances = nearest_of(x.to(self.bank), self.bank, 1)[0][:, 0]
+        return infinite_where_nonfinite(distances, x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return each unit's squared difference to the nearest row; their sum gives the score."""

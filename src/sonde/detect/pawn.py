@@ -90,18 +90,18 @@ class PAWNTraining(Learner[PAWNState]):
     ) -> PAWNState:
         """Count labelled texts in the first pass, then train on them."""
         check_metrics(y.shape[1])
-        known = torch.nonzero(label >= 0).flatten()
-        text = example_numbers(ids[known], occurrence[known])
+        labelled = torch.nonzero(label >= 0).flatten()
+        text = example_numbers(ids[labelled], occurrence[labelled])
         n = int(text.max()) + 1 if len(text) else 0
-        kind = torch.zeros(n, dtype=torch.int64).scatter_(0, text, label[known])
+        kind = torch.zeros(n, dtype=torch.int64).scatter_(0, text, label[labelled])
         if state.walks == 0:
-            mine = int((kind == self.positive).sum())
-            counts = state.n_positive + mine, state.n_other + n - mine
+            n_positive = int((kind == self.positive).sum())
+            counts = state.n_positive + n_positive, state.n_other + n - n_positive
             return replace(state, n_positive=counts[0], n_other=counts[1])
-        at = known.to(x.device)
+        at = labelled.to(x.device)
         state = map_tensors(state, lambda t: t.to(x.device))
         columns = x[at].float(), y[at, :N_METRICS].to(x.device).float()
-        texts = TextTokens.of(*columns, text, position[known], self.max_length)
+        texts = TextTokens.of(*columns, text, position[labelled], self.max_length)
         target = (kind == self.positive).to(columns[0])
         return self._trained(state, texts, target) if n else state
 
@@ -129,9 +129,9 @@ class PAWNTraining(Learner[PAWNState]):
         weight = target.new_tensor(state.n_other / state.n_positive)
         with torch.enable_grad():
             values = state.net.live().values
-            found = text_logits(values, state.shape, texts, kept)
+            logits = text_logits(values, state.shape, texts, kept)
             loss = binary_cross_entropy_with_logits(
-                found, smooth, pos_weight=weight, reduction="sum"
+                logits, smooth, pos_weight=weight, reduction="sum"
             )
             gradient = torch.autograd.grad(loss, values)
         return replace(
@@ -230,9 +230,9 @@ class PAWNScorer(Scorer):
         texts = TextTokens.of(*rows, text, columns[1].cpu(), self.max_length)
         with torch.no_grad():
             parts = [text_logits(values, self.shape, t) for t in texts.chunks(len(text))]
-        found = torch.cat(parts).double().cpu()
-        bad = torch.isinf(likeliest.score) | ~torch.isfinite(found)
-        return replace(likeliest, score=found.masked_fill(bad, math.inf))
+        text_scores = torch.cat(parts).double().cpu()
+        bad = torch.isinf(likeliest.score) | ~torch.isfinite(text_scores)
+        return replace(likeliest, score=text_scores.masked_fill(bad, math.inf))
 
 
 @final

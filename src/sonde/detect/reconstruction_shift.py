@@ -115,12 +115,12 @@ class ReconstructionShift(Shift):
     def _permuted(self, rows: TwoSamples) -> tuple[float, float]:
         """Return the second side's rank sum and its p-value."""
         half = len(rows.x) // 2
-        known, fresh = rows.x[:half], rows.x[half:]
+        reference, fresh = rows.x[:half], rows.x[half:]
         # A row whose partner helped to find the subspace cannot be judged by it.
         judged = TwoSamples(rows.y[half:] if rows.paired else rows.y, fresh, rows.paired)
-        centred = known - known.mean(0)
+        centred = reference - reference.mean(0)
         basis = self._basis(centred.T @ centred)
-        pooled = torch.cat([judged.x, judged.y]) - known.mean(0)
+        pooled = torch.cat([judged.x, judged.y]) - reference.mean(0)
         outside = (pooled - pooled @ basis @ basis.T).square().sum(1)
         # Where the subspace is everything, what is left of a row is rounding.
         ranks = midranks(outside if basis.shape[1] < pooled.shape[1] else torch.zeros_like(outside))

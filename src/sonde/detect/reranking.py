@@ -74,7 +74,7 @@ def top_majority(
             f"top_majority: expected an answer for each of {len(values)} scores and k of at least "
             f"1, got {len(answers)} answers and k={k}."
         )
-    found: dict[Hashable, Hashable] = {}
+    top: dict[Hashable, Hashable] = {}
     for name, rows in _by_prompt("top_majority", prompt, len(values)).items():
         best = sorted(rows, key=lambda i: values[i])[:k]
         votes: dict[Hashable, list[float]] = {}
@@ -82,8 +82,8 @@ def top_majority(
             if answers[i] is not None:
                 votes.setdefault(answers[i], []).append(values[i])
         ranked = sorted(votes.items(), key=lambda item: (-len(item[1]), _mean(item[1])))
-        found[name] = ranked[0][0] if ranked else None
-    return found
+        top[name] = ranked[0][0] if ranked else None
+    return top
 
 
 def _mean(values: list[float]) -> float:
@@ -97,8 +97,8 @@ def _scores(owner: str, scores: Any) -> list[float]:
             f"{owner}: expected scores without NaN, got {len(values)} scores, "
             f"{int(values.isnan().sum())} of them NaN."
         )
-    found: list[float] = values.cpu().numpy().tolist()
-    return found
+    numbers: list[float] = values.cpu().numpy().tolist()
+    return numbers
 
 
 def _by_prompt(owner: str, prompt: Sequence[Hashable] | None, n: int) -> dict[Hashable, list[int]]:

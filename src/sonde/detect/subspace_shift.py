@@ -117,8 +117,8 @@ class SubspaceShift(Shift):
 
     def _rank(self, a: MomentsState, b: MomentsState) -> int:
         """Return the number of leading directions in which both sides vary."""
-        known = [_rank_of(m.scatter) for m in (a, b)]
-        return min(self.rank, len(a.mean) // 2, *known)
+        ranks = [_rank_of(m.scatter) for m in (a, b)]
+        return min(self.rank, len(a.mean) // 2, *ranks)
 
     def _permuted(self, rows: TwoSamples, rank: int) -> tuple[float, Float[Tensor, "time"]]:
         """Return the sample's value in the leading directions, and those of shuffles."""
@@ -128,8 +128,8 @@ class SubspaceShift(Shift):
         pooled = leading_projection(own, max(WIDE, 2 * self.rank))
         first = torch.arange(len(pooled)) < len(rows.x)
         chosen = torch.cat([first[None], rows.shuffles(self.permutations)]).double()
-        found = torch.cat([_apart(pooled, part, rank) for part in chosen.split(500)])
-        return float(found[0]), found[1:]
+        angles = torch.cat([_apart(pooled, part, rank) for part in chosen.split(500)])
+        return float(angles[0]), angles[1:]
 
 
 def _rank_of(scatter: Float[Tensor, "dim dim"]) -> int:

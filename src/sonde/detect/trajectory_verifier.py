@@ -85,23 +85,23 @@ def step_chances(
     """
     trajectory, position = trajectory.cpu(), position.cpu()
     steps = by_example(trajectory, position)
-    found, order, member, counts = steps.example, steps.rows, steps.member, steps.counts
+    examples, order, member, counts = steps.example, steps.rows, steps.member, steps.counts
     place = steps.rank
     _check_once(trajectory[order], position[order])
     hazards = hazard.detach().to("cpu", torch.float64)[order]
     broken = ~torch.isfinite(hazards)
-    table = torch.zeros(len(found), int(counts.max()) if len(counts) else 0, dtype=torch.float64)
+    table = torch.zeros(len(examples), int(counts.max()) if len(counts) else 0, dtype=torch.float64)
     table[member, place] = hazards.masked_fill(broken, 1.0)
     none = (1.0 - table).cumprod(1)
     first = table * torch.cat([torch.ones_like(none[:, :1]), none[:, :-1]], dim=1)
-    best = first.argmax(1) if len(found) else counts
-    wrong = 1.0 - none[:, -1] if len(found) else none.sum(1)
+    best = first.argmax(1) if len(examples) else counts
+    wrong = 1.0 - none[:, -1] if len(examples) else none.sum(1)
     wrong[member[broken]] = math.inf
     row = order[steps.starts + best]
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     return StepChances(
-        found,
+        examples,
         wrong,
         position[row],
         row,
@@ -162,8 +162,8 @@ class TrajectoryScorer(Scorer):
         """Return the probability that some step is wrong, located at the likeliest first one."""
         if how != OWN:
             return reduce_scores(scores, example, how)
-        found = step_chances(scores, example, columns[1])
-        return Reduced(found.trajectory, found.wrong, found.row)
+        chances = step_chances(scores, example, columns[1])
+        return Reduced(chances.trajectory, chances.wrong, chances.row)
 
 
 @final
@@ -278,19 +278,19 @@ class TrajectoryVerifier(Detector):
         within = groups.within * inverse * inverse[:, None]
         root = inverse_root(within, groups.n_rows, self.shrinkage).root
         axis = inverse * (root @ (root.T @ (groups.gap * inverse)))
-        found = probe_scorer(groups, axis, groups.mean.mean(0), 1)
+        probe = probe_scorer(groups, axis, groups.mean.mean(0), 1)
         return TrajectoryScorer(
-            value=found.value,
+            value=probe.value,
             n=groups.n_rows,
-            unit=found.unit,
-            flags=tuple(f for f in found.flags if f != "unlabelled"),
+            unit=probe.unit,
+            flags=tuple(f for f in probe.flags if f != "unlabelled"),
             conventions={
                 "wrong": counts[1],
                 "left_out": state.vague,
                 "se": "not given for a scorer: calibrate its scores",
             },
             axis=axis,
-            origin=found.origin,
+            origin=probe.origin,
             bias=float(torch.tensor(groups.n[1] / groups.n[0]).log()),
         )
 

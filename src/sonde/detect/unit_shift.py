@@ -63,8 +63,8 @@ class UnitComparison(Comparison):
     def moved(self, level: float = 0.05) -> Int[Tensor, "moved"]:
         """Return the units significant at this level, by descending effect."""
         chosen = torch.nonzero(self.adjusted <= level).flatten()
-        known = self.effect[chosen].nan_to_num(nan=0.0, posinf=math.inf)
-        return chosen[known.argsort(descending=True, stable=True)]
+        effect = self.effect[chosen].nan_to_num(nan=0.0, posinf=math.inf)
+        return chosen[effect.argsort(descending=True, stable=True)]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return a row for each unit."""
@@ -213,10 +213,10 @@ def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
 def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
     """Return each unit's histogram divergence, test statistic and tail probability."""
     a, b = _histograms(first, second)
-    found = chi_squares(a, b, n)
-    for part in found:
+    tests = chi_squares(a, b, n)
+    for part in tests:
         part[in_one_bin(a, b)] = math.nan
-    return found
+    return tests
 
 
 def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistogramState]:
@@ -244,8 +244,8 @@ def _ratio(a: Float[Tensor, "dim"], b: Float[Tensor, "dim"]) -> Float[Tensor, "d
 
 def _largest(values: Float[Tensor, "dim"]) -> float:
     """Return the largest non-NaN number, or NaN if all are NaN."""
-    known = values[~torch.isnan(values)]
-    return float(known.max()) if len(known) else math.nan
+    defined = values[~torch.isnan(values)]
+    return float(defined.max()) if len(defined) else math.nan
 
 
 def chi_squares(
@@ -328,11 +328,11 @@ def shuffled_means(
     sparsity. If no shuffle reaches the observed value, ``bound``, from the means of all rows, may
     lower the p-value. If the sample is not all rows, the p-value is twice the smaller of both.
     """
-    found = []
+    exponents = []
     for p, other in zip(_shuffled(rows), (bound, bound * len(bound)), strict=True):
         both = 2 * torch.minimum(p, other) if sampled else beyond_floor(p, TIMES, other)
-        found.append(both.clamp(max=1.0))
-    return found[0], found[1]
+        exponents.append(both.clamp(max=1.0))
+    return exponents[0], exponents[1]
 
 
 def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
@@ -344,8 +344,8 @@ def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "di
     share = len(rows.x) / len(pooled)
     variance = share * (1 - share) * pooled.square().sum(0)
     reach = max(share, 1 - share) * pooled.abs().amax(0)
-    found = bennett_exponent((chosen @ pooled).abs(), variance, reach)
-    observed, shuffled = found[0], found[1:] * (1 + 1e-9)
+    exponents = bennett_exponent((chosen @ pooled).abs(), variance, reach)
+    observed, shuffled = exponents[0], exponents[1:] * (1 + 1e-9)
     highest = shuffled.amax(1, keepdim=True)
     plain, joint = ((shuffled >= observed).sum(0), (highest >= observed).sum(0))
     return (1 + plain).double() / (1 + TIMES), (1 + joint).double() / (1 + TIMES)
@@ -387,12 +387,12 @@ def paired_shares(pairs: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor
     the p-value: times 15 and, if adjusted, times the number of units.
     """
     signs = torch.cat([torch.ones(1, len(pairs.x)), pairs.signs(TIMES).float()])
-    found = [
+    chunks = [
         _statistics(pairs.x[:, part], pairs.y[:, part], signs)
         for part in torch.arange(pairs.x.shape[1]).split(UNITS_AT_ONCE)
     ]
-    statistic = torch.cat([sums for sums, _ in found], dim=1)
-    exact = torch.cat([p for _, p in found])
+    statistic = torch.cat([sums for sums, _ in chunks], dim=1)
+    exact = torch.cat([p for _, p in chunks])
     observed, shuffled = statistic[0], statistic[1:] + 1e-5
     highest = shuffled.amax(1)
     plain = (1 + (shuffled >= observed).sum(0)).double() / (1 + TIMES)

@@ -58,8 +58,8 @@ class ViMScorer(Scorer):
         """Return ``alpha`` times the residual length of each row, plus its energy."""
         check_fitted_width("ViM", x, len(self.origin))
         check_fitted_width("ViM", logits, self.n_classes, "classes")
-        found = [part.norm(dim=1) for part in _residuals(x, self.middle, self.basis, self.shift)]
-        virtual = self.alpha * torch.cat(found)
+        norms = [part.norm(dim=1) for part in _residuals(x, self.middle, self.basis, self.shift)]
+        virtual = self.alpha * torch.cat(norms)
         return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits=logits)
 
     def contributions(
@@ -133,8 +133,12 @@ class ViM(Detector):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the requests for moments, mean largest logit, head and perhaps a sample."""
-        found = {"moments": Moments(), "mean": LogitScoreSum(MaxLogit()), "head": HeadWeights()}
-        return found if self.alpha == "rms" else {**found, "sample": HashSample(self.m)}
+        statistics = {
+            "moments": Moments(),
+            "mean": LogitScoreSum(MaxLogit()),
+            "head": HeadWeights(),
+        }
+        return statistics if self.alpha == "rms" else {**statistics, "sample": HashSample(self.m)}
 
     def result(
         self,

@@ -98,7 +98,7 @@ def null_correlations(n: int, dim: int, dim2: int) -> float:
     if n - 1 <= most:
         return 1.0
     generator = torch.Generator().manual_seed(0)
-    found = 0.0
+    total = 0.0
     draws = null_draws(least * most)
     for _ in range(draws):
         inside = torch.randn(most, least, generator=generator, dtype=torch.float64)
@@ -106,8 +106,8 @@ def null_correlations(n: int, dim: int, dim2: int) -> float:
         own = inside.T @ inside
         root = torch.linalg.cholesky(own + rest)
         half = torch.linalg.solve_triangular(root, inside.T, upper=False)
-        found += float(torch.linalg.svdvals(half).mean())
-    return found / draws
+        total += float(torch.linalg.svdvals(half).mean())
+    return total / draws
 
 
 def null_nuclear(x: MomentsState, y: MomentsState) -> float:
@@ -115,11 +115,11 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
     a, b = (m.eigenvalues.detach().clamp(min=0).sqrt() for m in (x, y))
     generator = torch.Generator().manual_seed(0)
     draws = null_draws(len(a) * len(b))
-    found = 0.0
+    total = 0.0
     for _ in range(draws):
         noise = torch.randn(len(a), len(b), generator=generator, dtype=torch.float64)
-        found += float(torch.linalg.svdvals(a[:, None].cpu() * noise * b.cpu()).sum())
-    return found / draws * max(x.n - 1, 0) ** 0.5
+        total += float(torch.linalg.svdvals(a[:, None].cpu() * noise * b.cpu()).sum())
+    return total / draws * max(x.n - 1, 0) ** 0.5
 
 
 def null_draws(entries: int) -> int:

@@ -64,5 +64,5 @@ def shape_of(cells: ClassMomentsState) -> tuple[int, int]:
 
 def _cell(label: Int[Tensor, "row"], value: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
     """Return an index for each pair of class and value; -1 if either is missing."""
-    known = (label >= 0) & (value >= 0)
-    return torch.where(known, label.long() * VALUES + value.long() % VALUES, -1)
+    has_both = (label >= 0) & (value >= 0)
+    return torch.where(has_both, label.long() * VALUES + value.long() % VALUES, -1)

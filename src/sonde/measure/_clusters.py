@@ -39,8 +39,8 @@ class Labelings:
         shuffled = [
             torch.searchsorted(names, s.rows[-1][:, 0].cpu().contiguous()) for s in rows.shuffled()
         ]
-        found = [label, *(torch.where(half, label, -1) for half in halves), *shuffled]
-        return cls(torch.stack(found), rows.group, len(names), len(halves))
+        labelings = [label, *(torch.where(half, label, -1) for half in halves), *shuffled]
+        return cls(torch.stack(labelings), rows.group, len(names), len(halves))
 
     @property
     def is_paired(self) -> Bool[Tensor, "class"]:
@@ -65,9 +65,9 @@ class Labelings:
 
 def labelled_rows(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:
     """Return the rows labelled at least 0 in the last site, and flags if others were removed."""
-    known = rows.rows[-1][:, 0].cpu() >= 0
-    missing = () if bool(known.all()) else ("unlabelled",)
-    return rows.take(known), (*rows.flags, *missing)
+    is_labelled = rows.rows[-1][:, 0].cpu() >= 0
+    missing = () if bool(is_labelled.all()) else ("unlabelled",)
+    return rows.take(is_labelled), (*rows.flags, *missing)
 
 
 def cluster_figures(

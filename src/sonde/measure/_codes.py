@@ -61,8 +61,10 @@ def components(
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     live = values > GRAM_CUT * values[0]
     whole = float(z.square().sum() / len(z))
-    found = z @ vectors[:, live]
-    return found * values[live].rsqrt() if scaled else found, float(values[live].sum()) / whole
+    projected = z @ vectors[:, live]
+    return projected * values[live].rsqrt() if scaled else projected, float(
+        values[live].sum()
+    ) / whole
 
 
 def _trained_code(

@@ -69,8 +69,8 @@ def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Floa
 
 def normalised(rows: SampledRows) -> Float[Tensor, "factor latent"]:
     """Return mutual information divided by each factor's entropy; NaN for constant factors."""
-    found, entropy = information(rows)
-    return found / torch.where(entropy > 0, entropy, math.nan)[:, None]
+    shared, entropy = information(rows)
+    return shared / torch.where(entropy > 0, entropy, math.nan)[:, None]
 
 
 def largest_gap(scores: Float[Tensor, "factor latent"]) -> Float[Tensor, "factor"]:

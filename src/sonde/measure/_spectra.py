@@ -139,27 +139,27 @@ def rank_result(
     independent: float | None = None,
 ) -> "RankResult":
     """Return a rank computed from the eigenvalues, with its null for white rows."""
-    found = spectral(rows, centered)
+    spectrum = spectral(rows, centered)
     conventions = {"centered": centered, "divisor": "n", **conventions}
-    dead = len(found.values) == 0
+    dead = len(spectrum.values) == 0
     se = None
     if isinstance(rows, HashSampleState):
         se = None if dead else _half_error(rows, figure, centered)
         conventions["se"] = _HALVES if se is not None else _NO_HALVES
-    value: float | Tensor = float("nan") if dead else figure(found.values)
-    white = max(1.0, null(found.dim, white_degrees(rows, found.n, centered, independent)))
-    flags = found.flags
+    value: float | Tensor = float("nan") if dead else figure(spectrum.values)
+    white = max(1.0, null(spectrum.dim, white_degrees(rows, spectrum.n, centered, independent)))
+    flags = spectrum.flags
     if not dead and float(torch.as_tensor(value).detach()) > 0.95 * white:
         flags = (*flags, "se_first_order")
     return RankResult(
         value=value,
         se=se,
         null=white,
-        n=found.n,
-        range=(1.0, float(found.dim)),
+        n=spectrum.n,
+        range=(1.0, float(spectrum.dim)),
         flags=tuple(dict.fromkeys(flags)),
         conventions=conventions,
-        dim=found.dim,
+        dim=spectrum.dim,
     )
 
 
@@ -189,15 +189,15 @@ def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Te
     x = x - x.mean(0) if centered else x
     dim = x.shape[1]
     gram = x @ x.T if len(x) < dim else None
-    found: list[Tensor] = []
+    spectra: list[Tensor] = []
     for mask in random_halves(sample.group).to(x.device):
         if gram is None:
-            found.append(_of_rows(x[mask], centered))
+            spectra.append(_of_rows(x[mask], centered))
         else:
             part = gram[mask][:, mask]
             part = _centred(part) if centered else part
-            found.append(_of_gram(part, len(part), dim, centered))
-    return found
+            spectra.append(_of_gram(part, len(part), dim, centered))
+    return spectra
 
 
 class _Last(threading.local):

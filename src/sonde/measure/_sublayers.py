@@ -51,22 +51,22 @@ def sublayers_of(
     block, events = _events(module, batch, path, kept)
     if len(block) < 2:
         return Sublayers(why=f"{path} changes the shape of the stream")
-    stream, out, found = block["in"], block["out"], list[str]()
+    stream, out, names = block["in"], block["out"], list[str]()
     modules = ModuleNames(module).modules
-    made = [(i, e) for i, e in enumerate(events) if e.port == "out"]
-    made.sort(key=lambda one: _rank(one[1].name, modules[one[1].name]))
+    outputs = [(i, e) for i, e in enumerate(events) if e.port == "out"]
+    outputs.sort(key=lambda one: _rank(one[1].name, modules[one[1].name]))
     at = -1
     while True:
-        later = [(i, e) for i, e in made if i > at]
+        later = [(i, e) for i, e in outputs if i > at]
         read = next((one for one in later if _is_read(events[one[0] :], stream, one[1])), None)
         last = next((e for _, e in later if is_sum(out, stream, e.rows)), None)
         if read is None and last is None:
-            return Sublayers(why=_reason(module, path, block, [e for _, e in made]))
+            return Sublayers(why=_reason(module, path, block, [e for _, e in outputs]))
         if read is None and last is not None:
-            return Sublayers((*found, last.name))
+            return Sublayers((*names, last.name))
         assert read is not None
         at, event = read
-        found.append(event.name)
+        names.append(event.name)
         stream = stream + event.rows
 
 

@@ -119,9 +119,9 @@ class AlignmentQuality(Instrument):
         """Map each layer's indices to 0 .. 1 and average them."""
         rows, flags = labelled_rows(SampledRows.of([*samples, label[0]]))
         labelings = Labelings.of("AlignmentQuality", rows)
-        found = torch.stack([self._parts(x, labelings).cpu() for x in rows.rows[:-1]], 1)
+        parts = torch.stack([self._parts(x, labelings).cpu() for x in rows.rows[:-1]], 1)
         weight = torch.tensor(self.weights, dtype=torch.float64)
-        layers = found @ (weight / weight.sum())
+        layers = parts @ (weight / weight.sum())
         value, se, null = labelings.spread(layers @ self._shares(layers.shape[1]))
         paired = labelings.is_paired
         dead, alone = bool(torch.isnan(value) & paired.any()), not bool(paired.all())
@@ -142,7 +142,7 @@ class AlignmentQuality(Instrument):
             },
             layers=layers[0],
             layer_nulls=labelings.spread(layers)[2],
-            parts=found[0],
+            parts=parts[0],
         )
 
     def _shares(self, n_layers: int) -> Float[Tensor, "layer"]:

@@ -163,9 +163,16 @@ class BottleneckDegree(Instrument):
         flags += ["saturated"] if float(upper) > 0.9 * most else []
         null = sum(float(_bounds(other, variance)[0]) for other in rows.shuffled()) / SHUFFLES
         se, how = rows.standard_error(lambda half: _bounds(half, variance)[0])
-        told = {"se": how, "null": f"{SHUFFLES} shuffles of labels among groups"}
+        conventions = {"se": how, "null": f"{SHUFFLES} shuffles of labels among groups"}
         return self._answer(
-            float(upper), null, len(rows), flags, told, se, float(lower), noise_variance=variance
+            float(upper),
+            null,
+            len(rows),
+            flags,
+            conventions,
+            se,
+            float(lower),
+            noise_variance=variance,
         )
 
     def _answer(

@@ -43,17 +43,17 @@ class ClusterIndicesResult(Result):
 
     def chart(self) -> Chart:
         """Return a chart with a bar for each index."""
-        found = {name: float(self) if name == NAMES[0] else getattr(self, name) for name in NAMES}
-        rows = [{"index": name, "value": value} for name, value in found.items()]
+        indices = {name: float(self) if name == NAMES[0] else getattr(self, name) for name in NAMES}
+        rows = [{"index": name, "value": value} for name, value in indices.items()]
         return bars("Cluster indices", rows, "index", "value")
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return a row for each index: its name, value, standard error and null."""
         values = [float(self), *(getattr(self, name) for name in NAMES[1:])]
         columns: dict[str, Any] = {"index": list(NAMES), "value": values}
-        for name, found in (("se", self.errors), ("null", self.nulls)):
-            if found:
-                columns[name] = [found[index] for index in NAMES]
+        for name, figures in (("se", self.errors), ("null", self.nulls)):
+            if figures:
+                columns[name] = [figures[index] for index in NAMES]
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 

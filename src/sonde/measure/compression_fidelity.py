@@ -111,9 +111,9 @@ def compression_fidelity(
         )
     overwritten: dict[Any, list[int]] = {}
     kinds: Counter[str] = Counter()
-    for text, said, places, member in zip(source, decoded, expected, members, strict=True):
+    for text, rebuilt, places, member in zip(source, decoded, expected, members, strict=True):
         for place, prior in places.items():
-            kind = _kind(text, said, place, prior)
+            kind = _kind(text, rebuilt, place, prior)
             kinds[kind] += 1
             sums = overwritten.setdefault(member, [0, 0])
             sums[0] += kind == "overwritten"
@@ -129,7 +129,7 @@ def compression_fidelity(
     planted, rest = _entropies(expected, entropy)
     if share["overwritten"] in (0.0, 1.0):
         se = error_if_all_agree(effective_groups(sums[:, 1])) * n_planted
-    found = CompressionFidelityResult(
+    fidelity = CompressionFidelityResult(
         value=share["overwritten"],
         se=se / n_planted if many else None,
         n=len(sums),
@@ -147,15 +147,15 @@ def compression_fidelity(
         entropy_planted=planted,
         entropy_other=rest,
     )
-    found = with_few_groups(found, effective_groups(sums[:, 1]))
-    return with_copies(found, n - len({*members}) if group is None else 0, n)
+    fidelity = with_few_groups(fidelity, effective_groups(sums[:, 1]))
+    return with_copies(fidelity, n - len({*members}) if group is None else 0, n)
 
 
 def _equal_texts(source: Tokens) -> list[int]:
     """Return for each text the index of the first text with equal tokens."""
-    known: dict[tuple[Any, ...], int] = {}
+    numbers: dict[tuple[Any, ...], int] = {}
     plain = [tuple(x.tolist() if isinstance(x, Tensor | np.ndarray) else x) for x in source]
-    return [known.setdefault(text, i) for i, text in enumerate(plain)]
+    return [numbers.setdefault(text, i) for i, text in enumerate(plain)]
 
 
 def _kind(text: Sequence[Any], said: Sequence[Any], place: int, prior: Any) -> str:

@@ -129,19 +129,19 @@ def _lasso(
 ) -> Float[Tensor, "dim2 dim"]:
     """Return the lasso weights of all units at once, by accelerated proximal steps."""
     step = 1.0 / float(torch.linalg.eigvalsh(gram)[-1])
-    found = ahead = torch.zeros_like(target)
+    weights = ahead = torch.zeros_like(target)
     speed = 1.0
     for _ in range(ROUNDS):
         free = ahead - step * (gram @ ahead - target)
         fresh = free.sign() * (free.abs() - step * penalty).clamp(min=0)
-        change = fresh - found
+        change = fresh - weights
         if float(change.abs().max()) < CLOSE:
             return fresh
         # a step against the last direction starts the acceleration anew
         speed = 1.0 if float(((ahead - fresh) * change).sum()) > 0 else speed
         faster = (1 + (1 + 4 * speed**2) ** 0.5) / 2
-        found, ahead, speed = fresh, fresh + (speed - 1) / faster * change, faster
-    return found
+        weights, ahead, speed = fresh, fresh + (speed - 1) / faster * change, faster
+    return weights
 
 
 def _exact(
@@ -267,23 +267,23 @@ class CorrelationMatch(CrossInstrument):
         live = [torch.nonzero(m.variance.detach() > 0).flatten() for m in each]
         dims = len(x.mean), len(y.mean)
         within = [_correlations(m.scatter, m, m, at, at) for m, at in zip(each, live, strict=True)]
-        found, null = None, None
+        matched, null = None, None
         if "dead" not in flags:
             r = _correlations(cross.cross, x, y, live[0], live[1])
-            found = self._matched(r, within[1])
+            matched = self._matched(r, within[1])
             null = self._null(within[0], within[1], independent or cross.n)
         units, others = (at.cpu() for at in live)
         figure = torch.full((dims[0],), math.nan, dtype=torch.float64)
         partner, cluster = (torch.full((dims[0],), -1) for _ in range(2))
         cluster2, weight = torch.full((dims[1],), -1), torch.zeros(dims, dtype=torch.float64)
-        if found is not None:
-            figure[units[found.unit]] = found.figure.detach().double().cpu()
-            named = torch.where(found.partner < 0, -1, others[found.partner])
-            partner[units[found.unit]] = named
-            cluster[units], cluster2[others] = found.cluster, found.cluster2
-            weight[units[:, None], others] = found.weight.double().cpu()
+        if matched is not None:
+            figure[units[matched.unit]] = matched.figure.detach().double().cpu()
+            named = torch.where(matched.partner < 0, -1, others[matched.partner])
+            partner[units[matched.unit]] = named
+            cluster[units], cluster2[others] = matched.cluster, matched.cluster2
+            weight[units[:, None], others] = matched.weight.double().cpu()
         return CorrelationMatchResult(
-            value=math.nan if found is None else found.figure.mean(),
+            value=math.nan if matched is None else matched.figure.mean(),
             null=null,
             n=cross.n,
             range=(0.0, 1.0),

@@ -107,9 +107,9 @@ class Crossnobis(Instrument):
             metric, weight = shrunk(covariance, freedom, self.shrinkage)
             root = torch.linalg.cholesky(metric)
             flat = torch.linalg.solve_triangular(root, mean.flatten(0, 1).T, upper=False).T
-            mean, told = flat.reshape(mean.shape), f"{float(weight.detach()):.3g}"
+            mean, shrinkage = flat.reshape(mean.shape), f"{float(weight.detach()):.3g}"
         else:
-            told = "none"
+            shrinkage = "none"
         z = mean - mean.mean((0, 1))
         whole, own = z.sum(1), torch.einsum("cpd,epd->ce", z, z)
         crossed = (whole @ whole.T - own) / (shape[1] * (shape[1] - 1) * z.shape[2])
@@ -126,7 +126,7 @@ class Crossnobis(Instrument):
             conventions={
                 "parts": f"{shape[1]}, by {self.fold}",
                 "metric": "within cells" if self.whiten else "euclidean",
-                "shrinkage": told,
+                "shrinkage": shrinkage,
                 "units": "divided by their number",
             },
             distance=distance.detach() * (math.nan if undefined else 1.0),

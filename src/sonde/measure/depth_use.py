@@ -82,8 +82,8 @@ def answer_changes(plain: Forward, log_p: Tensor | None) -> Float[Tensor, "2 *ax
         return torch.full((2, *axes), math.nan, dtype=torch.float64)
     p = plain.log_p.exp()
     nats = torch.where(p > 0, p * (plain.log_p - log_p), 0.0).sum(-1)
-    found = torch.stack([(log_p.exp() - p).norm(dim=-1), nats])
-    return found.reshape(*found.shape, *[1] * (1 + len(axes) - found.ndim)).expand(2, *axes)
+    changes = torch.stack([(log_p.exp() - p).norm(dim=-1), nats])
+    return changes.reshape(*changes.shape, *[1] * (1 + len(axes) - changes.ndim)).expand(2, *axes)
 
 
 @final
@@ -218,9 +218,9 @@ def depth_use(
         raise InputError(f"depth_use: expected a network of at least two blocks, got {len(paths)}.")
     parts: dict[str, Sublayers] | None = {} if sublayers else None
     with torch.no_grad():
-        found = [_measured(module, b, paths, leave_out, parts) for b in batches]
-    texts = _of_groups([text for batch in found for text in batch.texts])
-    n_broken = sum(batch.n_broken for batch in found)
+        measured = [_measured(module, b, paths, leave_out, parts) for b in batches]
+    texts = _of_groups([text for batch in measured for text in batch.texts])
+    n_broken = sum(batch.n_broken for batch in measured)
     if not texts:
         raise InputError(
             f"depth_use: expected texts of more than {leave_out} tokens with finite states, got "
@@ -240,7 +240,9 @@ def depth_use(
     flags = (*(["whole_blocks"] if whole else []), *(["nonfinite"] if n_broken else []))
     result = replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)
     result = with_few_groups(result, len(texts))
-    return with_copies(result, sum(b.n_copies for b in found), sum(len(b.texts) for b in found))
+    return with_copies(
+        result, sum(b.n_copies for b in measured), sum(len(b.texts) for b in measured)
+    )
 
 
 FIGURES = 4
@@ -282,11 +284,11 @@ class _Measured:
 
 def _of_groups(texts: list[_Text]) -> list[_Text]:
     """Return the statistics of each group; equal examples form one group."""
-    known: dict[bytes, _Text] = {}
+    by_group: dict[bytes, _Text] = {}
     for text in texts:
-        one = known.get(text.group)
-        known[text.group] = text if one is None else one.joined(text)
-    return [*known.values()]
+        one = by_group.get(text.group)
+        by_group[text.group] = text if one is None else one.joined(text)
+    return [*by_group.values()]
 
 
 def _of_blocks(
@@ -347,8 +349,8 @@ def _owner(paths: list[str], contribution: Float[Tensor, "layer"], half: int) ->
     others = contribution.clone()
     others[block] = 0.0
     without = float(others[half:].sum() / others.sum()) if bool(others.sum() > 0) else math.nan
-    said = f"{paths[block]} makes {owned:.0%} of all contributions; without it {without:.3g}"
-    return said, without
+    sentence = f"{paths[block]} makes {owned:.0%} of all contributions; without it {without:.3g}"
+    return sentence, without
 
 
 def _sublayer_use(parts: dict[str, Sublayers], texts: list[_Text]) -> SublayerUse:

@@ -131,15 +131,15 @@ def _least(p: Float[Tensor, "attribute prediction client"]) -> float:
     own = p.sum((1, 2))
     first, second = p.sum(2), p.sum(1)
     q = _over(first[:, :, None] * second[:, None, :], own[:, None, None])
-    before, found = math.inf, math.inf
+    before, value = math.inf, math.inf
     for _ in range(ROUNDS):
-        before, found = found, _conditional(q)
-        if before - found < TOLERANCE:
+        before, value = value, _conditional(q)
+        if before - value < TOLERANCE:
             break
         # nearest distribution of independent Z and A inside each client, then back to the pairs
         goal = _over(q.sum(1)[:, None, :] * q.sum(0)[None], q.sum((0, 1))[None, None])
         q = _fitted(goal, first, second)
-    return min(before, found)
+    return min(before, value)
 
 
 def _fitted(
@@ -184,23 +184,23 @@ def triple_counts(owner: str, columns: Mapping[str, Any]) -> Float[Tensor, "firs
     codes = [_codes(owner, name, column) for name, column in columns.items()]
     sizes = [len(c) for c in codes]
     if len(set(sizes)) > 1 or sizes[0] == 0:
-        told = ", ".join(f"{n} of {name}" for n, name in zip(sizes, columns, strict=True))
+        lengths = ", ".join(f"{n} of {name}" for n, name in zip(sizes, columns, strict=True))
         raise InputError(
-            f"{owner}: expected as many entries of each column, at least 1, got {told}."
+            f"{owner}: expected as many entries of each column, at least 1, got {lengths}."
         )
     return _counts(codes)
 
 
 def _codes(owner: str, name: str, column: Any) -> Int[Tensor, "row"]:
-    found = as_tensor(owner, column, name, InputError).cpu()
-    if found.ndim != 1:
-        raise InputError(f"{owner}: expected {name} of shape (row,), got {tuple(found.shape)}.")
-    if not bool(torch.isfinite(found.double()).all()):
+    codes = as_tensor(owner, column, name, InputError).cpu()
+    if codes.ndim != 1:
+        raise InputError(f"{owner}: expected {name} of shape (row,), got {tuple(codes.shape)}.")
+    if not bool(torch.isfinite(codes.double()).all()):
         raise InputError(
             f"{owner}: expected a known value of {name} for each row, got NaN or infinity. Leave "
             "out such rows, or give them a separate number."
         )
-    return torch.unique(found, return_inverse=True)[1]
+    return torch.unique(codes, return_inverse=True)[1]
 
 
 def _counts(codes: Sequence[Int[Tensor, "row"]]) -> Float[Tensor, "first second third"]:

@@ -99,19 +99,19 @@ def emergence(
     if len(steps) < 2:
         raise InputError(f"emergence: expected at least two checkpoints, got {len(steps)}.")
     named = {str(s): checkpoints[s] for s in steps}
-    found = feature_complexity(named, group=group, features=features, k=k, m=m)
-    reached = found.r2 >= EMERGED
+    complexity = feature_complexity(named, group=group, features=features, k=k, m=m)
+    reached = complexity.r2 >= EMERGED
     first = torch.where(reached.any(0), reached.int().argmax(0), len(steps) - 1)
     return EmergenceResult(
-        value=float(found),
-        se=found.se,
-        null=found.null,
-        n=found.n,
+        value=float(complexity),
+        se=complexity.se,
+        null=complexity.null,
+        n=complexity.n,
         range=(0.0, 1.0),
-        flags=found.flags,
-        conventions={**found.conventions, "emerged": f"R2 of {EMERGED:g}"},
-        lateness=found.complexity,
+        flags=complexity.flags,
+        conventions={**complexity.conventions, "emerged": f"R2 of {EMERGED:g}"},
+        lateness=complexity.complexity,
         step=torch.tensor(steps)[first],
         steps=torch.tensor(steps[:-1]),
-        r2=found.r2,
+        r2=complexity.r2,
     )

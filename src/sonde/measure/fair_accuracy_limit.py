@@ -84,9 +84,9 @@ def fair_accuracy_limit(
     n_labels = p.shape[2]
     gain = p[..., None] * np.eye(n_labels)
     sums = np.kron(np.eye(p.size), np.ones(n_labels))
-    found = linprog(-gain.ravel(), A_ub=rows, b_ub=most, A_eq=sums, b_eq=np.ones(p.size))
+    optimum = linprog(-gain.ravel(), A_ub=rows, b_ub=most, A_eq=sums, b_eq=np.ones(p.size))
     return FairAccuracyLimitResult(
-        value=-float(found.fun),
+        value=-float(optimum.fun),
         null=float(p.sum((0, 1)).max()),
         n=int(counts.sum()),
         range=(0.0, 1.0),
@@ -96,7 +96,7 @@ def fair_accuracy_limit(
             "null": "always the most frequent label",
             "se": "none: the rows are taken as the population",
         },
-        rule=torch.from_numpy(found.x.reshape(gain.shape)),
+        rule=torch.from_numpy(optimum.x.reshape(gain.shape)),
     )
 
 
@@ -107,12 +107,12 @@ def _gaps(
     inside = np.ones(p.shape[1]) if client is None else np.eye(p.shape[1])[client]
     seen = p * inside[:, None]
     size = seen.sum((1, 2))
-    made: list[Any] = []
+    gaps: list[Any] = []
     for one, two in combinations(np.flatnonzero(size > 0), 2):
         for prediction in np.eye(p.shape[2]):
             row = np.zeros((*p.shape, p.shape[2]))
             row[one] = seen[one, ..., None] * prediction / size[one]
             row[two] = -seen[two, ..., None] * prediction / size[two]
-            made += [row.ravel(), -row.ravel()]
-    rows = np.array(made).reshape(len(made), math.prod(p.shape) * p.shape[2])
-    return rows, np.full(len(made), most)
+            gaps += [row.ravel(), -row.ravel()]
+    rows = np.array(gaps).reshape(len(gaps), math.prod(p.shape) * p.shape[2])
+    return rows, np.full(len(gaps), most)

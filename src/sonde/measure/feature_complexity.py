@@ -114,7 +114,7 @@ class FeatureComplexity(PairSampleInstrument):
         complexity = 1.0 - r2.clamp(min=0.0).mean(0)
         last = r2[-1]
         reached = (r2 >= EMERGED * last) & (last > 0)
-        found = {
+        raised_flags = {
             "few_rows": bool((len(rows) - 1 <= ranks).any()),
             "dead": bool((ranks == 0).any()) or bool(_dead(rows.rows[-1]).any()),
         }
@@ -130,7 +130,7 @@ class FeatureComplexity(PairSampleInstrument):
             null=1.0 - sum(_by_chance(len(rows), rank) for rank in ranks.tolist()) / len(ranks),
             n=len(rows),
             range=(0.0, 1.0),
-            flags=(*rows.flags, *(flag for flag, raised in found.items() if raised)),
+            flags=(*rows.flags, *(flag for flag, raised in raised_flags.items() if raised)),
             conventions={"features": self.features, "r2": "adjusted", "se": how},
             complexity=complexity,
             r2=r2,

@@ -114,27 +114,27 @@ class Gride(SampleInstrument):
 
     def result(self, sample: HashSampleState) -> GrideResult:
         """Fit each scale, and find the plateau."""
-        found = Neighbourhood.of(sample)
-        curve, distance = _curve(found.rows, self.largest)
+        neighbourhood = Neighbourhood.of(sample)
+        curve, distance = _curve(neighbourhood.rows, self.largest)
         first, last = _plateau(curve)
 
         def figures(rows: SampledRows) -> Float[Tensor, "_figure"]:
-            found, _ = _curve(rows, self.largest, len(curve))
-            known = found[~found.isnan()]
-            a, b = _plateau(known)
-            return torch.cat([known[a : b + 1].mean()[None], found])
+            scales, _ = _curve(rows, self.largest, len(curve))
+            defined = scales[~scales.isnan()]
+            a, b = _plateau(defined)
+            return torch.cat([defined[a : b + 1].mean()[None], scales])
 
         value = curve[first : last + 1].mean()
-        se, how = found.error(figures)
-        null = null_dimension(found.rows, figures)
+        se, how = neighbourhood.error(figures)
+        null = null_dimension(neighbourhood.rows, figures)
         none = torch.full_like(curve, math.nan)
         return GrideResult(
             value=float(value),
             se=None if se is None else se[0],
             null=None if null is None else null[0],
-            n=found.rows.n_groups,
+            n=neighbourhood.rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value, nearest_distance(found.rows)),
+            flags=neighbourhood.flags_of(value, nearest_distance(neighbourhood.rows)),
             conventions={"neighbours": "of other groups", "plateau": "within 5 %", "se": how},
             rank=2 ** torch.arange(len(curve)),
             dimension=curve,
@@ -142,7 +142,7 @@ class Gride(SampleInstrument):
             error=none if se is None else se[1:],
             shuffled=none if null is None else null[1:],
             plateau=(2**first, 2**last),
-            n_copies=found.n_copies,
+            n_copies=neighbourhood.n_copies,
         )
 
 
@@ -159,9 +159,9 @@ def _curve(
         return none, none
     near = neighbour_distances(rows, 2 * enough[-1])
     logs = [torch.log(near[:, 2 * a - 1] / near[:, a - 1]) for a in enough]
-    found = torch.stack([_beta_dimension(x, a) for x, a in zip(logs, enough, strict=True)])
+    dimensions = torch.stack([_beta_dimension(x, a) for x, a in zip(logs, enough, strict=True)])
     far = torch.stack([near[:, 2 * a - 1].mean() for a in enough])
-    return torch.cat([found, none]), torch.cat([far, none])
+    return torch.cat([dimensions, none]), torch.cat([far, none])
 
 
 def _beta_dimension(logs: Float[Tensor, "row"], a: int) -> Float[Tensor, ""]:

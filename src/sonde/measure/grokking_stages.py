@@ -141,11 +141,11 @@ def grokking_stages(
     _check(rows, answer, layers, n_classes)
     goal = torch.nn.functional.one_hot(answer, n_classes).double()
     world = _World(rows, goal - goal.mean(0), answer, learned, activation)
-    found = torch.tensor(
+    figures = torch.tensor(
         [world.watched(first, second, layers[0][0]) for first, second in layers],
         dtype=torch.float64,
     )
-    step, trained, fresh = torch.tensor(steps), found[:, 0], found[:, 1]
+    step, trained, fresh = torch.tensor(steps), figures[:, 0], figures[:, 1]
     memorised = (trained >= LEARNED).cummax(0).values
     general = memorised & (fresh >= GENERAL)
     reached = torch.nonzero(general).flatten()
@@ -165,22 +165,22 @@ def grokking_stages(
         stage=memorised.long() + general.cummax(0).values.long(),
         train_accuracy=trained,
         test_accuracy=fresh,
-        moved=found[:, 2],
-        alignment=found[:, 3],
-        energy=found[:, 4],
-        concentration=found[:, 5],
-        interaction=found[:, 6],
+        moved=figures[:, 2],
+        alignment=figures[:, 3],
+        energy=figures[:, 4],
+        concentration=figures[:, 5],
+        interaction=figures[:, 6],
     )
 
 
 def _marks(train: Any) -> Bool[Tensor, "row"]:
-    found = as_tensor("grokking_stages", train, "train", InputError)
-    if not bool(((found == 0) | (found == 1)).all()):
+    marks = as_tensor("grokking_stages", train, "train", InputError)
+    if not bool(((marks == 0) | (marks == 1)).all()):
         raise InputError(
             "grokking_stages: expected train as a mark for each row, true or false, got other "
             "numbers. Turn indices of rows into marks."
         )
-    return found.bool()
+    return marks.bool()
 
 
 def _check(
@@ -227,7 +227,7 @@ class _World:
         residual = (self.goal - logits)[self.learned]
         pull = residual @ second.T
         goal, units = self.goal[self.learned], hidden[self.learned]
-        told = goal @ (goal.T @ units)
+        pull_of_labels = goal @ (goal.T @ units)
         size = first.norm(dim=0)
         unit = first / torch.where(size > 0, size, math.inf)
         energy = 0.5 * (self.goal.T @ self._hidden(self.x @ unit)).square().sum(0)
@@ -237,7 +237,7 @@ class _World:
             float(right[self.learned].mean()),
             float(right[~self.learned].mean()),
             float((first - start).norm() / start.norm()),
-            float((pull * told).sum() / (pull.norm() * told.norm())),
+            float((pull * pull_of_labels).sum() / (pull.norm() * pull_of_labels.norm())),
             float(energy[size > 0].mean()),
             self._concentration(first[:, size > 0]),
             float(1.0 - gram.diagonal().square().sum() / gram.square().sum()),

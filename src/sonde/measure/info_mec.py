@@ -145,8 +145,10 @@ def modular_compact(
         total, even = t.sum(1), 1.0 / max(t.shape[1], 1)
         if t.numel() == 0 or t.shape[1] < 2:
             return torch.tensor(math.nan, dtype=torch.float64)
-        known = total > 1e-12  # what rounding leaves of no information
-        share = torch.where(known, t.amax(1) / torch.where(known, total, 1.0), math.nan)
+        has_information = total > 1e-12  # what rounding leaves of no information
+        share = torch.where(
+            has_information, t.amax(1) / torch.where(has_information, total, 1.0), math.nan
+        )
         return (share.nanmean() - even) / (1.0 - even)
 
     return stretched(table.T), stretched(table)

@@ -219,7 +219,7 @@ class InfoNCE(PairSampleInstrument):
         rows = replace(rows, rows=tuple(x.cpu() for x in rows.rows))
         size = min(self.batch, rows.n_groups // 2)
         dead = any(not bool((x != x[:1]).any()) for x in rows.rows)
-        found = {
+        raised_flags = {
             "dead": dead,
             "few_rows": rows.n_groups
             < 2 * max(LEAST, self.batch, *(x.shape[1] for x in rows.rows)),
@@ -231,21 +231,21 @@ class InfoNCE(PairSampleInstrument):
             others = [self._terms(other, size) for other in rows.shuffled(n=NULLS)]
             null = float(torch.stack([other.mean() for other in others]).mean())
         value, limit = float(terms.mean()), math.log(size) if size else math.nan
-        found["saturated"] = value > NEAR * limit
-        known = len(terms) > 1
+        raised_flags["saturated"] = value > NEAR * limit
+        has_error = len(terms) > 1
         return InfoNCEResult(
             value=value,
-            se=terms.std() / math.sqrt(len(terms)) if known else None,
+            se=terms.std() / math.sqrt(len(terms)) if has_error else None,
             null=null,
             n=rows.n_groups,
             range=(-math.inf, limit),
-            flags=(*rows.flags, *(flag for flag, raised in found.items() if raised)),
+            flags=(*rows.flags, *(flag for flag, raised in raised_flags.items() if raised)),
             conventions={
                 "critic": "separable" if self.hidden else "bilinear",
                 "batch": size,
                 "limit": "ln batch",
                 "null": f"{NULLS} training runs on shuffles of groups",
-                "se": "standard deviation over held-out groups" if known else "no value",
+                "se": "standard deviation over held-out groups" if has_error else "no value",
             },
             limit=limit,
         )
@@ -255,7 +255,7 @@ class InfoNCE(PairSampleInstrument):
         half = random_halves(rows.group, n_halves=1, seed=self.seed)[0]
         first, second = rows.take(half), rows.take(~half)
         pairs = (first, second), (second, first)
-        return torch.cat([self._judged(known, other, size) for known, other in pairs])
+        return torch.cat([self._judged(reference, other, size) for reference, other in pairs])
 
     def _judged(self, known: SampledRows, rows: SampledRows, size: int) -> Float[Tensor, "group"]:
         """Train on known rows; return the mean term of each remaining group.

@@ -116,8 +116,8 @@ def _shares(
     for start, far in distance_chunks(y, y):
         part = slice(start, start + len(far))
         far.masked_fill_(own[part, None] == own, torch.inf)
-        mine = far.gather(1, neighbour[part])
-        before = (far < mine).double() + (far == mine) / 2
+        distance_there = far.gather(1, neighbour[part])
+        before = (far < distance_there).double() + (far == distance_there) / 2
         rank[part] = before.sum(1) + 0.5
         added += unit[part] @ before
     return (rank * unit).cpu(), added.cpu()

@@ -62,13 +62,13 @@ class InformationPlaneResult(Result):
 
         None if no step and site has both figures by the same estimator.
         """
-        told: dict[tuple[str, str, int], dict[str, Result]] = {}
+        by_point: dict[tuple[str, str, int], dict[str, Result]] = {}
         for step, site, result in found:
             chosen = [result.conventions.get(name) for name in CHOICES]
             estimator = " ".join(f"{value}" for value in chosen if value is not None)
-            point = told.setdefault((estimator, site, step), {})
+            point = by_point.setdefault((estimator, site, step), {})
             point[result.conventions["about"]] = result
-        points = {key: both for key, both in told.items() if len(both) == len(get_args(About))}
+        points = {key: both for key, both in by_point.items() if len(both) == len(get_args(About))}
         if not points:
             return None
         several = len({estimator for estimator, *_ in points}) > 1
@@ -175,10 +175,10 @@ class InformationPlane(Instrument):
 
     def __post_init__(self) -> None:
         choices = {"about": get_args(About), "estimator": get_args(Estimator)}
-        for name, known in {**choices, "compressor": COMPRESSORS}.items():
-            if getattr(self, name) not in known:
+        for name, choices_of_name in {**choices, "compressor": COMPRESSORS}.items():
+            if getattr(self, name) not in choices_of_name:
                 raise InputError(
-                    f"InformationPlane: expected {name} of {', '.join(known)}, "
+                    f"InformationPlane: expected {name} of {', '.join(choices_of_name)}, "
                     f"got {getattr(self, name)!r}."
                 )
         check_ranges(self, n_bins=">= 2", codes=">= 1", noise="(0, inf)")
@@ -219,8 +219,8 @@ class InformationPlane(Instrument):
         )
         if compressed and not dead:
             sample, kept = self._coded(sample, variance)
-        found = torch.full((4,), math.nan) if dead else figure(sample)
-        value, lower, held, symbols = found.tolist()
+        figures = torch.full((4,), math.nan) if dead else figure(sample)
+        value, lower, held, symbols = figures.tolist()
         full = symbols > n / 2 if bins else held > 0.9 * math.log(n)
         null, se, how = (math.nan if dead else 0.0), None, "no value"
         if not dead:
@@ -264,8 +264,10 @@ class InformationPlane(Instrument):
             return torch.tensor([0.0, math.nan, 0.0, 1.0])
         counts = Symbols(edges, len(kinds)).observe(x, code).counts
         entropy = entropy_nats(counts.sum(1))
-        told = entropy if self.about == "input" else information_nats(counts)
-        return torch.stack([told, told * math.nan, entropy, torch.tensor(len(counts)).double()])
+        information = entropy if self.about == "input" else information_nats(counts)
+        return torch.stack(
+            [information, information * math.nan, entropy, torch.tensor(len(counts)).double()]
+        )
 
     def _edges(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "edge"]:
         if self.estimator == "adaptive_bins":
@@ -299,34 +301,41 @@ class InformationPlane(Instrument):
         code, label = rows.rows
         whole = neighbour_entropy(code, rows.group, NEIGHBOURS)
         if self.about == "input":
-            told = whole - code.shape[1] / 2 * math.log(2 * math.pi * math.e * variance)
+            information = whole - code.shape[1] / 2 * math.log(2 * math.pi * math.e * variance)
         else:
             kinds = [(label[:, 0] == kind).nonzero()[:, 0] for kind in torch.unique(label)]
             within = (
                 len(at) * neighbour_entropy(code[at], rows.group[at.cpu()], NEIGHBOURS)
                 for at in kinds
             )
-            told = whole - sum(within, torch.zeros(())) / len(code)
-        return torch.stack([told, told * math.nan, torch.zeros_like(told), torch.zeros_like(told)])
+            information = whole - sum(within, torch.zeros(())) / len(code)
+        return torch.stack(
+            [
+                information,
+                information * math.nan,
+                torch.zeros_like(information),
+                torch.zeros_like(information),
+            ]
+        )
 
     def _noisy(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
         """Return both bounds, the upper bound about the input, and 0 (no patterns)."""
         x, label = rows.rows
         both = information_bounds(x, torch.zeros_like(label), variance)
-        told = both
+        information = both
         if self.about == "label":
-            told = both - information_bounds(x, label, variance)
-            told[1] = math.nan
-        return torch.cat([told, both[:1], torch.zeros_like(both[:1])])
+            information = both - information_bounds(x, label, variance)
+            information[1] = math.nan
+        return torch.cat([information, both[:1], torch.zeros_like(both[:1])])
 
 
 def _point(step: int, site: str, both: Mapping[str, Result]) -> dict[str, Any]:
     """Return a row of the information plane."""
-    told = {about: float(both[about]) for about in get_args(About)}
+    nats = {about: float(both[about]) for about in get_args(About)}
     flags = ", ".join(sorted({flag for result in both.values() for flag in result.flags}))
-    said = [site, f"step {step:,}", ", ".join(f"{v:.3g}" for v in told.values()) + " nats", flags]
-    tip = " · ".join(filter(None, said))
-    return {"step": step, "site": site, **told, "flags": flags, "tip": tip}
+    words = [site, f"step {step:,}", ", ".join(f"{v:.3g}" for v in nats.values()) + " nats", flags]
+    tip = " · ".join(filter(None, words))
+    return {"step": step, "site": site, **nats, "flags": flags, "tip": tip}
 
 
 information_plane = as_function(

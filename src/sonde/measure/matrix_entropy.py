@@ -161,7 +161,7 @@ def _entropy(
     most = math.log(dim)
     white = _white(dim, max(round(independent or n) - centered, 1))
     nats = float(torch.as_tensor(entropy).detach())
-    found = {
+    raised_flags = {
         "dead": n_zero > 0 or dim == 1,
         "few_rows": n <= dim,
         "se_first_order": nats > white - NEAR,
@@ -171,7 +171,9 @@ def _entropy(
         null=white / most if most else math.nan,
         n=n,
         range=(0.0, 1.0),
-        flags=tuple(dict.fromkeys([*flags, *(flag for flag, raised in found.items() if raised)])),
+        flags=tuple(
+            dict.fromkeys([*flags, *(flag for flag, raised in raised_flags.items() if raised)])
+        ),
         conventions={"centered": centered, "rows": "unit length", "maximum": "ln dim"},
         entropy_nats=nats,
         n_zero=n_zero,

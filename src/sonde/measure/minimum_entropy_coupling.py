@@ -78,14 +78,14 @@ def minimum_entropy_coupling(p: Any, q: Any) -> MinimumEntropyCouplingResult:
 
 
 def _distribution(name: str, mass: Any) -> Float[Tensor, "outcome"]:
-    found = as_tensor("minimum_entropy_coupling", mass, name, InputError).double().cpu()
-    valid = found.ndim == 1 and bool((found >= 0).all()) and 0.0 < float(found.sum()) < torch.inf
+    masses = as_tensor("minimum_entropy_coupling", mass, name, InputError).double().cpu()
+    valid = masses.ndim == 1 and bool((masses >= 0).all()) and 0.0 < float(masses.sum()) < torch.inf
     if not valid:
         raise InputError(
             f"minimum_entropy_coupling: expected {name} of at least 0 with a finite sum above 0, "
-            f"shape (outcome,), got shape {tuple(found.shape)} with sum {float(found.sum()):g}."
+            f"shape (outcome,), got shape {tuple(masses.shape)} with sum {float(masses.sum()):g}."
         )
-    return found / found.sum()
+    return masses / masses.sum()
 
 
 def _entropy(p: Tensor) -> float:

@@ -81,26 +81,26 @@ class MLEDimension(SampleInstrument):
 
     def result(self, sample: HashSampleState) -> MLEDimensionResult:
         """Average the rows' inverse estimates."""
-        found = Neighbourhood.of(sample)
-        k = self._neighbours(found.rows)
-        value = self._dimension(found.rows)
-        se, how = found.error(self._dimension)
+        neighbourhood = Neighbourhood.of(sample)
+        k = self._neighbours(neighbourhood.rows)
+        value = self._dimension(neighbourhood.rows)
+        se, how = neighbourhood.error(self._dimension)
         return MLEDimensionResult(
             value=float(value),
             se=se,
-            null=null_dimension(found.rows, self._dimension),
-            n=found.rows.n_groups,
+            null=null_dimension(neighbourhood.rows, self._dimension),
+            n=neighbourhood.rows.n_groups,
             range=(0.0, math.inf),
             flags=tuple(
                 dict.fromkeys(
                     (
-                        *found.flags_of(value, nearest_distance(found.rows)),
+                        *neighbourhood.flags_of(value, nearest_distance(neighbourhood.rows)),
                         *(("few_rows",) if k < self.k else ()),
                     )
                 )
             ),
             conventions={"k": k, "neighbours": "of other groups", "se": how},
-            n_copies=found.n_copies,
+            n_copies=neighbourhood.n_copies,
         )
 
     def _neighbours(self, rows: SampledRows) -> int:

@@ -107,10 +107,10 @@ class Modularity(PairSampleInstrument):
 def of_latents(table: Float[Tensor, "factor latent"]) -> Float[Tensor, "latent"]:
     """Return the score of each latent; NaN if it has no information about any factor."""
     best = table.amax(0)
-    known = best > 1e-12  # what rounding leaves of no information
+    has_information = best > 1e-12  # what rounding leaves of no information
     rest = table.square().sum(0) - best.square()
-    score = 1.0 - rest / (torch.where(known, best, 1.0).square() * (len(table) - 1))
-    return torch.where(known, score, math.nan)
+    score = 1.0 - rest / (torch.where(has_information, best, 1.0).square() * (len(table) - 1))
+    return torch.where(has_information, score, math.nan)
 
 
 modularity = as_function(Modularity)

@@ -185,10 +185,10 @@ class MutualInformation(Instrument):
         return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
 
     def _of_sample(self, rows: SampledRows) -> MutualInformationResult:
-        told = rows.flags
+        flags_of_rows = rows.flags
         if self.estimator == "ksg":
             n, rows = len(rows), without_copies(rows)
-            told += ("copies",) if len(rows) < n else ()
+            flags_of_rows += ("copies",) if len(rows) < n else ()
         dims = sum(min(x.shape[1], self.components or x.shape[1]) for x in rows.rows)
         largest = int(torch.bincount(rows.group).max()) if len(rows) else 0
         ksg = self.estimator == "ksg"
@@ -196,7 +196,7 @@ class MutualInformation(Instrument):
         dead = any(bool((x == x[:1]).all()) for x in rows.rows)
         raised = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
         raised["massive_units"] = ksg and self.scale == "none" and _is_uneven(rows.rows)
-        flags = [*told, *(flag for flag, is_so in raised.items() if is_so)]
+        flags = [*flags_of_rows, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
         raw_rows = rows
@@ -226,15 +226,18 @@ class MutualInformation(Instrument):
             )
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
-        told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}
-        return self._answer(float(raw), null, len(rows), flags, told, se, kept)
+        conventions = {
+            "se": how,
+            "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups",
+        }
+        return self._answer(float(raw), null, len(rows), flags, conventions, se, kept)
 
     def _coded(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, ...]]:
         """Return both sites' components, if requested, and their fraction of variance."""
         if self.components is None:
             return rows, (1.0, 1.0)
-        found = [code_of(x, self.components, self.compressor) for x in rows.rows]
-        return replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
+        codes = [code_of(x, self.components, self.compressor) for x in rows.rows]
+        return replace(rows, rows=tuple(x for x, _ in codes)), tuple(k for _, k in codes)
 
     def _prepared(self, rows: SampledRows) -> SampledRows:
         """Return the rows to compare: normal scores, or untied rows, perhaps scaled."""
@@ -318,9 +321,9 @@ def gaussian_information(
     Differentiable in the moments. Infinite if a correlation is 1 to rounding. Both are NaN if there
     are no more rows than varying directions of both sites: some correlation is then always 1.
     """
-    found = canonical_correlations(cross, x, y)
-    null = gaussian_null(independent or cross.n, *found.ranks)
-    square = found.rho.square()
+    correlations = canonical_correlations(cross, x, y)
+    null = gaussian_null(independent or cross.n, *correlations.ranks)
+    square = correlations.rho.square()
     value = -0.5 * torch.log1p(-square).sum()
     if bool((square.detach() > 1.0 - ROUNDING).any()):
         value = torch.full_like(value.detach(), math.inf)

@@ -103,9 +103,11 @@ class NeuralCollapse(Instrument):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the request for class moments; with ``head`` also for the head and a sample."""
-        found: dict[str, Statistic[Any]] = {"classes": ClassMoments()}
+        statistics: dict[str, Statistic[Any]] = {"classes": ClassMoments()}
         return (
-            {**found, "head": HeadWeights(), "sample": HashSample(self.m)} if self.head else found
+            {**statistics, "head": HeadWeights(), "sample": HashSample(self.m)}
+            if self.head
+            else statistics
         )
 
     def result(
@@ -174,13 +176,13 @@ def _null(classes: ClassMomentsState, independent: float) -> float:
     values = torch.linalg.eigvalsh(within).clamp(min=0.0).cpu()
     generator = torch.Generator().manual_seed(0)
     shape = len(classes.labels), len(values)
-    found: list[Tensor] = []
+    draws: list[Tensor] = []
     for _ in range(DRAWS):
         noise = torch.randn(shape, generator=generator, dtype=torch.float64) * values.sqrt()
         means = noise / (independent * classes.weight.detach().cpu()).sqrt()[:, None]
         inverse = torch.linalg.pinv(means - means.mean(0), rtol=CUT)
-        found.append((values[:, None] * inverse.square()).sum())
-    return float(torch.stack(found).median())
+        draws.append((values[:, None] * inverse.square()).sum())
+    return float(torch.stack(draws).median())
 
 
 def _rows_of(
@@ -211,9 +213,9 @@ def _disagreement(
     """Return how often final layer and nearest class mean disagree on sampled rows, and flags."""
     rows = SampledRows.of([sample])
     x = rows.rows[0]
-    said = head.logits(x).argmax(1)
+    answers = head.logits(x).argmax(1)
     nearest = classes.labels[torch.cdist(x, classes.mean.detach().to(x)).argmin(1).cpu()]
-    return float((said.cpu() != nearest.cpu()).double().mean()), rows.flags
+    return float((answers.cpu() != nearest.cpu()).double().mean()), rows.flags
 
 
 neural_collapse = as_function(

@@ -46,14 +46,14 @@ class PWCCA(CrossInstrument):
         independent: float | None = None,
     ) -> CCAResult:
         """Weight the canonical correlations."""
-        found = canonical_or_none(cross, each)
-        told = {"weights": "units of the first site"}
-        plain = result_of(found, cross.n, each, told, independent)
-        if found is None:
+        canonical = canonical_or_none(cross, each)
+        conventions = {"weights": "units of the first site"}
+        plain = result_of(canonical, cross.n, each, conventions, independent)
+        if canonical is None:
             return plain
-        on_units = found.main.T @ each[0].scatter
+        on_units = canonical.main.T @ each[0].scatter
         weight = on_units.abs().sum(1)
-        return replace(plain, value=(weight * found.rho).sum() / weight.sum())
+        return replace(plain, value=(weight * canonical.rho).sum() / weight.sum())
 
 
 pwcca = as_function(PWCCA)

@@ -120,8 +120,8 @@ class Readout(Instrument):
         x = [_standardised(part.float(), ~held) for part in rows.rows[:-1]]
         layer, head = self._trained(x, number, ~held, len(names))
         with torch.no_grad():
-            told = head(layer(*(part[held, None] for part in x))[:, 0]).argmax(1).cpu()
-        right = (told == number[held]).double()
+            answers = head(layer(*(part[held, None] for part in x))[:, 0]).argmax(1).cpu()
+        right = (answers == number[held]).double()
         se, how = rows.take(held).error_of_mean(right)
         return ReadoutResult(
             value=float(right.mean()),

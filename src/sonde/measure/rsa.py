@@ -74,10 +74,10 @@ class RSA(PairSampleInstrument):
 
     def __post_init__(self) -> None:
         check_ranges(self, m=">= 4")
-        for name, known in (("distance", get_args(Distance)), ("comparison", tuple(COMPARISONS))):
-            if getattr(self, name) not in known:
+        for name, choices in (("distance", get_args(Distance)), ("comparison", tuple(COMPARISONS))):
+            if getattr(self, name) not in choices:
                 raise InputError(
-                    f"RSA: expected the {name} {', '.join(known)}, got {getattr(self, name)!r}."
+                    f"RSA: expected the {name} {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> "RSAResult":
@@ -119,11 +119,11 @@ class RSA(PairSampleInstrument):
         """Return the deviation over random halves of the groups, and the method."""
         if len(torch.unique(group)) < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
-        found: list[float] = []
+        values: list[float] = []
         for half in random_halves(group):
             both = half[pairs[0]] & half[pairs[1]]
-            found.append(COMPARISONS[self.comparison](*(x[both] for x in lists)))
-        error = half_error(torch.tensor(found, dtype=torch.float64), group)
+            values.append(COMPARISONS[self.comparison](*(x[both] for x in lists)))
+        error = half_error(torch.tensor(values, dtype=torch.float64), group)
         return float(error), "20 random halves"
 
     def _alive(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:

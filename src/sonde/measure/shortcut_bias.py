@@ -155,22 +155,22 @@ def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
     ----------
     hermann2024foundations
     """
-    found = as_tensor("shortcut_bias", answers, "answers", InputError).double().flatten().cpu()
-    if len(found) != SIDE * SIDE:
+    flat = as_tensor("shortcut_bias", answers, "answers", InputError).double().flatten().cpu()
+    if len(flat) != SIDE * SIDE:
         raise InputError(
             f"shortcut_bias: expected {SIDE * SIDE} answers, one for each row of grid(), got "
-            f"{len(found)}."
+            f"{len(flat)}."
         )
-    if not bool(found.isfinite().all()):
+    if not bool(flat.isfinite().all()):
         raise InputError("shortcut_bias: expected finite answers, got NaN or infinity.")
-    model = reliance(found)
+    model = reliance(flat)
     best = reliance(torch.cartesian_prod(axis(), axis()) @ rows.strength)
-    dead = bool((found.sign() == found[0].sign()).all())
+    dead = bool((flat.sign() == flat[0].sign()).all())
     value = float((model[0] - model[1]) - (best[0] - best[1]))
     return ShortcutBias(
         value=math.nan if dead else value,
         null=0.0,
-        n=len(found),
+        n=len(flat),
         range=(-2.0, 2.0),
         flags=("dead",) if dead else (),
         conventions={
@@ -179,7 +179,7 @@ def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
         },
         reliance=model,
         best_reliance=best,
-        boundary=found.sign().reshape(SIDE, SIDE),
+        boundary=flat.sign().reshape(SIDE, SIDE),
     )
 
 

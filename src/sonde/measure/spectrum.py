@@ -59,27 +59,27 @@ class Spectrum(SpectrumInstrument):
 
     def result(self, rows: Rows, independent: float | None = None) -> SpectrumResult:
         """Order the eigenvalues."""
-        found = spectral(rows)
-        values, total = found.values, found.values.sum()
-        degrees = white_degrees(rows, found.n, True, independent)
+        spectrum = spectral(rows)
+        values, total = spectrum.values, spectrum.values.sum()
+        degrees = white_degrees(rows, spectrum.n, True, independent)
         if len(values) == 0:
             values = share = torch.full((1,), torch.nan, dtype=torch.float64)
         else:
             share = values / total
         return SpectrumResult(
             value=values,
-            null=_white(len(values), found.dim, degrees) * total,
-            n=found.n,
+            null=_white(len(values), spectrum.dim, degrees) * total,
+            n=spectrum.n,
             unit="squared units of the rows",
             range=(0.0, float("inf")),
-            flags=found.flags,
+            flags=spectrum.flags,
             conventions={
                 "centered": True,
                 "divisor": "n",
                 "se": "not given for a whole spectrum: take one of the ranks",
             },
             share=share,
-            dim=found.dim,
+            dim=spectrum.dim,
         )
 
 

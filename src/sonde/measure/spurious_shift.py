@@ -38,12 +38,12 @@ class SpuriousShiftResult(Result):
     def since(self, train: "SpuriousShiftResult") -> "SpuriousShiftResult":
         """Return this value minus that of the training rows, as independent samples."""
         errors = [r.se for r in (self, train)]
-        known = [float(e) for e in errors if e is not None]
+        defined = [float(e) for e in errors if e is not None]
         nulls = [float(torch.as_tensor(r.null)) for r in (self, train)]
         return replace(
             self,
             value=float(self) - float(train),
-            se=math.hypot(*known) if len(known) == 2 else None,
+            se=math.hypot(*defined) if len(defined) == 2 else None,
             null=nulls[0] - nulls[1],
             range=(-2.0, 2.0),
             conventions={**self.conventions, "from": "the same statistic of the training rows"},
@@ -159,8 +159,8 @@ class _Design:
 
     def table(self, values: Tensor) -> Tensor:
         """Return the cells' values as a table; 0 for an empty cell."""
-        found = values.new_zeros(len(self.concept), len(self.context))
-        return found.index_put((self.at[:, 0], self.at[:, 1]), values)
+        cells = values.new_zeros(len(self.concept), len(self.context))
+        return cells.index_put((self.at[:, 0], self.at[:, 1]), values)
 
     def squares(self, mean: Float[Tensor, "cell dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sums of squares of concept, context and residual, over a full table."""

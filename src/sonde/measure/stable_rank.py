@@ -67,11 +67,11 @@ def white_stable_rank(dim: int, n: int) -> float:
         return 1.0
     if few > DRAWN:
         return dim / white_largest(dim, n)
-    random, found = torch.Generator().manual_seed(0), 0.0
+    random, total = torch.Generator().manual_seed(0), 0.0
     for _ in range(DRAWS):
         values = torch.linalg.eigvalsh(wishart(many, few, random))
-        found += float(values.sum() / values[-1]) / DRAWS
-    return found
+        total += float(values.sum() / values[-1]) / DRAWS
+    return total
 
 
 stable_rank = as_function(StableRank)

@@ -113,15 +113,15 @@ def stitch(
             if how == "map" and a != b:
                 weight, bias = ridge_of_rows(states[a].double(), states[b].double())
                 given = (rows.double() @ weight + bias).to(states[b].dtype)
-            said = back(given)
-            if said.shape[:-1] != truth.shape or not bool(torch.isfinite(said).all()):
+            outputs = back(given)
+            if outputs.shape[:-1] != truth.shape or not bool(torch.isfinite(outputs).all()):
                 raise InputError(
                     f"stitch: expected finite logits of shape {(*truth.shape, 'class')}, got "
-                    f"{tuple(said.shape)} from back {b} on front {a}"
-                    f"{', not all finite' if said.shape[:-1] == truth.shape else ''}. Leave out "
+                    f"{tuple(outputs.shape)} from back {b} on front {a}"
+                    f"{', not all finite' if outputs.shape[:-1] == truth.shape else ''}. Leave out "
                     "rows that are not finite, and give one label for each row."
                 )
-            right[a, b] = (said.argmax(-1) == truth).double().cpu()
+            right[a, b] = (outputs.argmax(-1) == truth).double().cpu()
     return of_table(right)
 
 

@@ -56,9 +56,9 @@ class SVCCA(CrossInstrument):
         independent: float | None = None,
     ) -> CCAResult:
         """Average the canonical correlations of the kept directions."""
-        found = canonical_or_none(cross, each, self.keep)
-        told = {"keep": f"{self.keep:g} of the variance"}
-        return result_of(found, cross.n, each, told, independent)
+        canonical = canonical_or_none(cross, each, self.keep)
+        conventions = {"keep": f"{self.keep:g} of the variance"}
+        return result_of(canonical, cross.n, each, conventions, independent)
 
 
 svcca = as_function(SVCCA)

@@ -224,14 +224,16 @@ def token_entropy(
     z = z[keep.to(z.device)]
     came = z.argmax(1) if token is None else _like("token", token, shape, None)[keep].long()
     rows = token_metrics(z, came.to(z.device))
-    found = TokenEntropy().fit(rows, group=names, ids=ids, position=places)
-    found = with_copies(found, n_copies(copies), shape[0])
-    return found if token is not None else replace(found, surprise=math.nan, perplexity=math.nan)
+    entropy = TokenEntropy().fit(rows, group=names, ids=ids, position=places)
+    entropy = with_copies(entropy, n_copies(copies), shape[0])
+    return (
+        entropy if token is not None else replace(entropy, surprise=math.nan, perplexity=math.nan)
+    )
 
 
 def _like(name: str, given: Any, shape: torch.Size, default: Tensor | None) -> Tensor:
-    found = default if given is None else as_tensor("token_entropy", given, name, ShapeError)
-    if found is None or found.shape != shape:
-        got = None if found is None else tuple(found.shape)
+    column = default if given is None else as_tensor("token_entropy", given, name, ShapeError)
+    if column is None or column.shape != shape:
+        got = None if column is None else tuple(column.shape)
         raise ShapeError(f"token_entropy: expected {name} of shape {tuple(shape)}, got {got}.")
-    return found.cpu()
+    return column.cpu()

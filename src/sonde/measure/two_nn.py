@@ -84,8 +84,8 @@ class TwoNN(SampleInstrument):
 
     def result(self, sample: HashSampleState) -> TwoNNResult:
         """Fit the distribution of the ratios."""
-        found = Neighbourhood.of(sample)
-        rows = found.rows
+        neighbourhood = Neighbourhood.of(sample)
+        rows = neighbourhood.rows
         near = _two_distances(rows)
         logs = torch.log(near[:, 1] / near[:, 0])
         value = self._dimension(logs)
@@ -97,10 +97,10 @@ class TwoNN(SampleInstrument):
             null=null_dimension(rows, lambda r: self._dimension(_log_ratios(r))),
             n=rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value, near[:, 0]),
+            flags=neighbourhood.flags_of(value, near[:, 0]),
             conventions={"fit": self.fit_by, "neighbours": "of other groups", "se": how},
             decimated=torch.stack([value, *(self._dimension(_log_ratios(r)) for r in first)]),
-            n_copies=found.n_copies,
+            n_copies=neighbourhood.n_copies,
         )
 
     def _dimension(self, logs: Float[Tensor, "row"]) -> Float[Tensor, ""]:

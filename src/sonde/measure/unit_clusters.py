@@ -158,7 +158,7 @@ class UnitClusters(Instrument):
 
     def _null(self, r: Tensor) -> float:
         """Return the mean value of clusters after correlations are shuffled among unit pairs."""
-        n, found = len(r), []
+        n, means = len(r), []
         above = torch.triu_indices(n, n, 1)
         pairs = r[above[0], above[1]].double()
         generator = torch.Generator().manual_seed(0)
@@ -168,8 +168,8 @@ class UnitClusters(Instrument):
             other[above[0], above[1]] = other[above[1], above[0]] = moved
             cluster = _joined(1 - other, self.k, self.largest or n)
             inside = moved[cluster[above[0]] == cluster[above[1]]]
-            found += [float(inside.mean())] if len(inside) else []
-        return sum(found) / len(found) if found else math.nan
+            means += [float(inside.mean())] if len(inside) else []
+        return sum(means) / len(means) if means else math.nan
 
     def _stability(self, cluster: Tensor, sample: HashSampleState) -> float:
         with kept_random_state():
@@ -177,12 +177,12 @@ class UnitClusters(Instrument):
 
         if len(sample.group.unique()) < LEAST_FOR_HALVES:
             return math.nan
-        found = []
+        scores = []
         for half in random_halves(sample.group)[:HALVES]:
             state = Moments().observe(sample.rows[half.to(sample.rows.device)])
             again = self._clusters(state.covariance)[0]
-            found.append(adjusted_rand_score(cluster.tolist(), again.tolist()))
-        return sum(found) / len(found)
+            scores.append(adjusted_rand_score(cluster.tolist(), again.tolist()))
+        return sum(scores) / len(scores)
 
 
 def _joined(distance: Tensor, k: int, largest: int) -> Tensor:

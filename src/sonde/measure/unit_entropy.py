@@ -150,8 +150,8 @@ def _normal_entropy(n_bins: int, trim: float, n: int) -> float:
     if n <= FEW:
         random = torch.Generator().manual_seed(0)
         z = torch.randn(n, DRAWN_UNITS, generator=random, dtype=torch.float64)
-        found = UnitEntropy(n_bins, trim)
-        edges = found.result(found.reads()["quantiles"].observe(z))
+        instrument = UnitEntropy(n_bins, trim)
+        edges = instrument.result(instrument.reads()["quantiles"].observe(z))
         return float(_corrected(Histogram(edges.edges).observe(z).counts).mean())
     normal = torch.distributions.Normal(0.0, 1.0)
     end = normal.icdf(torch.tensor(1.0 - max(trim, 1e-6), dtype=torch.float64))

@@ -74,9 +74,9 @@ class UpdateSize(Instrument):
         value: float | Tensor = math.nan
         ratio = torch.full_like(square.detach(), math.nan)
         if bool(alive.any()):
-            found = (square[alive] / before.variance[alive]).clamp(min=1e-300).sqrt()
-            value = found.median()
-            ratio[alive] = found.detach()
+            sizes = (square[alive] / before.variance[alive]).clamp(min=1e-300).sqrt()
+            value = sizes.median()
+            ratio[alive] = sizes.detach()
         total = float(before.mean_square.detach().sum())
         return UpdateSizeResult(
             value=value,

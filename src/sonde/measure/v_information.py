@@ -126,7 +126,7 @@ class VInformation(Instrument):
         if any(contributing_groups(g, torch.arange(len(g))) < FEW_EFFECTS for g in every_gain):
             flags.append("heavy_tails")
         se, how = judged.error() if nulls else (None, "no value")
-        known = torch.unique(judged.label)
+        labels_judged = torch.unique(judged.label)
         return VInformationResult(
             value=float(judged.gain.mean()),
             se=se,
@@ -142,8 +142,10 @@ class VInformation(Instrument):
             },
             entropy=float(judged.own.mean()),
             accuracy=float(judged.right.double().mean()),
-            labels=known.long(),
-            of_class=torch.tensor([float(judged.gain[judged.label == k].mean()) for k in known]),
+            labels=labels_judged.long(),
+            of_class=torch.tensor(
+                [float(judged.gain[judged.label == k].mean()) for k in labels_judged]
+            ),
         )
 
     def _judged(self, rows: SampledRows, *, with_error: bool = False) -> "_Judged | None":
