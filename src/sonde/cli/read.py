@@ -47,6 +47,9 @@ class Read:
     columns: Annotated[str | None, named("A,B", "columns of the data to store with the rows")] = (
         None
     )
+    no_inputs: Annotated[bool, tyro.conf.arg(help="do not store the texts beside their rows")] = (
+        False
+    )
     further: Annotated[
         str | None,
         named(
@@ -120,7 +123,7 @@ class Read:
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the rows to write, and the columns of the data beside them."""
         from sonde.run.reading.class_order import stream_in_sorted_order
-        from sonde.run.reading.read import chosen_columns, read
+        from sonde.run.reading.read import chosen_columns, read, text_columns
         from sonde.store import KeptRows
 
         every = parse_keep(self.keep)
@@ -133,7 +136,10 @@ class Read:
             **self.reading.data_options(),
         )
         stream = stream_in_sorted_order(stream)
-        columns = chosen_columns(stream, _words(self.columns))
+        names = _words(self.columns)
+        if not self.no_inputs and not self.add_sites:
+            names += [name for name in text_columns(stream) if name not in names]
+        columns = chosen_columns(stream, names)
         return (stream if every == 1 else KeptRows(stream, every)), columns
 
     def _write(self, stream: Any, columns: dict[str, list[Any]], tick: Any) -> None:

@@ -28,6 +28,8 @@ _log = logging.getLogger("sonde")
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 COLUMNS = ("label", "group", "group_key", "id", "key", "pair", "side")
+BESIDE = ("row", "label_name")
+"""Arrays that an export writes for people: the item's number in the data, the class's name."""
 STEP_COLUMNS = tuple(name for name in WHOLE_NUMBERS if name not in COLUMNS)
 LABELS = ("labels", "target", "class", "y")
 NAMED = ("label", "group", "id", "pair", "side", *LABELS)
@@ -107,7 +109,8 @@ def open_arrays(
     kept = _kept(arrays, label, limit, seed)
     arrays = {k: v[kept.rows] if kept.rows is not None else v for k, v in arrays.items()}
     steps = {k: arrays[k] for k in STEP_COLUMNS if k in arrays and _is_whole(arrays[k])}
-    named = [k for k in arrays if k not in (*COLUMNS, *steps, label)]
+    beside = [k for k in BESIDE if k in arrays and _is_beside(arrays[k])]
+    named = [k for k in arrays if k not in (*COLUMNS, *steps, *beside, label)]
     chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
     if not chosen:
         raise InputError(
@@ -141,6 +144,13 @@ def _kept(arrays: Mapping[str, Any], label: str | None, limit: int | None, seed:
 
 def _is_whole(values: Any) -> bool:
     return values.ndim == 1 and np.asarray(values).dtype.kind in "iu"
+
+
+def _is_beside(values: Any) -> bool:
+    """Return whether an array holds a whole number or a text for each row."""
+    return (
+        _is_whole(values) or getattr(values.dtype, "kind", "") in "SU" or _bytes(values) is not None
+    )
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:

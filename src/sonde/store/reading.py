@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,7 +35,8 @@ from sonde.store._mapped import DAMAGE, MappedFile, OpenFiles
 from sonde.store._subset import with_examples
 from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.dataset import DataSet, class_names, common_schema
-from sonde.store.layout import AGAIN, DATA, REPAIR, ROWS, record_file, row_file
+from sonde.store.in_order import InOrder, RowOrder
+from sonde.store.layout import AGAIN, DATA, EXAMPLES, REPAIR, ROWS, record_file, row_file
 from sonde.store.volume import Span, Volume
 
 FILES_OPEN = 256
@@ -64,9 +66,11 @@ class Shelf:
     volumes : list of Volume
         One for each data set, in order.
     key : str
+    ranks : sequence of array or None
+        For each data set, the place of each planned example in the data; None if both are equal.
     """
 
-    def __init__(self, volumes: list[Volume], key: str) -> None:
+    def __init__(self, volumes: list[Volume], key: str, ranks: Sequence[np.ndarray | None]) -> None:
         self._schema, places, counts = _listed(volumes, key)
         self._places = places
         self._ends = np.cumsum(counts, dtype=np.int64)
@@ -77,13 +81,15 @@ class Shelf:
         self._places_of = dict(zip(found, places, strict=True))
         self._starts: np.ndarray = np.full(len(places), -1, dtype=np.int64)
         self._open, self._lock = OpenFiles(FILES_OPEN), threading.Lock()
+        tables = [(v, table) for v in volumes for table, _ in _columns(v, key)]
+        self._order = RowOrder(tables, ranks)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def take(self, rows: Any) -> Float[Tensor, "_row _dim"]:
-        """Return rows in the requested order."""
-        index = self._checked(rows)
+        """Return rows of the data in the requested order."""
+        index = self._order.stored(self._checked(rows))
         dim, kind = self._schema.dim, TORCH_TYPES[self._schema.dtype]
         out = torch.empty(len(index), dim, dtype=kind)
         target = out.view(torch.uint16).numpy() if kind == torch.bfloat16 else out.numpy()
@@ -98,8 +104,8 @@ class Shelf:
         return out
 
     def who(self, rows: Any) -> list[tuple[str, int, int]]:
-        """Return (key as hexadecimal digits, occurrence, position) of rows."""
-        index = self._checked(rows)
+        """Return (key as hexadecimal digits, occurrence, position) of rows of the data."""
+        index = self._order.stored(self._checked(rows))
         found = []
         for row, chunk in zip(index, np.searchsorted(self._ends, index, "right"), strict=True):
             file, at = self._file(int(self._file_of[chunk])), int(row - self._firsts[chunk])
@@ -278,6 +284,31 @@ class Store(Stream):
         """Index of the data item of each example, or None if data were appended."""
         return self.manifest.source_rows if len(self._sets) == 1 else None
 
+    @cached_property
+    def data_order(self) -> Int[np.ndarray, "_example"] | None:
+        """The planned number of each example in the order of the data; None if both are equal."""
+        ranks = self._ranks
+        if all(rank is None for rank in ranks):
+            return None
+        parts = zip(self._sets, self._starts, ranks, strict=False)
+        found = [
+            start + (np.arange(len(part)) if rank is None else np.argsort(rank))
+            for part, start, rank in parts
+        ]
+        return np.concatenate(found)
+
+    @cached_property
+    def _ranks(self) -> list[Int[np.ndarray, "_example"] | None]:
+        """For each data set, the place of each planned example in the data, if they differ."""
+        return [_rank(part.manifest.source_rows) for part in self._sets]
+
+    def in_order(self) -> InOrder:
+        """Return the rows in the order of the data.
+
+        The store itself gives the batches that the model ran, which are sorted by length.
+        """
+        return InOrder(self, self.of_unit, self.data_order, self.n_bytes)
+
     @property
     def behaviour(self) -> dict[str, Any] | None:
         """States of a few drawn inputs, by which the model is recognised; None if unknown."""
@@ -385,6 +416,25 @@ class Store(Stream):
                 if bool(inside.any()):
                     yield with_examples(batch, inside)
 
+    def of_unit(
+        self, unit: int, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[Batch, pa.RecordBatch | None]]:
+        """Yield the batches of a unit as written, each with its table of examples.
+
+        Parameters
+        ----------
+        unit : int
+        columns : sequence of str
+            Columns that this table must have; without any there is no table.
+        """
+        if not columns:
+            yield from ((batch, None) for batch in self._unit(unit))
+            return
+        k, first = self._set_of(unit)
+        tables = self._sets[k].volumes[0].tables_of(unit - first, (EXAMPLES,))
+        for batch, (table,) in zip(self._unit(unit), tables, strict=True):
+            yield batch, table
+
     def _unit(self, unit: int) -> Iterator[Batch]:
         k, first = self._set_of(unit)
         wanted = frozenset(s.key for s in self.schema)
@@ -411,7 +461,8 @@ class Store(Stream):
         Parameters
         ----------
         rows : sequence of int
-            Numbers of rows, counted in the order in which they are stored.
+            Numbers of rows, counted in the order of the data: with one row for each example,
+            row ``i`` belongs to the ``i``-th item that was read.
         key : str or None, default=None
             The kind of rows (``SiteSchema.key``); the first if none is named.
 
@@ -425,7 +476,7 @@ class Store(Stream):
         return self._shelf(key).take(rows)
 
     def who(self, rows: Any, key: str | None = None) -> list[tuple[str, int, int]]:
-        """Return (id, occurrence, position) of some rows of a site."""
+        """Return (id, occurrence, position) of some rows of a site, counted as in ``take``."""
         return self._shelf(key).who(rows)
 
     def column(self, name: str | None) -> list[Any]:
@@ -483,7 +534,7 @@ class Store(Stream):
             if name not in {s.key for s in self.schema}:
                 known = [s.key for s in self.schema]
                 raise SiteError(f"Store: no site {name!r}.{near(name, known)}")
-            self._shelves[name] = Shelf([s.home(name) for s in self._sets], name)
+            self._shelves[name] = Shelf([s.home(name) for s in self._sets], name, self._ranks)
         return self._shelves[name]
 
     @cached_property
@@ -498,6 +549,13 @@ class Store(Stream):
     def n_bytes(self) -> int:
         """Total bytes of all row files."""
         return sum(p.stat().st_size for p in self.directory.rglob(f"{ROWS}/*/*.arrow"))
+
+
+def _rank(source: Int[np.ndarray, "_example"] | None) -> Int[np.ndarray, "_example"] | None:
+    """Return each example's place in the data, or None if examples are in that order."""
+    if source is None or (source[1:] >= source[:-1]).all():
+        return None
+    return np.argsort(np.argsort(source, kind="stable"))
 
 
 def _is_of(schema: SiteSchema, reducer: str | Reducer) -> bool:

@@ -161,6 +161,27 @@ class Volume:
                 except pa.ArrowException as error:
                     raise StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}") from error
 
+    def tables_of(self, unit: int, tables: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, ...]]:
+        """Yield some tables of a unit batch by batch, as Arrow holds them.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        span = self.span_of(unit)
+        counts = self.record(span)["batches"]
+        first = sum(counts[: unit - span[0]])
+        for i in range(first, first + counts[unit - span[0]]):
+            yield tuple(self._table(self.file(name, span), i, name == EXAMPLES) for name in tables)
+
+    @staticmethod
+    def _table(file: MappedFile, i: int, full: bool) -> pa.RecordBatch:
+        try:
+            return file.batch(i, full)
+        except DAMAGE as error:
+            raise StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}") from error
+
     def file(self, table: str, span: Span) -> MappedFile:
         """Return an open file; the last range's files stay open."""
         path = row_file(self.directory, table, span)

@@ -108,7 +108,8 @@ def gather(stream: Stream, progress: bool = True) -> Gathered:
             "gather: expected at least one example, got none. Check the data and --limit."
         )
     planned = torch.cat(order)
-    item = planned if stream.source_rows is None else torch.as_tensor(stream.source_rows)[planned]
+    source = stream.source_rows
+    item = planned if source is None else torch.from_numpy(source[planned.numpy()])
     kept = torch.argsort(item * (int(planned.max()) + 1) + planned)
 
     def sorted_rows(several: list[Tensor]) -> Tensor:

@@ -36,6 +36,7 @@ SAID_ELSEWHERE = {
     "before reading.",
     "trust_remote_code": " It is an option of sonde.load.",
 }
+MOST_TEXT = 256 * 2**20
 WITH_LOGITS = ("classifier", "image_classifier", "tensor")
 
 
@@ -357,6 +358,18 @@ def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, An
             f"read: {name} is a {kind} of rows, which were already read: leave out "
             f"{', '.join(typed)}, or read the model again with these options."
         )
+
+
+def text_columns(stream: Stream) -> tuple[str, ...]:
+    """Return the columns of the texts that a live stream reads.
+
+    Empty for other inputs, and if the texts have more than 256 MiB together.
+    """
+    if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ItemInputs)):
+        return ()
+    inputs = stream.inputs
+    is_text = inputs.encoder.kind == "text"
+    return inputs.layout.inputs if is_text and inputs.listing.size.sum() <= MOST_TEXT else ()
 
 
 def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]:

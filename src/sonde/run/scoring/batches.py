@@ -42,6 +42,12 @@ SCHEMA = pa.schema(
     ]
 )
 EXPLAINED = pa.schema([*SCHEMA, *COLUMNS])
+ORDER = "_order"
+
+
+def schema_of_parts(explain: int) -> pa.Schema:
+    """Return the columns of the tables of batches: of the whole table, and the planned order."""
+    return pa.schema([*(EXPLAINED if explain else SCHEMA), (ORDER, pa.int64())])
 
 
 def check_scoring(fitted: Fitted, stream: Stream, explain: int) -> None:
@@ -89,7 +95,7 @@ def score_batches(
         if explain:
             found = with_layers(found, hows, scorers, explain)
         for columns in found.values():
-            yield pa.RecordBatch.from_pydict(columns, schema=EXPLAINED if explain else SCHEMA)
+            yield pa.RecordBatch.from_pydict(columns, schema=schema_of_parts(explain))
 
 
 def with_layers(
@@ -106,7 +112,7 @@ def with_layers(
         values = zip(where, columns["score"], columns["p"], strict=True)
         lines[name] = [RecordLine(*value) for value in values]
     layers = layers_of(lines, scorers, n)
-    wanted = set(EXPLAINED.names)
+    wanted = set(schema_of_parts(explain=1).names)
     return {
         name: {k: v for k, v in (columns | layers[name]).items() if k in wanted}
         for name, columns in found.items()
@@ -246,6 +252,7 @@ def record(
         "instrument": [method] * len(named),
         "score": found.score.tolist(),
         "p": found.p,
+        ORDER: batch.order[named].tolist(),
     }
     if explain:
         who = found.who

@@ -32,14 +32,13 @@ from sonde.engine.joining import join
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import (
-    EXPLAINED,
-    SCHEMA,
     ScoredRows,
     check_scoring,
     class_columns,
     needs_of,
     record,
     reduction_of,
+    schema_of_parts,
     scored_rows,
     with_layers,
 )
@@ -368,5 +367,6 @@ def _tables(
     if explain:
         lines = with_layers(lines, reader.hows, reader.scorers, explain)
     for columns in lines.values():
-        wanted = {k: v for k, v in columns.items() if k in EXPLAINED.names}
-        yield pa.RecordBatch.from_pydict(wanted, schema=EXPLAINED if explain else SCHEMA)
+        schema = schema_of_parts(explain)
+        wanted = {name: columns[name] for name in schema.names}
+        yield pa.RecordBatch.from_pydict(wanted, schema=schema)

@@ -18,6 +18,8 @@ from sonde.tap import LiveStream
 
 LINE_BYTES = 64
 """Of a line of the table: its numbers, and where its texts end."""
+TABLES = 2
+"""The table of the batches, and the table in the order of the data."""
 UNIT_BYTES = 64
 """Of a line for each layer, unit and position that it names."""
 
@@ -74,7 +76,7 @@ def needs_of_scoring(
         whole = reduction_of(fitted, task, reduction) is not None
         lines = round(n * (1 if whole else per.get(task.keys[0], 1)))
         n_lines += lines
-        table += lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
+        table += TABLES * lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
     held = sum(map(size_bytes, [*fitted.states.values(), *fitted.scorers.values()]))
     return ScoringNeeds(held, round(min(n, asked) * one), n_lines, table, workers + 1)
 

@@ -19,7 +19,7 @@ from sonde.run.passes.cost import say_cost
 from sonde.run.passes.crew import Crew, Runner, using_threads
 from sonde.run.passes.parts import PartJob, has_parts, in_order
 from sonde.run.reading.checking import check_rows
-from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
+from sonde.run.scoring.batches import ORDER, check_scoring, schema_of_parts, score_batches
 from sonde.run.scoring.invariant import invariant_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
@@ -85,9 +85,9 @@ def score(
         Columns ``id row position site instrument score p``: higher score = more unusual; ``p`` is
         the conformal p-value, null where the bundle was not calibrated for this reduction. ``row``
         is the item's number in the data as they lie, from 0 (items that ``skip_bad`` left out
-        count, empty lines do not); null for a store to which data were appended. Lines stand in
-        the order in which rows were read, for texts by length inside a unit. The ``position`` of a
-        reduced score is that of its most unusual row. With ``explain``, lists:
+        count, empty lines do not); null for a store to which data were appended. The
+        lines of each detector and site stand together, in the order of the data. The ``position``
+        of a reduced score is that of its most unusual row. With ``explain``, lists:
         ``layers layer_p``, the sites where the detector finds the row most unusual and the p-values
         there (calibrated detectors at several sites); ``units unit_shares``, the units that add
         most to the score (detectors that can tell); ``positions position_scores``, the most unusual
@@ -123,9 +123,37 @@ def score(
         for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
-    made = pa.Table.from_batches(batches, schema=EXPLAINED if explain else SCHEMA)
+    made = in_data_order(pa.Table.from_batches(batches, schema=schema_of_parts(explain)), stream)
     _say_without_row(made, stream)
     return made
+
+
+def in_data_order(table: pa.Table, stream: Stream) -> pa.Table:
+    """Return the lines of each detector and site in the order of the data.
+
+    Batches hold rows by length inside a unit. The column of the planned order is dropped.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The tables of batches, see ``score_batches``.
+    stream : Stream
+        The scored rows.
+    """
+    planned = table[ORDER].to_numpy()
+    item = planned if stream.source_rows is None else stream.source_rows[planned]
+    plain = table.drop_columns([ORDER])
+    order = np.lexsort((planned, item, _blocks(plain)))  # stable: an example's lines keep theirs
+    return plain if (np.diff(order) == 1).all() else plain.take(pa.array(order))
+
+
+def _blocks(table: pa.Table) -> np.ndarray:
+    """Return the number of each line's detector and site, in the order of their first lines."""
+    named = [table[name].combine_chunks().dictionary_encode() for name in ("instrument", "site")]
+    code = named[0].indices.to_numpy() * max(1, len(named[1].dictionary))
+    code = code + named[1].indices.to_numpy()
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[which]
 
 
 def _say_without_row(table: pa.Table, stream: Stream) -> None:

@@ -25,7 +25,13 @@ from sonde.core.errors import InputError, StoreError
 from sonde.files.durable import TEMPORARY, atomic_file, make_directory, sync_directory
 from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
-from sonde.store.exporting.parts import column_names, parts_of, text_of
+from sonde.store.exporting.parts import (
+    ExportPart,
+    column_names,
+    names_of,
+    parts_of,
+    text_of,
+)
 from sonde.store.reading import Store
 
 Tick = Callable[[int], None]
@@ -176,6 +182,8 @@ def _arrays(store: Store, facts: _Facts, tick: Tick, native: bool) -> Iterator[A
     names = array_names([s.key for s in store.schema])
     n, key = facts.n_rows, store.schema[0].key
     one = store.select([key])
+    if store.source_rows is not None:
+        yield Array("row", "<i8", (n,), _of_parts(one, _items))
     # A dtype of bytes in NumPy's own files; rows of bytes where a format knows only numbers.
     ids = _texts(one, facts.id_bytes, native, _ids)
     yield Array("id", *_text_form(n, facts.id_bytes, native), ids)
@@ -187,6 +195,8 @@ def _arrays(store: Store, facts: _Facts, tick: Tick, native: bool) -> Iterator[A
         yield Array("position", "<i8", (n,), _walk(one, lambda b, _: b.position[key].numpy()))
     if facts.labelled:
         yield Array("label", "<i8", (n,), _walk(one, lambda b, e: b.label.numpy()[e]))
+    if facts.labelled and store.label_names:
+        yield _label_names(one, n, native)
     for schema in store.schema:
         yield _site(store, schema, names[schema.key], n, native, tick)
 
@@ -215,7 +225,7 @@ def array_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: names[key] for key in keys}
 
 
-RESERVED = ("id", "key", "group_key", "label", *WHOLE_NUMBERS)
+RESERVED = ("row", "id", "key", "group_key", "label", "label_name", *WHOLE_NUMBERS)
 
 
 def _site(store: Store, schema: SiteSchema, name: str, n: int, native: bool, tick: Tick) -> Array:
@@ -237,11 +247,19 @@ def _numpy(x: Tensor, native: bool) -> np.ndarray:
 
 
 def _walk(store: Store, take: Callable[[Batch, np.ndarray], np.ndarray]) -> Pieces:
+    return _of_parts(store, lambda part: take(part.batch, part.example.numpy()))
+
+
+def _of_parts(store: Store, take: Callable[[ExportPart], np.ndarray]) -> Pieces:
     def pieces() -> Iterator[np.ndarray]:
         for part in parts_of(store, {}):
-            yield take(part.batch, part.example.numpy())
+            yield take(part)
 
     return pieces
+
+
+def _items(part: ExportPart) -> np.ndarray:
+    return np.asarray(part.item, dtype=np.int64)
 
 
 def _ids(batch: Batch) -> list[bytes]:
@@ -260,6 +278,17 @@ def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[by
         return found.view(np.uint8).reshape(-1, width) if native else found
 
     return _walk(store, take)
+
+
+def _label_names(store: Store, n: int, native: bool) -> Array:
+    """Return the name of each row's class; empty for no label."""
+    width = max(1, *(len(name.encode()) for name in store.label_names))
+
+    def named(batch: Batch) -> list[bytes]:
+        return [(m or "").encode() for m in names_of(batch.label.numpy(), store.label_names)]
+
+    texts = _texts(store, width, native, named)
+    return Array("label_name", *_text_form(n, width, native), texts)
 
 
 def _key_array(

@@ -23,7 +23,10 @@ _KINDS = {
     "number": pa.float64(),
     "text": pa.string(),
 }
-_OWN = ("id", "occurrence", "position", "line", "column", "group", "label", "x", "y")
+_OWN = (
+    *("row", "id", "occurrence", "position", "line", "column"),
+    *("group", "label", "label_name", "x", "y"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class ExportPart:
         Index into the batch's examples, for each row.
     chosen : dict of str to pa.Array
         Columns that the user chose when the store was written, one value for each row.
+    item : Int[np.ndarray, "row"] or None
+        Number in the data of each row's item; None if data were appended to the store.
     """
 
     first: int
     batch: Batch
     example: Tensor
     chosen: dict[str, pa.Array]
+    item: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.example)
@@ -106,7 +112,7 @@ def data_sets(store: Store) -> list[DataSet]:
 
 
 def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
-    """Yield the rows of a store batch by batch, without loading all vectors.
+    """Yield the rows of a store in the order of the data, without loading all vectors.
 
     Raises
     ------
@@ -115,7 +121,10 @@ def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
     """
     first = 0
     keys = [s.key for s in store.schema]
-    for batch, examples in zip(store, _examples(store, bool(kinds)), strict=not kinds):
+    held = {CHOSEN + name: name for name in kinds}
+    ordered = store.in_order()
+    source = ordered.source_rows
+    for batch, columns in ordered.parts(0, len(store), list(held)):
         example, position = batch.example[keys[0]], batch.position[keys[0]]
         for key in keys[1:]:
             same = torch.equal(batch.example[key], example)
@@ -125,26 +134,16 @@ def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
                     f"the rows of {keys[0]}. Choose one of the two sites with --sites."
                 )
         index = pa.array(example.numpy())
-        held = {} if examples is None else {n: examples.column(CHOSEN + n) for n in kinds}
-        chosen = {name: column.take(index) for name, column in held.items()}
-        yield ExportPart(first, batch, example, chosen)
+        chosen = {held[name]: column.take(index) for name, column in columns.items()}
+        item = None if source is None else source[batch.order.numpy()][example.numpy()]
+        yield ExportPart(first, batch, example, chosen, item)
         first += len(example)
-
-
-def _examples(store: Store, wanted: bool) -> Iterator[pa.RecordBatch | None]:
-    """Yield the table of examples batch by batch, aligned with the store's batches."""
-    for part in data_sets(store):
-        volume = part.volumes[0]
-        if wanted:
-            yield from volume.examples()
-        else:
-            for span in volume.manifest.ranges():
-                yield from [None] * sum(volume.record(span)["batches"])
 
 
 def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]:
     """Return the columns that identify a row."""
     fields = [
+        pa.field("row", pa.int64()),
         pa.field("id", pa.string()),
         pa.field("occurrence", pa.int32()),
         pa.field("position", pa.int32()),
@@ -154,6 +153,8 @@ def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]
     if store.grouped:
         fields.append(pa.field("group", pa.string()))
     fields.append(pa.field("label", pa.int64()))
+    if store.label_names:
+        fields.append(pa.field("label_name", pa.string()))
     taken = {*_OWN, "neighbors", "neighbor_ids"}
     names = {name: f"{name}_" if name in taken else name for name in kinds}
     return fields + [pa.field(names[name], _KINDS[kind]) for name, kind in kinds.items()]
@@ -166,6 +167,7 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
     ids = np.asarray([str(i) for i in batch.ids], dtype=object)[example]
     label = batch.label.numpy()[example]
     columns = [
+        pa.nulls(len(part), pa.int64()) if part.item is None else pa.array(part.item, pa.int64()),
         pa.array(ids, pa.string()),
         pa.array(np.asarray(batch.occurrence)[example].astype(np.int32)),
         pa.array(batch.position[key].numpy().astype(np.int32)),
@@ -176,7 +178,14 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
         groups = np.asarray([text_of(bytes(k)) for k in batch.group_keys], dtype=object)
         columns.append(pa.array(groups[example], pa.string()))
     columns.append(pa.array(label, mask=label < 0))
+    if store.label_names:
+        columns.append(pa.array(names_of(label, store.label_names), pa.string()))
     return columns + list(part.chosen.values())
+
+
+def names_of(label: np.ndarray, names: Sequence[str]) -> list[str | None]:
+    """Return the name of each class number; None for no label or a class without a name."""
+    return [names[i] if 0 <= i < len(names) else None for i in label.tolist()]
 
 
 def text_of(key: bytes) -> str:

@@ -106,7 +106,7 @@ def view_of(store: Store, key: str, m: int, neighbors: int) -> View:
     rows: Tensor | None = None
     ids: list[str] = []
     first = 0
-    for batch in store.select([key]):
+    for batch in store.select([key]).in_order():
         x, mine, at = _finite(batch, key, first)
         first += len(batch.example[key])
         rows = x if rows is None else torch.cat([rows, x])
