@@ -24,6 +24,7 @@ NAMED_ROOMS = (
     "detect",
     "engine",
     "files",
+    "layers",
     "measure",
     "metrics",
     "stats",

@@ -42,9 +42,9 @@ def by_group(
     index, filled = index[..., :-1], filled[..., :-1]
     cut = [_taken(x, index).unflatten(2, (n_groups, size)) for x in (q, k, v)]
     mask = _inside(index, filled.unflatten(2, (n_groups, size)), position)
-    made = scaled_dot_product_attention(cut[0], cut[1], cut[2], attn_mask=mask).flatten(2, 3)
+    attended = scaled_dot_product_attention(cut[0], cut[1], cut[2], attn_mask=mask).flatten(2, 3)
     back = torch.zeros_like(group).scatter_(2, order, slot.clamp(max=n_groups * size - 1))
-    return _taken(made, back)
+    return _taken(attended, back)
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ def on_axes(
     flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q, k, v))
     parts = zip(*(x.split(size) for x in (*flat, own)), strict=True)
     with without_autocast(q.device):
-        made = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
-    return made.flatten(1, 2).unflatten(0, q.shape[:2])
+        attended = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
+    return attended.flatten(1, 2).unflatten(0, q.shape[:2])
 
 
 def _on_axes(
@@ -117,9 +117,9 @@ def _on_axes(
     along = along.sub_(top).mul_(scale).exp_()
     down = down.sub_(top.transpose(1, 2)).mul_(scale).exp_()
     total = (along.sum(-1) + down.sum(-1).mT).unsqueeze(-1)
-    made = along @ v
-    made += (down @ v.transpose(1, 2)).transpose(1, 2)
-    return (made / torch.where(total > 0, total, torch.ones_like(total))).to(kind)
+    weighted = along @ v
+    weighted += (down @ v.transpose(1, 2)).transpose(1, 2)
+    return (weighted / torch.where(total > 0, total, torch.ones_like(total))).to(kind)
 
 
 def wide_type(x: Tensor) -> torch.dtype:
@@ -146,11 +146,11 @@ def over_pairs(
     with without_autocast(q.device):
         q, *keys = (x.to(wide_type(x)) for x in (q, *k))
         values = [x.to(wide_type(x)) for x in v]
-        made: list[Tensor] = []
+        heads: list[Tensor] = []
         for i in range(q.shape[2]):
             scores = (q[:, :, i, None] * q.shape[-1] ** -0.5 * keys[0]) @ keys[1].mT
             both = allowed[:, :, i, :, None] & allowed[:, :, i, None, :]
             scores = scores.masked_fill(~both, torch.finfo(q.dtype).min)
             share = scores.flatten(2).softmax(-1).view_as(scores).masked_fill(~both, 0.0)
-            made.append(((share @ values[1]) * values[0]).sum(2))
-        return torch.stack(made, 2)
+            heads.append(((share @ values[1]) * values[0]).sum(2))
+        return torch.stack(heads, 2)

@@ -66,8 +66,8 @@ class AttentionCall:
 
     def layer(self, site: nn.Module) -> ConditionedLayer | None:
         """Return the layer, or None if it was removed."""
-        found = getattr(site, self.name, None)
-        return found if isinstance(found, ConditionedLayer) else None
+        part = getattr(site, self.name, None)
+        return part if isinstance(part, ConditionedLayer) else None
 
     def before(self, site: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watch the attention's queries and heads in this call, if the layer adds to it."""
@@ -91,14 +91,14 @@ class AttentionCall:
         if not running:
             return None
         ports, close = running.pop()
-        made = close()
+        result = close()
         if output is not None and not ports.has_run:
             raise SiteError(
                 f"inserted: {self.key} ({type(site).__name__}) computed no attention whose heads "
                 "can be seen. Choose nn.MultiheadAttention, an attention of transformers, or a "
                 "module that calls scaled_dot_product_attention."
             )
-        return made
+        return result
 
 
 def insert_in_attention(site: nn.Module, name: str, layer: Layer, path: str) -> None:

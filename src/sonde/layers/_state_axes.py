@@ -29,11 +29,13 @@ class StateAxes:
         for n in (3, 4, 5):
             own = None if site._modules else by_class(site, n) or by_kind_of_pool(site, n)
             spoken = (by_classes(part, n) for part in around)
-            told = next((axes for axes in spoken if axes), set[int]()) if own is None else {own}
+            axes_told = (
+                next((axes for axes in spoken if axes), set[int]()) if own is None else {own}
+            )
             if own is not None:
                 self.sure.add(n)
-            if len(told) == 1:
-                self.features[n] = told.pop()
+            if len(axes_told) == 1:
+                self.features[n] = axes_told.pop()
 
     def features_of(self, x: Tensor, layer: Layer, key: str) -> int:
         """Return the features axis of states with three axes or more.

@@ -203,11 +203,11 @@ class Attention(Layer):
                 "pair of keys. Compare the layer's outputs instead."
             )
         pattern, numbers = self._draws(x, is_forward=False)
-        made: list[Tensor] = []
+        weights: list[Tensor] = []
         for number in numbers:
             where, q, k, _ = self._where(x, mask, number)
-            made.append(self._weights(q, k, where, self._allowed(pattern, where)))
-        return self._mean(made).to(x.dtype)
+            weights.append(self._weights(q, k, where, self._allowed(pattern, where)))
+        return self._mean(weights).to(x.dtype)
 
     def features(
         self, x: Float[Tensor, "row token dim"], mask: Bool[Tensor, "row token"] | None = None
@@ -269,8 +269,8 @@ class Attention(Layer):
         return where, q, k, v
 
     def _split(self, name: str, x: Tensor) -> Tensor:
-        made = cast(nn.Linear, self.maps[name])(x)
-        return rearrange(made, "row token (head width) -> row head token width", head=self.heads)
+        mapped = cast(nn.Linear, self.maps[name])(x)
+        return rearrange(mapped, "row token (head width) -> row head token width", head=self.heads)
 
     def _allowed(self, pattern: Pattern, where: Where) -> Tensor:
         allowed = pattern.allowed(where) & where.real[:, None, None]
@@ -287,25 +287,29 @@ class Attention(Layer):
         # how many tokens a group has is not known in a graph, which masks all pairs
         group = None if torch.compiler.is_compiling() else pattern.groups(where)
         if self.order == 3:
-            made = self._cubic(x, q, (k, v), self._allowed(pattern, where))
+            attended = self._cubic(x, q, (k, v), self._allowed(pattern, where))
         elif self.prior is not None or self.scores == "relu":
             weights = self._weights(q, k, where, self._allowed(pattern, where))
             with without_autocast(v.device):
-                made = weights @ v.to(weights.dtype)
-            made = made if self._is_unbounded() else made.to(v.dtype)
+                attended = weights @ v.to(weights.dtype)
+            attended = attended if self._is_unbounded() else attended.to(v.dtype)
         elif isinstance(pattern, All) and mask is None:
-            made = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            attended = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         elif group is not None:
-            made = by_group(q, k, v, group, where.real, where.position if self.causal else None)
+            attended = by_group(q, k, v, group, where.real, where.position if self.causal else None)
         elif isinstance(pattern, Axial):
-            made = on_axes(q, k, v, where.at()[2], where.real, self.causal)
+            attended = on_axes(q, k, v, where.at()[2], where.real, self.causal)
         else:
             allowed = self._allowed(pattern, where)
             allowed = allowed | ~where.real[:, None, :, None]  # padding: any finite number
-            made = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+            attended = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         if self.local is not None:
-            made = made + self._local(v.masked_fill(~where.real[:, None, :, None], 0.0), where)
-        return made if mask is None else made.masked_fill(~where.real[:, None, :, None], 0.0)
+            attended = attended + self._local(
+                v.masked_fill(~where.real[:, None, :, None], 0.0), where
+            )
+        return (
+            attended if mask is None else attended.masked_fill(~where.real[:, None, :, None], 0.0)
+        )
 
     def _local(self, v: Tensor, where: Where) -> Tensor:
         """Return the depthwise convolution of the values; if causal, without later pixels."""
@@ -380,18 +384,18 @@ def non_locality(
 
 def _softmax(scores: Tensor, allowed: Tensor) -> Tensor:
     """Return the softmax over the allowed keys; zeros for a query without allowed keys."""
-    made = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
-    return made.masked_fill(~allowed, 0.0)
+    weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill(~allowed, 0.0)
 
 
 def _centres(heads: int, centres: Any) -> Tensor:
     if centres is not None:
-        found = torch.as_tensor(centres, dtype=torch.float32)
-        if found.shape != (heads, 2):
+        places = torch.as_tensor(centres, dtype=torch.float32)
+        if places.shape != (heads, 2):
             raise InputError(
                 f"Attention: expected centres (down, right) for {heads} heads, got {centres}."
             )
-        return found
+        return places
     side = math.isqrt(heads)
     if side * side != heads:
         raise InputError(

@@ -87,8 +87,8 @@ class DeformableAttention(Layer):
         if mask is not None:
             values = values.masked_fill(~mask[:, None, :, None], 0.0)
         read = _between(values.to(wide_type(x)), self.positions(x))
-        made = (self.weights(x).unsqueeze(-1) * read).sum(3).to(x.dtype)
-        return x + self.out(rearrange(made, "row h token w -> row token (h w)"))
+        gathered = (self.weights(x).unsqueeze(-1) * read).sum(3).to(x.dtype)
+        return x + self.out(rearrange(gathered, "row h token w -> row token (h w)"))
 
     def positions(self, x: Float[Tensor, "row token dim"]) -> Float[Tensor, "row h token point"]:
         """Return the positions that each head reads, counted in slices from the first slice."""
@@ -103,8 +103,8 @@ class DeformableAttention(Layer):
         """Return a map's numbers for heads and points in float32 or wider: positions need it."""
         wide = wide_type(x)
         with without_autocast(x.device):
-            made = linear(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
-        return rearrange(made, "row token (h point) -> row h token point", h=self.heads)
+            mapped = linear(x.to(wide), layer.weight.to(wide), layer.bias.to(wide))
+        return rearrange(mapped, "row token (h point) -> row h token point", h=self.heads)
 
 
 def _between(

@@ -172,13 +172,17 @@ class Exchange(Layer):
             )
         if present is None:
             return self._exchanged(streams, None, mask)
-        known = [p.reshape(-1, *[1] * (s.ndim - 1)) for s, p in zip(streams, present, strict=True)]
+        flags_of_streams = [
+            p.reshape(-1, *[1] * (s.ndim - 1)) for s, p in zip(streams, present, strict=True)
+        ]
         missing = self.missing if self.how == "concat_gate" else [s.new_zeros(()) for s in streams]
-        full = [torch.where(p, s, m) for s, p, m in zip(streams, known, missing, strict=True)]
-        new = self._exchanged(full, known, mask)
+        full = [
+            torch.where(p, s, m) for s, p, m in zip(streams, flags_of_streams, missing, strict=True)
+        ]
+        new = self._exchanged(full, flags_of_streams, mask)
         if self.how == "concat_gate":
             return new
-        flags = torch.stack([p.reshape(-1) for p in known]).all(0)
+        flags = torch.stack([p.reshape(-1) for p in flags_of_streams]).all(0)
         pairs = zip(new, full, strict=True)
         return tuple(torch.where(flags.reshape(-1, *[1] * (y.ndim - 1)), y, s) for y, s in pairs)
 
@@ -235,15 +239,15 @@ class Exchange(Layer):
     def shifted(self, *levels: Float[Tensor, "row dim _ _"]) -> tuple[Tensor, ...]:
         """Return the levels after the shift of channels: first group up, second group down."""
         n, each = len(levels), int(levels[0].shape[1] * self.move / 2)
-        made: list[Tensor] = []
+        moved: list[Tensor] = []
         for i, x in enumerate(levels):
             below, above = levels[i - 1], levels[(i + 1) % n]
             up = below if i or self.non_adjacent else x
             down = above if i + 1 < n or self.non_adjacent else x
             size = (x.shape[2], x.shape[3])
             parts = (_resized(up[:, :each], size), _resized(down[:, each : 2 * each], size))
-            made.append(torch.cat((*parts, x[:, 2 * each :]), 1))
-        return tuple(made)
+            moved.append(torch.cat((*parts, x[:, 2 * each :]), 1))
+        return tuple(moved)
 
     def blurred(self, x: Float[Tensor, "row dim high wide"]) -> Float[Tensor, "row dim high wide"]:
         """Return the bilateral mean in the window; weights of positions on the grid sum to 1."""

@@ -134,9 +134,9 @@ class Experts(Layer):
         share = self._shares(x, label).reshape(-1, self.n_experts)
         added = torch.zeros_like(rows)
         for e, expert in enumerate(self.experts):
-            mine = share[:, e].nonzero().squeeze(1)  # no expert runs on states of others
-            if len(mine):
-                added = added.index_add(0, mine, share[mine, e : e + 1] * expert(rows[mine]))
+            routed = share[:, e].nonzero().squeeze(1)  # no expert runs on states of others
+            if len(routed):
+                added = added.index_add(0, routed, share[routed, e : e + 1] * expert(rows[routed]))
         for expert in self.always:
             added = added + expert(rows)
         return x + added.reshape(x.shape)
@@ -146,8 +146,8 @@ class Experts(Layer):
         if self.line is None:
             raise InputError(f"Experts.shares: router {self.router!r} has no scores.")
         best = self.line(x)[..., -self.free :].topk(self.k, dim=-1)
-        found = torch.zeros(*x.shape[:-1], self.free, dtype=x.dtype, device=x.device)
-        return found.scatter(-1, best.indices, best.values.softmax(-1).to(found))
+        fractions = torch.zeros(*x.shape[:-1], self.free, dtype=x.dtype, device=x.device)
+        return fractions.scatter(-1, best.indices, best.values.softmax(-1).to(fractions))
 
     def balance(
         self, x: Float[Tensor, "*axes dim"], mask: Bool[Tensor, "*axes"] | None = None

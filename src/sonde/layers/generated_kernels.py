@@ -104,15 +104,15 @@ class GeneratedKernels(Layer):
         """Return a branch, divided by its root mean square over positions."""
         wide = x.to(wide_type(x))
         if name == "grid":
-            made = context_convolved(self.generated(), wide)
+            mixed = context_convolved(self.generated(), wide)
         elif name == "near":
             cut = functional.unfold(wide, self.kernel, padding=self.kernel // 2)
             cut = cut.unflatten(1, (self.dim, -1))
-            made = torch.einsum("rck,rckp->rcp", self.near(x).to(wide).flatten(2), cut)
-            made = made.reshape(x.shape)
+            mixed = torch.einsum("rck,rckp->rcp", self.near(x).to(wide).flatten(2), cut)
+            mixed = mixed.reshape(x.shape)
         else:
-            made = wide * torch.sigmoid(self.generated().to(wide) * wide.square())
-        return divided_by_size(made).to(x.dtype)
+            mixed = wide * torch.sigmoid(self.generated().to(wide) * wide.square())
+        return divided_by_size(mixed).to(x.dtype)
 
     def generated(self) -> Float[Tensor, "dim high wide"]:
         """Return the kernel of the grid's size, made of coordinates alone."""
@@ -145,14 +145,14 @@ class GeneratedKernels(Layer):
         InputError
             If grids or widths do not fit, or a layer has no kernel of the grid's size.
         """
-        mine, other = self.generated(), deeper.generated()
-        if mine.shape[1:] != other.shape[1:] or len(other) % len(mine):
+        kernels, other = self.generated(), deeper.generated()
+        if kernels.shape[1:] != other.shape[1:] or len(other) % len(kernels):
             raise InputError(
                 f"GeneratedKernels.slow_error: expected a layer for {self.high} x {self.wide} "
                 f"positions with a multiple of {self.dim} channels, got {deeper.high} x "
                 f"{deeper.wide} with {deeper.dim}."
             )
-        return (mine.repeat(len(other) // len(mine), 1, 1) - other).square().mean()
+        return (kernels.repeat(len(other) // len(kernels), 1, 1) - other).square().mean()
 
     def _hidden(self, name: str) -> Tensor:
         """Return the slow network's hidden units at each coordinate."""

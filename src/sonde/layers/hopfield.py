@@ -118,9 +118,9 @@ class Hopfield(Layer):
         if self.mode == "pool":
             queries = self.patterns.expand(len(x), -1, -1)
             return self.retrieved(queries, x, mask)
-        known = (self.patterns if memory is None else memory).expand(len(x), -1, -1)
-        found = self.retrieved(x, known)
-        return x + self.out(found) if self.mode == "lookup" else found
+        stored = (self.patterns if memory is None else memory).expand(len(x), -1, -1)
+        moved = self.retrieved(x, stored)
+        return x + self.out(moved) if self.mode == "lookup" else moved
 
     def retrieved(
         self,
@@ -168,8 +168,8 @@ def hebbian_couplings(patterns: Float[Tensor, "pattern unit"]) -> Float[Tensor, 
     patterns : Float[Tensor, "pattern unit"]
         Patterns of -1, 1 and 0 (blank).
     """
-    found = patterns.T @ patterns / patterns.shape[1]
-    return found.fill_diagonal_(0.0)
+    couplings = patterns.T @ patterns / patterns.shape[1]
+    return couplings.fill_diagonal_(0.0)
 
 
 def hebbian_recall(

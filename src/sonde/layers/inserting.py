@@ -86,8 +86,8 @@ class SiteCall:
 
     def layer(self, site: nn.Module) -> Layer | None:
         """Return the layer, or None if it was removed from its owner."""
-        found = getattr(self.owner or site, self.name, None)
-        return found if isinstance(found, Layer) else None
+        part = getattr(self.owner or site, self.name, None)
+        return part if isinstance(part, Layer) else None
 
     def _layer_here(self, site: nn.Module, calls: tuple[RunningCall, ...]) -> Layer:
         """Return the layer to run; in a replica of ``nn.DataParallel``, the replica's layer."""
@@ -132,10 +132,10 @@ class SiteCall:
             if around is None:
                 raise
             root, named = around.module, around.named
-            found = shown_axis(x, site, root, (), named, without=SiteCall)
-            if found is None or x.shape[found] != getattr(layer, "dim", None):
+            axis = shown_axis(x, site, root, (), named, without=SiteCall)
+            if axis is None or x.shape[axis] != getattr(layer, "dim", None):
                 raise
-            return found
+            return axis
 
     def _run(self, layer: Layer, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not self.takes_mask:
@@ -159,23 +159,23 @@ class SiteCall:
         """Return the mask of real tokens; recomputed forward passes reuse the earlier mask."""
         if torch.compiler.is_compiling():
             return mask_in(calls, x.shape[0], x.shape[1], self.meaning)
-        known, keys = _MASKS.get(self, {}), _storages(calls)
+        masks, keys = _MASKS.get(self, {}), _storages(calls)
         again = in_backward()
-        if again and (key := next((k for k in keys if k.cdata in known), None)) is not None:
-            return known[key.cdata][1]
-        found = mask_in(calls, x.shape[0], x.shape[1], self.meaning)
-        if again and found is None and any(mask is not None for _, mask in known.values()):
+        if again and (key := next((k for k in keys if k.cdata in masks), None)) is not None:
+            return masks[key.cdata][1]
+        own_mask = mask_in(calls, x.shape[0], x.shape[1], self.meaning)
+        if again and own_mask is None and any(mask is not None for _, mask in masks.values()):
             raise StateError(
                 f"inserted: the layer at {self.key} is recomputed in the backward pass "
                 "(torch.utils.checkpoint), where the mask of the tokens is not known. Give the "
                 "mask to the part of the model that is checkpointed."
             )
-        if not again and (known or found is not None):
+        if not again and (masks or own_mask is not None):
             with _LOCK:
-                known = _MASKS.get(self, {})
-                kept = {k: v for k, v in known.items() if not v[0].expired()}
-                _MASKS[self] = kept | {key.cdata: (key, found) for key in keys}
-        return found
+                masks = _MASKS.get(self, {})
+                kept = {k: v for k, v in masks.items() if not v[0].expired()}
+                _MASKS[self] = kept | {key.cdata: (key, own_mask) for key in keys}
+        return own_mask
 
     def _is_time_first(
         self, x: Tensor, site: nn.Module, layer: Layer, calls: tuple[RunningCall, ...]
@@ -188,10 +188,10 @@ class SiteCall:
             If the layer looks at other tokens, and nothing tells.
         """
         root, named = (calls[0].module, calls[0].named) if calls else (site, {})
-        found = known_time_first(x, site, root, named)
-        if found is None and self.axes.has_time_first and layer.mixes_positions:
+        is_first = known_time_first(x, site, root, named)
+        if is_first is None and self.axes.has_time_first and layer.mixes_positions:
             raise unknown_order(f"inserted: {self.key}", x)
-        return bool(found)
+        return bool(is_first)
 
 
 def _longest(x: Tensor) -> tuple[int, int]:
@@ -303,20 +303,20 @@ def _without_cache(around: Sequence[nn.Module]) -> list[nn.Module]:
     """
     if any(encoder_of(part) in around for part in around):
         return []
-    found: list[nn.Module] = []
+    parts_without: list[nn.Module] = []
     for part in around:
         settings = part.__dict__.get("generation_config")
         if settings is not None and settings.use_cache is not False:
             settings.use_cache = False
-            found.append(part)
-    return found
+            parts_without.append(part)
+    return parts_without
 
 
 def _around(path: str, names: ModuleNames) -> list[nn.Module]:
     """Return the modules that run around a site, including the site, outermost first."""
     parts = path.split(".") if path else []
-    found = [names.modules[".".join(parts[:i])] for i in range(len(parts) + 1)]
-    return [part for part in found if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
+    around = [names.modules[".".join(parts[:i])] for i in range(len(parts) + 1)]
+    return [part for part in around if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
 
 
 def removed(model: Model | nn.Module) -> Any:
@@ -370,13 +370,13 @@ def inserted_layers(model: Model | nn.Module) -> dict[str, Layer]:
     model : Model or nn.Module
         A model in which layers may be inserted.
     """
-    found = ((path, call.layer(site)) for path, site, call in _calls(module_of(model)))
-    return {path: layer for path, layer in found if layer is not None}
+    by_path = ((path, call.layer(site)) for path, site, call in _calls(module_of(model)))
+    return {path: layer for path, layer in by_path if layer is not None}
 
 
 def _calls(module: nn.Module) -> list[tuple[str, nn.Module, SiteCall | AttentionCall]]:
-    found = ((m, hook) for m in module.modules() for hook in m._forward_hooks.values())
-    return [(hook.key, m, hook) for m, hook in found if isinstance(hook, SiteCall | AttentionCall)]
+    hooks = ((m, hook) for m in module.modules() for hook in m._forward_hooks.values())
+    return [(hook.key, m, hook) for m, hook in hooks if isinstance(hook, SiteCall | AttentionCall)]
 
 
 def _forget(hooks: Any, hook: object) -> int:
@@ -394,8 +394,8 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
     """Raise if a layer cannot be inserted, before anything is copied."""
     if not layers:
         raise InputError("inserted: expected at least one layer and its site, got none.")
-    names, known = ModuleNames(old), inserted_layers(old)
-    met = {id(layer) for layer in known.values()}
+    names, inserted_before = ModuleNames(old), inserted_layers(old)
+    met = {id(layer) for layer in inserted_before.values()}
     for pattern, layer in layers.items():
         path = _place(pattern, layer, names)
         fits = isinstance(layer, Layer) and layer.insertable and len(layer.layout) == 1
@@ -405,13 +405,15 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
                 f"got {type(layer).__name__} for {path}. Call this layer in your own code "
                 "instead of inserting it."
             )
-        if path in known or id(layer) in met:
-            what = f"a layer at {path}" if path in known else f"this {type(layer).__name__}"
+        if path in inserted_before or id(layer) in met:
+            what = (
+                f"a layer at {path}" if path in inserted_before else f"this {type(layer).__name__}"
+            )
             raise InputError(
                 f"inserted: {what} is already inserted. Remove it with sonde.removed(model), "
                 "or create a new layer for another site."
             )
-        known[path] = layer
+        inserted_before[path] = layer
         met.add(id(layer))
 
 
@@ -425,11 +427,11 @@ def _place(pattern: str, layer: Layer, names: ModuleNames) -> str:
 def _path(pattern: str, names: ModuleNames) -> str:
     """Return the path of a site's module."""
     sites = places_of(pattern, names) if pattern else [Site("")]
-    found = [site.path for site in sites if str(site) == str(Site(site.path))]
-    if len(sites) != 1 or not found:
-        told = ", ".join(map(str, sites))
-        raise SiteError(f"inserted: expected the path of one module, got {pattern!r}: {told}.")
-    module, above = names.modules[found[0]], found[0].rpartition(".")[0]
+    paths = [site.path for site in sites if str(site) == str(Site(site.path))]
+    if len(sites) != 1 or not paths:
+        listed = ", ".join(map(str, sites))
+        raise SiteError(f"inserted: expected the path of one module, got {pattern!r}: {listed}.")
+    module, above = names.modules[paths[0]], paths[0].rpartition(".")[0]
     places = [name for name, part in names.modules.items() if part is module]
     if len(places) > 1:
         raise SiteError(
@@ -438,15 +440,15 @@ def _path(pattern: str, names: ModuleNames) -> str:
         )
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         raise SiteError(
-            f"inserted: {found[0]} is a list of modules, which is never called. Choose a "
+            f"inserted: {paths[0]} is a list of modules, which is never called. Choose a "
             "module of the list."
         )
-    if found[0] and isinstance(names.modules[above], nn.MultiheadAttention):
+    if paths[0] and isinstance(names.modules[above], nn.MultiheadAttention):
         raise SiteError(
-            f"inserted: the kernel of {above} uses the weights of {found[0]} and never calls it. "
+            f"inserted: the kernel of {above} uses the weights of {paths[0]} and never calls it. "
             f"Choose {above}."
         )
-    return found[0]
+    return paths[0]
 
 
 def _owner(path: str, names: ModuleNames) -> tuple[nn.Module, str]:

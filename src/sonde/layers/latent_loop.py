@@ -137,8 +137,8 @@ class LatentLoop(Layer):
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> Float[Tensor, "row step dim"]:
         """Return the inputs of the latent steps; the parameters are those of a call."""
-        made, _ = self._run(ids, mask, memory)
-        return torch.stack([step[0] for step in made], 1)
+        steps, _ = self._run(ids, mask, memory)
+        return torch.stack([step[0] for step in steps], 1)
 
     def rollout(
         self,
@@ -171,10 +171,10 @@ class LatentLoop(Layer):
                 f"LatentLoop.rollout: expected words of shape ({len(ids)}, {self.n_steps}), got "
                 f"{tuple(words.shape)}."
             )
-        made, logits = self._run(ids, mask, None, words, draw)
-        if not made:
+        steps, logits = self._run(ids, mask, None, words, draw)
+        if not steps:
             return ids[:, :0], logits[:, :0], logits
-        _, chosen, chance = zip(*made, strict=True)
+        _, chosen, chance = zip(*steps, strict=True)
         return torch.stack(chosen, 1), torch.stack(chance, 1), logits
 
     def prompt(
@@ -184,7 +184,7 @@ class LatentLoop(Layer):
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the arguments with which ``model.generate(**...)`` continues after the steps."""
-        made = [step[0] for step in self._run(ids, mask, memory)[0]]
+        states = [step[0] for step in self._run(ids, mask, memory)[0]]
         packed, real = _to_the_end(ids, mask)
         if not bool(real.all()) and not self._hides_padding(packed, real):
             raise InputError(
@@ -192,8 +192,8 @@ class LatentLoop(Layer):
                 f"{type(self.model).__name__} also reads padding tokens, got several lengths. "
                 "Generate for texts of one length at a time."
             )
-        embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in made)], 1)
-        real = torch.cat([real, real.new_ones(len(ids), len(made))], 1)
+        embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in states)], 1)
+        real = torch.cat([real, real.new_ones(len(ids), len(states))], 1)
         return {"inputs_embeds": embedded, "attention_mask": real.long()}
 
     def _run(
@@ -213,18 +213,18 @@ class LatentLoop(Layer):
         if bool(real.all()) or self._hides_padding(packed, real):
             return self._steps(packed, real, memory, words, draw)
         lengths = real.sum(1)  # texts of one length at a time need no padding
-        made: list[tuple[list[tuple[Tensor, ...]], Tensor]] = []
+        runs: list[tuple[list[tuple[Tensor, ...]], Tensor]] = []
         rows = [(lengths == n).nonzero().squeeze(1) for n in lengths.unique()]
         for row in rows:
             n = int(lengths[row[0]])
-            some, told = (None if x is None else x[row] for x in (memory, words))
-            made.append(self._steps(packed[row, -n:], real[row, -n:], some, told, draw))
+            some, chosen = (None if x is None else x[row] for x in (memory, words))
+            runs.append(self._steps(packed[row, -n:], real[row, -n:], some, chosen, draw))
         back = torch.cat(rows).argsort()
         steps = [
             tuple(torch.cat(part)[back] for part in zip(*step, strict=True))
-            for step in zip(*(steps for steps, _ in made), strict=True)
+            for step in zip(*(steps for steps, _ in runs), strict=True)
         ]
-        return steps, torch.cat([logits for _, logits in made])[back]
+        return steps, torch.cat([logits for _, logits in runs])[back]
 
     @torch.no_grad()
     def _hides_padding(self, packed: Tensor, real: Tensor) -> bool:
@@ -246,19 +246,19 @@ class LatentLoop(Layer):
 
     def _again(self, given: Tensor, real: Tensor) -> Tensor:
         """Return the last state after the inputs plus a repeat of their last input."""
-        found, more = self._call(given, real, (None,)), real.new_ones(len(real), 1)
-        return self._more(given, given[:, -1:], torch.cat([real, more], 1), found)[1]
+        output, more = self._call(given, real, (None,)), real.new_ones(len(real), 1)
+        return self._more(given, given[:, -1:], torch.cat([real, more], 1), output)[1]
 
     def _more(
         self, whole: Tensor, new: Tensor, real: Tensor, found: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """Return all inputs, the last state and the output, after a further input."""
         whole = torch.cat([whole, new], 1)
-        if (cache := cache_of(found)) is None:  # the model keeps its memory for itself
-            found = self._call(whole, real, None)
+        if (cache := cache_of(output)) is None:  # the model keeps its memory for itself
+            output = self._call(whole, real, None)
         else:
-            found = self._call(new, real, (cache,))
-        return whole, found.hidden_states[-1][:, -1], found
+            output = self._call(new, real, (cache,))
+        return whole, output.hidden_states[-1][:, -1], output
 
     def _call(self, given: Tensor, real: Tensor, cache: Any) -> Any:
         """Run the model on the last inputs; ``real`` is the mask of all inputs."""
@@ -283,21 +283,21 @@ class LatentLoop(Layer):
         draw: torch.Generator | None,
     ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
         """Return the input of each step, for ``gate`` its word and log-probability; the logits."""
-        whole, made = self._embedded(packed), list[tuple[Tensor, ...]]()
-        found = self._call(whole, real, (None,) if self.n_steps else None)
+        whole, steps = self._embedded(packed), list[tuple[Tensor, ...]]()
+        output = self._call(whole, real, (None,) if self.n_steps else None)
         for step in range(self.n_steps):
-            state, logits = found.hidden_states[-1][:, -1], found.logits[:, -1]
+            state, logits = output.hidden_states[-1][:, -1], output.logits[:, -1]
             h = self._fed_back(state, logits)
             if self.mix == "gate":
                 chance = (logits / self.temperature).log_softmax(-1)
                 word = self._word(chance.detach(), draw) if words is None else words[:, step]
-                told = chance.gather(1, word.unsqueeze(1)).squeeze(1)
-                made.append((self._gated(h, word), word, told))
+                likelihood = chance.gather(1, word.unsqueeze(1)).squeeze(1)
+                steps.append((self._gated(h, word), word, likelihood))
             else:
-                made.append((self._plain(h, memory),))
+                steps.append((self._plain(h, memory),))
             real = torch.cat([real, real.new_ones(len(real), 1)], 1)
-            whole, _, found = self._more(whole, made[-1][0].unsqueeze(1), real, found)
-        return made, found.logits[:, -1]
+            whole, _, output = self._more(whole, steps[-1][0].unsqueeze(1), real, output)
+        return steps, output.logits[:, -1]
 
     def _fed_back(self, state: Tensor, logits: Tensor) -> Tensor:
         if self.feedback == "state":

@@ -254,6 +254,6 @@ class LayerEdit(Edit):
                 f"{type(self.layer).__name__}: expected all tokens of a text, got a step of "
                 f"generation at {site}. Call generate with use_cache=False."
             )
-        known = {"mask": context.mask} if takes_mask and context.mask is not None else {}
-        new = cast(Tensor, self.layer(x, **known))
+        parameters = {"mask": context.mask} if takes_mask and context.mask is not None else {}
+        new = cast(Tensor, self.layer(x, **parameters))
         return new if self.strength == 1.0 else x + self.strength * (new - x)

@@ -102,8 +102,8 @@ class ParallelAdapters(Layer):
             raise InputError(f"ParallelAdapters: expected at least one domain, got {n_domains}.")
         self.dim = dim
         self.layer = layer.requires_grad_(False)
-        made = [Adapter(dim, width or max(1, dim // 4)) for _ in range(n_domains)]
-        self.adapters = nn.ModuleList(made)
+        adapters = [Adapter(dim, width or max(1, dim // 4)) for _ in range(n_domains)]
+        self.adapters = nn.ModuleList(adapters)
         self.query = nn.Linear(dim, dim, bias=False) if gated else None
         self.key = nn.Linear(dim, dim, bias=False) if gated else None
         self.dropout = nn.Dropout(dropout)

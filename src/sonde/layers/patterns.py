@@ -340,8 +340,8 @@ class Histogram(Pattern):
     sorts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        known = self.bins >= 1 and self.mode in ("within", "across")
-        _check(self, known, "bins >= 1 and mode within or across")
+        is_right = self.bins >= 1 and self.mode in ("within", "across")
+        _check(self, is_right, "bins >= 1 and mode within or across")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
         """Return a mask of the keys in each query's bin."""
@@ -408,10 +408,10 @@ def pattern_of(said: str | Pattern) -> Pattern:
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-    known = ", ".join(
+    forms = ", ".join(
         ":".join([name, *(f.name.upper() for f in fields(one))]) for name, one in PATTERNS.items()
     )
-    raise InputError(f"Attention: expected a pattern among {known}, got {said!r}.")
+    raise InputError(f"Attention: expected a pattern among {forms}, got {said!r}.")
 
 
 def _value(text: str) -> Any:
@@ -419,8 +419,8 @@ def _value(text: str) -> Any:
         return tuple(int(part) for part in text.removesuffix(",").split(","))
     for kind in (int, float):
         with suppress(ValueError):
-            if math.isfinite(found := kind(text)):
-                return found
+            if math.isfinite(value := kind(text)):
+                return value
     return text
 
 

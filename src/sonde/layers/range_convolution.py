@@ -93,7 +93,7 @@ class RangeConvolution(Layer):
         row = order.sort(dim=3, stable=True).indices
         front = front.gather(2, column).gather(3, row)
         y = self.near(self.mix(torch.cat([front, rest], 1)))
-        made, rest = y[:, : self.n_sorted], y[:, self.n_sorted :]
-        made = torch.zeros_like(made).scatter(3, row, made)
-        made = torch.zeros_like(made).scatter(2, column, made)
-        return x + torch.cat([made, rest], 1)
+        mixed, rest = y[:, : self.n_sorted], y[:, self.n_sorted :]
+        mixed = torch.zeros_like(mixed).scatter(3, row, mixed)
+        mixed = torch.zeros_like(mixed).scatter(2, column, mixed)
+        return x + torch.cat([mixed, rest], 1)

@@ -159,9 +159,9 @@ class Readout(Layer):
         if self.select is None:
             raise InputError("Readout.guess: expected a readout with select=k, got none.")
         slots = self.gathered(*sites, mask=mask)
-        told = self.teller(self._selected(slots).squeeze(1)).reshape(slots.shape)
+        predicted = self.teller(self._selected(slots).squeeze(1)).reshape(slots.shape)
         left = 1.0 - self._chosen(slots).detach()
-        error = (told - slots.detach()).square().mean(-1)
+        error = (predicted - slots.detach()).square().mean(-1)
         return (error * left).sum() / left.sum().clamp(min=1.0)
 
     def _chosen(self, slots: Tensor) -> Tensor:
@@ -182,11 +182,11 @@ class Readout(Layer):
                 f"{len(sites)}. Pass one tensor for each site."
             )
         given = [mask] * len(sites) if mask is None or isinstance(mask, Tensor) else list(mask)
-        found = [
+        masks = [
             torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if m is None else m
             for x, m in zip(sites, given, strict=True)
         ]
-        for i, (x, real) in enumerate(zip(sites, found, strict=True)):
+        for i, (x, real) in enumerate(zip(sites, masks, strict=True)):
             if real.shape != x.shape[:2]:
                 raise ShapeError(
                     f"Readout.forward: expected a mask (row token) of {tuple(x.shape[:2])} for "
@@ -198,4 +198,4 @@ class Readout(Layer):
                     f"Readout.forward: expected at least one token of row {row} at site {i}, got a "
                     "mask without any. Drop the row."
                 )
-        return found
+        return masks

@@ -127,9 +127,9 @@ class _Column(nn.Module):
 
     def __init__(self, dim: int, level: int, width: int, block: nn.Module | None) -> None:
         super().__init__()
-        made = (_perceptron(dim, width) if block is None else copy.deepcopy(block)
+        blocks = (_perceptron(dim, width) if block is None else copy.deepcopy(block)
                 for _ in range(level))  # fmt: skip
-        self.parts = nn.ModuleList(made)
+        self.parts = nn.ModuleList(blocks)
         self.keep = nn.Parameter(torch.zeros(level, dim))
 
     def forward(
@@ -139,8 +139,10 @@ class _Column(nn.Module):
         factor = LEAST + (1 - LEAST) * self.keep.exp()
         for i in reversed(range(n)) if back else range(n):
             near = [levels[j] for j in (i - 1, i + 1) if 0 <= j < n]
-            said = self._said(i, torch.stack(near).sum(0), draws, again)
-            levels[i] = (levels[i] - said) / factor[i] if back else said + factor[i] * levels[i]
+            coupled = self._said(i, torch.stack(near).sum(0), draws, again)
+            levels[i] = (
+                (levels[i] - coupled) / factor[i] if back else coupled + factor[i] * levels[i]
+            )
         return torch.stack(levels, 1)
 
     def _said(self, i: int, x: Tensor, draws: list[Any] | None, again: bool) -> Tensor:
@@ -184,7 +186,7 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def _recomputed(ctx: Any, *grads: Any) -> Any:
         y, *weights = ctx.saved_tensors
-        grad, found, stop = grads[0], [], len(weights)
+        grad, gradients, stop = grads[0], [], len(weights)
         errors: list[Tensor] = []
         parts = (ctx.layer.columns, ctx.names, ctx.draws, ctx.marks[:-1])
         for column, names, draws, mark in zip(*map(reversed, parts), strict=True):
@@ -201,10 +203,10 @@ class _Columns(torch.autograd.Function):
             asked = [leaf, *(w for w in leaves.values() if w.requires_grad)]
             grad, *given = torch.autograd.grad(out, asked, grad, allow_unused=True)
             rest = iter(given)
-            found[:0] = [next(rest) if w.requires_grad else None for w in leaves.values()]
+            gradients[:0] = [next(rest) if w.requires_grad else None for w in leaves.values()]
             y = x
         _check(errors, y.dtype)
-        return (None, None, grad, *found)
+        return (None, None, grad, *gradients)
 
 
 def _mark(x: Tensor) -> Tensor:

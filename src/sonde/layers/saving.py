@@ -71,19 +71,19 @@ def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
     InputError
         If the model has no inserted layers, or a layer wraps a module or is not one of sonde.
     """
-    found = inserted_layers(model)
-    if not found:
+    layers = inserted_layers(model)
+    if not layers:
         raise InputError(
             "save_layers: expected a model with inserted layers, got a model without "
             "inserted layers."
         )
-    told = {site: _told(site, layer) for site, layer in found.items()}
+    entries = {site: _told(site, layer) for site, layer in layers.items()}
     tensors = {
         f"{site}/{name}": x.detach().cpu().contiguous()
-        for site, layer in found.items()
+        for site, layer in layers.items()
         for name, x in layer.state_dict().items()
     }
-    text = json.dumps({"version": 1, "layers": told}, indent=2)
+    text = json.dumps({"version": 1, "layers": entries}, indent=2)
     return {WEIGHTS: as_safetensors(tensors), TOLD: text.encode()}
 
 
@@ -104,9 +104,9 @@ def load_layers(path: str | Path) -> dict[str, Layer]:
     """
     folder = Path(path)
     try:
-        told = json.loads((folder / TOLD).read_bytes())
+        document = json.loads((folder / TOLD).read_bytes())
         tensors = from_safetensors((folder / WEIGHTS).read_bytes())
-        version, entries = told["version"], dict(told["layers"])
+        version, entries = document["version"], dict(document["layers"])
     except OSError as error:
         raise StoreError(f"load_layers: no layers in {folder}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -199,16 +199,16 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
         if not issubclass(kind, Layer):
             raise TypeError(f"{entry['class']} is not a layer")
         given = {name: _tuples(value) for name, value in entry["parameters"].items()}
-        made = kind(**current_names(kind, given))
-        made.load_state_dict(state)
+        layer = kind(**current_names(kind, given))
+        layer.load_state_dict(state)
         for key, value in current_names(kind, entry.get("changed", {})).items():
-            if key not in _attributes(made):
+            if key not in _attributes(layer):
                 raise KeyError(f"{entry['class']} has no {key}")
-            setattr(made, key, _tuples(value))
+            setattr(layer, key, _tuples(value))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(f"load_layers: {folder} is damaged at {site}: {error}") from error
     kinds = [x.dtype for x in state.values() if x.is_floating_point()]  # the rest are places
-    return made.to(kinds[0]) if kinds else made
+    return layer.to(kinds[0]) if kinds else layer
 
 
 def _tuples(value: Any) -> Any:

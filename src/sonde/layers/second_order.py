@@ -124,8 +124,8 @@ class SecondOrder(Layer):
         if self.kind == "gram":
             return self._gram(x, y, mask)
         a, b = (v.unflatten(-1, (self.heads, -1)) for v in (x, y))
-        made = torch.einsum("rhi,ohij,rhj->ro", a, self.form, b)
-        return made + self.first(x) + self.second(y)
+        products = torch.einsum("rhi,ohij,rhj->ro", a, self.form, b)
+        return products + self.first(x) + self.second(y)
 
     def _gram(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         kind = x.dtype

@@ -133,11 +133,11 @@ class SharedTable(Layer):
         places = self.places(ids)
         if self.tables == "per_field":
             at = torch.arange(self.field, device=ids.device).unsqueeze(-1)
-            found = self.entries[at, places].flatten(2)
+            vectors = self.entries[at, places].flatten(2)
             if self.gate is None:
-                return found
+                return vectors
             gates = self.gate.gates().reshape(self.field, self.size)[at, places]
-            return found * gates.to(found.dtype)
+            return vectors * gates.to(vectors.dtype)
         return self.entries[0][places].flatten(2)
 
     def represent(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "row field width"]:
@@ -161,7 +161,7 @@ class SharedTable(Layer):
 
         Only values of the same field are compared.
         """
-        places, found = self.places(ids), []
+        places, fractions = self.places(ids), []
         for f in range(self.field):
             own = torch.unique(ids[:, f], return_inverse=True)[1]
             first = torch.zeros(int(own.max()) + 1, dtype=torch.long, device=ids.device)
@@ -170,8 +170,8 @@ class SharedTable(Layer):
             alone = torch.stack(
                 [torch.bincount(column, minlength=self.size)[column] == 1 for column in taken.T]
             )
-            found.append(float((~alone).all(0).double().mean()))
-        return torch.tensor(found)
+            fractions.append(float((~alone).all(0).double().mean()))
+        return torch.tensor(fractions)
 
 
 def collision_rate(n: int, size: int, lookups: int = 1) -> float:

@@ -235,7 +235,7 @@ def propagate(
     if steps is None:
         whole = torch.eye(len(y), dtype=smooth.dtype, device=y.device) - alpha * smooth
         return torch.linalg.solve(whole, (1 - alpha) * flat).reshape(y.shape)
-    found = flat
+    spread = flat
     for _ in range(steps):
-        found = alpha * (smooth @ found) + (1 - alpha) * flat
-    return found.reshape(y.shape)
+        spread = alpha * (smooth @ spread) + (1 - alpha) * flat
+    return spread.reshape(y.shape)

@@ -148,8 +148,8 @@ class StateQueue(Layer):
         elif self.write is not None:
             added = self.gate * self._soft(h, real)
         else:
-            told = _queue(before, self.length, x.shape[1])
-            added = self.gate * self._asked(h, told[..., :-1], told[..., -1] > 0)
+            queue = _queue(before, self.length, x.shape[1])
+            added = self.gate * self._asked(h, queue[..., :-1], queue[..., -1] > 0)
         if self.streaming and not again:
             if self.training:
                 self.earlier.keep(x, kept)
@@ -159,9 +159,9 @@ class StateQueue(Layer):
 
     def _before(self, h: Tensor, real: Tensor, kept: Tensor | None) -> Tensor:
         """Return earlier and new states, each with a 1 if it is real."""
-        told = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
-        empty = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
-        return torch.cat([empty if kept is None else kept.to(told), told], 1)
+        states = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
+        empty = states.new_zeros(len(h), self.length * self.stride, states.shape[2])
+        return torch.cat([empty if kept is None else kept.to(states), states], 1)
 
     def _filtered(self, before: Tensor, h: Tensor, taps: Tensor) -> Tensor:
         n, reach = h.shape[1], self.length * self.stride
@@ -177,9 +177,9 @@ class StateQueue(Layer):
     def _asked(self, h: Tensor, slots: Tensor, filled: Tensor) -> Tensor:
         """Return each state's attention over its slots; zeros if all slots are empty."""
         maps = cast(nn.ModuleDict, self.maps)
-        made = (maps["query"](h), maps["key"](slots), maps["value"](slots))
+        projected = (maps["query"](h), maps["key"](slots), maps["value"](slots))
         with without_autocast(h.device):  # sums over half types overflow
-            q, k, v = (y.to(wide_type(y)) for y in made)
+            q, k, v = (y.to(wide_type(y)) for y in projected)
             scores = torch.einsum("rtd,rtqd->rtq", q, k) / self.dim**0.5
             share = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(-1)
             return torch.einsum("rtq,rtqd->rtd", share.masked_fill(~filled, 0.0), v).to(h.dtype)
@@ -189,15 +189,15 @@ class StateQueue(Layer):
         share = cast(Tensor, self.write).sigmoid()
         slots = h.new_zeros(len(h), self.length, self.dim)
         n_pushed = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)
-        place, made = torch.arange(self.length, device=h.device), []
+        place, answers = torch.arange(self.length, device=h.device), []
         for t in range(h.shape[1]):
             one = h[:, t : t + 1]
-            made.append(self._asked(one, slots.unsqueeze(1), (place < n_pushed).unsqueeze(1)))
+            answers.append(self._asked(one, slots.unsqueeze(1), (place < n_pushed).unsqueeze(1)))
             moved = torch.cat([one, slots[:, :-1]], 1)
             here = share * real[:, t, None, None]
             slots = here * moved + (1 - here) * slots
             n_pushed = n_pushed + real[:, t : t + 1]
-        return torch.cat(made, 1)
+        return torch.cat(answers, 1)
 
 
 def _queue(before: Tensor, length: int, n: int) -> Tensor:

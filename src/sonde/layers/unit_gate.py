@@ -106,9 +106,9 @@ class UnitGate(ConditionedLayer):
         quantile: float = 0.5,
     ) -> None:
         super().__init__()
-        known = SCORES.get(over, ())
-        score = score or (known[0] if known else "")
-        if score not in known:
+        scores = SCORES.get(over, ())
+        score = score or (scores[0] if scores else "")
+        if score not in scores:
             raise InputError(
                 f"UnitGate: expected over and score as one of the pairs {SCORES}, got "
                 f"{over!r} and {score!r}."
@@ -222,9 +222,9 @@ class UnitGate(ConditionedLayer):
             )
         if not attention.numel():
             return attention
-        known = attention.detach().double()
-        known = known if mask is None else known.masked_fill(~mask, torch.nan)
-        sure = known >= known.nanquantile(self.quantile, dim=-1, keepdim=True)
+        weights = attention.detach().double()
+        weights = weights if mask is None else weights.masked_fill(~mask, torch.nan)
+        sure = weights >= weights.nanquantile(self.quantile, dim=-1, keepdim=True)
         return torch.where(sure, 1.0 + attention, 1.0 - attention)
 
     def _of_maps(self, x: Tensor) -> Tensor:

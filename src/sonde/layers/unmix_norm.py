@@ -125,14 +125,14 @@ class UnMixNorm(Layer):
         flat = x.flatten(2)
         mu, v = flat.mean(2), flat.var(2, correction=0)
         again = is_recomputing()
-        known, spread = self.earlier.of(x, "UnMixNorm") if again else self._held(x)
-        similarity = cosine_similarity(mu.unsqueeze(1), known.unsqueeze(0), dim=2)
+        centres, spread = self.earlier.of(x, "UnMixNorm") if again else self._held(x)
+        similarity = cosine_similarity(mu.unsqueeze(1), centres.unsqueeze(0), dim=2)
         share = (similarity / self.temperature).softmax(1)
         p = share.unsqueeze(-1)
-        means = (1.0 - p) * known + p * mu.unsqueeze(1)
+        means = (1.0 - p) * centres + p * mu.unsqueeze(1)
         variances = (1.0 - p) * spread + p * v.unsqueeze(1)
         if self.within:
-            variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - known).square()
+            variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - centres).square()
         mean = means.mean(1)
         variance = (variances + means.square()).mean(1) - mean.square()
         if not again:

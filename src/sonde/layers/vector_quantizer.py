@@ -174,7 +174,7 @@ class VectorQuantizer(Layer):
 
     def _numbers(self, x: Tensor, codes: Tensor) -> Tensor:
         wide = wide_type(x)  # a rounded distance may choose another code
-        rest, found, codes = x.reshape(-1, self.dim).to(wide), [], codes.to(wide)
+        rest, nearest, codes = x.reshape(-1, self.dim).to(wide), [], codes.to(wide)
         if self.kind == "scalar":
             parts = [(p.unsqueeze(1) - codes[0]).abs().argmin(1) for p in rest.split(CHUNK)]
             return torch.cat(parts).reshape(x.shape)
@@ -182,8 +182,8 @@ class VectorQuantizer(Layer):
             with without_autocast(x.device):
                 near = torch.cat([self._nearest(part, one) for part in rest.split(CHUNK)])
             rest = rest - one[near].sum(1)
-            found.append(near)
-        return torch.cat(found, -1).reshape(*x.shape[:-1], len(codes) * self.k)
+            nearest.append(near)
+        return torch.cat(nearest, -1).reshape(*x.shape[:-1], len(codes) * self.k)
 
     def decode(self, codes: Int[Tensor, "*axes code"]) -> Float[Tensor, "*axes dim"]:
         """Return the states of code indices."""
@@ -283,7 +283,7 @@ class VectorQuantizer(Layer):
 def _rows_at(rows: Tensor, numbers: Tensor, held: list[int]) -> Tensor:
     """Return rows by their indices among the rows of all processes, in rank order."""
     number = numbers.to(rows.device) - sum(held[: rank()])
-    mine = (number >= 0) & (number < len(rows))
-    found = rows.new_zeros(len(numbers), rows.shape[1])
-    found[mine] = rows[number[mine]]
-    return added_up(found)
+    held_here = (number >= 0) & (number < len(rows))
+    taken = rows.new_zeros(len(numbers), rows.shape[1])
+    taken[held_here] = rows[number[held_here]]
+    return added_up(taken)

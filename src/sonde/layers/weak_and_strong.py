@@ -95,11 +95,11 @@ class WeakAndStrong(Layer):
         """Return the confidence in [0, 1] of the weak head's logits; 0 for equal logits."""
         p, n = logits.softmax(-1), logits.shape[-1]
         if self.dispersion == "variance":
-            found = (p - 1.0 / n).square().sum(-1) / (1.0 - 1.0 / n)
+            dispersion = (p - 1.0 / n).square().sum(-1) / (1.0 - 1.0 / n)
         else:
             entropy = -(p * logits.log_softmax(-1)).sum(-1)
-            found = 1.0 - entropy / torch.log(entropy.new_tensor(float(n)))
-        return found.clamp(0.0, 1.0) ** self.alpha
+            dispersion = 1.0 - entropy / torch.log(entropy.new_tensor(float(n)))
+        return dispersion.clamp(0.0, 1.0) ** self.alpha
 
     def loss(self, x: Float[Tensor, "row dim"], y: Int[Tensor, "row"]) -> Float[Tensor, ""]:
         """Return ``mean C L_weak + (1 - C) L_strong`` of labelled rows."""
