@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(STUDIES)/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'pip>=25.1'
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio,codec,train,text,gguf]' --editable $(STUDIES) --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio,codec,train,text,gguf,s3]' --editable $(STUDIES) --group dev --group docs
 	touch $(STAMP)
 
 scan: install

@@ -14,14 +14,15 @@ CONTRAST = "--positive no.txt --negative no.txt"
 FULL, NOWHERE = "cannot write .*full: it is not empty", "there is no folder"
 ADDRESS = "bucket/a.*: expected a path on this machine, got an address"
 CASES = {
-    "read address": (
-        "read sonde:digits no.csv -o s3://bucket/acts",
-        ADDRESS,
-    ),
-    "scan address": ("scan sonde:digits no.csv -o gs://bucket/a.html", ADDRESS),
+    "read address": ("read sonde:digits no.csv -o ftp://bucket/acts", ADDRESS),
+    "compress address": ("compress sonde:digits no.csv --to 4bit -o gs://bucket/a", ADDRESS),
     "serve address": ("serve sonde:digits --log az://bucket/a", ADDRESS),
-    "merge address": ("merge https://bucket/a.sonde d.sonde -o e.sonde", ADDRESS),
-    "data address": ("read sonde:digits hf://bucket/a/b -o acts", ADDRESS),
+    "steer address": (f"edit steer sonde:digits {CONTRAST} -o s3://bucket/a", ADDRESS),
+    "read only address": (
+        "read sonde:digits no.csv -o https://bucket/acts",
+        "expected a place that can be written, got one that is only read",
+    ),
+    "data address": ("read sonde:digits ftp://bucket/a/b -o acts", ADDRESS),
     "compress FULL": ("compress sonde:digits no.csv --to 4bit -o full", FULL),
     "compress page": ("compress sonde:digits no.csv -o new --report no/x.html", NOWHERE),
     "compress rank": (

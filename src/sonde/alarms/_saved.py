@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import StateError
 from sonde.core.state import State
+from sonde.files.places import to_path
 from sonde.files.state_file import read_header, read_one, write_state
 
 FORMAT = "sonde-watch"
@@ -32,7 +33,7 @@ class WatchState(State):
 
 def save_watch(path: str | Path, kind: str, state: State) -> str:
     """Write the state of a watch and return the id of the file."""
-    return write_state(Path(path), {"format": FORMAT, "watch": kind}, {kind: state})
+    return write_state(to_path(path), {"format": FORMAT, "watch": kind}, {kind: state})
 
 
 def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,6 +127,11 @@ PATH_ERRORS = frozenset(
     )
 )
 """Errors of the system that are about a path that the user named."""
+PLACES = (
+    *("calibrate", "compare", "drift", "evaluate", "fit", "info", "merge", "read", "scan"),
+    *("score", "verify"),
+)
+"""Commands whose files may be in object storage; the others refuse an address by name."""
 SECOND: dict[str, dict[str, type[Any]]] = {
     "compress": {"undo": EDITS["undo"], "search": CompressSearch}
 }
@@ -169,17 +174,24 @@ def run_command(word: str, arguments: list[str]) -> int:
     return _run(above + word, known[word], arguments)
 
 
-def _check_paths(command: Any) -> None:
-    """Raise if any path among a command's arguments is an address; see ``require_local``."""
+def _with_places(command: Any, are_read: bool) -> Any:
+    """Return a command whose addresses are places, or raise if it takes local paths alone."""
     from sonde.files.durable import require_local
+    from sonde.files.places import to_path
 
-    for each_field in fields(command):
-        value = getattr(command, each_field.name)
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, Path):
-                require_local(each)
-            elif is_dataclass(each):
-                _check_paths(each)
+    def changed(value: Any) -> Any:
+        if isinstance(value, Path):
+            if not are_read:
+                require_local(value)
+            return to_path(value)
+        if isinstance(value, tuple):
+            return tuple(changed(each) for each in value)
+        return _with_places(value, are_read) if is_dataclass(value) else value
+
+    old = {f.name: getattr(command, f.name) for f in fields(command) if f.init}
+    new = {name: changed(value) for name, value in old.items()}
+    different = {name: new[name] for name in old if new[name] is not old[name]}
+    return replace(command, **different) if different else command
 
 
 def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
@@ -189,7 +201,7 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
     debug = bool(command.printing.debug)
     _configure(debug, command.printing.verbose)
     try:
-        _check_paths(command)
+        command = _with_places(command, word in PLACES)
         with noting(command.printing.verbose):
             code = int(command.run())
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
+from sonde.files.places import to_path
 
 WHO = ("method", "site")
 INTERVAL = "95% interval"
@@ -289,13 +290,13 @@ class Evaluate:
         from sonde.run.scoring.score import score
         from sonde.store import is_store
 
-        fitted = Fitted.load(Path(self.inputs[0]))
+        fitted = Fitted.load(to_path(self.inputs[0]))
         options = options_of(self.reading) | self.running.worker_options()
         options["progress"] = not self.printing.quiet
         options["memory"] = self.running.memory_bytes()
         if len(self.inputs) == 3:
             for place in self.inputs[1:]:
-                if not is_store(Path(place)):
+                if not is_store(to_path(place)):
                     raise InputError(f"evaluate: expected a folder of rows, got {place}.")
                 source_of("evaluate", place, "", self.reading)
             return [score(fitted, place, **options) for place in self.inputs[1:]]

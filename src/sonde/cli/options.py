@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.core.errors import InputError
+from sonde.files.places import to_path
 
 if TYPE_CHECKING:
     from sonde.run.passes.crew import Crew
@@ -379,7 +380,7 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
     from sonde.run.reading.read import ARRAYS, reads_weights
     from sonde.store import is_store
 
-    if is_store(Path(model)):
+    if is_store(to_path(model)):
         typed = [name for name, v in reading.model_options().items() if v not in ("auto", False)]
         if typed:
             flag = typed[0].replace("_", "-")

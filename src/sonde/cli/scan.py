@@ -35,6 +35,7 @@ from sonde.cli.options import (
 )
 from sonde.core.errors import InputError
 from sonde.core.wording import gib, plural
+from sonde.files.places import to_path
 from sonde.report.gate import LEVELS, LIMIT, codes_reaching, parse_gate
 
 
@@ -261,15 +262,15 @@ class Scan:
     def _source(self) -> tuple[Any, str | None]:
         from sonde.store import is_store
 
-        if self.versus_model is not None and (is_store(Path(self.model)) or self.model == "-"):
+        if self.versus_model is not None and (is_store(to_path(self.model)) or self.model == "-"):
             raise InputError(
                 f"--versus-model: expected a model and data, got {self.model}, states that were "
                 "read before. Give the model itself."
             )
-        if is_store(Path(self.model)):
+        if is_store(to_path(self.model)):
             return source_of("scan", self.model, self.data, self.reading)
         if not self.data:
-            given, is_file = self.model, Path(self.model).is_file()
+            given, is_file = self.model, to_path(self.model).is_file()
             how = f" For feature arrays or a table alone: sonde scan - {given}." if is_file else ""
             raise InputError(
                 f"scan: expected MODEL and DATA, got {given} alone.{how} See sonde scan --help."

@@ -31,7 +31,9 @@ from sonde.data.splits import FIRST, TRAIN, chosen_split, path_of, split_folders
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
 from sonde.data.training_rows import whole_rows
+from sonde.files.copies import local_copy
 from sonde.files.durable import require_local
+from sonde.files.places import Place
 
 _log = logging.getLogger("sonde")
 
@@ -293,6 +295,8 @@ def open_source(
 
 def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
     path = path_of(data)
+    if isinstance(path, Place):
+        return _from_place(path, skip_bad, split)
     if path.is_dir():
         return _from_folder(path, split)
     if path.is_file():
@@ -301,6 +305,15 @@ def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
         return hub.from_disk(path.parent, path.name)
     require_path(data)
     return hub.from_hub(str(data), split)
+
+
+def _from_place(place: Place, skip_bad: bool, split: str | None) -> Source:
+    """Return a table as it lies in object storage, or the local copy of a folder or of arrays."""
+    suffix = place.suffix.lower()
+    if suffix in (*TABLES, ".parquet", ".pq") and place.is_file():
+        return open_file(place, skip_bad)
+    copy = local_copy(place)
+    return _from_folder(copy, split) if copy.is_dir() else open_file(copy, skip_bad)
 
 
 def _from_folder(path: Path, wanted: str | None) -> Source:
@@ -330,10 +343,14 @@ def require_path(data: str | Path) -> None:
     InputError
         With near names in the same folder.
     StoreError
-        If it is an address.
+        If it is an address of an unknown kind, or its service does not answer.
     """
-    require_local(data)
     path = path_of(data)
+    if isinstance(path, Place):
+        if not path.exists():
+            raise InputError(f"data: there is no object {path}, and none below it.")
+        return
+    require_local(data)
     if path.exists() or (path.parent.is_dir() and hub.is_saved_dataset(path.parent)):
         return
     is_file = path.suffix.lower() in _suffixes() or (bool(path.suffix) and path.parent == Path())

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sonde.core.errors import InputError, near
+from sonde.files.places import Place, to_path
 
 FIRST = ("test", "testing", "validation", "valid", "val", "dev")
 TRAIN = ("train", "training")
@@ -56,7 +57,9 @@ def chosen_split(
 
 def path_of(data: str | Path) -> Path:
     """Return the path of a word; ``FOLDER:SPLIT`` is ``FOLDER/SPLIT``."""
-    path = Path(data).expanduser()
+    path = to_path(data).expanduser()
+    if isinstance(path, Place):
+        return path
     head, colon, split = str(path).rpartition(":")
     return Path(head) / split if colon and not path.exists() and Path(head).is_dir() else path
 

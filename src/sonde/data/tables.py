@@ -19,6 +19,7 @@ from jaxtyping import Int
 
 from sonde.core.errors import InputError, reason_of
 from sonde.data.sources import Row, Source, Walk
+from sonde.files.places import Place
 
 MAX_LINE_BYTES = 256 * 2**20
 PARQUET_ROWS = 256
@@ -272,7 +273,8 @@ class ParquetFile(Source):
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self.path)
+            is_distant = isinstance(self.path, Place)
+            return pq.ParquetFile(self.path.open("rb") if is_distant else self.path)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{self.path} cannot be read as a Parquet file: {reason_of(error)}"

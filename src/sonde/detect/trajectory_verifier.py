@@ -159,7 +159,7 @@ class TrajectoryScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the probability that some step is wrong, located at the likeliest first one."""
+        """Return the probability that some step is wrong, to_path at the likeliest first one."""
         if how != OWN:
             return reduce_scores(scores, example, how)
         chances = step_chances(scores, example, columns[1])

@@ -15,6 +15,7 @@ from sonde.core.stream import Stream
 from sonde.engine.errorbars import result_with_error
 from sonde.engine.passes import merge_states, observe_unit, states_of
 from sonde.engine.requests import Request, States, Task, requests, terms_of
+from sonde.files.places import to_path
 from sonde.files.state_file import read_state, state_type, write_state
 
 
@@ -119,7 +120,7 @@ class Running:
         require_finite(self._states)
         keys = [] if self._task is None else list(self._task.keys)
         header = {"format": "sonde-running", "digest": digest(self.what), "n_rows": self.n_rows}
-        return write_state(Path(path), {**header, "sites": keys}, self._states)
+        return write_state(to_path(path), {**header, "sites": keys}, self._states)
 
     @classmethod
     def load(cls, what: Statistic[Any] | Instrument, path: str | Path) -> "Running":

@@ -140,7 +140,8 @@ def _count_values(text: str) -> int:
 
 def read_contents(file: BufferedReader, path: Path, limit: int = HEADER_LIMIT) -> Contents:
     """Return a file's head, checked against the file's size but not against the hash."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(limit, HEADER_LIMIT, size - 8):
         raise damaged(path, f"a header of {length} bytes in a file of {size}")

@@ -8,14 +8,16 @@ replaced, and ``SONDE_FAULT=n`` ends the process at the n-th call.
 
 import errno
 import os
-import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import StoreError
+from sonde.files.places import ADDRESS, Place, to_path
 
 PRIMITIVES = ("open_new", "write", "fsync", "replace", "unlink")
 TEMPORARY = ".tmp-"
@@ -23,8 +25,6 @@ TEMPORARY = ".tmp-"
 Bytes = bytes | bytearray | memoryview
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):[\\/]+(?P<rest>.*)", re.DOTALL)
-"""A scheme of one letter is a drive of Windows; ``pathlib`` leaves one of the two slashes."""
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _calls = 0
 
@@ -59,15 +59,30 @@ def fsync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def replace(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``, replacing an existing file."""
+def replace(source: Path, target: Path, once: bool = False) -> None:
+    """Rename ``source`` to ``target``, replacing an existing file; upload it to a place.
+
+    With ``once``, an object that another writer committed under that name is not replaced.
+    """
     _step()
-    source.replace(target)
+    if isinstance(target, Place):
+        target.upload(source, once)
+        source.unlink()
+    else:
+        source.replace(target)
 
 
 def behind_link(path: Path) -> Path:
     """Return the file to write for a path: the path, or the target of a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it, as far as that is possible."""
+    if isinstance(path, Place):
+        path.remove_below()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def unlink(path: Path) -> None:
@@ -145,7 +160,7 @@ class AtomicFile(WriteOnly):
 
 
 def require_local(path: Path | str) -> None:
-    """Raise if a path is an address such as ``s3://bucket/name``, which is no local file.
+    """Raise if a path is an address such as ``s3://bucket/name``, where a file is needed.
 
     ``pathlib`` reads such an address as a folder called ``s3:``; without this check, files would
     be written to that folder and the command would print success.
@@ -155,7 +170,7 @@ def require_local(path: Path | str) -> None:
     StoreError
         If the path begins with a scheme of two or more letters and a colon.
     """
-    match = _ADDRESS.match(str(path))
+    match = ADDRESS.match(str(path))
     if match is not None:
         raise StoreError(
             f"{match['scheme']}://{match['rest']}: expected a path on this machine, got an "
@@ -164,7 +179,9 @@ def require_local(path: Path | str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile, None, None]:
+def atomic_file(
+    path: Path | str, durable: bool = True, once: bool = False
+) -> Generator[AtomicFile, None, None]:
     """Open a file that gets its name when the block ends without an exception.
 
     Parameters
@@ -173,31 +190,35 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
         The final name. An existing file is replaced; a link stays, and its target is replaced.
     durable : bool, default=True
         Sync file and directory, so that a power cut cannot undo it. A killed process needs no sync.
+    once : bool, default=False
+        In object storage, write by a conditional put: raise if another writer committed other
+        bytes under this name. Local files are replaced.
 
     Raises
     ------
     StoreError
         If the disk is full, the place is not writable, or the directory does not exist.
     """
-    require_local(path)
-    path = Path(path)
+    path = _writable(path)
     try:
         target = behind_link(path)
-        temporary = target.with_name(f"{target.name[:200]}{TEMPORARY}{secrets.token_hex(6)}")
+        name = f"{target.name[:200]}{TEMPORARY}{secrets.token_hex(6)}"
+        is_here = not isinstance(target, Place)
+        temporary = target.with_name(name) if is_here else Path(tempfile.gettempdir()) / name
         descriptor = open_new(temporary)
         try:
             try:
                 yield AtomicFile(descriptor, path)
-                if durable:
+                if durable and is_here:
                     fsync(descriptor)
             finally:
                 os.close(descriptor)
-            replace(temporary, target)
+            replace(temporary, target, once)
         except BaseException:
             with suppress(OSError):
                 unlink(temporary)
             raise
-        if durable:
+        if durable and is_here:
             sync_directory(target.parent)
     except StoreError:
         raise
@@ -205,14 +226,26 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
         raise write_error(path, error) from error
 
 
-def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bool = True) -> None:
+def _writable(path: Path | str) -> Path:
+    """Return a path, or a place that can be written."""
+    path = to_path(path)
+    if isinstance(path, Place):
+        path.require_writable()
+    else:
+        require_local(path)
+    return path
+
+
+def atomic_write(
+    path: Path | str, content: Bytes | Iterable[Bytes], durable: bool = True, once: bool = False
+) -> None:
     """Write a whole file atomically: it appears complete or not at all.
 
     Parameters
     ----------
     path : path
     content : bytes, or an iterable of bytes
-    durable : bool, default=True
+    durable, once : bool
         See ``atomic_file``.
 
     Raises
@@ -220,7 +253,7 @@ def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bo
     StoreError
         If it cannot be written; nothing is left behind.
     """
-    with atomic_file(path, durable) as file:
+    with atomic_file(path, durable, once) as file:
         pieces = [content] if isinstance(content, bytes | bytearray | memoryview) else content
         for piece in pieces:
             file.write(piece)
@@ -259,11 +292,11 @@ def make_directory(path: Path | str) -> None:
     StoreError
         If it cannot be made.
     """
-    require_local(path)
+    path = _writable(path)
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(_explained("make the directory", Path(path), error)) from error
+        raise StoreError(_explained("make the directory", path, error)) from error
 
 
 def write_error(path: Path, error: OSError) -> StoreError:

@@ -16,6 +16,7 @@ from filelock import SoftFileLock, Timeout
 
 from sonde.core.errors import StoreError
 from sonde.files.durable import make_directory
+from sonde.files.places import Place, to_path
 
 NAME = "lock"
 UNREADABLE_SECONDS = 10.0
@@ -58,22 +59,20 @@ class RunLock:
     """
 
     def __init__(self, directory: Path | str, steal: bool = False) -> None:
-        self._path, self._steal = Path(directory).absolute() / NAME, steal
+        self._path, self._steal = to_path(directory).absolute() / NAME, steal
         self._lock = SoftFileLock(self._path, timeout=0)
 
     def __enter__(self) -> "RunLock":
+        if isinstance(self._path, Place):
+            _lock_place(self._path, self._steal)
+            return self
         if self._steal or _is_left_half_made(self._path):
             self._lock.break_lock()
         make_directory(self._path.parent)
         try:
             self._lock.acquire()  # makes the directory again if another one ended and removed it
         except Timeout:
-            holder = _read(self._path)
-            who = "somebody" if holder is None else f"process {holder.pid} on {holder.host}"
-            raise StoreError(
-                f"RunLock: {self._path.parent} is in use by {who}. Wait for it, or if you are sure "
-                f"that it has ended, remove {self._path}."
-            ) from None
+            raise _in_use(self._path) from None
         except OSError as error:
             raise StoreError(
                 f"RunLock: could not write {self._path}: {error.strerror}. Choose another folder."
@@ -86,14 +85,44 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(self._path, Place):
+            self._path.unlink()
+            return
         self._lock.release()
         with suppress(OSError):
             self._path.parent.rmdir()
 
 
+def _lock_place(path: Place, steal: bool) -> None:
+    """Write the lock by a conditional put, and see that a second one is refused."""
+    path.require_writable()
+    content = f"{os.getpid()}\n{socket.gethostname()}\n".encode()
+    holder = _read(path)
+    if holder is not None and (steal or holder.is_gone()):
+        path.unlink()
+    if not path.create(content):
+        raise _in_use(path)
+    if path.create(content):
+        path.unlink()
+        raise StoreError(
+            f"{path.parent}: the service overwrites an object that a conditional write "
+            "(If-None-Match) must leave alone, so two runs could damage each other. Write to a "
+            "service that supports conditional writes, or to a local path, and copy it."
+        )
+
+
+def _in_use(path: Path) -> StoreError:
+    holder = _read(path)
+    who = "somebody" if holder is None else f"process {holder.pid} on {holder.host}"
+    return StoreError(
+        f"RunLock: {path.parent} is in use by {who}. Wait for it, or if you are sure that it has "
+        f"ended, remove {path}."
+    )
+
+
 def holder_of(directory: Path | str) -> Holder | None:
     """Return the process that holds a directory, unless it is known to have ended."""
-    holder = _read(Path(directory).absolute() / NAME)
+    holder = _read(to_path(directory).absolute() / NAME)
     return None if holder is None or holder.is_gone() else holder
 
 

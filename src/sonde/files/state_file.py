@@ -42,6 +42,7 @@ from sonde.files._layout import (
 )
 from sonde.files.durable import atomic_file
 from sonde.files.machine import whole_memory_bytes
+from sonde.files.places import to_path
 
 S = TypeVar("S", bound=State)
 States = Mapping[str, State | None]
@@ -65,7 +66,11 @@ def state_type(statistic: Statistic[Any]) -> type[State]:
 
 
 def write_state(
-    path: Path | str, header: dict[str, Any], states: States, durable: bool = True
+    path: Path | str,
+    header: dict[str, Any],
+    states: States,
+    durable: bool = True,
+    once: bool = False,
 ) -> str:
     """Write states to a file and return its id, the SHA-256 of its bytes.
 
@@ -81,6 +86,8 @@ def write_state(
         None stands for "no row".
     durable : bool, default=True
         Sync to disk before returning.
+    once : bool, default=False
+        In object storage, raise if another writer committed other bytes under this name.
 
     Raises
     ------
@@ -110,7 +117,7 @@ def write_state(
     head = head_of({**envelope, "hash": payload}, table)
     refuse_oversized(head, slots, canonical_json(envelope))
     whole = hashlib.sha256()
-    with atomic_file(path, durable) as file:
+    with atomic_file(path, durable, once) as file:
         for piece in pieces_of(head, ordered):
             whole.update(piece)
             file.write(piece)
@@ -126,7 +133,7 @@ def read_header(path: Path | str, limit: int = HEADER_LIMIT) -> dict[str, Any]:
         If the head is not that of a state file. Tensors are not looked at.
     """
     with _opened(path) as file:
-        return read_contents(file, Path(path), limit).envelope["header"]
+        return read_contents(file, to_path(path), limit).envelope["header"]
 
 
 def check_state(path: Path | str) -> dict[str, Any]:
@@ -138,8 +145,8 @@ def check_state(path: Path | str) -> dict[str, Any]:
         If any byte differs from what was written.
     """
     with _opened(path) as file:
-        contents = read_contents(file, Path(path))
-        verify(file, contents, Path(path))
+        contents = read_contents(file, to_path(path))
+        verify(file, contents, to_path(path))
         return contents.envelope["header"]
 
 
@@ -165,7 +172,7 @@ def read_state(
     StoreError
         If it cannot be opened.
     """
-    path = Path(path)
+    path = to_path(path)
     with _opened(path) as file:
         contents = read_contents(file, path)
         _refuse_larger(contents, path, limit_bytes)
@@ -258,7 +265,7 @@ class _opened:
     """A file opened for reading, which turns system errors into ``StoreError``."""
 
     def __init__(self, path: Path | str) -> None:
-        self._path = Path(path)
+        self._path = to_path(path)
 
     def __enter__(self) -> BufferedReader:
         try:

@@ -12,6 +12,7 @@ import vl_convert
 from sonde.core.chart import SCHEMA, Chart
 from sonde.core.errors import InputError
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 from sonde.report._draw import clean, config
 from sonde.report._fit import WIDE, fitted
 from sonde.report._format import shown
@@ -50,7 +51,7 @@ class Svg(str):
         InputError
             If the name ends otherwise, or the PNG would have more than 40 million pixels.
         """
-        path = Path(path)
+        path = to_path(path)
         check_picture_name(path)
         if path.suffix.lower() == ".svg":
             atomic_write(path, self.encode())

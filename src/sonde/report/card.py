@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sonde.core.errors import InputError, reason_of
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 from sonde.report._answers_words import answers_sentence, not_judged
 from sonde.report._format import plural, shown
 from sonde.report._section_findings import checks_line, verdict_line
@@ -49,7 +50,7 @@ def save_card(report: dict[str, Any], path: str | Path) -> Path:
     InputError
         If the name does not end in ``.md``.
     """
-    path = Path(path)
+    path = to_path(path)
     check_card(path)
     section, text = to_card(report), _card_text(path)
     earlier = re.compile(re.escape(START) + r".*?" + re.escape(END) + r"\n?", re.DOTALL)

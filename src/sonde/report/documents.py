@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sonde.core.errors import InputError, SondeError
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 from sonde.report.document import Document
 from sonde.report.document_page import document_page
 from sonde.report.document_text import COLUMNS, document_text
@@ -87,7 +88,7 @@ def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path
     InputError
         If the name ends otherwise.
     """
-    path = Path(path)
+    path = to_path(path)
     kind = path.suffix.lower()
     if kind not in ENDINGS:
         raise InputError(

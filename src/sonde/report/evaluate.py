@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
+from sonde.files.places import to_path
 from sonde.report._format import number, plural, share, shown
 from sonde.report._picture import Numbers, Picture
 from sonde.report._pictures_scores import (
@@ -108,7 +109,7 @@ def document(found: dict[str, Any]) -> Document:
 
 def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
     """Write an evaluation as a page, as JSON, or as SVG or PNG pictures of the best detector."""
-    path = Path(path)
+    path = to_path(path)
     if path.suffix.lower() in ENDINGS:
         return save_document({**found, "curves": _drawn(found)}, path)
     return drawn(pictures_of(found)).save(path)

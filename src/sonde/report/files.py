@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 from sonde.report._schema import check_report
 from sonde.report.html import to_html
 
@@ -56,7 +57,7 @@ def carried(path: str | Path) -> Any:
     StoreError
         If the file cannot be read, is too large, or is neither JSON nor such a page.
     """
-    text = _read(Path(path))
+    text = _read(to_path(path))
     if text.lstrip()[:1] == "<":
         match = _EMBEDDED.search(text)
         if match is None:
@@ -93,7 +94,7 @@ def save_report(report: dict[str, Any], path: str | Path) -> Path:
     StoreError
         If the file cannot be written.
     """
-    path = Path(path)
+    path = to_path(path)
     kind = path.suffix.lower()
     if kind not in {".html", ".htm", ".json"}:
         raise InputError(

@@ -11,6 +11,7 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.data import check_data
 from sonde.files.identity import MODEL_FACTS, difference, first_difference
+from sonde.files.places import to_path
 from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
@@ -225,9 +226,9 @@ def run_scan(
             "scan: expected a data set, got a stream. To scan a stream, call "
             "sonde.findings.scan_stream."
         )
-    if isinstance(model, str | Path) and is_store(Path(model)):
+    if isinstance(model, str | Path) and is_store(to_path(model)):
         more = options | {"processor": processor}
-        scanned, name = _scan_stores(Path(model), data, versus, settings, more)
+        scanned, name = _scan_stores(to_path(model), data, versus, settings, more)
         stored = None if again is None else replace(again, is_stored=True)
         return replace(scanned, again=stored), name
     live: Any = model
@@ -288,7 +289,7 @@ def _scan_stores(
     stream = read(place, data, **options)
     other = None
     if versus is not None:
-        if not (isinstance(versus, str | Path) and is_store(Path(versus))):
+        if not (isinstance(versus, str | Path) and is_store(to_path(versus))):
             raise InputError(
                 f"scan: expected another store to compare {place} with, got {name_of(versus)}. "
                 "Write it with sonde read, or scan the model instead of the store."

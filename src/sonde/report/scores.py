@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sonde.core.wording import is_content_hash
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 from sonde.report._exhibits import exhibit
 from sonde.report._format import number, plural, shown
 from sonde.report._heat import ColourScale
@@ -98,7 +99,7 @@ def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **opti
     """Write the page of a table of scores."""
     sealed = sealed_page(scores_to_html(scored, exhibits, **options))
     atomic_write(path, sealed.encode())
-    return Path(path)
+    return to_path(path)
 
 
 def _plain(line: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.renaming import renamed
+from sonde.files.places import to_path
 from sonde.report._schema import check_report
 from sonde.report.documents import KINDS, UNSEALED, other_page
 from sonde.report.files import is_sealed, load_report
@@ -35,7 +36,7 @@ def verify(path: str | Path, progress: Callable[[int], None] = lambda _: None) -
     StoreError
         If it cannot be read, or a later version wrote it.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.exists():
         raise InputError(f"verify: there is no file {path}.")
     if is_export(path):
@@ -69,7 +70,7 @@ def verify_report(path: str | Path) -> Soundness:
     StoreError
         If it cannot be read.
     """
-    path = Path(path)
+    path = to_path(path)
     checked = {"n_files": 1, "n_bytes": path.stat().st_size}
     try:
         sealed = is_sealed(path)

@@ -119,6 +119,13 @@ class RangeFiles:
 
     def commit(self, plan: str) -> None:
         """Give all files their names, and write the record that commits them."""
+        try:
+            self._commit(plan)
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def _commit(self, plan: str) -> None:
         written: dict[str, Any] = {}
         for name, file in self._files.items():
             self._writers[name].close()
@@ -130,7 +137,8 @@ class RangeFiles:
         self._stack.close()
         record = record_file(self._directory, self._span)
         make_directory(record.parent)
-        atomic_write(record, sealed({"plan": plan, "files": written, "batches": self._counts}))
+        content = sealed({"plan": plan, "files": written, "batches": self._counts})
+        atomic_write(record, content, once=True)
 
     def abandon(self, error: BaseException) -> None:
         """Remove the files written so far."""

@@ -4,7 +4,7 @@ import mmap
 import os
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import StoreError
+from sonde.files.places import Place
 from sonde.store.column import TORCH_TYPES
 from sonde.store.layout import AGAIN, REPAIR
 
+TAIL_BYTES = 8192
 DAMAGE = (
     OSError,
     LookupError,
@@ -45,6 +47,9 @@ class MappedFile:
         Bytes that were committed.
     crc32 : int or None, default=None
         Checksum of these bytes; None skips the check, which takes longer than reading.
+    sparse : bool, default=False
+        In object storage, read only where the rows lie; ``load`` reads rows. Else a file in object
+        storage is read as a whole.
 
     Raises
     ------
@@ -52,15 +57,14 @@ class MappedFile:
         If the file is missing, has another size or other bytes, or is no Arrow file.
     """
 
-    def __init__(self, path: Path, size: int, crc32: int | None = None) -> None:
+    def __init__(
+        self, path: Path, size: int, crc32: int | None = None, sparse: bool = False
+    ) -> None:
         self.path = path
+        self._distant = path if sparse and isinstance(path, Place) else None
         try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size != size:
-                    raise StoreError(
-                        f"Store: {path} does not have the {size} bytes that were committed. {AGAIN}"
-                    )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            distant = isinstance(path, Place)
+            self._map = _distant_map(path, size, sparse) if distant else _map_of(path, size)
             if crc32 is not None and zlib.crc32(self._map) != crc32:
                 raise StoreError(f"Store: {path} has other bytes than were committed. {REPAIR}")
             buffer = pa.py_buffer(self._map)
@@ -108,10 +112,84 @@ class MappedFile:
             raise ValueError("a column lies outside of its file")
         return start
 
+    def load(self, starts: Sequence[int], stops: Sequence[int]) -> None:
+        """Read spans of bytes of a sparse file; other files have all their bytes."""
+        if self._distant is not None:
+            _fill(self._map, self._distant, sorted(set(zip(starts, stops, strict=True))))
+
+    def load_columns(self, columns: Iterable[pa.Array]) -> None:
+        """Read whole columns of a record batch of a sparse file."""
+        held = [b for column in columns for b in column.buffers() if b is not None]
+        starts = [b.address - self._address for b in held]
+        self.load(starts, [a + b.size for a, b in zip(starts, held, strict=True)])
+
     def elements(self, dtype: str) -> np.ndarray:
         """Return the whole file as numbers of one type; bfloat16 as its 16 bits."""
         kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
         return np.frombuffer(self._map, dtype=kind, count=len(self._map) // kind.itemsize)
+
+
+def _map_of(path: Path, size: int) -> mmap.mmap:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            raise _other_size(path, size)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def _other_size(path: Path, size: int) -> StoreError:
+    return StoreError(f"Store: {path} does not have the {size} bytes that were committed. {AGAIN}")
+
+
+def _distant_map(place: Place, size: int, sparse: bool) -> mmap.mmap:
+    """Return a map of an object, with all its bytes, or with what describes its batches alone."""
+    if place.stat().st_size != size:
+        raise _other_size(place, size)
+    found = mmap.mmap(-1, size)
+    if not sparse:
+        for at, piece in place.pieces(0, size):
+            found[at : at + len(piece)] = piece
+        return found
+    _fill(found, place, [(0, min(8, size)), (max(size - TAIL_BYTES, 8), size)])
+    length = int.from_bytes(found[size - 10 : size - 6], "little")
+    start = size - 10 - length
+    if not start >= 8:
+        raise ValueError("the footer is longer than the file")
+    if start < size - TAIL_BYTES:
+        _fill(found, place, [(start, size - TAIL_BYTES)])
+    blocks = _blocks(found[start : start + length])
+    if any(not 8 <= a <= b <= start for a, b in blocks):
+        raise ValueError("a record batch lies outside of its file")
+    _fill(found, place, blocks)
+    return found
+
+
+def _blocks(footer: bytes) -> list[tuple[int, int]]:
+    """Return start and end of the description of each record batch: field 3 of Arrow's footer."""
+    root = _number(footer, 0, 4)
+    table = root - _number(footer, root, 4, signed=True)
+    offset = _number(footer, table + 10, 2) if _number(footer, table, 2) > 10 else 0
+    if not offset:
+        return []
+    vector = root + offset + _number(footer, root + offset, 4)
+    found = []
+    for i in range(_number(footer, vector, 4)):
+        at = vector + 4 + 24 * i
+        start = _number(footer, at, 8)
+        found.append((start, start + _number(footer, at + 8, 4)))
+    return found
+
+
+def _number(content: bytes, at: int, n_bytes: int, signed: bool = False) -> int:
+    if not 0 <= at <= len(content) - n_bytes:
+        raise ValueError("the footer is damaged")
+    return int.from_bytes(content[at : at + n_bytes], "little", signed=signed)
+
+
+def _fill(found: mmap.mmap, place: Place, spans: Sequence[tuple[int, int]]) -> None:
+    spans = [span for span in spans if span[0] < span[1]]
+    if spans:
+        for (start, stop), piece in zip(spans, place.ranges(spans), strict=True):
+            found[start:stop] = piece
 
 
 class OpenFiles:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.files.lock import holder_of
+from sonde.files.places import to_path
 from sonde.store.dataset import DataSet, common_schema
 from sonde.store.layout import DATA, RANGES, ROWS
 from sonde.store.volume import Volume
@@ -28,7 +29,7 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
     StoreError
         If the folder is not a store.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     top = DataSet(directory)
     parts = [top, *(DataSet(directory / DATA / f"{k + 1}") for k in range(top.manifest.n_data))]
     volumes = [volume for part in parts for volume in part.volumes]

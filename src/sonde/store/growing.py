@@ -20,6 +20,7 @@ from sonde.engine.derived import DerivedStream
 from sonde.files.durable import atomic_write
 from sonde.files.identity import which_rows
 from sonde.files.lock import RunLock
+from sonde.files.places import to_path
 from sonde.store._columns import CHOSEN, chosen_column, fits, hash_of, kind_of, plain_values
 from sonde.store._identity import (
     contradiction,
@@ -69,7 +70,7 @@ def append_store(
     StoreError
         If the store is unfinished, of another model or reading, or cannot be written.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     with RunLock(directory):
         sets = _data_sets(directory)
         top, number = sets[0].manifest, _number_of(stream, sets)
@@ -123,7 +124,7 @@ def add_sites(
     StoreError
         If the store is unfinished, of another model, data or reading, or cannot be written.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     with RunLock(directory):
         sets = _data_sets(directory)
         number, here = _same_rows(stream, sets), {s.key for s in stream.schema}

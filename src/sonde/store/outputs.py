@@ -12,6 +12,7 @@ from pathlib import Path
 from sonde.core.errors import InputError, StoreError
 from sonde.files.durable import TEMPORARY, behind_link, require_local
 from sonde.files.lock import NAME as LOCK
+from sonde.files.places import Place, to_path
 from sonde.store.layout import FORMAT, GROUPS, HEAD, MANIFEST, RANGES, read_json
 from sonde.store.verifying import is_store
 
@@ -26,10 +27,15 @@ def check_file(output: Path, *inputs: str | Path) -> None:
     Raises
     ------
     StoreError
-        If the output is an address or a folder, or its folder does not exist or may not be written.
+        If the output is a folder, or its folder or bucket does not exist or may not be written.
     InputError
         If the output is one of the files that are read, or lies inside a store, a run or an export.
     """
+    if isinstance(output, Place):
+        output.require_writable()
+        _check_not_read(output, inputs, "file")
+        _check_above(output)
+        return
     require_local(output)
     folder = behind_link(output).parent
     if not folder.is_dir():
@@ -67,9 +73,12 @@ def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
     InputError
         If the folder cannot be used; the message names the reason.
     StoreError
-        If the output is an address.
+        If nothing can be written to the output, or it is an address of an unknown kind.
     """
-    require_local(output)
+    if isinstance(output, Place):
+        output.require_writable()
+    else:
+        require_local(output)
     if output.is_file():
         raise InputError(f"cannot write {output}: it is a file. Name a folder.")
     _check_not_read(output, inputs, "folder")
@@ -80,7 +89,7 @@ def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
 
 def _check_not_read(output: Path, inputs: Iterable[str | Path], kind: str) -> None:
     for source in inputs:
-        if output.exists() and Path(source).exists() and output.samefile(source):
+        if output.exists() and to_path(source).exists() and output.samefile(source):
             raise InputError(
                 f"cannot write {output}: this command reads it, so it would be overwritten. "
                 f"Name another {kind}."

@@ -23,6 +23,7 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.files.lock import holder_of
+from sonde.files.places import to_path
 from sonde.store._columns import CHOSEN
 from sonde.store._identity import (
     appended,
@@ -100,6 +101,8 @@ class Shelf:
             mine = np.flatnonzero(files == number)
             elements = self._opened(number)
             start = self._starts[chunk[mine]] + (index[mine] - self._firsts[chunk[mine]]) * dim
+            at = start * kind.itemsize
+            self._file(number).load(at.tolist(), (at + dim * kind.itemsize).tolist())
             target[mine] = elements[start[:, None] + columns]
         return out
 
@@ -111,8 +114,9 @@ class Shelf:
             file, at = self._file(int(self._file_of[chunk])), int(row - self._firsts[chunk])
             try:
                 part = file.batch(self._places[chunk].number)
-                names = ("example", "occurrence", "position")
-                example, occurrence, position = (part.column(n)[at].as_py() for n in names)
+                told = [part.column(n) for n in ("example", "occurrence", "position")]
+                file.load_columns(told)
+                example, occurrence, position = (column[at].as_py() for column in told)
                 found.append((bytes.hex(example), int(occurrence), int(position)))
             except DAMAGE as error:
                 raise _damaged(file, error) from error
@@ -133,7 +137,9 @@ class Shelf:
 
     def _file(self, number: int) -> MappedFile:
         place = self._places_of[number]
-        return self._open.get(place.path, lambda: place.volume.opened(place.table, place.span))
+        return self._open.get(
+            place.path, lambda: place.volume.opened(place.table, place.span, sparse=True)
+        )
 
     def _opened(self, number: int) -> np.ndarray:
         """Return the elements of a file, after finding the start of its record batches."""
@@ -214,7 +220,7 @@ class Store(Stream):
     def __init__(
         self, directory: str | Path, keys: Iterable[str] | None = None, checked: bool = False
     ) -> None:
-        self.directory, self.checked = Path(directory).absolute(), checked
+        self.directory, self.checked = to_path(directory).absolute(), checked
         first = DataSet(self.directory, checked)
         self.manifest = first.manifest
         further = [self.directory / DATA / str(k + 1) for k in range(self.manifest.n_data)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sonde.core.errors import InputError, StoreError, reason_of
 from sonde.core.wording import plural
 from sonde.files.durable import TEMPORARY
+from sonde.files.places import Place, to_path
 from sonde.store._columns import CHOSEN
 from sonde.store.layout import (
     EXAMPLES,
@@ -75,7 +76,7 @@ def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: 
     StoreError
         If a later version wrote it, or it cannot be read.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     if not is_store(directory):
         raise InputError(f"verify: {directory} is not a store.")
     manifest, faults = _manifest(directory)
@@ -281,10 +282,7 @@ class _Range:
 
     def _rows(self, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         """Compare every value with manifest and record, after the hashes were checked."""
-        readers = {
-            name: pa.ipc.open_file(pa.memory_map(str(self._arrow(name))))
-            for name in record["files"]
-        }
+        readers = {name: pa.ipc.open_file(_source(self._arrow(name))) for name in record["files"]}
         for name, reader in readers.items():
             counts = record["files"][name]["rows"]
             if reader.num_record_batches != len(counts) or sum(record["batches"]) != len(counts):
@@ -302,6 +300,10 @@ class _Range:
             said = {name: record["files"][name]["rows"][i] for name in readers}
             for table, what in batch_faults(parts, said, self.manifest, unit, seen):
                 yield self._arrow(table), what
+
+
+def _source(path: Path) -> Any:
+    return path.open("rb") if isinstance(path, Place) else pa.memory_map(str(path))
 
 
 def _hasher() -> Any:

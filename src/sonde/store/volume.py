@@ -1,6 +1,7 @@
 """A folder of rows: its manifest, its records, and its batches as written."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import StoreError
+from sonde.files.places import Place
 from sonde.store._columns import EXTRA, SHAPE
 from sonde.store._identity import is_of_arrays
 from sonde.store._mapped import DAMAGE, MappedFile, OpenFiles, integer_column, number_column
@@ -19,6 +21,7 @@ from sonde.store.layout import (
     AGAIN,
     EXAMPLES,
     HEAD,
+    RANGES,
     REPAIR,
     read_json,
     record_file,
@@ -29,6 +32,7 @@ from sonde.store.manifest import Manifest, is_whole, read_manifest
 
 Span = tuple[int, int]
 KEPT_OPEN = 1
+AHEAD = ThreadPoolExecutor(2, "sonde-ahead")
 
 
 class Volume:
@@ -51,6 +55,7 @@ class Volume:
         self.manifest: Manifest = read_manifest(directory)
         self._open = OpenFiles(KEPT_OPEN * (1 + len(self.manifest.tables)))
         self._records: dict[Span, dict[str, Any]] = {}
+        self._ahead: dict[tuple[str, Span], Future[MappedFile]] = {}
 
     @property
     def schema(self) -> list[SiteSchema]:
@@ -59,8 +64,9 @@ class Volume:
 
     def missing(self) -> list[Span]:
         """Return the ranges of units that are not committed."""
+        found = {path.name for path in (self.directory / RANGES).glob("*.json")}
         spans = self.manifest.ranges()
-        return [span for span in spans if not record_file(self.directory, span).exists()]
+        return [span for span in spans if record_file(self.directory, span).name not in found]
 
     def to_write(self) -> list[Span]:
         """Return the ranges of units that are not committed, or have lost a file."""
@@ -75,13 +81,14 @@ class Volume:
         StoreError
             If a file is missing or has another size; the message names the first.
         """
-        for span in self.manifest.ranges():
-            for table in (EXAMPLES, *self.manifest.tables):
-                path = row_file(self.directory, table, span)
-                size = self._size(table, span)
-                if not path.is_file():
+        for table in (EXAMPLES, *self.manifest.tables):
+            folder = row_file(self.directory, table, (0, 0)).parent
+            sizes = {path.name: path.stat().st_size for path in folder.glob("*")}
+            for span in self.manifest.ranges():
+                path, size = row_file(self.directory, table, span), self._size(table, span)
+                if path.name not in sizes:
                     raise StoreError(f"Store: {path} is missing. {AGAIN}")
-                if path.stat().st_size != size:
+                if sizes[path.name] != size:
                     raise StoreError(
                         f"Store: {path} does not have the {size} bytes that were committed. {AGAIN}"
                     )
@@ -137,6 +144,8 @@ class Volume:
         for i in range(first, first + counts[unit - span[0]]):
             try:
                 files = {name: self.file(name, span) for name in (EXAMPLES, *tables)}
+                if unit + 1 == span[1] or unit > span[0]:
+                    self._read_ahead((EXAMPLES, *tables), span)
                 yield self._batch(files, i, tables, wanted)
             except StoreError:
                 raise
@@ -185,10 +194,30 @@ class Volume:
     def file(self, table: str, span: Span) -> MappedFile:
         """Return an open file; the last range's files stay open."""
         path = row_file(self.directory, table, span)
-        return self._open.get(path, lambda: self.opened(table, span, self._checked))
 
-    def opened(self, table: str, span: Span, checked: bool = False) -> MappedFile:
+        def opened() -> MappedFile:
+            ahead = self._ahead.pop((table, span), None)
+            return self.opened(table, span, self._checked) if ahead is None else ahead.result()
+
+        return self._open.get(path, opened)
+
+    def _read_ahead(self, tables: Sequence[str], span: Span) -> None:
+        """Start to read the files of the next range from object storage, if there is one."""
+        if not isinstance(self.directory, Place) or span[1] == len(self.manifest.bounds) - 1:
+            return
+        after = self.span_of(span[1])
+        for key in [key for key in self._ahead if key[1] != after]:
+            self._ahead.pop(key).cancel()
+        for table in tables:
+            if (table, after) not in self._ahead:
+                self._ahead[table, after] = AHEAD.submit(self.opened, table, after, self._checked)
+
+    def opened(
+        self, table: str, span: Span, checked: bool = False, sparse: bool = False
+    ) -> MappedFile:
         """Open a file by its record as it is on disk now: the store may have been written anew.
+
+        With ``sparse``, the rows of a file in object storage are read when they are loaded.
 
         Raises
         ------
@@ -198,7 +227,7 @@ class Volume:
         self._read_record(span)
         path, size = row_file(self.directory, table, span), self._size(table, span)
         sums = self.record(span)["files"][table]
-        file = MappedFile(path, size, sums.get("crc32") if checked else None)
+        file = MappedFile(path, size, sums.get("crc32") if checked else None, sparse)
         self._check_schema(file.schema, table, path)
         return file
 

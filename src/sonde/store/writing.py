@@ -3,11 +3,10 @@
 The rows are written by a thread while the next ones are made; memory does not grow with the data.
 """
 
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,9 @@ from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
 from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
-from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
+from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove, remove_tree
 from sonde.files.lock import RunLock
+from sonde.files.places import to_path
 from sonde.store._columns import (
     chosen_column,
     examples_of,
@@ -145,7 +145,7 @@ def write_store(
         If the folder holds another store, is being written by another process, or cannot be
         written.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     check_folder(directory)
     with RunLock(directory):
         writer = StoreWriter(stream, directory, unit_size, columns)
@@ -185,7 +185,7 @@ class StoreWriter:
     ) -> None:
         if len(stream) == 0:
             raise InputError("write_store: expected at least one example, got none.")
-        self.stream, self.directory = stream, Path(directory).absolute()
+        self.stream, self.directory = stream, to_path(directory).absolute()
         chosen = {name: plain_values(values) for name, values in (columns or {}).items()}
         kinds = kinds or {name: kind_of(values) for name, values in chosen.items()}
         self._chosen = {n: chosen_column(n, v, len(stream), kinds[n]) for n, v in chosen.items()}
@@ -211,11 +211,12 @@ class StoreWriter:
             _remove_half_written(self.directory)
             return
         _remove_half_written(self.directory)
-        if path.exists():
+        existed = path.exists()
+        if existed:
             _drop(self.directory)
         for name, content in self._beside.items():
             atomic_write(self.directory / name, content)
-        atomic_write(path, sealed(self.manifest.json()))
+        atomic_write(path, sealed(self.manifest.json()), once=not existed)
 
     def held_bytes(self, n_examples: int) -> int:
         """Return the maximal bytes of rows in transit, for batches of ``n_examples``.
@@ -254,10 +255,14 @@ class StoreWriter:
 
     @contextmanager
     def _sink(self) -> Iterator["_Sink"]:
-        with ThreadPoolExecutor(1, "sonde-hash") as hasher:
-            sink = _Sink(self, hasher)
+        with (
+            ThreadPoolExecutor(1, "sonde-hash") as hasher,
+            ThreadPoolExecutor(1, "sonde-commit") as committer,
+        ):
+            sink = _Sink(self, hasher, committer)
             try:
                 yield sink
+                sink.finish()
             finally:
                 sink.abandon()
 
@@ -288,11 +293,17 @@ class _Piece:
 
 
 class _Sink:
-    """Work of the writing thread: it opens, fills and commits files."""
+    """Work of the writing thread: it opens and fills files.
 
-    def __init__(self, writer: StoreWriter, hasher: ThreadPoolExecutor) -> None:
-        self._writer, self._hasher = writer, hasher
+    A range is synced or uploaded by another thread while the next range is written.
+    """
+
+    def __init__(
+        self, writer: StoreWriter, hasher: ThreadPoolExecutor, committer: ThreadPoolExecutor
+    ) -> None:
+        self._writer, self._hasher, self._committer = writer, hasher, committer
         self._files: RangeFiles | None = None
+        self._committing: Future[None] | None = None
 
     def take(self, piece: _Piece) -> None:
         """Write one piece."""
@@ -301,8 +312,19 @@ class _Sink:
         if piece.coming is not None:
             self._files.add(piece.unit, self._writer.parts(piece.coming.arrived()))
             return
-        self._files.commit(self._writer.manifest.plan)
-        self._files = None
+        files, self._files = self._files, None
+        try:
+            self.finish()
+        except BaseException as error:
+            files.abandon(error)
+            raise
+        self._committing = self._committer.submit(files.commit, self._writer.manifest.plan)
+
+    def finish(self) -> None:
+        """Wait until the last range is committed; raise what its commit raised."""
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing.result()
 
     def abandon(self) -> None:
         """Remove the files of an unfinished range."""
@@ -345,7 +367,7 @@ def _drop(directory: Path) -> None:
     for record in (directory / RANGES).glob("*.json"):
         remove(record)
     for name in (ROWS, SITES, DATA):
-        shutil.rmtree(directory / name, ignore_errors=True)
+        remove_tree(directory / name)
 
 
 class Background(Generic[Item]):

@@ -7,6 +7,7 @@ from typing import Any
 from sonde.core.errors import InputError, StoreError, reason_of
 from sonde.files.durable import TEMPORARY
 from sonde.files.lock import holder_of
+from sonde.files.places import to_path
 from sonde.run.comparing.verify_run import is_run_directory, passes_in
 from sonde.run.comparing.verify_state import refuse_later
 from sonde.run.passes.ledger import PLAN, STATES
@@ -25,7 +26,7 @@ def describe_run(directory: str | Path) -> dict[str, Any]:
     StoreError
         If its plan cannot be read.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     if not is_run_directory(directory):
         raise InputError(f"info: {directory} is not a run directory.")
     holder = holder_of(directory)

@@ -10,6 +10,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.state import canonical_json
 from sonde.core.wording import plural
 from sonde.files.durable import TEMPORARY
+from sonde.files.places import to_path
 from sonde.files.state_file import check_state
 from sonde.run.comparing.verify_state import reason, refuse_future, refuse_later
 from sonde.run.passes.chain import CHECKPOINT
@@ -42,7 +43,7 @@ def verify_run(directory: str | Path, tick: Callable[[int], None] = lambda _: No
     StoreError
         If a later version wrote in it, or it cannot be read.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     if not directory.is_dir() or not is_run_directory(directory):
         raise InputError(f"verify: {directory} is not a run directory.")
     parts = [_Pass(d, tick) for d in (directory, *passes_in(directory)) if _holds_a_pass(d)]

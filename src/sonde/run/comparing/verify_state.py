@@ -8,6 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.plan import STATE_VERSION
+from sonde.files.places import to_path
 from sonde.files.state_file import check_state
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.catalogue import find
@@ -24,7 +25,7 @@ def verify_state(path: str | Path) -> Soundness:
     StoreError
         If it cannot be read, or a later version wrote it.
     """
-    path = Path(path)
+    path = to_path(path)
     refuse_future(path)
     checked = {"n_files": 1, "n_bytes": path.stat().st_size}
     try:

@@ -14,6 +14,7 @@ from sonde.core.stream import Stream
 from sonde.engine.folding import check_whole
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, States
+from sonde.files.places import to_path
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.header import OWN_LABELS, make_header, unit_entry
 from sonde.run.fitting.prepared import Prepared, prepare
@@ -109,7 +110,7 @@ def fit(
     settled = prepare(instruments, stream, calibrate, reduction)
     crew = Crew(workers, runner, address)
     settings = _Settings(crew, crew.threads(threads), fresh, memory, progress)
-    place = None if directory is None else Path(directory)
+    place = None if directory is None else to_path(directory)
     check_rows(settled.stream)
     say_cost(settled.stream, settled.tasks, progress)
     for text in settled.notes if progress else ():

@@ -22,6 +22,7 @@ from sonde.core.wording import plural
 from sonde.engine.errorbars import left_out, result_with_error, with_copies, with_few_groups
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Request, States, Task, terms_of
+from sonde.files.places import to_path
 from sonde.files.state_file import read_header, read_state, state_type, write_state
 from sonde.run.fitting._joining import Bundle, joined, joined_split
 from sonde.run.fitting._soundness import check_states
@@ -209,7 +210,7 @@ class Fitted:
             If a state is not finite.
         """
         require_finite(self.states)
-        return write_state(Path(path), self._header_for_file(), self.states)
+        return write_state(to_path(path), self._header_for_file(), self.states)
 
     def _header_for_file(self) -> dict[str, Any]:
         sample = (
@@ -242,7 +243,7 @@ class Fitted:
             If the file is damaged, hostile or of another version, or if the parameters of one of
             its instruments mean something else today.
         """
-        path, further = Path(path), tuple(instruments)
+        path, further = to_path(path), tuple(instruments)
         header = read_header(path)
         kind, version = header.get("format"), header.get("version")
         if (kind, version) != ("sonde-state", STATE_VERSION):

@@ -1,12 +1,12 @@
 """The run directory beside an output file, and its removal."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import MachineError, SondeError, StoreError
+from sonde.files.durable import remove_tree
 from sonde.files.lock import RunLock
 from sonde.run.passes.chain import CHECKPOINT
 from sonde.run.passes.driver import Interrupted
@@ -83,7 +83,7 @@ def _remove(directory: Path) -> None:
     passes = [d for d in directory.iterdir() if d.is_dir() and is_run(d)]
     for child in passes:
         _remove(child)
-    shutil.rmtree(directory / STATES, ignore_errors=True)
+    remove_tree(directory / STATES)
     for name in (PLAN, CHECKPOINT):
         (directory / name).unlink(missing_ok=True)
     if not any(directory.iterdir()):

@@ -20,6 +20,7 @@ from sonde.engine.requests import Request, States
 from sonde.files import durable
 from sonde.files.identity import MODEL_FACTS, PARTS, difference, first_difference
 from sonde.files.part_facts import describe_part, difference_of_parts
+from sonde.files.places import to_path
 from sonde.files.state_file import check_state, read_state, state_type, write_state
 from sonde.run.passes.units import (
     Counters,
@@ -86,7 +87,7 @@ class Ledger:
         worker: bool = False,
         fresh: bool = False,
     ) -> None:
-        self.directory = Path(directory)
+        self.directory = to_path(directory)
         self.plan, self.requests, self.durable = plan, dict(requests), durable
         self._merge = merge
         self._types = {i: state_type(r.statistic) for i, r in self.requests.items()}
@@ -141,7 +142,7 @@ class Ledger:
             raise StateError(f"Ledger.adopt: expected the name of a range, got {name!r}.")
         if any(done.covers(place) for done in self._listed()):
             return
-        durable.atomic_write(self._states / place.name, content, self.durable)
+        durable.atomic_write(self._states / place.name, content, self.durable, once=True)
         self._is_sound(place)
 
     def compact(self) -> None:
@@ -232,7 +233,7 @@ class Ledger:
             )
         self.resumed = found == text and not fresh
         if found != text:
-            durable.atomic_write(path, text, self.durable)
+            durable.atomic_write(path, text, self.durable, once=found is None)
         for place in self._listed():
             if fresh or not self._is_sound(place):
                 self._remove(place)
@@ -334,7 +335,7 @@ class Ledger:
     def _write(self, place: Range, states: States, counters: Counters) -> None:
         require_finite(states)
         header = {"plan": self.plan.id, "units": units_of(place), "counters": counters}
-        write_state(self._states / place.name, header, states, self.durable)
+        write_state(self._states / place.name, header, states, self.durable, once=True)
 
     def _read(self, place: Range) -> tuple[States, Counters]:
         header, states = read_state(self._states / place.name, self._types)

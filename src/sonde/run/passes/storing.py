@@ -1,6 +1,5 @@
 """Write rows to disk by workers: each writes whole ranges of units into a shared folder."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.core.wording import gib
 from sonde.engine.derived import innermost
+from sonde.files.durable import remove_tree
 from sonde.files.lock import RunLock
 from sonde.run.passes.crew import Crew, using_threads
 from sonde.run.passes.hand_out import hand_out
@@ -35,7 +35,7 @@ def dropped_if_empty(directory: Path) -> Iterator[None]:
     except SondeError:
         with suppress(StoreError), RunLock(directory):
             if not existed and not any((directory / RANGES).glob("*.json")):
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
         raise
 
 

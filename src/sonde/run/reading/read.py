@@ -17,6 +17,7 @@ from sonde.data import check_data, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
 from sonde.data.table_alone import TableAlone, is_table, table_model
 from sonde.data.text_encoding import context_of
+from sonde.files.places import to_path
 from sonde.run.reading.class_order import numbers_outputs
 from sonde.run.reading.load import load
 from sonde.store import Store, is_store
@@ -127,7 +128,7 @@ def read(
     64
     """
     step = Perturbation.from_json(perturb) if isinstance(perturb, dict) else perturb
-    if isinstance(model, str | Path) and is_store(Path(model)):
+    if isinstance(model, str | Path) and is_store(to_path(model)):
         asked = {"objective": objective, "keep_special": keep_special or None}
         asked |= {"logits": logits or None, "perturb": None if step is None else step.json()}
         named = {"batch_size": batch_size, "seed": seed, "processor": processor}

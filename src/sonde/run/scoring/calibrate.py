@@ -19,6 +19,7 @@ from sonde.core.wording import plural
 from sonde.engine.classes import joined_names, renumbered, with_classes
 from sonde.engine.progress import Bar
 from sonde.engine.requests import States, Task, requests
+from sonde.files.places import to_path
 from sonde.run.fitting.calibrations import held_requests
 from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.fitting.header import data_fingerprint, require_same_model
@@ -226,7 +227,7 @@ def _labels(
 def _require_table(column: str, model: Any) -> None:
     """Raise if a column is requested but the data are no table."""
     place = isinstance(model, str | Path)
-    if isinstance(model, Stream) or (place and (model == ARRAYS or is_store(Path(model)))):
+    if isinstance(model, Stream) or (place and (model == ARRAYS or is_store(to_path(model)))):
         raise InputError(
             f"calibrate: by={column!r} names a column of a table, got rows that were read before. "
             "Give the classes as labels and take by='label'."

@@ -9,6 +9,7 @@ from sonde.core.sinks import AUTO, KEEP
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.data import kept_for
+from sonde.files.places import to_path
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.header import require_same_model
 from sonde.run.instruments.asked import asking_logits
@@ -36,7 +37,7 @@ def open_for(
     belong to a new class.
     """
     needs_logits = _needs_logits(fitted) or by == "predicted"
-    is_stored = isinstance(model, str | Path) and is_store(Path(model))
+    is_stored = isinstance(model, str | Path) and is_store(to_path(model))
     if not (is_stored or isinstance(model, Stream)):
         options |= _class_column(fitted, model, data, options)
     return open_as(fitted.header, needs_logits, model, data, options, new_classes)
@@ -55,7 +56,7 @@ def open_as(
         require_alone(model, repr(model), data, options)
         model = with_reducer(with_sinks(model, header), header)
         return asking_logits(model) if needs_logits else model
-    if isinstance(model, str | Path) and is_store(Path(model)):
+    if isinstance(model, str | Path) and is_store(to_path(model)):
         return _stored(header, model, data, options)
     reading = header.get("reading") or {}
     by_site = {s["text"]: s["reducer"] for s in header["sites"] if "|" not in s["text"]}

@@ -14,6 +14,7 @@ from pyarrow import json as arrow_json
 from sonde.core.errors import InputError, reason_of
 from sonde.core.wording import plural
 from sonde.files.durable import atomic_write
+from sonde.files.places import to_path
 
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 TINY = 1e-300
@@ -58,7 +59,7 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     InputError
         If the suffix is none of these.
     """
-    path = Path(path)
+    path = to_path(path)
     check_suffix(path)
     sink = io.BytesIO()
     if path.suffix == ".parquet":
@@ -91,7 +92,7 @@ def read_table(path: str | Path) -> pa.Table:
     InputError
         If the file is missing, of another kind, or lacks a column.
     """
-    path = Path(path)
+    path = to_path(path)
     check_suffix(path)
     if not path.is_file():
         raise InputError(f"evaluate: there is no file {path}.")
