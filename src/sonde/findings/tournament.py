@@ -3,9 +3,10 @@
 A finding is a candidate if its change was made and rows held out from the choice got better, unless
 a finding that was not tried explains it. A head or numbers that were fitted to the answers mend
 part of whatever is wrong before them: they are never the cause. One rule holds for every measure:
-the change closes two thirds of the gap to the best known answers, the answers are then better than
-the commonest label or the mean, and no other change gains far more. Candidates compete on the rows
-that all of them judged. A change that closes less is part of the cause.
+the change closes two thirds of the gap to the best known answers (to perfect ones, if none are
+known), the answers are then better than the commonest label or the mean, and no other change gains
+far more. Candidates compete on the rows that all of them judged. A change that closes less is part
+of the cause.
 """
 
 from collections.abc import Mapping
@@ -148,6 +149,8 @@ def _can_be_cause(
         return False
     if gap is not None and gap.closed < (NEARLY_ALL if trial.is_constant else ENOUGH):
         return False
+    if gap is None and trial.measure in TIMES and _closed_to_perfect(trial) < ENOUGH:
+        return False
     for rival in (f.trial for f in tried.values() if f.trial is not None):
         if rival is trial or rival.measure != trial.measure or rival.scope == "head":
             continue
@@ -157,6 +160,13 @@ def _can_be_cause(
         if gains[0] < NEARLY * gains[1]:
             return False
     return True
+
+
+def _closed_to_perfect(trial: Trial) -> float:
+    """Return the fraction of the gap to perfect answers that a change closes."""
+    before, after = _mean(trial.before, trial), _mean(trial.after, trial)
+    before = max(before, 0.0) if trial.measure == "error" else before
+    return (after - before) / max(1 - before, 1e-12)
 
 
 def _is_like(trial: Trial | None, constant: Trial | None) -> bool:

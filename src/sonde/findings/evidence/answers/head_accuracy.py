@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.engine.errorbars import group_error
 
 NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
+IGNORED: Final = -100
 MOVED_ROWS: Final = 20
 GAIN: Final = 0.05
 """Fraction of the answers by which another order must be more accurate before it is reported."""
@@ -34,17 +35,45 @@ class Part:
     lead_error: float = 0.0
 
 
+def class_axis(said: Tensor, truth: Tensor) -> int:
+    """Return the axis of the classes in the outputs for labels at each position or pixel.
+
+    Models of images have it after the row, models of tokens at the end.
+
+    Examples
+    --------
+    >>> class_axis(torch.zeros(5, 3, 7), torch.zeros(5, 7)), class_axis(
+    ...     torch.zeros(5, 7, 3), torch.zeros(5, 7)
+    ... )
+    (1, 2)
+    """
+    is_last = said.shape[:-1] == truth.shape and said.shape[:1] + said.shape[2:] != truth.shape
+    return said.ndim - 1 if is_last else 1
+
+
 def n_classes(truth: Tensor) -> int:
-    """Return the number of classes, counted from 0, or 0 if the labels are not classes."""
-    known = truth[torch.isfinite(truth)]
+    """Return the number of classes, counted from 0, or 0 if the labels are not classes.
+
+    -100 is what torch's losses leave out.
+    """
+    known = truth[torch.isfinite(truth) & (truth != IGNORED)]
     whole = len(known) > 0 and bool((known == known.round()).all()) and float(known.min()) >= -1
     return int(known.max()) + 1 if whole else 0
 
 
 def judged(
-    said: Tensor, truth: Tensor, names: Sequence[str], group: Int[Tensor, "row"]
+    said: Tensor,
+    truth: Tensor,
+    names: Sequence[str],
+    group: Int[Tensor, "row"],
+    are_classes: bool = False,
 ) -> dict[str, Any] | None:
-    """Return the statistics of a head's answers, or None if its outputs do not fit the labels."""
+    """Return the statistics of a head's answers, or None if its outputs do not fit the labels.
+
+    ``are_classes`` says that the answers are classes of positions or pixels.
+    """
+    if are_classes and said.shape == truth.shape and truth.ndim == 2:
+        return _of_positions(said, truth, group) | {"of_classes": True}
     said = said.squeeze(-1) if said.shape == (*truth.shape, 1) else said
     said = said.squeeze(1) if said.ndim == truth.ndim + 1 and said.shape[1] == 1 else said
     known = truth[torch.isfinite(truth)]
@@ -55,7 +84,7 @@ def judged(
             return _of_classes(said.argmax(1), truth.argmax(1), "accuracy")
         whole = bool((said == said.round()).all()) and not binary
         if truth.ndim >= 3 and (whole or (binary and _is_map_of_classes(said))):
-            return _of_map(said, truth)
+            return _with_classes(_of_map(said, truth), are_classes)
         return _of_labels(said, truth, names, group) if binary else _of_numbers(said, truth, names)
     if said.ndim == 2 and truth.ndim == 1:
         n = n_classes(truth)
@@ -65,6 +94,35 @@ def judged(
         if 1 < n <= said.shape[1]:
             return _of_classes(said.argmax(1), truth, "accuracy")
     return None
+
+
+def _with_classes(made: dict[str, Any] | None, are_classes: bool) -> dict[str, Any] | None:
+    return None if made is None else made | {"of_classes": are_classes}
+
+
+def _of_positions(
+    said: Float[Tensor, "row position"],
+    truth: Float[Tensor, "row position"],
+    group: Int[Tensor, "row"],
+) -> dict[str, Any]:
+    """Judge a class at each position, such as the tag of each token."""
+    known = torch.isfinite(truth) & (truth >= 0)
+    hit = torch.where(known, (said == truth).double(), math.nan)
+    common = truth[known].mode().values if bool(known.any()) else 0
+    usual = torch.where(known, (truth == common).double(), math.nan)
+    some = known.any(1)
+    parts: list[Part] = []
+    for k in truth[known].unique().tolist():
+        h = torch.where(known, ((said == k) == (truth == k)).double(), math.nan)
+        is_k = float((truth[known] == k).double().mean())
+        u = torch.where(known, ((truth == k) == (is_k > 0.5)).double(), math.nan)
+        error = _error(h.nanmean(1) - u.nanmean(1), group)
+        parts.append(Part(str(int(k)), float(h.nanmean()), float(u.nanmean()), error))
+    return {
+        "measure": "label_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
+        "whole": float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean()),
+        "parts": tuple(parts),
+    }  # fmt: skip
 
 
 def _is_map_of_classes(said: Tensor) -> bool:

@@ -75,6 +75,7 @@ class HeadAnswers:
     parts: tuple[Part, ...] = ()
     words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     other: tuple[str, float] | None = None
+    of_classes: bool = False
 
     @property
     def value(self) -> float:
@@ -185,7 +186,7 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
     truth = {name: torch.stack(values[:kept]) for name, values in truth.items()}
     names: tuple[str, ...] = ()
     with untouched(stream.model.module), torch.no_grad():
-        given, order, group = _answers(stream, inputs.at(np.asarray(examples)), truth)
+        given, order, group, classes = _answers(stream, inputs.at(np.asarray(examples)), truth)
     if len(truth) > 1 and (joined := _as_one(given, truth)) is not None:
         names, truth = tuple(truth), {",".join(truth): joined}
     pairs = _paired(given, truth, stream.logits_output)
@@ -196,7 +197,7 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
             continue
         said = given[pairs[column]]
         name = pairs[column] if len(given) > 1 else ""
-        made = judged(said, values[list(order)], names, group)
+        made = judged(said, values[list(order)], names, group, pairs[column] in classes)
         if made is None:
             reasons[column] = _unfit(column, values, {pairs[column]: said})
             continue
@@ -244,28 +245,41 @@ def _truths(
 
 def _answers(
     stream: LiveStream, inputs: ItemInputs, truth: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[int], Int[Tensor, "row"]]:
+) -> tuple[dict[str, Tensor], list[int], Int[Tensor, "row"], set[str]]:
     """Return the model's outputs by name, with the positions and groups of their rows.
 
-    Maps of classes are returned as classes.
+    Outputs for the classes of positions or pixels are returned as classes; they are named last.
     """
     parts: dict[str, list[Tensor]] = {}
     order: list[int] = []
     groups: list[int] = []
     known: dict[bytes, int] = {}
-    maps = {tuple(t.shape[1:]) for t in truth.values() if t.ndim >= 3}
+    classes: set[str] = set()
     for batch in inputs.batches(0, len(inputs)):
         order += batch.order.tolist()
         groups += [known.setdefault(key, len(known)) for key in batch.group_keys]
         for key, x in _outputs(stream, batch):
-            is_map = x.ndim >= 4 and x.shape[1] > 1 and tuple(x.shape[2:]) in maps
-            parts.setdefault(key, []).append(x.argmax(1) if is_map else x)
+            axis = next((a for t in truth.values() if (a := _axis_of_classes(x, t))), 0)
+            classes |= {key} if axis else set()
+            parts.setdefault(key, []).append(x.argmax(axis) if axis else x)
     joined: dict[str, Tensor] = {}
     for key, several in parts.items():
         same = len({tuple(x.shape[1:]) for x in several}) == 1
         if same and sum(len(x) for x in several) == len(order):
             joined[key] = torch.cat(several).double()
-    return joined, order, torch.tensor(groups)
+    return joined, order, torch.tensor(groups), classes
+
+
+def _axis_of_classes(x: Tensor, truth: Tensor) -> int:
+    """Return the axis of an output over the classes of positions or pixels; 0 if it has none."""
+    if x.ndim != truth.ndim + 1 or truth.ndim < 2:
+        return 0
+    n = n_classes(truth)
+    if x.ndim >= 4 and x.shape[1] > 1 and x.shape[2:] == truth.shape[1:]:
+        return 1
+    if x.shape[1:-1] == truth.shape[1:] and 1 < n <= x.shape[-1]:
+        return x.ndim - 1
+    return 1 if x.shape[2:] == truth.shape[1:] and 1 < n <= x.shape[1] else 0
 
 
 def _outputs(stream: LiveStream, batch: InputBatch) -> Iterator[tuple[str, Tensor]]:

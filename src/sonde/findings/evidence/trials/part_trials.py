@@ -13,15 +13,17 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
-from sonde.findings.evidence.answers.answers import class_answers, compared_answers, probabilities
+from sonde.findings.evidence.answers.answers import class_answers, compared_answers
+from sonde.findings.evidence.answers.head_answers import Heads
 from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.shared_rows import two_logits
 from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
 from sonde.findings.evidence.trials.part_changes import (
     PartChange,
     answers_scaled,
@@ -108,12 +110,16 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     if len(small) < 2 * LEAST:
         return f"needs {2 * LEAST} rows of one size"
     whole = small
+    order = small.together(range(len(small))).order.tolist()
+    scores = None if causal else answer_scores(stream, evidence, order)
+    if isinstance(scores, str):
+        return scores
     small = thinned(small, _affordable(evidence, small), evidence.data.seed)
     part = FINE_PART if reason else 1.0
     with untouched(stream.model.module), torch.no_grad():
-        found = _searched(stream, evidence, small, part)
+        found = _searched(stream, evidence, small, part, scores)
         if isinstance(found, PartTrials) and found.change is not None and found.change.alone:
-            found = _on_more_rows(stream, evidence, whole, found)
+            found = _on_more_rows(stream, evidence, whole, found, scores)
     return found
 
 
@@ -138,7 +144,7 @@ def _suffers(evidence: Evidence) -> str:
         fine = float(numbers.own.mean()) < min(1.1 * best, spread) + 0.02 * spread
         return ERRS if fine else ""
     if isinstance(found, str):
-        return found
+        return _of_heads(evidence) or found
     reach = found.majority
     if found.labels is not None:
         reach = max(reach, found.labels.sites[found.labels.best].accuracy)
@@ -147,8 +153,16 @@ def _suffers(evidence: Evidence) -> str:
     return "" if lags else PROBE
 
 
+def _of_heads(evidence: Evidence) -> str:
+    """Return the reason if trials can judge the several answers of a row, which have no probe."""
+    heads = evidence.heads
+    return PROBE if isinstance(heads, Heads) and len(heads.found) == 1 else ""
+
+
 def _may_gain(evidence: Evidence, reason: str) -> bool:
     """Return whether a model that matches its probe has an accuracy or R^2 below 97 %."""
+    if _of_heads(evidence) and isinstance(compared_answers(evidence), str):
+        return True
     found, numbers = class_answers(evidence), number_answers(evidence)
     if reason == ERRS and not isinstance(numbers, str):
         return float(numbers.own.mean()) > (1 - BETTER) * float(numbers.mean.mean())
@@ -156,9 +170,13 @@ def _may_gain(evidence: Evidence, reason: str) -> bool:
 
 
 def _searched(
-    stream: LiveStream, evidence: Evidence, small: SmallBatches, part: float
+    stream: LiveStream,
+    evidence: Evidence,
+    small: SmallBatches,
+    part: float,
+    scores: AnswerScores | None,
 ) -> PartTrials | str:
-    runs = _Runs(stream, evidence, small)
+    runs = _Runs(stream, evidence, small, scores)
     first_half = chooses_by_key([key for one in small.singles for key in one.group_keys])
     even, odd = (torch.nonzero(half).flatten().tolist() for half in (first_half, ~first_half))
     if min(len(even), len(odd)) < LEAST:
@@ -234,7 +252,11 @@ def _judged(
 
 
 def _on_more_rows(
-    stream: LiveStream, evidence: Evidence, whole: SmallBatches, found: PartTrials
+    stream: LiveStream,
+    evidence: Evidence,
+    whole: SmallBatches,
+    found: PartTrials,
+    scores: AnswerScores | None,
 ) -> PartTrials:
     """Judge a promising change on more rows, with two more forward passes.
 
@@ -242,7 +264,7 @@ def _on_more_rows(
     """
     first_half = chooses_by_key([key for one in whole.singles for key in one.group_keys])
     odd = torch.nonzero(~first_half).flatten().tolist()
-    runs = _Runs(stream, evidence, whole)
+    runs = _Runs(stream, evidence, whole, scores)
     for n in MORE_ROWS:
         hopeful = float(found.changed.mean()) < (1 - HOPE) * float(found.given.mean())
         done = found.p < SURE or len(found.given) >= min(n, len(odd)) or not hopeful
@@ -272,11 +294,17 @@ def _nearest(
 class _Runs:
     """Forward passes of a few rows, and the losses of their answers."""
 
-    def __init__(self, stream: LiveStream, evidence: Evidence, small: SmallBatches) -> None:
+    def __init__(
+        self,
+        stream: LiveStream,
+        evidence: Evidence,
+        small: SmallBatches,
+        scores: AnswerScores | None,
+    ) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
-        self.data = evidence.data
-        self.causal = stream.model.task == "causal"
-        self.unit = "nats" if self.data.target is None else "times the variance of the targets"
+        self.scores, self.causal = scores, scores is None
+        of_numbers = scores is not None and scores.kind == "numbers"
+        self.unit = "times the variance of the targets" if of_numbers else "nats"
 
     @property
     def every(self) -> list[int]:
@@ -295,7 +323,7 @@ class _Runs:
             cut(self.small.singles[i], FEW_TOKENS) if self.causal else self.small.singles[i]
             for i in kept
         )
-        return _Runs(self.stream, self.evidence, replace(self.small, singles=singles))
+        return _Runs(self.stream, self.evidence, replace(self.small, singles=singles), self.scores)
 
     def logits(self, which: Sequence[int], change: PartChange | None = None) -> Tensor | None:
         """Return the logits of rows; None if the changed model cannot run."""
@@ -311,9 +339,10 @@ class _Runs:
         around = None if change is None else change.around()
         place = self.stream.probe.place
         output = watch(self.stream.model.module, batch, (), around=around, place=place).output
-        key = None if self.causal else self.stream.logits_key
-        found = find_logits(output, key)
-        return None if found is None or found.ndim != (3 if self.causal else 2) else found.cpu()
+        if self.scores is not None:
+            return self.scores.of(output)
+        found = find_logits(output)
+        return None if found is None or found.ndim != 3 else found.cpu()
 
     def mean(self, change: PartChange, which: Sequence[int]) -> float:
         """Return the mean loss of rows under a change; infinite if the model cannot run."""
@@ -328,27 +357,19 @@ class _Runs:
         assert logits is not None
         batch = self.small.together(which)
         logits = change.factor * logits.double()
-        if self.causal:
-            ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-            assert isinstance(ids, Tensor)
-            losses = torch.nn.functional.cross_entropy(
-                logits[:, :-1].transpose(1, 2), ids[:, 1:].cpu(), reduction="none"
-            )
-            return losses.mean(1)
-        if self.data.target is not None:
-            truth = self.data.target[batch.order].double()
-            return (logits[:, 0].double() - truth).square() / truth.var(correction=0)
-        label = batch.label
-        p = probabilities(two_logits(logits))
-        given = p.gather(1, label.clamp(0, p.shape[1] - 1)[:, None])[:, 0]
-        return -given.clamp(min=1e-12).log()
+        if self.scores is not None:
+            return self.scores.losses(logits, batch.order)
+        ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+        assert isinstance(ids, Tensor)
+        return cross_entropy(
+            logits[:, :-1].transpose(1, 2), ids[:, 1:].cpu(), reduction="none"
+        ).mean(1)
 
     def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
         """Return the accuracy on these rows; NaN without labels."""
-        if self.causal or self.data.target is not None or logits is None:
+        if self.scores is None or self.scores.kind == "numbers" or logits is None:
             return math.nan
-        label = self.small.together(which).label
-        return float((two_logits(logits).argmax(1) == label).double().mean())
+        return float(self.scores.scores(logits, self.small.together(which).order).mean())
 
     def trial(
         self,
@@ -361,15 +382,16 @@ class _Runs:
         batch = self.small.together(which)
         group = words_of(batch.group_keys)
         words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
-        if self.causal:
+        if self.scores is None:
             return Trial(words, scope, "loss", batch.order, -before[1], -after[1], group=group)
-        if self.data.target is not None:
-            scores = 1 - before[1], 1 - after[1]
-            return Trial(words, scope, "error", batch.order, *scores, group=group)
-        hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
-        nats = crossed_loss(after[0], batch.label, torch.arange(len(which)) % 2 == 0)
-        nats = after[1] if nats is None else nats
-        return Trial(words, scope, "accuracy", batch.order, *hits, nats=nats, group=group)
+        scored = [self.scores.scores(x, batch.order) for x in (before[0], after[0])]
+        nats = None
+        if self.scores.kind == "class":
+            half = torch.arange(len(which)) % 2 == 0
+            nats = crossed_loss(after[0], batch.label, half)
+            nats = after[1] if nats is None else nats
+        measure = self.scores.measure
+        return Trial(words, scope, measure, batch.order, *scored, nats=nats, group=group)
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still cannot see later tokens."""

@@ -16,12 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, two_logits
+from sonde.findings.evidence.trials.answer_scores import (
+    AnswerScores,
+    answer_scores,
+    line_does_as_well,
+)
 from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.tempered_loss import as_logits
 from sonde.findings.evidence.trials.tensor_forms import (
     Change,
     TensorForm,
@@ -30,12 +35,10 @@ from sonde.findings.evidence.trials.tensor_forms import (
     place_of,
     tensor_forms,
 )
-from sonde.findings.evidence.trials.tried_forms import logits_of, score_rows_of
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors, with_tensors
-from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.small_batches import SmallBatches
 
@@ -84,16 +87,18 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
     The trials have a budget of their own: those of parts, which follow, keep theirs.
     """
     data = evidence.data
-    if data.target is None and not (data.has_labels and data.labels_are_models):
-        return "the data have no labels that the model answers"
     budget = evidence.budget.beside(BESIDE)
     evidence = evidence.having(budget=budget)
     n = budget.rows(ROWS, LEAST, SCREENED)
     small = whole_examples(stream, chosen_examples(stream, n, data.seed))
     if len(small) < LEAST:
         return f"needs {LEAST} rows of one shape"
+    order = small.together(range(len(small))).order.tolist()
+    scores = answer_scores(stream, evidence, order)
+    if isinstance(scores, str):
+        return scores
     with untouched(stream.model.module), torch.no_grad(), budget.counting():
-        tried = _Forms(stream, small, evidence)
+        tried = _Forms(stream, small, evidence, scores)
         return tried.chosen()
 
 
@@ -112,15 +117,16 @@ def whole_examples(stream: LiveStream, which: Sequence[int]) -> SmallBatches:
 class _Forms:
     """Forms of the inputs of some examples, and the model's answers to them."""
 
-    def __init__(self, stream: LiveStream, small: SmallBatches, evidence: Evidence) -> None:
+    def __init__(
+        self, stream: LiveStream, small: SmallBatches, evidence: Evidence, scores: AnswerScores
+    ) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
+        self.scores = scores
         self.module = stream.model.module
         self.whole = small.together(range(len(small)))
         self.given = input_tensors(self.module, self.whole)
         self.names = evidence.data.inputs
-        target = evidence.data.target
-        order, label = self.whole.order, self.whole.label
-        known = label >= 0 if target is None else torch.isfinite(target[order])
+        known = scores.known(self.whole.order)
         chooses = chooses_by_key(self.whole.group_keys)
         self.chooses = torch.nonzero(known & chooses).flatten().tolist()
         self.judges = torch.nonzero(known & ~chooses).flatten().tolist()
@@ -130,22 +136,30 @@ class _Forms:
         """Return the best form and its trial."""
         if min(len(self.chooses), len(self.judges)) < LEAST // 4:
             return "too few rows with labels"
-        own = self._scores(None, self.judges)
+        own = self._scored(None, self.judges)
         if own is None or float(own.mean()) > CORRECT:
             return "there was no reason to try other forms" if own is not None else "no answers"
         forms = tensor_forms(self.given, self.names)
         forms += [_rows_later(self.stream, lag) for lag in LAGS if self._is_ordered]
         codes = [form for form in self._code_forms() if form is not None]
         best = self._best([*codes, *self._with_numbers(self._promising(forms))])
-        after = None if best is None else self._scores(best, self.judges)
+        after = None if best is None else self._scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
         if self._is_like_constants(best):
             return "constants on the logits do as well"
         rows = self.whole.order[torch.tensor(self.judges)]
-        measure = "accuracy" if self.evidence.data.target is None else "error"
         groups = groups_at(self.evidence, rows)
-        trial = Trial(f"its inputs {best.words}", "inputs", measure, rows, own, after, None, groups)
+        trial = Trial(
+            f"its inputs {best.words}",
+            "inputs",
+            self.scores.measure,
+            rows,
+            own,
+            after,
+            None,
+            groups,
+        )
         return TensorTrials(best, trial, self.n_tried)
 
     @property
@@ -163,7 +177,7 @@ class _Forms:
             order = batch.order[: len(rows)]
 
             changed = with_tensors(self.module, batch, _each(some, order))
-            made = logits_of(observe(self.stream, changed, {}), self.stream)
+            made = self.scores.of(observe(self.stream, changed, {}))
             if made is None:
                 return []
             found += made.split(len(rows))
@@ -181,39 +195,40 @@ class _Forms:
         half = len(forms) // 2
         return self._losses(forms[:half], rows) + self._losses(forms[half:], rows)
 
-    def _means(self, logits: Float[Tensor, "form row class"], rows: Sequence[int]) -> list[float]:
+    def _means(self, answers: Float[Tensor, "form row *rest"], rows: Sequence[int]) -> list[float]:
         """Return the mean loss of each form, of classes at the temperature that suits it."""
-        if self.evidence.data.target is None:
-            label = self.whole.label[torch.tensor(rows)]
-            every = two_logits(logits.flatten(0, 1)).double().unflatten(0, logits.shape[:2])
+        order = self._order(rows)
+        if self.scores.kind == "class":
+            logits = [as_logits(two_logits(one)) for one in answers]
             losses = [
-                -(every / t).log_softmax(2)[:, torch.arange(len(label)), label].mean(1)
+                torch.stack([self.scores.losses(one / t, order).mean() for one in logits])
                 for t in TEMPERATURES
             ]
             mean = torch.stack(losses).amin(0)
         else:
-            scores = [self._rows_scores(one, rows).clamp(min=WORST).mean() for one in logits]
-            mean = 1 - torch.stack(scores)
+            mean = torch.stack([self._row_losses(one, rows).mean() for one in answers])
         return torch.where(mean.isfinite(), mean, math.inf).tolist()
 
-    def _rows_scores(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
-        at = torch.tensor(rows)
-        return score_rows_of(logits, self.whole.order[at], self.whole.label[at], self.evidence)
+    def _order(self, rows: Sequence[int]) -> Int[Tensor, "row"]:
+        return self.whole.order[torch.tensor(rows)]
 
-    def _scores(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
+    def _scored(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
         answers = self._answers([form], rows)
-        return self._rows_scores(answers[0], rows) if answers else None
+        return self.scores.scores(answers[0], self._order(rows)) if answers else None
 
     def _is_like_constants(self, form: TensorForm) -> bool:
-        """Return whether constants on the logits do about as well as a form."""
-        if self.evidence.data.target is not None:
-            return False
+        """Return whether constants on the logits, or a line through the numbers, do as well."""
         rows = [*self.chooses, *self.judges]
         chooses = torch.arange(len(rows)) < len(self.chooses)
-        at = torch.tensor(rows)
         given, made = (self._answers([one], rows)[0] for one in (None, form))
-        groups = groups_at(self.evidence, self.whole.order[at][~chooses])
-        return constants_do_as_well(given, made, self.whole.label[at], chooses, groups)
+        order = self._order(rows)
+        groups = groups_at(self.evidence, order[~chooses])
+        if self.scores.kind == "numbers":
+            return line_does_as_well(self.scores, given, made, order, chooses)
+        if self.scores.kind == "entries":
+            return False
+        label = self.evidence.data.label[order]
+        return constants_do_as_well(given, made, label, chooses, groups)
 
     def _few(self, n: int) -> list[int]:
         """Return rows that choose, spread over the file."""
@@ -248,10 +263,10 @@ class _Forms:
             with torch.enable_grad():
                 changed = with_tensors(self.module, batch, lambda _: {**given, **free})
                 args, kwargs = self.stream.probe.place.call(changed.args, changed.kwargs)
-                logits = find_logits(self.module(*args, **kwargs), self.stream.logits_key or "")
-                if logits is None:
+                answers = self.scores.of(self.module(*args, **kwargs))
+                if answers is None:
                     return [0.0] * len(forms)
-                loss = self._differentiable(logits.cpu(), rows)
+                loss = self.scores.losses(answers, self._order(rows))
                 grads = torch.autograd.grad(loss.sum(), list(free.values()), allow_unused=True)
         except RuntimeError:
             return [0.0] * len(forms)
@@ -267,12 +282,6 @@ class _Forms:
             step = torch.stack(parts).sum(0).double()
             found.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
         return found
-
-    def _differentiable(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
-        at, target = torch.tensor(rows), self.evidence.data.target
-        if target is not None:
-            return (logits[:, 0] - target[self.whole.order[at]].to(logits)).square()
-        return cross_entropy(two_logits(logits), self.whole.label[at], reduction="none")
 
     def _best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
         """Return the form with the least loss on the rows that choose, if it lowers the loss."""
@@ -386,11 +395,9 @@ class _Forms:
         line = f"{code} = torch.tensor({best.tolist()})[{code}]"
         return TensorForm(f"with the codes of {where} renamed ({words})", line, told(best))
 
-    def _row_losses(self, logits: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
-        if self.evidence.data.target is not None:
-            return 1 - self._rows_scores(logits, rows).clamp(min=WORST)
-        label = self.whole.label[torch.tensor(rows)]
-        return cross_entropy(two_logits(logits).double(), label, reduction="none")
+    def _row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        losses = self.scores.losses(answers, self._order(rows))
+        return losses.clamp(max=1 - WORST) if self.scores.kind == "numbers" else losses
 
 
 MOST: Final = 0.9
