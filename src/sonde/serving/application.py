@@ -167,13 +167,18 @@ def _kind_of(request: Request) -> str:
 
 async def _no_address(request: Request, error: Any) -> Response:
     """Answer that this address does not exist."""
-    code = int(error.status_code)
+    code, headers = int(error.status_code), None
+    if code == 405:  # several routes may have one path
+        matched = (route for route in request.app.routes if route.matches(request.scope)[0].value)
+        verbs = {verb for route in matched for verb in route.methods or ()}
+        headers = {"Allow": ", ".join(sorted(verbs))}
     return JSONResponse(
         {
             "error": f"No path of this server accepts this {request.method} request. GET "
             "/openapi.json lists the paths."
         },
         code,
+        headers,
     )
 
 
