@@ -250,7 +250,7 @@ class LatentLoop(Layer):
         return self._more(given, given[:, -1:], torch.cat([real, more], 1), output)[1]
 
     def _more(
-        self, whole: Tensor, new: Tensor, real: Tensor, found: Any
+        self, whole: Tensor, new: Tensor, real: Tensor, output: Any
     ) -> tuple[Tensor, Tensor, Any]:
         """Return all inputs, the last state and the output, after a further input."""
         whole = torch.cat([whole, new], 1)
