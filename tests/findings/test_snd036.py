@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd036 import SND036
 from sonde.findings.evidence.answers.held_out_scores import eta_squared
+from sonde.findings.rule import Check
 
 
 @pytest.mark.slow
@@ -77,3 +78,20 @@ def test_a_small_shift_of_one_class_is_a_trace() -> None:
     label = torch.randint(0, 2, (2000,), generator=generator)
     x[label == 1] += 0.3
     assert SND036().check(evidence_of(x, label=label)).state == "clear"
+
+
+@pytest.mark.truth("targets of other rows; and a model that gives the mean alone")
+def test_targets_of_other_rows_are_raised_for_a_regression() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(240, 6)
+    y = x @ torch.tensor([1.0, -2, 0.5, 0, 1, 3])
+
+    def checked(target: torch.Tensor, said: torch.Tensor) -> Check:
+        return SND036().check(evidence_of(x, logits=said[:, None], facts={"target": target}))
+
+    finding = assert_raised(checked(y[torch.randperm(240)], y), "warning")
+    assert finding.location is not None
+    assert finding.location.answers
+    assert_clear(checked(y, y + 0.5 * torch.randn(240)))
+    assert_clear(checked(y, torch.randn(240)))
+    assert_clear(checked(y[torch.randperm(240)], 0.01 * y))

@@ -12,7 +12,7 @@ import sonde
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd071 import SND071
-from sonde.findings.evidence.answers import head_answers
+from sonde.findings.evidence.answers import head_accuracy, head_answers
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 
@@ -244,3 +244,23 @@ def test_copies_of_a_row_are_one_row_and_rows_without_a_label_do_not_count() -> 
     assert one["all_right"] == pytest.approx(float(hit.all(1).double().mean()))
     for name in ("value", "low", "high"):
         assert four[name] == pytest.approx(one[name], abs=0.01)
+
+
+@pytest.mark.truth("R^2 of numbers that were multiplied, and of exponentials")
+def test_numbers_on_another_scale_are_raised_with_the_line_that_turns_them_back() -> None:
+    torch.manual_seed(0)
+    said = torch.randn(80, 2).double()
+    group = torch.arange(80)
+    for truth, line in ((said * 2.2046, "y = 2.205 * y"), (said.exp(), "y = y.exp()")):
+        made = head_accuracy.judged(said, truth, (), group)
+        assert made is not None
+        assert made["line"] == line
+        assert made["other"][1] > 0.99
+        head = head_answers.HeadAnswers("", "y", examples=(*range(80),), group=group, **made)
+        check = SND071().check(
+            evidence_of(torch.randn(30, 4)).having(heads=head_answers.Heads((head,)))
+        )
+        assert assert_raised(check, "warning").fix.startswith(line)
+    healthy = head_accuracy.judged(said, said + 0.3 * torch.randn(80, 2), (), group)
+    assert healthy is not None
+    assert "other" not in healthy

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from scipy.stats import binom, chi2
+import torch
+from scipy.stats import binom, chi2, norm
 
 from sonde.findings.evidence.answers.answers import compared_answers
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.answers.number_answers import number_answers, number_rows
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Section, Theme
 from sonde.findings.symptoms import Symptom
-from sonde.findings.words.places import read_command
+from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats.intervals import wilson
 
@@ -22,6 +24,7 @@ class SND036(LabelRule):
 
     level: float = 0.001
     hidden: float = 0.1
+    size: float = 3.0
 
     title: ClassVar[str] = "The states carry no information about the labels"
     theme: ClassVar[Theme] = "labels"
@@ -54,13 +57,47 @@ class SND036(LabelRule):
         "chi2 / df at 99.9 % over all sites, where df is (classes - 1) times the participation "
         "ratio of the site. Unknown if the rows cannot exclude an accuracy 10 percentage points "
         "above the largest class; passed if the model's own answers are more accurate than the "
-        "largest class."
+        "largest class. Of a regression: the correlation of answers and targets is below chance "
+        "(99.9 %), no held-out linear probe has an error 3 standard errors below that of the "
+        "mean, and the standard deviation of the answers is within a factor of 3 of that of the "
+        "targets, as if the targets belonged to other rows."
     )
     false_positives: ClassVar[str] = (
         "Labels that depend on something that a mean over tokens hides."
     )
     plant: ClassVar[str] = "Labels shuffled over rows."
     twin: ClassVar[str] = "The true labels, and a net with random weights."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Search for information about the labels, or about the targets of a regression."""
+        numbers, rows = number_answers(evidence), number_rows(evidence)
+        if isinstance(numbers, str) or isinstance(rows, str):
+            return super().check(evidence)
+        _, said, truth = rows
+        n = len(torch.unique(numbers.group))
+        site, error = numbers.probes[numbers.best]
+        gain = (numbers.mean - error) / numbers.mean.mean()
+        reached, noise = float(gain.mean()), float(gain.std()) / n**0.5
+        size = float(said.std() / truth.std())
+        bound = float(norm.isf(self.level / 2)) / n**0.5
+        figure = Figure(
+            "correlation", numbers.correlation, null=0.0, threshold=bound, direction="below",
+            n_rows=len(said), n_groups=n,
+        )  # fmt: skip
+        if abs(numbers.correlation) > bound or reached > 3 * noise:
+            return self.clear(figure)
+        if not 1 / self.size < size < self.size or bound > self.hidden**0.5:
+            return self.clear(figure, "the answers do not vary as the targets do")
+        text = (
+            f"The model's answers do not follow the targets (correlation "
+            f"{number(numbers.correlation, 2)}), nor do its states (R^2 of the best held-out "
+            f"probe: {number(reached, 2)}), but they vary as much as the targets: these look like "
+            f"the targets of other rows. {plural(len(said), 'row')}."
+        )
+        return self.raised_with(
+            "warning", sentence(text), figure, sites=(site,), effect=1.0,
+            next=read_command(site.removesuffix(":out")), location=Location(answers=True),
+        )  # fmt: skip
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Search for information about the labels at every site."""
@@ -113,7 +150,7 @@ class SND036(LabelRule):
 
     def _raised(self, found: LabelEvidence, figure: Figure, explained: float, null: float) -> Check:
         best = found.sites[found.best]
-        sentence = (
+        text = (
             f"At no site do the states predict the label: at best {percent(figure.value)} of "
             "held-out "
             f"rows are correct ({best.name}); the largest class "
@@ -125,11 +162,12 @@ class SND036(LabelRule):
         # The interval is only used to exclude a trace: the level does not hang on it.
         return self.raised_with(
             "warning",
-            sentence,
+            text,
             Figure(**{**vars(figure), "low": None, "high": None}),
             sites=tuple(s.key for s in found.sites),
             effect=1.0,
             next=read_command(best.key),
+            location=Location(answers=True),
         )
 
 

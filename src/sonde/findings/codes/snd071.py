@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.answers.head_accuracy import GAIN, Part
+from sonde.findings.evidence.answers.head_accuracy import GAIN, R2_GAIN, Part
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
@@ -37,7 +37,8 @@ class SND071(Rule):
         "squared errors as fractions of the targets' variance) is compared with that of the "
         "commonest answer alone, or of the mean. Raised if the head, or one of its labels, is "
         "worse by 4 standard errors over groups, or if labels in another order, or rotated or "
-        "mirrored maps, fit far better; many possible orders are compared on half of the rows "
+        "mirrored maps, or numbers on another scale (R^2 higher by 0.2), fit far better; many "
+        "possible orders are compared on half of the rows "
         "and tested on the other."
     )
     false_positives: ClassVar[str] = (
@@ -78,6 +79,8 @@ class SND071(Rule):
     def _of_order(self, head: HeadAnswers) -> Check:
         assert head.other is not None
         words, after = head.other
+        if head.measure == "rms_error":
+            return self._of_scale(head, words, after)
         figure = Figure(
             "gain", after - head.value, unit="share", null=0.0, threshold=GAIN,
             n_rows=len(head.right),
@@ -92,6 +95,23 @@ class SND071(Rule):
             fix=f"Give labels and outputs in the same order: {words}, {percent(after)} are "
                 f"correct instead of {percent(head.value)}.",
             location=Location(answers=True),
+        )  # fmt: skip
+
+    def _of_scale(self, head: HeadAnswers, words: str, after: float) -> Check:
+        """Report numbers that fit the targets on another scale."""
+        rows = plural(len(head.right) // 2, "row")
+        text = (
+            f"{_named(head)} has a mean R^2 of {number(head.own)} over its numbers; {words}, it "
+            f"has {number(after)} ({rows} held out from the choice)."
+        )
+        figure = Figure(
+            "gain", after - head.own, null=0.0, threshold=R2_GAIN, n_rows=len(head.right)
+        )
+        return self.raised_with(
+            "warning", sentence(text), figure, examples=_wrong(head),
+            effect=min(1.0, after - head.own), location=Location(answers=True),
+            fix=f"{head.line}, where y is the model's output: R^2 of {number(after)} instead of "
+                f"{number(head.own)}.",
         )  # fmt: skip
 
     def _of_head(self, head: HeadAnswers, figure: Figure) -> Check:

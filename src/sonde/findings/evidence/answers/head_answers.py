@@ -59,7 +59,12 @@ class HeadAnswers:
     words : (tuple of str, tuple of str)
         Truth and answer of each row, in words; empty where they are too long.
     other : (str, float) or None
-        A change after which answers fit the labels far better, in words, and the share right then.
+        A change after which answers fit the labels far better, in words, and the share right then;
+        for numbers the mean R^2.
+    line : str
+        This change of numbers as code on ``y``, the model's output.
+    own : float
+        R^2 of the unchanged numbers on the same rows.
     """
 
     name: str
@@ -76,6 +81,8 @@ class HeadAnswers:
     words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     other: tuple[str, float] | None = None
     of_classes: bool = False
+    line: str = ""
+    own: float = math.nan
 
     @property
     def value(self) -> float:

@@ -142,7 +142,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     assert order is not None  # number_rows asks for it
     own = 1 - (said - truth)[~fits].square() / spread
     found: list[Rescaled] = []
-    for form in _forms_fitted(said[fits], truth[fits]):
+    for form in forms_fitted(said[fits], truth[fits]):
         squares = (form.of(said[~fits]) - truth[~fits]).square()
         defined = torch.isfinite(squares)
         if float((~defined).double().mean()) <= UNDEFINED:
@@ -157,7 +157,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
 
 
 @dataclass(frozen=True)
-class _Form:
+class AnswerForm:
     """A change of outputs: as text, as code on ``y``, and whether it is a plausible mistake."""
 
     words: str
@@ -166,27 +166,29 @@ class _Form:
     is_known: bool = False
 
 
-def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[_Form]:
+def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[AnswerForm]:
     """Return changes that could turn ``x`` into targets ``y``; the simplest first."""
-    found = [_Form(words, line, form, True) for words, (line, form) in FORMS.items()]
+    found = [AnswerForm(words, line, form, True) for words, (line, form) in FORMS.items()]
     factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
     power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
     near = abs(abs(factor) / power - 1) < NEAR_POWER
     factor = math.copysign(power, factor) if near else factor
     times = f"{factor:.4g}"
-    of_factor = _Form(f"its numbers times {times}", f"y = {times} * y", lambda y: factor * y, near)
+    of_factor = AnswerForm(
+        f"its numbers times {times}", f"y = {times} * y", lambda y: factor * y, near
+    )
     more = float((y - x).mean())
-    of_offset = _Form(
+    of_offset = AnswerForm(
         f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more, True
     )
     slope, offset = _line(x, y)
-    of_line = _Form(
+    of_line = AnswerForm(
         f"its numbers times {slope:.4g} plus {offset:.4g}", f"y = {slope:.4g} * y {offset:+.4g}",
         lambda y: slope * y + offset, _is_standardised(x) or _is_standardised(y),
     )  # fmt: skip
     found += [of_factor, of_offset, of_line]
     c, d = _line(x, y.log())
-    found.append(_Form(
+    found.append(AnswerForm(
         f"the exponential of {c:.4g} times its numbers plus {d:.4g}",
         f"y = ({c:.4g} * y {d:+.4g}).exp()", lambda y: (c * y + d).exp(), _is_standardised(x),
     ))  # fmt: skip
@@ -196,7 +198,7 @@ def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[_For
         if int(kept.sum()) < LEAST:
             continue
         a, b = _line(made[kept], y[kept])
-        found.append(_Form(
+        found.append(AnswerForm(
             f"{a:.4g} times {words} plus {b:.4g}", f"{line}; y = {a:.4g} * y {b:+.4g}",
             lambda y, f=form, a=a, b=b: a * f(y) + b, _is_standardised(y),
         ))  # fmt: skip
