@@ -40,6 +40,9 @@ class Serve:
     Texts: curl -H 'Content-Type: application/json' -d '{"inputs": ["a text"]}'
     http://127.0.0.1:8000/predict
 
+    A language model answers the OpenAI protocol too: /v1/completions, /v1/chat/completions,
+    /v1/models, with the verdicts in the field `sonde`.
+
     GET / is the dashboard, /metrics is for Prometheus, /openapi.json describes every address.
     With --log the statistics of the traffic are ordinary state files:
     sonde drift monday.sonde tuesday.sonde
@@ -130,6 +133,13 @@ class Serve:
     keep_inputs: Annotated[
         int, named("N", "show the inputs of the last N alarms on the dashboard (default: 0)")
     ] = 0
+    on_alarm: Annotated[
+        Literal["header", "refuse", "log"],
+        tyro.conf.arg(
+            help="what an alarm does in answers of /v1: say it in headers, withhold the answer, or "
+            "write it to the log too"
+        ),
+    ] = "header"
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     trust_remote_code: TrustFlag = False
@@ -197,6 +207,7 @@ class Serve:
             stall=self.stall,
             shared=text(self.log) if self.shared else None,
             quiet=self.printing.quiet,
+            on_alarm=self.on_alarm,
             limits=Limits(
                 body_bytes=parse_bytes(self.max_body),
                 pixels=self.max_pixels,

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonde.data._model_kind import config_of
-from sonde.data._versions import used_rules
+from sonde.data._versions import converted, used_rules
 
 Values = Mapping[str, Tensor]
 
@@ -147,7 +147,7 @@ class StoredNames:
             own = copy.deepcopy(rule)
             for pattern, name in found:
                 own.add_tensor(loaded, name, pattern, values[name])
-            made = own.convert(loaded, model=module, config=module.config)
+            made = converted(own.convert(loaded, model=module, config=module.config))
             return {name: x[0] if isinstance(x, list) else x for name, x in made.items()}
 
         names = tuple(name for _, name in found)

@@ -26,3 +26,14 @@ def used_rules(rules: Sequence[Any]) -> list[Any]:
         Weight transforms of transformers after the names of a checkpoint were mapped.
     """
     return [rule for rule in rules if not hasattr(rule, "was_used") or rule.was_used()]
+
+
+def converted(result: Any) -> Any:
+    """Return the tensors that a conversion rule made; before 5.4 errors came beside them.
+
+    Parameters
+    ----------
+    result : mapping or tuple
+        What ``WeightConverter.convert`` returned.
+    """
+    return result[0] if isinstance(result, tuple) else result

@@ -35,6 +35,7 @@ from sonde.serving.bodies import (
     parse_json,
     read_body,
 )
+from sonde.serving.chat_routes import ChatRoutes, OnAlarm
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import VERSION, infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
@@ -71,6 +72,7 @@ def app(
     registry: Any = None,
     shared: str | Path | None = None,
     stall_seconds: float = STALL_SECONDS,
+    on_alarm: OnAlarm = "header",
     **options: Any,
 ) -> Starlette:
     """Return the ASGI application that serves a model with its fitted detectors.
@@ -105,6 +107,9 @@ def app(
         with ``log`` that folder is used. None for a single replica.
     stall_seconds : float, default=120.0
         After how many seconds of one forward pass the server counts as hanging.
+    on_alarm : {"header", "refuse", "log"}, default="header"
+        What an alarm does in answers of the OpenAI protocol: it is said in headers and in the field
+        ``sonde``, withholds the answer, or is written to the log too.
     **options
         Named options of ``sonde.read`` that say how items become inputs, such as
         ``number_columns`` or ``image_size``.
@@ -137,6 +142,7 @@ def app(
         options=options,
     )
     handlers = _Handlers(service, limits)
+    chats = ChatRoutes(service, limits, _random_names(), on_alarm)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -151,7 +157,7 @@ def app(
     if token is not None:
         guard = Middleware(TokenMiddleware, token=token)  # type: ignore[arg-type]
     made = Starlette(
-        routes=handlers.routes(),
+        routes=[*handlers.routes(), *chats.routes()],
         middleware=[guard],
         lifespan=lifespan,
         exception_handlers={404: _no_address, 405: _no_address},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sonde.serving.chat_answers import chat_paths
 from sonde.serving.open_inference import TEXTS, VERSION
 from sonde.serving.openapi_schemas import ANSWERS, SCHEMAS
 from sonde.serving.service import Service
@@ -64,6 +65,7 @@ def openapi(service: Service) -> dict[str, Any]:
             "/v2/health/live": {"get": _health("Whether no forward pass hangs.", "Live")},
             "/v2/health/ready": {"get": _health("Whether the model can answer.", "Ready")},
             **_of_models(service.served_now().name if service.is_ready else None),
+            **chat_paths(),
             "/metrics": {"get": _got("Metrics for Prometheus.", None, "text/plain")},
             "/": {"get": _got("The dashboard.", None, "text/html")},
             "/events": {

@@ -15,7 +15,7 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
-from typing import Any, final
+from typing import Any, Literal, final
 
 from sonde.core.errors import InputError
 from sonde.run.fitting.fitted import as_fitted
@@ -59,6 +59,7 @@ class Settings:
         before ``sharing``.
     quiet : bool
         Whether nothing is printed when the model is served.
+    on_alarm : {"header", "refuse", "log"}
     model_options, options : dict
         Named options of ``sonde.load`` and of ``sonde.read``.
     """
@@ -77,6 +78,7 @@ class Settings:
     stall: float = 120.0
     shared: str | None = None
     quiet: bool = False
+    on_alarm: Literal["header", "refuse", "log"] = "header"
     limits: Limits = field(default_factory=Limits)
     schedule: Schedule = field(default_factory=Schedule)
     model_options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -180,6 +182,7 @@ def made(
         calibrate=settings.calibrate,
         shared=settings.shared,
         stall_seconds=settings.stall,
+        on_alarm=settings.on_alarm,
         **settings.options,
     )
     service = service_of(found)

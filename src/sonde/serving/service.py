@@ -384,6 +384,11 @@ class Service:
     def _run(self, items: Sequence[Item]) -> Answered:
         return self.served_now().answer(items)
 
+    async def in_model_thread(self, action: Callable[[], None]) -> None:
+        """Run a function in the thread of the model, between two batches."""
+        assert self._batcher is not None  # started by ``served``
+        await self._batcher.call(action)
+
     def served_now(self) -> ServedModel:
         """Return the model, also while the server is stopping."""
         assert self._served is not None  # items are made by it

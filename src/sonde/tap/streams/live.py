@@ -24,7 +24,8 @@ from sonde.core.site import ATTENTION_PORTS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
-from sonde.tap.generating.recorder import RecordedOutput, may_record
+from sonde.tap.generating.growing import Marks
+from sonde.tap.generating.recorder import RecordedOutput, StepRecorder, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.behaviour import ROWS, Behaviour, behaviour_of
 from sonde.tap.model.fingerprint import config_hash, fingerprint
@@ -42,7 +43,7 @@ from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
 from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.kind import Kind
-from sonde.tap.rows.padding import right_padded, seems_padded
+from sonde.tap.rows.padding import left_padded, right_padded, seems_padded
 from sonde.tap.streams.choose import Chosen, choose_kinds
 from sonde.tap.streams.named_axes import NamedAxes, parse_axes
 from sonde.tap.streams.padding_sides import padding_fault
@@ -385,29 +386,51 @@ class LiveStream(Stream):
             return replace(self, inputs=StandIns(self.inputs)).first_batch()
         return super().first_batch()
 
-    def read_generated(self, reader: Reader, prompts: InputBatch) -> Batch:
+    def read_generated(
+        self, reader: Reader, prompts: InputBatch, inputs: ReplayInputs | None = None
+    ) -> Batch:
         """Return the rows of prompts and of the text that the model generates after them.
 
         They are taken while they arise if rows stay in place, else by one more forward pass.
+        ``inputs`` generates by other settings than the stream's own.
         """
-        inputs = self.inputs
-        if not isinstance(inputs, ReplayInputs):
-            raise InputError("read_generated: expected a stream that was read with generate.")
-        if not self._records(inputs, prompts):
+        inputs = self._replayed if inputs is None else inputs
+        if not self.records(inputs, prompts):
             return self._several(reader, [right_padded(inputs.continued(prompts))])[0]
-        modules = self.probe.names.modules
-        tapped_sites = {
-            k.key: RecordedOutput(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
-        }
-        batch, recorder = inputs.record(self._marked(prompts), tapped_sites)
+        batch, recorder = inputs.record(self._marked(prompts), self._tapped_sites)
+        made = self.recorded(reader, recorder, batch)
+        return self._several(reader, [right_padded(batch)])[0] if made is None else made
+
+    def prompt_recorder(self, prompts: InputBatch) -> StepRecorder:
+        """Return a recorder of the next forward pass over prompts.
+
+        Inside its session, ``recorded`` gives the rows of the prompts once they were read.
+        """
+        prompts = left_padded(self._marked(prompts))
+        length = prompts.kwargs["input_ids"].shape[1]
+        return StepRecorder(self.model.module, self._tapped_sites, Marks(prompts, [], []), length)
+
+    def recorded(self, reader: Reader, recorder: StepRecorder, batch: InputBatch) -> Batch | None:
+        """Return the rows that a recorder took of texts, or None if it did not see them whole."""
         batch = self._marked(batch)
         frame = reader.frame(batch)
         taken = recorder.rows(frame)
-        if taken is None:
-            return self._several(reader, [right_padded(batch)])[0]
-        return self._made(batch, reading_of(taken, frame))
+        return None if taken is None else self._made(batch, reading_of(taken, frame))
 
-    def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
+    @property
+    def _replayed(self) -> ReplayInputs:
+        if not isinstance(self.inputs, ReplayInputs):
+            raise InputError("read_generated: expected a stream that was read with generate.")
+        return self.inputs
+
+    @cached_property
+    def _tapped_sites(self) -> dict[str, RecordedOutput]:
+        modules = self.probe.names.modules
+        return {
+            k.key: RecordedOutput(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
+        }
+
+    def records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
         """Return whether all rows can be recorded during generation."""
         asks = self.objective is not None or self.perturb is not None
         if asks or (self.with_logits and self.gives_logits) or prompts.segment is not None:
