@@ -38,6 +38,14 @@ def test_divergence_quantile_and_flips():
     assert (same.kl, same.changed, same.kl_99) == (0.0, 0.0, 0.0)
 
 
+def test_without_labels_it_is_unknown_which_answers_were_lost():
+    one, two = (nn.Sequential(nn.Linear(5, 3)).eval() for _ in range(2))
+    found = fidelity(one, two, open_inputs(Model(one), torch.randn(20, 5)))
+    assert found.changed >= 0
+    assert math.isnan(found.right_to_wrong)
+    assert math.isnan(found.wrong_to_right)
+
+
 def test_no_examples_are_refused():
     net = nn.Sequential(nn.Linear(5, 3)).eval()
     data = open_inputs(Model(net), (torch.randn(4, 5), torch.arange(4) % 3))

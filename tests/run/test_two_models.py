@@ -4,22 +4,27 @@ import copy
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binom
 from sklearn.metrics import r2_score
 from torch import nn
 
 import sonde
+from narrow import present
 from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.report.compare import document
 from sonde.report.documents import save_document, to_page, to_terminal
+from sonde.run.comparing.model_difference import model_difference
 from sonde.run.comparing.two_answers import compare_answers, compare_numbers
 from sonde.run.comparing.two_models import RowSample, compare_models
 from sonde.run.comparing.two_models_document import two_models_document
+from sonde.run.comparing.two_models_findings import explain_code
 
 INPUTS, WIDTH = 24, 12
 
@@ -92,6 +97,7 @@ def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     assert max(map(len, text.splitlines())) <= 80
     page = Page(html)
     assert {a.get("id") for a in page.all("section")} == {
+        "classes",
         "findings",
         "map",
         "alike",
@@ -234,3 +240,49 @@ def test_numbers_of_regressions_are_compared_also_where_every_state_is_equal() -
     equal = compare_numbers(models[0], models[0], inputs[0], inputs[0], progress=False)
     assert equal is not None
     assert (equal.same, equal.difference) == (1.0, 0.0)
+
+
+def losing_head(base: Any, lost: Sequence[int]) -> Any:
+    """Return a copy whose last layer never answers some classes."""
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other[-1].bias[list(lost)] = -1e3
+    return other
+
+
+@pytest.mark.truth("scipy: the binomial law of the rows that changed")
+def test_what_a_model_lost_comes_first():
+    base = net()
+    x = torch.randn(200, INPUTS, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        best = base(x).argmax(1)
+    rows = [{"x": row, "label": int(k)} for row, k in zip(x, best, strict=True)]
+    lost = int(best.bincount().argmax())
+    other = losing_head(base, [lost])
+    inputs = [open_inputs(Model(m), rows, batch_size=64) for m in (base, other)]
+    both = compare_answers(Model(base), Model(other), *inputs, progress=False)
+    assert both is not None
+    n = int((best == lost).sum())
+    change = present(both.accuracy_change)
+    assert both.right == pytest.approx((1.0, 1 - n / 200))
+    assert change.value == pytest.approx(-n / 200)
+    assert change.p == pytest.approx(min(1.0, 2 * float(binom.pmf(n, n, 0.5))))
+    assert present(both.loss_change).p < 1e-3
+    assert [(c.name, c.n, c.right) for c in both.lost] == [(str(lost), n, (1.0, 0.0))]
+    difference = model_difference(Model(base), Model(other))
+    assert [name for name, _ in difference.changes] == ["3.bias"]
+    found = compared(base, other)
+    names = ("a", "b")
+    document = two_models_document(found, both, names=names, data="x", difference=difference)
+    text = " ".join(to_terminal(document).split())
+    assert text.startswith("The second model loses")
+    assert text.index("classes lost accuracy") < text.index("3.bias") < text.index("Layer by layer")
+    same = compare_answers(Model(base), Model(base), *[inputs[0]] * 2, progress=False)
+    assert present(same).lost == ()
+    assert present(present(same).accuracy_change).p == 1.0
+
+
+def test_codes_of_a_comparison_are_explained():
+    assert explain_code("cmp002").startswith("CMP002  Layers that changed")
+    with pytest.raises(InputError, match=r"no finding of a comparison has the code 'CMP009'"):
+        explain_code("CMP009")

@@ -6,6 +6,8 @@ from typing import Annotated
 import tyro
 
 from sonde.cli._presenting import check_page, present
+from sonde.cli._table import filled
+from sonde.cli.console import say
 from sonde.cli.options import (
     DataWord,
     ModelWord,
@@ -29,18 +31,21 @@ class Compare:
     drift`.
 
     Example: sonde compare sonde:digits sonde:digits sonde:digits/test -o compare.html --limit 64
+
+    More: sonde compare --explain CMP002, what a code means.
     """
 
-    first: ModelWord
+    first: ModelWord = ""
     second: Annotated[
         tyro.conf.Positional[str],
         named("OTHER", "the second model, in any form that MODEL can have"),
-    ]
-    data: DataWord
+    ] = ""
+    data: DataWord = ""
     output: PageWord = None
     other_sites: Annotated[
         tuple[str, ...], named("PATTERN ...", "sites of OTHER; by default those of --sites")
     ] = ()
+    explain: Annotated[str | None, named("CODE", "what a code such as CMP002 means")] = None
     reading: Reading = field(default_factory=Reading)
     crew: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
@@ -49,6 +54,13 @@ class Compare:
         """Read both models, compare them, print and write."""
         from sonde.cli._compared import compared
 
+        if self.explain is not None:
+            from sonde.run.comparing.two_models_findings import explain_code
+
+            say(filled(explain_code(self.explain)))
+            return 0
+        if not self.data:
+            raise InputError("compare: expected MODEL, OTHER and DATA. See sonde compare --help.")
         self._check()
         names, progress = (self.first, self.second), not self.printing.quiet
         document = compared(

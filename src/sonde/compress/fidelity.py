@@ -148,7 +148,7 @@ def _compared(one: Answers, other: Answers) -> dict[str, Tensor]:
 
 
 def _of_answers(whole: Mapping[str, Tensor]) -> Fidelity:
-    n_known = max(1.0, float(whole["known"].sum()))
+    n_known = float(whole["known"].sum()) or math.nan  # without labels nothing is known of right
     low, high = _interval(whole["kl"], whole["group"].long())
     return Fidelity(
         n=len(whole["kl"]),

@@ -13,6 +13,7 @@ from sonde.report.document import Document, Finding, Section, Table, figures
 _MOST: Final = {WIDE: 48, NARROW: 24}
 
 
+SIGNIFICANT: Final = 0.05
 FOUND_AGAIN: Final = 0.7
 PARTED: Final = 0.9
 """CKA below which layers of the same name count as diverged."""
@@ -56,6 +57,8 @@ def document(found: dict[str, Any]) -> Document:
         _verdict(found),
         facts,
         [
+            _answers_section(found),
+            _tensors_section(found),
             Section("findings", "Findings", said),
             Section("map", "Layer by layer", [*figures(map_picture(found), where="page"),
                                               _layers(found)]),
@@ -71,6 +74,7 @@ def _verdict(found: dict[str, Any]) -> str:
     said: list[str] = []
     both = found["answers"]
     if both is not None:
+        said.append(_paired(both))
         text = f"Identical answers to {share(both['same'])}"
         said.append(f"{text} ({number(both['divergence'])} nats apart).")
     numbers = found.get("numbers")
@@ -114,6 +118,73 @@ def _verdict(found: dict[str, Any]) -> str:
     if both is None and named:
         said.append(_stayed(named[-1]))
     return " ".join(part for part in said if part)
+
+
+def _paired(both: dict[str, Any] | None) -> str:
+    """Describe the change of accuracy, or of loss if accuracy is equal, with its p-value.
+
+    Examples
+    --------
+    >>> change = {"n": 200, "value": -0.44, "se": 0.04, "p": 1e-20}
+    >>> _paired({"right": (0.9, 0.46), "loss": (0.3, 2.0), "accuracy_change": change})
+    'The second model loses 44 points of accuracy: 46 % instead of 90 % (p = 1e-20, 200 examples).'
+    """
+    if both is None:
+        return ""
+    kinds = (
+        ("accuracy_change", "right", "{} {} points of accuracy: {} instead of {}", -1),
+        ("loss_change", "loss", "{} {} nats of loss: {} instead of {}", 1),
+    )
+    for name, values, form, worse in kinds:
+        change = both.get(name)
+        if change is None or change["p"] is None or change["p"] > SIGNIFICANT:
+            continue
+        one, two = both[values]
+        is_right = name == "accuracy_change"
+        loses = change["value"] * worse > 0
+        verb = ("loses" if loses else "gains") if is_right else ("gains" if loses else "loses")
+        size = number(100 * abs(change["value"]) if is_right else abs(change["value"]), 2)
+        told = [share(v) if is_right else number(v) for v in (two, one)]
+        counted = f"p = {number(change['p'], 1)}, {plural(change['n'], 'example')}"
+        return f"The second model {form.format(verb, size, *told)} ({counted})."
+    return ""
+
+
+def _answers_section(found: dict[str, Any]) -> Section | None:
+    """Return the accuracy of both models by class, the classes that lost most first."""
+    both = found["answers"]
+    classes = [] if both is None else both.get("classes") or []
+    if len(classes) < 2 or not any(c["right"][0] != c["right"][1] for c in classes):
+        return None
+    columns = ("class", "n", "first", "second", "p")
+    rows = tuple((c["name"], c["n"], *c["right"], c["p"]) for c in classes)
+    meanings = {
+        "n": "examples of the class",
+        "first": "accuracy of the first model",
+        "second": "accuracy of the second model",
+        "p": "one-sided sign test that the class lost, multiplied by the number of classes",
+    }
+    lost = [c for c in classes if c["p"] <= SIGNIFICANT and c["right"][1] < c["right"][0]]
+    lead = f"{len(lost)} of {plural(len(classes), 'class', 'classes')} lost accuracy significantly."
+    kinds = {"first": "share", "second": "share", "p": "p"}
+    made = Table(
+        Numbers(columns, rows, "classes"), "Classes", kinds=kinds, meanings=meanings, most=8
+    )
+    return Section("classes", "Accuracy by class", [made], lead)
+
+
+def _tensors_section(found: dict[str, Any]) -> Section | None:
+    """Return the tensors that changed, the largest change first."""
+    difference = found.get("difference")
+    changes = [] if difference is None else difference.get("changes") or []
+    if not changes:
+        return None
+    rows = tuple((name, size) for name, size in changes)
+    lead = f"{len(difference['weights'])} of {plural(difference['n_weights'], 'tensor')} differ."
+    meanings = {"change": "length of the change, divided by the length of the first tensor"}
+    made = Table(Numbers(("tensor", "change"), rows, "tensors"), "Tensors that changed",
+                 meanings=meanings, folded=len(rows) > 24, most=8)  # fmt: skip
+    return Section("tensors", "Tensors that changed", [made], lead)
 
 
 def _of_numbers(found: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,12 +29,16 @@ class ModelDifference:
         Modules whose class, source code or settings differ, or that only one model has.
     tokenizer : bool
         Whether the tokenizers or processors differ.
+    changes : tuple of (str, float)
+        Tensors of equal shape whose bits differ, with the length of the change divided by the
+        length of the first model's tensor; the largest change first.
     """
 
     weights: tuple[str, ...]
     n_weights: int
     code: tuple[str, ...]
     tokenizer: bool
+    changes: tuple[tuple[str, float], ...] = ()
 
     def sentence(self) -> str:
         """Describe what differs, and what is equal.
@@ -69,7 +74,10 @@ def model_difference(first: Model, second: Model) -> ModelDifference:
     code = [n or type(first.module).__name__ for n in parts if codes[0].get(n) != codes[1].get(n)]
     inner = [n for n in code if not any(o != n and o.startswith(f"{n}.") for o in code)]
     texts = [_written(model.processor) for model in (first, second)]
-    return ModelDifference(tuple(weights), len(names), tuple(inner), texts[0] != texts[1])
+    sizes = [(n, _change(one[n], two[n])) for n in weights if n in one and n in two]
+    changes = sorted(((n, x) for n, x in sizes if x is not None), key=lambda each: -each[1])
+    differ = texts[0] != texts[1]
+    return ModelDifference(tuple(weights), len(names), tuple(inner), differ, tuple(changes))
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -80,6 +88,16 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(torch.equal(a.detach().cpu(), b.detach().cpu()))
+
+
+def _change(a: Tensor, b: Tensor) -> float | None:
+    """Return the length of a change relative to the first tensor, or None for other shapes."""
+    if a.shape != b.shape or a.is_meta or b.is_meta:
+        return None
+    first = a.detach().cpu().double()
+    length = float(first.norm())
+    change = float((b.detach().cpu().double() - first).norm())
+    return change / length if length else math.inf
 
 
 def _code(module: nn.Module) -> tuple[str, str, str]:

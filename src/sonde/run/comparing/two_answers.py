@@ -1,15 +1,16 @@
 """Test whether two models give the same answers to the same inputs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.data import ItemInputs
 from sonde.engine.errorbars import group_error
 from sonde.engine.progress import Bar
@@ -21,6 +22,52 @@ from sonde.tap.streams.answers import Answers, answers
 
 EQUAL: Final = 1e-6
 """Difference of two numbers, in standard deviations, that rounding causes."""
+
+
+ALPHA: Final = 0.05
+
+
+@dataclass(frozen=True)
+class PairedChange:
+    """Mean change of a number from the first model to the second, over the same examples.
+
+    Parameters
+    ----------
+    n : int
+        Examples with a label.
+    value : float
+        Mean of the second model minus mean of the first.
+    se : float
+        Standard error of the difference, over groups of examples.
+    p : float
+        Two-sided p-value: of the sign test over groups for accuracy, of the normal law for loss.
+    """
+
+    n: int
+    value: float
+    se: float
+    p: float
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Accuracy of both models on the examples of one class.
+
+    Parameters
+    ----------
+    name : str
+    n : int
+        Examples of the class.
+    right : (float, float)
+    p : float
+        One-sided p-value of the sign test over groups that the class lost, times the number of
+        classes.
+    """
+
+    name: str
+    n: int
+    right: tuple[float, float]
+    p: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +87,10 @@ class TwoAnswers:
         Share of right answers of each model; NaN without labels.
     loss : (float, float)
         Cross-entropy of each model, in nats per answer; NaN without labels.
+    accuracy_change, loss_change : PairedChange or None
+        None without labels.
+    classes : tuple of ClassChange
+        The classes of a classifier's labels, those that lost most first.
     """
 
     n: int
@@ -48,6 +99,14 @@ class TwoAnswers:
     divergence: float
     right: tuple[float, float]
     loss: tuple[float, float]
+    accuracy_change: PairedChange | None = None
+    loss_change: PairedChange | None = None
+    classes: tuple[ClassChange, ...] = ()
+
+    @property
+    def lost(self) -> tuple[ClassChange, ...]:
+        """Classes that lost accuracy significantly."""
+        return tuple(c for c in self.classes if c.p < ALPHA and c.right[1] < c.right[0])
 
 
 @dataclass(frozen=True)
@@ -177,11 +236,21 @@ def compare_answers(
                 return None  # numbers, not classes
             parts.append(_compared_figures(a, b, len(one)))
             groups += one.group_keys
-    return summary(torch.cat(parts), groups) if parts else None
+    return summary(torch.cat(parts), groups, _class_names(first, inputs)) if parts else None
+
+
+def _class_names(model: Model, inputs: Inputs) -> dict[int, str]:
+    """Return the names of class numbers that are known."""
+    own = getattr(inputs, "label_names", ())
+    given = getattr(model.config, "id2label", None) or {}
+    return {int(k): str(v) for k, v in given.items()} | dict(enumerate(own))
 
 
 def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
-    """Return per example: agreement, divergence, and correctness and loss of both models."""
+    """Return per example: agreement, divergence, correctness and loss of both models, class.
+
+    The class is -1 where an example has no label or several answers.
+    """
     gap = (a.log_p.exp() * (a.log_p - b.log_p)).nan_to_num(0.0).sum(1)
     # NaN is no answer: it agrees with none and is never correct
     best = [x.log_p.argmax(1).masked_fill(x.log_p.isnan().any(1), -2) for x in (a, b)]
@@ -192,14 +261,78 @@ def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
         x.per_example((top == x.truth).double(), n) for x, top in zip((a, b), best, strict=True)
     ]
     columns += [x.per_example(-x.log_p_of_truth, n) for x in (a, b)]
-    return torch.stack(columns, dim=1)
+    of_class = torch.full((n,), -1.0, dtype=torch.float64)
+    if len(a.truth) == n == len(a.example.unique()):
+        of_class[a.example] = a.truth.double()
+    return torch.stack([*columns, of_class], dim=1)
 
 
-def summary(each: Float[Tensor, "example figure"], keys: Sequence[bytes]) -> TwoAnswers:
-    """Return the means over examples with an answer; ``keys`` are the groups of the examples."""
+def summary(
+    each: Float[Tensor, "example figure"],
+    keys: Sequence[bytes],
+    names: Mapping[int, str] | None = None,
+) -> TwoAnswers:
+    """Return the means over examples with an answer.
+
+    Parameters
+    ----------
+    each : Float[Tensor, "example figure"]
+        Agreement, divergence, correctness and loss of both models, and the class of each example.
+    keys : sequence of bytes
+        The group of each example.
+    names : mapping of int to str, optional
+        Names of classes.
+    """
     known = ~each[:, 0].isnan()
     each, numbers = each[known], {key: i for i, key in enumerate(dict.fromkeys(keys))}
     group = torch.tensor([numbers[key] for key in keys], dtype=torch.int64)[known]
     n, mean = len(each), each.nanmean(0).tolist()
     se = group_error(each[:, 0] / max(n, 1), group, len(group.unique()))
-    return TwoAnswers(n, mean[0], se, mean[1], (mean[2], mean[3]), (mean[4], mean[5]))
+    right, loss = each[:, 3] - each[:, 2], each[:, 5] - each[:, 4]
+    return TwoAnswers(
+        n,
+        mean[0],
+        se,
+        mean[1],
+        (mean[2], mean[3]),
+        (mean[4], mean[5]),
+        _change(right, group, is_signs=True),
+        _change(loss, group, is_signs=False),
+        _classes(each, group, names or {}),
+    )
+
+
+def _change(
+    gain: Float[Tensor, "example"], group: Int[Tensor, "example"], is_signs: bool
+) -> PairedChange | None:
+    """Return the mean paired change over examples with a label; None if no example has one."""
+    known = gain.isfinite()
+    gain, group = gain[known], group[known]
+    n = len(gain)
+    if not n:
+        return None
+    value = float(gain.mean())
+    se = group_error(gain / n, group, len(group.unique()))
+    if is_signs:
+        better, worse = gains_and_losses(gain, group)
+        p = min(1.0, 2 * min(sign_test(better, worse), sign_test(worse, better)))
+    else:
+        p = math.nan if math.isnan(se) else math.erfc(abs(value) / max(se, 1e-300) / math.sqrt(2))
+    return PairedChange(n, value, se, 1.0 if value == 0 else p)
+
+
+def _classes(
+    each: Float[Tensor, "example figure"], group: Int[Tensor, "example"], names: Mapping[int, str]
+) -> tuple[ClassChange, ...]:
+    """Return the accuracy of both models by class, the largest loss first."""
+    known = (each[:, 6] >= 0) & each[:, 2].isfinite() & each[:, 3].isfinite()
+    each, group, found = each[known], group[known], list[ClassChange]()
+    classes = each[:, 6].unique().long().tolist()
+    for k in classes:
+        mine = each[:, 6] == k
+        before, after = each[mine, 2], each[mine, 3]
+        better, worse = gains_and_losses(after - before, group[mine])
+        p = min(1.0, len(classes) * sign_test(worse, better))
+        right = float(before.mean()), float(after.mean())
+        found.append(ClassChange(names.get(k, str(k)), int(mine.sum()), right, p))
+    return tuple(sorted(found, key=lambda c: c.right[1] - c.right[0]))

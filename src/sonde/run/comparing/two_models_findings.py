@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from sonde.core.errors import InputError, near
 from sonde.core.wording import plural
 from sonde.run.comparing.model_difference import ModelDifference
 from sonde.run.comparing.two_models import SiteMatch, TwoModels
@@ -15,6 +16,55 @@ DEVIATION: Final = 12**-0.5
 """Mean and standard deviation of the rank of one unit among unrelated ones."""
 SAME: Final = 0.95
 """Least share of units found again, or likeness after a rotation, for two layers to be one."""
+
+
+MEANINGS: Final = {
+    "CMP001": (
+        "No layer changed",
+        "The states of all compared layers are equal up to 0.001 standard deviations. If the "
+        "answers differ, the change is after the last layer compared: in the head, or in what "
+        "turns logits into answers. Add the head to --sites.",
+    ),
+    "CMP002": (
+        "Layers that changed",
+        "The states of these layers differ on the same inputs. The first of them is where the "
+        "models part: look at its weights first. The size is the root mean square change of a "
+        "state, in standard deviations of the first model's states along the change; below 0.001 "
+        "is rounding. CKA beside it is 1 if the geometry stayed the same. Whether the change "
+        "costs accuracy stands in the first sentence of the comparison.",
+    ),
+    "CMP003": (
+        "The same units in another order",
+        "Each unit of these layers has a counterpart with another number (a correlation of at "
+        "least 0.99). The layers compute the same, but directions, dictionaries and detectors "
+        "fitted on one model do not fit the other. Fit them again.",
+    ),
+    "CMP004": (
+        "Other units",
+        "The units of these layers resemble the units of the same number no more than other "
+        "units: the layers are rotated, or were initialised or trained anew. What was fitted on "
+        "one model does not hold for the other. If you expected a fine-tuned copy, check which "
+        "checkpoint was loaded.",
+    ),
+}
+"""Title and explanation of each code."""
+
+
+def explain_code(code: str) -> str:
+    """Return what a code of a comparison means, and what to do.
+
+    Raises
+    ------
+    InputError
+        If there is no such code; with similar codes.
+    """
+    if code.upper() not in MEANINGS:
+        raise InputError(
+            f"compare: no finding of a comparison has the code {code!r}."
+            f"{near(code.upper(), MEANINGS)} Codes: {', '.join(MEANINGS)}."
+        )
+    title, text = MEANINGS[code.upper()]
+    return f"{code.upper()}  {title}\n\n{text}"
 
 
 @dataclass(frozen=True)
