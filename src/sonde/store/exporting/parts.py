@@ -185,7 +185,8 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
 
 def names_of(label: np.ndarray, names: Sequence[str]) -> list[str | None]:
     """Return the name of each class number; None for no label or a class without a name."""
-    return [names[i] if 0 <= i < len(names) else None for i in label.tolist()]
+    known: dict[int, str] = dict(enumerate(names))
+    return [known.get(i) for i in label.tolist()]
 
 
 def text_of(key: bytes) -> str:
