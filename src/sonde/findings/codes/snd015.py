@@ -18,7 +18,17 @@ from sonde.findings.evidence.trials.stored_columns import StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
 from sonde.findings.evidence.trials.tensor_trials import TensorTrials
 from sonde.findings.evidence.trials.tried_forms import Tried
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Level, Rule, Theme
+from sonde.findings.rule import (
+    SERIOUS,
+    Breaks,
+    Check,
+    Explains,
+    Figure,
+    Level,
+    Location,
+    Rule,
+    Theme,
+)
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial, chance_of_gain
 from sonde.findings.words.places import sentence
@@ -141,6 +151,11 @@ class SND015(Rule):
             effect=min(1.0, trial.gain),
             fix=f"{found.form.line}{fix}",
             trial=trial,
+            location=Location(
+                tensors=found.form.tensors,
+                columns=found.form.columns,
+                answers=not found.form.tensors,  # other rows: inputs and targets do not meet
+            ),
         )
 
     def _of_all_rows(self, evidence: Evidence, found: VariantEvidence) -> Check:
@@ -265,8 +280,9 @@ class SND015(Rule):
             if best is not None:
                 fix = f"Give the inputs {best.words}: then these columns fit the stored statistics"
             return self.raised_with(
-                "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}."
-            )
+                "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}.",
+                location=Location(columns=tuple(c.name for c in stored.off)),
+            )  # fmt: skip
         numbers = evidence.data.target is not None
         then, now = (_figure(float(x.mean()), numbers) for x in (trial.after, trial.before))
         what = "R^2" if numbers else "accuracy"
@@ -281,6 +297,7 @@ class SND015(Rule):
             effect=max(figure.value, min(1.0, trial.gain)),
             fix=f"Give the inputs {best.words}: {what} {then} instead of {now}.",
             trial=trial if trial.holds else None,
+            location=Location(columns=tuple(c.name for c in stored.off)),
         )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:

@@ -8,7 +8,7 @@ import numpy as np
 from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.inputs.placeholders import StandIn, stand_ins
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
+from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import LONGEST, number, percent, plural, shortened
@@ -73,6 +73,7 @@ class SND072(Rule):
             examples=table.examples(rows),
             effect=min(1.0, 0.2 + len(rows) / n),
             fix="" if not table.are_named else _fix(table, worst),
+            location=Location(columns=tuple(dict.fromkeys(table.names[s.column] for s in found))),
             next=rows_command(self.code),
         )
 

@@ -1,11 +1,12 @@
 """SND083: input tensors, channels and masks that are the same in all rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.evidence.inputs.idle_tensors import IdleTensor, IdleTensors
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Breaks, Check, Figure, Level, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Level, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural, shortened
@@ -57,7 +58,15 @@ class SND083(Rule):
             figure,
             effect=1.0 if level == "error" else 1 / (1 + found.n_tensors),
             fix=_fix(ranked[0]),
+            location=_location(ranked),
         )
+
+
+def _location(ranked: Sequence[IdleTensor]) -> Location:
+    """Return the tensors, with their channels if all inputs of this kind are channels of one."""
+    tensors = tuple(dict.fromkeys(idle.name for idle in ranked))
+    is_one = len(tensors) == 1 and all(idle.index >= 0 for idle in ranked)
+    return Location(tensors, tuple(idle.index for idle in ranked) if is_one else ())
 
 
 def _level(idle: IdleTensor) -> Level:

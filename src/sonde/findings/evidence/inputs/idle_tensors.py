@@ -41,6 +41,8 @@ class IdleTensor:
         The channel or column, or the tensor that ends in padding.
     share : float
         Fraction of the rows that end in padding; 1 otherwise.
+    index : int
+        Position of the channel or column; -1 for others.
     """
 
     name: str
@@ -48,6 +50,7 @@ class IdleTensor:
     value: float
     where: str = ""
     share: float = 1.0
+    index: int = -1
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class _Seen:
                 what = "column" if self.first.ndim == 2 else "channel"
                 along = f" (axis {axis})" if self.first.ndim == 3 else ""
                 for i in stuck if 0 < len(stuck) < len(low) and self._may_be(axis) else ():
-                    yield IdleTensor(self.name, "channel", float(low[i]), f"{what} {i}{along}")
+                    where = f"{what} {i}{along}"
+                    yield IdleTensor(self.name, "channel", float(low[i]), where, index=i)
 
     def _may_be(self, axis: int) -> bool:
         """Return whether an axis may hold channels, or columns, rather than steps or tokens.

@@ -42,6 +42,10 @@ class TensorForm:
         index -1 means all of them.
     numbers : (float, float)
         This factor and this offset.
+    tensors : tuple of str
+        The tensors that it changes.
+    columns : tuple of int
+        Columns or channels of this tensor; empty for all of them.
     """
 
     words: str
@@ -49,6 +53,8 @@ class TensorForm:
     change: Change
     affine: tuple[str, int, int] | None = None
     numbers: tuple[float, float] = (1.0, 0.0)
+    tensors: tuple[str, ...] = ()
+    columns: tuple[int, ...] = ()
 
     @property
     def n_numbers(self) -> int:
@@ -115,12 +121,23 @@ def affine_form(
         return {one.name: made}
 
     words = f"with {where}{times}{plus if offset else ''}"
-    return TensorForm(words, line, change, (one.name, axis, i), (factor, offset))
+    columns = () if i < 0 else (i,)
+    return TensorForm(
+        words, line, change, (one.name, axis, i), (factor, offset), (one.name,), columns
+    )
 
 
-def on_tensor(name: str, words: str, line: str, change: Callable[[Tensor], Tensor]) -> TensorForm:
-    """Return the form in which one tensor is changed by itself."""
-    return TensorForm(words, line, lambda given, _: {name: change(given[name])})
+def on_tensor(
+    name: str,
+    words: str,
+    line: str,
+    change: Callable[[Tensor], Tensor],
+    columns: tuple[int, ...] = (),
+) -> TensorForm:
+    """Return the form in which one tensor, or some of its columns, is changed by itself."""
+    return TensorForm(
+        words, line, lambda given, _: {name: change(given[name])}, tensors=(name,), columns=columns
+    )
 
 
 def _channel_axes(one: InputTensor) -> list[int]:
@@ -140,6 +157,8 @@ def _whole(one: InputTensor) -> Iterator[TensorForm]:
         for factor in (-1.0, 1 / 255, 255.0, *FACTORS):
             yield affine_form(one, 1, -1, factor, 0.0)
         mean, spread = float(x.mean()), float(x.std()) or 1.0
+        for offset in (sign * s * spread for s in OFFSETS for sign in (1, -1)):
+            yield affine_form(one, 1, -1, 1.0, offset)
         low, span = float(x.min()), float(x.max() - x.min()) or 1.0
         for factor, offset in ((1 / spread, -mean / spread), (1 / span, -low / span),
                                (2 / span, -2 * low / span - 1)):  # fmt: skip
@@ -213,7 +232,7 @@ def _partners(given: Mapping[str, InputTensor]) -> Iterator[TensorForm]:
         if a.x.shape == b.x.shape and a.kind == b.kind:
             yield TensorForm(
                 f"with {a.name} and {b.name} exchanged", f"{a.name}, {b.name} = {b.name}, {a.name}",
-                lambda x, _, a=a.name, b=b.name: {a: x[b], b: x[a]},
+                lambda x, _, a=a.name, b=b.name: {a: x[b], b: x[a]}, tensors=(a.name, b.name),
             )  # fmt: skip
     for mask in (one for one in given.values() if one.kind == "mask" and one.x.ndim == 2):
         for one in given.values():
@@ -223,6 +242,7 @@ def _partners(given: Mapping[str, InputTensor]) -> Iterator[TensorForm]:
             yield TensorForm(
                 f"with {mask.name} made from the padding of {one.name}", f"{mask.name} = {code}",
                 lambda x, _, m=mask.name, o=one.name: {m: _real(x[o]).to(x[m].dtype)},
+                tensors=(mask.name,),
             )  # fmt: skip
 
 
@@ -255,7 +275,7 @@ def _of_channels(one: InputTensor, axis: int, names: Sequence[str]) -> Iterator[
         yield on_tensor(
             name, f"with {places[0]} and {places[1]} exchanged",
             f"{name}{index} = {name}[{':, ' * axis}[{j}, {i}]]",
-            lambda x, o=tuple(order): x.index_select(axis, torch.tensor(o)),
+            lambda x, o=tuple(order): x.index_select(axis, torch.tensor(o)), (i, j),
         )  # fmt: skip
 
 
@@ -284,7 +304,7 @@ def _curves(one: InputTensor, axis: int, i: int, names: Sequence[str]) -> Iterat
     for words, line, curve, is_able in curves:
         if is_able:
             yield on_tensor(one.name, f"with {words} {where}", f"{code} = {line.format(code)}",
-                            _on_channel(one, axis, i, curve))  # fmt: skip
+                            _on_channel(one, axis, i, curve), (i,))  # fmt: skip
 
 
 def _missing(one: InputTensor, axis: int, i: int, names: Sequence[str]) -> Iterator[TensorForm]:
@@ -300,5 +320,5 @@ def _missing(one: InputTensor, axis: int, i: int, names: Sequence[str]) -> Itera
     yield on_tensor(
         one.name, f"with {value:.4g} in {place_of(one, axis, i, names)} replaced by the mean",
         f"{code}[{code} == {value:.9g}] = {mean:.6g}",
-        _on_channel(one, axis, i, lambda x: torch.where(x == value, mean, x)),
+        _on_channel(one, axis, i, lambda x: torch.where(x == value, mean, x)), (i,),
     )  # fmt: skip

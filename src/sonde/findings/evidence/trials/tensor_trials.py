@@ -393,7 +393,14 @@ class _Forms:
         words = ", ".join(f"{k} -> {int(best[k])}" for k in moved[:6])
         words += ", ..." if len(moved) > 6 else ""
         line = f"{code} = torch.tensor({best.tolist()})[{code}]"
-        return TensorForm(f"with the codes of {where} renamed ({words})", line, told(best))
+        columns = (i,) if one.x.ndim == 2 else ()
+        return TensorForm(
+            f"with the codes of {where} renamed ({words})",
+            line,
+            told(best),
+            tensors=(one.name,),
+            columns=columns,
+        )
 
     def _row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
         losses = self.scores.losses(answers, self._order(rows))

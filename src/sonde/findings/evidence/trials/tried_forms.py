@@ -38,6 +38,11 @@ HALF: Final = 0.5
 KIND: Final = ("form of the inputs", "forms of the inputs")
 
 
+STANDARD: Final = "at mean 0 and variance 1"
+MOST_WRITTEN: Final = 16
+"""Columns or channels whose numbers are written in a line of code."""
+
+
 def _as_given(x: Inputs) -> Inputs:
     return x
 
@@ -66,7 +71,8 @@ class Tried:
     logits : Float[Tensor, "row class"] or None
         Answers to the rows with a label.
     code : str
-        Lines of Python that make the two changes of a form on top of another form.
+        Lines of Python that make the change, if it has numbers of its own, or that make the two
+        changes of a form on top of another form.
     single : Tried or None
         For such a form: the best single form, which it has to surpass on rows that chose neither.
     """
@@ -88,7 +94,7 @@ class Tried:
         if self.scale is not None:
             factor, offset = self.scale
             return f"x = {factor:.6g} * x {'-' if offset < 0 else '+'} {abs(offset):.6g}"
-        if self.single is not None:
+        if self.single is not None or self.code:
             return self.code
         return next((line for words, line in LINES.items() if words in self.words), "")
 
@@ -118,7 +124,8 @@ def on_top(
     forms = {words: composed(change) for words, (_, change) in joined.items()}
     for made in tried_forms(stream, small, forms, (), evidence, True, part):
         words, change = joined[made.words]
-        last = Tried(words, None, math.nan, _scale(x, change(x)))
+        scale = _scale(x, change(x))
+        last = Tried(words, None, math.nan, scale, code=standardising_code(words, x))
         lines = [line for line in (start.line, last.line) if line]
         code = f"{lines[0].split('  #')[0]}; {lines[1]}" if len(lines) == 2 else ""
         yield replace(made, code=code, single=single)
@@ -166,7 +173,28 @@ def tried_forms(
                 logits = torch.cat(given)[whole.label >= 0]
         scale = _scale(x, change(x))
         misfit = fits[0].misfit if fits else math.nan
-        yield Tried(words, score, misfit, scale, change=change, logits=logits)
+        code = standardising_code(words, x)
+        yield Tried(words, score, misfit, scale, change=change, logits=logits, code=code)
+
+
+def standardising_code(words: str, x: Inputs) -> str:
+    """Return the line for columns or channels at mean 0 and variance 1, with their numbers.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 5.0], [3.0, 5.5]])
+    >>> standardising_code("with each column at mean 0 and variance 1", x)
+    'x = (x - torch.tensor([2, 5.25])) / torch.tensor([1.41421, 0.353553])'
+    """
+    if STANDARD not in words or x.shape[1] > MOST_WRITTEN:
+        return ""
+    rest = (0, *range(2, x.ndim))
+    shape = f".reshape(-1{', 1' * (x.ndim - 2)})" if x.ndim > 2 else ""
+    mean, std = (
+        f"torch.tensor([{', '.join(f'{v:.6g}' for v in some.tolist())}]){shape}"
+        for some in (x.mean(rest), x.std(rest).clamp(min=1e-12))
+    )
+    return f"x = (x - {mean}) / {std}"
 
 
 def score_rows_of(
