@@ -7,9 +7,9 @@ from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 
 DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent / "tools"))
+sys.path[:0] = [str(DOCS.parent / "tools"), str(DOCS.parent)]
 
-# Both are found in the folder that was just added.
+# Both are found in the folders that were just added.
 from make_docs import make_pages  # noqa: E402
 from name_links import link_names  # noqa: E402
 

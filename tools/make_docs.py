@@ -2,12 +2,12 @@
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import papers
 from gallery import gallery_page
 from reference import escaped, reference_index, reference_pages, sections, studied_by
 from sonde.findings.catalogue import rule_classes
@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def make_pages(docs: Path) -> list[Path]:
     """Write all generated pages under ``docs``; return their paths."""
-    papers = bibliography(docs / "papers.bib")
+    told = bibliography(docs / "papers.bib")
     written = [
-        *_write_all(docs / "methods", {m.word: method_page(m, papers) for m in methods().values()}),
+        *_write_all(docs / "methods", {m.word: method_page(m, told) for m in methods().values()}),
         *_write_all(docs / "findings", {c.lower(): finding_page(c) for c in rule_classes()}),
     ]
     index = "\n\n".join([methods_index(), "```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```"])
@@ -33,7 +33,9 @@ def make_pages(docs: Path) -> list[Path]:
     written += _write_all(docs / "reference", reference_pages())
     index = "\n\n".join([reference_index(), "```{toctree}\n:hidden:\n:glob:\n\nreference/*\n```"])
     written.append(_write(docs / "reference.md", index))
-    written.append(_write(docs / "papers.md", papers_page(papers)))
+    written.append(
+        _write(docs / "papers.md", papers.papers_page(papers.bibliography(docs / "papers.bib")))
+    )
     written.append(_write(docs / "symptoms.md", symptoms_page()))
     written.append(_write(docs / "gallery.md", gallery_page()))
     return [*written, *copy_notebooks(docs / "tutorials")]
@@ -152,31 +154,10 @@ def findings_index() -> str:
 
 def bibliography(path: Path) -> dict[str, str]:
     """Return each entry of the bibliography as one line of Markdown."""
-    found: dict[str, str] = {}
-    for entry in re.split(r"^@\w+\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        key, _, rest = entry.partition(",")
-        values = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", rest))
-        authors = values.get("author", "unverified")
-        who = "" if authors == "unverified" else f"{_plain(authors)}: "
-        text = f"{who}*{_plain(values.get('title', ''))}*"
-        where = ", ".join(v for v in (values.get("howpublished", ""), values.get("year", "")) if v)
-        note = f" ({values['note']})" if "note" in values else ""
-        found[key.strip()] = f"{text}. {_plain(where)}.{note}"
-    return found
-
-
-def _plain(text: str) -> str:
-    text = re.sub(r"\{?\\['`\"^~cv]\{?(\w)\}?\}?", r"\1", text)
-    return text.replace("{", "").replace("}", "")
-
-
-def papers_page(papers: dict[str, str]) -> str:
-    """Return the bibliography as a page."""
-    rows = "\n".join(f"- `{key}`: {line}" for key, line in sorted(papers.items()))
-    return (
-        "# Papers\n\nEntries marked *unverified* were written down without the paper at hand; "
-        f"check them before you cite them.\n\n{rows}"
-    )
+    return {
+        key: f"{papers.cited(fields)}{' *Unverified.*' * ('note' in fields)}"
+        for key, fields in papers.bibliography(path).items()
+    }
 
 
 def main() -> int:

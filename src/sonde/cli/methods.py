@@ -1,10 +1,14 @@
-"""``sonde methods``: the catalogue of methods, read from the code."""
+"""``sonde methods``: the catalogue of methods, read from the code, and papers by their names."""
 
+import json
+import re
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import entry_points
 from itertools import groupby
+from pathlib import Path
 from textwrap import wrap
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -33,8 +37,10 @@ class Methods:
         named("[FAMILY|METHOD]", f"{', '.join(FAMILIES)}, or a method; by default all methods"),
     ] = ""
     paper: Annotated[
-        str, named("KEY", "methods of a paper, by a part of its key in docs/papers.bib, e.g. haste")
-    ] = ""
+        str,
+        named("WORDS", "a paper and its methods, by the system's name, words of the title, an "
+              "author or a part of its key, e.g. ip-adapter"),
+    ] = ""  # fmt: skip
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -50,21 +56,27 @@ class Methods:
                 f"{which!r}.{near(which, names)} `sonde methods` lists them all."
             )
         chosen = [e for e in entries if which in ("", e.family, e.name)]
+        papers = _papers(self.paper) if self.paper and not which else []
         if self.paper:
-            chosen = [e for e in chosen if _cited(e, self.paper)]
-            if not chosen:
+            exports = {code.partition("(")[0] for paper in papers for code in paper["code"]}
+            by_key = [e for e in chosen if _cited(e, self.paper)]
+            chosen = by_key or [e for e in chosen if f"{e.family}.{e.export}" in exports]
+            if not chosen and not papers:
                 keys = [key for e in entries for key in (e.paper, *e.variants.values()) if key]
+                names = [*keys, *(paper["name"] for paper in _papers(""))]
                 raise InputError(
-                    f"methods: no method of a paper {self.paper!r}.{near(self.paper, keys)} Pass a "
-                    "part of a key in docs/papers.bib."
+                    f"methods: no method of a paper {self.paper!r}.{near(self.paper, names)} Pass "
+                    "a system's name, words of a title, an author or a part of a key; the page "
+                    "Papers of the documentation lists them."
                 )
         if self.printing.json:
             say_json([e.json() for e in chosen])
             return 0
         if self.paper:
+            say("\n".join(line for paper in papers for line in _told(paper)) + "\n" * bool(papers))
             for e in chosen:
                 how = ", ".join(_cited(e, self.paper))
-                say(_lines(f"{e.family}.{e.name}", f"{e.summary} ({how})"))
+                say(_lines(f"{e.family}.{e.name}", f"{e.summary}{f' ({how})' * bool(how)}"))
             return 0
         if which in names:
             (one,) = chosen
@@ -86,6 +98,51 @@ def _entries() -> list[Listed]:
 
     announced = [m for m in methods().values() if m.family == PLUG_IN]
     return [*listed(), *map(entry_of_method, announced)]
+
+
+def _papers(words: str) -> list[dict[str, Any]]:
+    """Return the papers whose name, title, authors or key contain all words, best matches first."""
+    asked = [*map(_squeezed, words.split()), _squeezed(words)]
+
+    def rank(name: str, *others: str) -> int | None:
+        if asked[-1] in name:
+            return 0 if asked[-1] == name else 1
+        if any(asked[-1] in text for text in others):
+            return 2
+        return 3 if all(any(w in text for text in (name, *others)) for w in asked[:-1]) else None
+
+    ranked = [(r, paper) for paper, names in _indexed() if (r := rank(*names)) is not None]
+    whole = any(
+        r < 3 for r, _ in ranked
+    )  # single words count where nothing has all of them at once
+    ranked = [(r, paper) for r, paper in ranked if r < 3 or not whole]
+    return [paper for _, paper in sorted(ranked, key=lambda pair: pair[0])]
+
+
+@cache
+def _indexed() -> list[tuple[dict[str, Any], list[str]]]:
+    """Return every paper with its name, title, authors and key as they are searched."""
+    papers = json.loads(Path(__file__).with_name("papers.json").read_text(encoding="utf-8"))
+    fields = ("name", "title", "authors", "key")
+    return [(paper, [_squeezed(paper[k]) for k in fields]) for paper in papers]
+
+
+def _squeezed(text: str) -> str:
+    """Return the letters and digits of a text, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", text.casefold())
+
+
+def _told(paper: dict[str, Any]) -> list[str]:
+    """Return the lines that describe a paper: its title, and where its mechanism is."""
+    first = paper["authors"].partition(" and ")[0]
+    who = first.partition(",")[0] + " et al." * (" and " in paper["authors"])
+    title = paper["title"].removeprefix(f"{paper['name']}: ")
+    when = paper["year"] or "year not known"
+    lines = [f"{paper['name']}: {title} ({who or 'authors not known'}, {when})"]
+    lines += [f"  sonde.{code}" for code in paper["code"]]
+    lines += [f"  sonde recipe {word}" for word in paper["recipes"]]
+    lines += [f"  sonde study {word}" for word in paper["studies"]]
+    return lines + [f"  not here: {paper['missing']}"] * bool(paper["missing"])
 
 
 def _cited(entry: Listed, part: str) -> list[str]:

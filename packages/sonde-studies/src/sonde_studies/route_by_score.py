@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde import Model
 from sonde.layers import WeakAndStrong
+from sonde.metrics import choose_settings
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
 from sonde_studies.recipes.route_by_score import route_by_score
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -71,6 +72,10 @@ class RouteByScoreStudy(Study):
               "more often.", "accuracy with three tenths sent, in turn less apart, equal updates"),
         Claim("confidence", "The evenness of the weak head's answer sends better rows than lot "
               "does.", "accuracy with three tenths sent, by confidence less by lot, in turn"),
+        Claim("objectives", "The cheapest setting that surely meets an accuracy of 0.85 on one "
+              "half meets it on the other.", "accuracy on the other half less 0.85"),
+        Claim("cheaper", "It costs less than the strong model alone.",
+              "1 less the fraction of rows that are sent", premise="objectives"),
     )  # fmt: skip
     null = Claim(
         "noise",
@@ -94,6 +99,7 @@ class RouteByScoreStudy(Study):
         tick("in turn")
         steps = 60 if tiny else 900
         heads = {way: _heads(way, x[:, quarter], label, seed, steps) for way in ("turn", "apart")}
+        met, sent = _chosen(weak, strong, x[FIT:], label[FIT:])
         first = found["entropy"]
         kept, cost = (float(first.facts[name]) for name in ("accuracy kept", "cost"))
         shown = {
@@ -106,10 +112,33 @@ class RouteByScoreStudy(Study):
             "states": float(found["states"].value) - float(first.value),
             "in turn": heads["turn"][0] - heads["apart"][0],
             "confidence": heads["turn"][0] - heads["turn"][1],
+            "objectives": met - 0.85,
+            "cheaper": 1 - sent,
             "noise": float(noise.value),
             **{f"three tenths sent | {way}": v for way, (v, _) in heads.items()},
             **{k: float(v) for k, v in shown.items() if k.endswith(("0%", "20%", "50%", "100%"))},
         }
+
+
+def _chosen(weak: Model, strong: Model, x: Tensor, label: Tensor) -> tuple[float, float]:
+    """Return accuracy and fraction sent, on one half, of the setting chosen on the other.
+
+    A setting is the fraction of rows, by the weak model's entropy, that the strong model answers.
+    """
+    with torch.no_grad():
+        says, knows = weak.module(x), strong.module(x).argmax(1) == label
+    chance = says.softmax(1)
+    doubt = -(chance * chance.clamp(min=1e-30).log()).sum(1)
+    half = len(x) // 2
+    cuts = doubt[:half].quantile(torch.linspace(1, 0, 11))
+    sent = doubt >= cuts[:, None]
+    sent[-1] = True  # the last setting sends all
+    right = torch.where(sent, knows, says.argmax(1) == label)
+    measured = {"accuracy": right[:, :half].double(), "cost": sent[:, :half].double()}
+    found = choose_settings({k: v.numpy() for k, v in measured.items()}, "cost", {"accuracy": 0.85})
+    at = found[0].setting
+    at = len(sent) - 1 if at is None else at
+    return float(right[at, half:].double().mean()), float(sent[at, half:].double().mean())
 
 
 def _heads(way: str, x: Tensor, label: Tensor, seed: int, steps: int) -> tuple[float, float]:
