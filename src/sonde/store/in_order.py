@@ -213,7 +213,7 @@ class RowOrder:
     ) -> np.ndarray | None:
         found: list[Tensor] = []
         for unit in units:
-            for examples, rows in volume.tables_of(unit, (EXAMPLES, table)):
+            for examples, rows in volume.columns_of(unit, ((EXAMPLES, "order"), (table, "index"))):
                 order, index = integer_column(examples, "order"), integer_column(rows, "index")
                 if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(order):
                     path = row_file(volume.directory, table, volume.span_of(unit))

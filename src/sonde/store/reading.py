@@ -38,6 +38,7 @@ from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.in_order import InOrder, RowOrder
 from sonde.store.layout import AGAIN, DATA, EXAMPLES, REPAIR, ROWS, record_file, row_file
+from sonde.store.row_batches import RowBatches
 from sonde.store.volume import Span, Volume
 
 FILES_OPEN = 256
@@ -484,6 +485,44 @@ class Store(Stream):
     def who(self, rows: Any, key: str | None = None) -> list[tuple[str, int, int]]:
         """Return (id, occurrence, position) of some rows of a site, counted as in ``take``."""
         return self._shelf(key).who(rows)
+
+    def torch(
+        self,
+        key: str | None = None,
+        *,
+        batch_size: int = 1024,
+        shuffle: int = 0,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Any:
+        """Return the rows of a site as an ``IterableDataset``, for training on them.
+
+        Every row comes once in an epoch, in one rank and one worker of a ``DataLoader``.
+
+        Parameters
+        ----------
+        key : str or None, default=None
+            The kind of rows (``SiteSchema.key``); the first if none is named.
+        batch_size : int, default=1024
+            Rows of a batch of one rank.
+        shuffle : int, default=0
+            Rows of a window: windows come in random order, and so do the rows of each. 0 keeps the
+            order of the data.
+        seed : int, default=0
+            Seed of the order.
+        rank : int or None, default=None
+            Number of this process; None asks ``torch.distributed``, and is 0 without it.
+        world_size : int or None, default=None
+            Number of processes; None asks ``torch.distributed``, and is 1 without it.
+
+        Returns
+        -------
+        RowBatches
+            Batches ``{"x": rows, "row": their numbers}``, with ``set_epoch``, ``state_dict`` and
+            ``load_state_dict``.
+        """
+        return RowBatches(self, key, batch_size, shuffle, seed, rank, world_size)
 
     def column(self, name: str | None) -> list[Any]:
         """Return the value of a data column for each example, in the planned order.

@@ -32,6 +32,7 @@ from sonde.store.manifest import Manifest, is_whole, read_manifest
 
 Span = tuple[int, int]
 KEPT_OPEN = 1
+SPARSE_OPEN = 64
 AHEAD = ThreadPoolExecutor(2, "sonde-ahead")
 
 
@@ -55,6 +56,7 @@ class Volume:
         self.manifest: Manifest = read_manifest(directory)
         self._open = OpenFiles(KEPT_OPEN * (1 + len(self.manifest.tables)))
         self._records: dict[Span, dict[str, Any]] = {}
+        self._sparse = OpenFiles(SPARSE_OPEN)
         self._ahead: dict[tuple[str, Span], Future[MappedFile]] = {}
 
     @property
@@ -183,6 +185,33 @@ class Volume:
         first = sum(counts[: unit - span[0]])
         for i in range(first, first + counts[unit - span[0]]):
             yield tuple(self._table(self.file(name, span), i, name == EXAMPLES) for name in tables)
+
+    def columns_of(
+        self, unit: int, columns: Sequence[tuple[str, str]]
+    ) -> Iterator[tuple[pa.RecordBatch, ...]]:
+        """Yield tables of a unit batch by batch, each with a single column that may be looked at.
+
+        From object storage, only these columns are read.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        if not isinstance(self.directory, Place):
+            yield from self.tables_of(unit, [table for table, _ in columns])
+            return
+        span = self.span_of(unit)
+        counts = self.record(span)["batches"]
+        first = sum(counts[: unit - span[0]])
+        held: list[list[pa.RecordBatch]] = []
+        for table, name in columns:
+            path = row_file(self.directory, table, span)
+            file = self._sparse.get(path, lambda t=table: self.opened(t, span, sparse=True))
+            indices = range(first, first + counts[unit - span[0]])
+            held.append([self._table(file, i, False) for i in indices])
+            file.load_columns([part.column(name) for part in held[-1]])
+        yield from zip(*held, strict=True)
 
     @staticmethod
     def _table(file: MappedFile, i: int, full: bool) -> pa.RecordBatch:
