@@ -60,7 +60,13 @@ def test_the_temperature_is_that_of_the_labels() -> None:
 
 
 def test_a_factor_or_a_second_softmax_is_raised_and_probabilities_that_hold_are_clear() -> None:
-    assert "overconfident" in assert_raised(ended(3 * TRUE), "warning").sentence
+    finding = assert_raised(ended(3 * TRUE), "warning")
+    assert "overconfident" in finding.sentence
+    x = torch.stack([row["x"] for row in items()])
+    sure, answer = (3 * TRUE * x).softmax(1).max(1)
+    wrong = {i for i, row in enumerate(items()) if row["label"] != answer[i] and sure[i] >= 0.9}
+    assert set(finding.examples) == wrong
+    assert list(finding.figures) == sorted(finding.figures, reverse=True)
     assert "underconfident" in assert_raised(ended(TRUE, twice=True), "warning").sentence
     assert_clear(ended(TRUE))
 

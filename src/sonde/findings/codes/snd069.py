@@ -43,6 +43,8 @@ class SND069(Rule):
     doubt : float, default=0.5
         Largest doubt, as a share of the doubt at equal probabilities, of a model that is sure of
         guesses.
+    certain : float, default=0.9
+        Least probability of a wrong answer whose row is listed.
     """
 
     over: float = 0.05
@@ -54,6 +56,7 @@ class SND069(Rule):
     errors: float = 3.0
     fine: float = 0.9
     doubt: float = 0.5
+    certain: float = 0.9
 
     title: ClassVar[str] = "A classifier that is over- or underconfident"
     theme: ClassVar[Theme] = "labels"
@@ -76,7 +79,8 @@ class SND069(Rule):
         "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
         "that is no more accurate than the commonest label has no temperature; it is a warning if "
         "its mean confidence lies more than halfway from chance to certainty, and 0.15 and 3 "
-        "standard errors above its accuracy."
+        "standard errors above its accuracy. The wrong answers of probability 0.9 or more are "
+        "listed, the surest first: often their labels or inputs are wrong."
     )
     false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
     plant: ClassVar[str] = "A trained net whose logits are multiplied by 10."
@@ -114,10 +118,13 @@ class SND069(Rule):
         mended = f"the loss falls by {percent(found.fall)}, the expected calibration error is"
         # a model that is often wrong has another fault: its probabilities are no cause of that
         trial = found.trial if better and found.right >= self.fine else None
+        surest = [(i, p) for i, p in found.wrong if p >= self.certain] if gap > 0 else []
         return self.raised_with(
             "warning" if loud else "note",
             sentence(text),
             figure,
+            examples=tuple(i for i, _ in surest),
+            figures=tuple(p for _, p in surest),
             effect=min(1.0, abs(gap)),
             fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
             f"instead of {percent(found.given)} (rows held out from the choice)."
@@ -142,6 +149,8 @@ class SND069(Rule):
             f"{percent(found.right)} of {plural(found.n, 'row')}; always answering the commonest "
             f"label is correct on {percent(answers.majority)}.",
             figure,
+            examples=tuple(i for i, _ in found.wrong),
+            figures=tuple(p for _, p in found.wrong),
             effect=min(1.0, figure.value),
             fix="Its answers to these rows are guesses: check that inputs and labels are those of "
             "training, and in its order.",

@@ -43,6 +43,8 @@ class Sureness:
     n : int
     trial : Trial or None
         Loss of the other half with that temperature, which leaves all answers as they are.
+    wrong : tuple of (int, float)
+        Examples with a wrong answer, by planned order, and its probability; the surest first.
     """
 
     sure: float
@@ -56,6 +58,7 @@ class Sureness:
     fall_se: float
     n: int
     trial: Trial | None = None
+    wrong: tuple[tuple[int, float], ...] = ()
 
 
 @once
@@ -97,7 +100,17 @@ def sureness(evidence: Evidence) -> Sureness | str:
         fall_se=group_error(less / len(less), rest, len(torch.unique(rest))),
         n=len(p),
         trial=trial,
+        wrong=_surest(order[found.where[known]], sure, ~right) if order is not None else (),
     )
+
+
+def _surest(
+    order: Int[Tensor, "row"], sure: Float[Tensor, "row"], wrong: Bool[Tensor, "row"]
+) -> tuple[tuple[int, float], ...]:
+    """Return the wrong examples with the probability of their answers, the surest first."""
+    ranked = torch.argsort(sure[wrong], descending=True, stable=True)
+    pairs = zip(order[wrong][ranked].tolist(), sure[wrong][ranked].tolist(), strict=True)
+    return tuple(pairs)
 
 
 def best_temperature(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
