@@ -6,7 +6,7 @@ neutral text alone does not see a model that gives one answer to every question.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,10 +139,13 @@ def measure_language(
         Texts that the model continues, besides some requests.
     """
     asked = None if facts is None else measure_facts(model, act, facts)
-    starts = [*prompts_of(model), *_starts(model, neutral)]
-    if facts is not None:
-        starts += [fact.prompt + fact.target for fact in facts.facts[:PROMPTS]]
-    wrote = measure_writing(model, act, starts)
+    told = () if facts is None else facts.facts[:PROMPTS]
+    starts = {
+        "requests": prompts_of(model),
+        "neutral texts": _starts(model, neutral),
+        "facts": [fact.prompt + fact.target for fact in told],
+    }
+    wrote = {kind: measure_writing(model, act, some) for kind, some in starts.items() if some}
     return LanguageFigures((*_target_lines(asked, efficacy, kept), *_text_lines(wrote, rise_nats)))
 
 
@@ -164,28 +167,47 @@ def _target_lines(asked: FactFigures | None, efficacy: Efficacy, kept: float) ->
     )
 
 
-def _text_lines(wrote: WrittenTexts, rise_nats: float) -> Sequence[Line]:
-    """Return the lines on texts that are read and written."""
-    nan, said = math.nan, f"of {wrote.n} texts that it now writes"
-    before, after = wrote.entropy
-    refused = abs(wrote.refusals[1] - wrote.refusals[0])
+def _text_lines(wrote: Mapping[str, WrittenTexts], rise_nats: float) -> Sequence[Line]:
+    """Return the lines on texts that are read and written, each of the worst kind of start."""
+    nan = math.nan
+
+    def worst(score: Callable[[WrittenTexts], float]) -> tuple[str, WrittenTexts, float]:
+        scores = {kind: score(one) for kind, one in wrote.items()}
+        kind = min(scores, key=lambda name: (math.isnan(scores[name]), scores[name]))
+        return kind, wrote[kind], scores[kind]
+
+    fluent, dull, fluency = worst(_fluency)
+    odd, unlikely, plausibility = worst(lambda one: _ratio(one.loss[1] - one.loss[0]))
+    moved, other, kept = worst(lambda one: one.kept)
+    sorry, refused, refusals = worst(lambda one: 1.0 - abs(one.refusals[1] - one.refusals[0]))
     return (
-        Line("other topics", wrote.kept, nan, nan, "its own texts: next tokens that stay"),
+        Line("other topics", kept, nan, nan, f"{_texts(other, moved)}: next tokens that stay"),
         Line("text loss", _ratio(rise_nats), nan, rise_nats, "neutral texts: perplexity ratio"),
         Line(
             "fluency",
-            min(1.0, after / before) if before > 0 else nan,
-            *wrote.entropy,
-            f"entropy of word pairs and triples {said}, nats",
+            fluency,
+            *dull.entropy,
+            f"entropy of token pairs and triples, nats: {_texts(dull, fluent)}",
         ),
         Line(
             "plausibility",
-            _ratio(wrote.loss[1] - wrote.loss[0]),
-            *wrote.loss,
-            f"the old model's loss {said}, nats",
+            plausibility,
+            *unlikely.loss,
+            f"the old model's loss, nats: {_texts(unlikely, odd)}",
         ),
-        Line("refusals", 1.0 - refused, *wrote.refusals, f"fraction {said} that refuse"),
+        Line("refusals", refusals, *refused.refusals, f"that refuse: {_texts(refused, sorry)}"),
     )
+
+
+def _texts(wrote: WrittenTexts, kind: str) -> str:
+    """Return which texts a figure is of, in words."""
+    return f"{wrote.n} that it writes after {kind}"
+
+
+def _fluency(wrote: WrittenTexts) -> float:
+    """Return the entropy of what is written, over that before; at most 1."""
+    before, after = wrote.entropy
+    return min(1.0, after / before) if before > 0 else math.nan
 
 
 def _ratio(rise_nats: float) -> float:

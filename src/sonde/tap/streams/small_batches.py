@@ -181,26 +181,35 @@ class SmallBatches:
 
 
 def small_batches(
-    model: Model, inputs: Inputs, examples: Sequence[int], longest: int | None = LONGEST
+    model: Model,
+    inputs: Inputs,
+    examples: Sequence[int],
+    longest: int | None = LONGEST,
+    least: int = 0,
 ) -> SmallBatches:
-    """Return the examples of equal size, with texts cut to ``longest``."""
+    """Return the examples of equal size, with texts cut to ``longest``.
+
+    Texts are cut to their median length and shorter ones are left out. If fewer than ``least``
+    texts would remain, all are cut further, to the length that ``least`` of them have.
+    """
     found = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
     names = _parameters(model.module)
     return SmallBatches(
-        singles=tuple(_same_targets(_evened(singles))),
+        singles=tuple(_same_targets(_evened(singles, least))),
         pad_id=_pad_id(model),
         takes_mask="attention_mask" in names,
         takes_positions="position_ids" in names,
     )
 
 
-def _evened(singles: list[InputBatch]) -> list[InputBatch]:
-    """Return examples of equal size: texts cut to their median length, shorter ones removed."""
+def _evened(singles: list[InputBatch], least: int) -> list[InputBatch]:
+    """Return examples of equal size: texts cut to one length, shorter ones removed."""
     lengths = [n for s in singles if (n := token_length(s)) is not None]
     if len(lengths) == len(singles) > 0:
         kept = sorted(n for n in lengths if n >= SHORTEST)
-        size = kept[min(len(kept) // 2, max(0, len(kept) - 2))] if kept else SHORTEST
+        middle = min(len(kept) // 2, max(0, len(kept) - max(2, least)))
+        size = kept[middle] if kept else SHORTEST
         evened = [cut(s, size) for s in singles if (token_length(s) or 0) >= size]
         return [s for s in evened if token_length(s) == size]
     shapes = [_shapes(s) for s in singles]

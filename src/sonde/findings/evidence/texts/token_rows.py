@@ -93,7 +93,7 @@ def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
     odd = sorted(odd_tokens(lens.texts), key=lambda o: -o.beyond)
     nothing = TokenRows(tuple(odd), lens.texts.words, None, (), torch.ones(0), torch.ones(0), 1.0)
     chosen = chosen_examples(stream, TEXTS, seed) if len(odd) > 1 else []
-    small = small_batches(stream.model, stream.inputs, chosen, LONGEST)
+    small = small_batches(stream.model, stream.inputs, chosen, LONGEST, 2 * LEAST)
     if len(small) < 2 * LEAST or small.singles[0].placeholder is not None:
         return nothing
     with untouched(stream.model.module), torch.no_grad():

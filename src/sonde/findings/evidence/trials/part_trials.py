@@ -105,7 +105,8 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
         return reason
     rows = TEXTS if causal else 3 * ROWS if cheap else ROWS  # a small gain takes more rows
     chosen = chosen_examples(stream, rows, evidence.data.seed)
-    small = small_batches(stream.model, stream.inputs, chosen, LONGEST if causal else None)
+    longest, least = (LONGEST, TEXTS // 2) if causal else (None, 0)
+    small = small_batches(stream.model, stream.inputs, chosen, longest, least)
     small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
     if len(small) < 2 * LEAST:
         return f"needs {2 * LEAST} rows of one size"
