@@ -181,17 +181,17 @@ def _shuffled(text: str) -> str:
     return " ".join(words)
 
 
-GERMAN = (
-    "Die Hauptstadt von Frankreich ist Paris und viele Menschen wohnen dort.",
-    "In Japan sprechen die Leute Japanisch und zahlen mit dem Yen.",
-    "Der Film war schrecklich, und wir haben jede Minute davon gehasst.",
-    "Das Essen war wunderbar, ich würde gern wieder dorthin gehen.",
+DUTCH = (
+    "De hoofdstad van Frankrijk heet Parijs en daar wonen veel mensen.",
+    "In Japan spreken de mensen Japans en betalen ze met de yen.",
+    "De film was vreselijk en we hebben elke minuut ervan gehaat.",
+    "Het eten was heerlijk, ik zou daar graag weer heen gaan.",
 )
 
 
-def _german(every: int) -> Callable[[Any, Texts], Texts]:
+def _dutch(every: int) -> Callable[[Any, Texts], Texts]:
     return lambda module, texts: [
-        f"{GERMAN[i % 4]} {GERMAN[(i // 4) % 4]} Nummer {i}." if i % every == 0 else text
+        f"{DUTCH[i % 4]} {DUTCH[(i // 4) % 4]} Getal {i}." if i % every == 0 else text
         for i, text in enumerate(texts)
     ]
 
@@ -221,8 +221,8 @@ FAULTS = (
     fault("spaces removed", "028 079", _each(lambda text: text.replace(" ", ""))),
     fault("spaces doubled", "028 079", _each(lambda text: text.replace(" ", "  "))),
     fault("words in random order", "081", _each(_shuffled)),
-    fault("another language", "028 029 078", _german(1)),
-    fault("every third text in another language", "064 067 078", _german(3)),
+    fault("another language", "028 029 078", _dutch(1)),
+    fault("every third text in another language", "064 067 078", _dutch(3)),
     fault("start token twice", "028 066 080", _each(
         lambda text: f"<|im_start|><|im_start|>{text}")),
     fault("chat template twice", "028 066 080", _each(
