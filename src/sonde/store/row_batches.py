@@ -8,7 +8,7 @@ lost, and two ranks see what one process with the doubled batch sees.
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.files.places import Place
 
 
+@runtime_checkable
 class NumberedRows(Protocol):
     """Rows that are read by their numbers, as those of a ``Store``."""
 
