@@ -61,6 +61,14 @@ def test_a_slower_model_is_called_slower():
     assert found.before[1] <= found.before[0] <= found.before[2]
 
 
+def test_runs_of_a_slow_model_are_few(monkeypatch):
+    monkeypatch.setattr("sonde.run.compressing.timing.LIMIT_SECONDS", 0.0)
+    one = net()
+    (found,) = speeds(Model(one), one, open_inputs(Model(one), torch.randn(4, 11)), runs=50)
+    assert found.runs == 6
+    assert found.ratio_range[0] > 0  # six pairs still bound the ratio
+
+
 def test_a_clock_of_ticks_is_not_used_for_runs_that_are_shorter(monkeypatch):
     fine = time.process_time
     monkeypatch.setattr(time, "process_time", lambda: fine() // 0.0156 * 0.0156)

@@ -166,3 +166,24 @@ if __name__ == "__main__":
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
     )
     assert ran.stdout.split() == ["1", "1"]
+
+
+UNGUARDED = """
+import torch
+import sonde
+from sonde.core.stream import Stream
+from sonde.measure import StableRank
+
+sonde.fit(StableRank(), Stream.of(torch.randn(600, 4)), workers=2, calibrate=0, progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_the_main_guard_is_told_about_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    said = ran.stderr.strip().splitlines()
+    assert ran.returncode == 1
+    assert "Put the code that runs below the line if __name__ == '__main__':" in said[-1]
+    assert sum(line.startswith("sonde.core.errors.") for line in said) == 1

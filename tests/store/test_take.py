@@ -166,3 +166,9 @@ def test_writing_into_a_tensor_changes_no_file(tmp_path):
     batch.rows["x"].zero_()
     assert torch.equal(next(iter(Store(place))).rows["x"], rows(60))
     assert Store(place).verify() == []
+
+
+def test_a_loader_of_items_is_told_what_to_write(tmp_path):
+    store = Store(write_store(stream(40), tmp_path / "a"))
+    with pytest.raises(InputError, match=r"For a DataLoader write: found = sonde.gather"):
+        next(iter(torch.utils.data.DataLoader(store)))  # type: ignore[arg-type]

@@ -78,6 +78,9 @@ class Compress:
         Path | None, named("FILE", "page to write, .html or .json (default: SMALL.html)")
     ] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    no_timing: Annotated[
+        bool, tyro.conf.arg(help="do not measure the speed of the old and the new model")
+    ] = False
     reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
@@ -94,6 +97,7 @@ class Compress:
             self.output,
             **self._wish(),
             device=self.device,
+            timing=not self.no_timing,
             progress=False if self.printing.quiet else note,
             **self.reading.data_options(),
         )

@@ -113,6 +113,20 @@ class Stream(OneLine, ABC):
         facts = [(s.site, s.reducer.name, s.dim, s.dtype, s.module) for s in self.schema]
         return html_table(title, columns, facts, len(facts))
 
+    def __getitem__(self, index: Any) -> Any:
+        """Raise: a stream is read in batches.
+
+        Raises
+        ------
+        InputError
+            With what to write for a ``DataLoader``.
+        """
+        raise InputError(
+            f"{type(self).__name__}: a stream has no items by number; it is iterated in batches of "
+            "rows. For a DataLoader write: found = sonde.gather(stream); "
+            "DataLoader(TensorDataset(found.rows[site], found.label), batch_size=64, shuffle=True)."
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         bounds = self.units()
         for start, stop in itertools.pairwise(bounds):

@@ -7,7 +7,7 @@ from typing import Any
 from sonde.core.errors import InputError, near
 from sonde.data.arrays import ARRAY_SUFFIXES
 from sonde.data.hub import is_saved_dataset
-from sonde.data.opening import open_file, require_path
+from sonde.data.opening import open_file, require_path, tables_of
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.splits import path_of
 
@@ -35,6 +35,11 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
         return
     if isinstance(data, str) and is_shipped(data):
         shipped_source(data)
+        return
+    files = tables_of(data)
+    if files is not None:
+        for file in files:
+            check_data(file, columns, skip_bad)
         return
     path = path_of(data)
     require_path(data)

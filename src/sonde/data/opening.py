@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples, features_an
 from sonde.data.limited import Kept, kept_items
 from sonde.data.listing import Listing, list_source, pick
 from sonde.data.numbers import NumbersEncoder
+from sonde.data.several_files import open_several, table_files
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
 from sonde.data.span import span_of
@@ -86,7 +88,8 @@ def open_inputs(
     model : Model
         Model that the inputs are prepared for.
     data : str, path, array, or re-iterable
-        Image folder, JSONL, CSV or Parquet file, ``.npy``, ``.npz`` or ``.safetensors`` file, data
+        Image folder, JSONL, CSV or Parquet file, or several (a list of names, a pattern such as
+        ``shards/*.jsonl``, a folder of tables), ``.npy``, ``.npz`` or ``.safetensors`` file, data
         set on disk or by name, ``sonde:digits``, ``sonde:stdlib``; in Python also items without a
         batch axis, ``(X, y)``, a dictionary of arrays or lists of one length, a frame, the
         ``DataLoader`` of a data set, or a function that returns the items anew.
@@ -286,6 +289,9 @@ def open_source(
         return ArrayRows({"x": data}, "array"), None
     if isinstance(data, Mapping):
         return ArrayRows(data, type(data).__name__), None
+    files = tables_of(data)
+    if files is not None:
+        return open_several(files, partial(open_file, skip_bad=skip_bad)), None
     if not isinstance(data, str | Path):
         return features_and_labels(data) or Iterated(data, tuples), None
     if isinstance(data, str) and is_shipped(data):
@@ -388,7 +394,24 @@ def open_file(path: Path, skip_bad: bool = False) -> Source:
 
 
 def _suffixes() -> set[str]:
-    return {*TABLES, ".parquet", ".pq", *ARRAY_SUFFIXES}
+    return {*_tables(), *ARRAY_SUFFIXES}
+
+
+def _tables() -> tuple[str, ...]:
+    return (*TABLES, ".parquet", ".pq")
+
+
+def tables_of(data: Any) -> list[Path] | None:
+    """Return the tables that a list, a pattern or a folder of tables names; None for other data."""
+    return None if is_described(data) else table_files(data, _tables())
+
+
+def is_described(data: Any) -> bool:
+    """Return whether a folder says itself how it is read: a saved data set, or one of media."""
+    path = Path(data) if isinstance(data, str | Path) and not isinstance(data, Place) else None
+    if path is None or not path.is_dir():
+        return False
+    return hub.is_saved_dataset(path) or any((path / name).is_file() for name in METADATA)
 
 
 def class_names(model: Model) -> Mapping[int, str] | None:

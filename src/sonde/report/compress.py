@@ -271,6 +271,8 @@ def _time(found: dict[str, Any]) -> Section:
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
     lead += f"{', '.join(found['kernels'])}; each layer uses the fastest."
     lead += _way_out(found)
+    if not rows:
+        return Section("time", "Time", [], "The speed was not measured (--no-timing).")
     made = Table(Numbers(columns, rows, "times"), brief=brief)
     return Section("time", "Time", [made], lead)
 

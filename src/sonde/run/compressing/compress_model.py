@@ -148,6 +148,7 @@ def compress_model(
     limit: int | None = None,
     held: int = 64,
     device: str = "auto",
+    timing: bool = True,
     progress: bool | Callable[[str], None] = True,
     **reading: Any,
 ) -> Compressed:
@@ -183,6 +184,8 @@ def compress_model(
         Other examples to compare on.
     device : str, default="auto"
         Device of the model: ``auto`` takes cuda, mps or cpu, and ``cpu`` or ``cuda:1`` name one.
+    timing : bool, default=True
+        Whether the speed of the old and the new model is measured, by up to 21 runs of each.
     progress : bool or callable, default=True
         Whether a bar is shown; a function is called with a line about each trial of a search,
         beside the bar.
@@ -207,7 +210,8 @@ def compress_model(
     job = _Job(found, *_examples(found, data, limit, held, reading), output, wish, progress)
     best, tried, notes = job.best(rule)
     new = best.plan.fold(found)
-    sites, times = inside(found, new, job.held, best.plan.renamed), speeds(found, new, job.held)
+    sites = inside(found, new, job.held, best.plan.renamed)
+    times = speeds(found, new, job.held) if timing else []
     with source_folder(found) as source:
         saved = save_edited(source, best.plan, output, name=found.name)
         n_bytes = [weight_bytes(at) for at in (source, output)]

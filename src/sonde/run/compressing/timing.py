@@ -16,6 +16,8 @@ from sonde.tap import place_of
 from sonde.tap.hooks.holding import in_eval
 
 RUNS, UNBOUNDED = 20, 1e12
+LEAST_RUNS, LIMIT_SECONDS = 6, 30.0
+"""Pairs of runs that bound the ratio at 95 %, and the time after which no more are run."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -
     inputs : Inputs
         Its first example is taken.
     runs : int, default=20
-        Of each model.
+        Runs of each model; six, if more would take longer than 30 seconds.
     """
     batch = next(iter(inputs.batches(0, 1)))
     ids = batch.kwargs.get("input_ids")
@@ -87,7 +89,10 @@ def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
     wall: tuple[list[float], list[float]] = ([], [])
     is_alone = torch.get_num_threads() == 1 and next(modules[0].parameters()).device.type == "cpu"
     with torch.no_grad(), in_eval(*modules):
+        begun = time.perf_counter()
         for turn in range(runs + 1):
+            if turn > LEAST_RUNS and time.perf_counter() - begun > LIMIT_SECONDS:
+                break
             for i in (0, 1)[:: 1 - 2 * (turn % 2)]:
                 starts = time.process_time(), time.perf_counter()
                 modules[i](*args, **kwargs)
@@ -103,7 +108,8 @@ def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
     before, after = ((one[0], one[1], one[2]) for one in spread)
     first = (seconds[0][0], seconds[1][0])
     name, n_threads = "process" if is_alone else "wall", torch.get_num_threads()
-    return Speed(what, before, after, first, ratio, ratio_range, name, runs, n_threads)
+    n_runs = len(seconds[0]) - 1
+    return Speed(what, before, after, first, ratio, ratio_range, name, n_runs, n_threads)
 
 
 def _median_of_pairs(before: list[float], after: list[float]) -> tuple[float, tuple[float, float]]:

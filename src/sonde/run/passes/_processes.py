@@ -35,6 +35,8 @@ MOST_DEATHS = 4
 LOOK_SECONDS = 1.0
 END_SECONDS = 5.0
 SHARED_MEMORY = Path("/dev/shm")
+UNGUARDED = 86
+"""Exit code of a worker whose import of the user's script would start workers."""
 
 _log = logging.getLogger("sonde")
 
@@ -105,6 +107,8 @@ class _Floor:
 
     def hire(self) -> None:
         """Start a process; it receives ranges after it has asked for the job."""
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            os._exit(UNGUARDED)  # this process imports the user's script, which runs again
         spawn = multiprocessing.get_context("spawn")
         here, there = spawn.Pipe()
         parcel = Parcel(self._job)
@@ -151,6 +155,8 @@ class _Floor:
 
         Raises
         ------
+        InputError
+            If a worker that imports the user's script would start the run again.
         MachineError
             If several died and none answered, or a process exited by itself before it began.
         """
@@ -158,11 +164,18 @@ class _Floor:
         hand.line.close()
         self._deaths += 1
         began, code = not hand.parcel, hand.process.exitcode
+        if code == UNGUARDED:
+            raise InputError(
+                "run: worker processes import your script again, and there it starts this run "
+                "once more. Put the code that runs below the line if __name__ == '__main__':, or "
+                "use workers=0."
+            )
         if self._deaths >= MOST_DEATHS or not (began or (code or 0) < 0):
             raise MachineError(
                 f"run: a worker process died before it could answer ({hand.end}). Its model or "
-                "data may not be picklable or its memory ran out; committed units are kept. Run "
-                "again, with a smaller --batch-size or fewer --workers, or use --workers 0."
+                "data may not be picklable, its memory ran out, or the script lacks the line if "
+                "__name__ == '__main__':; committed units are kept. Run again, with a smaller "
+                "--batch-size or fewer --workers, or use --workers 0."
             )
         spans = list(hand.flying)
         _log.warning(
