@@ -398,6 +398,7 @@ class LiveStream(Stream):
         if not self.records(inputs, prompts):
             return self._several(reader, [right_padded(inputs.continued(prompts))])[0]
         batch, recorder = inputs.record(self._marked(prompts), self._tapped_sites)
+        batch = self._marked(batch)  # the text is longer than the prompts
         made = self.recorded(reader, recorder, batch)
         return self._several(reader, [right_padded(batch)])[0] if made is None else made
 
