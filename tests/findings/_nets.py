@@ -13,10 +13,10 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.modules.fresh_weights import fresh_layers
-from sonde.findings.evidence.modules.module_facts import model_evidence
+from sonde.findings.evidence.modules.fresh_weights import find_fresh_layers, fresh_layers
+from sonde.findings.evidence.modules.module_facts import model_evidence, read_modules
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
 from sonde.findings.evidence.trials.input_trials import variant_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule
 from sonde.findings.scan import gather
@@ -42,11 +42,14 @@ def evidence_of(
         data=data,
         counters=found.outcome.counters,
         **options,
-    ).having(model=model, lens=lens_evidence(stream) if lens and live else None)
+    ).having({read_modules: model, measure_lens: lens_evidence(stream) if lens and live else None})
     if not variants or not live:
         return evidence
     return evidence.having(
-        variants=variant_evidence(stream, evidence), fresh=fresh_layers(stream, 0)
+        {
+            variant_evidence: variant_evidence(stream, evidence),
+            find_fresh_layers: fresh_layers(stream, 0),
+        }
     )
 
 

@@ -10,7 +10,7 @@ from sklearn.utils import Bunch
 
 from findings._evidence import evidence_of
 from narrow import expect
-from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.record import Evidence
 
 HEALTHY = ("iris", "wine", "breast_cancer", "digits", "diabetes")
@@ -40,4 +40,4 @@ def evidence_with(
     elif y is not None:
         known = {"label": torch.from_numpy(y), **known}
     found = evidence_of(torch.from_numpy(np.nan_to_num(x)).float(), **known)
-    return found.having(table=table_of(x, names))
+    return found.having({read_table: table_of(x, names)})

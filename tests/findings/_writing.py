@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from findings._evidence import evidence_of
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing, text_writing
 
 MODULES = (np, scipy.stats, torch.nn, logging, shutil, threading, subprocess)
 GERMAN = (
@@ -81,7 +81,7 @@ def written(texts: Sequence[str], tokenizer: Any = None, label: Any = None) -> E
     known = {} if label is None else {"label": torch.as_tensor(label)}
     facts = {"keys": [t.encode() for t in texts]}
     found = evidence_of(torch.from_numpy(x), facts=facts, **known)
-    return found.having(writing=Writing(tuple(texts), np.arange(n), tokenizer))
+    return found.having({text_writing: Writing(tuple(texts), np.arange(n), tokenizer)})
 
 
 def some(share: float, seed: int = 0) -> np.ndarray:

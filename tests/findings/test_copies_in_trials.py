@@ -10,7 +10,7 @@ from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes import snd074
 from sonde.findings.codes.snd015 import SND015
 from sonde.findings.evidence.inputs import suspect_labels as labels
-from sonde.findings.evidence.trials.input_trials import VariantEvidence
+from sonde.findings.evidence.trials.input_trials import VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.simplest_factor import simplest_factor
 from sonde.findings.evidence.trials.tried_forms import Tried
 from sonde.findings.rule import Check, Figure, Finding
@@ -37,7 +37,7 @@ def formed(n: int, copies: int = 1) -> Check:
     found = VariantEvidence(
         tried=(given, best), probe=1.0, rows=torch.arange(len(x)), chooses=chooses, best=best
     )
-    return SND015().check(evidence.having(variants=found))
+    return SND015().check(evidence.having({variant_evidence: found}))
 
 
 @pytest.mark.truth("sign test of eight different rows: 1 in 256, more than 0.1 %")

@@ -152,8 +152,8 @@ def test_what_is_possible_is_asked_of_every_layer_and_of_the_inputs() -> None:
     stream = tensors(net, x)
     evidence = evidence_of(stream)
     evidence = replace(evidence, data=replace(evidence.data, target=y))
-    evidence = evidence.having(input_rows=input_rows(stream, evidence))
-    best, without = best_probe(evidence), best_probe(evidence.having(input_rows=None))
+    evidence = evidence.having({input_rows: input_rows(stream, evidence)})
+    best, without = best_probe(evidence), best_probe(evidence.having({input_rows: None}))
     assert best is not None
     assert without is not None
     assert (best.where, best.measure, best.constant) == ("its inputs", "error", 0.0)

@@ -5,6 +5,7 @@ from findings._nets import assert_clear, assert_raised, evidence_of, noise, tens
 from sonde.findings.codes.snd004 import SND004
 from sonde.findings.codes.snd005 import SND005
 from sonde.findings.codes.snd006 import SND006
+from sonde.findings.evidence.modules.module_facts import read_modules
 
 
 def net() -> nn.Sequential:
@@ -27,7 +28,7 @@ def test_a_batch_norm_left_in_training() -> None:
     assert company.finding is not None
     assert company.finding.because_of == "SND005"
     assert company.finding.sites[0] == "1"
-    assert evidence.model.self_check.buffers
+    assert evidence.get(read_modules).self_check.buffers
     assert module[1].training
     assert not module[0].training
     assert all(torch.equal(b, before[n]) for n, b in module.named_buffers())

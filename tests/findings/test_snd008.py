@@ -5,6 +5,7 @@ from findings._nets import assert_clear, assert_raised
 from findings._texts import Forgetful, gpt2, llama, padded
 from sonde.findings.codes.snd007 import SND007
 from sonde.findings.codes.snd008 import SND008
+from sonde.findings.evidence.modules.module_facts import read_modules
 
 
 @pytest.mark.slow
@@ -16,7 +17,8 @@ def test_learned_positions_padded_left(dtype: torch.dtype) -> None:
     assert_raised(padding, "error")
     assert padding.finding is not None
     assert padding.finding.because_of == "SND008"
-    assert found.model.self_check.left_positions.worst < found.model.self_check.tau
+    model = found.get(read_modules)
+    assert model.self_check.left_positions.worst < model.self_check.tau
 
 
 @pytest.mark.slow

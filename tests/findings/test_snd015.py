@@ -10,7 +10,12 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd015 import SND015
 from sonde.findings.evidence.trials.input_forms import changes
-from sonde.findings.evidence.trials.input_trials import MendedRows, Tried, VariantEvidence
+from sonde.findings.evidence.trials.input_trials import (
+    MendedRows,
+    Tried,
+    VariantEvidence,
+    variant_evidence,
+)
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
@@ -160,7 +165,7 @@ def mended(right: float, kept: float) -> Check:
     form = Tried("turned to the left", None, math.nan)
     rows = MendedRows(form, right, nearer=0.2, p=0.9, n=40, wrong=0.05, kept=kept)
     evidence = arrays.evidence_of(noise(200, 8))
-    return SND015().check(evidence.having(variants=VariantEvidence(mended=(rows,))))
+    return SND015().check(evidence.having({variant_evidence: VariantEvidence(mended=(rows,))}))
 
 
 def test_a_form_that_mends_wrong_rows_and_breaks_no_others_is_that_of_all_rows() -> None:

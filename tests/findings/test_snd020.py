@@ -5,7 +5,7 @@ from torch import nn
 from findings import _evidence as arrays
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
 from sonde.findings.codes.snd020 import SND020
-from sonde.findings.evidence.modules.fresh_weights import fresh_layers
+from sonde.findings.evidence.modules.fresh_weights import find_fresh_layers, fresh_layers
 from sonde.findings.rule import Check
 
 
@@ -13,7 +13,7 @@ def ended(factor: float, depth: int = 6) -> Check:
     net = Patches(dim=24, depth=depth).eval().requires_grad_(False)
     net.get_submodule("blocks.2.up").get_parameter("weight").mul_(factor)
     stream = tensors(net, torch.randn(16, 5, 24, generator=torch.Generator().manual_seed(0)))
-    return SND020().check(evidence_of(stream).having(fresh=fresh_layers(stream, 0)))
+    return SND020().check(evidence_of(stream).having({find_fresh_layers: fresh_layers(stream, 0)}))
 
 
 @pytest.mark.parametrize("factor", [10.0, 0.1])
@@ -29,7 +29,9 @@ def test_the_gain_of_a_norm_is_compared_with_those_of_the_other_blocks() -> None
     stream = tensors(net, torch.randn(16, 8, generator=torch.Generator().manual_seed(0)))
     for factor, level in ((1.5, None), (1 / 3.5, "note"), (3.5, "note"), (6.0, "warning")):
         net.get_submodule("3.1").get_parameter("weight").fill_(factor)
-        check = SND020().check(evidence_of(stream).having(fresh=fresh_layers(stream, 0)))
+        check = SND020().check(
+            evidence_of(stream).having({find_fresh_layers: fresh_layers(stream, 0)})
+        )
         assert (check.finding.level if check.finding else None) == level
     assert check.finding is not None
     assert (check.finding.sites, check.finding.figure.value) == (("3.1",), pytest.approx(6))

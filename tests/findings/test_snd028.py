@@ -34,7 +34,9 @@ def ended(model: nn.Module) -> Check:
         noise = (torch.rand(20, generator=draw) < 0.2).tolist()
         text[:] = [w if noise[i] else 2 + i for i, w in enumerate(text)]
     evidence = evidence_of(stream)
-    return SND028().check(evidence.having(texts=text_variant_evidence(stream, evidence)))
+    return SND028().check(
+        evidence.having({text_variant_evidence: text_variant_evidence(stream, evidence)})
+    )
 
 
 @pytest.mark.parametrize(("off", "said"), [(1, "1 lower"), (-1, "1 higher")])

@@ -8,7 +8,7 @@ from findings._nets import assert_clear, assert_raised, texts_of
 from models import ARCHITECTURES
 from scan._zoo import scan_architecture
 from sonde.findings.codes.snd029 import SND029
-from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
 from sonde.findings.rule import Check
 
 
@@ -22,7 +22,7 @@ def ended(numbers: list[int], surely: float = 3.0) -> Check:
             at = at + 1 if draw.random() < 0.9 and at < 8 else int(draw.integers(4))
             text[i] = numbers[at]
     lens = lens_evidence(stream)
-    return SND029().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
+    return SND029().check(arrays.evidence_of(torch.randn(40, 3)).having({measure_lens: lens}))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from findings._counting import Counter, counting
 from sonde.findings.codes.snd037 import SND037
 from sonde.findings.evidence.answers.answers import answers_section
 from sonde.findings.evidence.answers.number_answers import rescaled
-from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 from sonde.report._answers_words import answers_sentence
@@ -96,11 +96,11 @@ def test_rows_of_one_group_do_not_narrow_the_interval() -> None:
 
 def test_a_language_model_that_is_sure_and_wrong_is_raised() -> None:
     stream = counting(Counter((9.0, 9.0)).eval())
-    evidence = arrays.evidence_of(torch.randn(40, 3)).having(lens=lens_evidence(stream))
+    evidence = arrays.evidence_of(torch.randn(40, 3)).having({measure_lens: lens_evidence(stream)})
     assert SND037().check(evidence).state == "clear"
     for item in stream.inputs.items:  # type: ignore[attr-defined]
         item.reverse()
-    check = SND037().check(evidence.having(lens=lens_evidence(stream)))
+    check = SND037().check(evidence.having({measure_lens: lens_evidence(stream)}))
     assert check.finding is not None
     assert check.finding.figure.value > 5
 
@@ -116,7 +116,7 @@ def test_the_loss_is_known_without_losses_by_block() -> None:
     lens = lens_evidence(stream)
     assert lens.loss is None
     assert lens.final == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
-    found = answers_section(arrays.evidence_of(torch.randn(9, 3)).having(lens=lens))
+    found = answers_section(arrays.evidence_of(torch.randn(9, 3)).having({measure_lens: lens}))
     assert found is not None
     assert found["per_byte"] is None
     assert found["low"] < found["value"] < found["high"]

@@ -8,7 +8,7 @@ from findings._nets import assert_raised
 from scan._plants_chain import Chain, drawn, exchanged
 from sonde.findings.codes.snd064 import SND064
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.evidence.texts.text_losses import TextLosses, beyond_position
+from sonde.findings.evidence.texts.text_losses import TextLosses, beyond_position, text_losses
 from sonde.findings.rule import Check
 
 N = 240
@@ -25,8 +25,8 @@ def ended(loss: Tensor | str | None) -> Check:
         order = shared_rows(evidence).order
         assert order is not None
         found = TextLosses(torch.arange(N), loss[order], 0.0)
-        return SND064().check(evidence.having(losses=found))
-    return SND064().check(evidence.having(losses=loss))
+        return SND064().check(evidence.having({text_losses: found}))
+    return SND064().check(evidence.having({text_losses: loss}))
 
 
 @torch.no_grad()

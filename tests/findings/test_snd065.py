@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd065 import SND065
-from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence
+from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence, shortcut_evidence
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
@@ -158,7 +158,7 @@ def judged(**changed: Any) -> Check:
     mark = Shortcut(1, "1", "a corner", 0.9, 0.0, 0.01, 0.98, 0.68, 0.2, 0.4, 80, (0, 1))
     tried = ShortcutEvidence((replace(mark, **changed),), 49, 240, "place")
     rows = tensors(nn.Sequential(nn.Linear(4, 2)).eval(), noise(8, 4))
-    return SND065().check(evidence_of(rows).having(shortcuts=tried))
+    return SND065().check(evidence_of(rows).having({shortcut_evidence: tried}))
 
 
 def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:

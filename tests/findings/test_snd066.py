@@ -6,7 +6,7 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd066 import SND066, _kinds
-from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers, _texts
+from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers, _texts, measure_lens
 from sonde.findings.rule import Check
 
 WORDS = {0: "a", 1: " B", 2: "\n", 3: ".", 4: "é"}
@@ -22,7 +22,7 @@ def ended(lost: set[int], lag: float = -0.5, special: frozenset[int] = frozenset
     nothing = tuple(torch.zeros(len(x) - 1) for x in kept)
     answers = TextAnswers(tuple(kept), nothing, nothing, said, WORDS, special=special)
     lens = LensEvidence(texts=answers, final=1.5 + lag, counted=1.5, n_groups=40, n_rows=2000)
-    return SND066().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
+    return SND066().check(arrays.evidence_of(torch.randn(40, 3)).having({measure_lens: lens}))
 
 
 def test_a_kind_that_was_lost_is_raised_and_texts_with_every_kind_are_clear() -> None:

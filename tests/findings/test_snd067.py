@@ -9,8 +9,8 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, texts_of, tokens
 from scan._plants_chain import WORDS, Chain, drawn
 from sonde.findings.codes.snd067 import SND067
-from sonde.findings.evidence.texts.lens import lens_evidence
-from sonde.findings.evidence.texts.text_forms import TextForms
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
+from sonde.findings.evidence.texts.text_forms import TextForms, text_forms
 from sonde.findings.evidence.texts.token_rows import OddToken, token_rows
 from sonde.findings.rule import Check
 
@@ -45,14 +45,14 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = (), copies:
     for item, text in zip(texts_of(stream), texts.tolist(), strict=True):
         item[:] = text
     lens = lens_evidence(stream)
-    evidence = arrays.evidence_of(torch.randn(40, 3))
+    evidence = arrays.evidence_of(torch.randn(40, 3)).having({measure_lens: lens})
     every = torch.arange(TEXTS)
     losses = {"in lower case": torch.full((TEXTS,), other)}
     forms = TextForms(torch.ones(TEXTS), losses, every, every % 2 == 0)
-    rows = token_rows(stream, lens, 0)
+    rows = token_rows(stream, evidence)
     if odd and rows is not None:
         rows = replace(rows, odd=odd)
-    return SND067(forms=1.3).check(evidence.having(lens=lens, rows=rows, forms=forms))
+    return SND067(forms=1.3).check(evidence.having({token_rows: rows, text_forms: forms}))
 
 
 @pytest.mark.truth("planted: two pairs of rows exchanged in a model that wrote the texts itself")

@@ -86,7 +86,7 @@ def tried_on(net: nn.Module, x: Tensor, label: Tensor) -> tuple[Evidence, PartTr
 
 def ended_on(net: nn.Module, x: Tensor, label: Tensor) -> Check:
     evidence, tried = tried_on(net, x, label)
-    return SND068().check(evidence.having(parts=tried))
+    return SND068().check(evidence.having({part_trials: tried}))
 
 
 def _stronger(net: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_change_that_comes_first_pays_for_the_few_changes_tried(
     tried = PartTrials(
         change, given, after, 2.0, 0.7, 0.8, p=0.007, unit="nats", of_tokens=False, n_tried=n_tried
     )
-    evidence = arrays(torch.randn(40, 3)).having(parts=tried)
+    evidence = arrays(torch.randn(40, 3)).having({part_trials: tried})
     assert SND068().check(evidence).state == state
 
 
@@ -175,9 +175,9 @@ def test_exchanged_blocks_are_tried_even_if_the_budget_is_spent() -> None:
     evidence = evidence_of(stream)
     data = by_answers(evidence.data, stream.first_batch().logits)
     spent = TrialBudget(lambda: (ForwardCost(1e6, 1e9), 0.0))
-    evidence = replace(evidence, data=data).having(budget=spent)
+    evidence = replace(evidence, data=data, budget=spent)
     finding = assert_raised(
-        SND068().check(evidence.having(parts=part_trials(stream, evidence))), "warning"
+        SND068().check(evidence.having({part_trials: part_trials(stream, evidence)})), "warning"
     )
     assert "parts.1 and parts.4 exchanged" in finding.sentence
     assert "changes of parts not tried" in spent.text()
@@ -288,7 +288,7 @@ def test_the_first_token_pooled_for_the_mean_is_named() -> None:
         assert isinstance(stream, LiveStream)
         evidence = evidence_of(stream)
         evidence = replace(evidence, data=by_answers(evidence.data, stream.first_batch().logits))
-        return evidence.having(parts=part_trials(stream, evidence))
+        return evidence.having({part_trials: part_trials(stream, evidence)})
 
     assert_clear(SND068().check(tried()))
     net.first = True
@@ -298,8 +298,8 @@ def test_the_first_token_pooled_for_the_mean_is_named() -> None:
     assert finding.trial is not None
     assert float(finding.trial.after.mean()) > 0.9  # on texts that are cut to one length
     # few rows with a large loss leave the t test unsure, where hardly any answer becomes wrong
-    assert isinstance(evidence.parts, PartTrials)
-    unsure = replace(evidence.parts, p=0.002)
-    assert_raised(SND068().check(evidence.having(parts=unsure)), "warning")
+    assert isinstance(evidence.get(part_trials), PartTrials)
+    unsure = replace(evidence.get(part_trials), p=0.002)
+    assert_raised(SND068().check(evidence.having({part_trials: unsure})), "warning")
     same = replace(finding.trial, after=finding.trial.before)
-    assert_clear(SND068().check(evidence.having(parts=replace(unsure, trial=same))))
+    assert_clear(SND068().check(evidence.having({part_trials: replace(unsure, trial=same)})))

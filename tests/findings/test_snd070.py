@@ -6,8 +6,12 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd070 import SND070
-from sonde.findings.evidence.modules.block_training import BlockTraining, less_trained
-from sonde.findings.evidence.trials.part_trials import PROBE, PartTrials
+from sonde.findings.evidence.modules.block_training import (
+    BlockTraining,
+    compare_blocks,
+    less_trained,
+)
+from sonde.findings.evidence.trials.part_trials import PROBE, PartTrials, part_trials
 from sonde.findings.rule import Check
 
 PATHS = tuple(f"layers.{i}" for i in range(6))
@@ -43,7 +47,7 @@ def ended(blocks: BlockTraining, suffers: bool) -> Check:
     tried = PartTrials(None, nothing, nothing, 1.0, math.nan, math.nan, 1.0, "nats", False, 90)
     evidence = arrays.evidence_of(torch.randn(40, 3))
     parts = tried if suffers else PROBE
-    return SND070().check(evidence.having(blocks=blocks, parts=parts))
+    return SND070().check(evidence.having({compare_blocks: blocks, part_trials: parts}))
 
 
 def test_blocks_are_named_only_where_answers_suffer() -> None:

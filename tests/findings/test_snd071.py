@@ -13,6 +13,7 @@ from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd071 import SND071
 from sonde.findings.evidence.answers import head_accuracy, head_answers
+from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 
@@ -214,7 +215,9 @@ def of_share(right: float) -> Any:
     usual, found = ((torch.rand(N, generator=draw) < p).double() for p in (0.5, right))
     rows = torch.arange(N)
     head = head_answers.HeadAnswers("a", "kind", "accuracy", found, usual, (*range(N),), rows)
-    return SND071().check(evidence_of(drawn(N, 3)).having(heads=head_answers.Heads((head,))))
+    return SND071().check(
+        evidence_of(drawn(N, 3)).having({judge_heads: head_answers.Heads((head,))})
+    )
 
 
 def test_a_head_below_one_answer_for_all_is_raised_and_one_above_is_not() -> None:
@@ -258,7 +261,7 @@ def test_numbers_on_another_scale_are_raised_with_the_line_that_turns_them_back(
         assert made["other"][1] > 0.99
         head = head_answers.HeadAnswers("", "y", examples=(*range(80),), group=group, **made)
         check = SND071().check(
-            evidence_of(torch.randn(30, 4)).having(heads=head_answers.Heads((head,)))
+            evidence_of(torch.randn(30, 4)).having({judge_heads: head_answers.Heads((head,))})
         )
         assert assert_raised(check, "warning").fix.startswith(line)
     healthy = head_accuracy.judged(said, said + 0.3 * torch.randn(80, 2), (), group)

@@ -5,12 +5,12 @@ from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, plurals, spelled, written
 from sonde.findings.codes.snd082 import SND082
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit, fit_of
+from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit, compare_vocabulary, fit_of
 
 
 def fitted(table: torch.Tensor, vocabulary: dict[str, int]) -> Evidence:
     texts = docstrings()[:30]
-    return written(texts).having(vocabulary=fit_of("embed", table, vocabulary, 0))
+    return written(texts).having({compare_vocabulary: fit_of("embed", table, vocabulary, 0)})
 
 
 def stepped(step: int) -> dict[str, int]:

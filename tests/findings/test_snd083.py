@@ -9,7 +9,7 @@ from findings._nets import assert_clear, assert_raised
 from findings._tables import bundled
 from sonde.findings.codes.snd083 import SND083
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.inputs.idle_tensors import IdleTensors, idle_tensors
+from sonde.findings.evidence.inputs.idle_tensors import IdleTensors, find_idle_tensors, idle_tensors
 from sonde.findings.evidence.inputs.input_table import InputTable, input_table
 from sonde.findings.evidence.record import Evidence
 from sonde.run.reading.read import read
@@ -53,7 +53,7 @@ def stream_of(rows: list[dict[str, Tensor]]) -> LiveStream:
 
 
 def seeing(found: IdleTensors | str) -> Evidence:
-    return evidence_of(torch.randn(30, 4)).having(idle_tensors=found)
+    return evidence_of(torch.randn(30, 4)).having({find_idle_tensors: found})
 
 
 def _set(name: str, change) -> list[dict[str, Tensor]]:

@@ -11,7 +11,11 @@ from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from findings._tables import HEALTHY, bundled
 from sonde.findings.codes.snd085 import SND085
-from sonde.findings.evidence.inputs.repeated_values import RepeatedValues, repeated_values
+from sonde.findings.evidence.inputs.repeated_values import (
+    RepeatedValues,
+    find_repeated_values,
+    repeated_values,
+)
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
@@ -113,7 +117,7 @@ def test_a_value_is_a_warning_without_labels_too_and_whole_tables_and_padding_ar
 
 
 def _seeing(found: RepeatedValues) -> Evidence:
-    return evidence_of(torch.randn(30, 4)).having(repeated=found)
+    return evidence_of(torch.randn(30, 4)).having({find_repeated_values: found})
 
 
 def _found(net: nn.Module, rows: list[dict[str, Tensor]]) -> RepeatedValues:

@@ -3,6 +3,7 @@
 import html
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_spellings_of_texts_ask_the_budget_in_operations() -> None:
             ),
             with_kwargs=True,
         )
-        assert text_forms(stream, evidence.having(budget=budget)) is not None
+        assert text_forms(stream, replace(evidence, budget=budget)) is not None
         handle.remove()
         spent[total] = sum(seen)
         assert budget.spent == pytest.approx(sum(seen), rel=0.1)

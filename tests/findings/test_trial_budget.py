@@ -69,7 +69,7 @@ def with_budget(stream: LiveStream, operations: float) -> Evidence:
     evidence = evidence_of(stream)
     data = by_answers(evidence.data, stream.first_batch().logits)
     budget = TrialBudget(lambda: (cost, operations))
-    return replace(evidence, data=data).having(budget=budget)
+    return replace(evidence, data=data, budget=budget)
 
 
 @pytest.mark.truth("2 x multiplications of each layer, counted by hand")

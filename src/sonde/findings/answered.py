@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import torch
 
-from sonde.findings.evidence.answers.answers import answer_columns, probabilities
-from sonde.findings.evidence.answers.head_answers import Heads, head_rows
+from sonde.findings.evidence.answers.answers import answer_columns, judge_heads, probabilities
+from sonde.findings.evidence.answers.head_answers import head_rows
 from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import EXAMPLES, shared_rows
-from sonde.findings.evidence.texts.text_losses import TextLosses
+from sonde.findings.evidence.texts.text_losses import TextLosses, text_losses
 from sonde.findings.rule import Check
 
 PAIRS: Final = 12
@@ -78,11 +78,12 @@ def known_answers(evidence: Evidence) -> dict[int, dict[str, Any]]:
             i: {"truth": truth, "answer": said, "loss": loss}
             for i, said, truth, loss in zip(*lists, strict=True)
         }
-    if isinstance(evidence.heads, Heads) and evidence.heads.found:
-        rows, order = head_rows(evidence.heads.found[0]), shared_rows(evidence).order
+    heads = evidence.get(judge_heads)
+    if heads is not None and heads.found:
+        rows, order = head_rows(heads.found[0]), shared_rows(evidence).order
         assert order is not None  # answered_rows asks for the same
         return {i: rows[e] for i, e in enumerate(order.tolist()) if e in rows}
-    found = evidence.losses
+    found = evidence.get(text_losses)
     if not isinstance(found, TextLosses):
         return {}
     losses = (found.loss + found.mean).tolist()

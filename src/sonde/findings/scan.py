@@ -19,32 +19,13 @@ from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
-from sonde.findings.evidence.answers.answers import answer_columns
-from sonde.findings.evidence.answers.best_probe import input_rows
-from sonde.findings.evidence.answers.head_answers import head_answers
-from sonde.findings.evidence.answers.number_answers import number_rows
+from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.evidence.facts import by_answers, data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
-from sonde.findings.evidence.inputs.idle_tensors import idle_tensors
-from sonde.findings.evidence.inputs.input_table import input_table
-from sonde.findings.evidence.inputs.repeated_values import repeated_values
-from sonde.findings.evidence.inputs.shortcuts import shortcut_evidence
-from sonde.findings.evidence.modules.altered_weights import altered_weights
-from sonde.findings.evidence.modules.block_training import block_training
-from sonde.findings.evidence.modules.fresh_weights import fresh_layers
-from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence, read_modules
 from sonde.findings.evidence.record import DataEvidence, Evidence, EvidenceParts, Gatherer
-from sonde.findings.evidence.texts.lens import lens_evidence
-from sonde.findings.evidence.texts.text_forms import text_forms
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
 from sonde.findings.evidence.texts.text_losses import text_losses
-from sonde.findings.evidence.texts.text_variants import text_variant_evidence
-from sonde.findings.evidence.texts.token_rows import token_rows
-from sonde.findings.evidence.texts.vocabulary_fit import vocabulary_fit
-from sonde.findings.evidence.texts.writing import text_writing
-from sonde.findings.evidence.trials.input_trials import variant_evidence
-from sonde.findings.evidence.trials.part_trials import part_trials
-from sonde.findings.evidence.trials.tensor_trials import tensor_trials
-from sonde.findings.evidence.trials.weight_sizes import resized
 from sonde.findings.evidence.versus.column_gain import column_gain
 from sonde.findings.evidence.versus.comparison import VersusEvidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
@@ -62,7 +43,7 @@ from sonde.tap import LiveStream
 _log = logging.getLogger("sonde")
 
 HALF = 0.5
-ANSWERS = ("lens", "heads", "losses")
+ANSWERS = (measure_lens, judge_heads, text_losses)
 NO_MEASURES = ScanMeasures()
 Results = Mapping[tuple[str, str], Result]
 STOPPING = "stopping: partial results are reported; Ctrl-C again exits without a report"
@@ -381,64 +362,17 @@ def _evidence(
         deep=settings.deep,
         fail_on=settings.fail_on,
     )
-    known: dict[str, object] = {} if model is None else {"model": model}
     if not isinstance(stream, LiveStream):
         return found
-    gatherers = _gatherers(stream, data, settings)
-    if not complete:
-        if stream.model.task != "causal":
-            known["lens"] = lens_evidence(stream)  # has nothing to read
-        return replace(found, gathered=EvidenceParts({}, known, gatherers))
-    if not found.sites:
-        gatherers = {name: gatherers[name] for name in ("model", "lens") if name in gatherers}
-    return replace(found, gathered=EvidenceParts(gatherers, known))
-
-
-def _gatherers(
-    stream: LiveStream, data: DataEvidence, settings: ScanSettings
-) -> dict[str, Gatherer]:
-    """Return the function for each part of the evidence that needs forward passes."""
-    seed, deep, progress = data.seed, settings.deep, settings.progress
-    return {
-        "model": lambda _: model_evidence(stream, seed, deep),
-        "lens": lambda _: lens_evidence(stream, seed),
-        "heads": lambda found: head_answers(stream, data, _are_known(found)),
-        "budget": lambda found: trial_budget(stream, found, progress),
-        "texts": _counted(partial(text_variant_evidence, stream)),
-        "losses": lambda found: text_losses(stream, found, deep, progress),
-        "variants": _counted(partial(variant_evidence, stream)),
-        "forms": _counted(partial(text_forms, stream)),
-        "rows": lambda found: token_rows(stream, found.lens, seed),
-        "fresh": lambda _: fresh_layers(stream, seed),
-        "altered": lambda _: altered_weights(stream),
-        "resized": _counted(partial(resized, stream)),
-        "blocks": lambda _: block_training(stream),
-        "shortcuts": _counted(partial(shortcut_evidence, stream)),
-        "parts": _counted(partial(part_trials, stream)),
-        "table": lambda _: input_table(stream, data),
-        "tensors": partial(tensor_trials, stream),
-        "idle_tensors": lambda _: idle_tensors(stream),
-        "repeated": lambda _: repeated_values(stream),
-        "input_rows": lambda found: input_rows(stream, found),
-        "writing": partial(text_writing, stream),
-        "vocabulary": lambda _: vocabulary_fit(stream),
-    }
-
-
-def _counted(trials: Gatherer) -> Gatherer:
-    """Return a function whose forward passes count as trials of the scan."""
-
-    def gather(evidence: Evidence) -> Any:
-        with evidence.budget.counting():
-            return trials(evidence)
-
-    return gather
-
-
-def _are_known(evidence: Evidence) -> bool:
-    """Return whether one column of classes or numbers gives the correct answers."""
-    bare = evidence.having(heads=None)
-    return not isinstance(answer_columns(bare), str) or not isinstance(number_rows(bare), str)
+    known: dict[Gatherer[Any], Any] = {} if model is None else {read_modules: model}
+    if not complete and stream.model.task != "causal":
+        known[measure_lens] = lens_evidence(stream)  # has nothing to read
+    only = None if found.sites else (read_modules, measure_lens)
+    return replace(
+        found,
+        gathered=EvidenceParts(stream, known, only, cut=not complete),
+        budget=trial_budget(stream, found, settings.progress),
+    )
 
 
 def _against(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
@@ -195,7 +195,22 @@ class TrialBudget:
         )
 
 
-NO_LIMIT: Final = (ForwardCost(), math.inf)
+def unlimited() -> TrialBudget:
+    """Return a budget without a limit."""
+    return TrialBudget(lambda: (ForwardCost(), math.inf))
+
+
+def counted(
+    part: Callable[[LiveStream, "Evidence"], Trial],
+) -> Callable[[LiveStream, "Evidence"], Trial]:
+    """Return a part of the evidence whose forward passes count as trials of the scan."""
+
+    @wraps(part)
+    def counting(stream: LiveStream, evidence: "Evidence") -> Trial:
+        with evidence.budget.counting():
+            return part(stream, evidence)
+
+    return counting
 
 
 def trial_budget(stream: LiveStream, evidence: "Evidence", shown: bool) -> TrialBudget:

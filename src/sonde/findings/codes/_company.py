@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
@@ -22,7 +22,8 @@ NARROW_HINT = (
 
 def checked(evidence: Evidence) -> SelfCheck | None:
     """Return the self-check, or None if no model was run."""
-    return evidence.model.self_check if isinstance(evidence.model, ModelEvidence) else None
+    model = evidence.get(read_modules)
+    return None if model is None else model.self_check
 
 
 def level_of(worst: float, tau: float, error: float) -> Level:

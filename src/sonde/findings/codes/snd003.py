@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from sonde.findings.evidence.answers.answers import compared_answers
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers, find_fresh_layers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.answer_trials import new_head
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Level, Rule, Theme
@@ -67,7 +67,7 @@ class SND003(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """List the layers that look untrained by every test."""
-        found = evidence.fresh
+        found = evidence.get(find_fresh_layers)
         if not isinstance(found, FreshLayers) or not (found.n or found.norms or found.zeros):
             return self.not_applicable("no linear layer of 512 weights or more ran")
         fresh = (*found.tables, *found.fresh, *found.inner)

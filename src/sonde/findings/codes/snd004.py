@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, figure_of, level_of, where
 from sonde.findings.codes._effects import NO_FUNCTION
+from sonde.findings.evidence.modules.module_facts import in_training_mode
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
@@ -73,13 +74,13 @@ class SND004(ReadingComparison):
             level=level,
             sentence=sentence(text, _reason(evidence)),
             next=read_command(sites[0].removesuffix(":out")) if sites else None,
-            because_of="SND005" if evidence.model.training else None,
-            trial=None if evidence.model.training else found.undone,
+            because_of="SND005" if in_training_mode(evidence) else None,
+            trial=None if in_training_mode(evidence) else found.undone,
         )
 
 
 def _reason(evidence: Evidence) -> str:
     if evidence.stochastic:
         return "The model was declared random (--stochastic)."
-    training = evidence.model.training
+    training = in_training_mode(evidence)
     return f"{shortened(training[0])} is still in training mode." if training else ""

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import checked
 from sonde.findings.codes._effects import NO_FUNCTION
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -51,7 +51,7 @@ class SND005(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Read the training flags; the self-check shows whether training mode does harm."""
-        model = evidence.model
+        model = evidence.get(read_modules)
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run")
         wrong = [*model.training, *model.batch_norm]

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, level_of, of_answers, where
 from sonde.findings.codes._effects import NO_FUNCTION
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
@@ -73,7 +74,9 @@ class SND006(ReadingComparison):
 
 
 def _reason(evidence: Evidence) -> str:
-    model = evidence.model
+    model = evidence.get(read_modules)
+    if model is None:
+        return ""
     if model.training:
         return f"{shortened(model.training[0])} is still in training mode."
     if model.batch_norm:
@@ -82,8 +85,8 @@ def _reason(evidence: Evidence) -> str:
 
 
 def _cause(evidence: Evidence, found: SelfCheck) -> str | None:
-    model = evidence.model
-    if model.training or model.batch_norm:
+    model = evidence.get(read_modules)
+    if model is not None and (model.training or model.batch_norm):
         return "SND005"
     chance = found.repeat is not None and found.repeat.worst > found.tau
     return "SND004" if chance else None

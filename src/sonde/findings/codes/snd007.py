@@ -7,6 +7,7 @@ import torch
 
 from sonde.findings.codes._company import ReadingComparison, amount, level_of, of_answers, where
 from sonde.findings.codes._effects import NO_FUNCTION
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import Deltas, SelfCheck
@@ -55,7 +56,8 @@ class SND007(ReadingComparison):
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare states with and without padding."""
         both = {"left": found.left, "right": found.right}
-        side = evidence.model.padding_side
+        model = evidence.get(read_modules)
+        side = "right" if model is None else model.padding_side
         other = "left" if side == "right" else "right"
         used, unused = both[side], both[other] if evidence.deep else None
         if used is not None and used.worst > tau and _of_one_length(evidence):

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._company import ReadingComparison, amount, figure_of, where
 from sonde.findings.codes.snd007 import REASONS, positions_cure
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Theme
 from sonde.findings.self_check import SelfCheck
@@ -41,7 +42,8 @@ class SND008(ReadingComparison):
 
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
         """Compare left padding with and without positions."""
-        if evidence.model.padding_side != "left":
+        model = evidence.get(read_modules)
+        if model is None or model.padding_side != "left":
             return self.not_applicable("the processor does not pad on the left")
         if found.left is None:
             known = [found.reasons[name] for name in REASONS if name in found.reasons]

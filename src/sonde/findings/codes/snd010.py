@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.modules.unused_modules import Unused
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
@@ -56,7 +56,7 @@ class SND010(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Add up the parameters of unused modules."""
-        model = evidence.model
+        model = evidence.get(read_modules)
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run")
         if not model.n_parameters or model.silent is None:

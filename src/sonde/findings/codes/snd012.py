@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.batch_norm_fits import NormFit
-from sonde.findings.evidence.trials.input_trials import VariantEvidence
+from sonde.findings.evidence.trials.input_trials import VariantEvidence, variant_evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Level, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial, gained
@@ -59,7 +59,7 @@ class SND012(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Find the first batch norm whose statistics do not fit its inputs."""
-        found = evidence.variants
+        found = evidence.get(variant_evidence)
         if not isinstance(found, VariantEvidence) or not found.norms:
             return self.not_applicable("no batch norm with running statistics ran on enough rows")
         worst = max(found.norms, key=lambda n: n.misfit)

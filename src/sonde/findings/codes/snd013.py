@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
 from sonde.findings.symptoms import Symptom
@@ -127,7 +127,7 @@ def slope(site: SiteEvidence, evidence: Evidence) -> Float[Tensor, "dim"] | None
 
 
 def _ends(site: SiteEvidence, evidence: Evidence) -> tuple[float, float]:
-    model = evidence.model
+    model = evidence.get(read_modules)
     facts = model.sites.get(site.schema.key) if isinstance(model, ModelEvidence) else None
     ends = CUT[site.schema.module] if facts is None or facts.ends is None else facts.ends
     # States in 16 bit stop at the number next to an end.

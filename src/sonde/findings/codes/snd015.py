@@ -12,11 +12,11 @@ from torch import Tensor
 from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at
-from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence
+from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.stored_columns import StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
-from sonde.findings.evidence.trials.tensor_trials import TensorTrials
+from sonde.findings.evidence.trials.tensor_trials import TensorTrials, tensor_trials
 from sonde.findings.evidence.trials.tried_forms import Tried
 from sonde.findings.rule import (
     SERIOUS,
@@ -109,7 +109,7 @@ class SND015(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for a form of the inputs on which the model is more accurate."""
-        found = evidence.variants
+        found = evidence.get(variant_evidence)
         if not isinstance(found, VariantEvidence):
             return self.not_applicable("no model was run")
         check = self._of_all_rows(evidence, found)
@@ -125,7 +125,7 @@ class SND015(Rule):
 
     def _of_tensors(self, evidence: Evidence, clear: Check) -> Check:
         """Judge the form of one input tensor that the selection rows chose."""
-        found = evidence.tensors
+        found = evidence.get(tensor_trials)
         if not isinstance(found, TensorTrials):
             return clear
         trial, numbers = found.trial, found.trial.measure == "error"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers, find_fresh_layers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.weight_sizes import (
     DEVIATIONS,
@@ -12,6 +12,7 @@ from sonde.findings.evidence.trials.weight_sizes import (
     SIBLINGS,
     all_groups,
     ratios,
+    resized,
     size_outliers,
 )
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
@@ -71,7 +72,7 @@ class SND020(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every layer with the same layer of other blocks."""
-        found = evidence.fresh
+        found = evidence.get(find_fresh_layers)
         if not isinstance(found, FreshLayers):
             return self.not_applicable("no model was run")
         large = all_groups(found, self.siblings)
@@ -91,7 +92,7 @@ class SND020(Rule):
             "as large as" if is_larger else "smaller than"
         )
         more = [o.path for o in outliers if o is not first]
-        trial: Trial | None = evidence.resized
+        trial: Trial | None = evidence.get(resized)
         fix = "" if trial is None or not trial.holds else f"With {trial.change}: {gained(trial)}."
         text = (
             f"The weights of {first.path} are {times} those of the same layer in "

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.rule import Breaks, Check, Theme
 from sonde.findings.symptoms import Symptom
@@ -81,7 +81,7 @@ class SND024(SiteRule):
         return {"effect": 1.0 - log_effect(worst.value, 1e-6, self.note)}
 
     def _is_late(self, site: SiteEvidence, evidence: Evidence) -> bool:
-        model = evidence.model
+        model = evidence.get(read_modules)
         if not isinstance(model, ModelEvidence) or not model.pools:
             return False
         at = [s.schema.key for s in evidence.sites].index(site.schema.key)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, final
 
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.evidence.modules.block_updates import sampled_ends, update_per_spread
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.rule import Breaks, Check, Panel, Theme
 from sonde.findings.symptoms import Symptom
@@ -60,7 +60,7 @@ class SND025(SiteRule):
 
     def measured(self, evidence: Evidence) -> Measured | Check:
         """Compare the change with the input's standard deviation at every block."""
-        model = evidence.model
+        model = evidence.get(read_modules)
         if not isinstance(model, ModelEvidence):
             return self.not_applicable(
                 "no model was run, so the modules between sites are not known"

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.rule import Breaks, Check, Figure, Panel, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
@@ -58,7 +58,7 @@ class SND026(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for rises of the loss in the second half of the blocks."""
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         if not isinstance(lens, LensEvidence):
             return self.not_applicable("no model was run")
         if lens.loss is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.instrument import SAMPLE
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd002 import spacing
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, read_modules
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Breaks, Check, Panel, Theme
 from sonde.findings.symptoms import Symptom
@@ -64,7 +64,7 @@ class SND027(SiteRule):
 
     def measured(self, evidence: Evidence) -> Measured | Check:
         """Count the dimensions before and after every linear layer that follows a site."""
-        model = evidence.model
+        model = evidence.get(read_modules)
         if not isinstance(model, ModelEvidence):
             return self.not_applicable(
                 "no model was run, so the modules between sites are not known"

@@ -8,7 +8,7 @@ from scipy.stats import wilcoxon
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.texts.text_forms import FORMS
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -68,7 +68,7 @@ class SND028(Rule):
             "loss_gain", gain, unit="nats", null=0.0, p=p, n_rows=len(loss), n_groups=len(loss),
             threshold=max(self.nats, self.share * own),
         )  # fmt: skip
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         most = lens.unigram if isinstance(lens, LensEvidence) else math.inf
         if gain < max(self.nats, self.share * own) or not p < self.level or own - gain > most:
             return self.clear(figure)

@@ -8,9 +8,9 @@ import torch
 
 from sonde.findings.evidence.answers.labels import LEAST_ROWS
 from sonde.findings.evidence.half_intervals import Z
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
@@ -55,7 +55,7 @@ class SND029(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the mean prediction with the token frequencies, by token id and by rank."""
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         if not isinstance(lens, LensEvidence) or lens.n_words < 2:
             return self.not_applicable("the model does not predict a next token")
         if lens.n_groups < LEAST_ROWS:
@@ -72,7 +72,7 @@ class SND029(Rule):
             return self.clear(figure)
         if _of_one_token(lens) > self.one * cost:
             return self.clear(figure, "a single token accounts for most of the cost")
-        if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
+        if untrained_share(evidence) >= self.untrained:
             return self.clear(figure, "the model's layers look untrained")
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at, one_per_group
 from sonde.findings.evidence.texts.writing import nuisances_of_rows
@@ -210,7 +210,7 @@ class SND035(LabelRule):
 
 def _has_no_task(evidence: Evidence) -> bool:
     """Return whether the model gives no answers and so cannot have learned a shortcut."""
-    return isinstance(evidence.model, ModelEvidence) and "logits" not in evidence.columns
+    return evidence.get(read_modules) is not None and "logits" not in evidence.columns
 
 
 def explained_margin(logits: Tensor, label: Int[Tensor, "row"], nuisance: Tensor) -> float:

@@ -18,9 +18,9 @@ from sonde.findings.evidence.answers.number_answers import (
     root_mean,
 )
 from sonde.findings.evidence.half_intervals import Z
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.trials.answer_trials import new_head
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Section, Theme
 from sonde.findings.symptoms import Symptom
@@ -85,7 +85,7 @@ class SND037(ClassAnswersRule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the model's answers with a probe of its last layer and with constant answers."""
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         if isinstance(lens, LensEvidence) and lens.n_words > 1:
             return self._of_tokens(evidence, lens)
         numbers = number_answers(evidence)
@@ -223,7 +223,7 @@ class SND037(ClassAnswersRule):
         )
         if not self._holds(figure, least):
             return self.clear(figure)
-        fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.doubt
+        fresh = untrained_share(evidence) >= self.doubt
         if fresh or (least == self.nats and lens.doubt >= self.doubt):
             return self.clear(
                 figure, "the model's probabilities are nearly even, as if it were untrained"

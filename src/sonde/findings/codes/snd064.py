@@ -8,7 +8,7 @@ from sonde.findings.codes._weak_rule import WeakGroupRule
 from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_losses
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.text_losses import TextLosses
+from sonde.findings.evidence.texts.text_losses import TextLosses, text_losses
 from sonde.findings.rule import Breaks, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number
@@ -67,7 +67,7 @@ class SND064(WeakGroupRule):
 @once
 def _weak_texts(evidence: Evidence) -> WeakRows | str:
     """Return the groups that may be predicted worse, or the reason why there are none."""
-    losses = evidence.losses
+    losses = evidence.get(text_losses)
     if not isinstance(losses, TextLosses):
         return losses or "no model predicts a next token"
     return weak_losses(evidence, losses.row, losses.loss)

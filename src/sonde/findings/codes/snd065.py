@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence
+from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence, shortcut_evidence
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Finding, Rule, Theme
@@ -145,5 +145,5 @@ class SND065(Rule):
 @once
 def _shortcuts(evidence: Evidence) -> ShortcutEvidence | str:
     """Return the parts that were tested, or the reason why none could be tested."""
-    found = evidence.shortcuts
+    found = evidence.get(shortcut_evidence)
     return "no model was run" if found is None else found

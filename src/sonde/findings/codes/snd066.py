@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde.findings.evidence.answers.labels import LEAST_ROWS
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers
+from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers, measure_lens
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence, too_few
@@ -85,7 +85,7 @@ class SND066(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare predicted with actual frequencies, for each kind of token."""
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         if not isinstance(lens, LensEvidence) or lens.texts is None or not lens.texts.words:
             return self.not_applicable(
                 "the model does not predict next tokens, or its tokens have no text"

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
-from sonde.findings.evidence.texts.lens import LensEvidence
-from sonde.findings.evidence.texts.token_rows import OddToken, TokenRows
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
+from sonde.findings.evidence.texts.token_rows import OddToken, TokenRows, token_rows
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
@@ -77,7 +77,7 @@ class SND067(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for tokens whose loss stands out."""
-        found, lens = evidence.rows, evidence.lens
+        found, lens = evidence.get(token_rows), evidence.get(measure_lens)
         if not isinstance(found, TokenRows) or not isinstance(lens, LensEvidence):
             return self.not_applicable("the model does not predict a next token")
         worst = found.odd[0].beyond if found.odd else 0.0
@@ -87,7 +87,7 @@ class SND067(Rule):
         )  # fmt: skip
         if not found.odd:
             return self.clear(figure)
-        if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
+        if untrained_share(evidence) >= self.untrained:
             return self.clear(figure, "the model's layers look untrained")
         if found.rows is not None and found.p < self.level:
             own, new = float(found.given.mean()), float(found.changed.mean())

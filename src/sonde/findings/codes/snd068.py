@@ -6,8 +6,8 @@ from typing import ClassVar, final
 
 from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
-from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
+from sonde.findings.evidence.texts.lens import measure_lens
+from sonde.findings.evidence.trials.part_trials import FINE, PartTrials, part_trials
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
@@ -83,8 +83,8 @@ class SND068(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for a change that restores the answers."""
-        found = evidence.parts
-        if found in FINE:
+        found = evidence.get(part_trials)
+        if isinstance(found, str) and found in FINE:
             return self.clear(Figure("loss_fall", 0.0, unit="share"), found)
         if not isinstance(found, PartTrials):
             return self.not_applicable(found or "no model was run")
@@ -95,8 +95,9 @@ class SND068(Rule):
             threshold=least, p=found.p, n_rows=n, n_groups=n,
         )  # fmt: skip
         gained = math.isnan(found.right) or found.mended - found.right >= self.right
-        if found.of_tokens and isinstance(evidence.lens, LensEvidence):
-            gained = after < evidence.lens.unigram
+        lens = evidence.get(measure_lens)
+        if found.of_tokens and lens is not None:
+            gained = after < lens.unigram
         trial = found.trial
         answers = trial is not None and trial.measure == "accuracy" and trial.p < self.level / 2
         level = self.level

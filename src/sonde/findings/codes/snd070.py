@@ -4,10 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.modules.block_training import BlockTraining, less_trained
+from sonde.findings.evidence.modules.block_training import (
+    BlockTraining,
+    compare_blocks,
+    less_trained,
+)
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
-from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
+from sonde.findings.evidence.trials.part_trials import FINE, PartTrials, part_trials
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
@@ -85,10 +89,10 @@ class SND070(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for blocks whose spectra are separate from the others."""
-        found, parts = evidence.blocks, evidence.parts
+        found, parts = evidence.get(compare_blocks), evidence.get(part_trials)
         if not isinstance(found, BlockTraining):
             return self.not_applicable("fewer than four blocks of the same class ran")
-        lens = evidence.lens
+        lens = evidence.get(measure_lens)
         fine = isinstance(lens, LensEvidence) and lens.final <= lens.counted
         if fine or parts in FINE:
             return self.clear(

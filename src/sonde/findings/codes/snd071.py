@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.evidence.answers.head_accuracy import GAIN, R2_GAIN, Part
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
@@ -50,7 +51,7 @@ class SND071(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare each head with the commonest answer."""
-        heads = evidence.heads
+        heads = evidence.get(judge_heads)
         if not isinstance(heads, Heads) or not heads.found:
             reasons = heads.reasons if isinstance(heads, Heads) else {}
             return self.not_applicable(

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.inputs.placeholders import StandIn, stand_ins
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
@@ -55,7 +55,7 @@ class SND072(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for repeated values far outside their column."""
-        table = evidence.table
+        table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
         found, n = stand_ins(table), len(table.values)

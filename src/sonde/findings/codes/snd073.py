@@ -5,7 +5,7 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
-from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -109,7 +109,7 @@ class SND073(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every column with the others."""
-        table = evidence.table
+        table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
         found, n = idle_columns(table, self.note), len(table.names)

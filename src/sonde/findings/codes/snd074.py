@@ -12,7 +12,7 @@ from sonde.core.paired_gains import gains_and_losses, group_means, sign_test
 from sonde.core.random_state import kept_random_state
 from sonde.findings.evidence.answers.answers import right_rows
 from sonde.findings.evidence.answers.number_answers import number_rows
-from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
@@ -277,7 +277,7 @@ class SND074(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the best single column on held-out rows."""
-        table = evidence.table
+        table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
         found = telling_column(evidence, table, self.ratio)

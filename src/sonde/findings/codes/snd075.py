@@ -7,7 +7,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.inputs.placeholders import stand_ins
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
@@ -138,7 +138,7 @@ class SND075(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every column with the limits of its name."""
-        table = evidence.table
+        table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
         constants = {(s.column, s.value) for s in stand_ins(table)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.writing import Tokens, Writing, tokens_of
+from sonde.findings.evidence.texts.writing import Tokens, Writing, text_writing, tokens_of
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
@@ -78,7 +78,7 @@ class SND076(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Count unknown tokens and bytes."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         if writing.tokens is None:

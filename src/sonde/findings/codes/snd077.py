@@ -7,7 +7,7 @@ import numpy as np
 
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Level, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
@@ -46,7 +46,7 @@ class SND077(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Count texts with HTML and texts with wrongly decoded characters."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         marked, broken = writing.marks > 0, writing.broken > 0

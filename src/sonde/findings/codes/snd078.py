@@ -10,7 +10,7 @@ from sonde.core.wording import install_extra
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_measures import can_tell_languages
-from sonde.findings.evidence.texts.writing import LEAST_TEXTS, Writing
+from sonde.findings.evidence.texts.writing import LEAST_TEXTS, Writing, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
@@ -50,7 +50,7 @@ class SND078(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Count languages, or scripts if languages cannot be identified."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         by_language = can_tell_languages()

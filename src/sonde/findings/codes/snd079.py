@@ -13,7 +13,7 @@ from sonde.findings.codes.snd076 import without_accents
 from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_measures import SIGNS, capitals
-from sonde.findings.evidence.texts.writing import Tokens, Writing, read_texts
+from sonde.findings.evidence.texts.writing import Tokens, Writing, read_texts, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
@@ -90,7 +90,7 @@ class SND079(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Tokenise some texts in other spellings."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         if writing.tokens is None:

@@ -5,7 +5,7 @@ from typing import ClassVar, Final, final
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_order import SIDES, shared_words
-from sonde.findings.evidence.texts.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import percent, plural, shortened
@@ -48,7 +48,7 @@ class SND080(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for words that nearly all texts begin or end with."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         found = max(

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.text_order import word_order
-from sonde.findings.evidence.texts.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.text import number, plural
@@ -59,7 +59,7 @@ class SND081(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the repeated pairs of words with those of shuffled texts."""
-        writing = evidence.writing
+        writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
         found = word_order(writing.texts, evidence.data.seed)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.evidence.answers.answers import class_answers
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit
+from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit, compare_vocabulary
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import sentence
@@ -75,7 +75,7 @@ class SND082(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare related words with unrelated words in the table."""
-        found = evidence.vocabulary
+        found = evidence.get(compare_vocabulary)
         if not isinstance(found, VocabularyFit):
             return self.not_applicable(found or "no model was run")
         figure = Figure(
@@ -88,7 +88,7 @@ class SND082(Rule):
         if found.near < found.by_chance + self.structure:
             return self.clear(figure, "the table of embeddings looks untrained")
         shifted = found.step != 0 and found.stepped >= self.restored
-        fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained
+        fresh = untrained_share(evidence) >= self.untrained
         if fresh and not shifted:
             return self.clear(figure, "the model's layers look untrained")
         text = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.inputs.idle_tensors import IdleTensor, IdleTensors
+from sonde.findings.evidence.inputs.idle_tensors import IdleTensor, IdleTensors, find_idle_tensors
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Level, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -41,7 +41,7 @@ class SND083(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Report the most severe inputs first."""
-        found = evidence.idle_tensors
+        found = evidence.get(find_idle_tensors)
         if not isinstance(found, IdleTensors):
             return self.not_applicable(found or "no model was run")
         figure = Figure("idle_inputs", float(len(found.found)), unit="inputs", n_rows=found.n_rows)

@@ -9,7 +9,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from sonde.findings.answered import known_answers
-from sonde.findings.evidence.inputs.repeated_values import Repeated, RepeatedValues
+from sonde.findings.evidence.inputs.repeated_values import (
+    Repeated,
+    RepeatedValues,
+    find_repeated_values,
+)
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
@@ -69,7 +73,7 @@ class SND085(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Report the value with the strongest relation to the loss."""
-        repeated = evidence.repeated
+        repeated = evidence.get(find_repeated_values)
         if not isinstance(repeated, RepeatedValues):
             return self.not_applicable(repeated or "no model was run")
         figure = Figure("repeated_share", 0.0, unit="share", n_rows=len(repeated.order))

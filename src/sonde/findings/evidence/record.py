@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.batch import SiteSchema
-from sonde.findings.trial_budget import NO_LIMIT, TrialBudget
+from sonde.findings.trial_budget import TrialBudget, unlimited
 from sonde.stats import (
     ClassMomentsState,
     ExtremesState,
@@ -23,6 +23,7 @@ from sonde.stats import (
     ScalarsState,
     TokenNormsState,
 )
+from sonde.tap import LiveStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +200,9 @@ class DataEvidence:
         return bool((self.label >= 0).any())
 
 
-Gatherer = Callable[["Evidence"], Any]
+T = TypeVar("T")
+Gatherer = Callable[[LiveStream, "Evidence"], T]
+"""Computes a part of the evidence by forward passes beside the one over the data."""
 
 
 class EvidenceParts:
@@ -207,58 +210,63 @@ class EvidenceParts:
 
     Parameters
     ----------
-    gatherers : mapping of str to callable
-        Gives a part by its name from the evidence; a part without one is None.
-    known : mapping of str to object
-        Parts that are there already.
-    cut : collection of str
-        Parts that Ctrl-C kept from being gathered.
+    stream : LiveStream or None
+        The model and its data; without it, every part that is not known is None.
+    known : mapping of function to object
+        Parts that are there already, by the function that computes them.
+    only : collection of functions or None
+        Parts that may be computed; None allows all.
+    cut : bool
+        Whether Ctrl-C keeps further parts from being computed.
 
     Attributes
     ----------
-    missed : set of str
-        Parts of ``cut`` that were asked for.
+    missed : set of functions
+        Parts that were asked for after Ctrl-C.
     """
 
     def __init__(
         self,
-        gatherers: Mapping[str, Gatherer] = MappingProxyType({}),
-        known: Any = (),
-        cut: Collection[str] = (),
+        stream: LiveStream | None = None,
+        known: Mapping[Gatherer[Any], Any] = MappingProxyType({}),
+        only: Collection[Gatherer[Any]] | None = None,
+        cut: bool = False,
     ) -> None:
-        self._gatherers, self._known = dict(gatherers), dict[str, Any](known)
-        self._failed: dict[str, Exception] = {}
-        self._cut, self.missed = set(cut), set[str]()
+        self._stream, self._known = stream, dict(known)
+        self._only, self._cut = only, cut
+        self._failed: dict[Gatherer[Any], Exception] = {}
+        self.missed: set[Gatherer[Any]] = set()
 
-    def get(self, name: str, evidence: "Evidence") -> Any:
+    def get(self, part: Gatherer[T], evidence: "Evidence") -> T | None:
         """Return a part; an error while computing it is raised at every request."""
-        if name in self._failed:
-            raise self._failed[name]
-        if name not in self._known and name in self._gatherers:
-            try:
-                with torch.enable_grad():  # rules run without gradients, gatherers as anywhere
-                    self._known[name] = self._gatherers[name](evidence)
-            except Exception as error:
-                self._failed[name] = error
-                raise
-        if name in self._cut and name not in self._known:
-            self.missed.add(name)
-        return self._known.get(name)
+        if part in self._failed:
+            raise self._failed[part]
+        if part not in self._known and self._stream is not None:
+            if self._cut:
+                self.missed.add(part)
+            elif self._only is None or part in self._only:
+                try:
+                    with torch.enable_grad():  # rules run without gradients, parts as anywhere
+                        self._known[part] = part(self._stream, evidence)
+                except Exception as error:
+                    self._failed[part] = error
+                    raise
+        return self._known.get(part)
 
-    def ask(self, names: Collection[str], evidence: "Evidence") -> None:
+    def ask(self, parts: Collection[Gatherer[Any]], evidence: "Evidence") -> None:
         """Compute these parts now."""
-        for name in names:
-            self.get(name, evidence)
+        for part in parts:
+            self.get(part, evidence)
 
-    def having(self, known: Mapping[str, Any]) -> "EvidenceParts":
+    def having(self, known: Mapping[Gatherer[Any], Any]) -> "EvidenceParts":
         """Return a copy with some parts replaced."""
-        found = EvidenceParts(self._gatherers, {**self._known, **known}, self._cut)
+        found = EvidenceParts(self._stream, {**self._known, **known}, self._only, self._cut)
         found.missed = self.missed
         return found
 
     def stop(self) -> None:
         """Compute no further parts: parts that were not requested yet are None from now on."""
-        self._gatherers = {}
+        self._stream = None
         self._failed = {}
 
 
@@ -279,7 +287,9 @@ class Evidence:
     counters : dict
         ``rows|key``, ``nonfinite|key``, ``examples``.
     gathered : EvidenceParts
-        Parts that take forward passes beside the one over the data; see the properties below.
+        Parts that take forward passes beside the one over the data; see ``get``.
+    budget : TrialBudget
+        Budget of the trials; unlimited if no live model is scanned.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -297,6 +307,7 @@ class Evidence:
     data: DataEvidence
     counters: Mapping[str, int]
     gathered: EvidenceParts = field(default_factory=EvidenceParts)
+    budget: TrialBudget = field(default_factory=unlimited)
     answer_counts: Any = None
     versus: Any = None
     stochastic: bool = False
@@ -305,117 +316,11 @@ class Evidence:
     awaited: str = ""
     checks: Sequence[Any] = ()
 
-    @property
-    def model(self) -> Any:
-        """``ModelEvidence``: the modules and the self-check; None for feature arrays."""
-        return self.gathered.get("model", self)
+    def get(self, part: Gatherer[T]) -> T | None:
+        """Return a part of the evidence by the function that computes it; None without a model."""
+        return self.gathered.get(part, self)
 
-    @property
-    def lens(self) -> Any:
-        """``LensEvidence``: next-token loss after each block; None without predicted tokens."""
-        return self.gathered.get("lens", self)
-
-    @property
-    def variants(self) -> Any:
-        """``VariantEvidence``: batch norms and their inputs, and answers to changed inputs."""
-        return self.gathered.get("variants", self)
-
-    @property
-    def texts(self) -> Any:
-        """``TextVariantEvidence``: the loss of a language model on changed texts, or None."""
-        return self.gathered.get("texts", self)
-
-    @property
-    def forms(self) -> Any:
-        """``TextForms``: the loss of a language model on texts written in other ways, or None."""
-        return self.gathered.get("forms", self)
-
-    @property
-    def rows(self) -> Any:
-        """``TokenRows``: tokens with a far higher loss than others in a language model."""
-        return self.gathered.get("rows", self)
-
-    @property
-    def losses(self) -> Any:
-        """``TextLosses``: the loss on each sampled text, or the reason why it is not known."""
-        return self.gathered.get("losses", self)
-
-    @property
-    def fresh(self) -> Any:
-        """``FreshLayers``: layers whose weights look untrained, or None."""
-        return self.gathered.get("fresh", self)
-
-    @property
-    def altered(self) -> Any:
-        """``AlteredWeights``: weights that are rounded, cut off or copied, or None."""
-        return self.gathered.get("altered", self)
-
-    @property
-    def parts(self) -> Any:
-        """``PartTrials``: effects of small changes to the model's parts, or a reason for none."""
-        return self.gathered.get("parts", self)
-
-    @property
-    def resized(self) -> Any:
-        """``Trial`` of weights rescaled to the size of their siblings', or None."""
-        return self.gathered.get("resized", self)
-
-    @property
-    def budget(self) -> TrialBudget:
-        """Budget of the trials; unlimited if no live model is scanned."""
-        return self.gathered.get("budget", self) or TrialBudget(lambda: NO_LIMIT)
-
-    @property
-    def blocks(self) -> Any:
-        """``BlockTraining``: how far training has moved each block, or None."""
-        return self.gathered.get("blocks", self)
-
-    @property
-    def heads(self) -> Any:
-        """``Heads``: the answers of each head, if one label column is not enough."""
-        return self.gathered.get("heads", self)
-
-    @property
-    def table(self) -> Any:
-        """``InputTable``: the numeric input columns of the model, or a reason for none."""
-        return self.gathered.get("table", self)
-
-    @property
-    def tensors(self) -> Any:
-        """``TensorTrials``: the form of an input tensor that does best, or a reason for none."""
-        return self.gathered.get("tensors", self)
-
-    @property
-    def idle_tensors(self) -> Any:
-        """``IdleTensors``: the inputs that are the same in all rows, or a reason for none."""
-        return self.gathered.get("idle_tensors", self)
-
-    @property
-    def repeated(self) -> Any:
-        """``RepeatedValues``: single values in many entries of an input, or a reason for none."""
-        return self.gathered.get("repeated", self)
-
-    @property
-    def input_rows(self) -> Any:
-        """``InputRows``: the floating-point inputs of sampled rows, or None."""
-        return self.gathered.get("input_rows", self)
-
-    @property
-    def writing(self) -> Any:
-        """``Writing``: measures of the texts, or a reason for none; None without a model."""
-        return self.gathered.get("writing", self)
-
-    @property
-    def vocabulary(self) -> Any:
-        """``VocabularyFit``: the tokenizer's words in the table of embeddings, or a reason."""
-        return self.gathered.get("vocabulary", self)
-
-    @property
-    def shortcuts(self) -> Any:
-        """``ShortcutEvidence``: small input parts that predict the label, or None."""
-        return self.gathered.get("shortcuts", self)
-
-    def having(self, **known: Any) -> "Evidence":
+    def having(self, known: Mapping[Gatherer[Any], Any]) -> "Evidence":
         """Return this evidence with some parts replaced."""
         return replace(self, gathered=self.gathered.having(known))
 

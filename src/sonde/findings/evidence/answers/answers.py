@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sonde.core.wording import plural
 from sonde.findings.evidence.answer_counts import AnswerCountsState
-from sonde.findings.evidence.answers.head_answers import Heads, of_head
+from sonde.findings.evidence.answers.head_answers import Heads, head_answers, of_head
 from sonde.findings.evidence.answers.labels import (
     LabelEvidence,
     answered_labels,
@@ -25,16 +25,22 @@ from sonde.findings.evidence.answers.labels import (
     label_evidence,
     usable,
 )
-from sonde.findings.evidence.answers.number_answers import NumberAnswers, number_answers, root_mean
+from sonde.findings.evidence.answers.number_answers import (
+    NumberAnswers,
+    number_answers,
+    number_rows,
+    root_mean,
+)
 from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.evidence.texts.lens import LONGEST, LensEvidence
+from sonde.findings.evidence.texts.lens import LONGEST, LensEvidence, measure_lens
 from sonde.findings.rule import Check, Rule
 from sonde.findings.words.text import listed, percent
 from sonde.run.reading.class_order import best_order
 from sonde.stats.intervals import grouped_share, wilson
+from sonde.tap import LiveStream
 
 MOST_PAIRS: Final = 12
 MOST_TYPED: Final = 12
@@ -187,8 +193,8 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
     if evidence.data.has_labels and not evidence.sites:
         return "every row has NaN or infinity at some site"
     if not evidence.data.has_labels:
-        unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
-        return next(iter(unfit.values()), NO_LABELS)
+        heads = evidence.get(judge_heads)
+        return next(iter(heads.reasons.values() if heads else ()), NO_LABELS)
     if not evidence.data.labels_are_models:
         return f"the labels are not the model's classes{_order(evidence)}"
     shared = shared_rows(evidence)
@@ -245,9 +251,16 @@ def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
     return float((order[answer] == truth).double().mean())
 
 
+def judge_heads(stream: LiveStream, evidence: Evidence) -> Heads:
+    """Return the answers of each head, unless one column of classes or numbers judges them all."""
+    bare = evidence.having({judge_heads: None})
+    is_judged = any(not isinstance(f(bare), str) for f in (answer_columns, number_rows))
+    return head_answers(stream, evidence.data, is_judged)
+
+
 def answers_section(evidence: Evidence) -> dict[str, Any] | None:
     """Return the report's section on the model's accuracy, or None if it is not known."""
-    lens = evidence.lens
+    lens = evidence.get(measure_lens)
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return _of_tokens(lens)
     numbers = number_answers(evidence)
@@ -256,7 +269,7 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
     found = class_answers(evidence)
     if not isinstance(found, str):
         return _with_heads(_of_classes(found, evidence), evidence)
-    heads, counts = evidence.heads, evidence.answer_counts
+    heads, counts = evidence.get(judge_heads), evidence.answer_counts
     if counts is not None and counts.n and counts.nonfinite == counts.n:
         return _of_no_answer(counts, evidence.data)
     return _of_heads(heads) if isinstance(heads, Heads) and heads.found else None
@@ -281,7 +294,7 @@ def _of_no_answer(counts: AnswerCountsState, data: DataEvidence) -> dict[str, An
 
 def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
     """Return the section with the statistics of each head, if the model has several."""
-    heads = evidence.heads
+    heads = evidence.get(judge_heads)
     if not isinstance(heads, Heads) or len(heads.found) < 2:
         return section
     # the last layer that ran may be another head, whose states say little of these labels

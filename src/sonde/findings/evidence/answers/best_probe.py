@@ -25,7 +25,7 @@ from sonde.findings.evidence.answers.number_answers import (
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.trial import Measure
 from sonde.tap import LiveStream
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
@@ -88,7 +88,11 @@ def best_probe(evidence: Evidence) -> BestProbe | None:
 
 
 def _probes(evidence: Evidence) -> Iterator[BestProbe]:
-    numbers, classes, lens = number_answers(evidence), compared_answers(evidence), evidence.lens
+    numbers, classes, lens = (
+        number_answers(evidence),
+        compared_answers(evidence),
+        evidence.get(measure_lens),
+    )
     order = shared_rows(evidence).order
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         if lens.loss is not None:
@@ -134,7 +138,7 @@ def _inputs_at(
     evidence: Evidence, rows: Int[Tensor, "row"]
 ) -> tuple[Float[Tensor, "row2 dim"] | None, Int[Tensor, "row2"]]:
     """Return the known inputs of these examples, and which of the examples they belong to."""
-    given = evidence.input_rows
+    given = evidence.get(input_rows)
     if given is None:
         return None, rows
     place = {example: i for i, example in enumerate(given.order.tolist())}

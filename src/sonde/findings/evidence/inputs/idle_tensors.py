@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.data.text import DECODER_IDS
+from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors
 
@@ -60,6 +61,11 @@ class IdleTensors:
     found: tuple[IdleTensor, ...]
     n_tensors: int
     n_rows: int
+
+
+def find_idle_tensors(stream: LiveStream, _: Evidence) -> IdleTensors | str:
+    """Return the inputs that are the same in all rows, as a part of the evidence."""
+    return idle_tensors(stream)
 
 
 def idle_tensors(stream: LiveStream) -> IdleTensors | str:

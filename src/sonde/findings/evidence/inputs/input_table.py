@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sonde.core.inputs import InputBatch
 from sonde.data import ItemInputs
 from sonde.data.numbers import as_number
-from sonde.findings.evidence.record import DataEvidence
+from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import input_tensors
 
@@ -59,6 +59,11 @@ class InputTable:
     def examples(self, rows: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         """Return the examples of some rows."""
         return tuple(int(self.order[i]) for i in rows)
+
+
+def read_table(stream: LiveStream, evidence: Evidence) -> InputTable | str:
+    """Return the numeric columns of the model's inputs, as a part of the evidence."""
+    return input_table(stream, evidence.data)
 
 
 def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors
 
@@ -67,6 +68,11 @@ class RepeatedValues:
 
     found: tuple[Repeated, ...]
     order: Int[Tensor, "row"]
+
+
+def find_repeated_values(stream: LiveStream, _: Evidence) -> RepeatedValues | str:
+    """Return single values in many entries of an input, as a part of the evidence."""
+    return repeated_values(stream)
 
 
 def repeated_values(stream: LiveStream) -> RepeatedValues | str:

@@ -21,6 +21,7 @@ from sonde.findings.evidence.inputs.input_parts import Blocks, Kind, Parts, Rows
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows, two_logits
 from sonde.findings.evidence.texts.text_losses import in_lists
+from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -113,6 +114,7 @@ class ShortcutEvidence:
     kind: Kind
 
 
+@counted
 def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidence | str:
     """Test whether small parts predict the label, or return the reason why they cannot be tested.
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 
 LEAST: Final = 64
@@ -52,6 +53,11 @@ class AlteredWeights:
 
     found: tuple[Altered, ...] = ()
     n: int = 0
+
+
+def find_altered_weights(stream: LiveStream, _: Evidence) -> AlteredWeights | None:
+    """Return weights that are rounded, cut off or copied, as a part of the evidence."""
+    return altered_weights(stream)
 
 
 def altered_weights(stream: LiveStream) -> AlteredWeights:

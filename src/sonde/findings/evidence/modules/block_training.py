@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.findings.evidence.modules.fresh_weights import spectrum_edge
+from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 from sonde.tap.model.blocks import block_paths
 
@@ -36,6 +37,11 @@ class BlockTraining:
     edge: tuple[float, ...]
     size: tuple[float, ...]
     moved: tuple[float, ...]
+
+
+def compare_blocks(stream: LiveStream, _: Evidence) -> BlockTraining | None:
+    """Return how far training has moved each block, as a part of the evidence."""
+    return block_training(stream)
 
 
 def block_training(stream: LiveStream) -> BlockTraining | None:

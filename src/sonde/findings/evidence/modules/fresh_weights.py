@@ -19,6 +19,7 @@ from scipy.stats import chi2, gamma, kstwo
 from torch import Tensor, nn
 
 from sonde.core.site import Site
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
@@ -108,6 +109,17 @@ class FreshLayers:
     def share(self) -> float:
         """Fraction of the layers that look untrained."""
         return (len(self.fresh) + len(self.inner)) / max(self.n, 1)
+
+
+def find_fresh_layers(stream: LiveStream, evidence: Evidence) -> FreshLayers:
+    """Return the layers that look untrained, as a part of the evidence."""
+    return fresh_layers(stream, evidence.data.seed)
+
+
+def untrained_share(evidence: Evidence) -> float:
+    """Return the fraction of the layers that look untrained; 0 if no model is known."""
+    found = evidence.get(find_fresh_layers)
+    return 0.0 if found is None else found.share
 
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:

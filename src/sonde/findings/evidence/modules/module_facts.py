@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from sonde.core.repacking import count_weights
 from sonde.core.site import Site
 from sonde.findings.evidence.modules.small_forwards import Trials
 from sonde.findings.evidence.modules.unused_modules import Silent, Unused
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.self_check import SelfCheck, self_check
 from sonde.tap import LiveStream
 from sonde.tap.streams.padding_sides import padding_side
@@ -108,6 +109,23 @@ class ModelEvidence:
     @property
     def _unused(self) -> list[Unused]:
         return [] if self.silent is None else self.silent.unused()
+
+
+def read_modules(stream: LiveStream, evidence: Evidence) -> ModelEvidence:
+    """Return facts about the modules, as a part of the evidence."""
+    return model_evidence(stream, evidence.data.seed, evidence.deep)
+
+
+def in_training_mode(evidence: Evidence) -> Sequence[str]:
+    """Return the paths of modules in training mode; none if no model is known."""
+    model = evidence.get(read_modules)
+    return () if model is None else model.training
+
+
+def site_facts(evidence: Evidence) -> Mapping[str, SiteFacts]:
+    """Return what is known of the module of each site, by its key; {} if no model is known."""
+    model = evidence.get(read_modules)
+    return {} if model is None else model.sites
 
 
 def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> ModelEvidence:

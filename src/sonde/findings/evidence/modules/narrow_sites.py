@@ -2,7 +2,7 @@
 
 import itertools
 
-from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import read_modules, site_facts
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.stats import MomentsState
 
@@ -13,8 +13,8 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
     All sites, if the model's input has fewer numbers. Else linear layers that read fewer numbers
     for a row or point, and sites that directly follow such a layer or a site narrower than ``n``.
     """
-    model = evidence.model
-    if not isinstance(model, ModelEvidence):
+    model = evidence.get(read_modules)
+    if model is None:
         return set()
     if model.n_numbers is not None and model.n_numbers < n:
         return {site.name for site in evidence.sites}
@@ -31,8 +31,7 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
 
 def is_input(site: SiteEvidence, evidence: Evidence) -> bool:
     """Return whether a site holds the model's input rather than a state of the model."""
-    facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
-    own = facts.get(site.schema.key)
+    own = site_facts(evidence).get(site.schema.key)
     return site.schema.site.port == "in" or (own is not None and own.is_input)
 
 
@@ -41,7 +40,7 @@ def of_few_channels(evidence: Evidence, n: int) -> set[str]:
 
     Neighbouring pixels are much alike, so all filters of a smooth image say how bright it is.
     """
-    facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
+    facts = site_facts(evidence)
     channels = {s.name: f.n_channels for s in evidence.sites if (f := facts.get(s.schema.key))}
     return {name for name, count in channels.items() if count is not None and count < n}
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.text_forms import text_forms
+from sonde.findings.evidence.texts.text_variants import text_variant_evidence
 from sonde.findings.trial import Trial
 
 
@@ -39,7 +41,8 @@ class BestText:
 @once
 def best_text(evidence: Evidence) -> BestText | None:
     """Return the form with the smallest loss ratio, or None if no form was tried."""
-    known = [x for x in (evidence.texts, evidence.forms) if x is not None]
+    every = (evidence.get(text_variant_evidence), evidence.get(text_forms))
+    known = [x for x in every if x is not None]
     tried = [(words, x, loss) for x in known for words, loss in x.losses.items()
              if bool(x.chooses.any()) and not bool(x.chooses.all())]  # fmt: skip
     if not tried:

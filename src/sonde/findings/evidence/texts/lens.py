@@ -136,6 +136,11 @@ class LensEvidence:
     too_few: bool = False
 
 
+def measure_lens(stream: LiveStream, evidence: Evidence) -> LensEvidence:
+    """Return the loss after every block, as a part of the evidence."""
+    return lens_evidence(stream, evidence.data.seed)
+
+
 def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     """Return a language model's loss, at the end and after every block, on a sample.
 
@@ -165,7 +170,7 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
     """Return the report's section on prediction by depth, or None without results."""
-    lens = evidence.lens
+    lens = evidence.get(measure_lens)
     if not isinstance(lens, LensEvidence) or lens.loss is None or lens.se is None:
         return None
     rows = zip(lens.sites, lens.loss.tolist(), lens.se.tolist(), strict=True)

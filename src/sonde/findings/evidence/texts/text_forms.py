@@ -23,7 +23,7 @@ from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.text_measures import BYTES
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
-from sonde.findings.trial_budget import TrialBudget
+from sonde.findings.trial_budget import TrialBudget, counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -130,6 +130,7 @@ class TextForms:
     chooses: Bool[Tensor, "text"]
 
 
+@counted
 def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
     """Run a causal language model on a few texts in several spellings, within the budget."""
     processor: Any = stream.model.processor

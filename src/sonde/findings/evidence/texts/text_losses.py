@@ -46,9 +46,7 @@ class TextLosses:
     mean: float
 
 
-def text_losses(
-    stream: LiveStream, evidence: Evidence, deep: bool, shown: bool
-) -> TextLosses | str:
+def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
     """Run a causal language model on texts of different groups, batched by shape.
 
     At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
@@ -57,7 +55,7 @@ def text_losses(
     shared = shared_rows(evidence)
     if stream.model.task != "causal" or shared.order is None:
         return "the model does not predict a next token"
-    most, longest = DEEP if deep else USUAL
+    most, longest = DEEP if evidence.deep else USUAL
     rows = one_per_group(shared.group)[:most]
     if len(rows) < LEAST:
         return TOO_FEW.format(len(rows))
@@ -68,7 +66,8 @@ def text_losses(
             text = cut(text, longest)
             alike.setdefault(_shapes(text), []).append((row, text))
     losses: dict[int, Tensor] = {}
-    with untouched(stream.model.module), torch.no_grad(), Bar("texts", len(rows), shown) as bar:
+    bar = Bar("texts", len(rows), evidence.budget.shown)
+    with untouched(stream.model.module), torch.no_grad(), bar:
         for texts in alike.values():
             for some in in_lists(texts, TOGETHER):
                 losses |= _losses(stream, some)

@@ -12,6 +12,7 @@ from sonde.core.inputs import InputBatch
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
+from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -50,6 +51,7 @@ class TextVariantEvidence:
     chooses: Bool[Tensor, "row"]
 
 
+@counted
 def text_variant_evidence(stream: LiveStream, evidence: Evidence) -> TextVariantEvidence | None:
     """Run a causal language model on changed texts; return None if it cannot."""
     if stream.model.task != "causal":

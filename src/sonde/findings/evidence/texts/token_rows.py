@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.batch import words_of
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
-from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers
+from sonde.findings.evidence.texts.lens import TextAnswers, measure_lens
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
@@ -86,9 +87,10 @@ class TokenRows:
     group: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
-def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
+def token_rows(stream: LiveStream, evidence: Evidence) -> TokenRows | None:
     """Return the tokens with an unusual loss, or None if no next token is predicted."""
-    if not isinstance(lens, LensEvidence) or lens.texts is None:
+    lens, seed = evidence.get(measure_lens), evidence.data.seed
+    if lens is None or lens.texts is None:
         return None
     odd = sorted(odd_tokens(lens.texts), key=lambda o: -o.beyond)
     nothing = TokenRows(tuple(odd), lens.texts.words, None, (), torch.ones(0), torch.ones(0), 1.0)

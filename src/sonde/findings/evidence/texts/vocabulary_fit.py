@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.data.processors import is_tokenizer
+from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 
 LEAST_PAIRS: Final = 100
@@ -62,6 +63,11 @@ class VocabularyFit:
     by_chance: float = math.nan
     step: int = 0
     stepped: float = math.nan
+
+
+def compare_vocabulary(stream: LiveStream, _: Evidence) -> VocabularyFit | str:
+    """Return the fit of the tokenizer to the embeddings, as a part of the evidence."""
+    return vocabulary_fit(stream)
 
 
 def vocabulary_fit(stream: LiveStream) -> VocabularyFit | str:

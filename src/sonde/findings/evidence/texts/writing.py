@@ -201,7 +201,7 @@ def nuisances_of_rows(
     evidence: Evidence, examples: Sequence[int], classes: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "row"]]:
     """Return the text nuisances of some examples; empty if some texts were not read."""
-    writing, keys = evidence.writing, evidence.data.keys
+    writing, keys = evidence.get(text_writing), evidence.data.keys
     if not isinstance(writing, Writing):
         return {}
     at = {keys[example]: i for i, example in enumerate(writing.order.tolist())}

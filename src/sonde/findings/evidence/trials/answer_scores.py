@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sonde.data import ItemInputs
+from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.evidence.answers.head_accuracy import class_axis
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
@@ -132,7 +133,7 @@ def answer_scores(
             return scores
     if data.has_labels and data.labels_are_models:
         return AnswerScores("class", data.label[at], place, stream.logits_key)
-    heads = evidence.heads
+    heads = evidence.get(judge_heads)
     if (
         not isinstance(heads, Heads)
         or len(heads.found) != 1

@@ -40,6 +40,7 @@ from sonde.findings.evidence.trials.tried_forms import (
 )
 from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import LEVEL, Trial, chance_of_gain, chooses_by_key
+from sonde.findings.trial_budget import counted
 from sonde.findings.words.text import listed
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
@@ -106,6 +107,7 @@ class VariantEvidence:
     judged: tuple[Int[Tensor, "row2"], Bool[Tensor, "row2"]] = field(default_factory=_no_rows)
 
 
+@counted
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
     """Run the model on a few rows of its data, unchanged and changed."""
     norms, probe = batch_norms(stream), _better_probe(evidence)

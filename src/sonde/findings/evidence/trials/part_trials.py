@@ -17,12 +17,13 @@ from torch.nn.functional import cross_entropy
 
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
-from sonde.findings.evidence.answers.answers import class_answers, compared_answers
+from sonde.findings.evidence.answers.answers import class_answers, compared_answers, judge_heads
 from sonde.findings.evidence.answers.head_answers import Heads
 from sonde.findings.evidence.answers.number_answers import number_answers
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
+from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
 from sonde.findings.evidence.trials.part_changes import (
     PartChange,
@@ -34,6 +35,7 @@ from sonde.findings.evidence.trials.tempered_loss import crossed_loss
 from sonde.findings.evidence.trials.weight_changes import weight_changes
 from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
+from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -97,10 +99,12 @@ class PartTrials:
     temperature: PartChange | None = None
 
 
+@counted
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     """Try changes to parts; return the best change, or the reason why none was tried."""
     reason, causal = _suffers(evidence), stream.model.task == "causal"
-    cheap = evidence.model is not None and evidence.model.n_parameters < CHEAP
+    model = evidence.get(read_modules)
+    cheap = model is not None and model.n_parameters < CHEAP
     if reason and not (causal and reason == COUNTS) and not (cheap and _may_gain(evidence, reason)):
         return reason
     rows = TEXTS if causal else 3 * ROWS if cheap else ROWS  # a small gain takes more rows
@@ -133,9 +137,9 @@ def _affordable(evidence: Evidence, small: SmallBatches) -> int:
 
 def _suffers(evidence: Evidence) -> str:
     """Return the reason to try nothing; empty if the answers are worse than possible."""
-    if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
+    if untrained_share(evidence) >= UNTRAINED:
         return "the whole model looks untrained"
-    lens = evidence.lens
+    lens = evidence.get(measure_lens)
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return "" if lens.final > lens.counted else COUNTS
     numbers, found = number_answers(evidence), compared_answers(evidence)
@@ -156,7 +160,7 @@ def _suffers(evidence: Evidence) -> str:
 
 def _of_heads(evidence: Evidence) -> str:
     """Return the reason if trials can judge the several answers of a row, which have no probe."""
-    heads = evidence.heads
+    heads = evidence.get(judge_heads)
     return PROBE if isinstance(heads, Heads) and len(heads.found) == 1 else ""
 
 

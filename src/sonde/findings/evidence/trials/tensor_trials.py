@@ -8,7 +8,7 @@ best forms are compared on all rows that choose, and the chosen form is judged o
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -88,7 +88,7 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
     """
     data = evidence.data
     budget = evidence.budget.beside(BESIDE)
-    evidence = evidence.having(budget=budget)
+    evidence = replace(evidence, budget=budget)
     n = budget.rows(ROWS, LEAST, SCREENED)
     small = whole_examples(stream, chosen_examples(stream, n, data.seed))
     if len(small) < LEAST:

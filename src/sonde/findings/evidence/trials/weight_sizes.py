@@ -9,11 +9,12 @@ from typing import Final
 
 import torch
 
-from sonde.findings.evidence.modules.fresh_weights import FreshLayers, Size
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers, Size, find_fresh_layers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.anomaly_trials import resized_weights
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import Trial
+from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.small_batches import small_batches
@@ -87,10 +88,11 @@ def ratios(group: Sequence[tuple[str, float]]) -> list[float]:
     return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(sizes, others, strict=True)]
 
 
+@counted
 def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
     """Return the trial of outlying weights rescaled to the size of their siblings."""
-    found = evidence.fresh
-    if not isinstance(found, FreshLayers):
+    found = evidence.get(find_fresh_layers)
+    if found is None:
         return None
     outliers = size_outliers(all_groups(found, SIBLINGS), RATIO, DEVIATIONS)
     if not outliers:

@@ -19,7 +19,7 @@ from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
 from sonde.findings.evidence.texts.text_measures import FORMS, KINDS
-from sonde.findings.evidence.texts.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing, text_writing
 from sonde.findings.evidence.versus.label_comparison import share_chance
 from sonde.findings.words.text import listed, number, percent, shortened
 from sonde.run.comparing.broken_rows import chance_of_counts
@@ -116,7 +116,8 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
             "the others test it"
         )
     n = [len(side.confirms) for side in sides]
-    of_tokens = evidence.writing.measures if isinstance(evidence.writing, Writing) else {}
+    writing = evidence.get(text_writing)
+    of_tokens = writing.measures if isinstance(writing, Writing) else {}
     pairs = {
         name: _pair(name, *sides, of_tokens if name in evidence.data.inputs else {})
         for name in names[:MOST_COLUMNS]
