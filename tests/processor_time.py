@@ -3,8 +3,11 @@
 ``make test`` runs every test that has none of the markers ``slow more browser``; ``make test-rest``
 runs the others. A test without a marker may take ``LIMIT_SECONDS`` of processor time, including its
 child processes; one that must stay in ``make test`` although it takes longer is marked
-``essential``. Fixtures that several tests share are left out, and a test fails only if it takes too
-long twice in a row, so that no test pays for an import that comes first.
+``essential``. Fixtures that several tests share are left out, and a test is too slow only if it
+takes too long twice in a row, so that no test pays for an import that comes first. Its time is
+compared with that of a fixed loop, run before and after it, so that a slow or busy machine has a
+longer limit. A test that is too slow fails where ``CI`` is set; elsewhere the end of the run lists
+it and nothing fails.
 
 ``SONDE_TEST_TIMES=FILE`` appends one line of JSON for each test: id, seconds, seconds of shared
 fixtures, markers.
@@ -23,6 +26,7 @@ from _pytest.runner import runtestprotocol
 LIMIT_SECONDS = 1.0
 LOOP_SECONDS = 0.055
 """What ``_loop_seconds`` gives on a quiet core of a server processor of 2023."""
+TOO_SLOW = "too slow"
 UNLIMITED = frozenset({"essential", "slow", "more", "browser", "gpu"})
 _shared = 0.0
 """Seconds that fixtures shared by several tests have taken in this process."""
@@ -65,10 +69,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     reports, seconds, shared = _timed_run(item, nextitem)
     _record(item, seconds, shared)
     if limited and seconds > LIMIT_SECONDS and all(report.passed for report in reports):
+        before = _loop_seconds()
         reports, again, _ = _timed_run(item, nextitem)
-        limit = LIMIT_SECONDS * max(1.0, _loop_seconds() / LOOP_SECONDS)
+        limit = LIMIT_SECONDS * max(1.0, before / LOOP_SECONDS, _loop_seconds() / LOOP_SECONDS)
         if again > limit and all(report.passed for report in reports):
-            _fail(reports, seconds, again)
+            _mark(reports, seconds, again, limit)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
@@ -92,15 +97,27 @@ def _timed_run(
     return reports, processor_seconds() - began - shared, shared
 
 
-def _fail(reports: list[pytest.TestReport], first: float, second: float) -> None:
-    """Turn the report of the call into a failure that says what to do."""
+def _mark(reports: list[pytest.TestReport], first: float, second: float, limit: float) -> None:
+    """Fail the report of the call in CI; elsewhere note in it that the test is too slow."""
     call = next(report for report in reports if report.when == "call")
-    call.outcome = "failed"
-    call.longrepr = (
-        f"expected at most {LIMIT_SECONDS:g} s of processor time from a test without a marker, got "
-        f"{first:.2f} s and {second:.2f} s. Make it faster, or mark it @pytest.mark.slow, so that "
-        "`make test-rest` runs it."
+    text = (
+        f"expected at most {limit:.2f} s of processor time on this machine from a test without a "
+        f"marker, got {first:.2f} s and {second:.2f} s. Make it faster, or mark it "
+        "@pytest.mark.slow, so that `make test-rest` runs it."
     )
+    if os.environ.get("CI"):
+        call.outcome, call.longrepr = "failed", text
+    else:
+        call.user_properties.append((TOO_SLOW, text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List the tests that are too slow, wherever they ran."""
+    reports = terminalreporter.stats.get("passed", ())
+    slow = {r.nodeid: dict(r.user_properties).get(TOO_SLOW) for r in reports}
+    for name, text in slow.items():
+        if text is not None:
+            terminalreporter.write_line(f"slow: {name}: {text}")
 
 
 def _record(item: pytest.Item, seconds: float, shared: float) -> None:
