@@ -215,6 +215,87 @@ def test_one_input_is_explained_by_its_name(site):
     torch.testing.assert_close(by_key.value, Occlusion(ZERO).explain(Held(), RIGHT).value)
 
 
+class Coded(nn.Module):
+    """Reads numbers, a code of each example and two texts that share a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.kinds, self.words = nn.Embedding(5, 3), nn.Embedding(9, 4)
+        self.both, self.last = nn.Bilinear(6, 8, 6), nn.Linear(6, 3)
+
+    def forward(self, left, kind, text, other):
+        return self.of(left, self.kinds(kind), self.words(text), self.words(other))
+
+    def of(self, left, kind, text, other):
+        texts = torch.cat((text.square().mean(1), other.sin().mean(1)), dim=1)
+        return self.last(torch.tanh(self.both(torch.cat((left, kind), dim=1), texts)))
+
+
+class Embedded(nn.Module):
+    """The same model as a function of one row of numbers: embeddings in place of codes."""
+
+    def __init__(self, coded) -> None:
+        super().__init__()
+        self.coded = coded
+
+    def forward(self, x):
+        left, kind, text, other = x.split((3, 3, 4 * 4, 2 * 4), dim=1)
+        return self.coded.of(left, kind, text.unflatten(1, (4, 4)), other.unflatten(1, (2, 4)))
+
+
+CODED = Coded().eval()
+CODES = {
+    "kind": torch.tensor([0, 3, 1, 3]),
+    "text": torch.tensor([[1, 2, 3, 4], [5, 1, 1, 0], [8, 7, 2, 2], [0, 6, 3, 1]]),
+    "other": torch.tensor([[2, 8], [1, 4], [7, 7], [3, 5]]),
+}
+BY_PLACE = ("Occlusion", "Shapley", "SurrogateRules", "SmoothGrad")
+"""They remove a whole place at once, or add noise by the range of each input."""
+
+
+@pytest.mark.truth("the same net as a function of one row that holds numbers and embeddings")
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_codes_that_are_embedded_are_explained_beside_numbers(method):
+    tables = (CODED.kinds, CODED.words, CODED.words)
+    with torch.no_grad():
+        vectors = [table(x).flatten(1) for table, x in zip(tables, CODES.values(), strict=True)]
+    rows = torch.cat([LEFT, *vectors], dim=1)
+    if hasattr(method, "references"):
+        method = dataclasses.replace(method, references=rows[1:] * 0.5)
+    wanted = outcome(method, Embedded(CODED), rows)
+    found = outcome(method, CODED, {"left": LEFT, **CODES})
+    if isinstance(wanted, str):
+        assert isinstance(found, str)
+        return
+    assert found.conventions["inputs"] == "left, kind, text, other"
+    assert "held_inputs" not in found.flags
+    shapes = [tuple(x.shape[1:]) for x in found.parts.values()]
+    assert shapes == [(3,), (1, 3), (4, 4), (2, 4)]
+    assert all(bool(part.any()) for part in found.parts.values())
+    if type(method).__name__ not in BY_PLACE:
+        torch.testing.assert_close(found.value, wanted.value, atol=2e-5, rtol=1e-4)
+
+
+class Counted(nn.Module):
+    """Reads numbers beside a count that no table turns into numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Linear(3, 2)
+
+    def forward(self, left, count):
+        return self.row(left) * count[:, None]
+
+
+def test_integers_that_no_table_reads_are_flagged():
+    inputs = {"left": LEFT, "count": torch.tensor([1, 2, 3, 4])}
+    found = IntegratedGradients(baseline=ZERO).explain(Counted().eval(), inputs)
+    assert (found.conventions["held"], found.flags) == ("count", ("held_inputs",))
+    by_name = IntegratedGradients(baseline=ZERO).explain(Counted(), inputs, site=":in.left")
+    assert by_name.flags == ()
+
+
 class Mixed(nn.Module):
     """Reads a picture, a row, a mask and a number of its own type each."""
 

@@ -58,6 +58,9 @@ FLAGS: dict[str, str] = {
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "incomplete": "the parts miss more than 5 % of the whole: take more steps, or another baseline "
     "(Baseline.fit: the mean of a data set)",
+    "held_inputs": (
+        "the model also reads integers that were not varied: their contribution is not explained"
+    ),
     "unused": "the objective does not depend on this site, or no gradient reaches it: parts are 0",
     "diverged": (
         "training met numbers that are not finite: the weights are those from before that step"

@@ -151,8 +151,8 @@ class Attributor(Explainer):
         inputs : Tensor, tuple, dict or InputBatch
             What the model is called with.
         site : pattern, default="input"
-            ``input``, or a module's output. ``input`` is every floating-point input together, of a
-            model of tokens the table that is fed them; ``:in.right`` is the input of that name.
+            ``input``, or a module's output. ``input`` is every floating-point input together
+            with the tables that are fed tokens or codes; ``:in.right`` is the input of that name.
         objective : Objective, optional
             By default the logit of the predicted class or token.
 
@@ -174,6 +174,7 @@ class Attributor(Explainer):
             parts = self._parts(function, fixed)
         value, gap = _of_real_tokens(parts.value, function.mask), None
         flags = [] if parts.is_reached else ["unused"]
+        flags += ["held_inputs"] if function.unexplained else []
         if parts.base is not None:
             rise = explained - parts.base.to(explained)
             gap = rise - value.flatten(1).sum(1).to(explained)

@@ -138,14 +138,24 @@ def find_token_table(
     >>> str(found.site), found.ids
     ('0:out', 'input')
     """
+    return next(iter(find_token_tables(module, args, kwargs, keeps_graph)), None)
+
+
+def find_token_tables(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keeps_graph: bool = False
+) -> list[TokenTable]:
+    """Return the table of each input of integers that has one, the likeliest token table first.
+
+    One forward pass, as for ``find_token_table``.
+    """
     names = ModuleNames(module)
     root = names.modules[""]
-    if not _ids_of(named_inputs(root, args, kwargs)):
-        return None
+    if not token_ids(named_inputs(root, args, kwargs)):
+        return []
     # Copies: a module that is fed the same numbers from elsewhere (the decoder's) is another one.
     args, kwargs = with_inputs(root, args, kwargs, lambda _, x: x.clone())
     given = named_inputs(root, args, kwargs)
-    ids = _ids_of(given)
+    ids = token_ids(given)
     known = {x.untyped_storage().data_ptr(): name for name, x in given.items()}
     watch = _Watch(ids, known, keeps_graph)
     parts = [(path, part) for path, part in names.primary() if path]
@@ -159,19 +169,20 @@ def find_token_table(
     with Session(module), torch.no_grad():
         tried = [(call, _kind(call, ids[call.ids])) for call in watch.calls]
     calls, kinds = [c for c, kind in tried if kind], [kind for _, kind in tried if kind]
-    if not calls:
-        return None
     own = _own_table(root)
     order = sorted(range(len(calls)), key=lambda i: _rank(calls[i], kinds[i], own), reverse=True)
-    best = calls[order[0]]
-    others = [calls[i].path for i in order[1:] if kinds[i] == TABLE and calls[i].ids == best.ids]
-    site = Site(best.path, best.number if watch.counts[best.path] else None)
-    assert best.output is not None  # noted with the call
-    made = best.output, best.point, outputs
-    return TokenTable(site, best.module, best.ids, tuple(dict.fromkeys(others)), *made)
+    found: list[TokenTable] = []
+    for name in dict.fromkeys(calls[i].ids for i in order):
+        first, *rest = (i for i in order if calls[i].ids == name)
+        best, others = calls[first], [calls[i].path for i in rest if kinds[i] == TABLE]
+        site = Site(best.path, best.number if watch.counts[best.path] else None)
+        assert best.output is not None  # noted with the call
+        made = best.output, best.point, outputs
+        found.append(TokenTable(site, best.module, name, tuple(dict.fromkeys(others)), *made))
+    return found
 
 
-def _ids_of(named: dict[str, Tensor]) -> dict[str, Tensor]:
+def token_ids(named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the integers that may be token ids: ``input_ids``, or all unnamed ones."""
     if isinstance(named.get(IDS), Tensor):
         return {IDS: named[IDS]}

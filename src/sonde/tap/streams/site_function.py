@@ -34,7 +34,7 @@ from sonde.tap.model.influence import Influence
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.probe import probe
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.model.token_table import TokenTable, find_token_table
+from sonde.tap.model.token_table import TokenTable, find_token_table, find_token_tables, token_ids
 
 INPUT = "input"
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -77,9 +77,9 @@ class SiteFunction:
     inputs : Tensor, tuple, dict or InputBatch
         What the model is called with, examples first.
     site : pattern, default="input"
-        ``input`` is every floating-point input; for a model of tokens, the output of the table that
-        is fed them. Else one input of the model (``:in.right``), or a module's output
-        (``layers.3``) or input (``layers.3:in``).
+        ``input`` is every floating-point input together with the output of every table that is fed
+        integers: tokens, codes of a category. Else one input of the model (``:in.right``), or a
+        module's output (``layers.3``) or input (``layers.3:in``).
     keeps_graph : bool, default=False
         Keep the graph of the one forward for ``slope``; ``run`` then runs the whole model.
 
@@ -94,6 +94,8 @@ class SiteFunction:
         Names of the inputs that are varied; empty at a site inside the model.
     held : tuple of str
         What else the model reads and is not varied: integers, further tables of tokens.
+    unexplained : tuple of str
+        Those of ``held`` that hold integers of the example, if all inputs were to be varied.
     outputs
         What the model returns for these inputs.
     call : CallArguments
@@ -135,10 +137,16 @@ class SiteFunction:
             raise InputError("SiteFunction: expected at least one example, got none.")
         self.inputs: tuple[str, ...] = ()
         self.held: tuple[str, ...] = ()
+        self.unexplained: tuple[str, ...] = ()
         self._table: TokenTable | None = None
+        self._tables: tuple[TokenTable, ...] = ()
         self._site = self._found(site, keeps_graph)
         self.site = INPUT if site == INPUT and self.inputs else str(self._site)
-        self._given = {name: given[name].detach() for name in self.inputs}
+        embedded = {table.ids: _with_places(table.value) for table in self._tables}
+        self._given = {
+            name: embedded[name] if name in embedded else given[name].detach()
+            for name in self.inputs
+        }
         self._forward: RecordedForward | None = None
         self._point: Tensor | None = None
         goes_on = not (self.inputs or keeps_graph)
@@ -239,10 +247,12 @@ class SiteFunction:
         """The tensors varied together: each input, or the states at the site."""
         if not self.inputs:
             return (Varied(self.site, self.value, self.feature_axis, self.mask, False),)
+        embedded = {table.ids for table in self._tables}
         return tuple(
-            Varied(name, x, _axis_of_input(x), self._mask_of(x), True)
+            Varied(name, x, axis, self._mask_of(x), name not in embedded)
             for name, given in zip(self.inputs, self.split(self.value), strict=True)
             for x in [given[:, None] if given.ndim < 2 else given]
+            for axis in [x.ndim - 1 if name in embedded else _axis_of_input(x)]
         )
 
     def split(self, values: Tensor) -> list[Tensor]:
@@ -315,16 +325,27 @@ class SiteFunction:
                 found = replace(found, key=name)
             return found
         floats = float_inputs(*named, "SiteFunction")
-        self.inputs, self.held = tuple(floats.varied), floats.held
-        if self.inputs:
+        given = self._args, self._kwargs, keeps_graph and not floats.varied
+        tables = find_token_tables(self.module, *given)
+        every = told_apart(named_inputs(*named))
+        codes = token_ids(every)
+        if floats.varied:
+            n = len(next(iter(floats.varied.values())))
+            self._tables = tuple(table for table in tables if len(table.value) == n)
+            varied = {*floats.varied, *(table.ids for table in self._tables)}
+            self.inputs = tuple(name for name in every if name in varied)
+            others = [name for table in self._tables for name in table.others]
+            self.held = (*(name for name in floats.held if name not in self.inputs), *others)
+            self.unexplained = tuple(name for name in self.held if name in codes)
             return None
-        table = find_token_table(self.module, self._args, self._kwargs, keeps_graph)
+        table = next(iter(tables), None)
         if table is None:
             raise SiteError(
                 "SiteFunction: expected a floating-point input, or a module that turns each token "
                 "into numbers, found none. Name a site."
             )
         self.held = (*(name for name in floats.held if name != table.ids), *table.others)
+        self.unexplained = tuple(name for name in self.held if name in codes)
         self._table = table
         return table.site
 
@@ -389,12 +410,31 @@ class SiteFunction:
     @contextmanager
     def _replacing(self, values: Tensor) -> Iterator[Session]:
         if self.inputs:
-            with Session(self.module, with_grad=True) as session:
+            pieces = dict(zip(self.inputs, self.split(values), strict=True))
+            outputs = [
+                (table.module, self._from_table(table, pieces[table.ids])) for table in self._tables
+            ]
+            with Session(self.module, outputs, with_grad=True) as session:
                 yield session
         else:
             # A copy: what comes next may work in place, and the values are a leaf of the graph.
             with self._hooked(lambda leaf: values.to(leaf).clone()) as session:
                 yield session
+
+    def _from_table(self, table: TokenTable, values: Tensor) -> Callable[[Any], Any]:
+        """Return a hook that lets a table return ``values``, in the call that was found."""
+        calls = [0]
+
+        def after(output: Any) -> Any:
+            calls[0] += 1
+            leaf = find(output, None)
+            if leaf is None or (
+                isinstance(table.site.call, int) and calls[0] - 1 != table.site.call
+            ):
+                return None
+            return replaced(output, leaf, values.reshape(leaf.shape).to(leaf).clone())
+
+        return after
 
     @contextmanager
     def _hooked(self, act: Callable[[Tensor], Tensor | None]) -> Iterator[Session]:
@@ -427,6 +467,7 @@ class SiteFunction:
 
     def _repeated(self, values: Tensor, repeats: int) -> Args:
         new = dict(zip(self.inputs, self.split(values), strict=True)) if self.inputs else {}
+        new = {name: x for name, x in new.items() if name not in {t.ids for t in self._tables}}
 
         def again(name: str, x: Tensor) -> Tensor:
             if name in new:
@@ -435,6 +476,11 @@ class SiteFunction:
             return x.repeat_interleave(repeats, dim=0) if fits else x
 
         return with_inputs(self._root, self._args, self._kwargs, again)
+
+
+def _with_places(x: Tensor) -> Tensor:
+    """Return states with an axis of places: a single code of an example is one place."""
+    return x[:, None] if x.ndim == 2 else x
 
 
 def _axis_of_input(x: Tensor) -> int:
