@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from sonde.compress._blocks import placed_call
-from sonde.compress._layers import Weighted
+from sonde.compress._layers import Weighted, refuse_adapters
 from sonde.core.inputs import Inputs, Model
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find, replaced
@@ -89,7 +89,13 @@ def coupled_sets(model: Model, inputs: Inputs) -> tuple[list[CoupledSet], dict[s
     model : Model
     inputs : Inputs
         The first example is run.
+
+    Raises
+    ------
+    InputError
+        If the model has adapters.
     """
+    refuse_adapters("coupled channels", model.module)
     watch = _Watch(model, inputs)
     found, refused = list[CoupledSet](), dict[str, str]()
     for one in watch.sets():

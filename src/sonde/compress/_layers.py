@@ -103,7 +103,8 @@ def weighted_layers(
     model : Model
     layers : sequence of str, optional
         Patterns of names (``model.layers.*.mlp.*``). By default all linear layers but those whose
-        weight is also an embedding; convolutions must be named.
+        weight is also an embedding; convolutions must be named. Layers of adapters keep their full
+        precision, with a warning.
     beside : sequence of str, optional
         Names that patterns match too: of tensors that the method packs beside layers. If there is
         one, there may be no layer.
@@ -123,14 +124,16 @@ def weighted_layers(
     parts = list(model.module.named_modules())
     others = {id(p): name for name, part in parts for p in part._parameters.values()
               if p is not None and kind_of(part) in (None, "rows")}  # fmt: skip
+    adapters = adapter_parts(model.module)
     for name, part in parts:
-        if not name or kind_of(part) in (None, "rows"):
+        if not name or kind_of(part) in (None, "rows") or name in adapters:
             continue
         if id(part.weight) in others:
             tied[name] = others[id(part.weight)]
         else:
             found[id(part)] = Weighted(name, part)
     every = list(found.values())
+    warn_of_adapters([name for name, part in parts if name in adapters and kind_of(part)])
     _refuse_made(owner, [name for name, part in parts if name and is_made(part)], layers)
     if layers is None:
         chosen = [layer for layer in every if layer.is_linear]
@@ -156,6 +159,51 @@ def weighted_layers(
             "Name convolutions with layers=['*']."
         )
     return chosen
+
+
+def adapter_parts(module: nn.Module) -> frozenset[str]:
+    """Return the names of the modules that adapters of PEFT add beside the layers they wrap."""
+    names = [name for name, _ in module.named_modules()]
+    wrapped = [
+        f"{name}."
+        for name, part in module.named_modules()
+        if type(part).__module__.startswith("peft.tuners") and "base_layer" in part._modules
+    ]
+    return frozenset(
+        name
+        for name in names
+        for around in wrapped
+        if name.startswith(around) and not f"{name}.".startswith(f"{around}base_layer.")
+    )
+
+
+def refuse_adapters(owner: str, module: nn.Module) -> None:
+    """Raise if a model has adapters, whose matrices share the channels of the layers they wrap.
+
+    Raises
+    ------
+    InputError
+    """
+    adapters = adapter_parts(module)
+    found = [name for name, part in module.named_modules() if name in adapters and kind_of(part)]
+    if found:
+        raise InputError(
+            f"{owner}: expected a model without adapters, since channels and directions that are "
+            f"removed would have to be removed from them too, got {found[0]}. Merge them first: "
+            "model.merge_and_unload() of PEFT."
+        )
+
+
+def warn_of_adapters(names: Sequence[str]) -> None:
+    """Warn that layers of adapters keep their full precision."""
+    if names:
+        more = f" (and {len(names) - 1} more)" if names[1:] else ""
+        warnings.warn(
+            f"{names[0]}{more} is not compressed: adapters keep their full precision. Merge them "
+            "first (model.merge_and_unload() of PEFT) to compress their part of the weights too.",
+            SondeWarning,
+            stacklevel=1,
+        )
 
 
 def _refuse_embedding(owner: str, parts: Sequence[tuple[str, nn.Module]], pattern: str) -> None:
