@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from sonde.tap.hooks.kept_buffers import KeptBuffers
+
 
 class Holding:
     """Keeps a flag of objects at False; each ``take`` needs one ``give``.
@@ -55,12 +57,14 @@ TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
 
 @contextmanager
 def in_eval(*roots: nn.Module) -> Iterator[None]:
-    """Keep models in eval mode during a block, then restore the mode of each part.
+    """Keep models in eval mode during a block, then restore the mode of each part and the buffers.
 
     A forward pass in training mode draws dropout and moves the running statistics of batch norms.
     """
-    held = TRAINING.take([part for root in roots for part in root.modules()])
+    parts = [part for root in roots for part in root.modules()]
+    held, kept = TRAINING.take(parts), KeptBuffers(dict.fromkeys(parts))
     try:
         yield
     finally:
+        kept.restore()
         TRAINING.give(held)

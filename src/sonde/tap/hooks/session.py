@@ -33,6 +33,7 @@ from sonde.tap.hooks.following import (
 )
 from sonde.tap.hooks.holding import REQUIRES_GRAD, TRAINING
 from sonde.tap.hooks.inert import Hook
+from sonde.tap.hooks.kept_buffers import KeptBuffers
 
 GUARDS, SHARDED = "_guards_fn", "DTensor"
 OutputHook = Callable[[Any], Any]
@@ -117,6 +118,8 @@ class Session:
         What to do if no forward was followed though some ran.
     by_row : bool, default=True
         Refuse replicas of ``nn.DataParallel``: each sees a part of the rows, in no order.
+    restores : bool, default=True
+        Put back the buffers that sonde's own forward passes moved (``reading``, no ``follows``).
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Session:
         passed: Callable[[], None] | None = None,
         advice: str = "",
         by_row: bool = True,
+        restores: bool = True,
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.follows, self.here, self.is_open = tuple(follows), here, False
@@ -144,6 +148,7 @@ class Session:
         self._in_eval, self._owner = in_eval, owner
         self._inside, self._passed, self._advice = inside, passed, advice
         self._by_row = by_row
+        self._restores = restores and reading and in_eval and here and not self.follows
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -163,6 +168,8 @@ class Session:
             self._stack.callback(self._forget)
             if self.reading and self._in_eval:
                 self._to_eval()
+            if self._restores:
+                self._stack.callback(KeptBuffers(self._every_module()).restore)
             if self.with_grad:
                 self._freeze()
             hold_eager()
@@ -357,8 +364,10 @@ class Session:
         warnings.warn(f"{self._owner}: saw {said}", SondeWarning, stacklevel=5)
 
     def _to_eval(self) -> None:
-        modules = self._modules if self._modules is not None else list(self.root.modules())
-        self._stack.callback(TRAINING.give, TRAINING.take(modules))
+        self._stack.callback(TRAINING.give, TRAINING.take(self._every_module()))
+
+    def _every_module(self) -> Sequence[nn.Module]:
+        return self._modules if self._modules is not None else list(self.root.modules())
 
     def _freeze(self) -> None:
         known = self._parameters if self._parameters is not None else list(self.root.parameters())

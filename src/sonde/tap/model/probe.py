@@ -315,6 +315,7 @@ class _Recorder:
             outputs=[(m, partial(self._after, name, m)) for name, m in modules],
             inputs=[(m, partial(self._before, name, m)) for name, m in modules],
             inside=watch_attention(self.inside),
+            restores=False,  # the probe asks which buffers move
         )
         with session:
             output = session.run(args, kwargs)

@@ -97,7 +97,14 @@ def watch(
     place = place_of(module, batch) if place is None else place
     args, kwargs = place.call(batch.args, batch.kwargs)
     look = watch_attention(inside)
-    session = Session(module, outputs, inputs, reading=not as_found, inside=look)
+    session = Session(
+        module,
+        outputs,
+        inputs,
+        reading=not as_found,
+        inside=look,
+        restores=False,  # callers ask which buffers move
+    )
     if (note := _METER.get()) is not None:
         note(batch)
     with session, around if around is not None else nullcontext():

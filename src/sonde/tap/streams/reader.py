@@ -180,6 +180,7 @@ class Reader:
             with_grad=objective is not None,
             modules=self.modules,
             parameters=list(root.parameters()),
+            restores=False,  # whether rows depend on what an earlier forward left is asked here
         )
         self.may_stop = not logits and objective is None and self._is_safe()
 

@@ -163,6 +163,7 @@ class Places:
                 inside=watch_attention(ports, here=self._here),
                 owner="training",
                 here=self._here,
+                restores=False,  # a teacher's buffers may follow the student's
             )
             session.__enter__()
             self._open.append(session)
