@@ -3,9 +3,12 @@
 python tools/study_table.py reports/studies [docs/studies.md]
 python tools/study_table.py --judge docs/studies.md
 
+python tools/study_table.py --hardly docs/studies.md
+
 With a page, the rows of the studies in the folder are put there in place of theirs; others stay.
 A row of more or fewer than ten seeds ends in their number. ``--judge`` needs no run: it gives each
 claim of a page the verdict that its figure, interval and bar say, if their rounding allows one.
+``--hardly`` prints the claims that hold and could hardly have failed.
 """
 
 import itertools
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde_studies import Study, study_of
+from sonde_studies.nulls import BLIND
 from sonde_studies.study import smallest_that_matters, verdict_of
 
 ROUNDED = 0.5e-3
@@ -142,8 +146,17 @@ def _judged_null(study: Study, rows: list[Printed], null: Printed) -> str:
     found = [r for c, r in zip(study.claims, rows, strict=True) if c.key not in premises]
     for rounded in (-ROUNDED, ROUNDED):
         weak.add(null.seen - rounded > max(row.effect(rounded) for row in found))
-    said = null.verdict.removesuffix(", weak")
-    return said + ", weak" * weak.pop() if len(weak) == 1 else null.verdict
+    was = null.verdict.removesuffix(", blind")
+    said = was.removesuffix(", weak")
+    verdict = said + ", weak" * weak.pop() if len(weak) == 1 else was
+    return verdict + ", blind" * (study.name in BLIND)
+
+
+def hardly_fails(line: str) -> bool:
+    """Return whether a claim holds without any spread over seeds, or 20 widths above its bar."""
+    row = printed(line)
+    width = row.high - row.low
+    return NULL not in line and row.verdict == "holds" and row.low - row.above >= 20 * width
 
 
 def rows_of(page: str) -> dict[str, list[str]]:
@@ -170,8 +183,14 @@ def main(arguments: list[str]) -> int:
         rows = {word: judged(study_of(word), lines) for word, lines in rows_of(text).items()}
         page.write_text(changed(text, rows), "utf-8")
         return 0
+    if arguments[:1] == ["--hardly"] and len(arguments) == 2:
+        rows = rows_of(Path(arguments[1]).read_text("utf-8"))
+        print("\n".join(line for lines in rows.values() for line in lines if hardly_fails(line)))
+        return 0
     if len(arguments) not in (1, 2):
-        sys.stderr.write("usage: python tools/study_table.py FOLDER [PAGE] | --judge PAGE\n")
+        sys.stderr.write(
+            "usage: python tools/study_table.py FOLDER [PAGE] | --judge PAGE | --hardly PAGE\n"
+        )
         return 2
     files = sorted(Path(arguments[0]).glob("*.json"))
     studies = [json.loads(f.read_text("utf-8")) for f in files if not f.match("*.seeds.json")]

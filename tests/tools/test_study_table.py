@@ -94,6 +94,8 @@ def test_verdicts_of_the_page_are_those_of_its_numbers():
 class Judged(Study):
     """Claims of which one is the premise of another."""
 
+    name = "judged"
+
     claims = (
         Claim("then", "Then.", "units", premise="there"),
         Claim("there", "There.", "units", above=0.1),

@@ -20,11 +20,14 @@ class BitsByScoreStudy(Study):
     data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("taylor", "In the order of gradient times change, demotion costs less than chance.",
-              "mean divergence of all orders less that of the order, as a share of the former"),
+              "mean divergence of all orders less that of the order, as a share of the former",
+              premise="not the last"),
         Claim("correlation", "In the order of canonical correlations of input and output.",
-              "mean divergence of all orders less that of the order, as a share of the former"),
+              "mean divergence of all orders less that of the order, as a share of the former",
+              premise="not the last"),
         Claim("pruning", "In the order of divergence without the smallest tenth of the weights.",
-              "mean divergence of all orders less that of the order, as a share of the former"),
+              "mean divergence of all orders less that of the order, as a share of the former",
+              premise="not the last"),
         Claim("taylor best", "The gradient orders better than the correlation.",
               "difference of both shares"),
         Claim("not the last", "The gradient does better than to demote the last blocks first.",

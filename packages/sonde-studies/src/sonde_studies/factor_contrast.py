@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from sonde.train import Contrast
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import Arms, arm
 from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -36,13 +37,14 @@ class FactorContrastStudy(Study):
     data = "simulated: 1,400 clips of four frames to train on, 600 to judge; digits over textures"
     claims = (
         Claim("scene", "With both, the states tell the scene worse than with views alone.",
-              "accuracy of a probe of the texture, views less both"),
+              "accuracy of a probe of the texture, views less both", arms=("both", "views")),
         Claim("motion", "They tell the motion no worse, to two points.",
               "accuracy of a probe of the direction, both less views, and 0.02"),
         Claim("positives", "Positives whose scene is broken do the first by themselves.",
               "accuracy of a probe of the texture, views less positives"),
         Claim("negatives", "Negatives whose motion is broken add to the motion.",
-              "accuracy of a probe of the direction, both less positives"),
+              "accuracy of a probe of the direction, both less positives",
+              arms=("both", "positives")),
     )  # fmt: skip
     null = Claim("still", "Where the digit does not move, its direction cannot be told.",
                  "accuracy of a probe of the direction, both, less 1/8")  # fmt: skip
@@ -52,20 +54,22 @@ class FactorContrastStudy(Study):
         n, steps = (FEW, TINY) if tiny else (CLIPS, STEPS)
         clips, scene, motion = _clips(n, seed, moves=True)
         still = _clips(n, seed, moves=False)[0]
-        found = dict[str, dict[str, float]]()
-        for arm, (scenes, motions) in ARMS.items():
-            tick(arm)
-            found[arm] = _probed(clips, scene, motion, scenes, motions, seed, steps)
+        found, given = dict[str, dict[str, float]](), Arms()
+        for name, (scenes, motions) in ARMS.items():
+            tick(name)
+            with arm(given, name):
+                found[name] = _probed(clips, scene, motion, scenes, motions, seed, steps)
         tick("still")
         null = _probed(still, scene, motion, True, True, seed, steps)
-        views, positives, both = (found[arm] for arm in ("views", "positives", "both"))
+        views, positives, both = (found[name] for name in ("views", "positives", "both"))
         return {
             "scene": views["texture"] - both["texture"],
             "motion": both["direction"] - views["direction"] + 0.02,
             "positives": views["texture"] - positives["texture"],
             "negatives": both["direction"] - positives["direction"],
             "still": null["direction"] - 1 / KINDS,
-            **{f"{arm} | {k}": v for arm, row in found.items() for k, v in row.items()},
+            **{f"{name} | {k}": v for name, row in found.items() for k, v in row.items()},
+            **given.figures(),
         }
 
 

@@ -20,9 +20,11 @@ class LayerBitsStudy(Study):
     data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("moved", "Blocks that move their state least are demoted at less than random cost.",
-              "mean divergence of all orders less that of the order, as a share of the former"),
+              "mean divergence of all orders less that of the order, as a share of the former",
+              premise="not the last"),
         Claim("large weights", "Blocks with the fewest large weights are.",
-              "mean divergence of all orders less that of the order, as a share of the former"),
+              "mean divergence of all orders less that of the order, as a share of the former",
+              premise="not the last"),
         Claim("two of seven", "Two of seven blocks by the first score cost less than a point of "
               "accuracy.", "0.01 less the loss of accuracy"),
         Claim("not the last", "The first score does better than to demote the last blocks first.",

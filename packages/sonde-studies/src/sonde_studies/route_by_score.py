@@ -15,6 +15,7 @@ from sonde import Model
 from sonde.layers import WeakAndStrong
 from sonde.metrics import choose_settings
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
+from sonde_studies.arms import Arms, arm
 from sonde_studies.recipes.route_by_score import route_by_score
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -69,7 +70,8 @@ class RouteByScoreStudy(Study):
             "share found by the probe less that by the entropy",
         ),
         Claim("in turn", "Heads that are trained in turn, each on rows that are its own, are right "
-              "more often.", "accuracy with three tenths sent, in turn less apart, equal updates"),
+              "more often.", "accuracy with three tenths sent, in turn less apart, equal updates "
+              "of each head", arms=("in turn", "apart")),
         Claim("confidence", "The evenness of the weak head's answer sends better rows than lot "
               "does.", "accuracy with three tenths sent, by confidence less by lot, in turn"),
         Claim("objectives", "The cheapest setting that surely meets an accuracy of 0.85 on one "
@@ -98,7 +100,10 @@ class RouteByScoreStudy(Study):
         noise = route_by_score(Model(_Unsure(weak.module).eval()), strong, items, **options)
         tick("in turn")
         steps = 60 if tiny else 900
-        heads = {way: _heads(way, x[:, quarter], label, seed, steps) for way in ("turn", "apart")}
+        heads, given = dict[str, tuple[float, float]](), Arms()
+        for way, name in (("turn", "in turn"), ("apart", "apart")):
+            with arm(given, name):
+                heads[way] = _heads(way, x[:, quarter], label, seed, steps)
         met, sent = _chosen(weak, strong, x[FIT:], label[FIT:])
         first = found["entropy"]
         kept, cost = (float(first.facts[name]) for name in ("accuracy kept", "cost"))
@@ -116,6 +121,7 @@ class RouteByScoreStudy(Study):
             "cheaper": 1 - sent,
             "noise": float(noise.value),
             **{f"three tenths sent | {way}": v for way, (v, _) in heads.items()},
+            **given.figures(),
             **{k: float(v) for k, v in shown.items() if k.endswith(("0%", "20%", "50%", "100%"))},
         }
 

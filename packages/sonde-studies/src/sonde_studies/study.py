@@ -15,6 +15,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sonde import InputError
+from sonde_studies.arms import unequal, unsaid
+from sonde_studies.nulls import BLIND
 
 if TYPE_CHECKING:
     from sonde_studies._kept_seeds import KeptSeeds
@@ -46,6 +48,9 @@ class Claim:
         The claim holds if the whole interval lies above this.
     premise : str, default=""
         Key of another claim of the study. Unless that claim holds, this claim was not tested.
+    arms : pair of str, optional
+        The two arms that are compared, as the study's ``Arms`` name them. If they were given
+        unequal updates, rows or parameters, the sentence or the figure has to say so.
     """
 
     key: str
@@ -53,6 +58,7 @@ class Claim:
     figure: str
     above: float = 0.0
     premise: str = ""
+    arms: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,16 +257,18 @@ class StudyTable:
 
     @property
     def null_verdict(self) -> str:
-        """Return whether the null arm is as expected, and whether it has enough power.
+        """Return whether the null arm is as expected, and whether it could have found a fault.
 
-        The arm is weak if the smallest effect that it would have seen is larger than the largest
-        effect of a claim, and than the smallest effect of a claim that matters.
+        The arm is blind if it is two runs that are equal by construction. It is weak if the
+        smallest effect that it would have seen is larger than the largest effect of a claim, and
+        than the smallest effect of a claim that matters.
         """
         null, premises = self.outcome(self.study.null), {c.premise for c in self.study.claims}
         found = (self.outcome(c) for c in self.study.claims if c.key not in premises)
         largest = max(max(abs(claim.mean - claim.above), claim.matters) for claim in found)
         said = "as expected" if null.covers else "not as expected"
-        return said + ", weak" * (null.detectable > largest)
+        blind = self.study.name in BLIND
+        return said + ", weak" * (null.detectable > largest) + ", blind" * blind
 
     def json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -349,4 +357,14 @@ def _one(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
             f"study {study.name}: expected a figure for each claim and a claim for each "
             f"premise, got none for {sorted(missing)}. Return it from run, or take the name away."
         )
+    for claim in (*study.claims, study.null):
+        if claim.arms is not None:
+            differences = unequal(*claim.arms, figures)
+            if silent := unsaid(f"{claim.text} {claim.figure}", differences):
+                told = ", ".join(f"{differences[what]:.2g} times the {what}" for what in silent)
+                raise InputError(
+                    f"study {study.name}: expected equal arms, or a sentence that says how they "
+                    f"differ, got {claim.arms[0]!r} with {told} of {claim.arms[1]!r} in the claim "
+                    f"{claim.key!r}. Make them equal, or say it."
+                )
     return figures

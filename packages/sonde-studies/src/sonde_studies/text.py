@@ -2,6 +2,8 @@
 
 from textwrap import wrap
 
+from sonde_studies.arms import SEPARATOR, unequal
+from sonde_studies.nulls import FAULTS, faults_seen
 from sonde_studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
 
 WIDTH = 100
@@ -34,7 +36,7 @@ def _grid(table: StudyTable) -> list[str]:
     cells = {
         (row, column): Outcome(values)
         for key, values in table.figures.items()
-        for row, between, column in [key.partition(BETWEEN)]
+        for row, between, column in [key.removeprefix(SEPARATOR).partition(BETWEEN)]
         if between
     }
     rows, columns = (list(dict.fromkeys(k[i] for k in cells)) for i in (0, 1))
@@ -79,6 +81,15 @@ def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
         verdict = table.verdict(claim)
     lines = wrap(f"{'null: ' if is_null else ''}{claim.text}", WIDTH - 4)
     level = f" at {NULL_LEVEL:.0%}" if is_null else ""
+    if claim.arms is not None:
+        means = {key: sum(v) / len(v) for key, v in table.figures.items()}
+        ratios = [f"{r:.2g} x {what}" for what, r in unequal(*claim.arms, means).items()]
+        equal = "equal updates, rows and parameters"
+        lines += wrap(f"{' against '.join(claim.arms)}: {', '.join(ratios) or equal}", WIDTH - 4)
+    if is_null:
+        faults = [FAULTS[fault] for fault in faults_seen(table.study.name)]
+        seen = "; ".join(faults) or "no fault of the study: both runs are equal by construction"
+        lines += wrap(f"it could see: {seen}", WIDTH - 4)
     figure = (
         f"{claim.figure}: {outcome.mean:.3f} [{low:.3f}, {high:.3f}]{level}; "
         f"{'expected' if is_null else 'bar'} {claim.above:g}; "

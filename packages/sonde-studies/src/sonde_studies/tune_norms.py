@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from sonde import Model
 from sonde.train import Contrast, Scope
 from sonde_studies._recipe_data import items_of
+from sonde_studies.arms import Arms, arm
 from sonde_studies.recipes.tune_norms import tune_norms
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
@@ -34,7 +35,8 @@ class TuneNormsStudy(Study):
               "accuracy on the new domain, norms less all, and 0.03"),
         Claim("source", "Norms and head keep more of the old domain than all weights do where "
               "these first reach the new one as well.",
-              "accuracy on the old domain, norms and head less all, stopped early"),
+              "accuracy on the old domain, norms and head less all, stopped early",
+              arms=("norms and head, plain", "all, stopped early")),
         Claim("sphere", "States on the sphere, aligned and uniform, reach the new domain better.",
               "accuracy on the new domain, norms and head, on the sphere less as they are"),
         Claim("unseen", "They carry over better to a third domain that no net has seen.",
@@ -68,9 +70,12 @@ class TuneNormsStudy(Study):
         half = slice(FIT, FIT + MORE // 2)
         world = _World(1 - x[half], label[half], domains, label[rest], seed)
         steps = TINY if tiny else STEPS // 2
-        names = "plain", "sphere only", "sphere"
-        arms = {name: world.head_too(net, name, steps) for name in names}
-        early = world.all_up_to(net, arms["plain"]["new domain"], steps)
+        arms, given = dict[str, dict[str, float]](), Arms()
+        for name in ("plain", "sphere only", "sphere"):
+            with arm(given, f"norms and head, {name}"):
+                arms[name] = world.head_too(net, name, steps)
+        with arm(given, "all, stopped early"):
+            early = world.all_up_to(net, arms["plain"]["new domain"], steps)
         return {
             "target": norms["new domain"] - every["new domain"] + 0.03,
             "source": arms["plain"]["old domain"] - early["old domain"],
@@ -84,6 +89,7 @@ class TuneNormsStudy(Study):
             },
             **{f"norms and head, {a} | {k}": v for a, row in arms.items() for k, v in row.items()},
             **{f"all, stopped early | {key}": value for key, value in early.items()},
+            **given.figures(),
         }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde_studies._digits import shuffled
+from sonde_studies.arms import note
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -36,7 +37,9 @@ def minimise(
     steps, seed, rate, batch
         The seed draws batches and what is random in the nets, such as dropout.
     """
-    optimiser = torch.optim.Adam(list(parameters), lr=rate)
+    moved = list(parameters)
+    note(updates=steps, rows=n, parameters=sum(p.numel() for p in moved))
+    optimiser = torch.optim.Adam(moved, lr=rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(steps):

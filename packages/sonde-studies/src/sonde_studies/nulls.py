@@ -1,0 +1,67 @@
+"""The faults that each study's null arm could see, were they there.
+
+A null arm of two runs that are equal by construction (another seed, order or half of the rows)
+shows the noise of a difference and no fault of the study: it is *blind*.
+"""
+
+from typing import Literal, get_args
+
+Fault = Literal["leak", "overfit probe", "chance level", "biased estimate", "side effect"]
+FAULTS: dict[Fault, str] = {
+    "leak": "rows or labels that judge are known to what was fitted",
+    "overfit probe": "a probe that finds what is not there",
+    "chance level": "a bar that is not what chance gives",
+    "biased estimate": "a figure that is not 0 where there is nothing",
+    "side effect": "a treatment, or unequal arms, that move the figure by other means",
+}
+_BLIND = """
+    abstopk active-variables adaptive-learners adverse-weather align-teacher alternating-fields
+    attending-lookup attention-entropy attention-patterns attention-steer backdoor bits-by-score
+    causal-graph channel-regions class-panel coda code-strip comet complementary-transfer
+    concept-bottleneck conditional-latents continual contrast-domains contrast-sequences
+    curriculum-crops dense-composites dense-contrast depth-use dict-lookup domain-experts
+    dynamic-filters eft entropic-student extreme-labels fault-lines gradient-phases grow-models
+    increment-penalty information-plane informative-latents inpaint joined-attention
+    joint-objectives latent-belief latent-rewards layer-bits learned-mapping length-law lol
+    masked-units memories merged-experts mixup neuron-lens next-pixel next-tokens once-for-all
+    orthogonal-nets prompt-compression reader-feedback reversible-columns rounded-cache rounded-runs
+    routed-dimensions scalar-codes scale-generation size-fidelity skip-scaling slim-in-turn
+    smooth-frames stacked-blocks stage-swap step-sharing structured-transfer superposed-generate
+    two-bits two-stage-distillation unlearning-audit view-sets where-tasks-part
+    without-data"""
+BLIND = frozenset(_BLIND.split())
+"""Studies whose null arm is two equal runs. The list may only become shorter."""
+_SEEN: dict[str, str] = {
+    "leak": """attention-capacity attention-retrieval bottleneck-regression change-pairs clue
+        codebook-bottleneck common-and-salient costarr nac overview fod simple-net pawn
+        trajectories was-it-generated over-trust-decode gated-adapter forget-texts did-it-memorise
+        label-agnostic ssd decoupled-cross-attention inject defined-anomaly document-retrieval
+        factor-contrast feature-gaps grokking layer-readout local-learning locality mask-sensitivity
+        masked-objectives missing-view parallel-adapters per-user-flow recall recolour
+        replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
+        which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
+        attention-bottleneck""",
+    "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
+        common-and-salient decode-states factor-contrast feature-fusion projection-head
+        surrogate-rules volumes was-it-generated""",
+    "chance level": """attributions bottleneck-degree concept-marginal correlation-match diff-roar
+        faithfulness-violation family-of-models last-layer learned-graph nac-me normgrad
+        open-world-hierarchy route-by-score shortcut-bias slots-over-time subpopulation-curve
+        swapped-codes tabular-attribution twin-merge""",
+    "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
+        feature-complexity slice-context spurious-shift alignment-quality""",
+    "side effect": """codebook conditioning federated-bits field-selection latent-steps noisy-labels
+        per-user-flow projection-head rewrite-facts subspace-patch token-budgets tune-norms
+        unmix-norm""",
+}
+
+
+def faults_seen(study: str) -> tuple[Fault, ...]:
+    """Return the faults that a study's null arm could see; none for a blind arm.
+
+    Parameters
+    ----------
+    study : str
+        The word of ``sonde study``.
+    """
+    return tuple(fault for fault in get_args(Fault) if study in _SEEN[fault].split())

@@ -1,0 +1,75 @@
+"""What arms were given: noted by the training itself, and a comparison that hides a difference."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde.core import InputError
+from sonde_studies import Claim, Study, StudyTable, as_text, run_study
+from sonde_studies.arms import Arms, arm, unequal, unsaid
+from sonde_studies.worlds.learning import minimise
+
+
+class Compared(Study):
+    """Two arms of which the first takes twice the steps, with a third of the rows more."""
+
+    name, title, data, fidelity = "compared", "is it better?", "none", "ours"
+    claims = (Claim("better", "It is better.", "units", arms=("ours", "theirs")),)
+    null = Claim("null", "Nothing.", "units")
+    steps = 2
+
+    def run(self, seed, tiny, tick):
+        given = Arms()
+        for name, steps in (("ours", self.steps), ("theirs", 1)):
+            net = nn.Linear(3, 1)
+            with arm(given, name):
+                minimise(lambda r, n=net: n(torch.ones(len(r), 3)).mean(), net.parameters(), 9,
+                         steps=steps, seed=seed)  # fmt: skip
+        minimise(lambda r, n=net: n(torch.ones(1, 3)).mean(), net.parameters(), 9, steps=9, seed=0)
+        return {"better": 1.0 + seed, "null": (-1.0) ** seed, **given.figures()}
+
+
+def test_training_notes_what_it_was_given():
+    figures = Compared().run(0, True, str)
+    assert {k: v for k, v in figures.items() if k.startswith("given")} == {
+        "given | ours | updates": 2,
+        "given | ours | rows": 9,
+        "given | ours | parameters": 4,
+        "given | theirs | updates": 1,
+        "given | theirs | rows": 9,
+        "given | theirs | parameters": 4,
+    }
+    assert unequal("ours", "theirs", figures) == {"updates": 2.0}
+    with pytest.raises(LookupError, match="got nothing"):
+        unequal("one", "two", figures)
+
+
+def test_a_comparison_that_hides_a_difference_is_refused():
+    with pytest.raises(
+        InputError, match="'ours' with 2 times the updates of 'theirs' in the claim"
+    ):
+        run_study(Compared(), [0, 1, 2])
+
+    class Told(Compared):
+        claims = (Claim("better", "With twice the updates it is better.", "units",
+                        arms=("ours", "theirs")),)  # fmt: skip
+
+    class Even(Compared):
+        steps = 1
+
+    assert "ours against theirs: 2 x updates" in as_text(run_study(Told(), [0, 1, 2]))
+    table = run_study(Even(), [0, 1, 2])
+    assert "ours against theirs: equal updates, rows and parameters" in as_text(table)
+    assert isinstance(table, StudyTable)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "silent"),
+    [
+        ("It learns more.", ["updates", "parameters"]),
+        ("With a third more parameters it learns more.", ["updates"]),
+        ("Wider nets learn as much in half the steps.", []),
+    ],
+)
+def test_a_sentence_says_what_is_unequal_in_its_own_words(sentence, silent):
+    assert unsaid(sentence, {"updates": 2.0, "parameters": 1.3}) == silent

@@ -1,0 +1,65 @@
+"""Laws of all studies: what null arms can see, and how absence is shown."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from sonde_studies import STUDIES, study_of
+from sonde_studies.nulls import BLIND, Fault, faults_seen
+from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accuracy
+from tools import study_table
+
+BLIND_ARMS, HARDLY_FAIL = 81, 57
+"""Null arms of two equal runs, and claims that can hardly fail: fewer, never more."""
+ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
+LINEAR_ALONE = {
+    ("common-and-salient", "penalty"),
+    ("attention-bottleneck", "factors"),
+    ("factor-contrast", "scene"),
+    ("factor-contrast", "motion"),
+    ("swapped-codes", "hidden"),
+    ("dense-contrast", "whole"),
+    ("projection-head", "class"),
+    ("volumes", "slice"),
+}
+"""Claims of absence, or of no loss, that a linear probe alone reads; they wait for a new run."""
+
+
+def test_every_null_arm_names_a_fault_that_it_could_see_or_is_known_as_blind():
+    assert STUDIES.keys() >= BLIND
+    assert len(BLIND) <= BLIND_ARMS
+    for word in STUDIES:
+        faults = faults_seen(word)
+        assert bool(faults) != (word in BLIND), f"{word}: name its faults in sonde_studies.nulls"
+        assert {*faults} <= {*get_args(Fault)}
+
+
+def test_absence_is_never_shown_by_a_linear_probe_alone():
+    """The list of those that are may only become shorter."""
+    found = {
+        (word, claim.key)
+        for word in STUDIES
+        for claim in study_of(word).claims
+        if "probe" in claim.figure and "strongest" not in claim.figure and ABSENT.search(claim.text)
+    }
+    assert found == LINEAR_ALONE
+
+
+def test_claims_that_can_hardly_fail_become_fewer():
+    rows = study_table.rows_of(Path("docs/studies.md").read_text("utf-8"))
+    hardly = [line for lines in rows.values() for line in lines if study_table.hardly_fails(line)]
+    assert len(hardly) <= HARDLY_FAIL
+
+
+def test_the_strongest_probe_finds_what_lies_in_a_length():
+    """A planted mark: rows of one kind are long, the others short, in any direction."""
+    draw = torch.Generator().manual_seed(0)
+    mark = torch.rand(240, generator=draw) < 0.5
+    x = torch.nn.functional.normalize(torch.randn(240, 3, generator=draw), dim=1)
+    x = x * torch.where(mark, 2.0, 1.0)[:, None]
+    assert head_accuracy(linear_head(), x, mark, 160) < 0.7
+    assert strongest_accuracy(x, mark.long(), 160) > 0.95
+    other = torch.rand(240, generator=draw) < 0.5
+    assert strongest_accuracy(x, other.long(), 160) < 0.65
