@@ -49,6 +49,12 @@ def test_every_line_does_what_its_form_does() -> None:
             torch.testing.assert_close(space[name], expected, rtol=1e-4, atol=1e-4, msg=form.line)
 
 
+def test_a_series_of_one_channel_has_no_forms_of_single_steps() -> None:
+    for shape in ((40, 9, 1), (40, 1, 9)):
+        forms = tensor_forms({"x": InputTensor("x", "numbers", torch.randn(shape))})
+        assert not [form for form in forms if form.columns]
+
+
 class Towers(nn.Module):
     """Two tables of pixels and two pixels as one category."""
 
@@ -96,6 +102,9 @@ def _column(name: str, i: int, change: Callable[[Tensor], Tensor]):
 FAULTS = {
     "a factor": (_column("left", 3, lambda v: v * 37), "left[:, 3] ="),
     "an offset": (_column("right", 2, lambda v: v + 4), "right[:, 2] = right[:, 2] - "),
+    "a factor and an offset of a tensor": (
+        lambda x: {**x, "right": 0.2 * x["right"] - 3}, "right = ",
+    ),
     "a sign": (_column("left", 1, lambda v: -v), "left[:, 1] = -1 * left[:, 1]"),
     "two tensors": (lambda x: {**x, "left": x["right"], "right": x["left"]},
                     "left, right = right, left"),

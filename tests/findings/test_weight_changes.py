@@ -131,7 +131,7 @@ def test_the_changed_module_is_named_with_a_line_that_mends_it(fault: Callable) 
     named = finding["location"]["modules"]
     assert set(named) & set(FAULTS[fault])
     line = finding["fix"].rpartition(": ")[0]
-    if line.startswith(("model.", "a, b", "for p")):
+    if line.startswith(("model.", "a, b", "for p")):  # code on weights
         exec(line, {"model": net, "torch": torch})
         errors = [float((n(x)[:, 0] - y).square().mean()) for n in (healthy, net)]
         assert errors[1] < errors[0] + 0.2 * float(y.var())

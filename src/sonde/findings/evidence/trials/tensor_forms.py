@@ -143,6 +143,8 @@ def on_tensor(
 def _channel_axes(one: InputTensor) -> list[int]:
     if one.kind == "mask" or one.x.ndim < 2:
         return []
+    if one.x.ndim == 3 and 1 in one.x.shape[1:]:
+        return []  # a series of one channel: the other axis is time
     axes = {2: [1], 3: [1, 2], 4: [1]}.get(one.x.ndim, [])
     return [axis for axis in axes if 1 < one.x.shape[axis] <= MOST_COLUMNS]
 

@@ -57,6 +57,8 @@ BESIDE: Final = 0.4
 """Size of the budget relative to that of all other trials."""
 PART, NUMBERS = 0.4, 0.8
 """Parts of the budget after which forms are no longer screened, and numbers no longer fitted."""
+GRID, ROUNDS = (11, 17), 4
+"""Factors and offsets of a whole tensor that are tried together, and how often they get closer."""
 FITS: Final = 70
 """Forms, about, that fit the factor and the offset of one place."""
 RENAMED: Final = 1.0
@@ -306,7 +308,38 @@ class _Forms:
         n = self.evidence.budget.rows(len(self.chooses), SCREENED, REFINED * FITS, NUMBERS)
         rows = self._few(n)
         refined = [self._refined(form, rows) for form in [*best.values()][:REFINED]]
-        return [*forms, *(form for some in refined for form in some)]
+        wholes = [one for one in self.given.values() if one.kind == "numbers"]
+        joint = [self._both(one, rows) for one in wholes if self._affords_both(rows)]
+        return [*forms, *(form for some in refined for form in some), *joint]
+
+    def _affords_both(self, rows: Sequence[int]) -> bool:
+        return self.evidence.budget.affords(GRID[0] * GRID[1] * len(rows), NUMBERS)
+
+    def _both(self, one: InputTensor, rows: Sequence[int]) -> TensorForm:
+        """Return the factor and the offset of a whole tensor that suit the rows together.
+
+        Offsets are counted in standard deviations from the tensor's mean.
+        """
+        x = one.x.double()
+        mean, spread = float(x.mean()), float(x.std()) or 1.0
+
+        def numbers(log: float, off: float) -> tuple[float, float]:
+            factor = 2.0**log
+            offset = mean * (1 - factor) + off * spread * factor
+            return float(f"{factor:.3g}"), float(f"{offset:.3g}")
+
+        logs, offs = torch.linspace(-5, 5, GRID[0]), torch.linspace(-4, 4, GRID[1])
+        at, step = (0.0, 0.0), (float(logs[1] - logs[0]), float(offs[1] - offs[0]))
+        pairs = [(a, b) for a in logs.tolist() for b in offs.tolist()]
+        for _ in range(ROUNDS):
+            losses = self._losses(
+                [affine_form(one, 1, -1, *numbers(*pair), self.names) for pair in pairs], rows
+            )
+            at = pairs[losses.index(min(losses))]
+            step = (step[0] / 2, step[1] / 2)
+            pairs = [(at[0] + i * step[0], at[1] + j * step[1])
+                     for i in (-1, 0, 1) for j in (-1, 0, 1)]  # fmt: skip
+        return affine_form(one, 1, -1, *numbers(*at), self.names)
 
     def _refined(self, form: TensorForm, rows: Sequence[int]) -> list[TensorForm]:
         """Return the best factor and the best offset at the place of a form, in round numbers."""

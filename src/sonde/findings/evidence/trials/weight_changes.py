@@ -185,18 +185,26 @@ def _statistics(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
         if len(buffers) != 2 or buffers[0].shape != buffers[1].shape:
             continue
         if next(module.parameters(), None) is None and next(module.children(), None) is None:
+            axes = _other_axes(buffers[0])
+            over = f"{axes or '0'}, keepdim=True"
             yield PartChange(
                 f"the outputs of {path} at mean 0 and variance 1",
-                f"give {path} the mean and the standard deviation of the training rows",
+                f"y = (y - y.mean({over})) / y.std({over}), where y is the output of {path}",
                 (path,),
-                partial(hooked, [module], partial(_standardised, buffers[0].numel())),
+                partial(hooked, [module], partial(_standardised, axes or (0,))),
             )
 
 
-def _standardised(n: int, _: Any, y: Tensor) -> Tensor:
-    axes = [a for a in range(1, y.ndim) if y.shape[a] == n]
-    rest = [a for a in range(y.ndim) if a not in axes[:1]]
-    return (y - y.mean(rest, keepdim=True)) / y.std(rest, keepdim=True).clamp(min=1e-12)
+def _other_axes(buffer: Tensor) -> tuple[int, ...]:
+    """Return the axes over which numbers of a buffer were computed; empty if it has one axis."""
+    if buffer.ndim < 2:
+        return ()
+    return tuple(axis for axis, n in enumerate(buffer.shape) if n == 1)
+
+
+def _standardised(axes: tuple[int, ...], _: Any, y: Tensor) -> Tensor:
+    spread = y.std(axes, keepdim=True).clamp(min=1e-12)
+    return (y - y.mean(axes, keepdim=True)) / spread
 
 
 def _settings(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
