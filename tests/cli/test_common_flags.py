@@ -1,5 +1,6 @@
 """Flags that all commands share, and what is read, told with -v."""
 
+import json
 import logging
 import re
 from dataclasses import fields
@@ -118,3 +119,27 @@ def test_what_is_written_has_one_name():
     }
     assert {name.split()[1] for name in written} == {"--output"}, written
     assert len(written) >= 8
+
+
+@pytest.mark.slow
+def test_an_output_that_is_typed_twice_is_written_twice_or_refused(run, tmp_path):
+    words = ("compare", "sonde:digits", "sonde:digits", "sonde:digits/test", "--limit", 32)
+    page, other = tmp_path / "a.html", tmp_path / "b.json"
+    ran = run(*words, "-o", page, "-o", other)
+    assert ran.code == 0, ran.err
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert json.loads(other.read_text("utf-8"))["schema"] == "sonde-compare/1"
+    assert f"wrote {page}, {other}" in ran.err
+    assert "ends in .html or .json" in run(*words, "-o", page, "-o", tmp_path / "c.txt").error()
+    fit = ("fit", "knn", "sonde:digits", "sonde:digits/test", "-o", tmp_path / "a.sonde")
+    assert "expected -o once, got it 2 times" in run(*fit, "-o", tmp_path / "b.sonde").error()
+
+
+@pytest.mark.slow
+def test_a_scan_is_written_as_a_page_and_as_json(run, tmp_path):
+    page, other = tmp_path / "a.html", tmp_path / "b.json"
+    words = ("scan", "sonde:digits", "sonde:digits/test", "--limit", 64, "--only", "SND011")
+    ran = run(*words, "-o", other, "-o", page)
+    assert ran.code == 0, ran.err
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert json.loads(other.read_text("utf-8"))["schema"].startswith("sonde-scan/")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from sonde.report import to_html, to_text
+from sonde.report._first_screen import first_finding
 
 LONG = "package.module.submodule.block_with_a_very_long_name"
 
@@ -61,9 +62,15 @@ def test_a_comparison_says_where_how_many_and_which(report) -> None:
     assert "against " not in to_text(report | {"versus": None}).partition("----")[2]
 
 
-def test_quiet_is_one_line(report) -> None:
+def test_quiet_is_the_verdict_the_first_finding_and_its_fix(report) -> None:
+    first = first_finding(report)
+    assert first is not None
+    text = to_text(report | {"findings": [first | {"fix": "Do this."}]}, quiet=True)
+    _, seen, advice = text.splitlines()
+    assert first["code"] in seen
+    assert advice == "advice: Do this."
     text = to_text(report, quiet=True)
-    assert text.count("\n") == 1
+    assert text.count("\n") == 2
     assert text.startswith(
         "1 error, 4 warnings, 4 notes; 3 withheld, 1 failed, 1 ignored: my-model"
     )

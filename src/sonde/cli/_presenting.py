@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.cli._table import terminal_width, text_width
-from sonde.cli.console import note, say, say_json
+from sonde.cli.console import further_pages, note, say, say_json
 from sonde.cli.options import Printing
 from sonde.core.errors import InputError
 
@@ -34,9 +34,15 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
 
     if page is None:
         return
-    if page.suffix.lower() not in PAGES:
-        raise InputError(f"{flag}: expected a name that ends in .html or .json, got {page}.")
-    check_file(page, *map(str, inputs))
+    for each in pages_of(page):
+        if each.suffix.lower() not in PAGES:
+            raise InputError(f"{flag}: expected a name that ends in .html or .json, got {each}.")
+        check_file(each, *map(str, inputs))
+
+
+def pages_of(page: Path) -> tuple[Path, ...]:
+    """Return the first output and the further ones, without repeats."""
+    return tuple(dict.fromkeys((page, *further_pages.get())))
 
 
 def present(
@@ -61,14 +67,15 @@ def present(
     """
     from sonde.report.documents import save_document
 
-    if page is not None:
-        save_document(found, page, **shown)
+    pages = () if page is None else pages_of(page)
+    for each in pages:
+        save_document(found, each, **shown)
     if printing.json:
         say_json(found)
     else:
         say_document(found, printing, **shown)
-    if wrote or page is not None:
-        note(f"wrote {wrote or page}")
+    if wrote or pages:
+        note(f"wrote {wrote or ', '.join(map(str, pages))}")
 
 
 def say_document(found: dict[str, Any], printing: Printing, **shown: Any) -> None:

@@ -55,6 +55,36 @@ def current_flags(command: type[Any], word: str, arguments: Sequence[str]) -> li
     return found
 
 
+OUTPUT = ("-o", "--output")
+
+
+def outputs_of(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments with the first output alone, and the further outputs.
+
+    Examples
+    --------
+    >>> outputs_of(["m", "-o", "a.json", "d", "-o", "b.html"])
+    (['m', '-o', 'a.json', 'd'], ['b.html'])
+    >>> outputs_of(["m", "--output=a.json", "-o=b.html"])
+    (['m', '--output=a.json'], ['b.html'])
+    """
+    kept, further, is_value, seen = list[str](), list[str](), False, 0
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if is_value:
+            (kept if seen == 1 else further).append(argument)
+            is_value = False
+        elif name in OUTPUT:
+            seen, is_value = seen + 1, not equals
+            if seen == 1:
+                kept.append(argument)
+            elif equals:
+                further.append(value)
+        else:
+            kept.append(argument)
+    return kept, further
+
+
 def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
     """Yield every flag with its type; flags of option groups have no prefix."""
     hints = get_type_hints(command, include_extras=True)

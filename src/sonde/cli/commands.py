@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sonde.cli._table import filled
-from sonde.cli._usage import current_flags, flag_names, wrong_usage
+from sonde.cli._usage import current_flags, flag_names, outputs_of, wrong_usage
 from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.coding import Decode, Encode
@@ -22,7 +22,16 @@ from sonde.cli.compare import Compare
 from sonde.cli.completion import script
 from sonde.cli.compress import Compress
 from sonde.cli.compress_search import CompressSearch
-from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
+from sonde.cli.console import (
+    REMARK,
+    CommandFailed,
+    error_line,
+    further_pages,
+    note,
+    note_interrupted,
+    noting,
+    say,
+)
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
@@ -33,7 +42,7 @@ from sonde.cli.generate import Generate
 from sonde.cli.info import Info
 from sonde.cli.merge import Merge
 from sonde.cli.methods import Methods
-from sonde.cli.options import Printing, named
+from sonde.cli.options import PageWord, Printing, named
 from sonde.cli.read import Read
 from sonde.cli.recipe import Recipe, recipe_command
 from sonde.cli.scan import Scan
@@ -194,10 +203,30 @@ def _with_places(command: Any, are_read: bool) -> Any:
     return replace(command, **different) if different else command
 
 
+def _writes_pages(kind: type[Any]) -> bool:
+    """Return whether the output of a command is a page, which has several forms."""
+    for each in fields(kind):
+        if each.name == "output":
+            return each.type == PageWord
+        if isinstance(each.type, type) and is_dataclass(each.type) and _writes_pages(each.type):
+            return True
+    return False
+
+
 def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
+    arguments, further = outputs_of(arguments)
+    if further and not _writes_pages(kind):
+        error_line(
+            f"sonde {word}: expected -o once, got it {len(further) + 1} times: the command writes "
+            f"one output. Run it again for {further[0]}."
+        )
+        return 2
     command = _parsed(word, kind, arguments)
     if isinstance(command, int):
         return command
+    from sonde.files.places import to_path
+
+    further_pages.set(tuple(to_path(name) for name in further))
     debug = bool(command.printing.debug)
     _configure(debug, command.printing.verbose)
     try:

@@ -22,6 +22,10 @@ begun: ContextVar[float] = ContextVar("begun")
 """When the command began, in seconds since the epoch: before torch was imported."""
 
 
+further_pages: ContextVar[tuple[Path, ...]] = ContextVar("further_pages", default=())
+"""Pages to write beside the output, where ``-o`` was typed more than once."""
+
+
 class CommandFailed(Exception):
     """End of a command that has printed its reason, with an exit code."""
 

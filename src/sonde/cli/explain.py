@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import present
+from sonde.cli._presenting import pages_of, present
 from sonde.cli.console import at_once, note
 from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, named
 from sonde.core.errors import InputError
@@ -145,11 +145,12 @@ class Explain:
             )
         if self.output is None:
             return
-        if self.output.suffix.lower() not in PAGES:
-            raise InputError(
-                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-            )
-        check_file(self.output, self.model, self.data)
+        for page in pages_of(self.output):
+            if page.suffix.lower() not in PAGES:
+                raise InputError(
+                    f"-o: expected a name that ends in {', '.join(PAGES)}, got {page}."
+                )
+            check_file(page, self.model, self.data)
 
     def _data_options(self) -> dict[str, Any]:
         """Return the options for reading all data, before inputs are selected."""

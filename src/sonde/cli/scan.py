@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._notes import say_notes
-from sonde.cli._presenting import say_document
+from sonde.cli._presenting import pages_of, say_document
 from sonde.cli._table import filled, text_width
 from sonde.cli.console import (
     CommandFailed,
@@ -24,6 +24,7 @@ from sonde.cli.console import (
     use_color,
 )
 from sonde.cli.options import (
+    PageWord,
     Printing,
     Reading,
     RunFlags,
@@ -57,7 +58,7 @@ class Scan:
         str | None,
         named("BEFORE", "an older model, to report what changed inside and in its answers"),
     ] = None
-    output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
+    output: PageWord = None
     card: Annotated[
         Path | None, named("README.md", "write a section of a model card into this file")
     ] = None
@@ -164,10 +165,10 @@ class Scan:
                 **self.reading.data_options(),
             )
         report = _written(scanned, self.model, started) | self._changed(scanned, older)
-        if self.output is not None:
-            save_report(report, self.output)
-            if report["partial"] is None and directory is not None:
-                remove_run(directory)
+        for page in self._pages:
+            save_report(report, page)
+        if self.output is not None and report["partial"] is None and directory is not None:
+            remove_run(directory)
         if self.card is not None:
             note(f"wrote {save_card(report, self.card)}")
         self._write_lists(scanned)
@@ -227,9 +228,10 @@ class Scan:
             check_card(self.card)
         if self.output is None:
             return None
-        if self.output.suffix not in (".html", ".json"):
-            raise InputError(f"scan: expected -o to end in .html or .json, got {self.output}.")
-        check_file(self.output, *sources, *filter(None, [self.baseline]))
+        for page in self._pages:
+            if page.suffix not in (".html", ".json"):
+                raise InputError(f"scan: expected -o to end in .html or .json, got {page}.")
+            check_file(page, *sources, *filter(None, [self.baseline]))
         return run_directory(self.output)
 
     def _write_lists(self, scanned: Any) -> None:
@@ -279,9 +281,14 @@ class Scan:
         return source_of("scan", self.model, self.data, self.reading)
 
     @property
+    def _pages(self) -> tuple[Path, ...]:
+        return () if self.output is None else pages_of(self.output)
+
+    @property
     def _shows_inputs(self) -> bool:
         """True if the report contains inputs: if requested, or by default in a page."""
-        is_page = self.output is not None and self.output.suffix == ".html"
+        pages = self._pages
+        is_page = bool(pages) and all(page.suffix == ".html" for page in pages)
         is_private = self.hash_ids or self.printing.json
         return not self.no_inputs and (self.show_inputs or (is_page and not is_private))
 
@@ -352,8 +359,8 @@ class Scan:
         if "versus_model" in report and not self.printing.quiet:
             say("")
             say_document(report["versus_model"], self.printing)
-        if self.output is not None:
-            note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
+        for page in self._pages:
+            note(f"wrote {page} ({gib(page.stat().st_size)})")
 
     def _compare(self, first: Path, second: Path) -> int:
         from sonde.files.durable import atomic_write
@@ -361,13 +368,13 @@ class Scan:
         from sonde.report.files import sealed_page
         from sonde.store.outputs import check_file
 
-        if self.output is not None:
-            check_file(self.output, first, second)
+        for page in self._pages:
+            check_file(page, first, second)
         old, new = load_report(first), load_report(second)
         found = diff(old, new)
-        if self.output is not None:
-            atomic_write(self.output, sealed_page(diff_to_html(old, new)).encode())
-            note(f"wrote {self.output}")
+        for page in self._pages:
+            atomic_write(page, sealed_page(diff_to_html(old, new)).encode())
+            note(f"wrote {page}")
         if self.printing.json:
             say_json(found)
         else:

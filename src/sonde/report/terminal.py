@@ -68,7 +68,7 @@ def to_text(
     verbose : bool, default=False
         Add every check and every site.
     quiet : bool, default=False
-        Whether the text is one line with the verdict.
+        Whether the text is one line with the verdict, and one each for the cause and the fix.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def to_text(
     width = max(width, 40)
     report = escaped(report) if ascii else report
     if quiet:
-        lines = [_clip(_brief(report), width)]
+        lines = [_clip(_brief(report), width), *_cause_and_fix(report)]
     else:
         lines = list(_lines(report, width, verbose))
         lines += list(_verbose(report, width)) if verbose else []
@@ -126,6 +126,16 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     first = next(iter([*chosen.first, *chosen.more]), None)
     if first is not None:
         yield from _block("explain", f"sonde scan --explain {first['code']}", width)
+
+
+def _cause_and_fix(report: dict[str, Any]) -> list[str]:
+    """Return a line on the first finding and one on its fix, unwrapped for pasting."""
+    if first_finding(report) is None:
+        return []
+    known = [part for part in cause_lines(report) if part[1]]
+    heads = [part for part in known if part[0] in ("cause", "part", "seen")]
+    fixes = [part for part in known if part[0] in ("fix", "advice")]
+    return [f"{name}: {text}" for name, text in (*heads[-1:], *fixes[:1])]
 
 
 def _first(report: dict[str, Any], width: int) -> Iterator[str]:
