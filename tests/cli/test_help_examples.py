@@ -29,6 +29,7 @@ FIRST = {
     "export": [f"read {DIGITS} --sites blocks -o acts --limit 32"],
     "verify": [f"read {DIGITS} --sites blocks -o acts --limit 32"],
     "decode": ["encode notes.txt --model sonde:stdlib"],
+    "edit judge": ["edit merge sonde:stdlib sonde:stdlib -o NEW --method ties"],
     "edit undo": ["compress sonde:digits sonde:digits --to 8bit --method rtn -o NEW"],
     "compress undo": ["compress sonde:digits sonde:digits --to 8bit --method rtn -o NEW"],
 }

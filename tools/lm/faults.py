@@ -26,6 +26,7 @@ from torch import nn
 import sonde
 from sonde.core.inputs import Model
 
+BEGIN, END = "<!-- printed by python -m tools.lm.faults -->", "<!-- end -->"
 COSTS = 0.05
 N_TEXTS = 40
 SEED = 0
@@ -311,6 +312,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
     parser.add_argument("--texts", type=int, default=N_TEXTS, help="number of texts")
     parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
     typed = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -323,13 +325,19 @@ def main() -> None:
     forward = time.process_time() - start
     report, seconds = scanned(model, texts)
     known = frozenset(loud(report))
-    print(
-        f"{Path(typed.model).name}: {len(texts)} texts, loss {loss:.3g} nats per token; a plain "
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say(
+        f"`{Path(typed.model).name}`: {len(texts)} texts, loss {loss:.3g} nats per token; a plain "
         f"forward pass {forward:.1f} s, a scan {seconds:.1f} s of processor time; warnings of the "
-        f"healthy model: {', '.join(sorted(known)) or 'none'}\n"
+        f"healthy model: {', '.join(sorted(known)) or 'none'}.\n"
     )
-    print("| fault | cost, nats | verdict | cause | new warnings | scan, s |")
-    print("|---|---|---|---|---|---|")
+    say("| fault | cost, nats | verdict | cause | new warnings | scan, s |")
+    say("|---|---|---|---|---|---|")
     counts: dict[str, int] = {}
     for one in FAULTS:
         if typed.only not in one.name:
@@ -339,10 +347,15 @@ def main() -> None:
         cost = "not finite" if math.isnan(found.cost) else f"{found.cost:.3g}"
         codes = ", ".join(found.said)
         line = (one.name, cost, found.verdict, found.cause, codes, f"{found.seconds:.0f}")
-        print(f"| {' | '.join(line)} |", flush=True)
+        say(f"| {' | '.join(line)} |")
     n = sum(counts.values()) - counts.get("free", 0)
-    print(f"\n{counts.get('named', 0)} of {n} named, {counts.get('wrong', 0)} with a wrong cause, "
+    say(f"\n{counts.get('named', 0)} of {n} named, {counts.get('wrong', 0)} with a wrong cause, "
           f"{counts.get('missed', 0)} missed; {counts.get('free', 0)} cost nothing.")  # fmt: skip
+    if typed.page is not None:
+        before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        made = "\n".join(lines)
+        typed.page.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ class Contrasted(DataReading):
     reducer: Annotated[
         str,
         tyro.conf.arg(
-            help="how an input becomes rows: positions (each token or patch, or the whole "
-            "input), mean, last, tokens, cls, auto"
+            help="how an input becomes rows: positions (each token or patch without sinks, or the "
+            "whole input), mean, last, tokens, cls, auto"
         ),
     ] = "positions"
     limit: Annotated[int | None, named("N", "read only the first N examples of each data set")] = (
