@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -21,6 +22,7 @@ from sonde.core.stream import Stream
 from sonde.findings.codes.snd014 import SND014
 from sonde.findings.codes.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
 from sonde.findings.evidence.record import as_array
+from sonde.stats import Moments
 from sonde.store import Store, write_store
 
 
@@ -275,3 +277,16 @@ def test_the_limit_follows_the_width_of_the_answers(width: int, state: str) -> N
     assert SND022().check(evidence_of(rows)).state == ("raised" if width == 4 else state)
     flat = Stream.of(direction + 1e-3 * aside, logits=logits, label=label)
     assert SND022(explained=1.1).check(evidence_of(flat)).state == "raised"
+
+
+@pytest.mark.truth("rows of one direction, and tokens of as many as there are units")
+def test_tokens_of_many_directions_are_no_collapse_though_their_means_have_one() -> None:
+    torch.manual_seed(0)
+    x = torch.outer(torch.randn(300), torch.randn(24)) + 0.01 * torch.randn(300, 24)
+    (site,) = evidence_of(Stream.of(x)).sites
+    assert directions(site) < 1.1
+    for rank, high in ((24, 25), (1, 1.1)):
+        tokens = torch.randn(900, rank) @ torch.randn(rank, 24)
+        eighth = Moments("full").observe(tokens)
+        seen = directions(replace(site, all=replace(site.all, eighth=eighth)))
+        assert high / 4 < seen < high

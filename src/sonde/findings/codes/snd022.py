@@ -13,7 +13,6 @@ from sonde.findings.evidence.modules.narrow_sites import (
     fed_by_few,
     means_alone,
     of_few_channels,
-    of_positions,
 )
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Breaks, Check, Explains, Panel, Theme
@@ -66,8 +65,8 @@ class SND022(SiteRule):
         "connections or a norm, and train again."
     )
     how: ClassVar[str] = (
-        "D^2 / sum of squared correlations, over the D units that vary, on pooled rows (if a "
-        "module slides over an image, also on single positions; the higher rank counts). The "
+        "D^2 / sum of squared correlations, over the D units that vary, on pooled rows (of "
+        "images, signals and texts also on single positions; the higher rank counts). The "
         "raw covariance is not used: one large unit lowers its ratio to 1 in healthy networks. "
         "Sites with fewer than eight inputs or input channels are left out. Not raised if two "
         "or three classes account for 80 % of the variance, or if the model's output (its "
@@ -178,10 +177,13 @@ def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
 def directions(site: SiteEvidence) -> float:
     """Return the participation ratio of the correlations of the units that vary.
 
-    If a module slides over images, the ratio of single positions counts if it is larger.
+    The ratio of single positions or tokens counts if it is larger: means over them can differ in
+    one way alone, such as the length of a text.
     """
-    single = of_positions(site)
-    return _pooled(site) if single is None else max(_pooled(site), _of_moments(single))
+    single = site.all.eighth
+    if single is None or single.scatter.ndim == 1:
+        return _pooled(site)
+    return max(_pooled(site), _of_moments(single))
 
 
 def _pooled(site: SiteEvidence) -> float:
