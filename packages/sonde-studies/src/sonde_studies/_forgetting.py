@@ -28,15 +28,28 @@ UNSEEN = Claim(
 )
 
 
-def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
-    """Return a net trained on ten digits, all labelled images, and the training set's size."""
+def world(seed: int, tiny: bool, finished: bool = False) -> tuple[Model, Tensor, Tensor, int]:
+    """Return a net trained on ten digits, all labelled images, and the training set's size.
+
+    Parameters
+    ----------
+    seed : int
+    tiny : bool
+    finished : bool, default=False
+        Train a net with norms, five times as long.
+    """
     images, label = digit_images(seed)
     n = TRAIN // 4 if tiny else TRAIN
-    return Model(trained(images[:n], label[:n], seed)), images, label, n
+    net = trained(images[:n], label[:n], seed, finished=finished)
+    return Model(net), images, label, n
 
 
-def trained(x: Tensor, label: Tensor, seed: int, order: int | None = None) -> nn.Sequential:
+def trained(
+    x: Tensor, label: Tensor, seed: int, order: int | None = None, finished: bool = False
+) -> nn.Sequential:
     """Return a small conv net, trained only briefly so that its gradients are not just noise.
+
+    A finished net has a norm after each convolution and is trained five times as long.
 
     The seed draws the first weights, and the batches unless these have a seed ``order`` of their
     own.
@@ -45,8 +58,10 @@ def trained(x: Tensor, label: Tensor, seed: int, order: int | None = None) -> nn
         torch.manual_seed(seed)
         net = nn.Sequential(
             nn.Conv2d(1, 16, 3, padding=1),
+            *([nn.GroupNorm(4, 16)] * finished),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, padding=1, stride=2),
+            *([nn.GroupNorm(4, 32)] * finished),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(512, 10),
@@ -54,7 +69,7 @@ def trained(x: Tensor, label: Tensor, seed: int, order: int | None = None) -> nn
         optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
         if order is not None:
             torch.manual_seed(order)
-        for _ in range(STEPS):
+        for _ in range(5 * STEPS if finished else STEPS):
             chosen = torch.randint(len(x), (BATCH,))
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
@@ -89,9 +104,12 @@ def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
     }
 
 
-def retrained(model: Model, sides: Sides, seed: int, tiny: bool) -> nn.Module:
-    """Return a net that was trained anew without the class."""
-    rule = Retrain(rate=RATE, epochs=2 if tiny else EPOCHS, seed=seed)
+def retrained(
+    model: Model, sides: Sides, seed: int, tiny: bool, finished: bool = False
+) -> nn.Module:
+    """Return a net that was trained anew without the class, for as many steps as the first net."""
+    epochs = 5 * EPOCHS if finished else EPOCHS
+    rule = Retrain(rate=RATE, epochs=2 if tiny else epochs, seed=seed)
     return rule.plan(model, sides).fold(model)
 
 

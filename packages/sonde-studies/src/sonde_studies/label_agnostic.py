@@ -1,7 +1,7 @@
 """Unlearning of a class from the positions of its states, without labels.
 
-A toy: a small conv net on digits, whose features before the head are moved; the rates of the method
-were set on digits of one seed.
+A toy: a small conv net with norms on digits, whose features before the head are moved. Nets without
+norms that are trained for 60 steps do not forget by it: accuracy on the class falls by a fifth.
 """
 
 from typing import final
@@ -10,7 +10,7 @@ from sonde.edit import LabelAgnosticForget, RandomLabel
 from sonde_studies._forgetting import UNSEEN, figures_of, retrained, sides_of, stand, world
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-SITE = "4"
+SITE = "6"
 
 
 @final
@@ -22,7 +22,7 @@ class LabelAgnosticStudy(Study):
     paper = "shen2024labelagnostic"
     fidelity = (
         "reconstructed losses, means in place of sums, larger rates for a smaller net; no repair; "
-        "rates were set on the test digits of one seed"
+        "rates were set on the test digits of one seed, with another net"
     )
     data = "digits: 1,200 for training, the others for tests; class 3 is to be forgotten"
     claims = (
@@ -32,21 +32,16 @@ class LabelAgnosticStudy(Study):
             "share of the accuracy before that is lost, less 0.9",
         ),
         Claim(
-            "half forgotten",
-            "Accuracy on unseen digits of the forgotten class falls by more than half.",
-            "share of the accuracy before that is lost, less 0.5",
-        ),
-        Claim(
             "retained",
             "Accuracy on the other classes stays within 5 points.",
             "accuracy after less before, and 0.05",
-            premise="half forgotten",
+            premise="near retraining",
         ),
         Claim(
             "beside labels",
             "The other classes keep as much as where random labels make it forget, to 5 points.",
             "difference of accuracy, and 0.05",
-            premise="half forgotten",
+            premise="near retraining",
         ),
     )
     null = UNSEEN
@@ -54,10 +49,10 @@ class LabelAgnosticStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net, forget with and without labels, and retrain one from scratch."""
         tick("train")
-        model, images, label, n = world(seed, tiny)
+        model, images, label, n = world(seed, tiny, finished=True)
         sides = sides_of(model, images, label, n)
         tick("train anew")
-        anew = retrained(model, sides, seed, tiny)
+        anew = retrained(model, sides, seed, tiny, finished=True)
         tick("forget")
         bare = LabelAgnosticForget(
             SITE, epochs=2 if tiny else 60, fit_steps=10 if tiny else 200, seed=seed

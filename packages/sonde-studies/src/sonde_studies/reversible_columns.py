@@ -30,8 +30,6 @@ class ReversibleColumnsStudy(Study):
     fidelity = "levels of one width; the input stands in the lowest level alone"
     data = "digits: 1,000 to train on, 797 to judge"
     claims = (
-        Claim("memory", "Numbers kept for the backward pass, counted, are a tenth or less.",
-              "0.1 less the share of those of stored columns"),
         Claim("as residual", "Columns are right as often as residual blocks of as many numbers, to "
               "a point.", "accuracy, inverted columns less residual blocks, and 0.01"),
         Claim("columns", "The last column's top level says the digit better than the first's.",
@@ -63,7 +61,7 @@ class ReversibleColumnsStudy(Study):
             back = nets["inverted"].columns.inverse(nets["inverted"].columns(start))
         lost = (back - start).square().mean().sqrt() / start.square().mean().sqrt()
         return {
-            "memory": 0.1 - kept["inverted"] / kept["stored"],
+            "numbers kept, share of stored columns": kept["inverted"] / kept["stored"],
             "as residual": accuracy["inverted"] - accuracy["residual"] + 0.01,
             "columns": probes[-1] - probes[0],
             "start": accuracy["inverted"] - accuracy["inverted again"],
