@@ -99,6 +99,22 @@ def test_the_users_own_forwards_move_buffers_and_shared_ones_stay_shared():
     assert float(net.count) == 2.0
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_blocks_that_overlap_put_back_the_own_buffer(order):
+    net = Moving().eval()
+    own, mean = net.count, net.mean
+    blocks = [KeptBuffers(net.modules())]
+    net(X)
+    blocks.append(KeptBuffers(net.modules()))
+    net(X)
+    assert (float(net.count), net.count is own) == (3.0, False)
+    blocks[order[0]].restore()
+    assert float(net.count) == (3.0 if order[0] == 0 else 2.0)  # a block inside one is undone
+    blocks[order[1]].restore()
+    assert (net.count is own, net.mean is mean, float(own)) == (True, True, 1.0)
+    assert kept_buffers._open == {}
+
+
 def test_a_cache_that_grew_stays_and_a_large_buffer_that_moved_is_said(monkeypatch):
     net = nn.Module()
     net.register_buffer("cache", torch.zeros(2), persistent=False)
