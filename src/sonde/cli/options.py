@@ -222,6 +222,10 @@ class Reading:
             "meaning of the axes, if sonde asks: 'row patch dim' (dim: features)",
         ),
     ] = ()
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        tyro.conf.arg(help="what runs a language model's tokens (docs: watch a model in vLLM)"),
+    ] = "transformers"
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward pass")] = "auto"
@@ -289,7 +293,26 @@ class Reading:
             check_data(word, columns, self.skip_bad)
 
     def model_options(self) -> dict[str, Any]:
+        """Return the typed options as arguments of ``sonde.load``, without the engine.
+
+        Raises
+        ------
+        InputError
+            If an engine is typed: commands that take these options alone run transformers.
+        """
+        if self.engine != "transformers":
+            raise InputError(
+                f"--engine {self.engine}: this command needs transformers itself. Leave --engine "
+                "out; sonde read, fit, score, calibrate and scan take it."
+            )
+        return self._load_options()
+
+    def load_options(self) -> dict[str, Any]:
         """Return the typed options as arguments of ``sonde.load``."""
+        typed = {} if self.engine == "transformers" else {"engine": self.engine}
+        return self._load_options() | typed
+
+    def _load_options(self) -> dict[str, Any]:
         return {
             "device": self.device,
             "dtype": self.dtype,
@@ -381,17 +404,17 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
     from sonde.store import is_store
 
     if is_store(to_path(model)):
-        typed = [name for name, v in reading.model_options().items() if v not in ("auto", False)]
+        typed = [name for name, v in reading.load_options().items() if v not in ("auto", False)]
         if typed:
             flag = typed[0].replace("_", "-")
             raise InputError(f"--{flag}: {model} is a store of rows; no model is loaded for it.")
         return model, data or None
     if not data and reads_weights(reading.sites):
-        return load(model, **reading.model_options()), None
+        return load(model, **reading.load_options()), None
     if not data:
         raise InputError(f"sonde {command}: expected DATA. See sonde {command} --help.")
     reading.check(data)
-    return (model if model == ARRAYS else load(model, **reading.model_options())), data
+    return (model if model == ARRAYS else load(model, **reading.load_options())), data
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.data import loading
+
+ENGINES = ("transformers", "vllm")
 
 
 def load(
@@ -16,6 +19,8 @@ def load(
     dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     processor: Any = None,
+    *,
+    engine: str = "transformers",
 ) -> Model:
     """Return the named model, with its processor of items.
 
@@ -37,13 +42,23 @@ def load(
         Run Python code that comes with the checkpoint.
     processor : object, optional
         Tokenizer, image processor, or callable that turns one item into a tensor.
+    engine : {"transformers", "vllm"}, default="transformers"
+        What runs the tokens of a language model. With ``vllm`` the model's folder is opened by vLLM
+        too, and blocks give the states that vLLM computes.
 
     Raises
     ------
     InputError
         If there is no such model, or it cannot be loaded safely and whole.
     """
-    return loading.load(
+    if engine not in ENGINES:
+        raise InputError(
+            f"load: expected an engine among {', '.join(ENGINES)}, got {engine!r}."
+            f"{near(engine, ENGINES)}"
+        )
+    if engine == "vllm":
+        device = "cpu"  # the weights that say which model it is; vLLM chooses its own device
+    found = loading.load(
         model,
         device,
         dtype,
@@ -52,6 +67,11 @@ def load(
         fill=_fill,
         insert=_insert,
     )
+    if engine == "vllm":
+        from sonde.engines.vllm import on_vllm
+
+        return on_vllm(found)
+    return found
 
 
 def _fill(module: nn.Module, folder: Path) -> None:

@@ -59,6 +59,7 @@ def read(
     axes: str | Sequence[str] = (),
     check: bool = True,
     sinks: str = AUTO,
+    engine: str = "transformers",
     **options: Any,
 ) -> Stream:
     """Return the stream of a model's hidden states over data; nothing runs before it is iterated.
@@ -113,6 +114,9 @@ def read(
         Tokens with massive states, which ``mean`` and every fit leave out: ``first``
         (the first token of a text), ``special``, both with a comma, or ``keep`` to leave nothing
         out; "auto" finds them from the first texts.
+    engine : {"transformers", "vllm"}, default="transformers"
+        What runs the tokens of a language model that is named by its folder. A loaded model keeps
+        its engine.
     **options
         Named options of ``sonde.data.open_inputs``: ``max_length``, ``long``, ``limit``,
         ``text_column``, ``label_column`` and so on.
@@ -159,7 +163,7 @@ def read(
         named = [value for name, value in options.items() if name.endswith("_column")]
         check_data(data, named, bool(options.get("skip_bad")))
     _check_options(options)
-    live = model if isinstance(model, Model) else load(model, processor=processor)
+    live = _loaded(model, processor, engine)
     wants_logits = live.task in WITH_LOGITS if logits is None else bool(logits)
     if isinstance(generate, str):
         generate = parse_settings(generate)
@@ -185,6 +189,17 @@ def read(
         sinks=sinks,
     )
     return replace(stream, label_check=numbers_outputs)
+
+
+def _loaded(model: Any, processor: Any, engine: str) -> Model:
+    """Return the model; a loaded one keeps its engine."""
+    if engine != "transformers" and isinstance(model, Model | nn.Module):
+        raise InputError(
+            f"read: expected engine={engine!r} with the name of a model, got {model!r}. Load it "
+            f"with sonde.load(name, engine={engine!r})."
+        )
+    is_loaded = isinstance(model, Model)
+    return model if is_loaded else load(model, processor=processor, engine=engine)
 
 
 def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:

@@ -118,6 +118,10 @@ class GrowingLayer(CacheLayerMixin):
         """Return how many columns were read, the position of the next token."""
         return self.n_seen
 
+    def get_max_cache_shape(self) -> int:
+        """Return the limit under its former name in transformers."""
+        return self.get_max_length()
+
     def get_max_length(self) -> int:
         """Return -1, since texts may be as long as the model can read."""
         return -1
