@@ -25,6 +25,7 @@ from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples, features_an
 from sonde.data.limited import Kept, kept_items
 from sonde.data.listing import Listing, list_source, pick
 from sonde.data.numbers import NumbersEncoder
+from sonde.data.ray_data import RayRows, is_ray_data
 from sonde.data.several_files import open_several, table_files
 from sonde.data.shipped import is_shipped, shipped_source
 from sonde.data.sources import Source
@@ -91,7 +92,8 @@ def open_inputs(
         Image folder, JSONL, CSV or Parquet file, or several (a list of names, a pattern such as
         ``shards/*.jsonl``, a folder of tables), ``.npy``, ``.npz`` or ``.safetensors`` file, data
         set on disk or by name, ``sonde:digits``, ``sonde:stdlib``; in Python also items without a
-        batch axis, ``(X, y)``, a dictionary of arrays or lists of one length, a frame, the
+        batch axis, ``(X, y)``, a dictionary of arrays or lists of one length, a frame, a
+        ``ray.data.Dataset``, the
         ``DataLoader`` of a data set, or a function that returns the items anew.
     batch_size : int or "auto"
         ``auto`` is 64, halved until the states of a batch fit into 1 GiB.
@@ -285,6 +287,8 @@ def open_source(
         return data, None
     if hub.is_live_dataset(data):
         return hub.from_live(data, split), None
+    if is_ray_data(data):
+        return Iterated(RayRows(data), tuples), None
     if isinstance(data, np.ndarray | torch.Tensor):
         return ArrayRows({"x": data}, "array"), None
     if isinstance(data, Mapping):

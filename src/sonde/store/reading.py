@@ -38,6 +38,7 @@ from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.in_order import InOrder, RowOrder
 from sonde.store.layout import AGAIN, DATA, EXAMPLES, REPAIR, ROWS, record_file, row_file
+from sonde.store.ray_rows import ray_rows
 from sonde.store.row_batches import RowBatches
 from sonde.store.volume import Span, Volume
 
@@ -523,6 +524,30 @@ class Store(Stream):
             ``load_state_dict``.
         """
         return RowBatches(self, key, batch_size, shuffle, seed, rank, world_size)
+
+    def to_ray(self, key: str | None = None, *, batch_size: int = 1024) -> Any:
+        """Return the rows of a site as a data set of Ray Data.
+
+        Its columns are ``x``, the rows, and ``row``, their numbers in the order of the data. Rows
+        are read where Ray runs, so the store must be seen there: in a bucket, or a shared folder.
+
+        Parameters
+        ----------
+        key : str or None, default=None
+            The kind of rows (``SiteSchema.key``); the first if none is named.
+        batch_size : int, default=1024
+            Rows that are read together.
+
+        Returns
+        -------
+        ray.data.Dataset
+
+        Raises
+        ------
+        InputError
+            If Ray Data is not installed.
+        """
+        return ray_rows(self, key, self.n_rows(key), batch_size)
 
     def column(self, name: str | None) -> list[Any]:
         """Return the value of a data column for each example, in the planned order.
