@@ -232,6 +232,12 @@ def test_data_are_read_where_they_lie_or_from_a_copy(bucket, proxy, tmp_path, mo
         source, _ = open_source(str(address))
         assert [row["text"] for row in source.rows()] == [f"line {i}" for i in range(30)]
         assert source.take(7, 9)[1]["text"] == "line 8"
+    durable.atomic_write(bucket / "parts" / "1.jsonl", b'{"text": "a"}\n')
+    durable.atomic_write(bucket / "parts" / "2.jsonl", b'{"text": "b"}\n')
+    listed = [str(bucket / "parts" / name) for name in ("1.jsonl", "2.jsonl")]
+    for several in (str(bucket / "parts"), str(bucket / "parts" / "*.jsonl"), listed):
+        source, _ = open_source(several)
+        assert [row["text"] for row in source.rows()] == ["a", "b"]
     assert not (tmp_path / "cache").exists()
     for _ in range(2):
         source, _ = open_source(str(bucket / "arrays.npz"))

@@ -8,10 +8,10 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StoreError
 from sonde.core.wording import plural
 from sonde.data.sources import Row, Source
-from sonde.files.places import Place
+from sonde.files.places import to_path
 
 WILD = frozenset("*?[")
 PLAIN_TEXT = (".txt", ".text", ".md", ".log")
@@ -123,15 +123,15 @@ def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
     """
     if isinstance(data, list | tuple):
         return _listed(data, suffixes)
-    if not isinstance(data, str | Path) or isinstance(data, Place) or "://" in str(data):
+    if not isinstance(data, str | Path):
         return None
-    path = Path(data).expanduser()
+    path = to_path(data).expanduser()
     if path.is_dir():
         return _of_folder(path, suffixes)
-    if WILD.isdisjoint(str(data)) or path.exists():
+    if WILD.isdisjoint(str(path)) or path.exists():
         return None
     first = next(i for i, part in enumerate(path.parts) if not WILD.isdisjoint(part))
-    matches = Path(*path.parts[:first]).glob("/".join(path.parts[first:]))
+    matches = type(path)(*path.parts[:first]).glob("/".join(path.parts[first:]))
     found = sorted(each for each in matches if each.suffix.lower() in suffixes)
     if not found:
         raise InputError(
@@ -144,9 +144,9 @@ def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
 def _listed(data: Sequence[Any], suffixes: Sequence[str]) -> list[Path] | None:
     """Return a list of names of tables as files; None if an item is no name of a table."""
     names = [x for x in data if isinstance(x, str | Path) and "\n" not in str(x)]
-    if not data or len(names) < len(data) or isinstance(data[0], Place):
+    if not data or len(names) < len(data):
         return None
-    paths = [Path(name) for name in names]
+    paths = [to_path(name) for name in names]
     kinds = {path.suffix.lower() for path in paths}
     if kinds <= {*PLAIN_TEXT} and all(map(_is_file, paths)):
         raise InputError(
@@ -167,6 +167,8 @@ def _listed(data: Sequence[Any], suffixes: Sequence[str]) -> list[Path] | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
+    except StoreError:  # a service that does not answer
+        raise
     except (OSError, ValueError):  # a text, too long for a name
         return False
 
