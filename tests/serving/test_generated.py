@@ -66,6 +66,29 @@ def test_texts_of_like_length_share_a_forward_pass_without_a_probe():
         assert answer["probability"] == pytest.approx(float(likely.values), rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.truth("the scores of each text alone")
+def test_texts_share_a_forward_pass_with_a_probe_if_bits_may_differ():
+    model, lengths = gpt2(), (7, 9, 13, 8, 10, 12)
+    generator = torch.Generator().manual_seed(4)
+    given = [torch.randint(3, 60, (n,), generator=generator).tolist() for n in lengths]
+    stream = sonde.read(model, prompts(40, 0), batch_size=8, sites="blocks")
+    fitted = sonde.fit(Mahalanobis(shrinkage=0.3), stream, calibrate=0, progress=False)
+    fitted = sonde.calibrate(fitted, model, prompts(30, 1), progress=False)
+    found, counts = [], []
+    for invariant in (True, False):
+        with served(model, fitted, batch_invariant=invariant) as client:
+            client.post("/predict", json={"inputs": given[:1]})
+            before = forwards_of(client)
+            found.append(client.post("/predict", json={"inputs": given}).json()["answers"])
+            counts.append(forwards_of(client) - before)
+    assert counts == [6, 1]
+    for exact, padded in zip(*found, strict=True):
+        assert exact["answer"] == padded["answer"]
+        for site, score in exact["score"]["mahalanobis"].items():
+            assert padded["score"]["mahalanobis"][site] == pytest.approx(score, rel=1e-4)
+
+
 def forwards_of(client):
     text = client.get("/metrics").text
     return float(text.split("\nsonde_forwards_total ")[1].split()[0])

@@ -85,8 +85,8 @@ def test_a_stopping_server_answers_what_it_took_and_counts_it(probe_file, tmp_pa
 def test_death_inside_a_commit_keeps_the_commit_before(probe_file, tmp_path):
     log, options = tmp_path / "traffic", (probe_file, "--log", tmp_path / "traffic")
     n_answered = 0
-    # a commit is 17 file operations: the server dies in the second
-    with running(*options, "--commit", 0.2, SONDE_FAULT="28") as server:
+    # a commit is 17 file operations and 6 for the changes: the server dies in the second
+    with running(*options, "--commit", 0.2, SONDE_FAULT="34") as server:
         until = time.monotonic() + 60
         while server.process.poll() is None:
             assert time.monotonic() < until, "the server lives on"

@@ -108,6 +108,13 @@ class Serve:
     ] = False
     threads: Annotated[int | None, named("N", "threads of each replica")] = None
     batch: Annotated[int, tyro.conf.arg(help="largest batch of one forward pass")] = 32
+    batch_invariant: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="scores have the same bits in any batch; without it, texts of different lengths "
+            "share a forward pass, for half of the processor time"
+        ),
+    ] = True
     wait: Annotated[
         float, named("SECONDS", "time an input waits for other inputs to fill its batch")
     ] = 0.0
@@ -205,6 +212,7 @@ class Serve:
             threads=self.threads,
             keep_inputs=self.keep_inputs,
             stall=self.stall,
+            batch_invariant=self.batch_invariant,
             shared=text(self.log) if self.shared else None,
             quiet=self.printing.quiet,
             on_alarm=self.on_alarm,

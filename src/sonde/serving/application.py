@@ -73,6 +73,7 @@ def app(
     shared: str | Path | None = None,
     stall_seconds: float = STALL_SECONDS,
     on_alarm: OnAlarm = "header",
+    batch_invariant: bool = True,
     **options: Any,
 ) -> Starlette:
     """Return the ASGI application that serves a model with its fitted detectors.
@@ -110,6 +111,9 @@ def app(
     on_alarm : {"header", "refuse", "log"}, default="header"
         What an alarm does in answers of the OpenAI protocol: it is said in headers and in the field
         ``sonde``, withholds the answer, or is written to the log too.
+    batch_invariant : bool, default=True
+        Whether scores have the bits of ``sonde.score(..., batch_invariant=True)``; if not, texts of
+        different lengths share a forward pass, which takes half of the processor time.
     **options
         Named options of ``sonde.read`` that say how items become inputs, such as
         ``number_columns`` or ``image_size``.
@@ -139,6 +143,7 @@ def app(
         registry=registry,
         shared=shared,
         stall_seconds=stall_seconds,
+        batch_invariant=batch_invariant,
         options=options,
     )
     handlers = _Handlers(service, limits)

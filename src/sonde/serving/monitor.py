@@ -69,6 +69,7 @@ class Monitor:
         self.peers: Peers | None = None
         self._own: ReplicaFolder | None = None
         self._unsent: list[dict[str, Any]] = []
+        self._kept: dict[str, Any] = {}
         self._is_closed = False
 
     @property
@@ -264,11 +265,12 @@ class Monitor:
             return
         leads = self.changes is not None and self.leads
         changes = self.changes.state() if leads and self.changes is not None else None
-        found = {"changes": changes, "at": time.time(), "feedback": self.feedback.counts()}
-        if changes is None and not any(n for _, n in found["feedback"]):
+        found = {"changes": changes, "feedback": self.feedback.counts()}
+        if found == self._kept or not (self._kept or _says_something(found)):
             return
         try:
-            write_kept(self._own.path, found)
+            write_kept(self._own.path, {**found, "at": time.time()})
+            self._kept = found
         except SondeError as error:
             self._figures.commits_failed.inc()
             _log.error("the changes of the traffic could not be written: %s", error)
@@ -288,6 +290,12 @@ class Monitor:
             traffic.close()
         elif self._own is not None:
             self._own.close()
+
+
+def _says_something(found: Mapping[str, Any]) -> bool:
+    """Return whether a file of changes and feedback would hold more than zeros."""
+    is_known = found["changes"] is not None and found["changes"]["n"]
+    return bool(is_known) or any(n for _, n in found["feedback"])
 
 
 def _kept_in(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,8 @@ class Settings:
     shared : str or None
         Folder through which replicas share what they know; None for one replica, and for several
         before ``sharing``.
+    batch_invariant : bool
+        Whether scores have the same bits in any batch.
     quiet : bool
         Whether nothing is printed when the model is served.
     on_alarm : {"header", "refuse", "log"}
@@ -77,6 +79,7 @@ class Settings:
     keep_inputs: int = 0
     stall: float = 120.0
     shared: str | None = None
+    batch_invariant: bool = True
     quiet: bool = False
     on_alarm: Literal["header", "refuse", "log"] = "header"
     limits: Limits = field(default_factory=Limits)
@@ -183,6 +186,7 @@ def made(
         shared=settings.shared,
         stall_seconds=settings.stall,
         on_alarm=settings.on_alarm,
+        batch_invariant=settings.batch_invariant,
         **settings.options,
     )
     service = service_of(found)

@@ -144,6 +144,8 @@ class ServedModel:
         Most inputs of one forward.
     options : dict
         Named options of ``sonde.read`` that say how items become inputs.
+    batch_invariant : bool, default=True
+        Whether scores have the same bits in any batch.
 
     Raises
     ------
@@ -167,11 +169,13 @@ class ServedModel:
         alpha: float = 0.05,
         largest: int = 32,
         options: dict[str, Any] | None = None,
+        batch_invariant: bool = True,
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
         self.model: Model = load(model)
         self.fitted = None if fitted is None else as_fitted(fitted, "serve")
+        self.batch_invariant = batch_invariant
         self.alpha, self.largest, self.options = alpha, largest, dict(options or {})
         self.verdicts = None if self.fitted is None else Verdicts(self.fitted, alpha)
         self.column_scales = scales_in(self.fitted)
@@ -425,9 +429,10 @@ class ServedModel:
     def _shape(self, item: Prepared) -> Hashable:
         """Return the key that inputs of one batch share; with detectors, their exact shape.
 
-        Without detectors texts are padded.
+        Texts are padded without detectors, and if bits may depend on the batch.
         """
-        if self.verdicts is None and self.inputs.encoder.kind in PADDED_INPUTS:
+        is_padded = self.verdicts is None or not self.batch_invariant
+        if is_padded and self.inputs.encoder.kind in PADDED_INPUTS:
             return None
         return shape_of_item(item)
 
@@ -449,7 +454,8 @@ class ServedModel:
 
         n = len(items)
         if self.generation is None:
-            found = reader.read(make, n)
+            is_padded = verdicts is not None and not self.batch_invariant
+            found = reader.read_padded(make(range(n))) if is_padded else reader.read(make, n)
             said = self._said(found.batch, n)
         else:
             found = reader.read_generated(make(range(n)))

@@ -64,11 +64,13 @@ class Service:
         calibrate: str | Path | None,
         shared: str | Path | None,
         stall_seconds: float,
+        batch_invariant: bool,
         options: dict[str, Any],
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
         self._source, self._options = (model, fitted), options
+        self._batch_invariant = batch_invariant
         self.alpha, self.limits, self.keep_inputs = alpha, limits, keep_inputs
         self.schedule, self.stall_seconds = schedule, stall_seconds
         self.calibrate = None if calibrate is None else Path(calibrate)
@@ -154,7 +156,14 @@ class Service:
             model = model()
         options = dict(self._options)
         largest = self.limits.batch
-        served = ServedModel(model, fitted, alpha=self.alpha, largest=largest, options=options)
+        served = ServedModel(
+            model,
+            fitted,
+            alpha=self.alpha,
+            largest=largest,
+            options=options,
+            batch_invariant=self._batch_invariant,
+        )
         self.monitor.open(served)
         return served
 

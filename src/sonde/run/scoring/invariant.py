@@ -152,6 +152,11 @@ class InvariantReader:
         batch = first_examples(self._batch(made), n)
         return InvariantBatch(batch, self._scored(batch, filling.scoring))
 
+    def read_padded(self, made: InputBatch) -> InvariantBatch:
+        """Return the scores of examples of any lengths; their last bits depend on the batch."""
+        batch = self._batch(made)
+        return InvariantBatch(batch, self._scores(batch))
+
     def read_generated(self, prompts: InputBatch) -> InvariantBatch:
         """Return the scores of prompts of one shape and what the model generates after them.
 
