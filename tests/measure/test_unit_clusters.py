@@ -8,6 +8,7 @@ import torch
 from sonde.core import InputError, ShapeError
 from sonde.engine.running import Running
 from sonde.measure import UnitClusters, unit_clusters
+from sonde.measure.unit_clusters import _joined
 
 
 def blocks(n=500, r=0.8, seed=0, sizes=(4, 3, 5)):
@@ -53,6 +54,35 @@ def test_signs_limits_and_dead_units():
     assert small.n_clusters == 4
     with pytest.raises(InputError, match="of at least 1, got 0"):
         unit_clusters(x, k=0)
+
+
+def joined_one_by_one(distance: torch.Tensor, k: int, largest: int) -> torch.Tensor:
+    """Return average-linkage clusters by a search of all pairs before each join."""
+    members = [{i} for i in range(len(distance))]
+    while len(members) > k:
+        pairs = [
+            (float(distance[sorted(a)][:, sorted(b)].mean()), i, j)
+            for i, a in enumerate(members)
+            for j, b in enumerate(members)
+            if i < j and len(a) + len(b) <= largest
+        ]
+        if not pairs:
+            break
+        _, i, j = min(pairs)
+        members[i] |= members.pop(j)
+    owner = {unit: number for number, units in enumerate(members) for unit in units}
+    return torch.tensor([owner[i] for i in range(len(distance))])
+
+
+@pytest.mark.slow
+@pytest.mark.truth("a search of all pairs of clusters before each join")
+@pytest.mark.parametrize("largest", [1, 3, 7, 40])
+@pytest.mark.parametrize("k", [1, 4, 40])
+def test_joins_are_those_of_a_search_of_all_pairs(k, largest):
+    x = torch.randn(60, 40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    distance = 1 - torch.corrcoef(x.T)
+    found, wanted = _joined(distance, k, largest), joined_one_by_one(distance, k, largest)
+    assert torch.equal(found[:, None] == found, wanted[:, None] == wanted)
 
 
 @pytest.mark.truth("mean and maximum of the units of each cluster by a loop")

@@ -5,11 +5,15 @@ units alone see the duplicates that a scan finds.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.cluster.hierarchy import linkage  # pyright: ignore
+from scipy.spatial.distance import squareform  # pyright: ignore
 from torch import Tensor
 
 from sonde.core.errors import ShapeError
@@ -74,7 +78,8 @@ class UnitClusters(Instrument):
 
     Range        [-1, 1]; higher = tighter clusters. The null is the mean value of the same
                  correlations shuffled among pairs: what choosing clusters gives without clusters.
-    Cost         one pass; state 8 dim^2 bytes and a sample; result O(dim^3), 16 to 31 times.
+    Cost         one pass; state 8 dim^2 bytes and a sample; result O(dim^2), 16 to 31 times
+                 (with ``largest``: up to O(dim^3)).
     Assumes      more rows than a few times ``dim``.
     Differs      definitions are ours; the limit of a size follows the paper's code.
 
@@ -187,19 +192,53 @@ class UnitClusters(Instrument):
 
 def _joined(distance: Tensor, k: int, largest: int) -> Tensor:
     """Return ids of ``k`` average-linkage clusters, or more if a size limit is exceeded."""
-    gap, n = distance.double().clone().fill_diagonal_(torch.inf), len(distance)
-    size, owner = torch.ones(n, dtype=torch.int64), torch.arange(n)
-    for _ in range(n - k):
-        open_pairs = gap.masked_fill(size[:, None] + size > largest, torch.inf)
-        a, b = divmod(int(open_pairs.argmin()), n)
-        if not math.isfinite(float(open_pairs[a, b])):
-            break
-        mean = (size[a] * gap[a] + size[b] * gap[b]) / (size[a] + size[b])
-        gap[a], gap[:, a], gap[b], gap[:, b] = mean, mean, torch.inf, torch.inf
-        gap[a, a] = torch.inf
-        size[a], owner[owner == b] = size[a] + size[b], a
+    gap, n = distance.double().numpy().copy(), len(distance)
+    merges = _merges(gap, n - k) if largest >= n else _limited_merges(gap, n - k, largest)
+    owner = np.arange(n)
+    for a, b, new in merges:
+        owner[(owner == a) | (owner == b)] = new
     first = {int(o): number for number, o in enumerate(dict.fromkeys(owner.tolist()))}
     return torch.tensor([first[int(o)] for o in owner.tolist()], dtype=torch.int64)
+
+
+def _merges(gap: np.ndarray, n_merges: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the closest pairs of clusters, and the id of the cluster that each pair makes."""
+    n = len(gap)
+    if n_merges < 1 or n < 2:
+        return
+    np.fill_diagonal(gap, 0.0)
+    joins = linkage(squareform(gap, checks=False), "average")  # pyright: ignore
+    for i, (a, b) in enumerate(joins[:n_merges, :2].astype(int).tolist()):
+        yield a, b, n + i
+
+
+def _limited_merges(gap: np.ndarray, n_merges: int, largest: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the closest pairs of clusters that have at most ``largest`` units together.
+
+    A pair that is too large stays so, and its distance becomes infinite. Each cluster knows its
+    nearest one, which is looked for again only when that one is joined to another.
+    """
+    n = len(gap)
+    size = np.ones(n, dtype=np.int64)
+    np.fill_diagonal(gap, np.inf)
+    gap[:] = gap if largest > 1 else np.inf
+    near = gap.argmin(1)
+    best = gap[np.arange(n), near]
+    for _ in range(n_merges):
+        a = int(best.argmin())
+        if not np.isfinite(best[a]):
+            return
+        a, b = sorted((a, int(near[a])))
+        mean = (size[a] * gap[a] + size[b] * gap[b]) / (size[a] + size[b])
+        size[a], size[b] = size[a] + size[b], 0
+        mean[size[a] + size > largest] = np.inf
+        mean[[a, b]] = np.inf
+        gap[a], gap[:, a], gap[b], gap[:, b] = mean, mean, np.inf, np.inf
+        again = np.flatnonzero((near == a) | (near == b))
+        for j in {a, b, *again.tolist()}:
+            near[j] = gap[j].argmin()
+        best = gap[np.arange(n), near]
+        yield a, b, a
 
 
 unit_clusters = as_function(UnitClusters)
