@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from lm_twin_case import TEXTS, twin
+from models import gpt2
 from sonde.cli.fit import reading_of
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
 from sonde.measure import LayerCKA
 from sonde.run.fitting.fit import fit
-from sonde.run.instruments.asked import asked, check_reading
+from sonde.run.instruments.asked import asked, asking_logits, check_reading
 from sonde.run.reading.read import read
 from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.opening import open_for
@@ -100,3 +101,16 @@ def test_patches_on_other_grids_are_not_joined():
         fit(LayerCKA(), stream, progress=False)
     fitted = fit(LayerCKA(), read(net, images, sites=["2", "3"], reducer="patches"), progress=False)
     assert len(fitted) == 1
+
+
+def test_batches_leave_room_for_the_logits_that_a_method_asks_for(monkeypatch):
+    """The size was chosen when the stream was read, before any method asked."""
+    monkeypatch.setattr("sonde.data.encoding.BATCH_BYTES", 64 * 16 * 4 * (4 * 32 + 30))
+    rows = [{"input_ids": [5] * 16} for _ in range(80)]
+    sizes = {}
+    for size in ("auto", 64):
+        stream = read(gpt2(), rows, "blocks", "mean", size, check=False, sinks="keep")
+        sizes[size] = [s.inputs.batch_size for s in (stream, asking_logits(stream))]  # type: ignore[attr-defined]
+    assert sizes == {"auto": [64, 32], 64: [64, 64]}
+    told = read(gpt2(), rows, "blocks", "mean", logits=True, check=False, sinks="keep")
+    assert told.inputs.batch_size == 32  # type: ignore[attr-defined]

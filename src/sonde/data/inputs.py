@@ -46,6 +46,9 @@ class ItemInputs(Inputs):
         Leave out items that cannot be decoded, and count them.
     typed : dict
         The options that say how items are encoded, as they were given, in JSON.
+    room : (int, int) or None
+        New tokens and beams that batches have room for, if their size was chosen; None if the user
+        gave it.
     """
 
     source: Source
@@ -55,6 +58,7 @@ class ItemInputs(Inputs):
     batch_size: int
     skip_bad: bool = False
     typed: dict[str, Any] = field(default_factory=dict[str, Any])
+    room: tuple[int, int] | None = None
     _broken: dict[int, str] = field(default_factory=dict)
 
     def first(self, n: int) -> "ItemInputs":

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -196,7 +197,23 @@ def open_inputs(
         "image_mean": images.mean,
         "image_std": images.std,
     }
-    return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed))
+    room = (new_tokens, beams) if batch_size == "auto" else None
+    return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed), room)
+
+
+def with_room_for_logits(model: Model, inputs: ItemInputs) -> ItemInputs:
+    """Return inputs in batches whose logits fit too; a size that the user gave is kept.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : ItemInputs
+        Opened for the model, perhaps before a method asked for its logits.
+    """
+    if inputs.room is None:
+        return inputs
+    size = batch_size_for(model, inputs.listing, inputs.encoder, True, *inputs.room)
+    return replace(inputs, batch_size=min(size, inputs.batch_size))
 
 
 def _sampled(source: Source, flags: Flags, *, is_text: bool) -> tuple[Source, Sample]:

@@ -18,7 +18,7 @@ from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.engine.passes import states_of
 from sonde.engine.requests import States, Task
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS
-from sonde.run.instruments.asked import at_head, head_sites, need
+from sonde.run.instruments.asked import asking_logits, at_head, head_sites, need
 from sonde.run.instruments.catalogue import word_of_class
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.tap import LiveStream
@@ -64,7 +64,7 @@ def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStrea
     if steps:
         stream = replace(stream, perturb=Perturbation.from_json(steps[0]))
     if need(chosen, "logits"):
-        stream = replace(stream, with_logits=True, logits_asked=True)
+        stream = cast(LiveStream, asking_logits(stream))
     if any(map(at_head, chosen)) and not _heads(chosen, stream):
         stream = replace(stream, sites=(*stream.sites, HEAD_INPUT))
     return stream

@@ -13,6 +13,7 @@ from sonde.core.instrument import Detector, Instrument, reads_rows, score_needs
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
 from sonde.data.inputs import ItemInputs
+from sonde.data.opening import with_room_for_logits
 from sonde.engine.requests import Task
 from sonde.stats import HeadWeightsState
 from sonde.tap import LiveStream
@@ -84,10 +85,16 @@ def with_declared_reducer(instruments: Iterable[Instrument], stream: Stream) -> 
 
 
 def asking_logits(stream: Stream) -> Stream:
-    """Return the stream with logits; a live model's output of fitting shape may count as logits."""
+    """Return the stream with logits; a live model's output of fitting shape may count as logits.
+
+    Batches whose size was not given become small enough for the logits.
+    """
     if not isinstance(stream, LiveStream) or (stream.with_logits and stream.logits_key is not None):
         return stream
-    return replace(stream, with_logits=True, logits_asked=True)
+    inputs = stream.inputs
+    if isinstance(inputs, ItemInputs):
+        inputs = with_room_for_logits(stream.model, inputs)
+    return replace(stream, inputs=inputs, with_logits=True, logits_asked=True)
 
 
 def need(instruments: Iterable[Instrument], column: str) -> bool:
