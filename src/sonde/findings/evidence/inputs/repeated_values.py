@@ -125,7 +125,7 @@ def _of_tensor(one: InputTensor, real: Bool[Tensor, "row *position"]) -> Iterato
     best, of = list[Repeated](), 0
     for axis in {2: [1], 3: [1, 2], 4: [1]}.get(x.ndim, []):
         n = x.shape[axis] if 1 < x.shape[axis] <= MOST_CHANNELS else 0
-        parts = [_of_part(one, *(t.select(axis, i)[:, None] for t in (x, real)), axis, i)
+        parts = [_of_part(one, x.select(axis, i)[:, None], real.select(axis, i)[:, None], axis, i)
                  for i in range(n)]  # fmt: skip
         known = [part for part in parts if part is not None]
         if max((k.share for k in known), default=0.0) > max((k.share for k in best), default=0.0):

@@ -57,7 +57,7 @@ def _size(module: nn.Module) -> int:
 
 
 @contextmanager
-def _with_weights(modules: Sequence[nn.Module], new: Callable[[], None]) -> Iterator[None]:
+def _with_weights(modules: Sequence[nn.Module], new: Callable[[], object]) -> Iterator[None]:
     """Change the weights of modules in place by ``new``, and put them back."""
     held = [p for m in modules for p in m.parameters(recurse=False)]
     before = [p.detach().clone() for p in held]
@@ -76,7 +76,7 @@ def _in_place(
     line: str,
     paths: Sequence[str],
     modules: Sequence[nn.Module],
-    new: Callable[[], None],
+    new: Callable[[], object],
 ) -> PartChange:
     around: Callable[[], AbstractContextManager[Any]] = partial(_with_weights, modules, new)
     return PartChange(words, line, tuple(paths), around)
