@@ -123,12 +123,12 @@ class Baseline:
         plain = {self.name_at(function): self.at(function)}
         if self.kind != "auto":
             return plain
-        count, total, squares = 0, 0.0, 0.0
+        count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
         for vectors in function.token_vectors(TOKENS):
             wide = vectors.double()
-            count, total = count + len(wide), total + wide.sum(0)
-            squares = squares + wide.square().sum(0)
-        if not isinstance(total, Tensor) or not isinstance(squares, Tensor):
+            count, total = count + len(wide), total.to(wide) + wide.sum(0)
+            squares = squares.to(wide) + wide.square().sum(0)
+        if not count:
             return plain
         mean, x = total / count, function.value
         spread = (squares / count - mean.square()).clamp(min=0.0).sqrt()

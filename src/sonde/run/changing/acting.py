@@ -264,12 +264,12 @@ def language_of(
     """Return the eight figures of a changed language model; None for another model."""
     if not writes_texts(model):
         return None
-    has_own = deed is not None and deed.efficacy is not None
+    own = None if deed is None else deed.efficacy
     return measure_language(
         model,
         act,
         facts=None if deed is None else deed.facts,
-        efficacy=deed.efficacy() if has_own else Efficacy(judgement.separation),
+        efficacy=Efficacy(judgement.separation) if own is None else own(),
         kept=judgement.kept,
         rise_nats=judgement.loss.value,
         neutral=neutral,

@@ -116,7 +116,7 @@ class _Trace:
             return output + self._noise
 
         named = self._layers if given is None else list(given)
-        hooks = [(module.get_submodule(path), keep(path)) for path in named]
+        hooks: list[tuple[Any, Any]] = [(module.get_submodule(p), keep(p)) for p in named]
         if given is not None:
             hooks.append((embedding_layer(module), hide))
         with torch.no_grad(), Session(module, hooks, owner="restored_by_layer") as session:
