@@ -259,3 +259,19 @@ def test_a_change_is_shown_acknowledged_and_kept_over_a_restart(model, fitted, t
         assert quiet(client).changes.events[0].first == event.first
         assert client.get("/feedback").json()["all"]["n"] == 1
         assert client.post("/changes/ack", **kind).json() == {"acknowledged": None}
+
+
+@pytest.mark.truth("the inputs that were refused")
+def test_inputs_without_a_column_are_a_change_that_lasts(fitted):
+    changes, opened = Changes(fitted), []
+    for i in range(1500):
+        if i >= 500 and i % 5 < 2:
+            opened += changes.refuse([b"%d" % i], ["dose"], float(i))
+            continue
+        opened += changes.update([Verdict(None, None, {}, None)], float(i), [Seen(b"%d" % i)])
+    refused = [one for one in opened if one.detector == "refused inputs"]
+    assert [one.site for one in refused] == ["column dose"]
+    assert 495 <= refused[0].began <= refused[0].told <= 620
+    current = changes.current
+    assert current is not None
+    assert ("refused inputs", "column dose") in current.places, "it lasts, and has not returned"

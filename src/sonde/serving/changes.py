@@ -17,7 +17,7 @@ from sonde.alarms import ChangeDetector
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.by_input import calibration_of
-from sonde.serving.still_inputs import FrozenColumns, Repetitions
+from sonde.serving.still_inputs import RUN, FrozenColumns, Repetitions
 from sonde.serving.unusual_columns import scales_in
 from sonde.serving.verdicts import Verdict
 from sonde.stats import SampledCalibration
@@ -33,6 +33,7 @@ LOOK = 50
 """Inputs between two looks at whether the traffic has returned."""
 CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
 REPEATS, REFUSED = ("repeated inputs", "inputs"), ("refused inputs", "inputs")
+FROZEN = "frozen values"
 ABOUT = 32
 """Refused inputs of which most must be about one column for a change to name it."""
 
@@ -110,7 +111,7 @@ class _Watched:
         self.detector = ChangeDetector(scores, patience=patience, seed=seed, sides="both")
         self.n = self.renewals = 0
         self.rise, self.began, self.began_at = 0.0, 0, 0.0
-        self.before = 0.0
+        self.before, self.n_first, self.n_since, self.has_changed = 0.0, 0, 0, False
         self.recent: deque[float] = deque(maxlen=RECENT)
 
     def update(self, score: float, number: int, at: float) -> tuple[int, float] | None:
@@ -121,18 +122,22 @@ class _Watched:
         if self.n >= LONGEST:
             self._restart(self.detector.renewed(KEPT, self.renewals + 1))
         self.recent.append(score)
-        if len(self.first) < RECENT:
+        self.n_since += 1
+        if len(self.first) < RECENT and not self.has_changed:
             self.first.append(score)
         found = self.detector.update(score)
         self.n += 1
         gain = math.log(found.wealth / (1 + self.before)) if found.wealth > 0 else -math.inf
         if self.rise <= 0:
             self.rise, self.began, self.began_at = 0.0, number, at
+            self.n_first = max(0, len(self.first) - 1)
         self.rise = max(0.0, self.rise + gain)
         self.before = 0.0 if found.alarm else found.wealth
         if not found.alarm:
             return None
-        self.rise = 0.0
+        if not self.has_changed:  # changed scores are no reference
+            del self.first[self.n_first :]
+        self.rise, self.n_since, self.has_changed = 0.0, 0, True
         return self.began, self.began_at
 
     def _restart(self, detector: ChangeDetector) -> None:
@@ -151,6 +156,7 @@ class _Watched:
 
     def forget(self) -> None:
         """Compare with the calibration again."""
+        self.has_changed = False
         self._restart(self._on(self.reference))
 
     def _on(self, scores: Any) -> ChangeDetector:
@@ -160,7 +166,9 @@ class _Watched:
 
     @property
     def has_returned(self) -> bool:
-        """True if the most recent scores are distributed like the reference."""
+        """True if the scores since the last alarm are distributed like the reference."""
+        if self.n_since < FEWEST:
+            return False
         last, reference = np.sort([*self.recent][-FEWEST:]), self.reference
         n, m = len(last), len(reference)
         if n < FEWEST or m < FEWEST:
@@ -305,9 +313,11 @@ class Changes:
         if is_repeated:
             frozen |= self._frozen - {REPEATS}
         else:
-            frozen |= {(name, "columns") for name in self._columns.add(seen.numbers)}
+            still = self._columns.add(seen.numbers)
+            frozen |= {(FROZEN, f"column {name}") for name in still}
         new, self._frozen = frozen - self._frozen, frozen
-        found = [ChangeAlarm(*key, number, number, at, at) for key in sorted(new)]
+        first = max(0, number - RUN + 1)
+        found = [ChangeAlarm(*key, first, number, at, at) for key in sorted(new)]
         if is_repeated:
             return found
         scores = {key: score for key, (score, _) in each.items()} | {REFUSED: 0.0}
