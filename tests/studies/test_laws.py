@@ -15,7 +15,6 @@ BLIND_ARMS, HARDLY_FAIL = 81, 56
 """Null arms of two equal runs, and claims that can hardly fail: fewer, never more."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
 LINEAR_ALONE = {
-    ("common-and-salient", "penalty"),
     ("attention-bottleneck", "factors"),
     ("factor-contrast", "scene"),
     ("factor-contrast", "motion"),
