@@ -80,6 +80,8 @@ def with_declared_reducer(instruments: Iterable[Instrument], stream: Stream) -> 
     """Return a live stream whose reducer ``auto`` is the only one that methods declare."""
     if not isinstance(stream, LiveStream) or stream.reducer != AUTO or stream.further:
         return stream
+    if any("|" in str(site) for site in stream.sites):  # some sites name their own reducer
+        return stream
     declared = {i.reading().get("reducer") for i in instruments} - {None, POSITIONS}
     return replace(stream, reducer=declared.pop()) if len(declared) == 1 else stream
 
