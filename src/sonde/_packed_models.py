@@ -54,6 +54,10 @@ class PackedQuantizer(HfQuantizer):
         _set_guard(config, False)
         return config
 
+    def update_tp_plan(self, config: Any) -> Any:
+        """Remove the guard; versions before 5.17 call this and not the method above."""
+        return self.update_attn_implementation(config)
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from sonde.weights.folder import check_files
         from sonde.weights.forms import name_in, put_form

@@ -117,7 +117,10 @@ def test_the_pillow_recipe_equals_the_processor(name, shape, tmp_path):
     from transformers import AutoImageProcessor
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(RECIPES[name]))
-    processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    try:
+        processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    except ImportError:
+        pytest.skip("this transformers has image processors with torchvision alone")
     image = noise(*shape)
     expected = processor(images=[image], return_tensors="pt")["pixel_values"]
     found = PillowProcessor.from_config(processor.to_dict())([image])
