@@ -93,9 +93,9 @@ def test_commands_write_into_a_bucket_what_they_write_here(bucket, tmp_path, mon
             f"read sonde:stdlib {home}/t.jsonl -o {home}/acts --sites blocks",
             f"fit knn(k=3) {home}/acts -o {home}/p.sonde",
             f"score {home}/p.sonde sonde:stdlib {home}/t.jsonl -o {home}/s.csv",
-            f"scan {home}/acts -o {home}/r.html",
             f"verify {home}/acts",
-        ):
+            f"scan {home}/acts -o {home}/r.html",
+        )[: 3 if home == "." else 5]:
             ran = run_words(*words.split())
             assert ran.code == 0, ran.err
             assert SECRET not in ran.out + ran.err

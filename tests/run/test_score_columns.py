@@ -63,19 +63,19 @@ def in_ray(code: str, place: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_pipeline_of_the_page_runs(tmp_path):
+def test_the_pipeline_of_the_page_and_both_directions_run(tmp_path):
     page = (ROOT / "docs" / "howto" / "cluster.md").read_text()
     code = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     assert len(code) == 1
     assert len(code[0].splitlines()) <= 20
-    assert in_ray(code[0], tmp_path).splitlines()[-1] == "60 True"
+    out = in_ray(code[0] + ROWS, tmp_path).splitlines()
+    assert out[-2:] == ["60 True", "True"]
 
 
 ROWS = """
 import numpy as np, ray, torch
 from sonde.core.stream import Stream
 from sonde.store import Store, write_store
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 x = torch.randn(100, 3)
 store = Store(write_store(Stream.of(x), "a", unit_size=20))
 batch = store.to_ray(batch_size=16).take_batch(100)
@@ -91,8 +91,3 @@ one, other = (sonde.gather(sonde.read(model, data, sites="model.layers.1"))
 assert len(one.rows) == 1
 print(all(torch.equal(one.rows[key], other.rows[key]) for key in one.rows))
 """
-
-
-@pytest.mark.slow
-def test_stored_rows_are_a_data_set_of_ray(tmp_path):
-    assert in_ray(ROWS, tmp_path).splitlines()[-1] == "True"

@@ -1,7 +1,6 @@
 """Rows of a store as a data set of Ray Data, read where Ray runs."""
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ class TakeRows:
     store: NumberedRows
     key: str | None
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> dict[str, Any]:
         """Return the rows ``x`` of the numbers in ``id``, and the numbers as ``row``."""
         rows = np.asarray(batch["id"])
         found = self.store.take(rows, self.key)
