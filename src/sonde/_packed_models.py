@@ -55,7 +55,7 @@ class PackedQuantizer(HfQuantizer):
         return config
 
     def update_tp_plan(self, config: Any) -> Any:
-        """Remove the guard; versions before 5.17 call this and not the method above."""
+        """Remove the guard; older versions call this and not the method above."""
         return self.update_attn_implementation(config)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:

@@ -104,7 +104,7 @@ def test_layers_that_do_not_rotate_are_told_from_others_and_unknown_rotations_ar
     gptj = _hf("GPTJForCausalLM", "GPTJConfig", n_embd=32, n_layer=2, n_head=4, n_positions=64,
                vocab_size=61, rotary_dim=4, bos_token_id=0, eos_token_id=0)().eval()  # fmt: skip
     with (
-        # GPT-J computes its attention itself before transformers 5.17
+        # in older versions of transformers GPT-J computes its attention itself
         pytest.raises(
             SiteError, match=r"rotates its queries in an unknown way|its kernel from the"
         ),
