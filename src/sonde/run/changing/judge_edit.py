@@ -105,10 +105,11 @@ def judge_edit(
 def _act(model: Model, changed: Any, device: str) -> Act:
     """Return what opens the change."""
     if callable(changed) and not isinstance(changed, nn.Module):
+        opened: Callable[[], Any] = changed
 
         @contextmanager
         def act() -> Iterator[nn.Module]:
-            with changed():
+            with opened():
                 yield model.module
 
         return act
