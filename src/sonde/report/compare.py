@@ -128,25 +128,27 @@ def _paired(both: dict[str, Any] | None) -> str:
     >>> change = {"n": 200, "value": -0.44, "se": 0.04, "p": 1e-20}
     >>> _paired({"right": (0.9, 0.46), "loss": (0.3, 2.0), "accuracy_change": change})
     'The second model loses 44 points of accuracy: 46 % instead of 90 % (p = 1e-20, 200 examples).'
-    """
+    >>> change = {"n": 200, "value": 0.25, "se": 0.04, "p": 4e-10}
+    >>> _paired({"loss": (0.25, 0.5), "loss_change": change})
+    'The loss of the second model is 0.25 nats higher: 0.5 instead of 0.25 (p = 4e-10, 200 examples).'
+    """  # noqa: E501
     if both is None:
         return ""
-    kinds = (
-        ("accuracy_change", "right", "{} {} points of accuracy: {} instead of {}", -1),
-        ("loss_change", "loss", "{} {} nats of loss: {} instead of {}", 1),
-    )
-    for name, values, form, worse in kinds:
+    for name, values in (("accuracy_change", "right"), ("loss_change", "loss")):
         change = both.get(name)
         if change is None or change["p"] is None or change["p"] > SIGNIFICANT:
             continue
         one, two = both[values]
-        is_right = name == "accuracy_change"
-        loses = change["value"] * worse > 0
-        verb = ("loses" if loses else "gains") if is_right else ("gains" if loses else "loses")
-        size = number(100 * abs(change["value"]) if is_right else abs(change["value"]), 2)
-        told = [share(v) if is_right else number(v) for v in (two, one)]
         counted = f"p = {number(change['p'], 1)}, {plural(change['n'], 'example')}"
-        return f"The second model {form.format(verb, size, *told)} ({counted})."
+        rises, size = change["value"] > 0, abs(change["value"])
+        if name == "accuracy_change":
+            said = (
+                f"The second model {'gains' if rises else 'loses'} {number(100 * size, 2)} points"
+            )
+            return f"{said} of accuracy: {share(two)} instead of {share(one)} ({counted})."
+        word = "higher" if rises else "lower"
+        said = f"The loss of the second model is {number(size, 2)} nats {word}"
+        return f"{said}: {number(two)} instead of {number(one)} ({counted})."
     return ""
 
 
