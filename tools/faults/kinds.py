@@ -124,7 +124,7 @@ OF_A_RUN: Mapping[str, Part] = {
 OF_A_STORE: Mapping[str, Part] = {
     "manifest": Part("store.json", "store.writing:StoreWriter.start"),
     "groups": Part("groups.arrow", "store.writing:StoreWriter.start"),
-    "record": Part("ranges/*", "store._files:RangeFiles.commit"),
+    "record": Part("ranges/*", "store._files:RangeFiles._commit"),
     "examples": Part("rows/examples/*", "store._files:RangeFiles.__init__"),
     "rows": Part("rows/pooled/*", "store._files:RangeFiles.__init__"),
 }
@@ -135,6 +135,7 @@ OF_A_SERVER: Mapping[str, Part] = {
 
 NOT_TRIED: Mapping[str, str] = {
     "files.durable:atomic_write": "writes for all others",
+    "files.copies:_copied": "a copy of an object, made anew where its version or size differs",
     "files.state_file:write_state": "writes for all others",
     "files.state_file:write_one": "write_state, which is tried",
     "run.coding.code_file:encode_file": "decoding checks the hash: tests/cli/test_commands.py",
