@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 from torch.utils.data import DataLoader
 
 from object_storage import require_packages
@@ -162,7 +163,7 @@ def test_two_ranks_train_as_one_process_with_the_doubled_batch(tmp_path):
     folder = write_store(Stream.of(rows(240, DIM)), tmp_path / "a", unit_size=20)
     one = train(Coder(), Store(folder).torch(batch_size=40, shuffle=60, seed=5))
     address = f"file://{tmp_path}/meeting"
-    torch.multiprocessing.spawn(in_rank, (os.fspath(folder), address), nprocs=2)
+    spawn(in_rank, (os.fspath(folder), address), nprocs=2)
     first, second = torch.load(f"{folder}.losses")
     assert first != second
     torch.testing.assert_close((np.add(first, second) / 2).tolist(), one, rtol=1e-5, atol=1e-6)

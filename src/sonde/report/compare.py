@@ -177,8 +177,8 @@ def _answers_section(found: dict[str, Any]) -> Section | None:
 
 def _tensors_section(found: dict[str, Any]) -> Section | None:
     """Return the tensors that changed, the largest change first."""
-    difference = found.get("difference")
-    changes = [] if difference is None else difference.get("changes") or []
+    difference = found.get("difference") or {}
+    changes = difference.get("changes") or []
     if not changes:
         return None
     rows = tuple((name, size) for name, size in changes)

@@ -273,9 +273,13 @@ class LiveStream(Stream):
         """Index of the data item of each example or chunk."""
         return self.inputs.source_rows
 
-    @cached_property
+    @property
     def labels_number_outputs(self) -> bool:
         """True if the labels, in their order, name the outputs of a model without names."""
+        return self._labels_number_outputs
+
+    @cached_property
+    def _labels_number_outputs(self) -> bool:
         return self.label_check is not None and self.label_check(self)
 
     @cached_property
