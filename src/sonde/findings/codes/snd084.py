@@ -49,7 +49,7 @@ class SND084(Rule):
         "% of the entries exactly at the largest absolute value; or every entry equal to that "
         "of another weight that does not share its memory. A note if half of the weights are "
         "like this: the model is then quantised, clipped or grown from copies on purpose. "
-        "Constant weights are left out."
+        "Weights whose rows or columns are all equal are left out."
     )
     false_positives: ClassVar[str] = (
         "Single layers that were quantised or clipped on purpose, and blocks that were added as "

@@ -88,7 +88,7 @@ def _in_itself(path: str, name: str, weight: Tensor) -> Altered | None:
     size = weight.abs().flatten()
     top = size.max()
     share = float((size == top).double().mean())
-    if not bool(top > 0) or bool((weight == weight.flatten()[0]).all()):
+    if not bool(top > 0) or _is_repeated(weight):
         return None  # zeros and constants are other faults, or masks
     few = torch.unique(weight.flatten()[: LEVELS * EACH])
     if len(few) <= LEVELS:
@@ -108,5 +108,14 @@ def _copies(weights: Mapping[tuple[str, str], Tensor]) -> Iterator[Altered]:
         known = first.setdefault(key, (path, name))
         if known == (path, name) or not torch.equal(weights[known], weight):
             continue
-        if not bool((weight == weight.flatten()[0]).all()):
+        if not _is_repeated(weight):
             yield Altered(path, name, "copied", 1.0, known[0])
+
+
+def _is_repeated(weight: Tensor) -> bool:
+    """Return whether all rows, or all columns, are equal.
+
+    An initialiser writes such weights on purpose: constants, and the decay rates of a state-space
+    model, the same in every channel and layer.
+    """
+    return bool((weight == weight[:1]).all()) or bool((weight == weight[:, :1]).all())
