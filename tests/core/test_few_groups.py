@@ -108,7 +108,7 @@ def test_errors_of_reports_and_recipes_are_students() -> None:
     keys = [bytes([g]) for g in group.tolist()]
     found = {
         "edit": difference(own[group], keys).se,
-        "compare": summary(own[group][:, None].expand(-1, 6), keys).same_se,
+        "compare": summary(own[group][:, None].expand(-1, 7), keys).same_se,
         "recipe": error_of(own.numpy()),
         "recipe, groups": error_of(own[group].numpy(), group.numpy()),
     }

@@ -31,7 +31,8 @@ def test_the_table_takes_what_is_said(fitted, explain):
     needed = needs_of_scoring(fitted, rows, explain=explain)
     table = score(fitted, rows, explain=explain, **QUIET)
     assert needed.n_lines == table.num_rows == 10_000
-    assert 0.5 * needed.table_bytes < table.nbytes < 1.5 * needed.table_bytes
+    twice = 2 * table.nbytes  # it is held a second time while its rows are put in order
+    assert 0.5 * needed.table_bytes < twice < 1.5 * needed.table_bytes
 
 
 @pytest.mark.truth("the lines of the table")

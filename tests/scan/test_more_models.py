@@ -106,6 +106,7 @@ def test_complex_weights_are_read_and_change_the_fingerprint() -> None:
     assert prints[0] != prints[1]
 
 
+@pytest.mark.slow
 def test_an_input_called_mask_that_pads_nothing_is_an_input() -> None:
     mask = (torch.rand(N, 8, generator=torch.Generator().manual_seed(2)) < 0.6).float()
     items = [{"x": x, "mask": m} for x, m in zip(numbers(), mask, strict=True)]

@@ -16,7 +16,7 @@ from sonde.tap import place_of
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.owners import groups_told, joined_owners, judges, owners_of, parted
-from sonde_studies.parts.rows import Rows, Values
+from sonde_studies.parts.rows import Rows, Values, rows_with
 
 
 def states_of(
@@ -56,6 +56,68 @@ def column_states(
         last_states(model, [row[column] for row in rows], site, progress).numpy()
         for model, column in zip(models, columns, strict=True)
     ]
+
+
+def states_of_columns(
+    encoder: Model,
+    data: Any,
+    numbers: Sequence[str],
+    lines: Sequence[str],
+    least: int,
+    site: str,
+    limit: int | None,
+    progress: bool,
+    at: Any,
+) -> dict[str, Any]:
+    """Return the sources that are columns of the data, for the rows that the encoders read.
+
+    Parameters
+    ----------
+    encoder : Model
+        Reads the columns of ``lines``, one after the other.
+    data : str, path or iterable
+    numbers, lines : sequence of str
+        Columns of numbers, and columns that the encoder reads.
+    least : int
+        Smallest number of rows with all columns.
+    site : str
+    limit : int or None
+    progress : bool
+    at : array of int
+        Number of the item of each row that the encoders read.
+
+    Raises
+    ------
+    InputError
+        If rows differ in how many numbers they hold, or hold other values.
+    """
+    columns = [*numbers, *lines]
+    if not columns:
+        return {}
+    rows = rows_with("feature_fusion", data, columns, least, limit)
+    rows, sources = [rows[i] for i in at], dict[str, Any]()
+    if lines:
+        read_once = column_states([encoder] * len(lines), rows, lines, site, progress)
+        sources["lines"] = np.concatenate(read_once, 1)
+    if numbers:
+        try:
+            values = [
+                np.concatenate([np.ravel(np.asarray(row[c], np.float64)) for c in numbers])
+                for row in rows
+            ]
+            sources["numbers"] = np.stack(values)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"feature_fusion: expected as many numbers in {', '.join(numbers)} in each row, "
+                f"got other values ({error}). Name columns of numbers, or of lists of one length."
+            ) from error
+    return sources
+
+
+def side_by_side(states: dict[str, Any], but: str = "") -> Any:
+    """Return the standardised states of all sources side by side, without the source ``but``."""
+    parts = [x for name, x in states.items() if name != but]
+    return np.concatenate([(x - x.mean(0)) / (x.std(0) + 1e-9) for x in parts], 1)
 
 
 def patterns(sites: str) -> str | list[str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.decomposition import PCA  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde import InputError, Model, gather, read
+from sonde import Model, gather, read
 from sonde.core import marks
 from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
@@ -14,8 +14,8 @@ from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_fr
 from sonde_studies.parts.heads import AutoencoderCode, linear_head
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of
-from sonde_studies.parts.rows import apart, check_classes, check_states, rows_with
-from sonde_studies.parts.states import column_states
+from sonde_studies.parts.rows import apart, check_classes, check_states
+from sonde_studies.parts.states import side_by_side, states_of_columns
 
 QUESTION = "Do two encoders together say more than the better one?"
 LEAST, TEST, NARROW = 60, 0.4, 10
@@ -84,9 +84,9 @@ def feature_fusion(
     at = found["first"].item.numpy()
     states = {name: part.last.numpy() for name, part in found.items()}
     check_states("feature_fusion", {f"the {n} encoder": x for n, x in states.items()})
-    states |= _from_columns(first, data, numbers, lines, site, limit, progress, at)
-    arms = states | {f"without the {n}": _joined(states, n) for n in states if len(states) > 2}
-    arms[JOINT] = arms[SMALL] = _joined(states)
+    states |= states_of_columns(first, data, numbers, lines, LEAST, site, limit, progress, at)
+    arms = states | {f"without the {n}": side_by_side(states, n) for n in states if len(states) > 2}
+    arms[JOINT] = arms[SMALL] = side_by_side(states)
     owner = owners_of(data, group_column, limit)[at]
     parts = apart(label[known], TEST, seed, ordered=False, owner=owner[known])
     kept, held = (known[part] for part in parts)
@@ -120,42 +120,3 @@ def feature_fusion(
             "sonde.measure.cka says how alike their states are.",
         ),
     )
-
-
-def _from_columns(
-    encoder: Model,
-    data: Any,
-    numbers: Sequence[str],
-    lines: Sequence[str],
-    site: str,
-    limit: int | None,
-    progress: bool,
-    at: Any,
-) -> dict[str, Any]:
-    """Return the sources that are columns of the data, for the rows that the encoders read."""
-    columns = [*numbers, *lines]
-    if not columns:
-        return {}
-    rows = rows_with("feature_fusion", data, columns, LEAST, limit)
-    rows, found = [rows[i] for i in at], dict[str, Any]()
-    if lines:
-        read_once = column_states([encoder] * len(lines), rows, lines, site, progress)
-        found["lines"] = np.concatenate(read_once, 1)
-    if numbers:
-        try:
-            values = [
-                np.concatenate([np.ravel(np.asarray(row[c], np.float64)) for c in numbers])
-                for row in rows
-            ]
-            found["numbers"] = np.stack(values)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"feature_fusion: expected as many numbers in {', '.join(numbers)} in each row, "
-                f"got other values ({error}). Name columns of numbers, or of lists of one length."
-            ) from error
-    return found
-
-
-def _joined(states: dict[str, Any], but: str = "") -> Any:
-    parts = [x for name, x in states.items() if name != but]
-    return np.concatenate([(x - x.mean(0)) / (x.std(0) + 1e-9) for x in parts], 1)
