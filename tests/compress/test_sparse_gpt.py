@@ -43,7 +43,10 @@ def test_a_refit_is_the_least_squares_fit_and_lies_below_all_others():
     net, x = drawn()
     grams = layer_grams(net, open_inputs(Model(net), x), exact=True, progress=False)
     w, losses = net[0].weight.detach().double(), []
-    exact = SparseGPT(0.4, refit=True, half=False), PruneWeights(0.4, refit=True)
+    exact = (
+        SparseGPT(0.4, refit=True, shrinkage=0.0, half=False),
+        PruneWeights(0.4, refit=True, shrinkage=0.0),
+    )
     for rule in (*exact, SparseGPT(0.4), PruneWeights(0.4)):
         new = rule.plan(net, {"calibration": grams}).fold(net)[0].weight.detach().double()
         assert int((new == 0).sum()) in (34, 7 * 5)
@@ -55,6 +58,21 @@ def test_a_refit_is_the_least_squares_fit_and_lies_below_all_others():
                 assert torch.allclose(new[i, kept], best.solution[:, 0], atol=1e-5)
     assert losses == sorted(losses)
     assert losses[1] < losses[2] < 0.9 * losses[3]
+
+
+@pytest.mark.truth("outputs on rows that no fit has seen")
+def test_a_refit_on_fewer_rows_than_inputs_does_no_harm_on_other_rows():
+    net, x = drawn(40, 30)
+    w, few, fresh = net[0].weight.detach(), x[:20], x[20:]
+
+    def error(rule: PruneWeights | SparseGPT) -> float:
+        new = rule.plan(net, {"calibration": few}).fold(net)[0].weight.detach()
+        return float((fresh @ (w - new).T).square().sum())
+
+    plain = error(PruneWeights(0.6, score="wanda"))
+    assert error(PruneWeights(0.6, score="wanda", refit=True)) < plain
+    assert error(PruneWeights(0.6, score="wanda", refit=True, shrinkage=0.0)) > 2 * plain
+    assert error(SparseGPT(0.6, refit=True)) < error(SparseGPT(0.6))
 
 
 def test_patterns_wide_layers_and_dead_inputs():

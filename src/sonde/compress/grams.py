@@ -24,6 +24,7 @@ from sonde.engine.progress import Bar
 from sonde.files.state_file import read_one, write_one
 from sonde.stats import Moments, MomentsState
 from sonde.stats.moments import centre, gram
+from sonde.stats.shrinkage import Shrinkage, oas_weight
 from sonde.tap import calls_of, fingerprint, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
@@ -338,3 +339,22 @@ def parts_of(
     readers, weight = layers_of_weight(model.module, layer.name), layer.module.weight
     for i, rows in enumerate(torch.arange(layer.n_out).chunk(layer.groups)):
         yield rows, gram_of(grams, readers, i).to(weight.device)
+
+
+def lifted(
+    h: Float[Tensor, "dim dim"], layer: Weighted, model: Model, grams: LayerGrams, by: Shrinkage
+) -> Float[Tensor, "dim dim"]:
+    """Return a layer's second moment plus a part of its mean diagonal, for fits of few rows.
+
+    Parameters
+    ----------
+    h : Float[Tensor, "dim dim"]
+        Second moment of the layer's inputs, or of one group of them.
+    layer, model, grams
+        As in ``parts_of``; they say how many rows there were.
+    by : float or "oas"
+        Fraction of the mean diagonal that is added; "oas" estimates it from the number of rows.
+    """
+    n = grams.of_layers(layers_of_weight(model.module, layer.name), 0).n
+    weight = float(oas_weight(h, n)) if by == "oas" else by
+    return h + weight * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device)

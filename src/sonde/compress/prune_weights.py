@@ -15,12 +15,13 @@ from torch import Tensor
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._masks import check_pattern, check_width, lowest, lowest_of_runs
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.grams import LayerGrams, grams_for, lifted, parts_of
 from sonde.compress.sparse_gpt import refitted
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.core.renaming import renamed
+from sonde.stats import Shrinkage, check_shrinkage
 from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
 
 
@@ -40,7 +41,7 @@ class PruneWeights(Rewrite):
     Cost         one sort of the weights; ``wanda`` and ``refit``: one pass over the data;
                  ``refit``: one system of equations for each row, O(out dim^3).
     Assumes      finite weights; ``wanda`` and ``refit``: inputs of the kind that the model will
-                 meet; ``refit``: several times more rows than inputs.
+                 meet.
     Differs      from the papers: nothing is trained afterwards; ``refit`` is ours; all layers are
                  scored at the inputs of the whole model.
 
@@ -57,7 +58,10 @@ class PruneWeights(Rewrite):
         ``2:4`` keeps two of every four neighbours in a row, in place of a share.
     refit : bool, default=False
         Solve for all kept weights of a row at once. The output error on the calibration inputs is
-        then the smallest for the mask.
+        then the smallest for the mask, but for ``shrinkage``.
+    shrinkage : float or "oas", default="oas"
+        Fraction in [0, 1] of its mean that ``refit`` adds to the diagonal of the second moment, so
+        that few rows do not decide alone; "oas" estimates it from their number, 0 adds nothing.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -71,6 +75,7 @@ class PruneWeights(Rewrite):
     within: Literal["row", "layer"] = "row"
     pattern: str | None = None
     refit: bool = False
+    shrinkage: Shrinkage = "oas"
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "sun2024wanda"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -83,6 +88,7 @@ class PruneWeights(Rewrite):
     def __post_init__(self) -> None:
         check_ranges(self, remove="[0, 1)")
         check_pattern("PruneWeights", self.pattern)
+        check_shrinkage("PruneWeights", self.shrinkage)
         if self.score == "wanda" and self.within != "row":
             raise InputError(
                 "PruneWeights: expected within='row' for wanda, whose scores are comparable "
@@ -107,7 +113,8 @@ class PruneWeights(Rewrite):
                 new = layer.matrix().masked_fill(gone, 0.0)
                 if self.refit and grams is not None:
                     for rows, h in parts_of(layer, model, grams):
-                        new[rows] = refitted(layer.matrix()[rows], new[rows], gone[rows], h)
+                        certain = lifted(h, layer, model, grams, self.shrinkage)
+                        new[rows] = refitted(layer.matrix()[rows], new[rows], gone[rows], certain)
                 changes[layer.weight] = Pruned(layer.tensor(new))
         return RewritePlan.of(model, changes, method_of("PruneWeights", asdict(self)))
 

@@ -17,11 +17,11 @@ from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted
 from sonde.compress._masks import check_pattern, check_width, kept_of, lowest, lowest_of_runs
 from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
-from sonde.compress.grams import LayerGrams, parts_of
+from sonde.compress.grams import LayerGrams, lifted, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.core.renaming import renamed
-from sonde.stats import solve_normal_equations
+from sonde.stats import Shrinkage, check_shrinkage, solve_normal_equations
 from sonde.weights import Examples, Pruned, Rewrite, RewritePlan
 from sonde.weights.change import rounded_to_half
 
@@ -52,7 +52,10 @@ class SparseGPT(Rewrite):
         Added to the diagonal of the second moment, as a share of its mean.
     refit : bool, default=False
         Solve for all kept weights of a row at once. The error on the calibration inputs is then the
-        smallest for the mask.
+        smallest for the mask, but for ``shrinkage``.
+    shrinkage : float or "oas", default="oas"
+        Fraction in [0, 1] of its mean that ``refit`` adds to the diagonal of the second moment, so
+        that few rows do not decide alone; "oas" estimates it from their number, 0 adds nothing.
     half : bool, default=True
         Round the kept weights to float16 (bfloat16 if one is too large), so that files are smaller.
     layers : sequence of str, optional
@@ -69,6 +72,7 @@ class SparseGPT(Rewrite):
     pattern: str | None = None
     damp: float = 0.01
     refit: bool = False
+    shrinkage: Shrinkage = "oas"
     half: bool = True
     layers: Sequence[str] | None = None
     sequential: bool = False
@@ -83,6 +87,7 @@ class SparseGPT(Rewrite):
         check_ranges(self, remove="[0, 1)")
         check_pattern("SparseGPT", self.pattern)
         check_ranges(self, damp="> 0")
+        check_shrinkage("SparseGPT", self.shrinkage)
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""
@@ -115,7 +120,8 @@ class SparseGPT(Rewrite):
         for rows, h in parts_of(layer, model, grams):
             found, gone = sparse(matrix[rows], h, self.damp, self.remove, self.pattern)
             if self.refit:
-                found = refitted(matrix[rows], found, gone, h)
+                certain = lifted(h, layer, model, grams, self.shrinkage)
+                found = refitted(matrix[rows], found, gone, certain)
             new[rows] = found
             loss += float(loss_of(matrix[rows] - found, h).sum())
         if self.half:
@@ -173,10 +179,14 @@ def refitted(
     gone: Bool[Tensor, "out in"],
     h: Float[Tensor, "in in"],
 ) -> Float[Tensor, "out in"]:
-    """Return the kept weights of each row, refitted to change the outputs least."""
+    """Return the kept weights of each row, refitted to change the outputs least.
+
+    Of all fits with the same outputs it is the nearest to the old weights: along directions that no
+    calibration row has, weights stay as they are. The fit of least norm would lose them.
+    """
     new = torch.zeros_like(w)
     for i, kept in enumerate(~gone):
-        fit = solve_normal_equations(h[kept][:, kept], (h[kept] @ w[i])[:, None])
-        new[i, kept] = fit[:, 0]
+        lost = h[kept][:, ~kept] @ w[i, ~kept]
+        new[i, kept] = w[i, kept] + solve_normal_equations(h[kept][:, kept], lost[:, None])[:, 0]
     better = loss_of(w - new, h) < loss_of(w - found, h)
     return torch.where(better[:, None], new, found)
