@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd084 import SND084
-from sonde.findings.evidence.modules.altered_weights import altered_weights, find_altered_weights
+from sonde.findings.evidence.modules.altered_weights import altered_weights
 from sonde.findings.rule import Check
 from sonde.run.reading.read import read
 from sonde.tap import LiveStream
@@ -29,7 +29,7 @@ def checked(change: Callable[[nn.Sequential], None]) -> Check:
     stream = read(net.eval(), rows, sites="3")
     assert isinstance(stream, LiveStream)
     return SND084().check(
-        evidence_of(torch.randn(30, 4)).having({find_altered_weights: altered_weights(stream)})
+        evidence_of(torch.randn(30, 4)).having({altered_weights: altered_weights(stream)})
     )
 
 

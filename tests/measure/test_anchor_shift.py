@@ -47,6 +47,24 @@ def test_means_of_cosines():
     assert moved.value > 2 * moved.se
 
 
+@pytest.mark.truth("the same figure of one row of each person")
+def test_copies_of_a_person_do_not_narrow_the_error():
+    x, concept, context, concepts, contexts = _drawn(60, 3)
+    alone = anchor_shift(x, concept, context, concepts, contexts, group=range(60))
+    person = torch.arange(60).repeat(5)
+    copied = anchor_shift(
+        x.repeat(5, 1), concept.repeat(5), context.repeat(5), concepts, contexts, group=person
+    )
+    assert (copied.value, copied.se) == (pytest.approx(alone.value), pytest.approx(alone.se))
+    assert (
+        "few_groups"
+        in anchor_shift(x, concept, context, concepts, contexts, group=torch.arange(60) % 5).flags
+    )
+    x[7, 2] = torch.nan
+    with pytest.raises(InputError, match="finite rows, got another in row 7"):
+        anchor_shift(x, concept, context, concepts, contexts)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [({1: [0, 3]}, "concepts from 0 to 2"), ({4: torch.ones(1, 5)}, "two contexts or more")],

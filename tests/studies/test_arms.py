@@ -11,7 +11,7 @@ from sonde_studies.worlds.learning import minimise
 
 
 class Compared(Study):
-    """Two arms of which the first takes twice the steps, with a third of the rows more."""
+    """Two arms: the first takes twice the steps and sees a third more rows."""
 
     name, title, data, fidelity = "compared", "is it better?", "none", "ours"
     claims = (Claim("better", "It is better.", "units", arms=("ours", "theirs")),)

@@ -19,7 +19,7 @@ PLAIN_TEXT = (".txt", ".text", ".md", ".log")
 
 @final
 class SeveralFiles(Source):
-    """The rows of several files, one file after the other.
+    """Source of the rows of several files, in the order of the files.
 
     Parameters
     ----------

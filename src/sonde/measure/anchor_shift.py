@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import effective_groups, grouped_error
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
+from sonde.engine.errorbars import with_few_groups
 from sonde.stats.direction_moments import unit_rows
 
 
@@ -46,6 +49,8 @@ def anchor_shift(
     context: Any,
     concepts: Float[Tensor, "concept dim"],
     contexts: Float[Tensor, "context dim"],
+    *,
+    group: Any = None,
 ) -> AnchorShiftResult:
     """Return the mean of ``cos(x, context's anchor) - cos(x, concept's anchor)``.
 
@@ -53,7 +58,7 @@ def anchor_shift(
     rows from images and anchors from the words for classes and backgrounds. Measure test rows and
     subtract the value of training rows (``since``): rows of unlike contexts then show as a shift.
 
-    Range        [-2, 2]; higher = context matters more. Invariant to  rotation, isotropic scale.
+    Range        [-2, 2]; higher = context matters more. Invariant to rotation, isotropic scale.
     Cost         one pass; O(row dim).
     Assumes      anchors and rows in one space; no anchors at hand: ``SpuriousShift``.
 
@@ -69,11 +74,15 @@ def anchor_shift(
         Anchors of the classes.
     contexts : Float[Tensor, "context dim"]
         Anchors of the contexts, at least two.
+    group : array (row,), optional
+        Rows that belong together, such as one person's or copies of one image; they count as one in
+        the error.
 
     Raises
     ------
     InputError
-        If an index has no anchor, or there are fewer than two rows or contexts.
+        If an index has no anchor, rows are not finite, or there are fewer than two rows, contexts
+        or groups.
 
     Examples
     --------
@@ -101,17 +110,31 @@ def anchor_shift(
             f"{len(contexts) - 1}, got {of[0].min()} to {of[0].max()} and {of[1].min()} to "
             f"{of[1].max()}. Number them as the anchors are."
         )
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).any(1).nonzero()[0])
+        raise InputError(f"anchor_shift: expected finite rows, got another in row {bad}.")
+    _, member = np.unique(np.arange(len(x)) if group is None else group, return_inverse=True)
+    if len(member) != len(x) or int(member.max()) < 1:
+        raise InputError(
+            f"anchor_shift: expected a group for each of {len(x)} rows, two groups or more, got "
+            f"{len(member)} numbers of {int(member.max()) + 1} groups."
+        )
     cosine = [unit_rows(x.double()) @ unit_rows(a.double()).T for a in anchors]
     own = [c.gather(1, i.to(c.device)[:, None])[:, 0] for c, i in zip(cosine, of, strict=True)]
     each = own[1] - own[0]
     others = (cosine[1].sum(1) - own[1]) / (len(contexts) - 1)
-    return AnchorShiftResult(
+    sizes = torch.bincount(torch.from_numpy(member))
+    sums = torch.zeros(len(sizes)).double()
+    sums.index_add_(0, torch.from_numpy(member), (each - each.mean()).cpu() / len(x))
+    independent = float(each.std() / math.sqrt(len(x)))
+    shift = AnchorShiftResult(
         value=float(each.mean()),
-        se=float(each.std() / math.sqrt(len(x))),
+        se=independent if group is None else float(grouped_error(sums, sizes)),
         null=float((others - own[0]).mean()),
         n=len(x),
         range=(-2.0, 2.0),
-        conventions={"rows": "count as independent"},
+        conventions={"se": "independent rows" if group is None else "spread over groups"},
         to_concept=float(own[0].mean()),
         to_context=float(own[1].mean()),
     )
+    return shift if group is None else with_few_groups(shift, effective_groups(sizes))

@@ -191,7 +191,7 @@ class _GroupGradients(Statistic[ClassMomentsState]):
 
 
 def gradient_conflict(gradients: Any, label: Any, *, group: Any = None) -> GradientConflictResult:
-    """Return the agreement of groups' gradients, one per row; see ``GradientConflict``.
+    """Return how much the gradients of parts of the data agree; see ``GradientConflict``.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
 REPEATS, REFUSED = ("repeated inputs", "inputs"), ("refused inputs", "inputs")
 FROZEN = "frozen values"
 ABOUT = 32
-"""Refused inputs of which most must be about one column for a change to name it."""
+"""Last refused inputs that are looked at; a change names the column that most of them are about."""
 
 
 @dataclass(frozen=True)

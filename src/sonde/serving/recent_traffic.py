@@ -16,7 +16,7 @@ RECENT = 2_000
 MOST_ALARMS = 50
 SUMMED = ("recent", "recent_alarms", "inputs", "n_alarms")
 MOST_TIMES = 500
-"""Latencies of which each replica tells the others."""
+"""Last latencies that each replica writes down for the others."""
 MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
 
 

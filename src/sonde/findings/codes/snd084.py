@@ -8,7 +8,7 @@ from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.modules.altered_weights import (
     Altered,
     AlteredWeights,
-    find_altered_weights,
+    altered_weights,
 )
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
@@ -60,7 +60,7 @@ class SND084(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """List the weights by kind, the commonest kind first."""
-        found = evidence.get(find_altered_weights)
+        found = evidence.get(altered_weights)
         if not isinstance(found, AlteredWeights) or not found.n:
             return self.not_applicable("no weight of 64 entries or more ran")
         share = len(found.found) / found.n

@@ -55,12 +55,7 @@ class AlteredWeights:
     n: int = 0
 
 
-def find_altered_weights(stream: LiveStream, _: Evidence) -> AlteredWeights | None:
-    """Return weights that are rounded, cut off or copied, as a part of the evidence."""
-    return altered_weights(stream)
-
-
-def altered_weights(stream: LiveStream) -> AlteredWeights:
+def altered_weights(stream: LiveStream, _: Evidence | None = None) -> AlteredWeights:
     """Return the weights of the modules that ran which are rounded, cut off or copied."""
     weights = dict(_weights(stream))
     found = list(_copies(weights))

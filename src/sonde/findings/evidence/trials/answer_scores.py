@@ -69,7 +69,7 @@ class AnswerScores:
         return (x - mean).square().nanmean(0).clamp(min=1e-300)
 
     def of(self, output: object) -> Tensor | None:
-        """Return the answers in a model's output, one row for each example, or None."""
+        """Return the answers in a model's output, by example; None if there are none."""
         if self.head is None:
             found = None if self.logits_key is None else find_logits(output, self.logits_key)
             return None if found is None or found.ndim != 2 else found.cpu()
