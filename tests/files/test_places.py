@@ -1,10 +1,12 @@
 """Addresses behind the methods of a path: names, secrets, and what a service that fails says."""
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
+from object_storage import require_packages
 from sonde.core.errors import StoreError
 from sonde.files.durable import atomic_write, make_directory
 from sonde.files.places import Place, to_path
@@ -82,6 +84,24 @@ def test_a_failure_is_one_sentence_without_the_answer():
     assert "AKIA" not in told
     assert "is kept" in told
     assert "retries" not in str(_failure("s3://b/x", GenericError("404 Not Found: NoSuchBucket")))
+
+
+def test_access_that_is_refused_is_said_as_that():
+    class GenericError(Exception):
+        pass
+
+    told = str(_failure("s3://b/x", GenericError("Client error with status 403 Forbidden")))
+    assert "access was refused, or there are no credentials" in told
+
+
+def test_a_bucket_opens_without_credentials(monkeypatch):
+    require_packages()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert service_of("s3", "nobody-told-this-one") is not None
 
 
 def test_a_service_is_opened_once():

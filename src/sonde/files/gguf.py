@@ -106,9 +106,11 @@ class GGUFHeader:
                 try:
                     return _header(_Cursor(raw, 4))
                 except (struct.error, UnicodeDecodeError, ValueError) as error:
+                    is_cut = isinstance(error, struct.error)
+                    reason = f"the file ends after {len(raw):,} bytes" if is_cut else str(error)
                     raise InputError(
-                        f"{path}: the header of this GGUF file is cut or damaged ({error}). Obtain "
-                        "the file again."
+                        f"{path}: the header of this GGUF file is cut or damaged ({reason}). "
+                        "Obtain the file again."
                     ) from None
 
 

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -301,7 +301,9 @@ def _opened(scheme: str, name: str) -> Any:
     if "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3") is not None:
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        more["credential_provider"] = Boto3CredentialProvider()
+        # without any, obstore asks the machine for its role, or signs nothing (AWS_SKIP_SIGNATURE)
+        with suppress(ValueError):
+            more["credential_provider"] = Boto3CredentialProvider()
     return S3Store(name, client_options=limits, retry_config=retry, **more)
 
 
@@ -324,12 +326,14 @@ def _told(said: str) -> Iterator[None]:
 
 def _failure(said: str, error: Exception) -> StoreError:
     kind, text = type(error).__name__, str(error)
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
-        reason = "access was refused. Check the credentials and the permissions of the bucket"
+    status, code = _STATUS.search(text), _CODE.search(text)
+    is_refused = status is not None and status[1] in ("401", "403")
+    if is_refused or kind in ("PermissionDeniedError", "UnauthenticatedError"):
+        what = f"it answered {status[1]}: " if status else ""
+        reason = f"{what}access was refused, or there are no credentials. Check both"
     elif kind == "NotSupportedError" or "501" in text:
         reason = "the service does not support a request that sonde needs"
     else:
-        status, code = _STATUS.search(text), _CODE.search(text)
         what = f"it answered {status[1]}" if status else "it does not answer, or cuts connections"
         what += f" ({code[1]})" if code else ""
         again = status is None or status[1] in ("408", "429") or status[1] >= "500"
