@@ -33,6 +33,8 @@ TEXTS = (
 def client():
     model = net()
     with served(model, probe(model)) as found:
+        # names of inputs are checked once a request has shown them; no test waits for another's
+        assert found.post(PATH, json={"inputs": [TENSOR]}).status_code == 200
         yield found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.data.images import decode
 from sonde.data.sources import Row
 from sonde.serving.limits import Limits
@@ -100,17 +100,16 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """
     try:
         found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise Refusal(
-            400, "Expected a JSON object in UTF-8, got something else (NaN is not valid JSON)."
-        ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "too many levels" if isinstance(error, RecursionError) else reason_of(error)
+        raise Refusal(400, f"Expected a JSON object in UTF-8: {reason}.") from None
     if not isinstance(found, dict):
         raise Refusal(400, 'Expected a JSON object such as {"inputs": [...]}.')
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(name)
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def inputs_in(found: Mapping[str, Any], limits: Limits) -> list[Any]:
