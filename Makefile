@@ -110,7 +110,7 @@ shots: install
 	test -f reports/fed-wrongly.html || $(MAKE) scan
 	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html reports/fed-wrongly.html
 	$(BIN)/python tools/shots.py reports/fed-wrongly.html --top docs/_static/report.png
-	$(BIN)/python tools/gallery.py
+	$(BIN)/python -m tools.gallery
 
 bench: install
 	$(BIN)/python -m benchmarks --write

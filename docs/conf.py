@@ -9,7 +9,8 @@ from sphinx.builders.html import StandaloneHTMLBuilder
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent / "tools"), str(DOCS.parent)]
 
-# Both are found in the folders that were just added.
+# All are found in the folders that were just added.
+from folder_pages import add_groups  # noqa: E402
 from make_docs import make_pages  # noqa: E402
 from name_links import link_names  # noqa: E402
 
@@ -38,23 +39,10 @@ html_theme_options = {
     "footer_start": [],
     "footer_end": [],
 }
-# Hundreds of generated pages: their lists are pages, and a list beside each would take minutes.
-html_sidebars = {
-    name: []
-    for name in (
-        "index",
-        "install",
-        "gallery",
-        "faq",
-        "methods/*",
-        "findings/*",
-        "reference/*",
-        "decisions/*",
-        "measurements/*",
-        "papers",
-        "studies",
-    )
-}
+templates_path = ["_templates"]
+BARE = ("index", "install", "gallery", "faq", "decisions/*", "measurements/*", "papers", "studies")
+GENERATED = ("methods/*", "findings/*", "reference/*")
+html_sidebars = {page: [] for page in BARE} | {page: ["folder_pages.html"] for page in GENERATED}
 exclude_patterns = ["_build"]
 nitpicky = True
 
@@ -74,6 +62,7 @@ class SiteBuilder(StandaloneHTMLBuilder):
 
 def setup(app: Sphinx) -> None:
     app.connect("doctree-resolved", link_names)
+    app.connect("html-page-context", add_groups)
     app.add_builder(SiteBuilder, override=True)
 
 

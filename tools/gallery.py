@@ -1,4 +1,4 @@
-"""Draw the pages of the gallery: ``python tools/gallery.py`` (``make shots``).
+"""Draw the pages of the gallery: ``python -m tools.gallery`` (``make shots``).
 
 Each command runs on what ships with sonde; the top of its page becomes a small WebP picture in
 ``docs/_static/shots``, which the gallery and the how-to pages show.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shots import browser, chromium
+from tools.shots import browser, chromium
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "docs" / "_static" / "shots"

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from tools.gallery import gallery_page
+from tools.reference import escaped, reference_index, reference_pages, sections, studied_by
+from tools.see_also import see_also
+
 import papers
-from gallery import gallery_page
-from reference import escaped, reference_index, reference_pages, sections, studied_by
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
 from sonde.run.instruments.families import FAMILIES
@@ -86,6 +88,7 @@ def method_page(method: Method, papers: dict[str, str]) -> str:
         *sections(rest.strip()),
         *studied_by(f"{method.family}.{method.cls.__name__}"),
     ]
+    lines += see_also(method)
     if method.cls.paper:
         lines.append("## Paper\n\n" + papers.get(method.cls.paper, f"`{method.cls.paper}`"))
     return "\n\n".join(line for line in lines if line)

@@ -6,8 +6,8 @@ from collections import Counter
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from tools.reference import PACKAGES
 
-from reference import PACKAGES
 from sonde.run.instruments.catalogue import methods
 from sonde_studies import STUDIES
 

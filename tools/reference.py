@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tools.see_also import see_also_export
+
 from sonde.run.instruments.families import FAMILIES
 
 ROOMS = (
@@ -56,8 +58,8 @@ def package_page(name: str) -> str:
     package = importlib.import_module(name)
     parts = [f"# `{name}`", _summary(package)]
     for export in package.__all__:
-        studied = studied_by(f"{_page(name)}.{export}")
-        parts += [f"## `{export}`", *entry(export, getattr(package, export)), *studied]
+        more = [*studied_by(f"{_page(name)}.{export}"), *see_also_export(_page(name), export)]
+        parts += [f"## `{export}`", *entry(export, getattr(package, export)), *more]
     return "\n\n".join(parts)
 
 

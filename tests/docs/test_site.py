@@ -82,6 +82,20 @@ def test_a_name_in_the_text_links_to_what_is_said_of_it(site):
 
 
 @pytest.mark.slow
+def test_a_generated_page_has_its_folder_beside_it(site):
+    beside = {"methods/mmd": "fourier_mmd", "findings/snd011": "snd034", "reference/edit": "train"}
+    for page, other in beside.items():
+        text = (site / f"{page}.html").read_text("utf-8")
+        lists = text.partition('class="bd-docs-nav bd-links" aria-label="')[2].partition("</nav>")[
+            0
+        ]
+        own = page.rpartition("/")[2]
+        assert re.search(rf'class="current active"><a [^>]*href="{own}.html"', lists), page
+        assert f'href="{other}.html"' in lists, page
+        assert lists.count("<details open>") == 1, page
+
+
+@pytest.mark.slow
 def test_the_search_leaves_out_what_is_for_contributors(site):
     text = (site / "searchindex.js").read_text("utf-8")
     names = json.loads(
