@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tools.gallery import gallery_page
 from tools.reference import escaped, reference_index, reference_pages, sections, studied_by
+from tools.rows import rows_of
 from tools.see_also import see_also
 
 import papers
@@ -17,6 +19,7 @@ from sonde.run.instruments.catalogue import Method, methods
 from sonde.run.instruments.families import FAMILIES
 from sonde.run.instruments.listing import listed
 from symptoms import symptoms_page
+from tools import study_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,9 +41,24 @@ def make_pages(docs: Path) -> list[Path]:
     written.append(
         _write(docs / "papers.md", papers.papers_page(papers.bibliography(docs / "papers.bib")))
     )
+    written.append(_write(docs / "studies_table.html", studies_table(docs / "studies.md")))
     written.append(_write(docs / "symptoms.md", symptoms_page()))
     written.append(_write(docs / "gallery.md", gallery_page()))
     return [*written, *copy_notebooks(docs / "tutorials")]
+
+
+def studies_table(page: Path) -> str:
+    """Return the table of studies, whose names link to the notes of a page."""
+    families: dict[str, set[str]] = {}
+    systems: dict[str, list[str]] = {}
+    for row in rows_of():
+        rooms = {code.partition(".")[0] for code in row.code if not code.startswith("recipes.")}
+        for word in row.study:
+            families.setdefault(word, set()).update(rooms)
+            systems.setdefault(word, []).append(row.system)
+    noted = re.findall(r"^- `([\w-]+)`", page.read_text("utf-8"), re.MULTILINE)
+    rooms = {word: sorted(names) for word, names in families.items()}
+    return study_table.page(study_table.read(page.with_suffix(".tsv")), rooms, systems, noted)
 
 
 def copy_notebooks(folder: Path) -> list[Path]:

@@ -53,7 +53,7 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
     if page.startswith("coming_from/"):
         return
     if page == "studies":
-        _link_rows_and_notes(doctree)
+        _link_notes(doctree)
     for word in list(doctree.findall(nodes.literal)):
         target, heading = _target(word.astext())
         around = [word.parent]
@@ -80,24 +80,13 @@ def _target(text: str) -> tuple[str, str]:
     return ADDRESSES.get(CALLED.sub("", text), ("", ""))
 
 
-def _link_rows_and_notes(doctree: nodes.document) -> None:
-    """Give each study's first row and the note on it ids, and link the one to the other."""
-    notes = {
-        name.astext(): name
-        for item in doctree.findall(nodes.list_item)
-        if isinstance(name := next(iter(item.findall(nodes.Text))).parent, nodes.literal)
-    }
-    rows = {
-        name.astext(): name
-        for row in reversed(list(doctree.findall(nodes.row)))
-        if (name := row.next_node(nodes.literal)) is not None
-    }
-    for study, word in rows.items():
-        word.parent["ids"].append(f"study-{study}")
-        if study in notes:
-            notes[study].parent["ids"].append(f"note-{study}")
-            _link(word, f"#note-{study}")
-            _link(notes[study], f"#study-{study}")
+def _link_notes(doctree: nodes.document) -> None:
+    """Give the note on each study an id, and link its name to the first row of the study."""
+    for item in doctree.findall(nodes.list_item):
+        name = next(iter(item.findall(nodes.Text))).parent
+        if isinstance(name, nodes.literal) and name.astext() in STUDIES:
+            name.parent["ids"].append(f"note-{name.astext()}")
+            _link(name, f"#study-{name.astext()}")
 
 
 ADDRESSES = addresses()

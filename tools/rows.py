@@ -3,7 +3,7 @@
 python -m tools.rows [--part] [--short] [ID ...]
 
 A system is *whole* if the paper's own mechanism is public, a test names an independent source for
-it, a study runs it, every claim has a verdict in the table of ``docs/studies.md``, and what its
+it, a study runs it, every claim has a verdict in ``docs/studies.tsv``, and what its
 study's fidelity line says is lacking stands in ``left_out`` with a reason. It is *whole, place too
 small* if its claim waits for a fairer place, *part* if something is missing, *unsettled* if a
 claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
@@ -25,13 +25,13 @@ from typing import Any
 from tools.check_truth import truths
 
 from sonde_studies import study_of
+from tools import study_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLED = ("holds", "holds the other way", "not at this size", "not tested")
 SMALL = "whole, place too small"
 LACKS = re.compile(r"\b(missing|left out|alone|without|in place of|stands? for)\b")
 """Words by which a fidelity line says that a part of the paper is not there."""
-NULL = "nothing to find: "
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,10 @@ def _experiment(module: str) -> bool:
     return module.startswith("sonde_studies.") and module != "sonde_studies.study"
 
 
-def verdicts(page: Path = ROOT / "docs" / "studies.md") -> dict[tuple[str, str], str]:
-    """Return the verdict of each study's claim in the table, without its number of seeds."""
-    rows = (line.strip("|").split("|") for line in page.read_text("utf-8").splitlines())
-    cells = ([cell.strip() for cell in row] for row in rows if row[0].startswith(" `"))
-    return {(row[0].strip("`"), row[1]): re.sub(r", \d+ seeds$", "", row[-1]) for row in cells}
+def verdicts(table: Path = study_table.TABLE) -> dict[tuple[str, str], str]:
+    """Return the verdict of each study's claim in the table."""
+    rows = (row for inside in study_table.read(table).values() for row in inside)
+    return {(row.study, row.claim): row.verdict for row in rows}
 
 
 def claims_of(row: Row, known: dict[tuple[str, str], str]) -> dict[str, str]:
@@ -193,9 +192,9 @@ def claims_of(row: Row, known: dict[tuple[str, str], str]) -> dict[str, str]:
         study = study_of(word)
         for claim in study.claims:
             if not row.claims or claim.key in row.claims:
-                said = known.get((word, claim.text), "not in docs/studies.md")
+                said = known.get((word, claim.text), "not in docs/studies.tsv")
                 found[f"{word}: {claim.key}"] = said
-        null = known.get((word, NULL + study.null.text), "not in docs/studies.md")
+        null = known.get((word, study_table.NULL + study.null.text), "not in docs/studies.tsv")
         if null.removesuffix(", blind") != "as expected":
             found[f"{word}: null arm"] = null
     return found

@@ -1,21 +1,21 @@
-"""Print the table of docs/studies.md from what ``sonde study NAME -o FOLDER`` wrote.
+"""Write what ``sonde study NAME -o FOLDER`` found into docs/studies.tsv, and draw its page.
 
-python tools/study_table.py reports/studies [docs/studies.md]
-python tools/study_table.py --judge docs/studies.md
+python tools/study_table.py reports/studies [docs/studies.tsv]
+python tools/study_table.py --judge docs/studies.tsv
+python tools/study_table.py --hardly docs/studies.tsv
 
-python tools/study_table.py --hardly docs/studies.md
-
-With a page, the rows of the studies in the folder are put there in place of theirs; others stay.
-A row of more or fewer than ten seeds ends in their number. ``--judge`` needs no run: it gives each
-claim of a page the verdict that its figure, interval and bar say, if their rounding allows one.
-``--hardly`` prints the claims that hold and could hardly have failed.
+With a table, the rows of the studies in the folder are put there in place of theirs; others stay.
+``--judge`` needs no run: it gives each claim of a table the verdict that its figure, interval and
+bar say, if their rounding allows one. ``--hardly`` prints the claims that hold and could hardly
+have failed.
 """
 
 import itertools
 import json
-import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,63 +23,56 @@ from sonde_studies import Study, study_of
 from sonde_studies.nulls import BLIND
 from sonde_studies.study import smallest_that_matters, verdict_of
 
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "studies.tsv"
 ROUNDED = 0.5e-3
-USUAL_SEEDS, NULL = 10, "nothing to find: "
-HEAD = "| study | claim | figure | bar | would have seen | verdict |\n|---|---|---|---|---|---|"
-
-
-def lines_of(study: dict[str, Any]) -> list[str]:
-    """Return a line for each claim, and a line for the null arm."""
-    word, n = study["study"], len(study["seeds"])
-    seeds = "" if n == USUAL_SEEDS else f", {n} seeds"
-    claims = [_line(word, c, c["text"], _verdict(c, n) + seeds) for c in study["claims"]]
-    null = study["null"]
-    return [*claims, _line(word, null, f"{NULL}{null['text']}", null["verdict"] + seeds)]
-
-
-def _verdict(claim: dict[str, Any], n: int) -> str:
-    """Return the verdict of a claim's interval: files of older versions have other words."""
-    if claim["verdict"] == "not tested":
-        return "not tested"
-    return verdict_of(claim["low"], claim["high"], claim["above"], n)
-
-
-def _line(word: str, claim: dict[str, Any], text: str, verdict: str) -> str:
-    figure = f"{claim['mean']:.3f} [{claim['low']:.3f}, {claim['high']:.3f}] {claim['figure']}"
-    seen = f"{claim['detectable']:.3f}"
-    return f"| `{word}` | {text} | {figure} | {claim['above']:g} | {seen} | {verdict} |"
+NULL = "nothing to find: "
+USAGE = "usage: python tools/study_table.py FOLDER [TABLE] | --judge TABLE | --hardly TABLE\n"
 
 
 @dataclass(frozen=True)
-class Printed:
-    """The numbers of a row; the interval and ``seen`` are rounded to three digits.
+class Row:
+    """A row of the table: a claim, or the null arm of a study.
 
     Parameters
     ----------
-    mean, low, high : float
-    above : float
-        The bar.
-    seen : float
-        The smallest effect that would have been seen.
-    verdict : str
-    n : int
-        Number of seeds.
+    study, claim : str
+        The claim of a null arm begins with ``nothing to find``.
+    mean, low, high : str
+        The figure and its interval, rounded to three digits.
+    figure : str
+        What the figure measures.
+    bar, seen : str
+        What the interval must lie above, and the smallest effect that would have been seen.
+    verdict, seeds : str
     """
 
-    mean: float
-    low: float
-    high: float
-    above: float
-    seen: float
+    study: str
+    claim: str
+    mean: str
+    low: str
+    high: str
+    figure: str
+    bar: str
+    seen: str
     verdict: str
-    n: int
+    seeds: str
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is the arm in which there is nothing to find."""
+        return self.claim.startswith(NULL)
+
+    @property
+    def width(self) -> float:
+        """Width of the interval."""
+        return float(self.high) - float(self.low)
 
     @property
     def allowed(self) -> set[str]:
         """The verdicts of a claim whose interval is rounded to this one."""
-        low, high = ((x - ROUNDED, x, x + ROUNDED) for x in (self.low, self.high))
+        low, high = ((x - ROUNDED, x, x + ROUNDED) for x in (float(self.low), float(self.high)))
         pairs = ((a, b) for a, b in itertools.product(low, high) if a <= b)
-        return {verdict_of(a, b, self.above, self.n) for a, b in pairs}
+        return {verdict_of(a, b, float(self.bar), int(self.seeds)) for a, b in pairs}
 
     def effect(self, rounded: float) -> float:
         """Return the size of the effect, or the smallest that matters if that is larger.
@@ -89,31 +82,71 @@ class Printed:
         rounded : float
             Added to each number.
         """
-        width = self.high - self.low + 2 * rounded
-        matters = smallest_that_matters(0.0, max(width, 0.0), self.n)
-        return max(abs(self.mean - self.above) + rounded, matters)
+        width = max(self.width + 2 * rounded, 0.0)
+        matters = smallest_that_matters(0.0, width, int(self.seeds))
+        return max(abs(float(self.mean) - float(self.bar)) + rounded, matters)
+
+    @property
+    def can_hardly_fail(self) -> bool:
+        """Whether a claim holds without any spread over seeds, or 20 widths above its bar."""
+        above = float(self.low) - float(self.bar)
+        return not self.is_null and self.verdict == "holds" and above >= 20 * self.width
 
 
-def printed(line: str) -> Printed:
-    """Return the numbers of a row of the table.
+HEAD = "\t".join(f.name for f in fields(Row))
+
+
+def rows_of(study: Mapping[str, Any]) -> list[Row]:
+    """Return a row for each claim of a study's file, and a row for the null arm."""
+    n = len(study["seeds"])
+    claims = [_row(study, claim, claim["text"], _verdict(claim, n)) for claim in study["claims"]]
+    null = study["null"]
+    return [*claims, _row(study, null, f"{NULL}{null['text']}", null["verdict"])]
+
+
+def _verdict(claim: Mapping[str, Any], n: int) -> str:
+    """Return the verdict of a claim's interval: files of older versions have other words."""
+    if claim["verdict"] == "not tested":
+        return "not tested"
+    return verdict_of(claim["low"], claim["high"], claim["above"], n)
+
+
+def _row(study: Mapping[str, Any], claim: Mapping[str, Any], text: str, verdict: str) -> Row:
+    mean, low, high, seen = (f"{claim[k]:.3f}" for k in ("mean", "low", "high", "detectable"))
+    bar, seeds = f"{claim['above']:g}", str(len(study["seeds"]))
+    return Row(study["study"], text, mean, low, high, claim["figure"], bar, seen, verdict, seeds)
+
+
+def read(table: Path = TABLE) -> dict[str, list[Row]]:
+    """Return the rows of each study in a table.
 
     Raises
     ------
     ValueError
-        If it is no such row.
+        If the table has other columns.
     """
-    *_, figure, bar, seen, said = (cell.strip() for cell in line.strip("| ").split(" | "))
-    found = re.match(r"(\S+) \[(\S+), (\S+)\]", figure)
-    if found is None:
-        raise ValueError(f"expected a figure with its interval, got {figure!r}")
-    verdict, _, seeds = said.removesuffix(" seeds").rpartition(", ")
-    if not seeds.isdigit():
-        verdict, seeds = said, str(USUAL_SEEDS)
-    mean, low, high = map(float, found.groups())
-    return Printed(mean, low, high, float(bar), float(seen), verdict, int(seeds))
+    head, *lines = table.read_text("utf-8").splitlines()
+    if head != HEAD:
+        raise ValueError(f"expected the columns {HEAD!r}, got {head!r}")
+    rows: dict[str, list[Row]] = {}
+    for line in lines:
+        row = Row(*line.split("\t"))
+        rows.setdefault(row.study, []).append(row)
+    return rows
 
 
-def judged(study: Study, lines: list[str]) -> list[str]:
+def as_text(rows: Iterable[Row]) -> str:
+    """Return rows as lines of tab-separated cells, below the names of the columns."""
+    return "\n".join([HEAD, *("\t".join(astuple(row)) for row in rows)]) + "\n"
+
+
+def write(table: Path, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Write the rows of all studies by the names of the studies."""
+    inside = (row for word in sorted(rows, key="{}.json".format) for row in rows[word])
+    table.write_text(as_text(inside), "utf-8")
+
+
+def judged(study: Study, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of a study with the verdicts of their numbers.
 
     Where the rounding of the numbers allows several, a row keeps the verdict that it had.
@@ -121,91 +154,119 @@ def judged(study: Study, lines: list[str]) -> list[str]:
     Parameters
     ----------
     study : Study
-    lines : list of str
+    rows : sequence of Row
         A row for each claim, and that of the null arm.
     """
-    *rows, null = map(printed, lines)
+    *claims, null = rows
     new = {
         claim.key: row.verdict if len(row.allowed) > 1 and row.verdict != "not tested"
         else next(iter(row.allowed))
-        for claim, row in zip(study.claims, rows, strict=True)
+        for claim, row in zip(study.claims, claims, strict=True)
     }  # fmt: skip
     for claim in study.claims:  # a premise may have one of its own
         if claim.premise and new[claim.premise] != "holds":
             new[claim.key] = "not tested"
-    verdicts = [*new.values(), _judged_null(study, rows, null)]
-    return [
-        line.replace(f"| {row.verdict}{end}", f"| {verdict}{end}")
-        for line, row, verdict in zip(lines, [*rows, null], verdicts, strict=True)
-        for end in [line.rpartition(row.verdict)[2]]
-    ]
+    verdicts = [*new.values(), _judged_null(study, claims, null)]
+    return [replace(row, verdict=v) for row, v in zip(rows, verdicts, strict=True)]
 
 
-def _judged_null(study: Study, rows: list[Printed], null: Printed) -> str:
+def _judged_null(study: Study, claims: Sequence[Row], null: Row) -> str:
     premises, weak = {claim.premise for claim in study.claims}, set[bool]()
-    found = [r for c, r in zip(study.claims, rows, strict=True) if c.key not in premises]
+    counted = [r for c, r in zip(study.claims, claims, strict=True) if c.key not in premises]
     for rounded in (-ROUNDED, ROUNDED):
-        weak.add(null.seen - rounded > max(row.effect(rounded) for row in found))
+        weak.add(float(null.seen) - rounded > max(row.effect(rounded) for row in counted))
     was = null.verdict.removesuffix(", blind")
     said = was.removesuffix(", weak")
     verdict = said + ", weak" * weak.pop() if len(weak) == 1 else was
     return verdict + ", blind" * (study.name in BLIND)
 
 
-def hardly_fails(line: str) -> bool:
-    """Return whether a claim holds without any spread over seeds, or 20 widths above its bar."""
-    row = printed(line)
-    width = row.high - row.low
-    return NULL not in line and row.verdict == "holds" and row.low - row.above >= 20 * width
+def page(
+    rows: Mapping[str, Sequence[Row]],
+    families: Mapping[str, Sequence[str]],
+    systems: Mapping[str, Sequence[str]],
+    noted: Collection[str] = (),
+) -> str:
+    """Return the table as HTML, with fields that filter it by word, verdict and family.
+
+    Parameters
+    ----------
+    rows : mapping of str to sequence of Row
+        The rows of each study.
+    families : mapping of str to sequence of str
+        The rooms of the library that each study tries.
+    systems : mapping of str to sequence of str
+        The names of the systems that each study tries, by which its rows are found too.
+    noted : collection of str, optional
+        Studies on which the page has a note, to which their first row links.
+    """
+    verdicts = sorted({row.verdict.partition(",")[0] for inside in rows.values() for row in inside})
+    rooms = sorted({room for names in families.values() for room in names})
+    choices = _select("verdict", verdicts) + _select("family", rooms)
+    head = "".join(f"<th>{name}</th>" for name in (
+        "study", "claim", "figure", "bar", "would have seen", "verdict", "seeds"))  # fmt: skip
+    body = "\n".join(
+        f'<tr data-verdict="{row.verdict.partition(",")[0]}" '
+        f'data-family="{" ".join(families.get(word, ()))}" '
+        f'data-systems="{escape(", ".join(systems.get(word, ())))}">'
+        f"{_cell(word, first=not i, noted=word in noted)}{_cells(row)}</tr>"
+        for word in sorted(rows)
+        for i, row in enumerate(rows[word])
+    )
+    return (
+        '<form class="study-filter" role="search">'
+        '<input type="search" name="words" placeholder="Words of the study or claim" '
+        f'aria-label="Words of the study or claim">{choices}'
+        '<output name="count" aria-live="polite"></output></form>\n'
+        f'<table class="studies"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table>\n"
+        '<script src="_static/studies.js"></script>\n'
+    )
 
 
-def rows_of(page: str) -> dict[str, list[str]]:
-    """Return the rows of each study in the table of a page."""
-    rows: dict[str, list[str]] = {}
-    for line in page.partition(HEAD + "\n")[2].partition("\n\n")[0].splitlines():
-        rows.setdefault(line.split("`")[1], []).append(line)
-    return rows
+def _select(name: str, values: Sequence[str]) -> str:
+    options = "".join(f'<option value="{escape(v)}">{escape(v)}</option>' for v in values)
+    options = f'<option value="">any {name}</option>{options}'
+    return f'<select name="{name}" aria-label="{name}">{options}</select>'
 
 
-def changed(page: str, rows: dict[str, list[str]]) -> str:
-    """Return a page with these rows in place of those that its table had."""
-    before, head, rest = page.partition(HEAD + "\n")
-    _, gap, after = rest.partition("\n\n")
-    table = (line for word in sorted(rows, key="{}.json".format) for line in rows[word])
-    return "".join([before, head, "\n".join(table), gap, after])
+def _cell(study: str, first: bool, noted: bool) -> str:
+    """Return the cell with a study's name: its first is what pages link to."""
+    code = f'<code class="docutils literal notranslate"><span class="pre">{study}</span></code>'
+    if first and noted:
+        code = f'<a class="reference internal" href="#note-{study}">{code}</a>'
+    return f'<td id="study-{study}">{code}</td>' if first else f"<td>{code}</td>"
+
+
+def _cells(row: Row) -> str:
+    figure = f"{row.mean} [{row.low}, {row.high}] {escape(row.figure)}"
+    texts = (escape(row.claim), figure, row.bar, row.seen, row.verdict, row.seeds)
+    return "".join(f"<td>{text}</td>" for text in texts)
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table, or change a page; 2 without a folder, 1 for a study at tiny size."""
+    """Print rows, or change a table; 2 without a folder, 1 for a study at tiny size."""
     if arguments[:1] == ["--judge"] and len(arguments) == 2:
-        page = Path(arguments[1])
-        text = page.read_text("utf-8")
-        rows = {word: judged(study_of(word), lines) for word, lines in rows_of(text).items()}
-        page.write_text(changed(text, rows), "utf-8")
+        table = Path(arguments[1])
+        write(table, {word: judged(study_of(word), rows) for word, rows in read(table).items()})
         return 0
     if arguments[:1] == ["--hardly"] and len(arguments) == 2:
-        rows = rows_of(Path(arguments[1]).read_text("utf-8"))
-        print("\n".join(line for lines in rows.values() for line in lines if hardly_fails(line)))
+        inside = [row for rows in read(Path(arguments[1])).values() for row in rows]
+        sys.stdout.write(as_text(row for row in inside if row.can_hardly_fail))
         return 0
     if len(arguments) not in (1, 2):
-        sys.stderr.write(
-            "usage: python tools/study_table.py FOLDER [PAGE] | --judge PAGE | --hardly PAGE\n"
-        )
+        sys.stderr.write(USAGE)
         return 2
     files = sorted(Path(arguments[0]).glob("*.json"))
     studies = [json.loads(f.read_text("utf-8")) for f in files if not f.match("*.seeds.json")]
     if any(study["tiny"] for study in studies):
         sys.stderr.write("error: expected studies at full size, got one that ran with --tiny\n")
         return 1
+    new = {study["study"]: rows_of(study) for study in studies}
     if arguments[1:]:
-        page = Path(arguments[1])
-        text = page.read_text("utf-8")
-        rows = rows_of(text) | {study["study"]: lines_of(study) for study in studies}
-        page.write_text(changed(text, rows), "utf-8")
+        write(Path(arguments[1]), read(Path(arguments[1])) | new)
     else:
-        print(HEAD)
-        for study in studies:
-            print("\n".join(lines_of(study)))
+        sys.stdout.write(as_text(row for rows in new.values() for row in rows))
     return 0
 
 

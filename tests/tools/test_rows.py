@@ -4,7 +4,7 @@ import pytest
 
 from sonde_studies import STUDIES, study_of
 from sonde_studies.places import PLACES
-from tools import rows
+from tools import rows, study_table
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_whether_a_study_runs_an_export(study, code, runs):
 
 def test_status_of_planted_rows():
     known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
-    known["nac", rows.NULL + study_of("nac").null.text] = "as expected"
+    known["nac", study_table.NULL + study_of("nac").null.text] = "as expected"
     main = f"nac: {study_of('nac').claims[0].key}"
     whole = rows.Row("a", "NAC", code=("detect.NAC",), study=("nac",), main=main)
     assert (rows.status(whole, known), rows.main_verdict(whole, known)) == ("whole", "holds")

@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -28,11 +27,20 @@ def folder(tmp_path):
     return tmp_path
 
 
+def printed(capsys):
+    """Return the rows that were printed below the names of the columns."""
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == study_table.HEAD
+    return [study_table.Row(*line.split("\t")) for line in lines]
+
+
 def test_a_line_for_each_claim_and_the_null_arm(folder, capsys):
     assert study_table.main([str(folder)]) == 0
-    _, _, claim, null = capsys.readouterr().out.splitlines()
-    assert claim == "| `planted` | It is there. | 1.000 [0.500, 1.500] units | 0 | 0.750 | holds |"
-    assert null.endswith("not as expected |")
+    claim, null = printed(capsys)
+    cells = "planted|It is there.|1.000|0.500|1.500|units|0|0.750|holds|10"
+    assert claim == study_table.Row(*cells.split("|"))
+    assert null.is_null
+    assert null.verdict == "not as expected"
 
 
 def test_files_of_older_versions_are_judged_by_their_numbers(folder, capsys):
@@ -46,9 +54,8 @@ def test_files_of_older_versions_are_judged_by_their_numbers(folder, capsys):
     ]
     file.write_text(json.dumps(old))
     assert study_table.main([str(folder)]) == 0
-    verdicts = [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()[2:-1]]
     said = ["holds the other way", "not at this size", "undecided", "not tested"]
-    assert verdicts == [f"{verdict} |" for verdict in said]
+    assert [row.verdict for row in printed(capsys)[:-1]] == said
 
 
 def test_finished_seeds_in_the_folder_are_no_study(folder, capsys):
@@ -59,36 +66,35 @@ def test_finished_seeds_in_the_folder_are_no_study(folder, capsys):
     assert capsys.readouterr().out == said
 
 
-def test_another_number_of_seeds_is_said(folder, capsys):
-    file = folder / "planted.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": [4, 5, 6]}))
-    assert study_table.main([str(folder)]) == 0
-    *_, claim, null = capsys.readouterr().out.splitlines()
-    assert claim.endswith("| holds, 3 seeds |")
-    assert null.endswith("| not as expected, 3 seeds |")
-
-
-def test_the_page_has_the_claims_of_the_code_and_no_others():
-    page = Path("docs/studies.md").read_text("utf-8").partition(study_table.HEAD + "\n")[2]
-    said: dict[str, list[list[str]]] = {}
-    for line in page.partition("\n\n")[0].splitlines():
-        word, *cells = line.strip("| ").split(" | ")
-        said.setdefault(word.strip("`"), []).append(cells)
-    assert said.keys() == STUDIES.keys()
-    for word, rows in said.items():
+def test_the_table_has_the_claims_of_the_code_and_no_others():
+    table = study_table.read()
+    assert table.keys() == STUDIES.keys()
+    for word, rows in table.items():
         study = study_of(word)
         claims = [*study.claims, replace(study.null, text=study_table.NULL + study.null.text)]
-        assert [(text, f"{float(bar):g}") for text, _, bar, *_ in rows] == [
-            (claim.text, f"{claim.above:g}") for claim in claims
+        assert [(row.claim, f"{float(row.bar):g}", row.figure) for row in rows] == [
+            (claim.text, f"{claim.above:g}", claim.figure) for claim in claims
         ]
-        for (_, figure, _, _, verdict), claim in zip(rows, claims, strict=True):
-            assert figure.endswith(f"] {claim.figure}")
-            assert verdict.partition(",")[0] in VERDICTS
+        assert {row.verdict.partition(",")[0] for row in rows} <= VERDICTS
 
 
-def test_verdicts_of_the_page_are_those_of_its_numbers():
-    for word, lines in study_table.rows_of(Path("docs/studies.md").read_text("utf-8")).items():
-        assert study_table.judged(study_of(word), lines) == lines
+def test_verdicts_of_the_table_are_those_of_its_numbers():
+    for word, rows in study_table.read().items():
+        assert study_table.judged(study_of(word), rows) == rows
+
+
+def test_the_drawn_table_tells_a_script_what_to_hide():
+    numbers = {"mean": "1", "low": "0", "high": "2", "bar": "0", "seen": "1", "seeds": "10"}
+    verdict = "not as expected, weak"
+    row = study_table.Row("nac", "A < b.", figure="units", verdict=verdict, **numbers)
+    drawn = study_table.page(
+        {"nac": [row, row], "rome": [row]}, {"nac": ["detect"]}, {"nac": ["NAC"]}, ["nac"]
+    )
+    begin = '<tr data-verdict="not as expected" data-family="detect" data-systems="NAC">'
+    assert drawn.count(begin) == 2
+    assert drawn.count('<a class="reference internal" href="#note-nac">') == 1
+    assert drawn.count('<td id="study-nac">') == drawn.count('<td id="study-rome">') == 1
+    assert "A &lt; b." in drawn
 
 
 class Judged(Study):
@@ -109,28 +115,29 @@ class Judged(Study):
 @pytest.mark.parametrize(
     ("interval", "seeds", "then", "there"),
     [
-        ("0.400 [0.200, 0.600]", ", 5 seeds", "holds", "holds"),
-        ("0.130 [0.090, 0.170]", ", 30 seeds", "not tested", "not at this size"),
-        ("0.130 [0.090, 0.170]", "", "not tested", "undecided"),
-        ("0.100 [0.060, 0.140]", "", "not tested", "not at this size"),
-        ("0.050 [0.020, 0.080]", ", 3 seeds", "not tested", "not at this size"),
-        ("-0.050 [-0.080, -0.020]", ", 3 seeds", "not tested", "holds the other way"),
-        ("0.105 [0.100, 0.110]", ", 9 seeds", "not tested", "not at this size"),
+        ("0.400 0.200 0.600", 5, "holds", "holds"),
+        ("0.130 0.090 0.170", 30, "not tested", "not at this size"),
+        ("0.130 0.090 0.170", 10, "not tested", "undecided"),
+        ("0.100 0.060 0.140", 10, "not tested", "not at this size"),
+        ("0.050 0.020 0.080", 3, "not tested", "not at this size"),
+        ("-0.050 -0.080 -0.020", 3, "not tested", "holds the other way"),
+        ("0.105 0.100 0.110", 9, "not tested", "not at this size"),
     ],
 )
 def test_rows_are_judged_anew(interval, seeds, then, there):
-    said = there if seeds == ", 9 seeds" else "holds"  # its rounding hides on which side it lies
+    said = there if seeds == 9 else "holds"  # its rounding hides on which side it lies
     rows = [
-        f"| `judged` | Then. | 1.000 [0.500, 1.500] units | 0 | 0.750 | holds{seeds} |",
-        f"| `judged` | There. | {interval} units | 0.1 | 0.050 | {said}{seeds} |",
-        f"| `judged` | {study_table.NULL}Nothing. | 0.000 [-0.010, 0.010] units | 0 | {{}} "
-        f"| as expected{{}}{seeds} |",
+        ["Then.", "1.000", "0.500", "1.500", "units", "0", "0.750", "holds"],
+        ["There.", *interval.split(), "units", "0.1", "0.050", said],
+        [f"{study_table.NULL}Nothing.", "0.000", "-0.010", "0.010", "units", "0", "{}", "{}"],
     ]
-    sharp, blind = (rows[2].format(*x) for x in (("0.012", ", weak"), ("9.000", "")))
-    *claims, null = study_table.judged(Judged(), [*rows[:2], sharp])
-    assert [row.rpartition(" | ")[2] for row in claims] == [f"{v}{seeds} |" for v in (then, there)]
-    assert null.endswith(f"| as expected{seeds} |")
-    assert study_table.judged(Judged(), [*rows[:2], blind])[2].endswith(f", weak{seeds} |")
+    *claims, null = (study_table.Row("judged", *row, str(seeds)) for row in rows)
+    sharp = replace(null, seen="0.012", verdict="as expected, weak")
+    *found, found_null = study_table.judged(Judged(), [*claims, sharp])
+    assert [row.verdict for row in found] == [then, there]
+    assert found_null.verdict == "as expected"
+    blind = replace(null, seen="9.000", verdict="as expected")
+    assert study_table.judged(Judged(), [*claims, blind])[2].verdict == "as expected, weak"
 
 
 def test_a_tiny_run_is_no_table_for_the_docs(folder):
@@ -139,14 +146,14 @@ def test_a_tiny_run_is_no_table_for_the_docs(folder):
     assert study_table.main([str(folder)]) == 1
 
 
-def test_rows_of_a_page_are_replaced_and_the_others_stay(folder):
-    page = folder / "page.md"
-    other, old = "| `other` | It was. | 1 |", "| `planted` | It is there. | 9 |"
-    page.write_text(f"# Studies\n\n{study_table.HEAD}\n{other}\n{old}\n{old}\n\nWhy.\n")
-    assert study_table.main([str(folder), str(page)]) == 0
+def test_rows_of_a_table_are_replaced_and_the_others_stay(folder):
+    table = folder / "table.tsv"
     study = json.loads((folder / "planted.json").read_text())
-    rows = "\n".join([other, *study_table.lines_of(study)])
-    assert page.read_text() == f"# Studies\n\n{study_table.HEAD}\n{rows}\n\nWhy.\n"
+    other = replace(study_table.rows_of(study)[0], study="other")
+    old = replace(other, study="planted", mean="9.000")
+    table.write_text(study_table.as_text([other, old, old]))
+    assert study_table.main([str(folder), str(table)]) == 0
+    assert study_table.read(table) == {"other": [other], "planted": study_table.rows_of(study)}
 
 
 def test_usage(capsys):
