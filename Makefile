@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest test-latest test-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
+.PHONY: install scan test test-rest test-studies test-all test-processors test-lowest test-latest test-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
 
 install: $(STAMP)
 
@@ -33,11 +33,17 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
 QUICK := not (slow or more or browser)
 REST := slow or more or browser
 
+# The studies are a distribution of their own, with tests of their own.
+OF_STUDIES := tests/studies
+
 test: install
-	$(PYTEST) --durations 12 -m "$(QUICK)"
+	$(PYTEST) --durations 12 --ignore $(OF_STUDIES) -m "$(QUICK)"
 
 test-rest: install
-	$(PYTEST) --durations 12 -m "$(REST)"
+	$(PYTEST) --durations 12 --ignore $(OF_STUDIES) -m "$(REST)"
+
+test-studies: install
+	$(PYTEST) --durations 12 $(OF_STUDIES)
 
 test-all: install
 	$(PYTEST) --durations 12

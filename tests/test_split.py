@@ -1,4 +1,4 @@
-"""`make test` and `make test-rest` together run every test, and no test twice."""
+"""`make test`, `make test-rest` and `make test-studies` run every test, and no test twice."""
 
 import re
 from itertools import chain, combinations
@@ -31,14 +31,16 @@ def test_every_test_is_in_one_part(marks):
     assert sorted(parts) == [False, True]
 
 
-def test_the_parts_differ_in_their_expression_alone():
+def test_the_parts_differ_in_their_expression_and_in_one_folder():
     whole = recipe("test-all")
-    assert recipe("test") == f'{whole} -m "$(QUICK)"'
-    assert recipe("test-rest") == f'{whole} -m "$(REST)"'
-    assert "--ignore" not in MAKEFILE
+    assert recipe("test-studies") == f"{whole} $(OF_STUDIES)"
+    assert recipe("test") == f'{whole} --ignore $(OF_STUDIES) -m "$(QUICK)"'
+    assert recipe("test-rest") == f'{whole} --ignore $(OF_STUDIES) -m "$(REST)"'
+    assert MAKEFILE.count("--ignore") == 2
+    assert re.findall(r"^OF_STUDIES := (.+)$", MAKEFILE, re.M) == ["tests/studies"]
     assert "--deselect" not in MAKEFILE
 
 
-def test_ci_runs_both_parts():
+def test_ci_runs_all_parts():
     script = (Path(__file__).parents[1] / ".ci" / "run").read_text()
-    assert re.findall(r"^make (\S+)", script, re.M) == ["test", "test-rest"]
+    assert re.findall(r"^make (\S+)", script, re.M) == ["test", "test-rest", "test-studies"]
