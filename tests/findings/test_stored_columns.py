@@ -65,6 +65,15 @@ def test_a_column_that_does_not_fit_is_named_with_the_change_that_makes_it_fit()
     assert off(y).words == ("with age and sugar exchanged",)
 
 
+@pytest.mark.truth("two samples of one law without a variance, and of one with")
+def test_a_column_whose_variance_a_few_rows_make_up_fits() -> None:
+    draw = torch.Generator().manual_seed(2)
+    for power, is_off in ((1.2, False), (0.0, True)):
+        x = table()
+        x[:, 2] = 70 + 0.2 * torch.rand(240, generator=draw).pow(-power) * x[:, 2].sub(70).sign()
+        assert (off(x) is not None) == is_off
+
+
 @pytest.mark.slow
 @pytest.mark.truth("an exponential average from mean 0 and variance 1")
 def test_what_is_left_of_a_new_batch_norm_is_taken_off_first() -> None:

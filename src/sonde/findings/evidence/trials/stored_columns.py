@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.findings.evidence.trials.input_forms import Change, Inputs, column_changes
@@ -22,6 +22,8 @@ NEAR, LIKE = 0.5, math.log(1.5)
 FAR, UNLIKE = 2.0, math.log(4.0)
 MOST_OFF: Final = 0.5
 LEAST_COLUMNS: Final = 4
+TAIL, VARIANCE = 0.05, 2.0
+"""Fraction of the rows in a column's tail; the tail index below which there is no variance."""
 LEFT: Final = 1e-2
 """Least variance of a column beside what is left of the variance 1 of a new batch norm."""
 
@@ -160,7 +162,18 @@ def _apart(x: Inputs, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_off(x: Inputs, mean: Tensor, spread: Tensor) -> Tensor:
     shift, ratio = _apart(x, mean, spread)
-    return (shift > FAR) | (ratio > UNLIKE)
+    return (shift > FAR) | ((ratio > UNLIKE) & ~_has_heavy_tail(x))
+
+
+def _has_heavy_tail(x: Inputs) -> Bool[Tensor, "column"]:
+    """Return whether a few rows make up a column's variance: then any other sample has another.
+
+    Hill's estimate of the tail index about the median, less its standard error, is below 2.
+    """
+    k = max(2, int(TAIL * len(x)))
+    top = (x - x.median(0).values).abs().topk(min(k + 1, len(x)), 0).values.clamp(min=1e-300)
+    index = 1 / (top[:-1] / top[-1]).log().mean(0).clamp(min=1e-12)
+    return index * (1 - k**-0.5) < VARIANCE
 
 
 def _fitting(

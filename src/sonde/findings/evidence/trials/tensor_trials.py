@@ -9,7 +9,6 @@ best forms are compared on all rows that choose, and the chosen form is judged o
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Final
 
 import torch
@@ -26,6 +25,11 @@ from sonde.findings.evidence.trials.answer_scores import (
 )
 from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.shifted_rows import (
+    blocks_of,
+    chosen_shift,
+    shifted_rows,
+)
 from sonde.findings.evidence.trials.tempered_loss import as_logits
 from sonde.findings.evidence.trials.tensor_forms import (
     Change,
@@ -46,7 +50,6 @@ ROWS, LEAST, SCREENED, AGAIN, REFINED = 512, 48, 24, 16, 3
 IN_ONE: Final = 768
 """Rows of one forward pass, of several forms together."""
 MOST_CODES: Final = 48
-LAGS: Final = (1, -1, 2, -2, 3, -3)
 SAME, NIL = 1.05, 0.002
 TEMPERATURES: Final = tuple(2.0 ** (k / 2) for k in range(-6, 14))
 WORST: Final = -4.0
@@ -142,9 +145,8 @@ class _Forms:
         if own is None or float(own.mean()) > CORRECT:
             return "there was no reason to try other forms" if own is not None else "no answers"
         forms = tensor_forms(self.given, self.names)
-        forms += [_rows_later(self.stream, lag) for lag in LAGS if self._is_ordered]
         codes = [form for form in self._code_forms() if form is not None]
-        best = self._best([*codes, *self._with_numbers(self._promising(forms))])
+        best = self._best([*self._shift(), *codes, *self._with_numbers(self._promising(forms))])
         after = None if best is None else self._scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
@@ -152,6 +154,8 @@ class _Forms:
             return "constants on the logits do as well"
         rows = self.whole.order[torch.tensor(self.judges)]
         groups = groups_at(self.evidence, rows)
+        if not best.tensors:  # the inputs of other rows
+            groups = blocks_of(after - own, rows)
         trial = Trial(
             f"its inputs {best.words}",
             "inputs",
@@ -231,6 +235,21 @@ class _Forms:
             return False
         label = self.evidence.data.label[order]
         return constants_do_as_well(given, made, label, chooses, groups)
+
+    def _shift(self) -> list[TensorForm]:
+        """Return the form with the inputs of other rows that the unchanged rows call for."""
+        if not self._is_ordered:
+            return []
+        rows, forms = [*self.chooses, *self.judges], shifted_rows(self.stream)
+        if not self.evidence.budget.affords(len(rows) * (1 + len(forms)), PART):
+            self.evidence.budget.leave_out(KIND, len(forms))
+            return []
+        answers, chooses = self._answers([None, *forms], rows), torch.arange(len(rows))
+        self.n_tried += len(forms)
+        if not answers:
+            return []
+        best = chosen_shift(self.scores, answers, self._order(rows), chooses < len(self.chooses))
+        return [] if best is None else [forms[best]]
 
     def _few(self, n: int) -> list[int]:
         """Return rows that choose, spread over the file."""
@@ -441,30 +460,6 @@ class _Forms:
 
 
 MOST: Final = 0.9
-
-
-def _rows_later(stream: LiveStream, lag: int) -> TensorForm:
-    """Return the form in which every row gets the inputs of a row before or after it."""
-    n, module = len(stream.inputs), stream.model.module
-
-    @lru_cache(4096)
-    def inputs_at(i: int) -> dict[str, Tensor] | None:
-        batch = next(iter(stream.inputs.batches(i, i + 1)), None)
-        return None if batch is None else {k: t.x for k, t in input_tensors(module, batch).items()}
-
-    def change(given: Mapping[str, Tensor], order: Int[Tensor, "row"]) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = {name: [] for name in given}
-        for row, i in enumerate(order.tolist()):
-            others = inputs_at(min(max(i + lag, 0), n - 1)) or {}
-            for name, x in given.items():
-                found[name].append(others.get(name, x[row : row + 1]))
-        return {name: torch.cat(parts) for name, parts in found.items()}
-
-    when = "after" if lag > 0 else "before"
-    steps = f"{abs(lag)} rows" if abs(lag) > 1 else "one row"
-    line = f"x, y = x[{lag}:], y[:-{lag}]" if lag > 0 else f"x, y = x[:{lag}], y[{-lag}:]"
-    line += "  # all inputs, and the targets"
-    return TensorForm(f"of the rows {steps} {when}", line, change)
 
 
 def _each(
