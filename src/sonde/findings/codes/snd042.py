@@ -41,12 +41,12 @@ class SND042(Rule):
         "Sampled rows are compared at the first and the last site with at least eight units. A "
         "row counts if its nearest row of another group and with other content is nearer than "
         "eps times the distance of its fifth nearest row. Pairs of the first site must also lie "
-        "within half of the fifth's distance at the last site, and rows that are equal at the "
-        "last site must be equal at the first. If a row is the last token of a text, only the "
-        "last site and texts of different lengths are compared. If d is the dimension estimated "
-        "from the second and fifth neighbour, a uniform density has 4 n eps^d such rows; eps is "
-        "0.1, or less so that 0.01 rows are expected. Raised for at least 3 rows with a Poisson "
-        "probability below 0.001 over these sites."
+        "within half of the fifth's distance at the last site (equal rows within a hundredth), "
+        "and rows that are equal at the last site must be equal at the first. If a row is the "
+        "last token of a text, only the last site and texts of different lengths are compared. If "
+        "d is the dimension estimated from the second and fifth neighbour, a uniform density has "
+        "4 n eps^d such rows; eps is 0.1, or less so that 0.01 rows are expected. Raised for at "
+        "least 3 rows with a Poisson probability below 0.001 over these sites."
     )
     false_positives: ClassVar[str] = (
         "Rows with very heavy tails or few distinct values; saturated states, which coincide at "

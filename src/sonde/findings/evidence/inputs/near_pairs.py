@@ -11,7 +11,7 @@ from sonde.stats.neighbours import nearest
 
 FAR = 5
 MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
-ELSEWHERE, EQUAL = 0.5, 1e-4
+ELSEWHERE, EQUAL, LIKE = 0.5, 1e-4, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,9 @@ def near_pairs(
     counted and left out, because texts of one length lie close together. With ``elsewhere``, the
     rows of both sides at another site, a pair counts only if its distance there is at most half
     of the distance to the fifth: means over one-channel images agree if two images are equally
-    bright. With ``equal_alone``, only pairs of equal rows must pass this test, since they may
-    differ in what the first site does not see.
+    bright. Rows that are equal must lie within a hundredth there: a first layer that sees a part of
+    the inputs has equal states for different inputs. With ``equal_alone``, only pairs of equal rows
+    are tested, and may be near there, since they may differ in what the first site does not see.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2
@@ -92,9 +93,11 @@ def near_pairs(
     if elsewhere is not None:
         a, b = elsewhere
         far = nearest(a[below], b, FAR, group=group[below], group2=other_group)[0][:, -1]
-        near = (a[below] - b[partner]).norm(dim=1) <= ELSEWHERE * far
+        apart, are_equal = (a[below] - b[partner]).norm(dim=1), ratio[below] <= EQUAL
         if equal_alone:
-            near |= ratio[below] > EQUAL
+            near = ~are_equal | (apart <= ELSEWHERE * far)
+        else:
+            near = apart <= torch.where(are_equal, LIKE, ELSEWHERE) * far
         below, partner = below[near], partner[near]
     expected = 4 * n * eps**dim
     p = float(poisson.sf(len(below) - 1, expected))
