@@ -184,3 +184,19 @@ def test_a_seed_gives_one_world_whose_fault_costs(tmp_path, monkeypatch):
     assert costs[0] == costs[1] >= drawing.POINTS
     unharmed = replace(first, faulty=first.healthy)
     assert drawing.cost(unharmed) == 0
+
+
+def test_a_warning_about_a_healthy_world_is_true_only_if_fresh_rows_say_so():
+    world = small_world()
+    copies = world.given.tensors["features_in"].clone()
+    copies[:10] = copies[10:20] + 1e-3
+    with_copies = replace(world, given=world.given.with_tensor("features_in", copies))
+    finding = {"code": "SND042", "level": "warning", "sentence": "", "rows": ["0", "1", "12"]}
+    report = {"findings": [finding | {"ignored": False}], "cause": None}
+    assert judging.judged_healthy(report, with_copies)["verdict"] == judging.TRUE
+    assert judging.judged_healthy(report, world) == {"verdict": judging.WARNED, "false": ["SND042"]}
+    unknown = {"findings": [finding | {"code": "SND034", "ignored": False}], "cause": None}
+    assert judging.judged_healthy(unknown, with_copies)["verdict"] == judging.WARNED
+    assert (
+        judging.judged_healthy({"findings": [], "cause": None}, world)["verdict"] == judging.CLEAN
+    )

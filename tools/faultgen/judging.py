@@ -17,11 +17,12 @@ from tools.faultgen.grammar import Planted
 from tools.faultgen.pasting import Pasted, code_of, pasted
 from tools.faultgen.places import Place, moved, moved_modules, overlap, rows_meet
 from tools.faultgen.tasks import Rows
+from tools.faultgen.truths import is_true
 from tools.faultgen.worlds import World, answers, by_row
 
 RIGHT, EQUIVALENT, WRONG = "right", "equivalent", "wrong"
 NAMED, MISSED, CRASHED, LATE = "named", "missed", "crash", "no end"
-CLEAN, WARNED, ACCUSED = "clean", "warned", "accused"
+CLEAN, TRUE, WARNED, ACCUSED = "clean", "true", "warned", "accused"
 VERDICTS = (RIGHT, EQUIVALENT, NAMED, WRONG, MISSED, CRASHED, LATE)
 FOUND = (RIGHT, EQUIVALENT, NAMED)
 ENOUGH = 0.8
@@ -192,9 +193,12 @@ def recovered(
     return (now - scores[1]) / max(scores[0] - scores[1], 1e-9)
 
 
-def judged_healthy(report: Mapping[str, Any]) -> str:
-    """Return the verdict on the report of a world without a fault."""
-    if report["cause"] is not None:
-        return ACCUSED
+def judged_healthy(report: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """Return the verdict on the report of a world without a fault, and the false warnings.
+
+    It is ``true`` if there are warnings and all of them are true of the world.
+    """
     loud = [f for f in report["findings"] if not f["ignored"] and f["level"] != "note"]
-    return WARNED if loud else CLEAN
+    false = [f["code"] for f in loud if not is_true(f, world)]
+    verdict = ACCUSED if report["cause"] is not None else WARNED if false else TRUE
+    return {"verdict": verdict if loud else CLEAN, "false": false}

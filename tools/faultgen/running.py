@@ -113,7 +113,7 @@ def tried_healthy(seed: int) -> dict[str, Any]:
     world = healthy(seed)
     result = about(world) | {"seed": seed, "kind": "healthy", "group": "healthy"}
     result["draw_seconds"] = round(time.process_time() - began, 2)
-    return result | _outcome(world, lambda report: {"verdict": judged_healthy(report)})
+    return result | _outcome(world, lambda report: judged_healthy(report, world))
 
 
 def _outcome(world: World, judge: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tools.faultgen.judging import ACCUSED, CLEAN, CRASHED, FOUND, LATE, MISSED, WARNED, WRONG
+from tools.faultgen.judging import ACCUSED, CLEAN, CRASHED, FOUND, LATE, MISSED, TRUE, WARNED, WRONG
 
 Result = dict[str, Any]
 COLUMNS = ("drawn", "named", "right", "equivalent", "wrong cause", "missed", "crash or no end")
@@ -90,19 +90,23 @@ def faults(results: Sequence[Result], *, kinds: bool = True) -> str:
 
 
 def healthy(results: Sequence[Result]) -> str:
-    """Return the table of worlds without a fault."""
+    """Return the table of worlds without a fault, with the codes of true and false warnings."""
     n = len(results)
     count = lambda *v: sum(r["verdict"] in v for r in results)  # noqa: E731
-    codes: dict[str, int] = {}
+    codes: dict[bool, dict[str, int]] = {True: {}, False: {}}
     for result in results:
-        for code in {text.split(":")[0] for text in result.get("loud", ())}:
-            codes[code] = codes.get(code, 0) + 1
-    told = ", ".join(f"{c} {k}" for c, k in sorted(codes.items(), key=lambda p: -p[1]))
+        loud = {text.split(":")[0] for text in result.get("loud", ())}
+        for code in loud:
+            is_true = code not in result.get("false", loud)
+            codes[is_true][code] = codes[is_true].get(code, 0) + 1
+    told = [", ".join(f"{c} {k}" for c, k in sorted(codes[x].items(), key=lambda p: -p[1]))
+            for x in (True, False)]  # fmt: skip
+    head = ("clean", "true warnings alone", "a false warning", "a cause", "crash or no end")
     lines = [
-        _row("healthy worlds", "clean", "warned", "a cause", "crash or no end", "codes"),
-        _row(*["---"] * 6),
-        _row(n, count(CLEAN), f"{count(WARNED)} ({_share(count(WARNED), n)})",
-             count(ACCUSED), count(CRASHED, LATE), told),
+        _row("healthy worlds", *head, "codes of true warnings", "codes of false warnings"),
+        _row(*["---"] * 8),
+        _row(n, count(CLEAN), count(TRUE), f"{count(WARNED)} ({_share(count(WARNED), n)})",
+             count(ACCUSED), count(CRASHED, LATE), *told),
     ]  # fmt: skip
     return "\n".join(lines)
 
