@@ -20,6 +20,7 @@ from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.lens import TextAnswers, measure_lens
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chance_of_gain, chooses_by_key
+from sonde.findings.trial_budget import TrialBudget, counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -30,6 +31,9 @@ TEXTS, LONGEST, FEW, LEAST = 48, 64, 6, 8
 PLACES, TEXTS_WITH = 10, 4  # at least, of a token that stands out
 MOST: Final = 10
 ROUNDS: Final = 2
+KIND: Final = ("exchange of token rows", "exchanges of token rows")
+ALONE: Final = 0.5
+"""Part of the budget that the exchanges of a round tried on few texts may take."""
 BEYOND, APART, ERRORS = 0.5, 1.5, 4.0
 Side = Literal["after", "at"]
 Rows = Literal["embedding", "head", "embedding and head"]
@@ -87,6 +91,7 @@ class TokenRows:
     group: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
+@counted
 def token_rows(stream: LiveStream, evidence: Evidence) -> TokenRows | None:
     """Return the tokens with an unusual loss, or None if no next token is predicted."""
     lens, seed = evidence.get(measure_lens), evidence.data.seed
@@ -99,7 +104,7 @@ def token_rows(stream: LiveStream, evidence: Evidence) -> TokenRows | None:
     if len(small) < 2 * LEAST or small.singles[0].placeholder is not None:
         return nothing
     with untouched(stream.model.module), torch.no_grad():
-        found = [_exchanged(stream, small, odd, rows) for rows in _suspected(odd)]
+        found = [_exchanged(stream, small, odd, rows, evidence.budget) for rows in _suspected(odd)]
     known = [f for f in found if f is not None]
     if not known:
         return nothing
@@ -188,7 +193,11 @@ def _swapped(ids: Int[Tensor, "text pos"], pairs: Sequence[tuple[int, int]]) -> 
 
 
 def _exchanged(
-    stream: LiveStream, small: SmallBatches, odd: Sequence[OddToken], rows: Rows
+    stream: LiveStream,
+    small: SmallBatches,
+    odd: Sequence[OddToken],
+    rows: Rows,
+    budget: TrialBudget,
 ) -> tuple[Rows, tuple[tuple[int, int], ...], Tensor, Tensor] | None:
     """Return the exchanges chosen on half of the texts, and the losses on the other half."""
     model = _Given(stream, small, rows)
@@ -198,7 +207,10 @@ def _exchanged(
     even = [i for i in range(len(small)) if i not in set(rest)]
     if min(len(even), len(rest)) < LEAST:
         return None
-    few = even[:FEW]
+    few, n = even[:FEW], small.length or 1
+    if not budget.affords(n * (len(few) + len(even) + 2 * len(rest))):
+        budget.leave_out(KIND, len(tokens) * (len(tokens) - 1) // 2)
+        return None
     try:
         base = float(model.losses((), few).mean())
     except (RuntimeError, AssertionError, IndexError):
@@ -206,13 +218,14 @@ def _exchanged(
     best, pairs = float(model.losses((), even).mean()), list[tuple[int, int]]()
     for _ in range(ROUNDS):  # what two exchanged tokens hide of others shows once they are mended
         free = [t for t in tokens if t not in itertools.chain.from_iterable(pairs)]
+        able = {str(pair): pair for pair in itertools.combinations(free, 2)}
         gains = {
             pair: base - float(model.losses((*pairs, pair), few).mean())
-            for pair in itertools.combinations(free, 2)
+            for _, pair in budget.affordable(able, n * len(few), KIND, ALONE)
         }
         for pair in sorted(gains, key=lambda p: -gains[p])[: 2 * MOST]:
             is_free = not {*pair} & set(itertools.chain.from_iterable(pairs))
-            if gains[pair] > 0 and is_free:
+            if gains[pair] > 0 and is_free and budget.affords(n * (len(even) + 2 * len(rest))):
                 loss = float(model.losses((*pairs, pair), even).mean())
                 if loss < best:
                     best, pairs = loss, [*pairs, pair]
