@@ -1,5 +1,7 @@
 """Tokens with massive states: found once, named, left out of variances, kept in lengths."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.lm_twin_case import TEXTS, twin
@@ -11,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.sinks import Sinks
 from sonde.detect import Mahalanobis
-from sonde.measure import Covariance, MassiveActivations, Norms
+from sonde.measure import CKA, Anisotropy, Covariance, EffectiveRank, MassiveActivations, Norms
 
 SITE = "model.layers.3"
 
@@ -104,3 +106,27 @@ def test_padding_on_the_left_moves_the_first_token() -> None:
 def test_an_unknown_role_is_refused() -> None:
     with pytest.raises(InputError, match="expected auto, keep, or roles among first, special"):
         stream(sinks="second")
+
+
+def test_a_value_that_sinks_would_move_says_so(tmp_path: Path) -> None:
+    """truth=the values of a fit that keeps sinks."""
+    measures = [EffectiveRank(), Anisotropy(), CKA(), Norms()]
+    where = ["model.layers.3", "model.layers.4"]
+
+    def fitted(**options: str) -> sonde.Fitted:
+        rows = sonde.read(
+            twin(), list(TEXTS), sites=where, reducer="positions", check=False, **options
+        )
+        return sonde.fit(measures, rows, progress=False)
+
+    without, every = fitted(), dict(fitted(sinks="keep"))
+    without.save(tmp_path / "fit.sonde")
+    for bundle in (without, sonde.Fitted.load(tmp_path / "fit.sonde")):
+        for name, result in bundle:
+            if name[0] == "norms":
+                assert "with sinks" not in result.conventions
+                continue
+            kept = every[name].value
+            assert result.conventions["with sinks"] == pytest.approx(float(kept), rel=1e-4)
+            assert ("sinks" in result.flags) == (name[0] == "effective_rank")
+    assert all("with sinks" not in result.conventions for result in every.values())

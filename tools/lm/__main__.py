@@ -1,10 +1,10 @@
-"""``python -m tools.lm MODEL``: methods with sinks and without them, as a table.
+"""``python -m tools.lm MODEL@SITE ...``: methods with sinks and without them, as a table.
 
 MODEL is a folder, by default the tiny Llama of the tests; ``make lm`` builds .lm/smollm2 and
 .lm/gemma3. Texts are read once, a row for each token; each method of measure, detect, edit and
 explain is fitted on all rows and on the rows that are no sinks. A method is marked if its figure
 moves by a tenth or more. The class of methods with labels is the half of its text that a token is
-in.
+in. ``--page`` writes the table between the lines of a page.
 """
 
 import argparse
@@ -24,7 +24,9 @@ import sonde
 from sonde import detect, edit, explain, measure
 from sonde.core.errors import SondeError
 from sonde.core.instrument import Instrument
+from sonde.core.site import POSITIONS
 
+START, END = "<!-- printed by python -m tools.lm -->", "<!-- end -->"
 MOVED = 0.1
 SEEDS = 24
 ROOMS = (measure, detect, edit, explain)
@@ -32,6 +34,8 @@ SLOW = {"SparseAutoencoder", "Transcoder", "SkipTranscoder", "Crosscoder", "MdlP
 """Methods that train for minutes."""
 NARROW = {"DCI", "InfoMEC", "SAP", "MutualInformationGap", "Modularity", "MutualInformation"}
 """Methods that look at each unit, for at most 128 units."""
+OTHER_ROWS = {"AttentionEntropy"}
+"""Methods of attention weights, which states are not."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ def instruments() -> Iterator[tuple[str, Instrument]]:
         for name in room.__all__:
             kind = getattr(room, name)
             is_method = isinstance(kind, type) and issubclass(kind, Instrument)
-            if is_method and kind.span in ("one", "pair") and name not in SLOW:
+            if is_method and kind.span in ("one", "pair") and name not in SLOW | OTHER_ROWS:
                 examples: Any = kind.examples or ({},)
-                yield room.__name__.rpartition(".")[2], kind(**examples[0])
+                instrument = kind(**examples[0])
+                if instrument.reading().get("reducer", POSITIONS) == POSITIONS:
+                    yield room.__name__.rpartition(".")[2], instrument
 
 
 def read_rows(model: Any, texts: list[str], site: str) -> TokenRows:
@@ -113,30 +119,17 @@ def figure_of(instrument: Instrument, rows: TokenRows, asked: TokenRows) -> floa
         return math.nan
 
 
-def findings_of(model: Any, texts: list[str], sinks: str) -> set[str]:
-    """Return the codes of a scan."""
-    report = sonde.scan(model, texts, sinks=sinks, progress=False)
-    return {finding.code for finding in report.findings}
+Figures = dict[str, tuple[float, float]]
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tools.lm", description=__doc__)
-    parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
-    parser.add_argument("--site", default="model.layers.3", help="site of the rows")
-    parser.add_argument("--scan", action="store_true", help="compare the codes of two scans too")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    model = sonde.load(typed.model)
+def figures_of(folder: str, site: str) -> tuple[str, Figures]:
+    """Return a sentence on the rows of a model, and each method's figure with and without sinks."""
+    model = sonde.load(folder)
     draw = random.Random(0)
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(SEEDS)]
-    every = read_rows(model, texts, typed.site)
-    left = every.without()
-    counted = f"{len(every.x):,} tokens of {SEEDS} texts, {int(every.sink.sum())} of them sinks"
-    print(f"{Path(typed.model).name}, {typed.site}: {counted}\n")
-    print("| method | with sinks | without | moved by a tenth |\n|---|---|---|---|")
+    every = read_rows(model, texts, site)
+    left, name = every.without(), Path(folder).name
+    n_sinks, figures = int(every.sink.sum()), Figures()
     for room, instrument in instruments():
         if type(instrument).__name__ in NARROW and every.x.shape[1] > 128:
             continue
@@ -144,14 +137,54 @@ def main() -> None:
         is_count = (kept, without) == (len(every.x), len(left.x))
         if is_count or (math.isnan(kept) and math.isnan(without)):
             continue  # it needs other columns, or a second set of rows to score
-        scale = MOVED * max(abs(kept), abs(without))
-        moved = abs(kept - without) > scale or math.isnan(kept + without)
-        name = f"{room}.{type(instrument).__name__}"
-        print(f"| {name} | {kept:.4g} | {without:.4g} | {'yes' if moved else ''} |", flush=True)
-    if typed.scan:
-        codes = [findings_of(model, texts, sinks) for sinks in ("keep", "auto")]
-        print(f"\nfindings with sinks alone: {sorted(codes[0] - codes[1]) or 'none'}")
-        print(f"findings without sinks alone: {sorted(codes[1] - codes[0]) or 'none'}")
+        figures[f"{room}.{type(instrument).__name__}"] = kept, without
+    n_moved = sum(map(moved, figures.values()))
+    return (
+        f"{name}, {site}: {len(every.x):,} tokens of {SEEDS} texts, {n_sinks} of them sinks; "
+        f"{n_moved} of {len(figures)} figures move."
+    ), figures
+
+
+def moved(pair: tuple[float, float]) -> bool:
+    """Return whether a figure differs by a tenth or more between all rows and no sinks."""
+    kept, without = pair
+    return abs(kept - without) > MOVED * max(map(abs, pair)) or math.isnan(kept + without)
+
+
+def table(found: dict[str, Figures]) -> list[str]:
+    """Return the lines of the table; figures that move are bold."""
+    names = dict.fromkeys(name for figures in found.values() for name in figures)
+    lines = [f"| method | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
+    for name in names:
+        cells: list[str] = []
+        for figures in found.values():
+            pair = figures.get(name)
+            text = "" if pair is None else f"{pair[0]:.4g} / {pair[1]:.4g}"
+            cells.append(f"**{text}**" if pair is not None and moved(pair) else text)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tools.lm", description=__doc__)
+    default = f"{FOLDER}@model.layers.3"
+    parser.add_argument("models", nargs="*", default=[default], help="FOLDER@SITE of each model")
+    parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
+    typed = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sentences, found = list[str](), dict[str, Figures]()
+    for text in typed.models:
+        folder, _, site = text.rpartition("@")
+        sentence, found[Path(folder).name] = figures_of(folder, site)
+        sentences.append(sentence)
+    printed = "\n\n".join(["\n".join(sentences), "\n".join(table(found))])
+    print(printed)
+    if typed.page is not None:
+        before, after = typed.page.read_text().split(START)[0], typed.page.read_text().split(END)[1]
+        typed.page.write_text(f"{before}{START}\n\n{printed}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

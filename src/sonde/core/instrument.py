@@ -72,6 +72,17 @@ class WithSinks(Where):
 
 
 @dataclass(frozen=True)
+class OnlySinks(Where):
+    """The rows of sinks alone."""
+
+    sinks: ClassVar[bool] = True
+
+    def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
+        """Keep the rows of sinks."""
+        return batch.column("sink", key)
+
+
+@dataclass(frozen=True)
 class Subsample(Where):
     """A hashed sample of about one row in ``every``, at most ``cap`` rows per example.
 

@@ -51,6 +51,8 @@ FLAGS: dict[str, str] = {
     "dead_features": "more than 5 % of the features are active in no row",
     "massive_units": "units with over ten times the standard deviation of others: they dominate "
     "the result, or were scaled down",
+    "sinks": "tokens with massive states were left out: with them the value would move by a tenth "
+    "or more (conventions, with sinks)",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "rough_merge": "parts that were fitted separately and merged give other scores than one pass",

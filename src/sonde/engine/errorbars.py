@@ -305,7 +305,7 @@ def _effects(
             state, gradient = arguments[term.name], gradients[term.name]
             if term.index is not None:
                 state, gradient = state[term.index], gradient[term.index]
-            columns = [_column(sample, term.keys, name) for name in term.statistic.needs()]
+            columns = columns_of(term, sample)
             detached = map_tensors(state, lambda t: t.detach())
             effect = term.statistic.influence(detached, gradient, *columns)
             if effect is not None:
@@ -313,7 +313,7 @@ def _effects(
     return total
 
 
-def _column(sample: SampleRows, keys: tuple[str, ...], name: str) -> Any:
-    if name == "y":
-        return sample.columns[keys[1]]["x"]
-    return sample.columns[keys[0]][name]
+def columns_of(term: Term, sample: SampleRows) -> list[Any]:
+    """Return the sampled columns that a term's statistic takes, in its order."""
+    first, last = (sample.columns[key] for key in (term.keys[0], term.keys[-1]))
+    return [last["x"] if name == "y" else first[name] for name in term.statistic.needs()]

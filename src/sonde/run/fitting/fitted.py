@@ -14,7 +14,7 @@ from typing import Any
 from sonde.core._shown import html_table, places, told
 from sonde.core.clearance import LABELS, joined_labels
 from sonde.core.errors import InputError, StateError
-from sonde.core.instrument import Detector, Instrument
+from sonde.core.instrument import Detector, Instrument, OnlySinks
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest, require_finite
@@ -25,6 +25,7 @@ from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.places import to_path
 from sonde.files.state_file import read_header, read_state, state_type, write_state
 from sonde.run.fitting._joining import Bundle, joined, joined_split
+from sonde.run.fitting._kept_sinks import with_value_of_sinks
 from sonde.run.fitting._soundness import check_states
 from sonde.run.fitting.group_counts import damaged_counts
 from sonde.run.instruments.entries import (
@@ -146,16 +147,16 @@ class Fitted:
     def _result(self, i: int) -> Result:
         if i not in self._results:
             task = last_task(self.tasks[i], self.states, self.split)
-            rows = None
+            rows = sinks = None
             if self.sample is not None and task.instrument.estimates:
                 n_groups = int(self.header["data"]["n_groups"])
                 rows = self.sample.rows(task.keys, self.states, n_groups)
-            result = result_with_error(
-                task.instrument,
-                states_of(task, self.states, self.split),
-                terms_of(task, self.split),
-                rows,
-            )
+                if self.sample.sinks:
+                    sinks = self.sample.rows(task.keys, self.states, n_groups, OnlySinks())
+            states, terms = states_of(task, self.states, self.split), terms_of(task, self.split)
+            result = result_with_error(task.instrument, states, terms, rows)
+            if sinks is not None:
+                result = with_value_of_sinks(result, task.instrument, states, terms, sinks)
             inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
             broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
             result = with_few_groups(result, int(self.header["data"]["n_groups"]))
@@ -216,7 +217,11 @@ class Fitted:
         sample = (
             None
             if self.sample is None
-            else {"columns": list(self.sample.columns), "groups": self.sample.groups}
+            else {
+                "columns": list(self.sample.columns),
+                "groups": self.sample.groups,
+                "sinks": self.sample.sinks,
+            }
         )
         return {
             **self.header,

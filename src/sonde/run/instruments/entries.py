@@ -143,9 +143,10 @@ def tasks_of(
     try:
         split = None if header["split"] is None else Split(**header["split"])
         raw = header["sample"]
-        sample = (
-            None if raw is None else ErrorSample(tuple(raw["columns"]), bool(raw["groups"]), split)
-        )
+        sample = None
+        if raw is not None:
+            sinks = bool(raw.get("sinks", False))
+            sample = ErrorSample(tuple(raw["columns"]), bool(raw["groups"]), split, sinks)
         tasks = [_task_of(entry, further) for entry in header["entries"]]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error).rstrip(".")

@@ -3,13 +3,22 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SondeWarning
-from sonde.core.instrument import SAMPLE, Detector, Every, Instrument, reads_rows
+from sonde.core.instrument import (
+    SAMPLE,
+    Detector,
+    Every,
+    Instrument,
+    OnlySinks,
+    Where,
+    reads_rows,
+)
 from sonde.core.plan import Split
 from sonde.core.reduction import AUTO, reduction_at
+from sonde.core.sinks import KEEP, Sinks
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.state import digest
 from sonde.core.statistic import Statistic
@@ -166,32 +175,54 @@ def _skipped(
 
 @dataclass(frozen=True)
 class ErrorSample:
-    """Sampled columns from which the error bars of some tasks are computed."""
+    """Sampled columns from which the error bars of some tasks are computed.
+
+    Parameters
+    ----------
+    columns : tuple of str
+    groups : bool
+        Whether whole groups are sampled.
+    split : Split or None
+    sinks : bool, default=False
+        Whether rows of sinks are sampled too, separately, to compute values that include them.
+    """
 
     columns: tuple[str, ...]
     groups: bool
     split: Split | None
+    sinks: bool = False
 
-    def request(self, key: str, column: str) -> list[Request]:
+    @property
+    def filters(self) -> tuple[Where, ...]:
+        """Filters of the rows, each with a sample of its own."""
+        return (Every(), OnlySinks()) if self.sinks else (Every(),)
+
+    def request(self, key: str, column: str, where: Where) -> list[Request]:
         """Return the request whose merged states hold a column at a site."""
         statistic = HashSample(SAMPLE, column=column, groups=self.groups)
         parts = ("all",) if self.split is None else ("fit", "held")
-        return [Request(statistic, (key,), Every(), part) for part in parts]
+        return [Request(statistic, (key,), where, part) for part in parts]
 
-    def state(self, key: str, column: str, states: States) -> HashSampleState | None:
-        """Return the sample of a column at a site over all rows."""
+    def state(self, key: str, column: str, states: States, where: Where) -> HashSampleState | None:
+        """Return the sample of a column at a site over all rows that a filter keeps."""
         merged = None
-        for request in self.request(key, column):
+        for request in self.request(key, column, where):
             merged = merge_pair(request.statistic, merged, states.get(request.id))
         return merged  # type: ignore[return-value]
 
-    def rows(self, keys: Sequence[str], states: States, n_groups: int) -> SampleRows | None:
+    def rows(
+        self,
+        keys: Sequence[str],
+        states: States,
+        n_groups: int,
+        where: Where = Every(),  # noqa: B008
+    ) -> SampleRows | None:
         """Return the sampled rows at some sites, joined on their sampling keys.
 
         These are the rows of whole groups; or single rows, if there are no groups and an example
         has several rows.
         """
-        samples = {k: {c: self.state(k, c, states) for c in self.columns} for k in keys}
+        samples = {k: {c: self.state(k, c, states, where) for c in self.columns} for k in keys}
         if any(s is None for by_column in samples.values() for s in by_column.values()):
             return None
         firsts = [next(iter(by_column.values())) for by_column in samples.values()]
@@ -225,7 +256,9 @@ def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> 
         names |= {n for t in terms for n in t.statistic.needs()} - {"y", "head"} | {"x"}
     if not names:
         return None
-    return ErrorSample(tuple(sorted(names)), stream.grouped, split)
+    kept = stream.identity().get("sinks") or KEEP
+    sinks = bool(Sinks.parse(kept)) and not all(s.reducer.one_row for s in stream.schema)
+    return ErrorSample(tuple(sorted(names)), stream.grouped, split, sinks)
 
 
 def requests_of(
@@ -236,6 +269,6 @@ def requests_of(
     if sample is not None:
         keys = sorted({k for t in tasks for k in t.keys})
         for key in keys:
-            for column in sample.columns:
-                found.update((r.id, r) for r in sample.request(key, column))
+            for column, where in product(sample.columns, sample.filters):
+                found.update((r.id, r) for r in sample.request(key, column, where))
     return dict(sorted(found.items()))
