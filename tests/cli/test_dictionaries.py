@@ -116,5 +116,8 @@ def test_a_fit_says_how_sparse_and_how_faithful_a_dictionary_is(tmp_path):
                     "--reducer", "patches", "--limit", 60, "-o", tmp_path / "d.sonde")  # fmt: skip
     assert ran.code == 0, ran.err
     said = " ".join(ran.err.split())
-    assert re.search(r"4 features are active in a row, \S+% in none; rebuilt states recover", said)
+    assert re.search(
+        r"4 features are active in a row, \S+% in none; \S+% of the variance of held", said
+    )
+    assert re.search(r"\(by as many principal components: \S+%\); rebuilt states recover", said)
     assert "on 32 examples held out" in said

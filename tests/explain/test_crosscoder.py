@@ -4,7 +4,7 @@ import torch
 from sonde.explain import Crosscoder
 from sonde.stats.training import generator
 
-HOW = {"k": 4, "batch": 256, "mixed": 1, "passes": 12, "rate": 2e-2}
+HOW = {"k": 4, "batch": 256, "mixed": 1, "passes": 16, "rate": 2e-2}
 
 
 @pytest.mark.essential

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,7 @@ from sonde.core.edit import EditContext
 from sonde.core.errors import InputError, ShapeError, StateError, StoreError
 from sonde.core.site import Site
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import array_stream
 from sonde.explain import Dictionary, SparseAutoencoder, load_dictionary
 from sonde.explain._codes import (
     FeatureCodes,
@@ -91,7 +93,8 @@ def test_sizes_of_gated_features_are_not_shrunk_by_the_penalty_as_those_of_relu_
     x, true, z = _positive()
     ratios = {}
     for act in ("gated", "relu"):
-        found = SparseAutoencoder(act=act, penalty=2.0, dead_after=500, **HOW).fit(x)
+        how = {**HOW, "passes": 14}
+        found = SparseAutoencoder(act=act, penalty=2.0, dead_after=500, **how).fit(x)
         best = (torch.nn.functional.normalize(found.decoder, dim=1) @ true.T).max(0)
         sizes = found.encode(x)[:, best.indices] * found.decoder.norm(dim=1)[best.indices]
         known = (z > 0) & (sizes > 0) & (best.values > 0.9)
@@ -134,13 +137,38 @@ def test_the_first_features_of_a_nested_dictionary_rebuild_rows_alone():
     torch.testing.assert_close(prefix_error(FeatureCodes(z), decoder, rows), sum(parts) / 5)
 
 
-@pytest.mark.truth("sums over all rows in numpy's way, and the rows themselves where k = dim")
-def test_health_is_that_of_the_rows(signed):
+def _parts(x, group=None):
+    """Return the rows that train, and the rows of the groups with the smallest tenth of keys."""
+    columns = {} if group is None else {"group": group}
+    stream = array_stream(x, columns, None, 0, numbered=True)
+    draw = torch.cat([b.column("group_draw", "x") for b in stream.batches(0, len(stream))])
+    held = draw.numpy().view("uint64") < 2**64 // 10
+    return x[torch.as_tensor(~held)], x[torch.as_tensor(held)]
+
+
+def _left(found, rows, every):
+    """Return the fraction of rows' variance around all rows' mean that is left unexplained."""
+    error = (rows - found.rebuild(rows)).double().square().sum()
+    return float(error / (rows - every.mean(0)).double().square().sum())
+
+
+@pytest.mark.truth("sums over held-out rows, numpy's SVD, and the rows themselves where k = dim")
+def test_health_is_that_of_held_out_rows(signed):
     x, _ = _planted()
     found = signed["abstopk"]
-    left = (x - found.rebuild(x)).double().square().sum()
-    total = (x - x.mean(0)).double().square().sum()
-    assert found.value == pytest.approx(float(left / total), rel=1e-4)
+    used, held = _parts(x)
+    assert found.n == len(held)
+    assert found.value == pytest.approx(_left(found, held, x), rel=1e-4)
+    assert found.conventions["unexplained in training"] == pytest.approx(
+        _left(found, used, x), rel=1e-4
+    )
+    axes = numpy.linalg.svd((used - used.mean(0)).double().numpy())[2][:K]
+    rows = (held - used.mean(0)).double().numpy()
+    rest = rows - rows @ axes.T @ axes
+    share = (rest**2).sum() / float((held - x.mean(0)).double().square().sum())
+    assert found.conventions["principal components"] == K
+    assert found.conventions["unexplained by components"] == pytest.approx(share, rel=1e-4)
+    assert found.value < share / 3
     z = found.encode(x)
     assert torch.equal(found.density, (z != 0).double().mean(0))
     assert found.conventions["l0"] == float((z != 0).sum(1).double().mean())
@@ -151,6 +179,37 @@ def test_health_is_that_of_the_rows(signed):
     )
     rows = torch.randn(7, 5, generator=generator(4))
     torch.testing.assert_close(exact.rebuild(rows), rows)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("errors on rows of new documents")
+def test_a_dictionary_that_knows_its_documents_by_heart_is_judged_on_others():
+    """Each document has a direction of its own, which a wide dictionary memorises."""
+    source = generator("documents")
+    group = torch.arange(40).repeat_interleave(60)
+    own = torch.nn.functional.normalize(torch.randn(60, DIM, generator=source), dim=1)
+    x = own[group] * 4 + 0.3 * torch.randn(len(group), DIM, generator=source)
+    fresh = own[40:].repeat_interleave(60, 0) * 4 + 0.3 * torch.randn(1200, DIM, generator=source)
+    how = {"k": 1, "batch": 128, "mixed": 1, "passes": 20, "rate": 2e-2, "dead_after": 500}
+    wide = SparseAutoencoder(features=60, **how).fit(x, group=group)
+    assert wide.conventions["unexplained in training"] < 0.2
+    _, held = _parts(x, group)
+    assert len(held) % 60 == 0
+    assert wide.value == pytest.approx(_left(wide, held, x), rel=1e-4)
+    assert wide.value > 3 * wide.conventions["unexplained in training"]
+    assert abs(wide.value - _left(wide, fresh, x)) < 0.2
+    stopped = SparseAutoencoder(features=60, patience=2, **how).fit(x, group=group)
+    assert stopped.value <= wide.value
+    alone = SparseAutoencoder(features=8, **how).fit(x[:60], group=group[:60])
+    assert "few_groups" in alone.flags
+    assert alone.n == 60
+
+
+def test_training_stops_where_new_rows_get_no_better():
+    x, _ = _planted()
+    how = {**HOW, "passes": 30, "rate": 0.2}
+    short, whole = (SparseAutoencoder(patience=p, **how).fit(x[:600]) for p in (2, 0))
+    assert short.conventions["steps"] < whole.conventions["steps"]
 
 
 @pytest.mark.parametrize("act", ["topk", "abstopk"])

@@ -13,7 +13,7 @@ from sonde.core.stream import Stream
 def dictionary_healths(
     results: Mapping[tuple[str, str], Result], stream: Stream, model: Any, data: str | None
 ) -> list[dict[str, Any]]:
-    """Return the health of each dictionary: active features, dead ones, and the loss recovered.
+    """Return the health of each dictionary: its errors, active and dead features, and the loss.
 
     The loss is None without a live model, or if every split of the data was used for the fit.
     """
@@ -34,6 +34,8 @@ def dictionary_healths(
                 "site": site,
                 "active": found.l0,
                 "dead": found.dead_share,
+                "unexplained": float(found.value),
+                "components": found.conventions.get("unexplained by components"),
                 "loss": loss,
             }
         )
@@ -69,8 +71,11 @@ def health_texts(healths: list[dict[str, Any]], output: Path, model: str) -> Ite
     for row in healths:
         said = (
             f"{row['method']} at {row['site']}: {row['active']:.3g} features are active in a row, "
-            f"{100 * row['dead']:.3g}% in none"
+            f"{100 * row['dead']:.3g}% in none; {100 * row['unexplained']:.3g}% of the variance of "
+            "held-out groups is unexplained"
         )
+        if row["components"] is not None:
+            said += f" (by as many principal components: {100 * row['components']:.3g}%)"
         loss = row["loss"]
         if loss is None:
             yield (

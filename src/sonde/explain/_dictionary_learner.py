@@ -36,6 +36,7 @@ class DictionaryLearner(Instrument):
     penalty: float = 1.0
     dead_after: int | None = None
     mixed: int = 4
+    patience: int = 0
     seed: int = 0
     estimates: ClassVar[bool] = False
     least_features: ClassVar[int] = 1
@@ -51,7 +52,7 @@ class DictionaryLearner(Instrument):
                 f"{name}: expected features of at least {self.least_features}, k, passes, batch, "
                 f"mixed and dead_after of at least 1 and a rate above 0, got {self}."
             )
-        check_ranges(self, act=get_args(Act), penalty="[0, inf)")
+        check_ranges(self, act=get_args(Act), penalty="[0, inf)", patience=">= 0")
 
     @abstractmethod
     def training(self) -> DictionaryTraining:
@@ -60,7 +61,17 @@ class DictionaryLearner(Instrument):
     @property
     def settings(self) -> dict[str, Any]:
         """The parameters of the training run."""
-        names = ("features", "k", "act", "passes", "batch", "penalty", "dead_after", "seed")
+        names = (
+            "features",
+            "k",
+            "act",
+            "passes",
+            "batch",
+            "penalty",
+            "dead_after",
+            "patience",
+            "seed",
+        )
         own = {"top_rate": self.rate, "buffer": self.mixed * self.batch}
         return {n: getattr(self, n) for n in names} | own
 
@@ -77,14 +88,15 @@ class DictionaryLearner(Instrument):
         if trained.diverged is None or trained.fired is None:
             trained.require_trained(type(self).__name__)
         decoder, offset, *more = (v.double().cpu() for v in trained.weights.values[2:])
-        encoder, bias, threshold, act = training.reader(trained)
+        encoder, bias, threshold, act = training.reader(trained.weights)
         scale, scale_out = trained.scale.cpu(), trained.scale_out.cpu()
         weight, site = trained.weight(trained.rebuilt), trained.site_scale(trained.rebuilt)
-        scatter = torch.cat([m.scatter for m in trained.rebuilt])
-        total = float((scatter * weight.square()).sum())
+        held, used = trained.held_out, trained.trained_on
+        judged = held if held.n else used
         fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
         flags = ["diverged"] if trained.diverged is not None else []
-        flags += ["dead"] if total == 0 else []
+        flags += ["dead"] if judged.n and math.isnan(judged.unexplained) else []
+        flags += [] if held.n or not used.n else ["few_groups"]
         massive = (weight < 1).nonzero().flatten().tolist()
         flags += ["massive_units"] if massive else []
         dead_share = float((fired == 0).double().mean()) if len(fired) else 0.0
@@ -96,15 +108,19 @@ class DictionaryLearner(Instrument):
         rest = trained.mean_out.cpu() + offset / scale_out
         rest = rest if map_back is None else rest - map_back @ trained.mean.cpu()
         return Dictionary(
-            value=trained.error / total if total > 0 else math.nan,
-            n=trained.n,
+            value=judged.unexplained,
+            n=judged.n,
             range=(0.0, math.inf),
             direction="lower",
             flags=tuple(flags),
             conventions={
-                "value": "share of variance unexplained, sums over all rows and units",
+                "value": "unexplained fraction of squares around the mean of all rows, of rows of "
+                + ("held-out groups" if held.n else "the training: there is one group"),
+                "unexplained in training": used.unexplained,
+                **_components(trained),
                 "l0": float(fired.sum()) / max(1, trained.n),
                 "dead share": dead_share,
+                "dead features": int((fired == 0).sum()),
                 "units scaled down": massive,
                 "steps": trained.weights.steps,
                 "rows in training": trained.losses[0].n if trained.losses else 0,
@@ -125,3 +141,15 @@ class DictionaryLearner(Instrument):
             widths=several,
             scales=tuple(float(s[0]) for s in site.split(list(widths))) if several else (),
         )
+
+
+def _components(trained: DictionaryState) -> dict[str, Any]:
+    """Return what as many principal components as features of a row leave unexplained.
+
+    The components are of the rows that train; the figure is of the held-out rows.
+    """
+    if trained.components is None or trained.fired is None or not trained.held_out.n:
+        return {}
+    n = round(float(trained.fired.sum()) / max(1, trained.n))
+    left = trained.held_out.unexplained_by_components(trained.components, n)
+    return {"principal components": n, "unexplained by components": left}

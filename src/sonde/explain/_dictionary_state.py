@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.explain._held_out import HeldGroups, HeldOut
 from sonde.stats import solve_normal_equations
 from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.training import TrainingState
@@ -22,15 +23,19 @@ class DictionaryState(TrainingState):
     """State of a dictionary's training between batches of rows.
 
     ``read`` and ``rebuilt`` are the moments of the rows that are read and of the rows that are
-    rebuilt, site by site. ``fired`` counts the rows in which each feature is active and ``error``
-    sums squared errors, both over the last walk, with the final weights.
+    rebuilt, site by site. ``fired`` counts the rows in which each feature is active, over the last
+    walk, with the final weights; ``held_out`` and ``trained_on`` sum the errors of the groups that
+    were held out and of all others. ``components`` are the moments of the rows that train.
     """
 
     read: tuple[MomentsState, ...] = ()
     rebuilt: tuple[MomentsState, ...] = ()
     cross: Tensor | None = None
     fired: Int[Tensor, "feature"] | None = None
-    error: float = 0.0
+    groups: HeldGroups = field(default_factory=HeldGroups)
+    held_out: HeldOut = field(default_factory=HeldOut)
+    trained_on: HeldOut = field(default_factory=HeldOut)
+    components: MomentsState | None = None
     n: int = 0
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -25,7 +25,9 @@ from sonde.explain._codes import (
     ungated,
 )
 from sonde.explain._dictionary_state import DictionaryState, counted, least_squares, lengths, unit
-from sonde.stats.training import SURVEY, Examples, Trainer, generator
+from sonde.explain._held_out import added
+from sonde.stats import Moments
+from sonde.stats.training import REVIEW, SURVEY, Examples, Trainer, generator
 from sonde.stats.training_weights import LiveWeights, Weights
 
 AUX, AUX_SHARE = 1 / 32, 0.5
@@ -54,6 +56,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
     top_rate: float | None
     penalty: float
     dead_after: int | None
+    patience: int
     buffer: int
     seed: int
     skip: bool = False
@@ -78,7 +81,10 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of the weights, of Adam's moments and of buffered rows."""
-        return 12 * self.width(dims[0]) * (dims[0] + dims[-1]) + 4 * self.buffer * sum(dims)
+        n_weights = self.width(dims[0]) * (dims[0] + dims[-1])
+        best = 12 * n_weights if self.patience else 0
+        moments = 16 * sum(dims) ** 2 if self.is_own else 0
+        return 12 * n_weights + best + moments + 4 * self.buffer * sum(dims)
 
     def survey(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
         """Estimate the scale and the mean of the inputs and of the targets."""
@@ -91,6 +97,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
             cross = seen if cross is None else cross + seen
         return replace(
             state,
+            groups=state.groups.counted(columns[-1]),
             read=counted(state.read, read),
             rebuilt=counted(state.rebuilt, rebuilt),
             cross=cross,
@@ -105,6 +112,17 @@ class DictionaryTraining(Trainer[DictionaryState]):
             return Examples((u,))
         v = torch.cat(rebuilt, 1).to(u)
         return Examples((u, (v - state.mean_out.to(u)) * state.scale_out.to(u)))
+
+    def parted(
+        self, state: DictionaryState, columns: Sequence[Tensor]
+    ) -> tuple[DictionaryState, Examples]:
+        """Return the rows prepared for training, with the mask of the rows that are held out."""
+        found, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
+        held = held.to(found[0].device)
+        if self.is_own and state.walks == 1:
+            rows = found[0][~held] / state.site_scale(state.rebuilt).to(found[0])
+            state = replace(state, components=added(state.components, rows, Moments()))
+        return state, Examples(found, held)
 
     def loss(
         self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
@@ -194,19 +212,22 @@ class DictionaryTraining(Trainer[DictionaryState]):
         return rate * up * min(1.0, max(n - step, 1.0) / max(1.0, LAST * n))
 
     def _n_steps(self, state: DictionaryState) -> float:
-        return max(1.0, self.passes * state.read[0].n / self.batch)
+        return max(1.0, self.passes * state.groups.n_used / self.batch)
 
     def _dead_after(self, state: DictionaryState) -> float:
         if self.dead_after is not None:
             return self.dead_after
-        return min(RECENT, 0.1 * self.passes * state.read[0].n)
+        return min(RECENT, 0.1 * self.passes * state.groups.n_used)
 
     def close_pass(self, state: DictionaryState) -> DictionaryState:
         """Initialise the weights after the pass that estimates the scales."""
         if state.stage == SURVEY:
             self._check_rows(state)
             state = replace(state, weights=self._weights(state))
-        return super().close_pass(state)
+        state = super().close_pass(state)
+        if state.stage == REVIEW and state.best is not None:
+            state = replace(state, weights=state.best, best=None)
+        return state
 
     def _check_rows(self, state: DictionaryState) -> None:
         n, width = state.read[0].n, self.width(sum(len(m.mean) for m in state.read))
@@ -239,42 +260,67 @@ class DictionaryTraining(Trainer[DictionaryState]):
         since, kept = torch.zeros(n, dtype=torch.int64), torch.zeros(1)
         return Weights.of(*values, buffers=(since, kept))
 
+    def held_loss(
+        self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
+    ) -> Tensor:
+        """Return the mean squared error of held-out rows, with the whole penalty if there is one.
+
+        The penalty of training rises at first, so that its losses do not compare.
+        """
+        u, v = batch[0], batch[-1]
+        out, _ = self._rebuilt(live, u, is_same=len(batch) == 1)
+        error = (v - out).square().sum(1).mean()
+        if self.act in (*FEW, *OF_BATCH):
+            return error
+        centre = live.values[3] if len(batch) == 1 else torch.zeros_like(u[0])
+        late = replace(live, steps=round(self._n_steps(state)))
+        return error + self._codes(state, late, u, centre)[1]
+
+    def _rebuilt(
+        self, weights: Weights | LiveWeights, u: Tensor, *, is_same: bool
+    ) -> tuple[Tensor, FeatureCodes]:
+        """Return the reconstruction of rows, and their features, each row by itself."""
+        decoder, bias_out, *more = weights.values[2:]
+        encoder, bias, threshold, act = self.reader(weights)
+        centre = bias_out if is_same else torch.zeros_like(u[0])
+        pre = torch.addmm(bias - encoder @ centre, u, encoder.T)
+        codes = codes_of(pre, act, self.k, threshold)
+        out = codes.decoded(decoder) + bias_out
+        return (out + u @ more[-1].T if self.skip else out), codes
+
     def review(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
-        """Add the rows' errors to the totals, and count the features active in the rows."""
-        found = self.prepared(state, *columns).columns
+        """Add the rows' errors to the sums, and count the features active in the rows."""
+        found, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
         u, v = found[0], found[-1]
-        decoder, bias_out, *more = state.weights.values[2:]
-        encoder, bias, threshold, act = self.reader(state)
-        centre = bias_out if len(found) == 1 else torch.zeros_like(u[0])
         with torch.no_grad():
-            pre = torch.addmm(bias - encoder @ centre, u, encoder.T)
-            codes = codes_of(pre, act, self.k, threshold)
-            out = codes.decoded(decoder) + bias_out
-            out = out + u @ more[-1].T if self.skip else out
+            out, codes = self._rebuilt(state.weights, u, is_same=len(found) == 1)
             site = state.site_scale(state.rebuilt).to(v.device)
-            error = ((v - out).double() / site).square().sum()
-        fired = codes.fired(len(bias))
+            rows = v / site.to(v)
+            error = ((v - out).double() / site).square().sum(1)
+        fired = codes.fired(len(state.weights.values[1]))
+        moments, held = Moments("full" if self.is_own else "diag"), held.to(v.device)
         return replace(
             state,
             fired=fired if state.fired is None else state.fired + fired,
-            error=state.error + float(error),
+            held_out=state.held_out.counted(error[held], rows[held], moments),
+            trained_on=state.trained_on.counted(error[~held], rows[~held], Moments("diag")),
             n=state.n + len(u),
         )
 
-    def reader(self, state: DictionaryState) -> tuple[Tensor, Tensor, Tensor | None, Act]:
+    def reader(self, weights: Weights | LiveWeights) -> tuple[Tensor, Tensor, Tensor | None, Act]:
         """Return the trained encoder: its weight, its bias, its threshold and its activation.
 
         These are the encoder, its bias, the threshold or None if the activation has none, and the
         activation.
         """
-        encoder, bias, more = *state.weights.values[:2], state.weights.values[4:]
+        encoder, bias, more = weights.values[0], weights.values[1], weights.values[4:]
         if self.act == "jumprelu":
             return encoder, bias, more[0].relu(), "jumprelu"
         if self.act == "gated":
             encoder, bias, threshold = ungated(encoder, bias, more[0], more[1])
             return encoder, bias, threshold.relu(), "jumprelu"
         if self.act in OF_BATCH:
-            return encoder, bias, state.weights.buffers[1], "batchtopk"
+            return encoder, bias, weights.buffers[1], "batchtopk"
         return encoder, bias, None, self.act
 
 
@@ -289,10 +335,10 @@ class OwnTraining(DictionaryTraining):
         return rows, rows
 
     def examples(
-        self, state: DictionaryState, x: Float[Tensor, "row dim"]
+        self, state: DictionaryState, x: Float[Tensor, "row dim"], group_draw: Int[Tensor, "row"]
     ) -> tuple[DictionaryState, Examples]:
         """Return rows."""
-        return state, self.prepared(state, x)
+        return self.parted(state, (x, group_draw))
 
 
 @final
@@ -314,7 +360,11 @@ class PairTraining(DictionaryTraining):
         return (pair, pair) if self.both else (pair[:1], pair[1:])
 
     def examples(
-        self, state: DictionaryState, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
+        self,
+        state: DictionaryState,
+        x: Float[Tensor, "row dim"],
+        y: Float[Tensor, "row dim2"],
+        group_draw: Int[Tensor, "row"],
     ) -> tuple[DictionaryState, Examples]:
         """Return the rows of both sites, prepared for training."""
-        return state, self.prepared(state, x, y.to(x.device))
+        return self.parted(state, (x, y.to(x.device), group_draw))

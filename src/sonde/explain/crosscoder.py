@@ -25,7 +25,7 @@ class Crosscoder(DictionaryLearner):
 
     Parameters
     ----------
-    features, k, act, passes, batch, rate, penalty, dead_after, mixed, seed
+    features, k, act, passes, batch, rate, penalty, dead_after, mixed, patience, seed
         Settings of the dictionary and its training, as in ``SparseAutoencoder``; ``features`` None
         is 8 for each unit of both sites.
 

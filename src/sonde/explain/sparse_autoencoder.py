@@ -30,10 +30,14 @@ class SparseAutoencoder(DictionaryLearner):
     ``batchtopk``, and the first 1/16, 1/8, 1/4 and 1/2 of the features rebuild rows too, so that
     the first ones stand for what is common.
 
-    Range        [0, inf), share of the variance, in the scale of the training; lower = better; 1 =
-                 no better than the mean.
-    Cost         2 + ``passes`` walks; state 12 features (2 dim) bytes and the rows that wait; with
-                 ``topk`` and ``abstopk`` one large product in a step instead of six.
+    The value is of a tenth of the groups (documents), which are held out of the training. Beside it
+    stand the value of the rows that train, and the fraction of the held-out rows that principal
+    components of the training rows leave unexplained, as many as a row has active features.
+
+    Range        [0, inf), share of the squares of held-out rows around the mean of all rows; lower
+                 = better; 1 = no better than this mean.
+    Cost         2 + ``passes`` walks; state 12 features (2 dim) bytes, 16 dim^2 bytes and the rows
+                 that wait; ``topk`` and ``abstopk`` make one large product in a step, others six.
     Assumes      many more rows than features. Trained by steps: it cannot merge.
     Differs      from the papers: inputs are centred and scaled by figures of the first walk; dead
                  features are those that are active in no row of ``dead_after``, not those never
@@ -61,6 +65,9 @@ class SparseAutoencoder(DictionaryLearner):
         leave; None: 10 million, or a tenth of the training if that is less.
     mixed : int, default=4
         Batches that are mixed before they are trained on.
+    patience : int, default=0
+        Passes without a smaller error on held-out rows after which training stops and the best
+        weights are kept; 0: it never stops early, so that the rate falls to 0 as planned.
     seed : int, default=0
         Seed of the initial weights and of the order of rows.
 

@@ -22,7 +22,7 @@ class Transcoder(DictionaryLearner):
 
     Parameters
     ----------
-    features, k, act, passes, batch, rate, penalty, dead_after, mixed, seed
+    features, k, act, passes, batch, rate, penalty, dead_after, mixed, patience, seed
         Settings of the dictionary and its training, as in ``SparseAutoencoder``.
 
     References
