@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_refused():
     other, _ = nets()
     grams = layer_grams(net, open_inputs(Model(net), x), progress=False)
     other[0].bias.data += 1
-    with pytest.raises(StateError, match="measured with other weights"):
+    with pytest.raises(StateError, match="measured on another model: its weights differ"):
         GPTQ().plan(other, {"calibration": grams})
     with pytest.raises(InputError, match="got no 'calibration'"):
         GPTQ().plan(net)

@@ -93,5 +93,5 @@ def test_what_cannot_select_anything_is_refused():
     ):
         SelectiveDampening(0.5).plan(model, {"forget": squares, "all": squares})
     other, *_ = world(seed=1)
-    with pytest.raises(StateError, match="computed with other weights"):
+    with pytest.raises(StateError, match="measured on another model"):
         SelectiveDampening().plan(other, {"forget": squares, "all": squares})

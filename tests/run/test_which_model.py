@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from tools.other_models import table
 from torch import nn
 
 import sonde
@@ -196,3 +197,13 @@ def test_an_adapter_that_acts_is_named():
     assert parts(model)["active adapter"] == "'one' x 8"
     model.merge_adapter()
     assert "'one' (merged)" in parts(model)["active adapter"]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("a changed function behind equal weights, and every function that takes a model")
+def test_no_function_takes_another_model_for_the_fitted_one():
+    found = {job: cells for job, cells in table().items() if job != "explain_answers(directory=)"}
+    cells = [cell.partition(":")[0] for row in found.values() for cell in row.values()]
+    assert {*cells} == {"named", "refused", "-"}
+    assert cells.count("refused") == 3, "a coded stream has room for a hash alone"
+    assert cells.count("-") == 10, "packed weights are neither calibrated on nor differentiated"

@@ -196,7 +196,7 @@ def test_a_store_that_does_not_know_the_attention_kernel_grows(tmp_path, monkeyp
     assert [s.key for s in Store(place).schema] == [f"{site}:out" for site in more]
     place = write_store(read_texts(module, 0, more[:1]), tmp_path / "b", unit_size=8)
     module.config._attn_implementation = "eager"
-    with pytest.raises(StoreError, match="other attn"):
+    with pytest.raises(StoreError, match=r"attn is .eager. here and was .sdpa. in the store"):
         append_store(read_texts(module, 20, more[:1]), place)
     with pytest.raises(StoreError, match="attn differs"):
         add_sites(read_texts(module, 0, more), place)

@@ -151,7 +151,7 @@ def test_any_split_of_the_examples_merges_to_one_pass_and_a_file_keeps_every_bit
     assert again.names == whole.names
     assert all(map(torch.equal, again.sums, whole.sums))
     other = squared_gradients(net(1), open_inputs(model, items), progress=False)
-    with pytest.raises(StateError, match="differ in their model"):
+    with pytest.raises(StateError, match="of different models: its weights differ"):
         whole.merge(other)
 
 

@@ -179,15 +179,11 @@ class Generate:
         if self.steer is None:
             return nullcontext(), ""
         from sonde.run.fitting.fitted import Fitted
-        from sonde.tap import editing, fingerprint
+        from sonde.run.fitting.live_model import require_model_of
+        from sonde.tap import editing
 
         fitted = Fitted.load(self.steer)
-        fitted_on = fitted.header["model"].get("model")
-        if fitted_on is not None and fitted_on != fingerprint(model.module):
-            raise InputError(
-                f"--steer: {self.steer} was fitted on another model than {self.model}. Fit again "
-                "on this one."
-            )
+        require_model_of(fitted.header, model, "--steer", self.steer)
         (word, site), result = self._chosen(fitted)
         where: Any = self.where
         sites = list(self.act_at) or [site]
@@ -199,7 +195,7 @@ class Generate:
         from sonde.run.explaining.dictionaries import open_dictionary, parse_features
         from sonde.tap import editing
 
-        found, site = open_dictionary(path, model.module, self.site)
+        found, site = open_dictionary(path, model, self.site)
         sites = list(self.act_at) or [site]
         if not sites[0]:
             raise InputError(

@@ -18,7 +18,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.state import State
 from sonde.engine.progress import Bar
-from sonde.tap import calls_of, fingerprint, place_of
+from sonde.tap import calls_of, difference_of_models, model_record, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
 
@@ -61,7 +61,7 @@ class ExpertUse(State):
         Sum over tokens of products of router scores.
     tokens : int
     model : str
-        Fingerprint of the weights that were read.
+        Record of the model that was read, as of ``sonde.tap.model_record``.
     """
 
     names: tuple[str, ...]
@@ -76,12 +76,13 @@ class ExpertUse(State):
         Raises
         ------
         StateError
-            If they were read at other weights.
+            If they were read on another model.
         """
-        if (self.model, self.names) != (other.model, other.names):
+        apart = difference_of_models(self.model, other.model)
+        if apart is not None or self.names != other.names:
             raise StateError(
-                "ExpertUse.merge: expected the same layers with the same weights, got layers "
-                "of two models. Measure both on one model."
+                "ExpertUse.merge: expected the same layers of the same model, got two models: "
+                f"{apart or f'layers {self.names} and {other.names}'}. Measure both on one model."
             )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         grams = tuple(a + b for a, b in zip(self.grams, other.grams, strict=True))
@@ -141,7 +142,7 @@ def expert_use(
         )
     names = tuple(one.name for one in found.values())
     seen, totals = tuple(counts.values()), tuple(grams.values())
-    return ExpertUse(names, seen, totals, max(n.values()), fingerprint(live.module))
+    return ExpertUse(names, seen, totals, max(n.values()), model_record(live.module))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.renaming import renamed
 from sonde.data import open_inputs
-from sonde.tap import fingerprint
+from sonde.tap import require_measured_on
 from sonde.tap.hooks.held import Held
 from sonde.weights import as_model, with_tensors
 
@@ -218,11 +218,9 @@ class ExtractExperts:
         use = data
         if not isinstance(data, UnitUse):
             use = unit_use(model, open_inputs(model, data), self.top)
-        if use.model != fingerprint(model.module):
-            raise StateError(
-                "ExtractExperts.extract: the units were measured with other weights than this "
-                "model has. Measure them again with unit_use."
-            )
+        require_measured_on(
+            model.module, use.model, "ExtractExperts.extract: the units", "unit_use"
+        )
         return list(use.counts)
 
 

@@ -25,7 +25,13 @@ from sonde.files.state_file import read_one, write_one
 from sonde.stats import Moments, MomentsState
 from sonde.stats.moments import centre, gram
 from sonde.stats.shrinkage import Shrinkage, oas_weight
-from sonde.tap import calls_of, fingerprint, place_of
+from sonde.tap import (
+    calls_of,
+    difference_of_models,
+    model_record,
+    place_of,
+    require_measured_on,
+)
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
 from sonde.weights.live import require_in_memory
@@ -50,7 +56,7 @@ class LayerGrams(State):
     broken : int
         Rows that were left out because they are not finite.
     model : str
-        Fingerprint of the weights that the inputs were read at.
+        Record of the model that the inputs were read at, as of ``sonde.tap.model_record``.
     """
 
     names: tuple[str, ...]
@@ -110,10 +116,11 @@ class LayerGrams(State):
         StateError
             If they were read at other weights.
         """
-        if self.model != other.model:
+        apart = difference_of_models(self.model, other.model)
+        if apart is not None:
             raise StateError(
-                "LayerGrams.merge: expected inputs of layers with the same weights, got layers "
-                "of two models. Measure both on one model."
+                "LayerGrams.merge: expected inputs of layers of the same model, got layers of two "
+                f"models: {apart}. Measure both on one model."
             )
         states = self.states
         for name, state in other.states.items():
@@ -193,7 +200,7 @@ def layer_grams(
         )
     for one in silent:
         found |= _without_rows(one)
-    return LayerGrams.of(found, broken, fingerprint(live.module))
+    return LayerGrams.of(found, broken, model_record(live.module))
 
 
 def add_rows(
@@ -320,15 +327,13 @@ def grams_for(
     Raises
     ------
     StateError
-        If they were taken at other weights.
+        If they were taken at another model.
     """
     if not isinstance(given, LayerGrams):
         return layer_grams(model, given, layers=None if layers is None else tuple(layers))
-    if given.model != fingerprint(model.module):
-        raise StateError(
-            f"{owner}.plan: the inputs of layers were measured with other weights than this "
-            "model has. Measure them again with layer_grams."
-        )
+    require_measured_on(
+        model.module, given.model, f"{owner}.plan: the inputs of layers", "layer_grams"
+    )
     return given
 
 

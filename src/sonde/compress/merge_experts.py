@@ -19,10 +19,10 @@ from torch import Tensor
 from sonde.compress._grid import method_of
 from sonde.compress.expert_use import STACKED, ExpertUse, Mixture, expert_use, mixtures
 from sonde.compress.low_rank_weights import thin_factors
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
-from sonde.tap import fingerprint
+from sonde.tap import require_measured_on
 from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan, SharedStack
 
 
@@ -115,15 +115,11 @@ class MergeExperts(Rewrite):
         InputError
             If the model has no such experts, or groups of ``capacity`` cannot hold them.
         StateError
-            If routers were read at other weights.
+            If routers were read on another model.
         """
         found = mixtures("MergeExperts", model.module)
         use = calibration if isinstance(calibration, ExpertUse) else expert_use(model, calibration)
-        if use.model != fingerprint(model.module):
-            raise StateError(
-                "MergeExperts.plan: the routers were measured with other weights than this "
-                "model has. Measure them again with expert_use."
-            )
+        require_measured_on(model.module, use.model, "MergeExperts.plan: the routers", "expert_use")
         changes: dict[str, Change] = {}
         apart = self._apart([use.share(i) for i in range(len(found))])
         draw = torch.Generator().manual_seed(self.seed)

@@ -23,6 +23,8 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.repacking import in_own_form
 from sonde.engine.progress import Bar
+from sonde.files.part_facts import certain_parts
+from sonde.tap import parts
 from sonde.tap.hooks.cache import cache_argument, cache_of
 from sonde.weights import as_model, module_of
 
@@ -186,8 +188,9 @@ class SequenceCoder(Codec):
         if zlib.crc32(out.astype("<i8").tobytes()) != check:
             raise StateError(
                 "SequenceCoder.decode: the checksum of the decoded ids differs from that of the "
-                "encoded ids: this machine computes different probabilities. Decode where the "
-                "stream was encoded, or on a processor with the same kernels."
+                "encoded ids: the model has other hooks or functions than in encoding, or this "
+                "machine computes different probabilities. Decode with the unchanged model, on "
+                "the machine that encoded or a processor with the same kernels."
             )
         return torch.from_numpy(out)
 
@@ -219,7 +222,7 @@ class SequenceCoder(Codec):
     def _refuse_others(self, reader: Reader) -> None:
         name = "SequenceCoder.decode"
         told, mine = reader.bytes(8), self._fingerprint()
-        if told != mine:
+        if told not in (mine, self._fingerprint(of_parts=False)):  # earlier versions
             raise StateError(
                 f"{name}: the stream was written with another model (fingerprint {told.hex()}, "
                 f"this model has {mine.hex()}), or with other tokens before or allowed. Pass the "
@@ -248,9 +251,12 @@ class SequenceCoder(Codec):
             return self.window
         return (self._configured("max_position_embeddings") or 1024) - len(self.before)
 
-    def _fingerprint(self) -> bytes:
+    def _fingerprint(self, *, of_parts: bool = True) -> bytes:
         """Return 8 bytes that depend on the model, and on the tokens before and allowed."""
         plain = fingerprint(self.model)
+        if of_parts:
+            known = json.dumps(certain_parts(parts(module_of(self.model))), sort_keys=True)
+            plain = blake2b(plain + known.encode(), digest_size=8).digest()
         if not self.before and self.allowed is None:
             return plain
         allowed = None if self.allowed is None else sorted({*self.allowed})

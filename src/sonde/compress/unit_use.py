@@ -16,7 +16,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.state import State
 from sonde.engine.progress import Bar
-from sonde.tap import calls_of, fingerprint, place_of
+from sonde.tap import calls_of, difference_of_models, model_record, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
 
@@ -66,7 +66,7 @@ class UnitUse(State):
     top : float
         Share of units that count as active at a token.
     model : str
-        Fingerprint of the weights that were read.
+        Record of the model that was read, as of ``sonde.tap.model_record``.
     """
 
     names: tuple[str, ...]
@@ -81,12 +81,18 @@ class UnitUse(State):
         Raises
         ------
         StateError
-            If they were read at other weights, or with another share.
+            If they were read on another model, or with another ``top``.
         """
-        if (self.model, self.names, self.top) != (other.model, other.names, other.top):
+        apart = difference_of_models(self.model, other.model)
+        if apart is not None:
             raise StateError(
-                "UnitUse.merge: expected two states with the same weights and the same top. "
-                "Measure both again."
+                f"UnitUse.merge: expected units of the same model, got two models: {apart}. "
+                "Measure both on one model."
+            )
+        if (self.names, self.top) != (other.names, other.top):
+            raise StateError(
+                f"UnitUse.merge: expected the same blocks and the same top, got {self.names} with "
+                f"top {self.top:g} and {other.names} with top {other.top:g}. Measure both again."
             )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return UnitUse(self.names, counts, self.tokens + other.tokens, self.top, self.model)
@@ -140,7 +146,7 @@ def unit_use(
         raise InputError("unit_use: expected tokens at every block, got none. Pass more data.")
     names = tuple(one.name for one in blocks.values())
     seen = tuple(counts.values())
-    return UnitUse(names, seen, max(n.values()), top, fingerprint(live.module))
+    return UnitUse(names, seen, max(n.values()), top, model_record(live.module))
 
 
 def dense_blocks(owner: str, module: nn.Module) -> list[DenseBlock]:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
-from sonde.tap import SquaredGradients, fingerprint, squared_gradients
+from sonde.tap import SquaredGradients, require_measured_on, squared_gradients
 from sonde.weights import Change, Examples, Rewrite, RewritePlan, Sparse, module_of
 
 SHARE = 0.35
@@ -169,9 +169,10 @@ def _squares(model: Model, name: str, side: Inputs | SquaredGradients) -> Square
         If they were taken at other weights.
     """
     state = side if isinstance(side, SquaredGradients) else squared_gradients(model, side)
-    if state.model != fingerprint(model.module):
-        raise StateError(
-            f"SelectiveDampening.plan: the squared gradients of {name!r} were computed with "
-            "other weights than this model has. Compute them again."
-        )
+    require_measured_on(
+        model.module,
+        state.model,
+        f"SelectiveDampening.plan: the squared gradients of {name!r}",
+        "squared_gradients",
+    )
     return state

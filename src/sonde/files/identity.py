@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from sonde.core.state import canonical_json
-from sonde.files.part_facts import certain_differences, describe_part
+from sonde.files.part_facts import certain_differences, describe_part, difference_of_parts
 
 CODE, PARTS = "code", "parts"
 MODEL_FACTS = ("model", "structure", "config", "dtype", "attn", PARTS, "head")
@@ -79,6 +79,20 @@ def first_difference(
     """
     order = sorted(names, key=lambda name: name != PARTS)
     return next((n for n in order if not agree(n, here.get(n), fitted.get(n))), None)
+
+
+def describe_difference(
+    here: Mapping[str, Any], fitted: Mapping[str, Any], names: Iterable[str]
+) -> str | None:
+    """Return the first difference in words, None if there is none.
+
+    If only the hash of the structure differs, the first part that differs explains it.
+    """
+    name = first_difference(here, fitted, names)
+    if name == "structure" and here.get(PARTS) and fitted.get(PARTS):
+        for part in difference_of_parts(here[PARTS], fitted[PARTS]):
+            return describe_part(part, here[PARTS], fitted[PARTS])
+    return None if name is None else difference(name, here.get(name), fitted.get(name))
 
 
 def hashed(said: Any) -> str:

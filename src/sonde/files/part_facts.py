@@ -71,6 +71,11 @@ def certain_differences(here: Mapping[str, str], known: Mapping[str, str]) -> li
     return list(filter(is_certain, difference_of_parts(here, known)))
 
 
+def certain_parts(facts: Mapping[str, str]) -> Facts:
+    """Return the facts that cannot change without changing what a model computes."""
+    return {name: text for name, text in facts.items() if not text.startswith(SOFT)}
+
+
 def _looked_up(facts: Mapping[str, str], name: str) -> str | None:
     fact = facts.get(name)
     return facts.get(NUMBER.sub("*", name)) if fact is None else fact

@@ -19,6 +19,7 @@ from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
 from sonde.data.text_encoding import context_of
 from sonde.run.fitting.fitted import Fitted, as_fitted
+from sonde.run.fitting.live_model import require_live_model
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.reading.read import read
@@ -26,7 +27,6 @@ from sonde.run.reading.recipe import recipe_in
 from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
-from sonde.run.watching.guard import require_live_model
 from sonde.serving.class_names import names_of_outputs
 from sonde.serving.refusals import Refusal
 from sonde.serving.unusual_columns import UnusualColumn, scales_in, unusual_columns

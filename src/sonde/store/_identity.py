@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sonde.files.identity import agree
+from sonde.files.identity import MODEL_FACTS, agree, describe_difference
 
 PARALLEL = ("sites", "reducers", "keys")
 DATA = "data"
@@ -85,6 +85,16 @@ def is_of_arrays(identity: dict[str, Any]) -> bool:
 def names_rows(identity: dict[str, Any]) -> bool:
     """Return whether an identity determines its rows, for any choice of sites."""
     return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])
+
+
+def describe_other_model(here: dict[str, Any], stored: dict[str, Any]) -> str | None:
+    """Return how a model differs from a store's, in words; None if it is the same model."""
+    apart = describe_difference(here, stored, MODEL_FACTS)
+    return (
+        None
+        if apart is None
+        else apart.replace("the fit", "the store").replace("fitted)", "stored)")
+    )
 
 
 def first_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:

@@ -25,6 +25,7 @@ from sonde.store._columns import CHOSEN, chosen_column, fits, hash_of, kind_of, 
 from sonde.store._identity import (
     contradiction,
     data_of,
+    describe_other_model,
     is_of_arrays,
     names_rows,
     number_columns,
@@ -232,10 +233,11 @@ def _require_same_kind(
     if what is None and set(columns) != set(top.columns):
         what = "columns"
     if what is not None:
+        apart = describe_other_model(its, mine)
         raise StoreError(
             "append_store: expected rows of the same model and options as in "
-            f"{first.directory}, got another {what}. Read with the same options, or write to "
-            "another path."
+            f"{first.directory}, got another {what if apart is None else f'model: {apart}'}. Read "
+            "with the same options, or write to another path."
         )
     for name, kind in top.columns.items():
         if not fits(columns[name], kind):

@@ -33,7 +33,7 @@ from sonde.store._columns import (
     rows_of,
 )
 from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
-from sonde.store._identity import first_difference
+from sonde.store._identity import describe_other_model, first_difference
 from sonde.store._planned import files_beside, planned
 from sonde.store.layout import DATA, EXAMPLES, GROUPS, HEAD, MANIFEST, RANGES, ROWS, SITES, sealed
 from sonde.store.manifest import Manifest, is_whole, read_manifest
@@ -348,8 +348,10 @@ def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
         return
     what = first_difference(found.identity, mine.identity)
     what = what or ("units" if found.bounds != mine.bounds else "columns")
+    apart = describe_other_model(mine.identity, found.identity)
+    what = f"its {what}" if apart is None else apart
     raise StoreError(
-        f"write_store: {directory} holds rows of another model, data or reading (its {what}). "
+        f"write_store: {directory} holds rows of another model, data or reading ({what}). "
         "Write to another path, or pass --append to add data, --add-sites to add sites of the "
         "same data, or --fresh to replace it."
     )

@@ -39,6 +39,9 @@ from sonde.tap.model.parts import parts as parts
 from sonde.tap.model.placement import placement as placement
 from sonde.tap.model.probe import Probe as Probe
 from sonde.tap.model.probe import probe as probe
+from sonde.tap.model.record import difference_of_models as difference_of_models
+from sonde.tap.model.record import model_record as model_record
+from sonde.tap.model.record import require_measured_on as require_measured_on
 from sonde.tap.model.sites import resolve as resolve
 from sonde.tap.model.structure import known_structure as known_structure
 from sonde.tap.model.structure import structure as structure

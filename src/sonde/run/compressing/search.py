@@ -14,7 +14,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.run.compressing.methods import Target, method_asked
 from sonde.run.compressing.packable import without_unpacked
 from sonde.run.compressing.sizes import planned_bytes
-from sonde.tap import config_hash, fingerprint, forward_code, structure
+from sonde.tap import config_hash, fingerprint, forward_code, parts, structure
 
 SCHEMA: Final = "sonde-compress-search/1"
 USUAL: Final = (
@@ -130,6 +130,7 @@ def search_key(model: Model, ours: Inputs, held: Inputs) -> str:
         fingerprint(module, full=True),
         config_hash(model.config, module),
         structure(module),
+        parts(module),
         forward_code(module),
         ours.identity(),
         held.identity(),

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.explain import Dictionary, Objective, load_dictionary
 from sonde.run.fitting.fitted import Fitted
-from sonde.tap import fingerprint
+from sonde.run.fitting.live_model import require_model_of
 from sonde.tap.streams.site_function import SiteFunction
 
 
@@ -26,14 +25,14 @@ class DictionaryFile:
     dictionary : Dictionary
     site : str
         Empty if the file does not name it.
-    fitted_on : str or None
-        Fingerprint of the model that it was fitted on; None if the file does not say.
+    header : dict or None
+        Header of the fitted file, which says what model it was fitted on; None in other formats.
     """
 
     path: Path
     dictionary: Dictionary
     site: str
-    fitted_on: str | None = None
+    header: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path | str, site: str | None = None) -> "DictionaryFile":
@@ -59,14 +58,11 @@ class DictionaryFile:
                 f"--dictionary: expected one dictionary in {path}, got {len(known)} among "
                 f"{', '.join(f'{word} at {place}' for word, place in fitted.names)}. Name its site."
             )
-        return cls(path, *known[0], fitted.header["model"].get("model"))
+        return cls(path, *known[0], fitted.header)
 
-    def check(self, module: nn.Module) -> None:
-        """Raise an InputError if the dictionary was fitted on another model."""
-        if self.fitted_on is not None and self.fitted_on != fingerprint(module):
-            raise InputError(
-                f"--dictionary: {self.path} was fitted on another model. Fit again on this model."
-            )
+    def check(self, model: Model) -> None:
+        """Raise a StateError if the dictionary was fitted on another model."""
+        require_model_of(self.header, model, "--dictionary", self.path)
 
     def effects(
         self, model: Model, batch: InputBatch, objective: Objective
@@ -76,7 +72,7 @@ class DictionaryFile:
 
 
 def open_dictionary(
-    path: Path | str, module: nn.Module | None = None, site: str | None = None
+    path: Path | str, model: Model | None = None, site: str | None = None
 ) -> tuple[Dictionary, str]:
     """Return a dictionary and its site; the site is empty if the file does not name it.
 
@@ -85,7 +81,7 @@ def open_dictionary(
     path : path
         What ``sonde fit`` wrote, a safetensors file of ``Dictionary.save``, or a folder in the
         layout of SAELens.
-    module : nn.Module, optional
+    model : Model, optional
         The model that the dictionary must have been fitted on, if the file names its model.
     site : str, optional
         The site of the dictionary, if a fitted file holds several dictionaries.
@@ -93,11 +89,13 @@ def open_dictionary(
     Raises
     ------
     InputError
-        If there is no dictionary, or several, or if it was fitted on another model.
+        If there is no dictionary, or several.
+    StateError
+        If it was fitted on another model.
     """
     held = DictionaryFile.read(path, site)
-    if module is not None:
-        held.check(module)
+    if model is not None:
+        held.check(model)
     return held.dictionary, held.site
 
 

@@ -33,6 +33,7 @@ from sonde.run.explaining.judged import Judged
 from sonde.run.instruments.words import parse_methods
 from sonde.run.reading.class_order import in_sorted_order
 from sonde.run.reading.for_gradients import load_for_gradients
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.run.scoring.exhibit import pixels_of
 
@@ -156,11 +157,10 @@ def explain_answers(
     chosen = Choice() if choice is None else choice
     chosen.check()
     given = _dictionary(dictionary, site)
-    found, notes = load_for_gradients(
-        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
-    )
-    if given is not None:
-        given.check(found.module)
+    found, notes = _load(
+        given, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+        processor=processor,
+    )  # fmt: skip
     if is_embedding := isinstance(found.module, SentenceEncoder):
         found = similarity_to(found, _text(target))
     objective = Objective() if is_embedding else _objective(target, answer)
@@ -295,6 +295,16 @@ def _objective(target: str | int, answer: int | None) -> Objective:
     if not str(target).isdigit():
         raise InputError(f"--target: expected a class or token id, got {target!r}.")
     return Objective(target=int(target))
+
+
+def _load(
+    given: DictionaryFile | None, model: Any, **options: Any
+) -> tuple[Model, tuple[str, ...]]:
+    """Return the model, compared with that of a dictionary before packed layers are unpacked."""
+    found = load(model, **options)
+    if given is not None:
+        given.check(found)
+    return load_for_gradients(found)
 
 
 def _dictionary(path: str | Path | None, site: str) -> DictionaryFile | None:

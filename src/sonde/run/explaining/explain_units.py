@@ -140,7 +140,7 @@ def explain_units(
     (place,) = stream.schema
     features, loss = None, None
     if dictionary is not None:
-        features, _ = open_dictionary(Path(dictionary), found.module, str(place.site))
+        features, _ = open_dictionary(Path(dictionary), found, str(place.site))
         loss = loss_recovered(found, stream.inputs, features, str(place.site))
     with dropped_on_error(directory):
         atlas = fit_atlas(

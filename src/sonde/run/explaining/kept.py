@@ -16,7 +16,7 @@ from sonde.explain import Attribution, Attributor, Objective
 from sonde.explain.attribution import ExplainedInput
 from sonde.files.state_file import read_state, write_state
 from sonde.run.explaining.judged import TESTS, Judged
-from sonde.tap.model.fingerprint import fingerprint
+from sonde.tap import fingerprint, forward_code, model_record
 
 FORMAT: Final = "sonde-judged"
 
@@ -60,7 +60,9 @@ class KeptExplanations:
         if directory is None:
             return cls(None)
         keys = [key.hex() for key in batch.keys]
-        asked = [fingerprint(model.module, full=True), keys, repr(objective), site, n_random]
+        weights = fingerprint(model.module, full=True)
+        known = [weights, model_record(model.module), forward_code(model.module)]
+        asked = [known, keys, repr(objective), site, n_random]
         return cls(directory, digest(json.dumps(asked)))
 
     def judged(self, method: Attributor, judge: Callable[[], Judged]) -> Judged:

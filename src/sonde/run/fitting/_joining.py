@@ -17,7 +17,7 @@ from sonde.core.wording import plural
 from sonde.engine.classes import joined_names
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States, Task
-from sonde.files.identity import CODE, MODEL_FACTS, difference, first_difference, same_code
+from sonde.files.identity import CODE, MODEL_FACTS, describe_difference, same_code
 from sonde.run.fitting.group_counts import KEPT_DRAWS, groups_between, joined_counts
 from sonde.run.fitting.same_behaviour import BEHAVIOUR, require_alike, same_inputs, warn_of_parts
 from sonde.run.fitting.traffic import joined_traffic
@@ -109,12 +109,11 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     _require_alike_parts(a, b)
     mine, its = a.header["model"], b.header["model"]
     others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
-    first = first_difference(mine, its, MODEL_FACTS)
-    if first is not None:
+    apart = describe_difference(its, mine, MODEL_FACTS)
+    if apart is not None:
         raise StateError(
             "Fitted.merge: expected bundles of the same model, but the second bundle's model is "
-            f"another one: {difference(first, its.get(first), mine.get(first))}. Fit both on one "
-            "model."
+            f"another one: {apart}. Fit both on one model."
         )
     if others:
         raise StateError(

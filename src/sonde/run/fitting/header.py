@@ -6,7 +6,7 @@ from sonde.core.clearance import LABELS, require_cleared
 from sonde.core.errors import StateError
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
-from sonde.files.identity import CODE, MODEL_FACTS, data_hash, difference, first_difference
+from sonde.files.identity import CODE, MODEL_FACTS, data_hash, describe_difference
 from sonde.run.fitting.group_counts import counts_of, group_draws
 from sonde.run.fitting.same_behaviour import BEHAVIOUR, require_same_behaviour, warn_unknown
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
@@ -88,12 +88,11 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         identity["structure"] = known_structure(live.module, known.get("structure"))
     warn_unknown(header["model"], identity, "score")
     for kind, names in (("model", MODEL_FACTS[::-1]), ("reading", READING_FIELDS)):
-        name = first_difference(identity, header[kind], names)
-        if name is not None:
+        apart = describe_difference(identity, header[kind], names)
+        if apart is not None:
             more = " sonde drift shows what changed between two models." if kind == "model" else ""
             raise StateError(
-                f"score: the state was fitted for another {kind}: "
-                f"{difference(name, identity.get(name), header[kind].get(name))}. Fit again.{more}"
+                f"score: the state was fitted for another {kind}: {apart}. Fit again.{more}"
             )
     if isinstance(stream, LiveStream):
         require_same_behaviour(header, stream.model.module, identity, "score")

@@ -18,7 +18,7 @@ from sonde.core.wording import plural
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States
 from sonde.files import durable
-from sonde.files.identity import MODEL_FACTS, PARTS, difference, first_difference
+from sonde.files.identity import MODEL_FACTS, PARTS, describe_difference
 from sonde.files.part_facts import describe_part, difference_of_parts
 from sonde.files.places import to_path
 from sonde.files.state_file import check_state, read_state, state_type, write_state
@@ -247,9 +247,9 @@ class Ledger:
             one, other = mine.pop("stream"), its.pop("stream")
         except (ValueError, KeyError):
             return "its file cannot be read"
-        name = first_difference(one, other, MODEL_FACTS)
-        if name is not None:
-            return difference(name, one.get(name), other.get(name))
+        apart = describe_difference(one, other, MODEL_FACTS)
+        if apart is not None:
+            return apart
         both = [stream.get(PARTS) or {} for stream in (one, other)]
         parts = [describe_part(part, *both) for part in difference_of_parts(*both)]
         return parts[0] if parts else "other data, sites, methods or options"

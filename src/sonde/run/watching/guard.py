@@ -1,7 +1,6 @@
 """``sonde.Guard``: fitted detectors on every forward pass of a live model in use."""
 
 import threading
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 
 from sonde.core._shown import html_table
 from sonde.core.batch import Batch
-from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
+from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.sinks import KEEP, Sinks
 from sonde.core.wording import plural
 from sonde.data import special_ids
-from sonde.files.identity import CODE, PARTS, difference, first_difference
 from sonde.run.fitting.fitted import Fitted, as_fitted
-from sonde.run.fitting.same_behaviour import require_same_behaviour, warn_unknown
+from sonde.run.fitting.live_model import require_live_model
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.scoring.batches import SCHEMA
@@ -37,16 +35,7 @@ from sonde.run.watching._watched import (
     watches_of,
 )
 from sonde.run.watching.metrics import Metrics
-from sonde.tap import (
-    Onlooker,
-    check_readable,
-    fingerprint,
-    forward_code,
-    known_config_hash,
-    known_structure,
-    parts,
-    placement,
-)
+from sonde.tap import Onlooker
 from sonde.tap.forwards.watched_call import WatchedText
 from sonde.tap.hooks.latest import Latest
 
@@ -415,53 +404,3 @@ class Guard:
             p=None if p is None else float(p),
             forward=seen.forwards[-1],
         )
-
-
-def require_live_model(
-    header: dict[str, Any], live: Model, who: str = "Guard", same_dtype: bool = False
-) -> torch.device:
-    """Raise if weights or configuration differ; return the model's device and number type.
-
-    In another float type the hash of the weights cannot be compared: this is only a warning,
-    unless the same type is asked for.
-
-    Raises
-    ------
-    StateError
-        If the bundle was fitted on arrays, or on another model.
-    """
-    fitted = header["model"]
-    if fitted.get("model") is None:
-        raise StateError(
-            f"{who}: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
-            f"data) to {who.lower()} that model."
-        )
-    check_readable(live.module)
-    device, dtype = placement(live.module)
-    here = {
-        "config": known_config_hash(live.config, live.module, fitted.get("config")),
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-    }
-    here["structure"] = known_structure(live.module, fitted.get("structure"))
-    here[PARTS] = parts(live.module)
-    warn_unknown(fitted, here, who)
-    here["attn"] = getattr(live.config, "_attn_implementation", None)
-    if same_dtype or here["dtype"] == fitted.get("dtype"):
-        here["model"] = fingerprint(live.module)
-    else:
-        warnings.warn(
-            f"{who}: the model runs in {here.pop('dtype')}, but the probe was fitted in "
-            f"{fitted.get('dtype')}: it cannot be checked whether the weights are the same, and "
-            "rounding of the states changes the scores. Calibrate the probe on this model.",
-            SondeWarning,
-            stacklevel=3,
-        )
-    name = first_difference(here, fitted, here)
-    if name is not None:
-        raise StateError(
-            f"{who}: the probe was fitted on another model: "
-            f"{difference(name, here[name], fitted.get(name))}. {who.capitalize()} the model that "
-            "it was fitted on, or fit again."
-        )
-    require_same_behaviour(header, live.module, here | {CODE: forward_code(live.module)}, who)
-    return device

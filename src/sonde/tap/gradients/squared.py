@@ -22,8 +22,8 @@ from sonde.tap.gradients.losses import Loss, RowLosses, check_loss, one_of
 from sonde.tap.gradients.meeting import Finder, gradients_at
 from sonde.tap.gradients.rules import GradientRule, rule_for
 from sonde.tap.hooks.session import Session
-from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.model.input_types import place_of
+from sonde.tap.model.record import difference_of_models, model_record
 from sonde.tap.streams.live import live_stream
 
 CHUNK_BYTES, MANY = 2**20, 16
@@ -48,7 +48,7 @@ class SquaredGradients(State):
     n : int
         Examples.
     model : str
-        Fingerprint of the weights that the gradients were taken at.
+        Record of the model that the gradients were taken at, as of ``sonde.tap.model_record``.
     loss : str
         What the loss was.
     """
@@ -75,9 +75,15 @@ class SquaredGradients(State):
         Raises
         ------
         StateError
-            If the gradients are of other weights, parameters or losses.
+            If the gradients are of different models, parameters or losses.
         """
-        for what in ("model", "names", "loss"):
+        apart = difference_of_models(self.model, other.model)
+        if apart is not None:
+            raise StateError(
+                f"SquaredGradients.merge: the two states are of different models: {apart}. Merge "
+                "states of one model."
+            )
+        for what in ("names", "loss"):
             if getattr(self, what) != getattr(other, what):
                 raise StateError(
                     f"SquaredGradients.merge: the two states differ in their {what}. Merge "
@@ -151,7 +157,7 @@ def squared_gradients(
             bar.advance(len(batch))
     _check(sums, n)
     name = loss if isinstance(loss, str) else getattr(loss, "__qualname__", "callable")
-    mark = fingerprint(live.module)
+    mark = model_record(live.module)
     return SquaredGradients(tuple(sums), tuple(sums.values()), total, n, mark, name)
 
 
@@ -178,6 +184,11 @@ def _add(
 
 def _chosen(module: nn.Module, names: Collection[str] | None) -> dict[str, Tensor]:
     every: dict[str, Tensor] = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
+    if not every:
+        raise InputError(
+            "squared_gradients: expected a model with floating-point parameters, got none in "
+            f"{type(module).__name__}. Pass the model before its weights are packed."
+        )
     for name in names or ():
         if name not in every:
             raise InputError(

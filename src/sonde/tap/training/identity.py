@@ -90,15 +90,16 @@ def unchanged(before: Facts, now: Facts) -> Facts:
 
 
 def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """Return the name of the first known fact that differs here, or None."""
-    for name, value in known.items():
+    """Return the name of the first known fact that differs here, or None; parts come first."""
+    for name, value in sorted(known.items(), key=lambda fact: fact[0] != PARTS):
         mine = here.get(name)
         if name == CODE and mine is not None:
             if not same_code(value, mine):
                 return name
         elif name == PARTS and mine is not None:
-            if found := certain_differences(json.loads(mine), json.loads(value)):
-                return found[0]
+            own, its = json.loads(mine), json.loads(value)
+            if found := certain_differences(own, its):
+                return f"part ({describe_part(found[0], own, its)})"
         elif mine != value:
             return name
     return None
