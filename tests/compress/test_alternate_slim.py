@@ -30,11 +30,11 @@ def test_scores_are_slopes_of_the_distance_from_disturbed_outputs():
     net: Any = mlp(5, 4, 3).double()
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(3)).double()
     model = Model(net, task="tensor")
-    found = disturbed_taylor(model, open_inputs(model, x), 0.05, 11)
+    found = disturbed_taylor(model, open_inputs(model, x), 11)
     with torch.no_grad():
         f = net(x)
         drawn = torch.randn(7, 3, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
-        target = f + 0.05 * f.std() * drawn
+        target = f + f.std() * drawn
         for name, p in net.named_parameters():
             flat = p.data.view(-1)
             for i in range(0, len(flat), 3):
@@ -166,5 +166,5 @@ def test_what_has_no_stream_is_refused():
     assert AlternateSlim(remove=0.0).plan(net, {"calibration": x}).fold(net) is net
     with pytest.raises(InputError, match=r"AlternateSlim.plan: expected a residual stream"):
         AlternateSlim().plan(net, {"calibration": x})
-    with pytest.raises(InputError, match="expected noise above 0, got 0"):
-        AlternateSlim(noise=0)
+    with pytest.raises(InputError, match="expected rate above 0, got 0"):
+        AlternateSlim(rate=0)

@@ -81,7 +81,7 @@ def test_a_net_in_training_mode_is_compared_as_it_answers():
     speeds(model, other, inputs, runs=6)
     require_still_weights(model, inputs)
     logits_of(net, (x,), {})
-    disturbed_taylor(model, inputs, 0.1, 0)
+    disturbed_taylor(model, inputs, 0)
     find_backdoor(model, inputs, n_images=8, steps=2, progress=False)
     assert_as_before(net, before)
     assert_as_before(other, before_other)

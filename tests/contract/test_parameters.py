@@ -1,50 +1,70 @@
-"""Every parameter of every instrument changes something: the result, the scores, or the reading."""
+"""Every parameter of instruments and layers changes something."""
 
+import copy
 import dataclasses
-import typing
-from collections.abc import Iterator
-from typing import Any, Final, Literal, final
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any, Final, final
 
 import pytest
 import torch
+from torch import nn
 
-import sonde.detect
-import sonde.measure
+from contract.idle_parameters import idle, plain
+from contract.test_layers import CASES as LAYERS
 from sonde.core.errors import SondeError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result, Scorer
 from sonde.core.shift import Shift, Side
 from sonde.core.statistic import Statistic
+from sonde.run.instruments.families import FAMILIES
 from sonde.stats import Moments, MomentsState
+from sonde.testing import LayerCase
 from sonde.testing.instrument_laws import fit, make_inputs, score
+from sonde.testing.layer_laws import moved, outputs
 
+ROOMS = [importlib.import_module(f"sonde.{family}") for family in FAMILIES]
 CLASSES = [
     cls
-    for room in (sonde.detect, sonde.measure)
+    for room in ROOMS
     for name in sorted(room.__all__)
-    if isinstance(cls := getattr(room, name), type) and issubclass(cls, Instrument)
+    if isinstance(cls := getattr(room, name), type)
+    and issubclass(cls, Instrument)
+    and not inspect.isabstract(cls)
 ]
 _METRICS = "reads rows of token metrics; these inputs are states"
 UNSEEN: Final = {
+    "dead_after": "counts minibatches, of which these few rows make too few",
     "PaDiM.max_positions": "a bound of memory, for images of more positions",
     "PatchCore.b": "weighs the score of a whole image; here rows are scored",
     **dict.fromkeys(
         (f"TokenStatistics.{n}" for n in ("statistic", "direction", "k", "rank")), _METRICS
     ),
+    "ConceptMatrixSearch.measure": "asked of rows after the fit",
+    "ConditionalSteering.m": "decides on the threshold, which scores do not hold",
+    "Leace.products": "rounding of float32 rows; these are in float64",
+    "Tcav.m": "more rows than there are, or too few to be taken",
+    "LatentLoop.start": "generates; forward alone reads the text",
+    **dict.fromkeys(
+        (f"LatentLoop.{n}" for n in ("c", "a_range", "temperature", "sample")),
+        "mixes latent steps, which need a mask of the places where they stand",
+    ),
+    "Reversible.block": "a module of the user",
+    "UnitGate.gamma": "sharpens as ``progress`` moves, which stays 0",
+    "UnitGate.fields": "must sum to the width",
+    "VectorQuantizer.commitment": "a term of ``aside``, beside the output",
+    "WeakAndStrong.dispersion": "read by ``loss`` and ``answer``, beside ``forward``",
+    "WeakAndStrong.gate_gradient": "read by ``loss``, beside ``forward``",
+    "Attention.centres": "an array of the user",
+    "SkipTranscoder.penalty": "grows over minibatches, of which these few rows make too few",
 }
 """Parameters whose effect these few rows cannot show, with the reason."""
 
 
-def plain(value: Any) -> Any:
-    """Return a value in a form that ``==`` compares bit for bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.detach().cpu().double().tolist()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        known = (f.name for f in dataclasses.fields(value))
-        return {name: plain(getattr(value, name)) for name in known}
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+def kinds(methods: Iterable[Any]) -> list[type[Any]]:
+    """Return the classes of methods by name, each once."""
+    return sorted({type(method) for method in methods}, key=lambda cls: cls.__name__)
 
 
 def without(found: Any, instrument: Instrument) -> str:
@@ -54,8 +74,9 @@ def without(found: Any, instrument: Instrument) -> str:
     return repr(kept)
 
 
-def outcome(instrument: Instrument, inputs: dict[str, Any]) -> tuple[str, ...]:
+def of_instrument(instrument: Instrument) -> tuple[str, ...]:
     """Return the reading, and the result with its scores or its comparison."""
+    inputs = make_inputs()
     reading = repr(sorted(instrument.reading().items(), key=str))
     try:
         found: Result = fit(instrument, inputs)
@@ -69,60 +90,37 @@ def outcome(instrument: Instrument, inputs: dict[str, Any]) -> tuple[str, ...]:
         return reading, type(error).__name__
 
 
-def others(value: Any, hint: Any) -> Iterator[Any]:
-    """Yield other values that a parameter may take."""
-    for kind in (hint, *typing.get_args(hint)):
-        if typing.get_origin(kind) is Literal:
-            yield from typing.get_args(kind)
-    if isinstance(value, bool):
-        yield not value
-    elif isinstance(value, int):
-        yield from (value + 1, max(1, value // 2), value * 2, 1, 2, 3, 7, 0, value + 40)
-    elif isinstance(value, float):
-        yield from (value / 2, value * 2, value + 0.1, 0.5, 0.9, 1.5)
-    elif value is None:
-        yield from (1, 2, 0.5, True, (0.0, 3.0), (1.0, 2.0, 3.0))
-    elif hint is str:
-        yield from ("position", "group")
-    elif isinstance(value, str):
-        yield from (0.3, 1, 2)
-    elif isinstance(value, tuple) and value:
-        yield from (value[:1], value[:-1], (*(2 * v for v in value[:1]), *value[1:]))
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_of_instruments(cls: type[Instrument]) -> None:
+    assert idle(cls, cls.examples, of_instrument, UNSEEN) == []
 
 
-def idle(cls: type[Instrument]) -> list[str]:
-    """Return the parameters that change nothing, whatever their value."""
-    hints, inputs = typing.get_type_hints(cls), make_inputs()
-    bases = [cls(**example) for example in cls.examples] or [cls()]
-    known = [outcome(base, inputs) for base in bases]
-    found = []
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = field.name
-        changed = (
-            outcome(other, inputs) != seen
-            for base, seen in zip(bases, known, strict=True)
-            for value in (
-                *others(getattr(base, name), hints[name]),
-                *(getattr(b, name) for b in bases),
-            )
-            if (other := _replaced(base, name, value)) is not None
-        )
-        if field.init and f"{cls.__name__}.{name}" not in UNSEEN and not any(changed):
-            found.append(name)
+def of_layer(layer: Any, case: LayerCase) -> Any:
+    """Return the names of the weights, and outputs and gradients, new and with moved weights."""
+    found: list[Any] = [sorted(layer.state_dict()), layer.symmetry, layer.causal, layer.insertable]
+    inputs = dataclasses.replace(case, layer=layer).drawn()
+    for own in (copy.deepcopy(layer).double(), moved(layer)):
+        for training in (False, True):
+            found.append(plain(outputs(own.train(training), inputs)))
+        given = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
+        made = own.train()(*given)
+        found.append(plain({name: b.clone() for name, b in own.named_buffers()}))
+        made = [made] if isinstance(made, torch.Tensor) else [y for y in made if torch.is_tensor(y)]
+        total = sum(y.square().sum() for y in made if y.requires_grad)
+        if isinstance(total, torch.Tensor):
+            leaves = [*(x for x in given if x.requires_grad), *own.parameters()]
+            leaves = [x for x in leaves if x.requires_grad]
+            found.append(plain(torch.autograd.grad(total, leaves, allow_unused=True)))
     return found
 
 
-def _replaced(base: Instrument, name: str, value: Any) -> Instrument | None:
-    try:
-        return dataclasses.replace(base, **{name: value})  # type: ignore[type-var]
-    except (SondeError, TypeError, ValueError):
-        return None
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_parameter_changes_something(cls: type[Instrument]) -> None:
-    assert idle(cls) == []
+@pytest.mark.parametrize("cls", kinds(c.layer for c in LAYERS), ids=lambda cls: cls.__name__)
+def test_of_layers(cls: type[nn.Module]) -> None:
+    mine = [case for case in LAYERS if type(case.layer) is cls]
+    given = [case.layer.given for case in mine]
+    assert idle(cls, given, lambda layer: of_layer(layer, mine[0]), UNSEEN) == []
 
 
 @final
@@ -140,4 +138,4 @@ class Idles(Instrument):
 
 
 def test_a_parameter_that_nobody_reads_is_seen() -> None:
-    assert idle(Idles) == ["seed"]
+    assert idle(Idles, [], of_instrument) == ["seed"]

@@ -53,7 +53,7 @@ class AlternateSlim(Rewrite):
     match the model's own. The second step keeps the stream's shape, and trains the stream to match
     the model's stream at the features that stayed. Parts with the smallest ``sum |w dL/dw|`` are
     left out, where ``L`` is the squared distance between the outputs and the outputs plus noise:
-    without noise the gradient is 0.
+    without noise the gradient is 0. How much noise does not matter: all scores grow with it alike.
 
     Range        the same share of features of the stream, and of all heads and of all neurons.
     Cost         two passes with gradients for the scores, ``2 epochs`` more for the training.
@@ -67,8 +67,6 @@ class AlternateSlim(Rewrite):
     remove : float, default=0.5
         Fraction of the features, of the heads and of the neurons that is removed, in [0, 1); 0
         changes nothing.
-    noise : float, default=0.01
-        Standard deviation of the noise, in standard deviations of the outputs.
     epochs : int, default=10
         Number of passes over the examples in each step; the loss moves from states to answers
         within a step.
@@ -85,7 +83,6 @@ class AlternateSlim(Rewrite):
     """
 
     remove: float = 0.5
-    noise: float = 0.01
     epochs: int = 10
     rate: float = 1e-3
     alternate: bool = True
@@ -97,7 +94,7 @@ class AlternateSlim(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, remove="[0, 1)", noise="> 0", rate="> 0", epochs=">= 0")
+        check_ranges(self, remove="[0, 1)", rate="> 0", epochs=">= 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, on which outputs and states are compared."""
@@ -142,7 +139,7 @@ class AlternateSlim(Rewrite):
         return with_own_config(model, plan, counts)
 
     def _scores(self, model: Model, module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        return disturbed_taylor(replace(model, module=module), inputs, self.noise, self.seed)
+        return disturbed_taylor(replace(model, module=module), inputs, self.seed)
 
     def _trained(
         self,
@@ -178,19 +175,16 @@ class AlternateSlim(Rewrite):
                      label="alternate slim", start=student, progress=False)  # fmt: skip
 
 
-def disturbed_taylor(
-    model: Model, inputs: Inputs, noise: float, seed: int
-) -> dict[str, Float[Tensor, "..."]]:
+def disturbed_taylor(model: Model, inputs: Inputs, seed: int) -> dict[str, Float[Tensor, "..."]]:
     """Return the sum over batches of ``|w dL/dw|`` for each entry of each parameter.
 
-    ``L`` is the sum of squared distances between the outputs and the outputs plus noise.
+    ``L`` is the sum of squared distances between the outputs of a batch and the same with noise of
+    their own standard deviation.
 
     Parameters
     ----------
     model : Model
     inputs : Inputs
-    noise : float
-        Standard deviation, in standard deviations of the outputs of a batch.
     seed : int
     """
     module, draw = model.module, torch.Generator().manual_seed(seed)
@@ -203,7 +197,7 @@ def disturbed_taylor(
             assert output is not None  # a model that returned a tensor before
             f = without_padding(output, batch)
             drawn = torch.randn(f.shape, generator=draw, dtype=torch.float64).to(f)
-            target = f.detach() + noise * f.detach().std() * drawn
+            target = f.detach() + f.detach().std() * drawn
             loss = (f - target).square().sum()
             slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for (name, p), slope in zip(named.items(), slopes, strict=True):
