@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from sphinx.application import Sphinx
-from sphinx.builders.html import StandaloneHTMLBuilder
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent / "tools"), str(DOCS.parent)]
@@ -13,6 +12,7 @@ sys.path[:0] = [str(DOCS.parent / "tools"), str(DOCS.parent)]
 from folder_pages import add_groups  # noqa: E402
 from make_docs import make_pages  # noqa: E402
 from name_links import link_names  # noqa: E402
+from search_words import BothSpellings, SiteBuilder  # noqa: E402
 
 project = "sonde"
 author = "The sonde developers"
@@ -25,6 +25,7 @@ html_theme = "pydata_sphinx_theme"
 highlight_language = "none"  # a block without a language is a command, not Python
 html_title = "sonde"
 html_static_path = ["_static"]
+html_search_scorer = str(DOCS / "search_scorer.js")
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_context = {"default_mode": "auto"}
@@ -46,23 +47,11 @@ html_sidebars = {page: [] for page in BARE} | {page: ["folder_pages.html"] for p
 exclude_patterns = ["_build"]
 nitpicky = True
 
-CONTRIBUTORS = ("contributing", "decisions", "measurements", "overview", "glossary")
-"""Pages about how sonde is built; readers who search for a method do not find them."""
-
-
-class SiteBuilder(StandaloneHTMLBuilder):
-    """Builder of the site, whose search leaves out the pages for contributors."""
-
-    name = "html"
-
-    def index_page(self, pagename, doctree, title):  # pyright: ignore
-        if pagename.partition("/")[0] not in CONTRIBUTORS:
-            super().index_page(pagename, doctree, title)
-
 
 def setup(app: Sphinx) -> None:
     app.connect("doctree-resolved", link_names)
     app.connect("html-page-context", add_groups)
+    app.add_search_language(BothSpellings)
     app.add_builder(SiteBuilder, override=True)
 
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,16 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOME = ("index", "install", "howto", "gallery", "faq", "howto/label_errors", "tutorials/tables",
         "methods/mahalanobis", "coming_from/captum", "symptoms")  # fmt: skip
 WIDTHS = (400, 1000, 1600)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The whole site, built without a warning."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "docs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder
 
 
 class Links(HTMLParser):
@@ -96,13 +85,20 @@ def test_a_generated_page_has_its_folder_beside_it(site):
 
 
 @pytest.mark.slow
-def test_the_search_leaves_out_what_is_for_contributors(site):
+def test_the_search_and_the_menu_leave_out_what_is_for_contributors(site):
     text = (site / "searchindex.js").read_text("utf-8")
     names = json.loads(
         re.search(r'docnames:(\[.*?\])|"docnames":\s*(\[.*?\])', text)[0].partition(":")[2]
     )
     assert "howto/label_errors" in names
-    assert [name for name in names if name.startswith(("decisions", "overview", "glossary"))] == []
+    built = ("decisions", "measurements", "overview", "glossary", "contributing")
+    assert [name for name in names if name.startswith(built)] == []
+    menu = (
+        (site / "index.html").read_text("utf-8").partition("<header")[2].partition("</header>")[0]
+    )
+    assert "howto.html" in menu
+    assert not re.search(rf'href="({"|".join(built)})', menu)
+    assert "contributing.html" in (site / "more.html").read_text("utf-8")
 
 
 @pytest.mark.browser
