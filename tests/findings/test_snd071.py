@@ -177,6 +177,21 @@ def test_ranks_are_counted_by_their_cuts() -> None:
     assert head["ranks_off"] == pytest.approx(float((answer - truth).abs().double().mean()))
 
 
+@pytest.mark.truth("planted: a target that is far off in units of its own column")
+def test_the_worst_rows_of_several_numbers_name_the_number_that_is_furthest_off() -> None:
+    x = drawn(N, 2)
+    truth = (x + 0.1 * drawn(N, 2, seed=1)) * torch.tensor([1.0, 100.0])
+    truth[3, 0] += 5
+    head = head_accuracy.judged(
+        x * torch.tensor([1.0, 100.0]), truth, ("age", "pay"), torch.arange(N)
+    )
+    assert head is not None
+    targets, answers = head["words"]
+    assert targets[3] == f"{float(truth[3, 0]):.3g} (age)"
+    assert float(answers[3]) == pytest.approx(float(x[3, 0]))
+    assert {word.rpartition(" ")[2] for word in targets} == {"(age)", "(pay)"}
+
+
 @pytest.mark.truth("R^2 by hand")
 def test_boxes_are_numbers_and_no_logits_and_are_judged_beside_boxes_alone() -> None:
     x = drawn(N, 12)

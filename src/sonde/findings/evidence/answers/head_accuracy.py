@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonde.engine.errorbars import group_error
 from sonde.findings.evidence.answers.number_answers import forms_fitted
+from sonde.findings.words.text import number
 
 NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
 IGNORED: Final = -100
@@ -297,7 +298,23 @@ def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, 
             Part(name, *(float(x.square().nanmean()) ** 0.5 for x in (e, m)))
             for name, e, m in pairs
         )
+        made["words"] = _worst_numbers(said, truth, names)
     return made | _rescaled(said, truth)
+
+
+def _worst_numbers(
+    said: Float[Tensor, "row label"], truth: Float[Tensor, "row label"], names: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the target and the answer of each row's worst number, in words.
+
+    The worst number has the largest squared error, in variances of its targets.
+    """
+    variance = (truth - truth.nanmean(0)).square().nanmean(0).clamp(min=1e-300)
+    worst = ((said - truth).square() / variance).nan_to_num(-1.0).argmax(1, keepdim=True)
+    targets, answers = (x.gather(1, worst)[:, 0].tolist() for x in (truth, said))
+    places = [names[i] if names else f"number {i}" for i in worst[:, 0].tolist()]
+    words = (f"{number(x, 3)} ({name})" for x, name in zip(targets, places, strict=True))
+    return tuple(words), tuple(map(repr, answers))
 
 
 def _rescaled(said: Tensor, truth: Tensor) -> dict[str, Any]:

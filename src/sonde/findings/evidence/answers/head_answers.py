@@ -57,7 +57,8 @@ class HeadAnswers:
     group : Int[Tensor, "row"]
         Numbers of the rows' groups; at least two groups.
     words : (tuple of str, tuple of str)
-        Truth and answer of each row, in words; empty where they are too long.
+        Truth and answer of each row, in words; empty where they are too long. Of several numbers,
+        those of the number that is furthest off.
     other : (str, float) or None
         A change after which answers fit the labels far better, in words, and the share right then;
         for numbers the mean R^2.
@@ -165,7 +166,8 @@ def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
         row: dict[str, Any] = {"loss": right if is_number else 1 - right}
         row["right"] = None if is_number or of_map else right == 1
         if head.words[0]:
-            row |= {"truth": head.words[0][i], "answer": head.words[1][i]}
+            answer = head.words[1][i]
+            row |= {"truth": head.words[0][i], "answer": float(answer) if is_number else answer}
         if head.measure == "rank_accuracy":
             row["loss"] = float(abs(int(row["truth"]) - int(row["answer"])))
         found[example] = row
