@@ -69,6 +69,10 @@ class Scan:
     baseline: Annotated[
         Path | None, named("REPORT", "an older report: only new or worse findings count")
     ] = None
+    reference: Annotated[
+        Path | None,
+        named("FILE", "healthy answers by id, as --rows writes them: what is possible"),
+    ] = None
     diff: Annotated[
         tuple[Path, Path] | None, named("OLD NEW", "compare two reports instead of scanning")
     ] = None
@@ -312,6 +316,7 @@ class Scan:
             thresholds=parse_thresholds(self.set),
             show_inputs=self._shows_inputs,
             hash_ids=self.hash_ids,
+            reference=self.reference,
             fail_on=gate,
             command=shlex.join(["sonde", *typed.get()]),
         )

@@ -20,6 +20,7 @@ from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence.answers.answers import judge_heads
+from sonde.findings.evidence.answers.reference import reference_answers
 from sonde.findings.evidence.facts import by_answers, data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence, read_modules
@@ -125,6 +126,7 @@ def scan_stream(
         other_data = by_answers(other_data, logits)
         own = data.labels_are_models and other_data.labels_are_models
         other_data = replace(other_data, labels_are_models=own)
+    reference = reference_answers(settings.reference, data)
     split = Split(HALF, stream.seed) if other is not None else None
     detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
     tasks = list(detectors.values())
@@ -139,6 +141,7 @@ def scan_stream(
             assert stop is not None
             raise stop
         evidence = _evidence(gathered, stream, data, settings, model, stop is None)
+        evidence = replace(evidence, reference=reference)
         results: Results = {}
         if stop is None:
             outcome, plan = gathered.outcome, gathered.plan

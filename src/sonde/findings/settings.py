@@ -53,6 +53,9 @@ class ScanSettings:
         Thresholds that the user moved.
     show_inputs, hash_ids : bool
         Whether reports may hold inputs, and whether ids are hashed.
+    reference : Path or None, default=None
+        Healthy answers to the same rows, with the columns id and answer, such as the file that
+        ``sonde scan --rows`` wrote of an earlier version.
     fail_on : tuple of str
         Levels or codes that the user gates on.
     command : str
@@ -79,6 +82,7 @@ class ScanSettings:
     thresholds: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
     show_inputs: bool = False
     hash_ids: bool = False
+    reference: Path | None = None
     fail_on: tuple[str, ...] = ()
     command: str = ""
 

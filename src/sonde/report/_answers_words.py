@@ -1,6 +1,7 @@
 """Sentences about the model's accuracy, and the values to compare it with."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -221,6 +222,7 @@ def _of_classes(found: dict[str, Any]) -> str:
         if "n_probed" in found:
             probe += f" ({found['n_probed']:,} of the rows)"
         rest.insert(0, probe)
+    rest = [*_reference(found, share), *rest]
     rows = plural(found["n_rows"], "row")
     if bad := found.get("n_nonfinite", 0):
         rows += f", {bad:,} of them with NaN or infinity in the answer"
@@ -228,6 +230,14 @@ def _of_classes(found: dict[str, Any]) -> str:
     return f"correct on {share(found['value'])} of {rows} ({ends}){_sureness(found)}; " + ", ".join(
         rest
     )
+
+
+def _reference(found: dict[str, Any], say: Callable[[float], str]) -> list[str]:
+    """Return the healthy answers that the user gave, in words; none without a reference."""
+    known = found.get("reference")
+    if known is None:
+        return []
+    return [f"the reference {shown(known['name'], 40)}: {say(known['value'])}"]
 
 
 def _sureness(found: dict[str, Any]) -> str:
@@ -247,6 +257,7 @@ def _of_numbers(found: dict[str, Any]) -> str:
     probe = f"a linear probe on the last layer: {number(last['value'])}"
     if best["site"] != last["site"]:
         probe += f", on the best, {_name(best)}: {number(best['value'])}"
+    probe = ", ".join([*_reference(found, number), probe])
     explained = 1 - (found["value"] / found["commonest"]) ** 2 if found["commonest"] else 0.0
     return (
         f"R^2 {number(explained)}, off by {number(found['value'])} ({number(found['low'])} to "

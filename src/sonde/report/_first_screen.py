@@ -142,9 +142,9 @@ def gap_sentence(found: dict[str, Any]) -> str:
         return ""
     said = share(best) if trial["measure"] == "accuracy" else f"loss {number(best)}"
     where = shown(trial["possible_at"].removesuffix(":out"), 40)
+    where = where if where == "the reference" else f"a linear probe of {where}"
     return (
-        f"the change closes {share(closed)} of the gap to a linear probe of {where} ({said}): "
-        "there is another fault"
+        f"the change closes {share(closed)} of the gap to {where} ({said}): there is another fault"
     )
 
 

@@ -300,6 +300,8 @@ class Evidence:
         Why OTHER was not read although it was given.
     checks : sequence of Check
         Checks of all other rules, for the rule that lists the withheld checks.
+    reference : Reference or None
+        Scores of answers that the user knows to be healthy.
     """
 
     sites: tuple[SiteEvidence, ...]
@@ -315,6 +317,7 @@ class Evidence:
     fail_on: Collection[str] = ()
     awaited: str = ""
     checks: Sequence[Any] = ()
+    reference: Any = None
 
     def get(self, part: Gatherer[T]) -> T | None:
         """Return a part of the evidence by the function that computes it; None without a model."""

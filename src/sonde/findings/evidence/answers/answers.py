@@ -31,6 +31,7 @@ from sonde.findings.evidence.answers.number_answers import (
     number_rows,
     root_mean,
 )
+from sonde.findings.evidence.answers.reference import Reference
 from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence
@@ -265,10 +266,10 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
         return _of_tokens(lens)
     numbers = number_answers(evidence)
     if not isinstance(numbers, str):
-        return _with_heads(_of_numbers(numbers), evidence)
+        return _with_reference(_with_heads(_of_numbers(numbers), evidence), evidence)
     found = class_answers(evidence)
     if not isinstance(found, str):
-        return _with_heads(_of_classes(found, evidence), evidence)
+        return _with_reference(_with_heads(_of_classes(found, evidence), evidence), evidence)
     heads, counts = evidence.get(judge_heads), evidence.answer_counts
     if counts is not None and counts.n and counts.nonfinite == counts.n:
         return _of_no_answer(counts, evidence.data)
@@ -299,6 +300,18 @@ def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
         return section
     # the last layer that ran may be another head, whose states say little of these labels
     return section | {"last": None, "heads": [of_head(h) for h in heads.found]}
+
+
+def _with_reference(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """Return the section with the accuracy, or error, of the healthy answers that the user gave."""
+    known = evidence.reference
+    if not isinstance(known, Reference):
+        return section
+    value = known.mean
+    if known.measure == "error":
+        value = section["commonest"] * math.sqrt(max(0.0, 1 - known.mean))
+    found = {"name": known.name, "value": value, "n_rows": len(known.scores)}
+    return section | {"reference": found}
 
 
 def _of_heads(heads: Heads) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from sonde.findings.evidence.answers.answers import compared_answers
+from sonde.findings.evidence.answers.answers import class_answers, compared_answers
 from sonde.findings.evidence.answers.held_out_scores import FOLDS
 from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.findings.evidence.answers.number_answers import (
@@ -22,6 +22,7 @@ from sonde.findings.evidence.answers.number_answers import (
     number_answers,
     number_rows,
 )
+from sonde.findings.evidence.answers.reference import Reference
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
@@ -33,7 +34,7 @@ from sonde.tap.streams.small_batches import SmallBatches, small_batches
 ROWS, LEAST_ROWS, NUMBERS = 1024, 256, 20_000_000
 SIDE, WIDEST = 16, 512
 FEWEST: Final = 12
-INPUTS: Final = "its inputs"
+INPUTS, REFERENCE = "its inputs", "the reference"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class BestProbe:
     Parameters
     ----------
     where : str
-        The site, or ``its inputs``.
+        The site, ``its inputs``, or ``the reference``.
     measure : {"accuracy", "error", "loss"}
     mean : float
         Mean score of the probe.
@@ -83,7 +84,10 @@ class BestProbe:
 
 @once
 def best_probe(evidence: Evidence) -> BestProbe | None:
-    """Return the probe with the best mean score, or None if no answer is known to be correct."""
+    """Return the probe with the best mean score, or None if no answer is known to be correct.
+
+    Healthy answers that the user gives as a reference compete with the probes.
+    """
     return max(_probes(evidence), key=lambda probe: probe.mean, default=None)
 
 
@@ -107,6 +111,7 @@ def _probes(evidence: Evidence) -> Iterator[BestProbe]:
         spread = float(numbers.mean.mean())
         for site, error in numbers.probes:
             yield _scored(site, "error", order[where], 1 - error / spread, 0.0)
+        yield from _reference(evidence, "error", 0.0)
         x, at = _inputs_at(evidence, order[where])
         if x is not None:
             said = held_out_numbers(x, truth[at], numbers.group[at])
@@ -117,10 +122,31 @@ def _probes(evidence: Evidence) -> Iterator[BestProbe]:
         rows, majority = order[found.where], found.majority
         for site in found.sites:
             yield _scored(site.key, "accuracy", rows, site.hit, majority)
+        yield from _reference(evidence, "accuracy", majority)
         x, at = _inputs_at(evidence, rows)
         if x is not None:
             hit = _hits(x, found.truth[at], found.group[at])
             yield _scored(INPUTS, "accuracy", rows[at], hit, majority)
+
+
+def reference_lead(evidence: Evidence) -> float:
+    """Return how much better the healthy answers are than the model's, in accuracy or R^2.
+
+    0 without a reference.
+    """
+    known, numbers, classes = evidence.reference, number_answers(evidence), class_answers(evidence)
+    if not isinstance(known, Reference):
+        return 0.0
+    if not isinstance(numbers, str):
+        return known.mean - (1 - float(numbers.own.mean() / numbers.mean.mean()))
+    return 0.0 if isinstance(classes, str) else known.mean - classes.accuracy
+
+
+def _reference(evidence: Evidence, measure: Measure, constant: float) -> Iterator[BestProbe]:
+    """Yield the healthy answers that the user gives, if they are judged by this measure."""
+    known = evidence.reference
+    if isinstance(known, Reference) and known.measure == measure:
+        yield BestProbe(REFERENCE, measure, known.mean, constant, known.scores)
 
 
 def _scored(

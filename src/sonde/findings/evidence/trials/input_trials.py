@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.findings.evidence.answers.answers import answer_columns, class_answers, compared_answers
-from sonde.findings.evidence.answers.best_probe import best_probe
+from sonde.findings.evidence.answers.best_probe import best_probe, reference_lead
 from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, shared_rows
@@ -413,8 +413,13 @@ def _nats(
 
 
 def _better_probe(evidence: Evidence) -> float:
-    """Return the score of the best probe of a layer if it far exceeds the model's, else NaN."""
+    """Return the score of a reference or of a layer's best probe if it far exceeds the model's.
+
+    Else NaN.
+    """
     found, numbers = compared_answers(evidence), number_answers(evidence)
+    if reference_lead(evidence) > GAP:
+        return evidence.reference.mean
     if not isinstance(numbers, str):
         spread = numbers.mean.mean()
         error = numbers.probes[numbers.best][1]

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
 from sonde.findings.evidence.answers.answers import class_answers, compared_answers, judge_heads
+from sonde.findings.evidence.answers.best_probe import reference_lead
 from sonde.findings.evidence.answers.head_answers import Heads
 from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.modules.fresh_weights import untrained_share
@@ -45,6 +46,7 @@ from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
 TEXTS, ROWS, LEAST = 64, 256, 12
 LONGEST: Final = 128
 FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
+LEAD: Final = 0.03  # of a reference's accuracy or R^2, from which parts are tried
 SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
 LEAST_CHANGES: Final = 8
 PARTS: Final = ("change of a part", "changes of parts")
@@ -139,6 +141,8 @@ def _suffers(evidence: Evidence) -> str:
     """Return the reason to try nothing; empty if the answers are worse than possible."""
     if untrained_share(evidence) >= UNTRAINED:
         return "the whole model looks untrained"
+    if reference_lead(evidence) > LEAD:
+        return ""
     lens = evidence.get(measure_lens)
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return "" if lens.final > lens.counted else COUNTS

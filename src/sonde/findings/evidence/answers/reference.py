@@ -1,0 +1,124 @@
+"""Answers that a user knows to be healthy, such as those of an earlier version of the model.
+
+A probe says what the states of a model allow; if these are damaged too, it says little. Healthy
+answers to the same inputs say what is possible. The file that ``sonde scan --rows`` wrote of the
+earlier version holds them; any table with the columns ``id`` and ``answer`` does.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyarrow import parquet
+
+from sonde.core.errors import InputError
+from sonde.findings.evidence.answers.labels import class_name
+from sonde.findings.evidence.record import DataEvidence
+from sonde.findings.trial import Measure
+
+LEAST: Final = 12
+"""Known answers that a reference takes."""
+SUFFIXES: Final = (".csv", ".parquet", ".jsonl")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Scores of healthy answers by example, as those of trials.
+
+    Parameters
+    ----------
+    name : str
+        The file.
+    measure : {"accuracy", "error"}
+        1 for a correct answer, or 1 less the squared error over the variance of the targets.
+    scores : mapping of int to float
+        By planned order.
+    """
+
+    name: str
+    measure: Measure
+    scores: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean score of all known answers."""
+        return sum(self.scores.values()) / len(self.scores)
+
+
+def reference_answers(path: Path | None, data: DataEvidence) -> Reference | None:
+    """Return the scores of the answers in a file to the rows of a data set, or None if not asked.
+
+    Raises
+    ------
+    InputError
+        If the file holds no answers, or answers to other rows, or the data have no labels.
+    """
+    if path is None:
+        return None
+    said = {str(row["id"]): row["answer"] for row in _rows_of(path)
+            if row.get("answer") not in (None, "")}  # fmt: skip
+    scores = _numbers(said, data) if data.target is not None else _classes(said, data)
+    if len(scores) < LEAST:
+        raise InputError(
+            f"scan: expected at least {LEAST} answers in {path} to rows of {data.name} with a "
+            f"label, got {len(scores)} (ids in the file: {', '.join([*said][:3]) or 'none'}; in "
+            f"the data: {', '.join(map(str, data.ids[:3]))}). Write the file with `sonde scan "
+            "HEALTHY DATA --rows FILE`, on the same data."
+        )
+    return Reference(path.name, "error" if data.target is not None else "accuracy", scores)
+
+
+def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"scan: expected a reference that ends in {', '.join(SUFFIXES)}, got {path}."
+        )
+    try:
+        if path.suffix == ".parquet":
+            rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        elif path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        else:
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise InputError(f"scan: the reference {path} cannot be read: {error}.") from error
+    columns = {str(name) for row in rows[:1] for name in row}
+    if not {"id", "answer"} <= columns:
+        raise InputError(
+            f"scan: expected the columns id and answer in {path}, got "
+            f"{', '.join(sorted(columns)) or 'no rows'}. `sonde scan --rows` writes them."
+        )
+    return rows
+
+
+def _classes(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
+    """Return 1 for each example whose answer is its label, by name or by number."""
+    if not (data.has_labels and data.labels_are_models):
+        return {}
+    found: dict[int, float] = {}
+    for example, label in enumerate(data.label.tolist()):
+        answer = said.get(str(data.ids[example]))
+        if label >= 0 and answer is not None:
+            found[example] = float(str(answer) in (class_name(data, label), str(label)))
+    return found
+
+
+def _numbers(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
+    """Return 1 less the squared error of each example, in variances of all targets."""
+    assert data.target is not None
+    truth = data.target.double()
+    spread = float(truth[truth.isfinite()].var(correction=0))
+    found: dict[int, float] = {}
+    for example, target in enumerate(truth.tolist()):
+        try:
+            answer = float(said.get(str(data.ids[example]), math.nan))
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(answer) and math.isfinite(target) and spread > 0:
+            found[example] = 1 - (answer - target) ** 2 / spread
+    return found
