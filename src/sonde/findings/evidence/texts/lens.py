@@ -7,7 +7,7 @@ block are given only if these modules reproduce the model's logits; else the rea
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.few_groups import grouped_error
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
+from sonde.core.repacking import count_weights
 from sonde.core.site import Site
 from sonde.core.special_ids import special_ids
 from sonde.findings.evidence.record import Evidence
@@ -32,6 +33,12 @@ from sonde.tap.streams.small_batches import cut, single, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
+FEWEST: Final = 256
+"""Least rows that are read after every block, however large the head."""
+TOGETHER: Final = 128
+"""Rows that a head reads together: it reads its weights once for all of them."""
+SPARE: Final = 4
+"""Texts beyond the least, because some may be too short."""
 LONGEST = 129
 OPERATIONS = 5e11
 USUAL = 1e-4
@@ -148,7 +155,8 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     """
     if stream.model.task != "causal":
         return LensEvidence(reason="the model does not predict a next token")
-    singles = [single(stream.inputs, i) for i in chosen_examples(stream, MOST_GROUPS, seed)]
+    n = chosen_texts(count_weights(stream.model.module))
+    singles = [single(stream.inputs, i) for i in chosen_examples(stream, n, seed)]
     texts = [cut(s, LONGEST) for s in singles if s is not None]
     texts = [t for t in texts if (token_length(t) or 0) >= 2]
     if not texts:
@@ -164,8 +172,9 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
         # Of a packed head the codes count: it has no parameter.
         entries = max((v.numel() for v in head.state_dict().values()), default=1)
         budget = OPERATIONS / (2.0 * max(1, entries) * len(blocks))
-        wanted = int(min(MOST_ROWS, max(LEAST_ROWS, budget)))
-        return _by_block(stream, _outcomes(stream, texts, seed, blocks, decode, wanted), blocks)
+        wanted = int(min(MOST_ROWS, max(FEWEST, budget)))
+        found = _outcomes(stream, texts, seed, blocks, decode, wanted)
+        return _by_block(stream, found, blocks, min(LEAST_ROWS, wanted))
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
@@ -209,7 +218,8 @@ def _outcomes(
     wanted: int = MOST_ROWS,
 ) -> _Outcomes | None:
     """Return the model's next-token losses, or None if it gives no logits of tokens."""
-    losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
+    finals, doubts, group, targets, n_words = [], [], [], [], 0
+    by_block = _ByBlock(decode, len(blocks))
     counted, said, read = [], [], []
     by_counts = counted_losses(stream.inputs, texts, seed)
     expected = torch.zeros((), dtype=torch.float64)
@@ -226,7 +236,7 @@ def _outcomes(
         if decode is not None:
             every = [watched.tensors[str(b)][0] for b in blocks]
             states = [tokens[positions.to(tokens.device)] for tokens in every]
-            losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
+            by_block.add(states, target)
         own = logits[0, positions.to(logits.device)]
         finals.append(_loss(own, target))
         chance = own.float().softmax(-1)
@@ -237,9 +247,9 @@ def _outcomes(
         read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
-    final = torch.cat(finals)
+    final, losses = torch.cat(finals), by_block.losses()
     return _Outcomes(
-        losses=torch.cat(losses) if losses else final.new_zeros(len(final), 0),
+        losses=final.new_zeros(len(final), 0) if losses is None else losses,
         final=final,
         doubt=torch.cat(doubts) / math.log(max(n_words, 2)),
         group=torch.cat(group),
@@ -250,6 +260,46 @@ def _outcomes(
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, targets),
     )
+
+
+def chosen_texts(n_weights: int) -> int:
+    """Return how many texts are read of a model of this size.
+
+    Examples
+    --------
+    >>> chosen_texts(1_000_000), chosen_texts(135_000_000)
+    (48, 36)
+    """
+    able = int(OPERATIONS / (2.0 * max(1, n_weights) * LONGEST))
+    return min(MOST_GROUPS, max(LEAST_GROUPS + SPARE, able))
+
+
+class _ByBlock:
+    """Losses of positions after each block, read by the head for many texts together."""
+
+    def __init__(self, decode: Callable[[Tensor], Tensor] | None, n_blocks: int) -> None:
+        self.decode, self.n_blocks = decode, n_blocks
+        self.waiting: list[tuple[list[Tensor], Tensor]] = []
+        self.found: list[Tensor] = []
+
+    def add(self, states: list[Tensor], target: Int[Tensor, "row"]) -> None:
+        """Add the states of a text after each block, and the tokens that follow."""
+        self.waiting.append((states, target))
+        if sum(len(target) for _, target in self.waiting) >= TOGETHER:
+            self._read()
+
+    def losses(self) -> Float[Tensor, "row block"] | None:
+        """Return all losses, or None if no state was added."""
+        if self.waiting:
+            self._read()
+        return torch.cat(self.found) if self.found else None
+
+    def _read(self) -> None:
+        assert self.decode is not None  # states are added only if a head reads them
+        target = torch.cat([target for _, target in self.waiting])
+        each = [torch.cat([states[b] for states, _ in self.waiting]) for b in range(self.n_blocks)]
+        self.found.append(torch.stack([_loss(self.decode(s), target) for s in each], dim=1))
+        self.waiting = []
 
 
 def _own(found: _Outcomes | None) -> LensEvidence:
@@ -277,13 +327,15 @@ def _own(found: _Outcomes | None) -> LensEvidence:
     )
 
 
-def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site]) -> LensEvidence:
+def _by_block(
+    stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site], least: int
+) -> LensEvidence:
     """Return the loss of the model at the end and after each block."""
     own = _own(found)
-    if found is None or own.n_rows < LEAST_ROWS or own.n_groups < LEAST_GROUPS:
+    if found is None or own.n_rows < least or own.n_groups < LEAST_GROUPS:
         return replace(
             own,
-            reason=f"needs {LEAST_ROWS} predicted tokens in {LEAST_GROUPS} groups, "
+            reason=f"needs {least} predicted tokens in {LEAST_GROUPS} groups, "
             f"got {own.n_rows} in {own.n_groups}",
             too_few=True,
         )

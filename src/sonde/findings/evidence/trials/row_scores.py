@@ -115,8 +115,9 @@ def score_rows(
         if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] < 2:
             return None
         losses = functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2).double(), ids[:, 1:].cpu(), reduction="none"
+            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten().cpu(), reduction="none"
         )
+        losses = losses.double().reshape(len(ids), -1)
         return torch.ones(len(ids), dtype=torch.bool), -losses.mean(1)
     if data.target is not None:
         truth, every = data.target[batch.order].double(), data.target.double()

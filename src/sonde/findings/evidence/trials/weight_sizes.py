@@ -23,7 +23,9 @@ NUMBER: Final = re.compile(r"\d+")
 BLOCK: Final = re.compile(r"(?:(?<=^)|(?<=\.))\d+(?=\.)")
 """Number of the block that a path lies in. Norms of a plain stack of layers differ more."""
 SIBLINGS, RATIO, DEVIATIONS = 4, 4.0, 6.0
-ROWS, LONGEST = 128, 64
+ROWS, FEWEST, LONGEST = 128, 16, 64
+PART: Final = 0.5
+"""Part of the budget of trials that the two forward passes of all rows may take."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
         return None
     outliers.sort(key=lambda o: -abs(math.log(o.ratio)))
     longest = LONGEST if stream.model.task == "causal" else None
-    chosen = chosen_examples(stream, ROWS, evidence.data.seed)
+    each = longest or 1
+    n = evidence.budget.rows(ROWS * each, FEWEST * each, 2, PART) // each
+    chosen = chosen_examples(stream, n, evidence.data.seed)
     small = small_batches(stream.model, stream.inputs, chosen, longest)
     with untouched(stream.model.module), torch.no_grad():
         return resized_weights(stream, evidence, small, {o.path: o.ratio for o in outliers})
