@@ -20,7 +20,7 @@ from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence.answers.answers import judge_heads
-from sonde.findings.evidence.answers.reference import reference_answers
+from sonde.findings.evidence.answers.reference import Reference, reference_answers
 from sonde.findings.evidence.facts import by_answers, data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence, read_modules
@@ -140,8 +140,7 @@ def scan_stream(
         if gathered is None:
             assert stop is not None
             raise stop
-        evidence = _evidence(gathered, stream, data, settings, model, stop is None)
-        evidence = replace(evidence, reference=reference)
+        evidence = _evidence(gathered, stream, data, settings, model, stop is None, reference)
         results: Results = {}
         if stop is None:
             outcome, plan = gathered.outcome, gathered.plan
@@ -352,6 +351,7 @@ def _evidence(
     settings: ScanSettings,
     model: ModelEvidence | None,
     complete: bool,
+    reference: Reference | None,
 ) -> Evidence:
     """Return the evidence of the pass, with functions for parts that rules may request."""
     outcome, statistics = gathered.outcome, gathered.statistics
@@ -364,6 +364,7 @@ def _evidence(
         stochastic=settings.stochastic,
         deep=settings.deep,
         fail_on=settings.fail_on,
+        reference=reference,
     )
     if not isinstance(stream, LiveStream):
         return found
