@@ -200,3 +200,14 @@ def test_a_warning_about_a_healthy_world_is_true_only_if_fresh_rows_say_so():
     assert (
         judging.judged_healthy({"findings": [], "cause": None}, world)["verdict"] == judging.CLEAN
     )
+
+
+def test_a_net_that_raises_is_no_fault():
+    def broken(net: nn.Module) -> nn.Module:
+        net.fc_out = nn.Identity()
+        net.fc_out.register_forward_pre_hook(lambda *_: int("no number"))
+        return net
+
+    made = tenfold(small_world())
+    assert drawing.runs(made)
+    assert not drawing.runs(replace(made, faulty=replace(made.faulty, net=broken(Weigh()))))

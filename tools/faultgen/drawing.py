@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from itertools import count
 
 from tools.faultgen.grammar import Candidate, Fault, Planted, candidates, is_closed, plant
-from tools.faultgen.worlds import World, draw_world, score
+from tools.faultgen.worlds import World, answers, draw_world, score
 
 LEAST = {"number": 0.1, "numbers": 0.1}
 POINTS = 0.05
@@ -51,9 +51,18 @@ def draw(seed: int, closed: bool = False) -> Planted:
         kinds = [c for c in candidates(world) if is_closed(c[0]) == closed]
         for _ in range(TRIES):
             made = plant(world, _chosen(kinds, chosen))
-            if cost(made) >= LEAST.get(world.task.kind, POINTS):
+            if runs(made) and cost(made) >= LEAST.get(world.task.kind, POINTS):
                 return made
     raise AssertionError  # worlds never end
+
+
+def runs(made: Planted) -> bool:
+    """Return whether the damaged net still answers: a net that raises has no silent fault."""
+    try:
+        answers(made.faulty.net, made.faulty.given)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def cost(made: Planted) -> float:
