@@ -69,3 +69,29 @@ def test_one_norm_among_others_that_do_not_fit_is_tried_alone() -> None:
     (found,) = sonde.scan(net, items, settings=settings).findings
     assert (found["level"], found["sites"]) == ("warning", ["2:out"])
     assert "running_mean and running_var of 2" in found["fix"]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: the running statistics of one norm of a net that answers maps")
+def test_stale_statistics_of_a_net_that_answers_maps_are_tried_and_named() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(260, 1, 6, 6)
+    y = ((x[:, 0] > 0.5).long() + (x[:, 0] < -0.5).long() * 2).long()
+    net = nn.Sequential(nn.Conv2d(1, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 3, 1))
+    optimizer = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.eval().requires_grad_(False)
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    norm.running_mean += torch.linspace(-1.5, 1.5, 12)
+    norm.get_buffer("running_var").mul_(torch.logspace(0, 2.5, 12))
+    rows = [{"x": x[i], "label": y[i].numpy()} for i in range(len(y))]
+    settings = ScanSettings(progress=False, only=("SND012", "SND015", "SND068"))
+    report = sonde.scan(net, rows, settings=settings).json()
+    finding = next(f for f in report["findings"] if f["code"] == "SND012")
+    assert finding["trial"]["after"] > 0.9 > finding["trial"]["before"]
+    assert report["cause"] == "SND012"

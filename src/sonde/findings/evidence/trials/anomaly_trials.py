@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sonde.findings.evidence.answers.answers import class_answers
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.batch_norm_fits import CHUNK
 from sonde.findings.evidence.trials.row_scores import Around, row_scores
@@ -19,12 +18,6 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-def can_judge(stream: LiveStream, evidence: Evidence) -> bool:
-    """Return whether rows have labels or targets to compare the answers with."""
-    known = evidence.data.target is not None or stream.model.task == "causal"
-    return known or not isinstance(class_answers(evidence), str)
 
 
 def refitted_norms(
@@ -48,8 +41,6 @@ def refitted_norms(
         Norms that are changed together, by the words for them. The rows that choose a change choose
         among these; the others judge.
     """
-    if not can_judge(stream, evidence):
-        return None
     before = row_scores(stream, evidence, small)
     first = chooses_by_key([key for one in small.singles for key in one.group_keys])
     rows = torch.nonzero(first).flatten().tolist()
@@ -110,7 +101,7 @@ def resized_weights(
     """
     modules = stream.probe.names.modules
     weights = [(w, r) for path, r in ratios.items() if (w := _weight(modules[path])) is not None]
-    if not weights or not can_judge(stream, evidence):
+    if not weights:
         return None
     before = row_scores(stream, evidence, small)
     after = row_scores(stream, evidence, small, _divided(weights))

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
-from sonde.findings.evidence.record import DataEvidence, Evidence
-from sonde.findings.evidence.shared_rows import two_logits
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
 from sonde.findings.trial import Measure, Scope, Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
@@ -64,26 +64,29 @@ def row_scores(
 
     The model runs as it was found: a part that was left in training mode stays so.
     """
-    found: list[tuple[Tensor, Tensor]] = []
     batches = list(chunks(small))
+    if not batches:
+        return None
+    order = torch.cat([batch.order for batch in batches])
+    causal = stream.model.task == "causal"
+    scores = None if causal else answer_scores(stream, evidence, order.tolist())
+    if isinstance(scores, str):
+        return None
+    found: list[Tensor] = []
     for batch in batches:
         try:
-            logits = _logits(stream, batch, around)
+            score = _scores_of(_output(stream, batch, around), batch, scores)
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
             return None
-        scored = None if logits is None else score_rows(logits, batch, evidence.data)
-        if scored is None:
+        if score is None:
             return None
-        found.append(scored)
-    if not found:
-        return None
-    known, score = (torch.cat([pair[i] for pair in found]) for i in (0, 1))
+        found.append(score)
     keys = [k for batch in batches for k in batch.group_keys]
-    order = torch.cat([batch.order for batch in batches])
+    known = torch.ones(len(order), dtype=torch.bool) if scores is None else scores.known(order)
     kept = torch.nonzero(known).flatten().tolist()
-    measure: Measure = "loss" if stream.model.task == "causal" else "accuracy"
-    measure = "error" if evidence.data.target is not None else measure
-    return RowScores(order[kept], [keys[i] for i in kept], score[kept].double(), measure)
+    measure: Measure = "loss" if scores is None else scores.measure
+    score = torch.cat(found)[kept].double()
+    return RowScores(order[kept], [keys[i] for i in kept], score, measure)
 
 
 def chunks(small: SmallBatches, size: int = CHUNK) -> Iterator[InputBatch]:
@@ -92,9 +95,8 @@ def chunks(small: SmallBatches, size: int = CHUNK) -> Iterator[InputBatch]:
         yield small.together(range(start, min(start + size, len(small))))
 
 
-def _logits(stream: LiveStream, batch: InputBatch, around: Around | None) -> Tensor | None:
-    causal = stream.model.task == "causal"
-    output = watch(
+def _output(stream: LiveStream, batch: InputBatch, around: Around | None) -> object:
+    return watch(
         stream.model.module,
         batch,
         (),
@@ -102,26 +104,23 @@ def _logits(stream: LiveStream, batch: InputBatch, around: Around | None) -> Ten
         around=None if around is None else around(),
         place=stream.probe.place,
     ).output
-    logits = find_logits(output, None if causal else stream.logits_key)
-    return None if logits is None or logits.ndim != (3 if causal else 2) else logits.detach().cpu()
 
 
-def score_rows(
-    logits: Tensor, batch: InputBatch, data: DataEvidence
-) -> tuple[Tensor, Float[Tensor, "row"]] | None:
-    """Return which rows can be judged, and the score of each row."""
-    if logits.ndim == 3:
-        ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] < 2:
-            return None
-        losses = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten().cpu(), reduction="none"
-        )
-        losses = losses.double().reshape(len(ids), -1)
-        return torch.ones(len(ids), dtype=torch.bool), -losses.mean(1)
-    if data.target is not None:
-        truth, every = data.target[batch.order].double(), data.target.double()
-        error = (logits[:, 0].double() - truth).square()
-        return torch.isfinite(truth), 1 - error / every[torch.isfinite(every)].var(correction=0)
-    label = batch.label
-    return label >= 0, (two_logits(logits).argmax(1) == label).double()
+def _scores_of(
+    output: object, batch: InputBatch, scores: AnswerScores | None
+) -> Float[Tensor, "row"] | None:
+    """Return the score of each row: of its answer, or, without labels, of its next tokens."""
+    if scores is not None:
+        answers = scores.of(output)
+        return None if answers is None else scores.scores(answers.detach(), batch.order)
+    logits = find_logits(output)
+    ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+    if logits is None or logits.ndim != 3 or not isinstance(ids, Tensor):
+        return None
+    if ids.ndim != 2 or ids.shape[1] < 2:
+        return None
+    losses = functional.cross_entropy(
+        logits[:, :-1].detach().cpu().flatten(0, 1).float(), ids[:, 1:].flatten().cpu(),
+        reduction="none",
+    )  # fmt: skip
+    return -losses.double().reshape(len(ids), -1).mean(1)
