@@ -27,12 +27,14 @@ def causal(module) -> Model:
     return Model(module, config=module.config, task="causal")
 
 
-def stream_of(module, reducer, side="right", special=False, further=(), **settings):
+def stream_of(module, reducer, side="right", special=False, further=(), sinks="auto", **settings):
     prompts = Texts(ITEMS, batch_size=3, side=side, special=special)
     how = {"max_new_tokens": NEW, "do_sample": False} | settings
     inputs = replay(causal(module), prompts, **how)
     sites = BLOCKS[module.config.model_type]
-    return live_stream(causal(module), inputs, sites, reducer, further=further, logits=False)
+    return live_stream(
+        causal(module), inputs, sites, reducer, further=further, logits=False, sinks=sinks
+    )
 
 
 def an_end(module) -> int:
@@ -49,7 +51,7 @@ def an_end(module) -> int:
 def watched(module, stream) -> tuple[sonde.tap.streams.live.Batch, Tensor, int]:
     """Return a batch, the outputs of the block's calls side by side, and how many there were."""
     calls: list[Tensor] = []
-    _ = stream.found_sinks
+    _ = stream.schema, stream.found_sinks
     handle = module.get_submodule(BLOCKS[module.config.model_type]).register_forward_hook(
         lambda m, a, o: calls.append((o if isinstance(o, Tensor) else o[0]).clone())
     )
@@ -150,7 +152,7 @@ def test_outputs_are_let_go_of_step_by_step():
         module, "mean", further=("last", "cls"), max_new_tokens=12, eos_token_id=None
     )
     _ = stream.schema
-    _ = stream.found_sinks
+    _ = stream.schema, stream.found_sinks
     calls, alive = [], []
 
     def count(*_: object) -> None:
@@ -191,3 +193,30 @@ def test_a_module_that_runs_twice_in_a_step_gives_no_rows():
             block.post_attention_layernorm = block.input_layernorm
         batch, recorder = inputs.record(prompts, tapped_sites)
         assert (recorder.rows(Frame(batch)) is None) == is_shared
+
+
+@pytest.mark.truth("one more forward pass over the finished texts")
+@pytest.mark.parametrize("sinks", ["first", "special", "first,special"])
+def test_sinks_in_an_answer_are_those_of_one_more_forward(monkeypatch, sinks):
+    module = llama()
+    end = an_end(module)
+    found = []
+    for records in (True, False):
+        monkeypatch.setattr(sonde.tap.streams.live, "may_record", lambda _, yes=records: yes)
+        stream = stream_of(
+            module, "mean", special=True, further=REDUCERS[1:], eos_token_id=end, sinks=sinks
+        )
+        batch, outputs, _ = watched(module, stream)
+        assert (outputs.shape[1] == max(map(len, ITEMS)) + NEW) == records
+        found.append(batch)
+    recorded, read_again = found
+    assert torch.equal(recorded.extra["generated"], read_again.extra["generated"])
+    assert end in recorded.extra["generated"]
+    assert len(recorded.rows) == len(REDUCERS)
+    for key, x in recorded.rows.items():
+        torch.testing.assert_close(x, read_again.rows[key], rtol=1e-4, atol=2e-6)
+        assert torch.equal(recorded.position[key], read_again.position[key])
+    for name in ("sink", "special"):
+        mine, theirs = getattr(recorded, name), getattr(read_again, name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(x, theirs[key]) for key, x in mine.items())

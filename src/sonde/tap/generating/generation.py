@@ -104,6 +104,7 @@ class Generation:
             kwargs=_kept(prompts.kwargs) | further | whole,
             mask=mask,
             special=self._special(prompts, sequences, mask),
+            sink=None,  # of the prompts alone
             length=mask.sum(dim=1),
             columns=prompts.columns
             | {"prompt_length": mask_of(prompts).sum(dim=1)}

@@ -1,6 +1,6 @@
 """Rows of growing texts, reduced call by call so that outputs are not stored.
 
-A stretch is what one call of the model reads: the prompts, then one token of each text at a time.
+A stretch is what one call of the model reads: the prompts, then the next tokens of each text.
 """
 
 from abc import ABC, abstractmethod
@@ -83,13 +83,15 @@ class Marks:
         self._reached = 0
 
     def stretch(self, ids: Int[Tensor, "example pos"]) -> Stretch:
-        """Return the stretch of the next tokens: first the prompts, then one token per text."""
+        """Return the stretch of the next tokens: first the prompts."""
         start, self._reached = self._reached, self._reached + ids.shape[1]
         if not start:
             real, special = self._mask, self._special
         else:
-            ids, real = ids.cpu(), ~self._over
-            self._over = self._over | torch.isin(ids, self._ends.to(ids.dtype))
+            ids = ids.cpu()
+            ended = torch.isin(ids, self._ends.to(ids.dtype))
+            over = self._over | (ended.long().cumsum(dim=1) > ended.long())
+            real, self._over = ~over, (over | ended)[:, -1:]
             special = torch.isin(ids, self._specials.to(ids.dtype))
         begins = real.any(dim=1) & ~self._begun
         self._begun = self._begun | begins

@@ -1,6 +1,6 @@
 """Record rows during generation, equal to one forward pass over the whole texts.
 
-Every call of the model is one stretch of positions: the prompts, then one token at a time. The ids
+Every call of the model is one stretch of positions: the prompts, then the next tokens. The ids
 that the model was given are kept beside the rows; if the ids do not spell the sequences, the rows
 are thrown away.
 """
@@ -68,9 +68,11 @@ class StepRecorder:
         )
 
     def _take_ids(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids, n_rows = kwargs.get("input_ids"), self.marks.shape[0]
-        expected = (n_rows, 1) if self.ids else self.marks.shape
-        if not self.aligns or not isinstance(ids, Tensor) or ids.shape != expected:
+        ids, prompts = kwargs.get("input_ids"), self.marks.shape
+        if not self.aligns or not isinstance(ids, Tensor) or len(ids) != prompts[0]:
+            self.aligns = False
+            return
+        if not self.ids and ids.shape != prompts:
             self.aligns = False
             return
         self.stretches.append(self.marks.stretch(ids))
