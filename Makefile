@@ -98,7 +98,7 @@ test-vllm:
 	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/pip install --quiet --editable '.[hf,serve,gguf]' openai pytest pytest-timeout hypothesis beartype httpx
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM)/python -m pytest --timeout 900 \
-		tests/engines tests/serving/test_chats.py tests/cli/test_gguf_model.py
+		-W ignore::pytest.PytestUnraisableExceptionWarning tests/engines tests/serving/test_chats.py tests/cli/test_gguf_model.py
 
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py

@@ -4,44 +4,16 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import sonde
 from sonde.core import InputError
+from sonde.core.edit import Add, Project
 from sonde.detect import KNN, Mahalanobis
+from sonde.engines._engine import Engine
+from sonde.tap import TokenIds, editing
+from vllm_case import in_order, probe_of, texts
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
-
-WORDS = ["<s>", "</s>", *(f"w{n}" for n in range(126))]
-
-
-def texts(n, seed):
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 90, (n,), generator=generator).tolist()
-    return [
-        {"text": " ".join(f"w{i}" for i in torch.randint(126, (k,), generator=generator).tolist())}
-        for k in lengths
-    ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    pytest.importorskip("vllm", reason="needs vllm: make test-vllm")
-    path = tmp_path_factory.mktemp("vllm") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=128, intermediate_size=192, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=256,
-        bos_token_id=0, eos_token_id=1, initializer_range=0.1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<s>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", bos_token="<s>")
-    tokenizer.save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +61,85 @@ def test_what_one_engine_fitted_scores_rows_of_the_other(both, tmp_path):
 
 
 @pytest.mark.truth("generate of transformers, greedy")
-def test_generated_texts_and_their_states(both):
-    data, how = texts(6, 5), {"max_new_tokens": 12}
-    options = {"sites": "blocks", "reducer": "mean", "generate": how, "batch_size": 3}
-    here, there = (rows(m, data, **options)[0] for m in both)
-    for mine, theirs in zip(here, there, strict=True):
-        assert torch.equal(mine.extra["generated"], theirs.extra["generated"])
-        for key, x in mine.rows.items():
-            assert torch.allclose(x, theirs.rows[key], rtol=0, atol=float(1e-5 * x.abs().max()))
+@pytest.mark.parametrize("reducer", ["mean", "tokens", "last"])
+def test_generated_texts_and_their_states(both, reducer):
+    data, ends = texts(6, 5), None
+    for round_ in range(2):
+        how = {"max_new_tokens": 12, "eos_token_id": ends}
+        options = {"sites": "blocks", "reducer": reducer, "generate": how, "batch_size": 3}
+        here, there = (rows(m, data, **options)[0] for m in both)
+        for mine, theirs in zip(here, there, strict=True):
+            assert torch.equal(mine.extra["generated"], theirs.extra["generated"])
+            for key, x in mine.rows.items():
+                assert torch.equal(mine.position[key], theirs.position[key])
+                gap = (x - theirs.rows[key]).norm(dim=1) / x.norm(dim=1)
+                assert gap.max() < 1e-5
+        lengths = torch.cat([batch.extra["generated_length"] for batch in there])
+        assert (lengths.min() < 8 < lengths.max()) == bool(round_)
+        ends = [here[0].extra["generated"][0, 3].item(), here[1].extra["generated"][1, 6].item()]
+
+
+def test_states_of_generated_tokens_are_taken_from_the_steps(both, monkeypatch):
+    runs = []
+    run = Engine.run
+
+    def count(self, texts, settings):
+        runs.append(len(texts))
+        return run(self, texts, settings)
+
+    monkeypatch.setattr(Engine, "run", count)
+    how = {"max_new_tokens": 12, "eos_token_id": []}
+    stream = sonde.read(both[1], texts(6, 5), sites="blocks", reducer="mean", generate=how)
+    first = list(stream)  # with the checks of a stream
+    runs.clear()
+    assert len(list(stream)) == len(first) == len(runs)  # no pass over the finished texts
+
+
+def prompts_of(model, n, seed):
+    batch = [model.processor(one["text"])["input_ids"] for one in texts(n, seed)]
+    width = max(map(len, batch))
+    ids = torch.tensor([[0] * (width - len(x)) + x for x in batch])
+    mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in batch])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.mark.truth("generate of transformers under the same edits, greedy")
+@pytest.mark.parametrize("where", ["all", "generated", "last", [1, 5], TokenIds((7, 20))])
+def test_edited_texts_and_states(both, where):
+    at, generator = "model.layers.1", torch.Generator().manual_seed(8)
+    directions = torch.randn(2, 128, generator=generator)
+    edits = [Add(directions[0], 3.0), Project(directions[1])]
+    found = []
+    for model in both:
+        given = prompts_of(model, 5, 6)
+        plain = model.module.generate(**given, **GREEDY)
+        with editing(model, edits[0], at, where), editing(model, edits[1], "model.layers.0"):
+            out = model.module.generate(**given, **GREEDY)
+            last = {"sites": ["model.layers.1", "model.layers.2"], "reducer": "last"}
+            x = rows(model, texts(4, 7), **last)[0][0].rows if where != "generated" else {}
+        assert torch.equal(model.module.generate(**given, **GREEDY), plain)  # taken back
+        found.append((plain, out, x))
+    (plain, out, x), (other_plain, other_out, other_x) = found
+    assert torch.equal(plain, other_plain)
+    assert torch.equal(out, other_out)
+    assert not torch.equal(out, plain)
+    for key, mine in x.items():
+        assert torch.allclose(mine, other_x[key], rtol=0, atol=float(1e-5 * mine.abs().max()))
+
+
+@pytest.mark.truth("a guard on the model in transformers")
+def test_a_guard_scores_what_is_generated(both):
+    probe, found = probe_of(both[0]), []
+    for model in both:
+        with sonde.Guard(model, probe) as guard:
+            model.module.generate(**prompts_of(model, 5, 9), **GREEDY)
+        found.append(guard.last())
+    here, there = found
+    assert in_order(there) == in_order(here)
+    assert len(there.alarms) == len(here.alarms) > 0
 
 
 def test_what_cannot_be_read_is_refused_by_name(both):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note, say_json
-from sonde.cli.options import DeviceWord, DtypeWord, Printing, TrustFlag, named
+from sonde.cli.options import DeviceWord, DtypeWord, EngineWord, Printing, TrustFlag, named
 from sonde.core.errors import InputError, reason_of
 
 FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
@@ -104,6 +104,7 @@ class Generate:
     ] = 1.0
     seed: Annotated[int, tyro.conf.arg(help="seed of --sample")] = 0
     text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None
+    engine: EngineWord = "transformers"
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     trust_remote_code: TrustFlag = False
@@ -114,7 +115,7 @@ class Generate:
         self._check()
         texts = prompts_of(self.prompts, self.text_column)
         self._check_models()
-        model = self._load(self.model)
+        model = self._load(self.model, self.engine)
         if not callable(getattr(model.module, "generate", None)) or model.processor is None:
             raise InputError(f"sonde generate: expected a model of texts, got {model!r}.")
         steering, said = self._steering(model)
@@ -154,6 +155,11 @@ class Generate:
             )
         if self.decode_strength is not None and self.decode is None:
             raise InputError("--decode-strength: needs --decode.")
+        if self.decode is not None and self.engine != "transformers":
+            raise InputError(
+                f"--decode: expected no --engine {self.engine}, whose next tokens sonde does not "
+                "choose. Leave --engine out."
+            )
 
     def _check_models(self) -> None:
         """Refuse folders of models that generate no text, before weights are read."""
@@ -167,10 +173,10 @@ class Generate:
                     f"{kind.__name__} ({task}) in {word}."
                 )
 
-    def _load(self, word: str) -> Any:
+    def _load(self, word: str, engine: str = "transformers") -> Any:
         from sonde.run.reading.load import load
 
-        return load(word, self.device, self.dtype, self.trust_remote_code)
+        return load(word, self.device, self.dtype, self.trust_remote_code, engine=engine)
 
     def _steering(self, model: Any) -> tuple[AbstractContextManager[None], str]:
         """Return a context manager that steers the model, and a line about it."""

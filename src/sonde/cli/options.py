@@ -66,6 +66,10 @@ MemoryWord = Annotated[
         "percent of the free memory)",
     ),
 ]
+EngineWord = Annotated[
+    Literal["transformers", "vllm"],
+    tyro.conf.arg(help="what runs a language model's tokens (docs: watch a model in vLLM)"),
+]
 DeviceWord = Annotated[
     str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread over devices)")
 ]
@@ -222,10 +226,7 @@ class Reading:
             "meaning of the axes, if sonde asks: 'row patch dim' (dim: features)",
         ),
     ] = ()
-    engine: Annotated[
-        Literal["transformers", "vllm"],
-        tyro.conf.arg(help="what runs a language model's tokens (docs: watch a model in vLLM)"),
-    ] = "transformers"
+    engine: EngineWord = "transformers"
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward pass")] = "auto"
@@ -303,7 +304,7 @@ class Reading:
         if self.engine != "transformers":
             raise InputError(
                 f"--engine {self.engine}: this command needs transformers itself. Leave --engine "
-                "out; sonde read, fit, score, calibrate and scan take it."
+                "out; sonde read, fit, score, calibrate, scan and generate take it."
             )
         return self._load_options()
 

@@ -4,14 +4,18 @@ A batch of vLLM holds the scheduled tokens of all running requests, one after an
 a block sees them so, and the runner's own batch says whose each row is and at which position.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-BLOCKS = "layers"
+from sonde.core.edit import AffineMap
 
 
 @dataclass
@@ -25,23 +29,105 @@ class Stretch:
     position : int
         Position of the first row.
     size : int
+    prompt : int
+        Number of tokens of the request's prompt.
     """
 
     request: str
     position: int
     size: int
+    prompt: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class StateChange:
+    """An affine change of the states of some tokens behind one block.
+
+    Parameters
+    ----------
+    path : str
+    map : AffineMap
+    words : frozenset of str
+        ``all``, ``prompt``, ``generated``, ``last``.
+    positions, ids : tuple of int
+        Positions in the text, and token ids, that are changed too.
+    """
+
+    path: str
+    map: AffineMap
+    words: frozenset[str]
+    positions: tuple[int, ...]
+    ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> "StateChange":
+        """Return the change that a message of ``BlockChange`` describes."""
+        affine = AffineMap(**load(message["tensors"]), scale=message["scale"])
+        words, positions, ids = (message[name] for name in ("words", "positions", "ids"))
+        return cls(message["path"], affine, frozenset(words), tuple(positions), tuple(ids))
+
+    def __call__(
+        self, rows: Float[Tensor, "row dim"], batch: "ScheduledRows"
+    ) -> Float[Tensor, "row dim"]:
+        """Return the changed states; half precision is edited in float32 and rounded once."""
+        wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        new = self.map(wide).to(rows.dtype)
+        if "all" in self.words or {"prompt", "generated"} <= self.words:
+            return new
+        return torch.where(self._selected(batch)[:, None].to(rows.device), new, rows)
+
+    def _selected(self, batch: "ScheduledRows") -> Bool[Tensor, "row"]:
+        position, prompt = batch.position, batch.prompt
+        found = torch.zeros_like(position, dtype=torch.bool)
+        if "prompt" in self.words:
+            found |= position < prompt
+        if "generated" in self.words:
+            found |= position >= prompt
+        if "last" in self.words:
+            found |= position == prompt - 1
+        if self.positions:
+            found |= torch.isin(position, torch.tensor(self.positions))
+        if self.ids:
+            if batch.ids is None:
+                raise RuntimeError("expected token ids, by which states are edited, got embeddings")
+            found |= torch.isin(batch.ids[: len(position)].cpu(), torch.tensor(self.ids))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ScheduledRows:
+    """The rows of one forward pass.
+
+    Parameters
+    ----------
+    stretches : list of Stretch
+        In the order of the rows.
+    ids : Int[Tensor, "row"] or None
+        Token of each row; vLLM may pad them at the end. None if it was given embeddings.
+    """
+
+    stretches: list[Stretch]
+    ids: Tensor | None
+
+    @property
+    def position(self) -> Tensor:
+        """Position in its text of each row."""
+        return torch.cat([torch.arange(s.position, s.position + s.size) for s in self.stretches])
+
+    @property
+    def prompt(self) -> Tensor:
+        """Length of the prompt of each row."""
+        return torch.cat([torch.full((s.size,), s.prompt) for s in self.stretches])
 
 
 @dataclass
 class Recording:
-    """States that are taken while requests run.
+    """States that are taken, and changed, while requests run.
 
     Parameters
     ----------
     runner : object
         vLLM's runner of the model.
-    paths : tuple of str
-        Modules whose states are taken.
 
     Attributes
     ----------
@@ -50,25 +136,38 @@ class Recording:
     """
 
     runner: Any
-    paths: tuple[str, ...] = ()
     states: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
     _scheduled: Any = None
-    _walk: list[Stretch] | None = None
+    _ids: Any = None
+    _batch: ScheduledRows | None = None
     _handles: list[Any] = field(default_factory=list)
     _run: Callable[..., Any] | None = None
 
-    def watch(self, paths: Sequence[str]) -> None:
-        """Take the states behind these modules from now on."""
+    def watch(self, paths: Sequence[str], changes: Sequence[StateChange] = ()) -> None:
+        """Take the states behind some modules from now on, and change them afterwards.
+
+        Parameters
+        ----------
+        paths : sequence of str
+            Modules whose states are taken, as they are before the changes behind them.
+        changes : sequence of StateChange
+            Applied in this order.
+        """
         self.close()
-        self.paths = tuple(paths)
-        modules = dict(self.runner.get_model().named_modules())
-        for path in paths:
-            self._handles.append(modules[path].register_forward_hook(self._hook(path)))
+        if not paths and not changes:
+            return
+        root = self.runner.get_model()
+        modules = dict(root.named_modules())
+        self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for path in dict.fromkeys([*paths, *(change.path for change in changes)]):
+            mine = [change for change in changes if change.path == path]
+            hook = partial(self._after, path, path in paths, mine)
+            self._handles.append(modules[path].register_forward_hook(hook))
         self._run = self.runner.execute_model
         self.runner.execute_model = self._execute
 
     def close(self) -> None:
-        """Take no further states."""
+        """Take and change no further states."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -77,41 +176,60 @@ class Recording:
 
     def _execute(self, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._run is not None  # ``watch`` kept it
-        self._scheduled, self._walk = scheduled, None
+        self._scheduled = scheduled
         try:
             return self._run(scheduled, *args, **kwargs)
         finally:
-            self._scheduled = None
+            self._scheduled = self._batch = self._ids = None
 
-    def _hook(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def take(_: nn.Module, args: Any, output: Any) -> None:
-            if self._scheduled is None:
-                return  # vLLM's own warm-up
-            if self._walk is None:
-                self._walk = self._stretches()
-            rows, start = state_of(output), 0
-            for one in self._walk:
-                mine = rows[start : start + one.size]
-                start += one.size
-                kept = self.states.setdefault(one.request, {}).setdefault(path, [])
-                kept.append((one.position, mine))
+    def _begin(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._batch, self._ids = None, kwargs.get("input_ids", args[0] if args else None)
 
-        return take
+    def _after(
+        self, path: str, taken: bool, changes: Sequence[StateChange], _: Any, args: Any, output: Any
+    ) -> Any:
+        if self._scheduled is None:
+            return None  # vLLM's own warm-up
+        if self._batch is None:
+            self._batch = ScheduledRows(self._stretches(), self._ids)
+        rows = state_of(output)
+        if taken:
+            self._take(path, rows)
+        if not changes:
+            return None
+        n, new = sum(one.size for one in self._batch.stretches), rows
+        for change in changes:
+            new = torch.cat([change(new[:n], self._batch), new[n:]])
+        return with_state(output, new)
+
+    def _take(self, path: str, rows: Tensor) -> None:
+        assert self._batch is not None  # ``_after`` made it
+        start = 0
+        for one in self._batch.stretches:
+            kept = self.states.setdefault(one.request, {}).setdefault(path, [])
+            kept.append((one.position, rows[start : start + one.size]))
+            start += one.size
 
     def _stretches(self) -> list[Stretch]:
         """Return whose the rows of this forward pass are, in their order."""
         batch, scheduled = self.runner.input_batch, self._scheduled.num_scheduled_tokens
-        computed = batch.num_computed_tokens_cpu
+        first, prompt = batch.num_computed_tokens_cpu, batch.num_prompt_tokens
         return [
-            Stretch(request, int(computed[i]), int(scheduled[request]))
+            Stretch(request, int(first[i]), int(scheduled[request]), int(prompt[i]))
             for i, request in enumerate(batch.req_ids)
             if scheduled.get(request)
         ]
 
-    def take(self, request: str, length: int) -> dict[str, Tensor]:
+    def take(self, name: str, length: int) -> dict[str, Tensor]:
         """Return the states of a request's first positions, and forget the request.
 
         A position that was computed twice, as after a preemption, has its last state.
+
+        Parameters
+        ----------
+        name : str
+            Name that the request was given; vLLM adds random letters to it.
+        length : int
 
         Raises
         ------
@@ -119,7 +237,7 @@ class Recording:
             If a position has no state, as of a cached prefix.
         """
         found = {}
-        for path, parts in self.states.pop(request, {}).items():
+        for path, parts in self.states.pop(self._request(name), {}).items():
             rows = torch.empty(length, parts[0][1].shape[1], dtype=parts[0][1].dtype)
             seen = torch.zeros(length, dtype=torch.bool)
             for position, part in parts:
@@ -128,9 +246,21 @@ class Recording:
                 seen[position:stop] = True
             if not bool(seen.all()):
                 missing = int((~seen).sum())
-                raise RuntimeError(f"{missing} of {length} positions of {request} have no states")
+                raise RuntimeError(f"{missing} of {length} positions of {name} have no states")
             found[path] = rows
         return found
+
+    def _request(self, name: str) -> str:
+        """Return vLLM's own id of the last request with a name."""
+        ids = (own for own in reversed(self.states) if name in (own, own.rpartition("-")[0]))
+        return next(ids, name)
+
+    def drop(self, names: Sequence[str] | None) -> None:
+        """Forget the states of some requests, or of all."""
+        if names is None:
+            self.states.clear()
+        for name in names or ():
+            self.states.pop(self._request(name), None)
 
 
 def state_of(output: Any) -> Tensor:
@@ -144,6 +274,16 @@ def state_of(output: Any) -> Tensor:
     return output.clone()
 
 
+def with_state(output: Any, state: Tensor) -> Any:
+    """Return a block's output with another state of the residual stream."""
+    if not isinstance(output, tuple):
+        return state
+    _, *rest = output
+    if rest and rest[0] is not None:
+        rest[0] = torch.zeros_like(state)
+    return (state, *rest)
+
+
 class StateWorker:
     """Methods that sonde adds to a worker of vLLM; called by ``collective_rpc``."""
 
@@ -154,20 +294,25 @@ class StateWorker:
         modules = self.model_runner.get_model().named_modules()
         return {name: type(module).__name__ for name, module in modules}
 
-    def sonde_watch(self, paths: list[str]) -> None:
-        """Take the states behind these modules."""
+    def sonde_watch(self, paths: list[str], changes: list[dict[str, Any]]) -> None:
+        """Take the states behind some modules, and change states."""
         if not hasattr(self, "_sonde"):
             self._sonde = Recording(self.model_runner)
-        self._sonde.watch(paths)
+        self._sonde.watch(paths, [StateChange.of(message) for message in changes])
 
-    def sonde_requests(self) -> list[str]:
-        """Return the requests that have states."""
-        return [*self._sonde.states]
+    def sonde_take(self, lengths: dict[str, int], process: int) -> list[dict[str, Tensor] | bytes]:
+        """Return the states of requests, by name and number of positions, and forget them.
 
-    def sonde_take(self, request: str, length: int) -> dict[str, Tensor]:
-        """Return the states of a request, and forget it."""
-        return self._sonde.take(request, length)
+        Parameters
+        ----------
+        lengths : dict of str to int
+        process : int
+            Who asks: another process gets bytes of safetensors, as vLLM would not send tensors.
+        """
+        found = [self._sonde.take(name, length) for name, length in lengths.items()]
+        return [*found] if process == os.getpid() else [save(states) for states in found]
 
-    def sonde_drop(self) -> None:
-        """Forget the states of all requests."""
-        self._sonde.states.clear()
+    def sonde_drop(self, names: list[str] | None = None) -> None:
+        """Forget the states of some requests, or of all."""
+        if hasattr(self, "_sonde"):
+            self._sonde.drop(names)

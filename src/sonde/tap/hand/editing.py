@@ -120,6 +120,26 @@ def editing(
     editor.check_acted()
 
 
+@dataclass(frozen=True, eq=False)
+class OpenEdit:
+    """An open edit, for an engine that runs the tokens elsewhere and applies the edit there.
+
+    Parameters
+    ----------
+    edit : Edit
+    sites : tuple of Site
+    places : TermPlaces
+        Tokens that are edited.
+    depends_on_text : bool
+        Whether a gate or states of other runs decide what is edited.
+    """
+
+    edit: Edit
+    sites: tuple[Site, ...]
+    places: TermPlaces
+    depends_on_text: bool
+
+
 @dataclass(eq=False)
 class _Spot:
     """A site of the model, and its number of calls so far."""
@@ -216,6 +236,12 @@ class _Editor:
             owner="editing",
             here=self.here,
             by_row=bool(self.recorded),
+            change=OpenEdit(
+                self.edit,
+                tuple(spot.site for spot in self.spots),
+                self.places,
+                depends_on_text=self.gate is not None or bool(self.recorded),
+            ),
         )
 
     @property

@@ -120,6 +120,8 @@ class Session:
         Refuse replicas of ``nn.DataParallel``: each sees a part of the rows, in no order.
     restores : bool, default=True
         Put back the buffers that sonde's own forward passes moved (``reading``, no ``follows``).
+    change : object, optional
+        What the hooks change, for an engine that runs the tokens elsewhere.
     """
 
     def __init__(
@@ -141,7 +143,9 @@ class Session:
         advice: str = "",
         by_row: bool = True,
         restores: bool = True,
+        change: Any = None,
     ) -> None:
+        self.change = change
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.follows, self.here, self.is_open = tuple(follows), here, False
         self.reading, self.with_grad = reading, with_grad
