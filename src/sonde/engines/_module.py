@@ -288,7 +288,7 @@ def _or_states(own: Callable[..., Any], given: Callable[..., Any]) -> Callable[.
 
 
 def _cut(states: dict[str, Tensor], start: int, stop: int, least: int = 0) -> dict[str, Tensor]:
-    """Return the states of some positions, with zeros for at least so many."""
+    """Return the states of some positions; zeros fill them up to ``least`` positions."""
     found = {path: x[start:stop] for path, x in states.items()}
     return {
         path: x if len(x) >= least else x.new_zeros(least, x.shape[1]) for path, x in found.items()
