@@ -128,3 +128,101 @@ def test_what_hides_its_sums_is_refused():
         Relevance().explain(model, torch.randn(2, 3, 8))
     with pytest.raises(InputError, match="epsilon above 0"):
         Relevance(epsilon=0.0)
+
+
+class Between(nn.Module):
+    """A function of a state between two linear layers without biases."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.function = nn.Linear(5, 8, bias=False).double(), function
+
+    def forward(self, x):
+        y = self.function(self.a(x))
+        width = y.shape[1]
+        return y @ torch.randn(width, 3, generator=torch.Generator().manual_seed(1)).to(y)
+
+
+def in_place(change):
+    """Return a function that changes a copy in place and reads the copy afterwards."""
+
+    def function(h):
+        h = 1.0 * h
+        change(h)
+        return h
+
+    return function
+
+
+PLACED = {
+    "tanh": (torch.tanh, in_place(lambda h: h.tanh_())),
+    "sigmoid": (torch.sigmoid, in_place(torch.sigmoid_)),
+    "silu": (F.silu, in_place(lambda h: F.silu(h, inplace=True))),
+    "elu": (F.elu, in_place(lambda h: F.elu(h, 1.0, True))),
+    "product": (lambda h: h * h.relu(), in_place(lambda h: h.mul_(h.relu()))),
+    "ratio": (lambda h: h / (1 + h.abs()), in_place(lambda h: h.div_(1 + h.abs()))),
+    "square": (lambda h: h * h, in_place(lambda h: h.pow_(2))),
+}
+
+
+@pytest.mark.truth("the same function out of place")
+@pytest.mark.parametrize("name", PLACED)
+def test_what_is_computed_in_place_has_the_rule_of_its_function(name):
+    plain, placed = (Relevance().explain(Between(f), rows(4, 5)) for f in PLACED[name])
+    torch.testing.assert_close(placed.objective, plain.objective)
+    torch.testing.assert_close(placed.value, plain.value)
+    assert placed.flags == ()
+
+
+WHOLE = {
+    "selu": F.selu,
+    "hardtanh": F.hardtanh,
+    "softshrink": F.softshrink,
+    "log1p": lambda h: h.abs().log1p(),
+    "glu": F.glu,
+    "cube": lambda h: h**3,
+    "matrix product": lambda h: (h.view(-1, 2, 4) @ h.view(-1, 2, 4).mT).flatten(1),
+    "einsum": lambda h: torch.einsum("nij,nkj->nik", h.view(-1, 2, 4), h.view(-1, 2, 4)).flatten(1),
+    "power of a scale": lambda h: h * (h.pow(2).mean(1, keepdim=True) + 1e-5) ** -0.5,
+}
+
+
+@pytest.mark.truth("conservation: nothing is lost without biases")
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_function_loses_relevance(name):
+    found = Relevance(epsilon=1e-12).explain(Between(WHOLE[name]), rows(4, 5))
+    torch.testing.assert_close(torch.as_tensor(found.value).sum(1), found.objective)
+
+
+SCALED = {
+    "root mean square": (lambda h: F.rms_norm(h, (8,)), lambda h: h),
+    "groups": (
+        lambda h: F.group_norm(h, 2),
+        lambda h: (h.view(-1, 2, 4) - h.view(-1, 2, 4).mean(2, keepdim=True)).flatten(1),
+    ),
+    "instances": (
+        lambda h: F.instance_norm(h.view(-1, 2, 4)).flatten(1),
+        lambda h: (h.view(-1, 2, 4) - h.view(-1, 2, 4).mean(2, keepdim=True)).flatten(1),
+    ),
+    "length": (F.normalize, lambda h: h),
+}
+
+
+@pytest.mark.truth("the norm with its scale written as a number")
+@pytest.mark.parametrize("name", SCALED)
+def test_scales_of_all_norms_are_constants(name):
+    norm, centred = SCALED[name]
+    model, x = Between(norm), rows(3, 5)
+    with torch.no_grad():
+        h = model.a(x)
+        scale = norm(h) / centred(h)
+    fixed = Between(lambda h: centred(h) * scale)
+    found, plain = (Relevance().explain(m, x) for m in (model, fixed))
+    torch.testing.assert_close(found.objective, plain.objective)
+    torch.testing.assert_close(found.value, plain.value)
+
+
+def test_an_answer_behind_a_constant_is_refused():
+    with pytest.raises(SiteError, match="only through softmax, which the rules treat as a const"):
+        Relevance().explain(nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), rows(2, 4).float())

@@ -30,12 +30,27 @@ CURVES: frozenset[Any] = frozenset(
         F.softplus,
         F.mish,
         F.hardswish,
+        F.hardsigmoid,
+        F.hardtanh,
+        F.logsigmoid,
+        F.selu,
+        F.celu,
+        F.softsign,
+        F.softshrink,
+        F.hardshrink,
+        F.tanhshrink,
         F.sigmoid,
         F.tanh,
         torch.sigmoid,
         torch.tanh,
+        torch.square,
+        torch.sin,
+        torch.log1p,
         Tensor.sigmoid,
         Tensor.tanh,
+        Tensor.square,
+        Tensor.sin,
+        Tensor.log1p,
     }
 )
 CONSTANTS: frozenset[Any] = frozenset(
@@ -51,11 +66,34 @@ CONSTANTS: frozenset[Any] = frozenset(
         Tensor.var,
         torch.std,
         Tensor.std,
+        torch.reciprocal,
+        Tensor.reciprocal,
+        Tensor.__rtruediv__,
     }
 )
-PRODUCTS: frozenset[Any] = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
+PRODUCTS: frozenset[Any] = frozenset(
+    {
+        torch.mul,
+        Tensor.mul,
+        Tensor.__mul__,
+        Tensor.__rmul__,
+        torch.matmul,
+        Tensor.matmul,
+        Tensor.__matmul__,
+        torch.bmm,
+        Tensor.bmm,
+    }
+)
 RATIOS: frozenset[Any] = frozenset({torch.div, Tensor.div, Tensor.__truediv__})
+POWERS: frozenset[Any] = frozenset({torch.pow, Tensor.pow, Tensor.__pow__})
 CLOSED: frozenset[Any] = frozenset({F.multi_head_attention_forward})
+IN_PLACE: dict[Any, Any] = {
+    twin: func
+    for func in (*CURVES, *POWERS, *PRODUCTS, *RATIOS)
+    for owner in (torch, Tensor, F)
+    if (twin := getattr(owner, f"{func.__name__}_", None)) is not None
+} | {Tensor.__imul__: Tensor.mul, Tensor.__itruediv__: Tensor.div, Tensor.__ipow__: Tensor.pow}
+"""The function that each function computes in place."""
 
 
 @final
@@ -66,7 +104,8 @@ class Relevance(Attributor):
     A linear unit ``z_j = sum_i x_i w_ij + b_j`` hands down in proportion to ``x_i w_ij``, by the
     epsilon rule ``x_i w_ij / (z_j + epsilon sign(z_j))``; a convolution by the gamma rule, with
     ``w + gamma max(w, 0)`` for ``w`` in both places. Curves hand down all relevance; attention
-    weights, scales of norms and divisors are constants; two factors of a product get half each.
+    weights, scales of norms and divisors are constants; two factors of a product, or of a matrix
+    product, get half each. What is computed in place has the rule of its function.
 
     Range        objective; signed; adds up to the objective less what biases took (``gap``, with
                  the flag ``incomplete`` above 5 %).
@@ -107,9 +146,15 @@ class Relevance(Attributor):
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         point = function.value.detach().requires_grad_(True)
-        with _Rules(self.epsilon, self.gamma):
+        with _Rules(self.epsilon, self.gamma) as rules:
             outputs = function.run(point)
         number = objective.of(outputs)
+        if not number.requires_grad and rules.constants:
+            raise SiteError(
+                f"Relevance: the answer depends on the input only through {rules.constants[-1]}, "
+                "which the rules treat as a constant. Explain the logits before it, or take "
+                "IntegratedGradients."
+            )
         if not number.requires_grad:
             return Parts(torch.zeros_like(point), is_reached=False)
         (slope,) = torch.autograd.grad(number.sum(), point, allow_unused=True)
@@ -128,6 +173,7 @@ class _Rules(TorchFunctionMode):
     def __init__(self, epsilon: float, gamma: float) -> None:
         super().__init__()
         self.epsilon, self.gamma = epsilon, gamma
+        self.constants: list[str] = []
 
     def __torch_function__(
         self,
@@ -147,17 +193,26 @@ class _Rules(TorchFunctionMode):
         if func in LINEAR or func in CONVOLUTION:
             return self._linear(func, self.gamma if func in CONVOLUTION else 0.0, args, kwargs)
         if func in CONSTANTS:
+            self.constants.append(func.__name__.strip("_"))
             return func(*args, **kwargs).detach()
+        if func in IN_PLACE:
+            return args[0].copy_(self.__torch_function__(IN_PLACE[func], types, args, kwargs))
         if func is F.scaled_dot_product_attention:
             query, key, *rest = args
             return func(query.detach(), key.detach(), *rest, **kwargs)
-        if func in CURVES:
+        if func in POWERS and args[1] in (0.5, -0.5, -1):
+            return func(*args, **kwargs).detach()  # as sqrt, rsqrt and divisors
+        if func in CURVES or func in POWERS:
             return self._curve(func, args, kwargs)
-        if func is F.layer_norm:
-            return _layer_norm(*args, **kwargs)
+        if func in NORMS:
+            return NORMS[func](*args, **kwargs)
         if func in PRODUCTS and _both_vary(args):
-            a, b = args[:2]
-            return 0.5 * (a * b.detach() + a.detach() * b)
+            return _halved(func, *args)
+        if func is torch.einsum and len(args) == 3 and _both_vary(args[1:]):
+            return _halved(lambda a, b: func(args[0], a, b), *args[1:])
+        if func is F.glu:
+            value, gate = args[0].chunk(2, args[1] if len(args) > 1 else kwargs.get("dim", -1))
+            return _halved(torch.mul, value, self._curve(torch.sigmoid, (gate,), {}))
         if func in RATIOS and isinstance(args[1], Tensor):
             return func(args[0], args[1].detach(), *args[2:], **kwargs)
         return func(*args, **kwargs)
@@ -187,15 +242,18 @@ class _Rules(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
         """Return the value of an activation function, with the gradient ``f(x) / x``."""
-        x = args[0]
-        y = func(x.detach().clone(), *args[1:], **(kwargs | _not_in_place(kwargs)))
-        zero = x.detach() == 0
-        factor = torch.where(zero, 0.0, y / torch.where(zero, 1.0, x.detach()))
-        return y + factor * (x - x.detach())
+        x, changed = args[0], args[0].detach().clone()
+        y = func(changed, *args[1:], **kwargs).detach()
+        value = x.detach().clone()
+        zero = value == 0
+        factor = torch.where(zero, 0.0, y / torch.where(zero, 1.0, value))
+        ruled = y.clone() + factor * (x - value)
+        return x.copy_(ruled) if y.data_ptr() == changed.data_ptr() else ruled
 
 
-def _not_in_place(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"inplace": False} if "inplace" in kwargs else {}
+def _halved(func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """Return a product whose two factors get half of its relevance each."""
+    return 0.5 * (func(a, b.detach().clone()) + func(a.detach().clone(), b))
 
 
 def _layer_norm(
@@ -212,6 +270,63 @@ def _layer_norm(
     y = centred * scale
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def _rms_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Return a norm by the root mean square, which is treated as a constant."""
+    axes = tuple(range(-len(shape), 0))
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * (x.detach().square().mean(axes, keepdim=True) + least).rsqrt()
+    return y if weight is None else y * weight
+
+
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return a group norm whose scale is treated as a constant."""
+    rows = x.reshape(len(x), groups, -1)
+    y = _layer_norm(rows, rows.shape[-1:], eps=eps).reshape(x.shape)
+    wide = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(wide)
+    return y if bias is None else y + bias.reshape(wide)
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return an instance norm whose scale is treated as a constant."""
+    if use_input_stats:
+        return _group_norm(x, x.shape[1], weight, bias, eps)
+    return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+
+
+def _normalize(
+    x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
+    """Return vectors over their length, which is treated as a constant."""
+    return x / x.detach().norm(p, dim, keepdim=True).clamp_min(eps)
+
+
+NORMS: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    F.normalize: _normalize,
+}
 
 
 def _both_vary(args: tuple[Any, ...]) -> bool:
