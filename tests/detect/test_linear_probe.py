@@ -8,6 +8,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.detect import LinearProbe
 from sonde.engine.running import Running
+from sonde.metrics import auroc
 from sonde.stats import HashSample, HashSampleState
 
 
@@ -106,3 +107,18 @@ def test_errors():
         LinearProbe().fit(torch.ones(4, 2), [0, 1, 0, 1])
     with pytest.raises(InputError, match="both parts of the inner split"):
         LinearProbe(loss="logistic").fit(x, [1] + [0] * 39)
+
+
+@pytest.mark.truth("the same rows without the large column")
+@pytest.mark.parametrize("loss", ["ridge", "logistic"])
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_a_column_with_almost_all_variance_does_not_hide_the_others(loss, size):
+    draw = torch.Generator().manual_seed(3)
+    x, held = (torch.randn(300, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    wide, held_wide = (torch.cat([t, size * t[:, :1].flip(0)], 1) for t in (x, held))
+    plain, scorer = (LinearProbe(loss=loss).fit(t, label=(x[:, 1] > 0).long()) for t in (x, wide))
+    areas = [
+        auroc(one.score(rows), (held[:, 1] > 0).long()).value
+        for one, rows in ((plain, held), (scorer, held_wide))
+    ]
+    assert areas[1] > areas[0] - 0.01 > 0.9

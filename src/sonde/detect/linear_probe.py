@@ -4,6 +4,7 @@ Ridge is exact and needs one pass over any number of rows; logistic reads a samp
 border more closely where classes are far from Gaussian.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -29,6 +30,8 @@ from sonde.stats import (
 )
 
 GRID = tuple(10.0**power for power in range(1, -6, -1))
+BELOW, GAIN = (1e-8, 1e-11, 1e-14), 0.99
+"""Penalties for rows with almost all variance in few columns, if they lower the error by 1 %."""
 INNER = 4
 
 Penalty = float | Literal["auto"]
@@ -144,10 +147,16 @@ def _ridge(groups: TwoGroups, scale: float, l2: Penalty) -> tuple[float, Tensor,
     along = vectors.T @ cross
     if isinstance(l2, str):
         y2 = 4.0 * n0 * n1 / n
-        l2 = min(GRID, key=lambda g: _gcv(g * scale, values, along, y2, n))
+        l2 = _least([_gcv(g * scale, values, along, y2, n) for g in (*GRID, *BELOW)])
     axis = vectors @ (along / (values + l2 * scale))
     mean = (n0 * groups.mean[0] + n1 * groups.mean[1]) / n
     return (l2, *_bordered(axis, mean, (n1 - n0) / n))
+
+
+def _least(errors: Sequence[float]) -> float:
+    """Return the penalty of least error; one below the grid only if it is clearly better."""
+    best, below = (int(np.argmin(part)) for part in (errors[: len(GRID)], errors[len(GRID) :]))
+    return BELOW[below] if errors[len(GRID) + below] < GAIN * errors[best] else GRID[best]
 
 
 def _gcv(
@@ -192,14 +201,14 @@ def _chosen(
             )
     losses: list[float] = []
     start = np.zeros(z.shape[1] + 1)
-    for l2 in GRID:
+    for l2 in (*GRID, *BELOW):
         weight, bias = _minimum(z[~judges], one[~judges], l2, start)
         start = np.append(weight.numpy(), bias)
         logit = z[judges] @ weight + bias
         losses.append(
             float(torch.nn.functional.softplus(torch.where(one[judges], -logit, logit)).mean())
         )
-    return GRID[int(np.argmin(losses))]
+    return _least(losses)
 
 
 def _minimum(
@@ -210,18 +219,21 @@ def _minimum(
 ) -> tuple[Float[Tensor, "dim"], float]:
     """Return weight and bias that minimise mean logistic loss + l2 / 2 |w|^2."""
     x, sign = z.cpu().numpy(), np.where(one.cpu().numpy(), 1.0, -1.0)
+    # columns of one size: else a column of large variance stops the search too early
+    size = np.where((spread := x.std(0)) > 0, spread, 1.0)
+    x, ridge = x / size, l2 / np.square(size)
 
     def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
         margin = sign * (x @ v[:-1] + v[-1])
         pull = -sign * expit(-margin) / len(sign)
-        value = float(np.logaddexp(0.0, -margin).mean() + 0.5 * l2 * (v[:-1] @ v[:-1]))
-        return value, np.append(pull @ x + l2 * v[:-1], pull.sum())
+        value = float(np.logaddexp(0.0, -margin).mean() + 0.5 * ridge @ np.square(v[:-1]))
+        return value, np.append(pull @ x + ridge * v[:-1], pull.sum())
 
     optimum = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
         loss,
-        np.zeros(x.shape[1] + 1) if start is None else start,
+        np.zeros(x.shape[1] + 1) if start is None else start * np.append(size, 1.0),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 2000, "gtol": 1e-9, "ftol": 1e-15},
     )
-    return torch.from_numpy(optimum.x[:-1].copy()).to(z), float(optimum.x[-1])
+    return torch.from_numpy(optimum.x[:-1] / size).to(z), float(optimum.x[-1])
