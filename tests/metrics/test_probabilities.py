@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import brier_score_loss
 
 from sonde.core.errors import InputError
-from sonde.metrics import brier_score, expected_calibration_error
+from sonde.metrics import aupr, auroc, brier_score, expected_calibration_error, fpr_at_tpr
 
 
 def stated(n=4000, seed=0):
@@ -79,3 +79,22 @@ def test_intervals_are_over_groups():
 def test_what_is_refused(call, said):
     with pytest.raises(InputError, match=said):
         call()
+
+
+def test_a_probability_may_be_above_one_by_rounding_and_a_row_has_one():
+    right = [1, 0, 1, 1]
+    rounded = expected_calibration_error([1.0000001] * 4, right)
+    assert rounded.value == expected_calibration_error([1.0] * 4, right).value
+    with pytest.raises(InputError, match=r"in \[0, 1\], got 1\.0001"):
+        expected_calibration_error([1.0001] * 4, right)
+    with pytest.raises(InputError, match=r"entry of probabilities for each row, got .*\(4, 3\)"):
+        expected_calibration_error(torch.full((4, 3), 1 / 3), right)
+    for figure in (auroc, fpr_at_tpr, aupr):
+        with pytest.raises(InputError, match=r"one entry of labels for each row, got .*\(4, 2\)"):
+            figure([0.1, 0.2, 0.3, 0.4], torch.eye(2)[[0, 1, 1, 0]])
+
+
+@pytest.mark.truth("confidence that holds exactly has no error")
+def test_the_interval_contains_its_value():
+    found = expected_calibration_error([0.5] * 200, [0, 1] * 100)
+    assert found.value == found.low == 0.0 < found.high

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -45,7 +45,7 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
     InputError
         If there is no number, or a NaN.
     """
-    checked = as_tensor(name, values, what).detach().to("cpu", torch.float64).flatten()
+    checked = _of_rows(name, values, what).to(torch.float64)
     if len(checked) == 0:
         raise InputError(f"{name}: expected at least one row of {what}, got none.")
     if bool(checked.isnan().any()):
@@ -56,6 +56,17 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
     return checked
 
 
+def _of_rows(name: str, values: Any, what: str) -> Shaped[Tensor, "row"]:
+    """Return one entry for each row; raise if a row has several, which would count as rows."""
+    found = as_tensor(name, values, what).detach().cpu()
+    if found.ndim > 2 or (found.ndim == 2 and found.shape[1] != 1):
+        raise InputError(
+            f"{name}: expected one entry of {what} for each row, got shape {tuple(found.shape)}. "
+            "Choose a column, such as the largest probability of each row."
+        )
+    return found.flatten()
+
+
 def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
     """Return the mask of positive rows.
 
@@ -64,7 +75,7 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
     InputError
         If there is not one value of 0 or 1 for each row.
     """
-    kind = as_tensor(name, values, "labels").detach().cpu().flatten()
+    kind = _of_rows(name, values, "labels")
     if len(kind) != n_rows:
         raise InputError(
             f"{name}: expected a label for each of {plural(n_rows, 'row')}, got {len(kind)}."

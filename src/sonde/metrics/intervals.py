@@ -152,6 +152,8 @@ def measured(
     if low == high:
         flags = ("saturated",)
         low, high, se = _if_all_agree(value, few, bootstrap.level, nominal)
+    elif not flags:  # resamples of a figure that is never below 0 may all lie above it
+        low, high = min(low, value), max(high, value)
     if few < FEW_GROUPS and len(kept) and "dead" not in flags:
         flags = (*flags, "few_groups")
     conventions = {

@@ -16,7 +16,7 @@ from sonde.core.tensors import as_tensor
 from sonde.metrics._ranked import kinds, numbers
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 
-SUM = 1e-3
+SUM, ROUNDING = 1e-3, 1e-6
 
 
 def expected_calibration_error(
@@ -154,18 +154,18 @@ def brier_score(
 
 def _probabilities(name: str, values: Any) -> Float[Tensor, "row"]:
     probabilities = numbers(name, values, "probabilities")
-    outside = probabilities[(probabilities < 0) | (probabilities > 1)]
+    outside = probabilities[(probabilities < -ROUNDING) | (probabilities > 1 + ROUNDING)]
     if len(outside):
         raise InputError(
-            f"{name}: expected probabilities in [0, 1], got {float(outside[0]):g}. Take the "
+            f"{name}: expected probabilities in [0, 1], got {float(outside[0]):.9g}. Take the "
             "softmax or the sigmoid of logits."
         )
-    return probabilities
+    return probabilities.clamp(0.0, 1.0)
 
 
 def _shares(wide: Tensor) -> Float[Tensor, "row class"]:
     """Return the class probabilities, after checking that they sum to 1."""
-    stated = _probabilities("brier_score", wide).reshape(wide.shape)
+    stated = _probabilities("brier_score", wide.flatten()).reshape(wide.shape)
     off = (stated.sum(1) - 1).abs().max()
     if float(off) > SUM:
         raise InputError(
