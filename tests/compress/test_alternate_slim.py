@@ -168,3 +168,13 @@ def test_what_has_no_stream_is_refused():
         AlternateSlim().plan(net, {"calibration": x})
     with pytest.raises(InputError, match="expected rate above 0, got 0"):
         AlternateSlim(rate=0)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the same module as a Model with its task")
+def test_a_language_model_without_its_task_is_taken_for_one():
+    module: Any = gpt2()
+    ids = torch.randint(3, 30, (6, 8))
+    told = AlternateSlim(epochs=1).plan(sonde.load(module), {"calibration": ids})
+    plan = AlternateSlim(epochs=1).plan(module, {"calibration": ids})
+    assert plan.changes.keys() == told.changes.keys()

@@ -3,7 +3,7 @@ import torch
 
 from sonde.core import Stream
 from sonde.core.columns import COLUMNS, Columns, declared
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, ShapeError
 from sonde.detect import MSP
 from sonde.stats import Scalars
 
@@ -31,3 +31,14 @@ def test_a_column_that_nothing_brings_says_why():
         batch.column("grad", "x")
     with pytest.raises(InputError, match=declared("unheard of").missing):
         batch.column("unheard of", "x")
+
+
+@pytest.mark.truth("classes as numbers")
+def test_one_hot_rows_are_labels_and_other_rows_are_not():
+    x, label = torch.randn(4, 3), torch.tensor([2, 0, 1, 2])
+    hot = torch.nn.functional.one_hot(label)
+    for given in (hot, hot.double(), hot.numpy()):
+        stream = Stream.of(x, label=given)
+        assert next(iter(stream.batches(0, 4))).label.equal(label)
+    with pytest.raises(ShapeError, match=r"got shape \(4, 3\) whose rows are not one-hot"):
+        Stream.of(x, label=1 - hot)

@@ -41,6 +41,8 @@ CASES = {
     "no classifier, integers": ([3, 5], None, None, [3, 5], True),
     "no classifier, names": (["b", "a"], None, None, [1, 0], False),
     "sorted as numbers": (["10", "9", "-7"], None, None, [2, 1, 0], False),
+    "one-hot rows": ([[0, 1], np.array([1.0, 0.0]), (0, 1)], NAMED, None, [1, 0, 1], True),
+    "one-hot rows and none": ([[0, 0, 1], None], None, None, [2, -1], True),
     "booleans": ([True, False], None, None, [1, 0], True),
     "whole numbers kept as floats": (
         [1.0, 0.0, float("nan"), -1.0],
@@ -66,6 +68,16 @@ def test_values_become_class_numbers(name):
     assert found.values.tolist() == expected
     assert found.own is own
     assert bool(found.reason) is not own
+
+
+@pytest.mark.parametrize(
+    "values", [[[0, 1], [1, 1]], [[0, 1], [0, 0, 1]], [[0, 1], 1], [[0.4, 0.6], [0, 1]], [[0, 0]]]
+)
+def test_rows_that_are_not_one_hot_are_several_labels(values):
+    found = labels(values)
+    assert found.several
+    assert "holds several values" in found.reason
+    assert not found.any
 
 
 def test_names_follow_the_numbers():

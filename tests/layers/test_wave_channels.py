@@ -101,6 +101,6 @@ def test_a_turn_keeps_the_length_of_pairs():
 
 
 def test_odd_numbers_of_waves_are_refused():
-    with pytest.raises(InputError, match="even number of waves"):
+    with pytest.raises(InputError, match=r"an even dim \* expand"):
         WaveChannels(3, 3)
     assert WaveChannels(3, 3, waves=False).n_parameters < WaveChannels(3, 4).n_parameters

@@ -286,3 +286,13 @@ def test_codes_of_a_comparison_are_explained():
     assert explain_code("cmp002").startswith("CMP002  Layers that changed")
     with pytest.raises(InputError, match=r"no finding of a comparison has the code 'CMP009'"):
         explain_code("CMP009")
+
+
+def test_a_model_of_nan_is_refused_for_its_states():
+    broken = net()
+    with torch.no_grad():
+        broken[3].weight[0, 0] = float("nan")
+    for pair in ((broken, net()), (net(), broken)):
+        which = "first" if pair[0] is broken else "second"
+        with pytest.raises(InputError, match=rf"all 40 rows of the {which} model at 3:out"):
+            sonde.compare(*pair, items(40), progress=False)

@@ -11,7 +11,7 @@ from cache_name import CACHE
 from models import llama, mlp
 from narrow import expect
 from sonde.core.edit import Scale
-from sonde.core.errors import SiteError
+from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.tap import Tap, editing, live_stream
 from tap_inputs import Arrays, texts
@@ -136,3 +136,18 @@ def test_a_single_number_has_no_rows_to_reduce():
     with Tap(net, ["1"]) as tap:
         net(torch.ones(2, 3))
     assert tap.rows["1:out"].shape == ()
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x[:, None]).squeeze())
+
+
+def test_a_single_example_that_loses_its_axis_is_told():
+    stream = live_stream(Model(Squeezed().eval()), Arrays(torch.ones(5, 8), batch_size=4), "b:in")
+    with pytest.raises(ShapeError, match=r"\(5,\) from a batch of one example: .*squeeze"):
+        list(stream.batches(0, 5))

@@ -62,12 +62,20 @@ class LabelColumn:
         self._numbers = array("d")
         self._is_of_numbers = True
         self._holds_several = False
+        self._hot: set[int] = set()
 
     def add(self, value: Any) -> None:
-        """Add the next item's value; a column of shape (n, 1) has one value per item."""
+        """Add the next item's value; a column of shape (n, 1) has one value per item.
+
+        A one-hot row stands for its class, if all rows of the column are one-hot.
+        """
         value = _alone(value)
         if holds_several(value):
-            self._holds_several, value = True, None
+            hot = one_hot_class(value)
+            self._hot.add(-1 if hot is None else len(value))
+            self._holds_several, value = True, hot
+        elif not is_missing(value):
+            self._hot.add(0)
         number = None if is_missing(value) else as_number(value)
         value = _clean(value)
         self._numbers.append(math.nan if number is None else number)
@@ -107,7 +115,7 @@ class LabelColumn:
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
         empty = np.full(len(codes), NONE, dtype=np.int64)
-        if self._holds_several:
+        if self._holds_several and (len(self._hot) > 1 or -1 in self._hot):
             reason = f"column {column!r} holds several values for an item, so it is not a label"
             return Labels(empty, (), True, reason, several=True)
         of_numbers = self._is_of_numbers and len(values) > 0
@@ -175,6 +183,26 @@ def _matched(
 def holds_several(value: Any) -> bool:
     """Return whether a label has several values: a list, an array or a mapping."""
     return isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0) > 0
+
+
+def one_hot_class(value: Any) -> int | None:
+    """Return the place of the only 1 among zeros, None for any other value.
+
+    Examples
+    --------
+    >>> one_hot_class([0, 0, 1]), one_hot_class([0.5, 0.5]), one_hot_class([1, 1])
+    (2, None, None)
+    """
+    if isinstance(value, Mapping):
+        return None
+    try:
+        row = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    if row.ndim != 1 or len(row) < 2 or row.dtype.kind not in "biuf":
+        return None
+    is_hot = np.count_nonzero(row) == 1 and row.max() == 1
+    return int(row.argmax()) if is_hot else None
 
 
 def _alone(value: Any) -> Any:

@@ -62,9 +62,23 @@ def integers(values: Any, n: int, name: str) -> Tensor:
     return tensor.detach().to("cpu", torch.int64)
 
 
+def _classes(values: Any) -> Any:
+    """Return the classes of one-hot rows; other values as they are."""
+    shape = getattr(values, "shape", ())
+    if len(shape) != 2 or shape[1] < 2:
+        return values
+    rows = torch.as_tensor(values)
+    if bool((rows.count_nonzero(1) == 1).all()) and bool((rows.amax(1) == 1).all()):
+        return rows.int().argmax(1)
+    raise ShapeError(
+        f"Stream.of: expected one class for each row as label, got shape {tuple(shape)} whose rows "
+        "are not one-hot. Pass class numbers; several labels of a row are not read from arrays."
+    )
+
+
 def labels(values: Any, n: int) -> Tensor:
     """Return class numbers, and warn if two classes are written as -1 and 1."""
-    label = integers(values, n, "label")
+    label = integers(_classes(values), n, "label")
     if n and (least := int(label.min())) < -1:
         raise ShapeError(
             f"Stream.of: expected classes numbered from 0 as label, or -1 for none, got {least}. "

@@ -56,8 +56,8 @@ class WaveChannels(Layer):
         width = dim * expand
         if dim < 1 or expand < 1 or (waves and width % 2):
             raise InputError(
-                "WaveChannels: expected an even number of waves dim * expand, to be paired, got "
-                f"{dim} * {expand}."
+                "WaveChannels: expected dim and expand of at least 1, and with waves an even "
+                f"dim * expand, to be paired, got {dim} * {expand}."
             )
         self.dim, self.waves, squeezed = dim, waves, max(1, dim // 4)
         self.norm = nn.GroupNorm(1, dim)

@@ -14,6 +14,7 @@ from sonde.core.finite import all_finite
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
+from sonde.data import task_of
 from sonde.tap import is_plain, kind_of
 from sonde.tap import tensor_hash as hash_of_parts
 
@@ -181,7 +182,7 @@ def as_model(model: Model | nn.Module) -> Model:
     """
     if isinstance(model, Model):
         return model
-    return Model(model, config=model.__dict__.get("config"))
+    return Model(model, config=model.__dict__.get("config"), task=task_of(model))
 
 
 def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:

@@ -16,6 +16,7 @@ from sonde.core.statistic import Statistic
 from sonde.core.wording import plural
 from sonde.engine.progress import Bar
 from sonde.measure import CorrelationMatch, LayerCKA, MutualKNN, Procrustes, Regression
+from sonde.run.comparing.broken_rows import BROKEN
 from sonde.run.fitting.evidence import sample
 from sonde.run.fitting.fitted import Fitted
 from sonde.stats import HashSample, HashSampleState
@@ -205,6 +206,14 @@ def _samples(fitted: Fitted, which: str) -> dict[str, HashSampleState]:
     found: dict[str, HashSampleState] = {}
     for site in fitted.header["sites"]:
         held = sample(fitted, site["text"])
+        counters = fitted.header["counters"]
+        broken, n = (counters.get(f"{what}|{site['text']}", 0) for what in (BROKEN, "rows"))
+        if n and broken == n:
+            raise InputError(
+                f"compare: expected finite states, got NaN, infinity or numbers too large to "
+                f"square in all {n:,} rows of the {which} model at {site['text']}. Check its "
+                "weights and inputs: sonde scan names the first module that gives such numbers."
+            )
         if held is None or not isinstance(held.state, HashSampleState):
             raise InputError(
                 f"compare: the {which} fit holds no sample of rows at {site['text']}. Fit "

@@ -73,6 +73,13 @@ class Reduction:
         require_dense(x)
         if x.is_nested:
             return self._over_nested(x, frame)
+        if frame.n == 1 and x.ndim == len(self.axes.words) - 1:
+            raise ShapeError(
+                f"expected an output with the axes ({self.axes}), got shape {tuple(x.shape)} from "
+                "a batch of one example: the model drops the axis of a single example, as "
+                "squeeze() does. Choose another batch size (--batch-size), or name the axis that "
+                "squeeze() drops."
+            )
         if x.ndim != len(self.axes.words):
             raise ShapeError(
                 f"expected an output with the axes ({self.axes}), as the first inputs gave, got "
