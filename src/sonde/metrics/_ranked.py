@@ -58,13 +58,13 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
 
 def _of_rows(name: str, values: Any, what: str) -> Shaped[Tensor, "row"]:
     """Return one entry for each row; raise if a row has several, which would count as rows."""
-    found = as_tensor(name, values, what).detach().cpu()
-    if found.ndim > 2 or (found.ndim == 2 and found.shape[1] != 1):
+    entries = as_tensor(name, values, what).detach().cpu()
+    if entries.ndim > 2 or (entries.ndim == 2 and entries.shape[1] != 1):
         raise InputError(
-            f"{name}: expected one entry of {what} for each row, got shape {tuple(found.shape)}. "
+            f"{name}: expected one entry of {what} for each row, got shape {tuple(entries.shape)}. "
             "Choose a column, such as the largest probability of each row."
         )
-    return found.flatten()
+    return entries.flatten()
 
 
 def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
