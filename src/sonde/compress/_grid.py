@@ -13,6 +13,7 @@ from sonde.core.errors import InputError
 from sonde.weights import Grid, Quantised, pack
 
 Symmetry = Literal["symmetric", "asymmetric"]
+Zero = Literal["point", "free"]
 SMALLEST = 2.0**-100
 """Below this a group counts as zero: its scale would not be a normal number."""
 
@@ -34,12 +35,16 @@ def check_grid(owner: str, bits: int | None, group: int) -> None:
 
 
 def grid_of(
-    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    symmetry: Symmetry = "asymmetric",
+    zero: Zero = "free",
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
     """Return the scale and offset of each group, rounded to bfloat16 for storage.
 
     An asymmetric grid spans the smallest to the largest entry and 0. Compute codes with these
-    rounded scales and offsets.
+    rounded scales and offsets. With the zero ``point`` 0 is a point of the grid, so that small
+    weights have no common error.
     """
     levels, half = 2**grid.bits - 1, 2 ** (grid.bits - 1)
     low, high = (_each_group(weight, grid.group, how) for how in ("low", "high"))
@@ -50,6 +55,9 @@ def grid_of(
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         scale = (high - low) / levels
         offset = low + half * scale
+        if zero == "point":
+            step = scale.clamp(min=SMALLEST).bfloat16().to(scale)
+            offset = (half - (-low / step).round().clamp(0, levels)) * step
     empty = scale < SMALLEST
     scale = scale.masked_fill(empty, 1.0).bfloat16()
     return scale, offset.masked_fill(empty, 0.0).bfloat16()
@@ -112,9 +120,18 @@ def rounded(
     layer: Weighted | None = None,
 ) -> Quantised:
     """Return a matrix with each entry rounded to the nearest point of its group's grid."""
-    scale, offset = (
-        grid_of(weight, grid, symmetry) if clip is None else clipped_grid(weight, grid, symmetry)
-    )
+    make = grid_of if clip is None else clipped_grid
+    return rounded_to(weight, grid, make(weight, grid, symmetry), layer)
+
+
+def rounded_to(
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    values: tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]],
+    layer: Weighted | None = None,
+) -> Quantised:
+    """Return a matrix rounded to the grids of a given scale and offset of each group."""
+    scale, offset = values
     n = weight.shape[1]
     scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
     return quantised(codes_of(weight, scales, offsets, grid.bits), scale, offset, grid, layer)

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
+from sonde.compress._grid import Symmetry, check_grid, method_of, rounded, rounded_to
 from sonde.compress._layers import Weighted, weighted_layers
+from sonde.compress._output_grid import output_grid
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of
@@ -59,7 +60,7 @@ class AWQ(Rewrite):
     steps : int, default=20
         Powers that are tried.
     clip : bool, default=True
-        Try narrower grids.
+        Try narrower grids, and grids of other offsets (``RTN`` with ``clip="output"``).
     smooth_only : bool, default=False
         Write the scales into the model and round nothing.
     layers : sequence of str, optional
@@ -173,13 +174,18 @@ class AWQ(Rewrite):
         w = plain * scale / rows
         clips = (None, "mse") if self.clip else (None,)
         made = [rounded(w, self._grid(w), self.symmetry, clip) for clip in clips]
+        moments = list(parts_of(layer, model, grams))
+        if self.clip:
+            own = [(part, h / torch.outer(scale, scale)) for part, h in moments]
+            best = output_grid(w, self._grid(w), self.symmetry, own)
+            made.append(rounded_to(w, self._grid(w), best))
         tried = [*(one.matrix() / scale * rows for one in made), self._round(plain)]
         losses = torch.zeros(len(tried), len(plain), dtype=torch.float64)
-        for part, h in parts_of(layer, model, grams):
+        for part, h in moments:
             for loss, value in zip(losses, tried, strict=True):
                 loss[part] = loss_of(plain[part] - value[part], h).cpu()
-        better = losses[len(made) - 1] < losses[0]
-        found = [torch.where(better[:, None], *(getattr(one, name) for one in (made[-1], made[0])))
+        which, every = losses[:-1].argmin(0), torch.arange(len(plain))
+        found = [torch.stack([getattr(one, name) for one in made])[which, every]
                  for name in ("codes", "scale", "offset")]  # fmt: skip
         lost = torch.stack([losses[:-1].amin(0).sum(), losses[-1].sum()])
         parts = (found[0], found[1], found[2], self._grid(plain), plain.shape[1])

@@ -268,7 +268,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         The penalty of training rises at first, so that its losses do not compare.
         """
         u, v = batch[0], batch[-1]
-        out, _ = self._rebuilt(live, u, is_same=len(batch) == 1)
+        out = self._rebuilt(live, u, is_same=len(batch) == 1)[0]
         error = (v - out).square().sum(1).mean()
         if self.act in (*FEW, *OF_BATCH):
             return error
