@@ -21,6 +21,9 @@ from narrow import expect
 from sonde.core.stream import Stream
 from sonde.findings.codes.snd014 import SND014
 from sonde.findings.codes.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
+from sonde.findings.evidence.answers.answers import judge_heads
+from sonde.findings.evidence.answers.head_accuracy import Part
+from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import as_array
 from sonde.stats import Moments
 from sonde.store import Store, write_store
@@ -277,6 +280,18 @@ def test_the_limit_follows_the_width_of_the_answers(width: int, state: str) -> N
     assert SND022().check(evidence_of(rows)).state == ("raised" if width == 4 else state)
     flat = Stream.of(direction + 1e-3 * aside, logits=logits, label=label)
     assert SND022(explained=1.1).check(evidence_of(flat)).state == "raised"
+
+
+@pytest.mark.truth("maps of two and of four classes")
+@pytest.mark.parametrize(("n", "state"), [(2, "clear"), (4, "raised")])
+def test_a_map_of_two_classes_needs_one_direction(n: int, state: str) -> None:
+    direction, aside = noise(300, 1) @ noise(1, 14, seed=1), noise(300, 14, seed=2)
+    evidence = evidence_of(Stream.of(direction + 0.2 * aside))
+    parts = tuple(Part(str(k), 0.9, 0.1) for k in range(n))
+    right = torch.ones(300, dtype=torch.float64)
+    head = HeadAnswers("", "label", "pixel_accuracy", right, right, tuple(range(300)),
+                       torch.arange(300), parts=parts)  # fmt: skip
+    assert SND022().check(evidence.having({judge_heads: Heads((head,))})).state == state
 
 
 @pytest.mark.truth("rows of one direction, and tokens of as many as there are units")

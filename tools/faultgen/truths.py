@@ -61,6 +61,19 @@ def _spread(x: Tensor) -> Tensor:
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
 
 
+def _is_repeated(finding: Finding, world: World) -> bool:
+    """Return whether one value is in 5 % of a named column of fresh rows, far ahead of others."""
+    named = finding["location"]
+    for name in named["tensors"]:
+        x, axis = world.fresh.tensors[name], world.task.specs[name].feature_axis
+        for column in named["columns"]:
+            values = x if axis is None else x.select(axis, int(column))
+            counts = values.unique(return_counts=True)[1].sort(descending=True).values.tolist()
+            if len(counts) > 1 and counts[0] >= max(0.05 * values.numel(), 3 * counts[1]):
+                return True
+    return False
+
+
 def _are_as_early(finding: Finding, world: World) -> bool:
     """Return whether a named weight has hardly moved since early in the training."""
     now = world.net.state_dict()
@@ -78,4 +91,5 @@ CHECKS: Final[Mapping[str, Callable[[Finding, World], bool]]] = {
     "SND042": _are_near,
     "SND062": _has_weak_classes,
     "SND069": _is_too_sure,
+    "SND085": _is_repeated,
 }

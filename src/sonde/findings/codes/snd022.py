@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
+from sonde.findings.evidence.answers.answers import judge_heads
+from sonde.findings.evidence.answers.head_answers import Heads
 from sonde.findings.evidence.half_intervals import interval
 from sonde.findings.evidence.modules.narrow_sites import (
     fed_by_few,
@@ -72,10 +74,10 @@ class SND022(SiteRule):
         "or three classes account for 80 % of the variance, or if the model's output (its "
         "logits, else its last site) is one or two numbers that explain 80 % of the most that "
         "one or two directions can explain: nets with two or three classes and regressions need "
-        "no more directions. If the answers have one direction (one number or two classes) or "
-        "two, the limits' distance from one direction shrinks to 1 % and 30 %. A note at most if "
-        "one or two directions are left at a layer but more at the last site, because the layers "
-        "between recover them."
+        "no more directions. If the answers have one direction (one number or two classes, also "
+        "of each pixel) or two, the limits' distance from one direction shrinks to 1 % and 30 %. "
+        "A note at most if one or two directions are left at a layer but more at the last site, "
+        "because the layers between recover them."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -127,9 +129,10 @@ class SND022(SiteRule):
     def _room(self, evidence: Evidence) -> float:
         """Return the part of the limits, beyond one direction, that the answers' width leaves."""
         answers = evidence.columns.get("logits")
-        if answers is None or answers.rows.ndim != 2:
-            return 1.0
-        width = answers.rows.shape[1] - (evidence.data.target is None)
+        if answers is not None and answers.rows.ndim == 2:
+            width = answers.rows.shape[1] - (evidence.data.target is None)
+        else:
+            width = map_width(evidence)
         return 1.0 if width > 2 else self.two if width == 2 else self.one
 
     def _widens(self, evidence: Evidence) -> bool:
@@ -150,6 +153,14 @@ class SND022(SiteRule):
     def more(self, worst: Worst) -> dict[str, Any]:
         """Return the effect, which is 1 if a single direction is left."""
         return {"effect": 1.0 - log_effect(worst.value, 1.0, self.warning)}
+
+
+def map_width(evidence: Evidence) -> int:
+    """Return one less than the classes of a map of classes; 3 if the model answers no map."""
+    heads = evidence.get(judge_heads)
+    found = heads.found if isinstance(heads, Heads) else ()
+    widths = [len(h.parts) - 1 for h in found if h.measure == "pixel_accuracy" and len(h.parts) > 1]
+    return max(widths, default=3)
 
 
 def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
