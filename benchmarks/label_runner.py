@@ -8,6 +8,7 @@ alone), the probability that the net gives the label, and cleanlab's scores of t
 import ast
 import statistics
 import sysconfig
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import sonde
 from benchmarks.environments import peer_version
+from sonde.findings.label_errors import held_out_probabilities
 from sonde.findings.settings import ScanSettings
+from sonde.metrics import wrong_labels
 
 EXCHANGED: Final = 0.05
 STEPS, BATCH = 400, 64
@@ -198,3 +205,105 @@ def ranked(seeds: int) -> dict[str, Any]:
         arms = {arm: statistics.mean(shares) for arm, shares in made.items()}
         found[kind] = {"n": len(one.x), "accuracy": right, "arms": arms}
     return found
+
+
+NOISES: Final = {"3 % of all classes": 0.03, "10 % of all classes": 0.10, "8 % to the next": 0.08}
+"""Wrong labels of the sets that are counted: their fraction, drawn or always the next class."""
+
+
+def _sets() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return features and true labels of each set: inputs, and states of nets."""
+    found = {}
+    for kind in ("digits", "table"):
+        x, label, _ = KINDS[kind]()
+        found[kind] = x.double().numpy(), label.numpy()
+    for kind in ("digits", "texts"):
+        one = task(kind)
+        found[f"states of {kind}"] = one.body(one.x).double().numpy(), one.label.numpy()
+    return found
+
+
+def noised(label: np.ndarray, noise: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels with wrong ones, and which are wrong."""
+    draw, n, n_classes = np.random.default_rng(0), len(label), int(label.max()) + 1
+    bad = np.zeros(n, bool)
+    bad[draw.choice(n, round(NOISES[noise] * n), replace=False)] = True
+    step = 1 if noise.endswith("next") else draw.integers(1, n_classes, n)
+    return np.where(bad, (label + step) % n_classes, label), bad
+
+
+def counted() -> list[dict[str, Any]]:
+    """Return, for each noised set and arm, estimated number, precision at the true one, seconds.
+
+    The probabilities of `sonde, probabilities` and of cleanlab are the same: logistic regression on
+    five folds of the noised labels, whose time is not counted.
+    """
+    from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
+    from cleanlab.rank import get_label_quality_scores  # pyright: ignore[reportMissingImports]
+
+    found: list[dict[str, Any]] = []
+    for name, (x, truth) in _sets().items():
+        for noise in NOISES:
+            label, bad = noised(truth, noise)
+            y, k = torch.from_numpy(label), int(bad.sum())
+            fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+            p = cross_val_predict(fitted, x, label, cv=5, method="predict_proba")
+            row: dict[str, Any] = {"set": name, "noise": noise, "rows": len(y), "wrong": k}
+            at = time.perf_counter()
+            own = wrong_labels(held_out_probabilities(torch.from_numpy(x), y), y)
+            row["features"] = _arm(own.number, own.order.numpy(), bad, at, own.low, own.high)
+            at = time.perf_counter()
+            own = wrong_labels(p, y)
+            row["probabilities"] = _arm(own.number, own.order.numpy(), bad, at, own.low, own.high)
+            at = time.perf_counter()
+            n_issues = int(find_label_issues(label, p).sum())
+            order = np.argsort(get_label_quality_scores(label, p), kind="stable")
+            row["cleanlab"] = _arm(n_issues, order, bad, at)
+            found.append(row)
+    return found
+
+
+def _arm(
+    number: float, order: np.ndarray, bad: np.ndarray, begun: float, *interval: float
+) -> dict[str, Any]:
+    return {
+        "number": number,
+        "interval": interval,
+        "precision": float(bad[order[: int(bad.sum())]].mean()),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """Return the table of `counted` as Markdown."""
+    lines = [
+        "| set | wrong labels | sonde, features | sonde, probabilities | cleanlab | "
+        "precision | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    arms = ("features", "probabilities", "cleanlab")
+    for row in found:
+        cells = [
+            f"{row[a]['number']:.0f}"
+            + (" ({:.0f}-{:.0f})".format(*row[a]["interval"]) if row[a]["interval"] else "")
+            for a in arms
+        ]
+        precision = " / ".join(f"{row[a]['precision']:.2f}".lstrip("0") for a in arms)
+        seconds = " / ".join(f"{row[a]['seconds']:.2f}" for a in arms)
+        head = f"{row['set']}, {row['noise']} | {row['wrong']} of {row['rows']:,}"
+        lines.append(f"| {head} | {' | '.join(cells)} | {precision} | {seconds} |")
+    errors = {
+        a: statistics.mean(abs(row[a]["number"] - row["wrong"]) / row["wrong"] for row in found)
+        for a in arms
+    }
+    precision = " / ".join(
+        f"{statistics.mean(row[a]['precision'] for row in found):.2f}".lstrip("0") for a in arms
+    )
+    seconds = " / ".join(f"{statistics.mean(row[a]['seconds'] for row in found):.2f}" for a in arms)
+    error = " | ".join(f"error {errors[a]:.0%}".replace("%", " %") for a in arms)
+    lines.append(f"| mean | | {error} | {precision} | {seconds} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(counted()))

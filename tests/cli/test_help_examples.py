@@ -62,6 +62,9 @@ def make_files() -> None:
     draw = np.random.default_rng(0)
     for name, far in (("a", 0.0), ("b", 1.5)):
         np.savez(f"{name}.npz", x=(draw.normal(size=(150, 6)) + far).astype("f4"))
+    y = np.arange(150) % 3
+    x = draw.normal(size=(150, 6)) + 4 * np.eye(6)[y]
+    np.savez("labels.npz", x=x, y=np.where(np.arange(150) < 9, (y + 1) % 3, y))
     Path("notes.txt").write_text("def read(path):\n    return open(path).read()\n" * 3)
 
 

@@ -6,6 +6,7 @@ from findings._evidence import digits, evidence_of, states
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd034 import SND034
 from sonde.findings.evidence.answers.labels import label_evidence
+from sonde.findings.evidence.inputs.suspect_labels import suspect_labels
 from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, rows_section
 from sonde.findings.evidence.shared_rows import examples_at
 
@@ -89,3 +90,32 @@ def test_one_wrong_label_in_ten_is_a_warning_if_the_model_did_not_learn_them() -
     assert doubt.n_clear / doubt.n < 0.06  # the rows without any neighbour of their label
     assert finding.figure.value == len(doubt.row) / 285
     assert finding.figure.value > 0.05
+
+
+@pytest.mark.truth("labels exchanged before the net was trained on them, which it then learned")
+def test_wrong_labels_that_the_net_has_learned_are_counted_at_an_early_site() -> None:
+    """The late states and the answers hold the given labels: alone they show no wrong one."""
+    draw = np.random.default_rng(5)
+    n, classes = 900, 4
+    truth = draw.integers(0, classes, n)
+    early = 4 * np.eye(8)[truth] + draw.normal(size=(n, 8))
+    given, wrong = truth.copy(), draw.random(n) < 0.06
+    given[wrong] = (truth[wrong] + draw.integers(1, classes, wrong.sum())) % classes
+    late = 4 * np.eye(8)[given] + draw.normal(size=(n, 8)) * 0.5
+    logits = torch.from_numpy(6 * np.eye(classes)[given])
+    sites = {"early": early, "late": late}
+    evidence = evidence_of(
+        {k: torch.from_numpy(v).float() for k, v in sites.items()},
+        label=torch.from_numpy(given), logits=logits, facts={"labels_are_models": True},
+    )  # fmt: skip
+    finding = assert_raised(SND034().check(evidence), "note")
+    assert finding.figure.low * n <= wrong.sum() <= finding.figure.high * n
+    found = suspect_labels(evidence)
+    rows = label_evidence(evidence).where[found.row[: int(wrong.sum())]].tolist()
+    assert wrong[examples_at(evidence, rows)].mean() > 0.9
+    assert found.planted == 0
+    clean = evidence_of(
+        {"early": torch.from_numpy(early).float(), "late": torch.from_numpy(early).float()},
+        label=torch.from_numpy(truth),
+    )
+    assert_clear(SND034().check(clean))

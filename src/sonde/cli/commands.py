@@ -40,6 +40,7 @@ from sonde.cli.export import Export
 from sonde.cli.fit import Fit
 from sonde.cli.generate import Generate
 from sonde.cli.info import Info
+from sonde.cli.labels import Labels
 from sonde.cli.merge import Merge
 from sonde.cli.methods import Methods
 from sonde.cli.options import PageWord, Printing, named
@@ -93,6 +94,7 @@ COMMANDS: dict[str, type[Any]] = {
     "score": Score,
     "evaluate": Evaluate,
     "merge": Merge,
+    "labels": Labels,
     "drift": Drift,
     "compare": Compare,
     "track": Track,

@@ -37,6 +37,7 @@ MORE = """Read, fit, score
   sonde score probe.sonde MODEL DATA              which inputs are anomalous
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
+  sonde labels FILE.npz                           how many labels are wrong
 
 Compare
   sonde drift A.sonde B.sonde                     what changed between two fits

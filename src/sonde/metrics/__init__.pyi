@@ -19,5 +19,7 @@ from sonde.metrics.steps import step_f1 as step_f1
 from sonde.metrics.weak_groups import WeakGroup as WeakGroup
 from sonde.metrics.weak_groups import weak_groups as weak_groups
 from sonde.metrics.within import auroc_within as auroc_within
+from sonde.metrics.wrong_labels import WrongLabels as WrongLabels
+from sonde.metrics.wrong_labels import wrong_labels as wrong_labels
 
 __all__: list[str]

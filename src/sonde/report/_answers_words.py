@@ -165,9 +165,29 @@ def suspects_sentence(report: dict[str, Any]) -> str:
         f"{place_of(row)} ({shown(row['label'], 20)}, looks like {shown(row['predicted'], 20)})"
         for row in found["rows"][:MOST_PAIRS]
     ]
-    said = planted_sentence(found)
-    return f"look first at {', '.join(rows)}" + (
-        f"; {said[:1].lower()}{said[1:-1]}" if said else ""
+    parts = filter(None, (wrong_sentence(found), planted_sentence(found)))
+    told = [f"{text[:1].lower()}{text[1:-1]}" for text in parts]
+    return "; ".join([f"look first at {', '.join(rows)}", *told])
+
+
+def wrong_sentence(found: dict[str, Any]) -> str:
+    """Return how many labels are wrong, with the interval; "" for reports of earlier versions.
+
+    Examples
+    --------
+    >>> wrong = {"number": 101.7, "low": 78.2, "high": 131.9, "precision": 0.66, "n_rows": 2000}
+    >>> wrong_sentence({"wrong": wrong})
+    'An estimated 102 of 2,000 labels are wrong (95 % interval 78 to 132); of the first 102 rows of this list, 67 are expected to be.'
+    """  # noqa: E501
+    wrong = found.get("wrong")
+    if wrong is None:
+        return ""
+    number, low, high = (round(wrong[key]) for key in ("number", "low", "high"))
+    expected = round(wrong["precision"] * number)
+    more = f"; of the first {number} rows of this list, {expected} are expected to be"
+    return (
+        f"An estimated {number} of {wrong['n_rows']:,} labels are wrong (95 % interval {low} to "
+        f"{high}){more if number > 1 else ''}."
     )
 
 

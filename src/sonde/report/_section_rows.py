@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sonde.report._answers_words import planted_sentence
+from sonde.report._answers_words import planted_sentence, wrong_sentence
 from sonde.report._format import number, p_value, plural, quantity, share, shown, tied, words
 from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
@@ -180,11 +180,12 @@ def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> 
         "The held-out classifier and the nearest rows suggest another class; share: the "
         "fraction of the nearest rows."
     )
+    said = wrong_sentence(found), planted_sentence(found)
     table_ = _rows_table([_flat(row) for row in found["rows"]],
                    ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
     return [
         el("h3", "Check these labels first"),
-        el("p", " ".join(filter(None, (note, planted_sentence(found)))), cls="reading"),
+        el("p", " ".join(filter(None, (note, *said))), cls="reading"),
         tabled(table_, names, opened=len(found["rows"]) <= _SHORT),
     ]
 

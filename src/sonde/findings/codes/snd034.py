@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from scipy.stats import binom
 
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
-from sonde.findings.evidence.inputs.suspect_labels import OneWay, one_way
+from sonde.findings.evidence.inputs.suspect_labels import OneWay, one_way, suspect_labels
 from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, doubtful_rows
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
@@ -14,6 +14,7 @@ from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Sectio
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import percent, plural, shortened
+from sonde.metrics import WrongLabels
 from sonde.stats.intervals import clopper_pearson
 
 
@@ -26,6 +27,8 @@ class SND034(LabelRule):
     warning: float = 0.02
     usual: float = 0.006
     level: float = 0.001
+    precision: float = 0.5
+    least: float = 10
 
     title: ClassVar[str] = "Rows whose label is probably wrong"
     theme: ClassVar[Theme] = "labels"
@@ -45,9 +48,13 @@ class SND034(LabelRule):
         "fraction. Further rows are then listed: at least six of their neighbours share another "
         "label, at most 2 have the row's label, and the model predicts that other class at "
         "least as confidently as it does on average for rows of that class; the level follows "
-        "from all rows listed. The report also orders labels to check first, by the probability "
+        "from all rows listed. It is raised as a note too if the estimated number of wrong labels "
+        "is at least 2 % of the rows and 10 at the lower end of its interval, and at least half of "
+        "as many first rows of the order are expected to be wrong. The report also orders labels "
+        "to check first, by the probability "
         "that the probe, the neighbours and the model's own answers give to each label, and "
-        "prints how many of some deliberately exchanged labels come first in this order. Labels "
+        "prints how many labels are wrong, with an interval, and how many of some deliberately "
+        "exchanged labels come first in this order. Labels "
         "that are wrong in one direction are tested on the rows that the held-out classifier "
         "assigns to one class: at least 20 % of them are labelled as another class, more than "
         "the reverse, and they lie as far on the first class's side as its own rows (medians "
@@ -78,6 +85,10 @@ class SND034(LabelRule):
             p=p, n_rows=n, n_groups=found.n_groups,
         )  # fmt: skip
         if share < self.note or p >= self.level:
+            wrong = suspect_labels(evidence).count
+            least = max(self.warning * n, self.least)
+            if wrong.low >= least and wrong.precision >= self.precision:
+                return self._by_their_number(evidence, found, wrong)
             seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
             if share >= self.note:
                 seen += f", which can be chance (p = {p:.2g}, not below {self.level:g})"
@@ -102,6 +113,30 @@ class SND034(LabelRule):
             examples=tuple(examples),
             figures=tuple(doubtful_labels(evidence).share.tolist()),
             effect=min(1.0, count / n),
+            next=rows_command(self.code),
+        )
+
+    def _by_their_number(
+        self, evidence: Evidence, found: LabelEvidence, wrong: WrongLabels
+    ) -> Check:
+        n, number = found.n_rows, round(wrong.number)
+        rows = wrong.order[:number]
+        figure = Figure(
+            "wrong_labels", wrong.number / n, wrong.low / n, wrong.high / n, "share",
+            null=0.0, threshold=self.warning, p=wrong.p, n_rows=n, n_groups=found.n_groups,
+        )  # fmt: skip
+        sentence = (
+            f"An estimated {number} labels of {n:,} are wrong (95 % interval {round(wrong.low)} to "
+            f"{round(wrong.high)}). Few of them are clear; of the first {number} rows of the list, "
+            f"{round(wrong.precision * number)} are expected to be wrong."
+        )
+        return self.raised_with(
+            "note",
+            sentence,
+            figure,
+            sites=(found.sites[found.best].key,),
+            examples=tuple(examples_at(evidence, found.where[rows].tolist())),
+            effect=min(1.0, wrong.number / n),
             next=rows_command(self.code),
         )
 

@@ -17,6 +17,7 @@ from sonde.findings.evidence.answers.labels import LabelEvidence, label_evidence
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import EXAMPLES, examples_at, ids_at
+from sonde.metrics import WrongLabels, wrong_labels
 from sonde.stats.neighbours import nearest
 
 NEIGHBOURS: Final = 10
@@ -25,6 +26,8 @@ PLANTED: Final = 0.03
 LEAST_PLANTED: Final = 20
 FLOOR: Final = 0.02
 """Probability that is spread over all classes before logarithms are taken."""
+LIKELY: Final = 0.5
+"""Expected fraction of wrong labels among the rows listed first, for their number to be used."""
 LEARNED: Final = 0.995
 """Training accuracy above which the model may have memorised wrong labels."""
 WORSE: Final = 0.05
@@ -66,6 +69,9 @@ class SuspectLabels:
         rows of the list, as many as were exchanged and doubtful together. 0 if the model gives
         99.5 % of the rows their label: it may have learned wrong ones, and labels that it did not
         learn say nothing of these.
+    count : WrongLabels
+        Estimated number of wrong labels, from states alone: a model that was trained on these rows
+        may have learned their wrong labels.
     by_model : bool
         Whether the model's own answers count.
     """
@@ -74,6 +80,7 @@ class SuspectLabels:
     doubts: Doubts
     planted: int
     found: int
+    count: WrongLabels
     by_model: bool = False
 
 
@@ -118,15 +125,36 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
     row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
     own = model_support(evidence, found)
     learned_all = own is not None and _share_right(own, found.truth) > LEARNED
-    if len(planted) < LEAST_PLANTED or learned_all:
-        return SuspectLabels(row, doubts, 0, 0, own is not None)
+    count = _count(evidence, found)
+    if learned_all or (own is not None and _share_right(own, found.truth) > 1 - count.low / n):
+        # The model gives more rows their label than can have a right one.
+        doubts = Doubts(count.named, 2 * count.probability - 1) if count.low > 0 else doubts
+        row = count.order[: int((doubts.doubt > 0).sum())] if count.low > 0 else row
+        return SuspectLabels(row, doubts, 0, 0, count)
+    if len(planted) < LEAST_PLANTED:
+        return SuspectLabels(row, doubts, 0, 0, count, own is not None)
     label, learned = found.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
     again = _doubts(evidence, found, learned, label).doubt
     # The rows that were doubtful before compete too: without them every exchanged label is found.
     first = torch.argsort(again, descending=True, stable=True)[: len(planted) + len(row)]
     n_found = int(torch.isin(first, planted).sum())
-    return SuspectLabels(row, doubts, len(planted), n_found, own is not None)
+    return SuspectLabels(row, doubts, len(planted), n_found, count, own is not None)
+
+
+def _count(evidence: Evidence, found: LabelEvidence) -> WrongLabels:
+    """Return the number of wrong labels at the site that shows most of them for certain.
+
+    States of late layers can hold the labels that the model has learned, wrong ones too; early
+    ones hold fewer of them. Three sites are asked: the first, the middle one and the best.
+    """
+    n_sites = len(found.sites)
+    counts = []
+    for site in sorted({0, n_sites // 2, found.best}):
+        seen = _states_support(evidence, found, found.truth, site)
+        p = seen / seen.sum(1, keepdim=True)
+        counts.append(wrong_labels(p, found.truth, found.group.tolist()))
+    return max(counts, key=lambda count: (count.precision >= LIKELY, count.low, count.number))
 
 
 def _share_right(p: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
@@ -143,13 +171,12 @@ def model_support(evidence: Evidence, found: LabelEvidence) -> Float[Tensor, "ro
 
 
 def _scores(
-    evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"]
+    evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"], site: int
 ) -> Float[Tensor, "row class"]:
-    """Return each row's held-out log-odds of each class at the best site."""
-    site = evidence.sites[found.best]
+    """Return each row's held-out log-odds of each class at a site."""
     numbers = torch.arange(len(found.names))
-    x, group = found.x(found.best), found.group
-    even, odds = held_out_scores(site, x, label, group, numbers, False)
+    x, group = found.x(site), found.group
+    even, odds = held_out_scores(evidence.sites[site], x, label, group, numbers, False)
     return even + odds
 
 
@@ -159,21 +186,37 @@ def _doubts(
     learned: Int[Tensor, "row"],
     label: Int[Tensor, "row"],
 ) -> Doubts:
-    """Return the doubt about each label, from a probe and neighbours."""
-    p = _scores(evidence, found, learned).softmax(1).nan_to_num(0.0)
+    """Return the doubt about each label, from a probe, neighbours and the model's answers."""
+    support = _support(evidence, found, learned, model_support(evidence, found))
+    own = support.gather(1, label[:, None])[:, 0]
+    other = support.scatter(1, label[:, None], -1.0)
+    best, named = other.max(1)
+    return Doubts(named, torch.where(best > own, 1 - own, -own))
+
+
+def _support(
+    evidence: Evidence,
+    found: LabelEvidence,
+    learned: Int[Tensor, "row"],
+    model: Float[Tensor, "row class"] | None,
+) -> Float[Tensor, "row class"]:
+    """Return the support of each class at the best site, joined with the model's answers."""
+    both = _states_support(evidence, found, learned, found.best)
+    return both if model is None else _joined(both, model)
+
+
+def _states_support(
+    evidence: Evidence, found: LabelEvidence, learned: Int[Tensor, "row"], site: int
+) -> Float[Tensor, "row class"]:
+    """Return the mean of a held-out probe's probabilities and the votes of the nearest rows."""
+    p = _scores(evidence, found, learned, site).softmax(1).nan_to_num(0.0)
     k = min(NEIGHBOURS, found.n_rows - 1)
-    x = found.x(found.best)
+    x = found.x(site)
     distance, index = nearest(x, x, k, group=found.group, group2=found.group)
     near = learned[index].masked_fill(~torch.isfinite(distance), -1)
     votes = torch.nn.functional.one_hot(near.clamp(min=0), len(found.names))
     votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
-    both = (p + votes) / 2
-    said = model_support(evidence, found)
-    both = both if said is None else _joined(both, said)
-    own = both.gather(1, label[:, None])[:, 0]
-    other = both.scatter(1, label[:, None], -1.0)
-    best, named = other.max(1)
-    return Doubts(named, torch.where(best > own, 1 - own, -own))
+    return (p + votes) / 2
 
 
 def _joined(
@@ -198,7 +241,7 @@ def one_way(evidence: Evidence) -> OneWay | None:
     Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
-    score = _scores(evidence, found, found.truth)
+    score = _scores(evidence, found, found.truth, found.best)
     half = torch.remainder(found.group // 4, 2) == 0
     way = _surest(score, found.truth, half, found.group)
     own = model_support(evidence, found)
@@ -301,7 +344,19 @@ def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
         }
         for i in range(len(row))
     ]
-    return {"rows": rows, "planted": found.planted, "found": found.found, "n": len(found.row)}
+    return {
+        "rows": rows,
+        "planted": found.planted,
+        "found": found.found,
+        "n": len(found.row),
+        "wrong": {
+            "number": found.count.number,
+            "low": found.count.low,
+            "high": found.count.high,
+            "precision": found.count.precision,
+            "n_rows": labels.n_rows,
+        },
+    }
 
 
 def doubts_of(evidence: Evidence) -> dict[int, float]:

@@ -1,0 +1,79 @@
+"""``sonde labels``: how many labels are wrong, and which, from features or probabilities alone."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sonde.cli._table import table
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.findings.label_errors import CheckedLabels
+
+SHOWN = 10
+TITLES = ("id", "label", "looks like", "p(wrong)")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Estimate how many labels are wrong, and list the labels to check first.
+
+    No model is needed. FILE contains labels (`y` or `label`) and either class probabilities
+    (`pred_probs` or `probs`) of a model that did not learn these labels, or one array of features
+    or hidden states. From features, a linear classifier and the nearest rows give probabilities to
+    rows that they were not fitted on. `group` (person, document) keeps rows of a group together;
+    `id` names the rows.
+
+    Example: sonde labels labels.npz -o labels.csv
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], named("FILE", "arrays: .npz or .safetensors")]
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            aliases=["-o"], metavar="FILE", help="all rows as CSV, the most doubtful first"
+        ),
+    ] = None
+    features: Annotated[
+        str | None, named("NAME", "array of features, if FILE contains several arrays")
+    ] = None
+    seed: Annotated[int, tyro.conf.arg(help="seed of the folds")] = 0
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Estimate, print the first rows, and write all of them if requested."""
+        from sonde.findings.label_errors import check_labels, read_arrays
+
+        if self.output is not None and self.output.suffix != ".csv":
+            raise InputError(f"labels: expected -o FILE.csv, got {self.output}.")
+        found = check_labels(read_arrays(self.file), self.features, seed=self.seed)
+        if self.output is not None:
+            from sonde.files.durable import atomic_write
+
+            atomic_write(self.output, _csv(found).encode())
+        if self.printing.json:
+            say_json(found.json())
+        elif not self.printing.quiet:
+            rows = [_cells(row) for row in found.rows()[:SHOWN]]
+            say("\n".join([*found.sentences(), "", table(TITLES, rows)]))
+        note(f"{self.file}: {found.verdict()}" + (f"; {self.output}" if self.output else ""))
+        return 0
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [row["id"], row["label"], row["looks_like"], f"{row['p_wrong']:.2f}"]
+
+
+def _csv(found: "CheckedLabels") -> str:
+    text = io.StringIO()
+    rows = found.rows()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

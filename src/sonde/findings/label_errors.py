@@ -1,0 +1,245 @@
+"""Wrong labels of arrays: from class probabilities, or from features and held-out classifiers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
+from sonde.metrics import WrongLabels, wrong_labels
+from sonde.stats.neighbours import nearest
+
+FOLDS = 5
+NEIGHBOURS = 10
+WIDE = 2048
+"""Dimensions above which the shared covariance is diagonal."""
+LABELS = ("y", "label", "labels")
+PROBABILITIES = ("pred_probs", "probs", "probabilities")
+BESIDE = ("id", "group", "row", "key", "position", "label_name")
+"""Arrays that are neither features nor labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedLabels:
+    """Wrong labels with the names of rows and classes.
+
+    Parameters
+    ----------
+    wrong : WrongLabels
+    label : Int[Tensor, "row"]
+        Index of each row's class.
+    names : tuple of str
+        Names of the classes.
+    ids : tuple of str
+        Names of the rows.
+    source : str
+        What the probabilities come from.
+    """
+
+    wrong: WrongLabels
+    label: Int[Tensor, "row"]
+    names: tuple[str, ...]
+    ids: tuple[str, ...]
+    source: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return all rows, the most doubtful label first."""
+        return [
+            {
+                "row": i,
+                "id": self.ids[i],
+                "label": self.names[int(self.label[i])],
+                "looks_like": self.names[int(self.wrong.named[i])],
+                "p_wrong": float(self.wrong.probability[i]),
+            }
+            for i in self.wrong.order.tolist()
+        ]
+
+    def verdict(self) -> str:
+        """Return the estimate in a few words."""
+        number, low, high = (round(v) for v in (self.wrong.number, self.wrong.low, self.wrong.high))
+        return f"{number} of {len(self.label):,} labels are wrong (95 % interval {low} to {high})"
+
+    def sentences(self) -> list[str]:
+        """Return the estimate, how far the order can be trusted, and where it comes from."""
+        n = round(self.wrong.number)
+        sharp = self.wrong.sharpness
+        fit = "too cautious" if sharp > 1.25 else "overconfident" if sharp < 0.8 else "calibrated"
+        said = [f"An estimated {self.verdict()}; 0 = no label contradicts the predictions."]
+        if n:
+            expected = round(self.wrong.expected(n))
+            said.append(f"Of the first {n} rows of the list, {expected} are expected to be wrong.")
+        said.append(f"Probabilities: {self.source}; they are {fit} (power {sharp:.2f}).")
+        return said
+
+    def json(self) -> dict[str, Any]:
+        """Return the estimate and all rows."""
+        wrong = self.wrong
+        return {
+            "n_rows": len(self.label),
+            "number": wrong.number,
+            "low": wrong.low,
+            "high": wrong.high,
+            "p": wrong.p,
+            "precision": wrong.precision,
+            "source": self.source,
+            "rows": self.rows(),
+        }
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` or ``.safetensors`` file."""
+    if not path.is_file():
+        raise InputError(f"labels: there is no file {path}.")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as opened:
+                return {name: opened[name] for name in opened.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+    except Exception as error:  # whatever is wrong with the bytes
+        raise InputError(f"labels: {path} cannot be read: {error}. Write it again.") from error
+    raise InputError(f"labels: expected .npz or .safetensors, got {path}.")
+
+
+def check_labels(
+    arrays: Mapping[str, np.ndarray], features: str | None = None, *, seed: int = 0
+) -> CheckedLabels:
+    """Return the wrong labels of arrays that contain labels, and probabilities or features.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        Labels as ``y`` or ``label``; ``pred_probs``, or one array of features; ``group`` and ``id``
+        if known.
+    features : str, optional
+        Name of the features, if there are several arrays.
+    seed : int, default=0
+        Seed of the folds.
+    """
+    named = next((name for name in LABELS if name in arrays), None)
+    if named is None or arrays[named].ndim != 1:
+        raise InputError(
+            f"labels: expected an array {' or '.join(LABELS)} with a label for each row, got "
+            f"{', '.join(arrays) or 'no array'}."
+        )
+    given = np.asarray(arrays[named])
+    group = arrays.get("group")
+    known = next((name for name in PROBABILITIES if name in arrays), None)
+    if known is not None and features is None:
+        p = torch.as_tensor(arrays[known]).double()
+        names, label = _classes(given, p.shape[1] if p.ndim == 2 else 0)
+        source = f"array {known}"
+    else:
+        name = _features_of(arrays, named, features)
+        names, label = _classes(given, 0)
+        numbers = None if group is None else np.unique(group, return_inverse=True)[1]
+        x = torch.as_tensor(arrays[name].astype("float64")).flatten(1)
+        p = held_out_probabilities(
+            x, label, None if numbers is None else torch.as_tensor(numbers), seed=seed
+        )
+        source = f"held-out classifiers of the {x.shape[1]} columns of {name}"
+    wrong = wrong_labels(p, label, None if group is None else group.tolist())
+    ids = [str(one) for one in arrays["id"]] if "id" in arrays else map(str, range(len(given)))
+    return CheckedLabels(wrong, label, names, tuple(ids), source)
+
+
+def _classes(given: np.ndarray, n_columns: int) -> tuple[tuple[str, ...], Int[Tensor, "row"]]:
+    """Return names of the classes and the index of each label; integers number the columns."""
+    if n_columns and np.issubdtype(given.dtype, np.integer):
+        return tuple(map(str, range(n_columns))), torch.as_tensor(given.astype("int64"))
+    names, index = np.unique(given, return_inverse=True)
+    if n_columns and len(names) != n_columns:
+        raise InputError(
+            f"labels: expected {n_columns} class names, one for each column of the probabilities "
+            f"in alphabetical order, got {len(names)} in the labels. Pass labels as integers."
+        )
+    return tuple(map(str, names)), torch.as_tensor(index)
+
+
+def _features_of(arrays: Mapping[str, np.ndarray], named: str, features: str | None) -> str:
+    """Return the name of the array of features."""
+    if features is not None and features not in arrays:
+        raise InputError(f"--features: no array {features!r}; FILE has {', '.join(arrays)}.")
+    kept = [n for n, a in arrays.items() if n not in (*BESIDE, *LABELS) and a.ndim >= 2]
+    if features is None and len(kept) != 1:
+        raise InputError(
+            f"labels: expected one array of features, got {', '.join(kept) or 'none'}. "
+            "Name it with --features."
+        )
+    name = features or kept[0]
+    if len(arrays[name]) != len(arrays[named]) or not np.isfinite(arrays[name]).all():
+        raise InputError(
+            f"labels: expected finite features for each of {len(arrays[named])} labels, got shape "
+            f"{arrays[name].shape} in {name}. Leave out rows with NaN or infinity."
+        )
+    return name
+
+
+def held_out_probabilities(
+    x: Float[Tensor, "row dim"],
+    label: Int[Tensor, "row"],
+    group: Int[Tensor, "row"] | None = None,
+    *,
+    seed: int = 0,
+) -> Float[Tensor, "row class"]:
+    """Return class probabilities of each row, from rows of other groups.
+
+    The mean of a linear classifier (equal covariances), fitted on four fifths of the groups, and of
+    the fraction of the ten nearest rows of other groups with a label.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+        Features or hidden states.
+    label : Int[Tensor, "row"]
+        Classes from 0 on.
+    group : Int[Tensor, "row"], optional
+        Number of the group of each row; by default each row is its own group.
+    seed : int, default=0
+        Seed of the folds.
+
+    Raises
+    ------
+    InputError
+        If a class has rows in fewer than two folds.
+    """
+    n, n_classes = len(x), int(label.max()) + 1
+    group = torch.arange(n) if group is None else group
+    names, number = torch.unique(group, return_inverse=True)
+    draw = torch.Generator().manual_seed(seed)
+    fold = (torch.randperm(len(names), generator=draw) % FOLDS)[number]
+    folds = torch.zeros(n_classes, FOLDS).index_put_((label, fold), torch.ones(()))
+    few = torch.nonzero(folds.sum(1) == 1).flatten()
+    if len(few):
+        raise InputError(
+            f"sonde labels: expected rows of each class in two folds, got class {int(few[0])} with "
+            f"{int((label == few[0]).sum())} row(s). Leave out classes with so few rows or groups."
+        )
+    x = x.double()
+    spread = x.std(0)
+    x = (x - x.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    scores = torch.full((n, n_classes), -torch.inf, dtype=torch.float64)
+    for f in range(FOLDS):
+        held = torch.nonzero(fold == f).flatten()
+        if not len(held):
+            continue
+        rest = fold != f
+        fitted = fitted_on(x[rest], label[rest], x.shape[1] > WIDE)
+        prior = (fitted.weight / fitted.weight.sum()).log()
+        scores[held[:, None], fitted.labels] = class_scores(fitted, x[held]) + prior
+    k = min(NEIGHBOURS, n - 1)
+    distance, index = nearest(x, x, k, group=number, group2=number)
+    votes = torch.nn.functional.one_hot(label[index], n_classes).double()
+    votes = (votes * torch.isfinite(distance)[:, :, None]).sum(1)
+    votes = votes / votes.sum(1, keepdim=True).clamp(min=1)
+    p = (scores.softmax(1) + votes) / 2
+    return p / p.sum(1, keepdim=True)

@@ -1,0 +1,65 @@
+"""Wrong labels of arrays: features alone, probabilities alone, and what is refused."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from sonde.core.errors import InputError
+from sonde.findings.label_errors import check_labels, read_arrays
+
+
+def digits(n_wrong: int):
+    """Return pixels of digits, labels of which some are wrong, and which."""
+    x, y = load_digits(return_X_y=True)
+    draw = np.random.default_rng(1)
+    bad = draw.choice(len(y), n_wrong, replace=False)
+    y = y.copy()
+    y[bad] = (y[bad] + draw.integers(1, 10, n_wrong)) % 10
+    return x, y, bad
+
+
+def test_features_alone_tell_how_many_labels_are_wrong_and_which():
+    x, y, bad = digits(120)
+    found = check_labels({"X": x, "y": y})
+    assert found.wrong.low <= 120 <= found.wrong.high
+    assert found.wrong.number == pytest.approx(120, rel=0.12)
+    assert np.isin(found.wrong.order[:120], bad).mean() > 0.9
+    clean = check_labels({"X": x, "y": load_digits().target})
+    assert clean.wrong.high < 0.01 * len(y)
+
+
+def test_copies_in_one_group_do_not_vouch_for_each_other():
+    """A wrong label is on both copies of a row: as groups they are found, as rows they are not."""
+    x, y, bad = digits(90)
+    both = {"X": np.repeat(x, 2, 0), "y": np.repeat(y, 2)}
+    found = check_labels({**both, "group": np.repeat(np.arange(len(y)), 2)})
+    assert np.isin(found.wrong.order[:180] // 2, bad).mean() > 0.9
+    assert found.wrong.low <= 180 <= found.wrong.high
+
+
+def test_names_of_classes_and_rows_are_kept():
+    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.95, 0.05]])
+    arrays = {"pred_probs": p, "y": np.array(["cat", "dog", "dog"]), "id": np.array([*"abc"])}
+    first = check_labels(arrays).rows()[0]
+    assert (first["id"], first["label"], first["looks_like"]) == ("c", "dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"X": np.ones((3, 2))}, "a label for each row"),
+        ({"y": np.zeros(3, int)}, "one array of features, got none"),
+        ({"a": np.ones((3, 2)), "b": np.ones((3, 2)), "y": np.zeros(3, int)}, "--features"),
+        ({"X": np.full((3, 2), np.nan), "y": np.zeros(3, int)}, "finite features"),
+        ({"X": np.ones((9, 2)), "y": np.array([0] * 8 + [1])}, "in two folds"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arrays, words):
+    with pytest.raises(InputError, match=words):
+        check_labels(arrays)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_arrays(tmp_path / "a.npz")

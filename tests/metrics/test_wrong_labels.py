@@ -1,0 +1,71 @@
+"""The number of wrong labels, and their order, on labels of which it is known which are wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from sonde.core.errors import InputError
+from sonde.metrics import wrong_labels
+
+
+def drawn(n: int, n_wrong: int, seed: int, classes: int = 5, sharp: float = 1.0):
+    """Return probabilities, labels drawn from them to a power, and which labels are wrong."""
+    draw = np.random.default_rng(seed)
+    p = draw.dirichlet(np.full(classes, 0.15), n)
+    truth = np.array([draw.choice(classes, p=row) for row in p])
+    given = p**sharp / (p**sharp).sum(1, keepdims=True)
+    bad = np.zeros(n, bool)
+    bad[draw.choice(n, n_wrong, replace=False)] = True
+    return given, np.where(bad, (truth + draw.integers(1, classes, n)) % classes, truth), bad
+
+
+@pytest.mark.parametrize("sharp", [0.5, 1.0, 2.5])
+def test_the_interval_covers_the_number_also_if_the_model_is_overconfident(sharp):
+    inside, gaps = 0, []
+    for seed in range(12):
+        n_wrong = 25 * (seed % 4)
+        p, label, bad = drawn(900, n_wrong, seed, sharp=sharp)
+        found = wrong_labels(p, label)
+        inside += found.low <= n_wrong <= found.high
+        if n_wrong:
+            k = int(bad.sum())
+            gaps.append(bad[found.order[:k]].mean() - found.expected(k) / k)
+            assert found.sharpness == pytest.approx(1 / sharp, rel=0.35)
+    assert inside >= 10
+    assert np.mean(gaps) == pytest.approx(0, abs=0.1)
+
+
+def test_labels_of_which_none_is_wrong_are_rarely_called_wrong():
+    number = [wrong_labels(*drawn(400, 0, seed)[:2]).number for seed in range(40)]
+    assert sum(n > 0 for n in number) <= 5
+    assert max(number) < 0.03 * 400
+
+
+def test_copies_of_a_row_widen_the_interval():
+    p, label, _ = drawn(150, 12, 3)
+    one = wrong_labels(p, label)
+    many = wrong_labels(np.repeat(p, 4, 0), np.repeat(label, 4), np.repeat(np.arange(150), 4))
+    assert many.number == pytest.approx(4 * one.number, rel=0.02)
+    assert (many.low, many.high) == pytest.approx((4 * one.low, 4 * one.high), rel=0.1)
+
+
+def test_the_order_does_not_depend_on_whether_labels_are_called_wrong():
+    p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+    found = wrong_labels(p, [0, 0, 0])
+    assert found.number == 0
+    assert found.order.tolist() == [2, 1, 0]
+    assert found.named.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("p", "label", "words"),
+    [
+        ([[2.0, -1.0]], [0], "Apply softmax"),
+        ([[0.5, 0.5]], [2], "integer labels from 0 to 1"),
+        ([[1.0]], [0], "at least two classes"),
+        ([[0.5, 0.5]], [0, 1], "a label for each row"),
+    ],
+)
+def test_what_is_no_probability_or_label_is_refused(p, label, words):
+    with pytest.raises(InputError, match=words):
+        wrong_labels(p, label)
