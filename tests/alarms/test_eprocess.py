@@ -153,3 +153,13 @@ def test_memory_grows_by_eight_bytes_for_each_score():
     for score in range(9000):
         watch.update(score)
     assert sys.getsizeof(watch._ranks.scores) < 1.3 * 8 * 10_000
+
+
+@pytest.mark.truth("scores that a careful bet gains on, and the mean of all bets loses on")
+def test_a_small_change_is_detected():
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        watch = ChangeDetector(rng.normal(size=2000), patience=1e6, sides="both", seed=seed)
+        assert not any(watch.update(s).alarm for s in rng.normal(size=200))
+        found = [watch.update(s).alarm for s in 0.5 + rng.normal(size=500)]
+        assert any(found)

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sonde.alarms import ChangeDetector, Cusum, EProcess
+from sonde.alarms._saved import WatchState, save_watch
 from sonde.core.errors import StateError
 
 SCORES = np.random.default_rng(0).integers(0, 40, 300).tolist() + [50.0, math.inf] * 20
@@ -60,3 +62,14 @@ def test_a_file_of_something_else_or_a_damaged_one_is_refused(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(StateError):
         EProcess.load(path)
+
+
+@pytest.mark.parametrize(("n", "sides"), [(1, "high"), (5, "both")])
+def test_a_change_detector_of_an_earlier_version_goes_on(n, sides, tmp_path):
+    won = torch.arange(1.0, n + 1, dtype=torch.float64)
+    state = WatchState(torch.arange(30, dtype=torch.float64), won, 1e6, 5, 0, 0)
+    save_watch(tmp_path / "old.sonde", "ChangeDetector", state)
+    again = ChangeDetector.load(tmp_path / "old.sonde")
+    assert again.sides == sides
+    new = ChangeDetector(range(30), patience=1e6, seed=5, sides=sides)
+    assert again.update(29.5).wealth > new.update(29.5).wealth

@@ -26,6 +26,9 @@ NODES = 32
 RARE = 0.05
 """Fraction of scores that the bet on rare large scores expects to be large."""
 SMALLEST = 2.0**-53
+EXPONENTS = (0.125, 0.375, 0.625, 0.875)
+"""Exponents of the bets of ``ChangeDetector``, from bold to careful. Each has a sum of its own:
+a bold bet loses while a small change lasts, and a mean of bets at each score would lose with it."""
 
 
 def bet(p: float, kappa: float) -> float:
@@ -203,9 +206,10 @@ class EProcess:
 class ChangeDetector:
     """Shiryaev-Roberts change detection by a sum of bets, restarted after an alarm.
 
-    ``R_t = (1 + R_(t-1)) e_t`` with the mean of 32 bets as ``e_t``; an alarm at ``R >= patience``.
-    Without change the mean number of scores to a false alarm is at least ``patience``. After an
-    alarm the sum starts again; the ranks go on, so that a lasting change becomes the new normal.
+    ``R_t = (1 + R_(t-1)) e_t`` with ``e_t`` the payout of a bet; an alarm when the mean of ``R``
+    over all bets, four for each side, is at least ``patience``. Without change the mean number of
+    scores to a false alarm is at least ``patience``. After an alarm the sums start again; the ranks
+    go on, so that a lasting change becomes the new normal.
 
     Parameters
     ----------
@@ -216,9 +220,9 @@ class ChangeDetector:
     seed : int, default=0
         Seed of the numbers that break ties between scores.
     sides : {"high", "both"}, default="high"
-        "high" bets on scores that are too large. "both" keeps a sum for each of five bets (scores
-        that are too large, too small, at both ends, in the middle, or too large in one case of
-        twenty) and alarms at their mean, so scores that look too ordinary are a change as well.
+        "high" bets on scores that are too large. "both" bets as well on scores that are too small,
+        at both ends, in the middle, or too large in one case of twenty, so scores that look too
+        ordinary are a change as well.
 
     Examples
     --------
@@ -246,16 +250,17 @@ class ChangeDetector:
         self.patience = patience
         self.sides: Literal["high", "both"] = sides
         self._ranks = Ranks(calibration, seed)
-        self._sums, self._step = np.zeros(1 if sides == "high" else 5), 0
+        self._sums, self._step = [0.0] * len(_payouts(1.0, sides)), 0
 
     def update(self, score: Any) -> Watch:
         """Add the next score; ``alarm`` refers to this score only."""
         p = self._ranks.p_value(score)
         self._step += 1
-        self._sums = (1 + self._sums) * _payouts(p, len(self._sums))
-        reached = float(self._sums.mean())
+        paid = _payouts(p, self.sides)
+        self._sums = [(1 + total) * x for total, x in zip(self._sums, paid, strict=True)]
+        reached = sum(self._sums) / len(self._sums)
         if reached >= self.patience:
-            self._sums = np.zeros_like(self._sums)
+            self._sums = [0.0] * len(self._sums)
         return Watch(p, reached, reached >= self.patience, self._step)
 
     def renewed(self, n: int, seed: int) -> "ChangeDetector":
@@ -270,7 +275,7 @@ class ChangeDetector:
 
     def save(self, path: str | Path) -> str:
         """Write the state of the stream to one file and return its id."""
-        state = _state(self._ranks, self._sums, self.patience, self._step)
+        state = _state(self._ranks, np.array(self._sums), self.patience, self._step)
         return save_watch(path, "ChangeDetector", state)
 
     @classmethod
@@ -283,23 +288,24 @@ class ChangeDetector:
             If the file is damaged, or of something else.
         """
         state = load_watch(path, "ChangeDetector", WatchState)
-        is_one = len(state.won) == 1
-        watch = cls(patience=state.limit, seed=state.seed, sides="high" if is_one else "both")
+        n = len(state.won)
+        is_high = n in (1, len(EXPONENTS))
+        watch = cls(patience=state.limit, seed=state.seed, sides="high" if is_high else "both")
         watch._ranks, watch._step = _ranks(state), state.step
-        watch._sums = state.won.numpy().copy()
+        each = len(watch._sums) // n  # earlier versions kept one sum for each side
+        watch._sums = [total for total in state.won.tolist() for _ in range(each)]
         return watch
 
 
-def _payouts(p: float, n: int) -> Float[np.ndarray, "bet"]:
+def _payouts(p: float, sides: str) -> list[float]:
     """Return what each bet pays at a p-value; under no change every mean is 1."""
-    kappa, weight = _nodes()
-    high = float((kappa * p ** (kappa - 1)) @ weight)
-    if n == 1:
-        return np.array([high])
+    high = [bet(p, kappa) for kappa in EXPONENTS]
+    if sides == "high":
+        return high
     nearest = max(2 * min(p, 1 - p), SMALLEST)
-    others = np.array([max(1 - p, SMALLEST), nearest, max(1 - nearest, SMALLEST)])
-    low, ends, middle = (kappa * others[:, None] ** (kappa - 1)) @ weight
-    return np.array([high, low, ends, middle, 1 - RARE + RARE * high])
+    others = max(1 - p, SMALLEST), nearest, max(1 - nearest, SMALLEST)
+    rare = [1 - RARE + RARE * x for x in high]
+    return [*high, *(bet(other, kappa) for other in others for kappa in EXPONENTS), *rare]
 
 
 def _state(ranks: Ranks, won: np.ndarray, limit: float, step: int, alarm: int = 0) -> WatchState:
