@@ -65,7 +65,11 @@ def main(arm: str, port: str, model: str, probe: str) -> None:
         from sonde.serving import app
 
         served = net(int(model)) if model.isdigit() else model
-        application = app(served, probe if arm == "probe" else None)
+        application = app(
+            served,
+            probe if arm in ("probe", "exact") else None,
+            batch_invariant=arm == "exact",
+        )
     uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=False, log_level="error")
 
 

@@ -1,4 +1,4 @@
-"""The models that are served: a net of five layers, and a text classifier of 22 M parameters."""
+"""The models that are served: a net of five layers, and text classifiers of two sizes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +9,23 @@ from torch import Tensor, nn
 
 N_INPUTS, N_CLASSES, MOST = 64, 10, 32
 SITES = ["1", "3", "5", "7", "9"]
-"""What the probe of the net is fitted at: the five hidden layers."""
-TEXT = {"vocab_size": 30_522, "hidden_size": 384, "num_hidden_layers": 6,
-        "num_attention_heads": 12, "intermediate_size": 1536}  # fmt: skip
+"""Sites of the probe of the net: the five hidden layers."""
+SMALL_TEXT = {"vocab_size": 2000, "hidden_size": 96, "num_hidden_layers": 3,
+              "num_attention_heads": 4, "intermediate_size": 384}  # fmt: skip
+TEXT = {"vocab_size": 30_522, "hidden_size": 768, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "intermediate_size": 3072}  # fmt: skip
 TINY_TEXT = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2,
              "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 Answers = Callable[[Sequence[Any]], list[dict[str, Any]]]
+
+
+def text_sites(sizes: dict[str, int]) -> list[str]:
+    """Return at most five sites of a text model: blocks, and attention if these are too few."""
+    n = sizes["num_hidden_layers"]
+    blocks = sorted({round(i * (n - 1) / 4) for i in range(5)}) if n > 5 else range(n)
+    found = [f"bert.encoder.layer.{i}" for i in blocks]
+    return [*found, *(f"bert.encoder.layer.{i}.attention.output" for i in range(1, n))][:5]
 
 
 def net(width: int) -> nn.Sequential:

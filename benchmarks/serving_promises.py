@@ -35,7 +35,8 @@ def promise_rows(size: Size) -> list[Row]:
 
 async def _promises(width: int, n: int, size: Size) -> list[Row]:
     n_known = size.pick(4000, 400)
-    made = app(net(width), probe_of(width, n_known), limits=Limits(queue=100_000))
+    limits = Limits(queue=100_000)
+    made = app(net(width), probe_of(width, n_known), limits=limits, batch_invariant=True)
     # half of the known rows calibrates the fused score; their number limits the rate's accuracy
     ask, spread = asking(made), 3 * (ALPHA * (1 - ALPHA) * (1 / n + 2 / n_known)) ** 0.5
     async with made.router.lifespan_context(made):

@@ -40,7 +40,7 @@ def test_numbers_are_those_of_score_whatever_the_batch(model, fitted):
     values = zip(table["score"].to_pylist(), table["p"].to_pylist(), strict=True)
     wanted = dict(zip(each, values, strict=True))
     lines = by_input(table, fitted).table.to_pylist()
-    with served(model, fitted, limits=Limits(batch=6)) as client:
+    with served(model, fitted, batch_invariant=True, limits=Limits(batch=6)) as client:
         together = asked(client, items)
         alone = [asked(client, [item])[0] for item in items]
     assert [numbers(a) for a in together] == [numbers(a) for a in alone]
@@ -64,7 +64,8 @@ def test_concurrent_requests_keep_their_own_answers(model, fitted):
     items = rows(24, 5)
 
     async def all_at_once():
-        made = app(model, fitted, limits=Limits(batch=8, wait_seconds=0.01))
+        limits = Limits(batch=8, wait_seconds=0.01)
+        made = app(model, fitted, limits=limits, batch_invariant=True)
         service = made.state.service
         async with made.router.lifespan_context(made):
             while not service.is_ready:
@@ -174,7 +175,7 @@ def test_copies_run_through_the_model_only_if_a_detector_needs_them(method):
     model = Crowded().eval()
     stream = sonde.read(model, rows(60, 0), sites=["body"], logits=True)
     fitted = sonde.fit(method, stream, calibrate=0, progress=False)
-    with served(model, fitted) as client:
+    with served(model, fitted, batch_invariant=True) as client:
         first = asked(client, rows(1, 1))
         model.sizes.clear()
         again = asked(client, rows(1, 1))

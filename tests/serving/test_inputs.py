@@ -52,7 +52,7 @@ def test_several_inputs_by_name(joined):
         {"name": name, "datatype": kind, "shape": [6, n], "data": _flat(items, name)}
         for name, kind, n in (("x", "FP32", 3), ("ids", "INT64", 2))
     ]
-    with served(model, fitted) as client:
+    with served(model, fitted, batch_invariant=True) as client:
         lacking = client.post("/predict", json={"inputs": [{"x": [0.5, 1.0, 2.0]}]})
         assert lacking.status_code == 400
         found = client.post("/predict", json=body).json()["answers"]
@@ -92,7 +92,7 @@ def test_a_model_in_double_precision_gets_all_digits():
     fitted = sonde.fit("mahalanobis", sonde.read(model, fit, sites="1"), calibrate=0)
     fitted = sonde.calibrate(fitted, model, held, progress=False)
     table = sonde.score(fitted, model, items, batch_invariant=True, progress=False)
-    with served(model, fitted) as client:
+    with served(model, fitted, batch_invariant=True) as client:
         found = [one["score"]["mahalanobis"]["1:out"] for one in asked(client, items)]
     assert sorted(found) == sorted(table["score"].to_pylist())
 

@@ -110,3 +110,25 @@ def test_a_text_that_is_cut_says_so():
         assert client.post("/predict", json={"inputs": [long]}).status_code == 413
         beside = client.post("/predict", json={"inputs": [short, long]}).json()["answers"]
         assert [one.get("status") for one in beside] == [None, 413]
+
+
+class Bag(nn.Module):
+    """A classifier of texts that takes no mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids):
+        return self.head(self.tokens(input_ids).mean(1))
+
+
+@pytest.mark.truth("the answer to each text alone")
+def test_nothing_is_padded_for_a_model_without_a_mask():
+    texts = ["good film", "bad film film", "film film good"]
+    processor = reader_of_texts(12).processor
+    with served(load(Bag().eval(), processor=processor)) as client:
+        together = client.post("/predict", json={"inputs": texts}).json()["answers"]
+        alone = [client.post("/predict", json={"inputs": [text]}).json() for text in texts]
+    wanted = [one["answers"][0]["probability"] for one in alone]
+    assert [one["probability"] for one in together] == pytest.approx(wanted, rel=1e-5)

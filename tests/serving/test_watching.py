@@ -63,7 +63,7 @@ def test_a_planted_change_is_told_with_its_site_and_beginning(fitted):
     (alarm,) = list(changes.alarms)[:1]
     assert alarm.site == "2:out"
     assert 1200 <= alarm.told < 1260
-    assert 1180 <= alarm.began <= alarm.told
+    assert 1150 <= alarm.began <= alarm.told
     assert alarm.told_at == 1000.0 + alarm.told
     assert alarm.began_at == 1000.0 + alarm.began
 
@@ -275,3 +275,19 @@ def test_inputs_without_a_column_are_a_change_that_lasts(fitted):
     current = changes.current
     assert current is not None
     assert ("refused inputs", "column dose") in current.places, "it lasts, and has not returned"
+
+
+@pytest.mark.truth("the column that was moved")
+def test_a_change_names_the_column_whose_values_moved(fitted, monkeypatch):
+    from sonde.serving import changes as module
+
+    scales = {"age": (0.0, 1.0), "dose": (0.0, 1.0), "flag": (1.0, 0.0)}
+    monkeypatch.setattr(module, "scales_in", lambda _: scales)
+    rng, changes = np.random.default_rng(5), Changes(fitted)
+    for i in range(900):
+        numbers = {"age": rng.normal() + (i >= 500), "dose": rng.normal(), "flag": 1.0}
+        seen = Seen(str(i).encode(), numbers)
+        changes.update([Verdict(None, None, {}, None)], 0.0, [seen])
+    (alarm,) = changes.alarms
+    assert (alarm.detector, alarm.site) == ("values", "column age")
+    assert 500 <= alarm.told < 600

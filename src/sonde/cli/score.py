@@ -94,7 +94,8 @@ class Score:
     batch_invariant: Annotated[
         bool,
         tyro.conf.arg(
-            help="run each input in its own batch, for results identical to sonde serve; slower"
+            help="give each score the same bits in any batch, as sonde serve --batch-invariant "
+            "does; slower"
         ),
     ] = False
     show_inputs: Annotated[bool, tyro.conf.arg(help="include inputs in the page")] = False

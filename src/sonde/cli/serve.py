@@ -29,6 +29,7 @@ class Serve:
 
     With a calibrated PROBE, the answer to an input contains its p-value for each detector and site,
     an alarm at the stated rate, and the site with the smallest p-value. The numbers equal those of
+    `sonde score` to rounding; with --batch-invariant they equal those of
     `sonde score --batch-invariant`, bit for bit, whatever other requests run at the same time.
 
     Only this machine reaches the server, unless --host and --token-file say otherwise.
@@ -111,10 +112,10 @@ class Serve:
     batch_invariant: Annotated[
         bool,
         tyro.conf.arg(
-            help="scores have the same bits in any batch; without it, texts of different lengths "
-            "share a forward pass, for half of the processor time"
+            help="give each score the same bits in any batch, as `sonde score --batch-invariant` "
+            "does; texts of different lengths then cannot share a forward pass"
         ),
-    ] = True
+    ] = False
     wait: Annotated[
         float, named("SECONDS", "time an input waits for other inputs to fill its batch")
     ] = 0.0

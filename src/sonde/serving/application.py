@@ -49,7 +49,7 @@ _log = logging.getLogger("sonde")
 ID_BYTES, IDS = 8, 256
 """Random bytes in the name of a request; names that are drawn at once."""
 STALL_SECONDS, PATIENCE = 120.0, 0.1
-"""Seconds of a forward pass that hangs; and how often a waiting client is looked at."""
+"""Seconds of a forward pass that hangs; and after which it matters whether a client waits."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
 OCTETS = "application/octet-stream"
@@ -73,7 +73,7 @@ def app(
     shared: str | Path | None = None,
     stall_seconds: float = STALL_SECONDS,
     on_alarm: OnAlarm = "header",
-    batch_invariant: bool = True,
+    batch_invariant: bool = False,
     **options: Any,
 ) -> Starlette:
     """Return the ASGI application that serves a model with its fitted detectors.
@@ -111,9 +111,9 @@ def app(
     on_alarm : {"header", "refuse", "log"}, default="header"
         What an alarm does in answers of the OpenAI protocol: it is said in headers and in the field
         ``sonde``, withholds the answer, or is written to the log too.
-    batch_invariant : bool, default=True
-        Whether scores have the bits of ``sonde.score(..., batch_invariant=True)``; if not, texts of
-        different lengths share a forward pass, which takes half of the processor time.
+    batch_invariant : bool, default=False
+        Whether scores have the bits of ``sonde.score(..., batch_invariant=True)``, whatever else is
+        asked at the same time. If not, they equal those of ``sonde.score`` to rounding.
     **options
         Named options of ``sonde.read`` that say how items become inputs, such as
         ``number_columns`` or ``image_size``.
@@ -202,6 +202,17 @@ def _random_names() -> Iterator[str]:
     while True:
         found = secrets.token_hex(ID_BYTES * IDS)
         yield from (found[i : i + 2 * ID_BYTES] for i in range(0, len(found), 2 * ID_BYTES))
+
+
+async def _answered_or_gone(answering: "asyncio.Future[Any]", request: Request) -> None:
+    """Wait until a request is answered, or raise if its client disconnects before."""
+    message = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({answering, message}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and message.result()["type"] == "http.disconnect":
+            raise Refusal(499, "The client disconnected before the answer.")
+    finally:
+        message.cancel()
 
 
 class _Handlers:
@@ -358,13 +369,11 @@ class _Handlers:
         answering = asyncio.ensure_future(self.service.answer(name, inputs, size))
         try:
             done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
-            while not done:  # a forward pass is not made for a client that has gone
-                if await request.is_disconnected():
-                    raise Refusal(499, "The client disconnected before the answer.")
-                done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
+            if not done:  # a forward pass is not made for a client that has gone
+                await _answered_or_gone(answering, request)
+            return name, await answering
         finally:
             answering.cancel()
-        return name, await answering
 
     async def feedback(self, request: Request) -> Response:
         """Record the correct answer to an input."""

@@ -33,7 +33,9 @@ LOOK = 50
 """Inputs between two looks at whether the traffic has returned."""
 CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
 REPEATS, REFUSED = ("repeated inputs", "inputs"), ("refused inputs", "inputs")
-FROZEN = "frozen values"
+FROZEN, VALUES = "frozen values", "values"
+COLUMNS = 64
+"""Columns of a table whose values are compared with earlier ones; each takes 6 microseconds."""
 ABOUT = 32
 """Last refused inputs that are looked at; a change names the column that most of them are about."""
 
@@ -202,19 +204,22 @@ class Changes:
     """
 
     def __init__(self, fitted: Fitted, patience: float = PATIENCE) -> None:
-        keys = [*fitted.scorers]
-        each = patience * (len(keys) + 3)
-        self.keys = tuple(keys)
+        keys, scales = [*fitted.scorers], scales_in(fitted)
+        names = [name for name, (_, scale) in scales.items() if scale > 0][:COLUMNS]
+        values = {name: (VALUES, f"column {name}") for name in names}
+        learnt = (CONFIDENCE, ANSWERS, REFUSED, *values.values())
+        each = patience * (len(keys) + len(learnt))
+        self.keys, self._values = tuple(keys), values
         self._watched: dict[Key, _Watched] = {}
         for i, key in enumerate(keys):
             scores = reference_scores(calibration_of(fitted, key), KEPT, seed=i)
             self._watched[key] = _Watched(scores, each, i)
-        for i, key in enumerate((CONFIDENCE, ANSWERS, REFUSED)):  # learnt from the traffic
+        for i, key in enumerate(learnt):  # compared with earlier traffic
             self._watched[key] = _Watched(np.zeros(0), each, len(keys) + i)
         self.events: list[Event] = []
         self.n = 0
         self.repetitions = Repetitions()
-        self._columns = FrozenColumns(scales_in(fitted))
+        self._columns = FrozenColumns(scales)
         self._frozen: set[Key] = set()
         self._classes: dict[str, int] = {}
         self._refused: deque[str] = deque(maxlen=ABOUT)
@@ -321,6 +326,9 @@ class Changes:
         if is_repeated:
             return found
         scores = {key: score for key, (score, _) in each.items()} | {REFUSED: 0.0}
+        scores |= {
+            key: seen.numbers[name] for name, key in self._values.items() if name in seen.numbers
+        }
         if seen.probability is not None:
             scores[CONFIDENCE] = seen.probability
         if seen.answer is not None and not isinstance(seen.answer, float):

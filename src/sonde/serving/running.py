@@ -79,7 +79,7 @@ class Settings:
     keep_inputs: int = 0
     stall: float = 120.0
     shared: str | None = None
-    batch_invariant: bool = True
+    batch_invariant: bool = False
     quiet: bool = False
     on_alarm: Literal["header", "refuse", "log"] = "header"
     limits: Limits = field(default_factory=Limits)

@@ -144,7 +144,7 @@ class ServedModel:
         Most inputs of one forward.
     options : dict
         Named options of ``sonde.read`` that say how items become inputs.
-    batch_invariant : bool, default=True
+    batch_invariant : bool, default=False
         Whether scores have the same bits in any batch.
 
     Raises
@@ -169,7 +169,7 @@ class ServedModel:
         alpha: float = 0.05,
         largest: int = 32,
         options: dict[str, Any] | None = None,
-        batch_invariant: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
@@ -429,10 +429,11 @@ class ServedModel:
     def _shape(self, item: Prepared) -> Hashable:
         """Return the key that inputs of one batch share; with detectors, their exact shape.
 
-        Texts are padded without detectors, and if bits may depend on the batch.
+        Texts are padded without detectors, and if bits may depend on the batch; never for a model
+        that takes no mask.
         """
-        is_padded = self.verdicts is None or not self.batch_invariant
-        if is_padded and self.inputs.encoder.kind in PADDED_INPUTS:
+        encoder, may_pad = self.inputs.encoder, self.verdicts is None or not self.batch_invariant
+        if may_pad and encoder.kind in PADDED_INPUTS and not encoder.even:
             return None
         return shape_of_item(item)
 

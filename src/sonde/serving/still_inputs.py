@@ -31,7 +31,8 @@ class Repetitions:
     def __init__(self) -> None:
         self._window: deque[bytes] = deque()
         self._counts = Counter[bytes]()
-        self._last: deque[bytes] = deque(maxlen=RUN)
+        self._last: deque[bytes] = deque()
+        self._last_counts = Counter[bytes]()
         self._was_varied = False
         self.n_repeated, self.is_still = 0, False
 
@@ -39,19 +40,24 @@ class Repetitions:
         """Add the hash of an input; return whether it is a repetition."""
         is_repeated = self._counts[content] > 0
         self.n_repeated += is_repeated
-        self._counts[content] += 1
-        self._window.append(content)
-        if len(self._window) > WINDOW:
-            old = self._window.popleft()
-            self._counts[old] -= 1
-            if not self._counts[old]:
-                del self._counts[old]
-        self._last.append(content)
+        _push(content, self._window, self._counts, WINDOW)
+        _push(content, self._last, self._last_counts, RUN)
         if len(self._last) == RUN:
-            n = len({*self._last})
+            n = len(self._last_counts)
             self._was_varied = self._was_varied or n >= VARIED
             self.is_still = n <= STILL and self._was_varied
         return is_repeated
+
+
+def _push(content: bytes, window: deque[bytes], counts: Counter[bytes], most: int) -> None:
+    """Add an element to a window and to its counts; drop the oldest if there are too many."""
+    counts[content] += 1
+    window.append(content)
+    if len(window) > most:
+        old = window.popleft()
+        counts[old] -= 1
+        if not counts[old]:
+            del counts[old]
 
 
 class FrozenColumns:
