@@ -45,8 +45,10 @@ def test_long_texts_become_chunks_of_one_group(gpt2):
     assert inputs.group_keys[1] == inputs.group_keys[3] == bytes_key(text.encode())
     assert inputs.listing.occurrence.tolist() == [0, 0, 0, 0, 1]
     assert inputs.grouped
-    assert (
-        "1 of 3 texts is longer than the context or --max-length and is cut into" in inputs.notes[0]
+    assert "1 of 3 texts is longer than the model's context and is cut into" in inputs.notes[0]
+    (note,) = open_inputs(load(gpt2), [text], max_length=8, long="truncate").notes
+    assert note == (
+        "1 of 1 text was cut off at --max-length 8, or the model's context if that is shorter."
     )
 
 

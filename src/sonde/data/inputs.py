@@ -26,7 +26,7 @@ LEAST = 8
 MAP = 4
 
 
-CUT = {"audio": ("recording", "length that the feature extractor keeps")}
+CUT = {"audio": ("recording", "the length that the feature extractor keeps")}
 """What is cut off, and where, of items that are no texts."""
 READ_AT_ONCE = 256
 
@@ -227,15 +227,15 @@ class ItemInputs(Inputs):
         if listing.n_chunked:
             found.append(
                 f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "
-                f"{'is' if listing.n_chunked == 1 else 'are'} longer than the context or "
-                f"--max-length and {'is' if listing.n_chunked == 1 else 'are'} cut into chunks, "
-                "which form one group (--long chunk)."
+                f"{'is' if listing.n_chunked == 1 else 'are'} longer than {self._limit} and "
+                f"{'is' if listing.n_chunked == 1 else 'are'} cut into chunks, which form one "
+                "group (--long chunk)."
             )
         if listing.n_truncated:
-            what, end = CUT.get(self.encoder.kind, ("text", "context or --max-length"))
+            what, end = CUT.get(self.encoder.kind, ("text", self._limit))
             found.append(
                 f"{listing.n_truncated:,} of {plural(listing.n_items, what)} "
-                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at the {end}."
+                f"{'was' if listing.n_truncated == 1 else 'were'} cut off at {end}."
             )
         if self.n_skipped:
             reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])
@@ -246,6 +246,13 @@ class ItemInputs(Inputs):
         if listing.labels.reason and not listing.labels.several:
             found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
         return tuple(found)
+
+    @property
+    def _limit(self) -> str:
+        """What limits the tokens of a text, in words."""
+        most = self.typed.get("max_length")
+        context = "the model's context"
+        return context if most is None else f"--max-length {most}, or {context} if that is shorter"
 
     def _split_note(self) -> list[str]:
         source = self.source

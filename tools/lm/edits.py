@@ -1,0 +1,249 @@
+"""``python -m tools.lm.edits MODEL``: rewritten facts and steering, judged by eight figures.
+
+Facts are drawn from the countries of ``tools.lm.train_twin``: those whose answer the model gives.
+Each is rewritten to another country's answer, by ``sonde.edit.RankOneEdit`` and by ROME in plain
+torch (``tools.lm.rome``) at the same layer and with the same texts. Wordings and the same question
+about other countries judge them. The command writes a line for each edit and goes on where it
+stopped; ``--page`` puts the table between the lines of a page.
+
+In the tiny Llama neither method writes a fact: its ordinary states are clipped to a length beside
+which a change of one layer is nothing.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tools.lm.rome import rome_weight
+from tools.lm.train_twin import BAD, COUNTRIES, FOLDER, GOOD, THINGS, WORDINGS, document
+from torch import nn
+
+import sonde
+from sonde.core.inputs import Model
+from sonde.edit import Fact, RankOneEdit, SecondMoment, SteeringVector
+from sonde.run.changing.acts import edit_act, module_act, plan_act
+from sonde.run.changing.fact_prompts import FactPrompts, measure_facts
+from sonde.run.changing.language_figures import Efficacy, measure_language
+
+BEGIN, END = "<!-- printed by python -m tools.lm.edits -->", "<!-- end of edits -->"
+PROMPTS = ("The capital of {c} is", "The language of {c} is", "The currency of {c} is the")
+NEAR = 8
+STRENGTHS = (1.0, 2.0, 4.0)
+THREE = ("efficacy", "generality", "specificity")
+
+
+def facts_of(model: Model, seed: int) -> list[Fact]:
+    """Return the facts that the model knows, in a random order, with new answers."""
+    draw, found = random.Random(seed), list[Fact]()
+    for kind, prompt in enumerate(PROMPTS):
+        known = [c for c in COUNTRIES if _knows(model, prompt.format(c=c), COUNTRIES[c][kind])]
+        for country in known:
+            own = COUNTRIES[country][kind]
+            others = [c for c in known if COUNTRIES[c][kind] != own]
+            if len(others) < 2:
+                continue
+            new = COUNTRIES[draw.choice(others)][kind]
+            near = [c for c in others if COUNTRIES[c][kind] != new]
+            wordings = [w.split("{" + str(kind) + "}")[0].rstrip() for w in WORDINGS[kind]]
+            said = [w.format(c=country) for w in wordings if w and "{c}" in w]
+            found.append(
+                Fact(
+                    prompt.format(c=country),
+                    country,
+                    f" {new}",
+                    tuple(text for text in said if text != prompt.format(c=country)),
+                    tuple(prompt.format(c=c) for c in draw.sample(near, min(NEAR, len(near)))),
+                )
+            )
+    draw.shuffle(found)
+    return found
+
+
+def _knows(model: Model, prompt: str, answer: str) -> bool:
+    """Return whether the most likely next token begins the answer."""
+    ids = torch.tensor([model.processor(prompt)["input_ids"]])
+    network: Any = model.module
+    with torch.no_grad():
+        token = int(network(input_ids=ids).logits[0, -1].argmax())
+    return token == model.processor(f" {answer}", add_special_tokens=False)["input_ids"][0]
+
+
+def second_moment(model: Model, layer: str, texts: Sequence[str]) -> torch.Tensor:
+    """Return the mean of ``x x^T`` of a layer's inputs, by a hook."""
+    total, n = torch.zeros((), dtype=torch.float64), 0
+
+    def add(_: Any, given: Any) -> None:
+        nonlocal total, n
+        x = given[0][0].double()
+        total, n = total + x.T @ x, n + len(x)
+
+    hook = model.module.get_submodule(layer).register_forward_pre_hook(add)
+    with torch.no_grad():
+        for text in texts:
+            model.module(input_ids=torch.tensor([model.processor(text)["input_ids"]]))
+    hook.remove()
+    mean = total / n
+    return mean + 1e-3 * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype)
+
+
+def changed_by_rome(model: Model, layer: str, fact: Fact, moment: torch.Tensor) -> nn.Module:
+    """Return a copy of the model that ROME in plain torch has edited."""
+    asked = fact.prompt, fact.subject, fact.target
+    weight = rome_weight(model.module, model.processor, layer, asked, moment)
+    new = copy.deepcopy(model.module)
+    new.get_submodule(layer).weight.data = weight
+    return new
+
+
+def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[str]) -> Iterator:
+    """Yield a line for each fact and method that is not done."""
+    facts = facts_of(model, 0)[:n]
+    names = [(method, f"{f.prompt}{f.target}") for f in facts for method in ("sonde", "rome")]
+    if {f"{method}: {name}" for method, name in names} <= done:
+        return
+    rows = sonde.read(model, list(texts), sites=f"{layer}:in", reducer="tokens", check=False)
+    fitted = sonde.fit(SecondMoment(ridge=1e-3), rows, progress=False)
+    moment, neutral = second_moment(model, layer, texts), None
+    for fact in facts:
+        prompts = FactPrompts.of(model, [fact])
+        for method in ("sonde", "rome"):
+            key = f"{method}: {fact.prompt}{fact.target}"
+            if key in done:
+                continue
+            start = time.process_time()
+            if method == "sonde":
+                act = plan_act(model, RankOneEdit(fact, layer).plan(model, fitted))
+            else:
+                act = module_act(changed_by_rome(model, layer, fact, moment))
+            took = time.process_time() - start
+            if method == "sonde":
+                scores = measure_language(model, act, facts=prompts, neutral=neutral).scores
+            else:
+                found = measure_facts(model, act, prompts)
+                scores = {
+                    "efficacy": found.efficacy[1],
+                    "generality": found.generality[1],
+                    "specificity": found.specificity,
+                }
+            yield {"key": key, "kind": f"rewrite a fact, {method}", "scores": scores, "s": took}
+
+
+def steered(model: Model, site: str, done: set[str]) -> Iterator:
+    """Yield a line for each strength of a steering vector from good to bad words."""
+    keys = {f"steer: {strength:g}": strength for strength in STRENGTHS}
+    if set(keys) <= done:
+        return
+    texts = [f"The {t} was {w}." for t in THINGS for w in (*GOOD, *BAD)]
+    labels = [int(w in GOOD) for _ in THINGS for w in (*GOOD, *BAD)]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    stream = sonde.read(model, rows, sites=site, reducer="positions", check=False)
+    vector: Any = sonde.fit(SteeringVector(), stream, calibrate=0, progress=False)
+    ends = [f"The {t} was" for t in THINGS]
+    for key, strength in keys.items():
+        if key in done:
+            continue
+        start = time.process_time()
+        act = edit_act(model, vector.result("steering_vector").edit(strength), [site])
+        efficacy = Efficacy(_liked(model, act, ends) - _liked(model, _plain(model), ends))
+        scores = measure_language(model, act, efficacy=efficacy).scores
+        kind = f"steer to good words, strength {strength:g}"
+        yield {"key": key, "kind": kind, "scores": scores, "s": time.process_time() - start}
+
+
+def _plain(model: Model) -> Any:
+    @contextmanager
+    def act() -> Iterator[nn.Module]:
+        yield model.module
+
+    return act
+
+
+def _liked(model: Model, act: Any, prompts: Sequence[str]) -> float:
+    """Return the mean probability of good words among good and bad words."""
+    first = [
+        [model.processor(f" {w}", add_special_tokens=False)["input_ids"][0] for w in words]
+        for words in (GOOD, BAD)
+    ]
+    shares: list[float] = []
+    with act() as module, torch.no_grad():
+        for prompt in prompts:
+            ids = torch.tensor([model.processor(prompt)["input_ids"]])
+            p = module(input_ids=ids).logits[0, -1].float().softmax(0)
+            good, bad = (float(p[sorted(set(tokens))].sum()) for tokens in first)
+            shares.append(good / max(1e-12, good + bad))
+    return statistics.mean(shares)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the mean scores of each kind of edit, and the harmonic mean of the first three."""
+    kinds = dict.fromkeys(line["kind"] for line in lines)
+    names = list(dict.fromkeys(name for line in lines for name in line["scores"]))
+    head = ["edit", "n", *names, "harmonic mean of three", "worst below 0.5", "s"]
+    found = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for kind in kinds:
+        some = [line for line in lines if line["kind"] == kind]
+        means: dict[str, float] = {}
+        for name in names:
+            values = [one["scores"][name] for one in some if name in one["scores"]]
+            if values:
+                means[name] = statistics.mean(values)
+        three = [means.get(name, 0.0) for name in THREE]
+        joint = statistics.harmonic_mean(three) if min(three) > 0 else 0.0
+        poor = sum(min(one["scores"].values()) < 0.5 for one in some)
+        cells = [f"{means[name]:.2f}" if name in means else "" for name in names]
+        seconds = statistics.mean(one["s"] for one in some)
+        is_fact = kind.startswith("rewrite")
+        last = [f"{joint:.2f}" if is_fact else "", f"{poor}", f"{seconds:.1f}"]
+        found.append(f"| {' | '.join([kind, str(len(some)), *cells, *last])} |")
+    return found
+
+
+def main() -> None:
+    """Make what is missing, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tools.lm.edits", description=__doc__)
+    parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
+    parser.add_argument("--layer", default="model.layers.3.mlp.down_proj", help="layer of facts")
+    parser.add_argument("--site", default="model.layers.3", help="site of steering")
+    parser.add_argument("--facts", type=int, default=50, help="most facts")
+    parser.add_argument("--results", type=Path, default=Path("reports/lm"), help="folder of lines")
+    parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
+    typed = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    name = Path(typed.model).name
+    typed.results.mkdir(parents=True, exist_ok=True)
+    path = typed.results / f"{name}.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    done = {line["key"] for line in lines}
+    model, draw = sonde.load(typed.model), random.Random(3)
+    texts = [document(draw).replace("<|endoftext|>", "") for _ in range(60)]
+    for made in (
+        rewritten(model, typed.layer, texts, typed.facts, done),
+        steered(model, typed.site, done),
+    ):
+        for line in made:
+            lines.append(line)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line["key"], {k: round(v, 2) for k, v in line["scores"].items()}, flush=True)
+    printed = f"`{name}`, facts at `{typed.layer}`, steering at `{typed.site}`:\n\n"
+    printed += "\n".join(table(lines))
+    print(printed)
+    if typed.page is not None:
+        before, after = typed.page.read_text().split(BEGIN)[0], typed.page.read_text().split(END)[1]
+        typed.page.write_text(f"{before}{BEGIN}\n\n{printed}\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
