@@ -4,8 +4,8 @@ Every edit of activations that is fitted on rows of two classes is fitted on the
 texts, at most as many as 40 % of the dimensions, and applied to these tokens and to tokens of other
 texts. Its movement is the root mean square change, in standard deviations of the other texts' rows,
 with its standard error over texts. An edit that moves new rows over twice as far as its own rows
-does what its own rows do not show; LEACE without shrinkage is the known example. Sinks are left
-out; the class is the half of its text that a token is in.
+does what its own rows do not show. Sinks are left out; the class is the half of its text that a
+token is in.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from sonde.core.edit import EditContext
 from sonde.core.errors import SondeError
 from sonde.core.few_groups import grouped_error
 from sonde.core.site import Site
-from sonde.edit import Leace
 
 SEEDS = 40
 FEW = 0.4
@@ -54,7 +53,7 @@ def lines(own: TokenRows, new: TokenRows) -> list[str]:
     unit = float((new.x - new.x.mean(0)).square().sum(1).mean().sqrt())
     found: list[str] = []
     tried = {type(one).__name__: one for room, one in instruments() if room == "edit"}
-    for name, instrument in [*tried.items(), ("Leace, not shrunk", Leace(shrinkage=0.0))]:
+    for name, instrument in tried.items():
         columns: dict[str, Any] = {"y": own.y} if instrument.span == "pair" else {}
         try:
             result = instrument.fit(own.x, own.label, group=own.group, **columns)
