@@ -36,6 +36,7 @@ def test_the_dashboard_says_what_is_wrong_and_cuts_nothing(browser, tmp_path):
             far = [x.tolist() for x in rows(5, 50 + seed, shift=4.0)]
             assert server.ask("/predict", {"inputs": far})[0] == 200
             assert server.ask("/predict", {"inputs": [["no number"]]})[0] == 400
+        assert server.ask("/predict", {"inputs": [far[0], ["no number"]]})[0] == 200
         for width in (1280, 420):
             page = opened(width)
             assert "need a look" in page.inner_text("#said")
@@ -43,6 +44,9 @@ def test_the_dashboard_says_what_is_wrong_and_cuts_nothing(browser, tmp_path):
             assert "The traffic has changed since" in told
             assert "raised an alarm" in told
             assert "60 of the" in told
+            assert "1 input of answered requests got an error" in told
+            assert "status 400, an input that the model cannot read: 1 since" in told
+            assert page.evaluate("[' the', '', 'a b'].map(visible)") == ['" the"', '""', "a b"]
             assert page.locator("#verdict").bounding_box()["y"] < 200
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate(CUT) == []

@@ -106,6 +106,14 @@ def test_a_text_that_is_cut_says_so():
         for blank in ("", " \n"):
             assert client.post("/predict", json={"inputs": [blank]}).status_code == 400
         assert "sonde_inputs_cut_total 1.0" in client.get("/metrics").text
+        beside = client.post("/predict", json={"inputs": [short, ""]}).json()["answers"]
+        assert [one.get("status") for one in beside] == [None, 400]
+        state = client.app.state.service.state()
+        sums = {name: sum(one[name] for one in state["seconds"]) for name in ("cut", "refused")}
+        assert sums == {"cut": 1, "refused": 1}
+        assert state["refused"] == {"400": 1}
+        mean = (2 * whole["probability"] + cut["probability"]) / 3
+        assert state["confidence"] == pytest.approx(mean)
     with served(reader_of_texts(12), long="error") as client:
         assert client.post("/predict", json={"inputs": [long]}).status_code == 413
         beside = client.post("/predict", json={"inputs": [short, long]}).json()["answers"]

@@ -14,6 +14,8 @@ SECONDS = 180
 BINS = 20
 RECENT = 2_000
 MOST_ALARMS = 50
+COUNTED = ("requests", "failed", "alarms", "refused", "cut")
+"""Counts of each second."""
 SUMMED = ("recent", "recent_alarms", "inputs", "n_alarms")
 MOST_TIMES = 500
 """Last latencies that each replica writes down for the others."""
@@ -36,7 +38,8 @@ class RecentTraffic:
         self._p: deque[float] = deque(maxlen=RECENT)
         self._loud: deque[str | None] = deque(maxlen=RECENT)
         self._alarms: deque[dict[str, Any]] = deque(maxlen=MOST_ALARMS)
-        self._keep, self._codes = keep_inputs, Counter[str]()
+        self._sure: deque[float] = deque(maxlen=RECENT)
+        self._keep, self._codes, self._refused = keep_inputs, Counter[str](), Counter[str]()
         self.n_inputs = self.n_alarms = 0
 
     def request(self, route: str, code: int, seconds: float) -> None:
@@ -53,17 +56,25 @@ class RecentTraffic:
     def _second(self) -> dict[str, Any]:
         now = int(time.time())
         if not self._seconds or self._seconds[-1]["t"] != now:
-            self._seconds.append({"t": now, "requests": 0, "failed": 0, "alarms": 0})
+            self._seconds.append({"t": now, **dict.fromkeys(COUNTED, 0)})
         return self._seconds[-1]
 
     def answers(self, names: Sequence[str], found: Sequence[Answer], inputs: Sequence[Any]) -> None:
-        """Record the answers to a request's inputs."""
+        """Record the answers to a request's inputs; an answer may be a refusal."""
         with self._lock:
             for name, one, given in zip(names, found, inputs, strict=True):
-                self._answer(name, one, given)
+                if one.refusal is not None:
+                    self._second()["refused"] += 1
+                    self._refused[str(one.refusal.status)] += 1
+                else:
+                    self._answer(name, one, given)
 
     def _answer(self, name: str, found: Answer, given: Any) -> None:
         self.n_inputs += 1
+        if found.cut is not None:
+            self._second()["cut"] += 1
+        if found.probability is not None:
+            self._sure.append(found.probability)
         verdict = found.verdict
         if verdict is None:
             return
@@ -100,6 +111,8 @@ class RecentTraffic:
                 "sites": Counter(place for place in self._loud if place),
                 "alarms": list(self._alarms),
                 "codes": dict(self._codes),
+                "refused": dict(self._refused),
+                "sure": [sum(self._sure), len(self._sure)],
                 "inputs": self.n_inputs,
                 "n_alarms": self.n_alarms,
             }
@@ -109,15 +122,16 @@ def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what the dashboard shows of the traffic of all replicas."""
     times = sorted(x for one in replicas for x in one["times"])
     every = [second for one in replicas for second in one["seconds"]]
-    names = ("requests", "failed", "alarms")
-    seconds = {t: dict.fromkeys(names, 0) for t in sorted({second["t"] for second in every})}
+    seconds = {t: dict.fromkeys(COUNTED, 0) for t in sorted({second["t"] for second in every})}
     for second in every:
-        for name in names:
+        for name in COUNTED:
             seconds[second["t"]][name] += second[name]
     alarms = sorted((one for each in replicas for one in each["alarms"]), key=lambda one: -one["t"])
-    sites, codes = (
-        sum((Counter(one[name]) for one in replicas), Counter[str]()) for name in ("sites", "codes")
+    sites, codes, refused = (
+        sum((Counter(one[name]) for one in replicas), Counter[str]())
+        for name in ("sites", "codes", "refused")
     )
+    total, n_sure = (sum(one["sure"][i] for one in replicas) for i in range(2))
     return {
         "now": time.time(),
         "seconds": [{"t": t, **counts} for t, counts in seconds.items()][-SECONDS:],
@@ -126,6 +140,8 @@ def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "sites": sites.most_common(12),
         "alarms": alarms[:MOST_ALARMS],
         "codes": dict(codes),
+        "refused": dict(refused),
+        "confidence": total / n_sure if n_sure else None,
         "replicas": len(replicas),
         **{name: sum(one[name] for one in replicas) for name in SUMMED},
     }

@@ -338,11 +338,10 @@ class Service:
     ) -> None:
         """Keep the answers for feedback, metrics and the dashboard."""
         given = [i for i, one in enumerate(answers) if one.refusal is None]
-        names, answers = [names[i] for i in given], [answers[i] for i in given]
         self.figures.refused.inc(len(inputs) - len(given))
         self.figures.cut.inc(sum(one.cut is not None for one in answers))
-        self.monitor.feedback.remember(names, answers)
-        shown = [inputs[i] if self.keep_inputs else None for i in given]
+        self.monitor.feedback.remember([names[i] for i in given], [answers[i] for i in given])
+        shown = inputs if self.keep_inputs else [None] * len(inputs)
         try:
             self.recent.answers(names, answers, shown)
         except Exception as error:  # the dashboard must not take an answer from anybody
