@@ -70,3 +70,26 @@ def test_the_expected_rate_holds_for_few_dimensions():
     every = x.flatten(0, 1)
     gap = float(rates.mean()) - expected_rate(every.T @ every / len(every), every.mean(0), n, 8.0)
     assert abs(gap) < 0.15 * float(rates.std())
+
+
+def heavy(seed, n=60, dim=8):
+    return np.random.default_rng(seed).standard_t(3, size=(n, dim))
+
+
+@pytest.mark.truth(
+    "independent units of Student's law with three degrees of freedom, drawn 60 times"
+)
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("participation_ratio", 0.55),
+        ("effective_rank", 0.5),
+        ("stable_rank", 0.7),
+        ("entropy_rank", 0.55),
+    ],
+)
+def test_the_null_of_heavy_tails_is_that_of_rows_with_these_tails(name, most):
+    results = [getattr(measure, name)(heavy(seed)) for seed in range(DRAWS)]
+    values, nulls = (np.array([float(x) for x in y]) for y in
+                     ([r.value for r in results], [r.null for r in results]))  # fmt: skip
+    assert abs(nulls.mean() - values.mean()) < most * values.std()

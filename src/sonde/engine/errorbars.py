@@ -19,7 +19,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
 from sonde.core.statistic import Statistic, parameter_names
-from sonde.engine.independent_rows import independent_rows
+from sonde.engine.independent_rows import independent_rows, normal_rows
 
 R = TypeVar("R", bound=Result)
 FEW_EFFECTS = 4
@@ -150,7 +150,8 @@ def _independent(
     """Return the effective numbers of independent rows that a ``result`` requests.
 
     ``independent`` is for covariances of both sides, ``independent_mean`` for means of the first,
-    ``independent_squares`` for second moments of the first.
+    ``independent_squares`` for second moments of the first. ``independent_spectrum`` counts normal
+    rows whose eigenvalues are as uneven as those of white rows with the tails of the first.
     """
     asked = _COUNTS.keys() & parameter_names(type(instrument).result)
     if not asked:
@@ -158,16 +159,21 @@ def _independent(
     term = next((t for t in terms if len(t.keys) == 2), terms[0])
     n = int(torch.as_tensor(arguments[term.name].n).sum())  # or the rows of each class
     sides = _sides(sample, term.keys)
-    return {
+    counts = {
         name: independent_rows(_COUNTS[name](*sides), sample.group, n, sample.n_rows)
         for name in asked
     }
+    if SPECTRUM in counts:
+        counts[SPECTRUM] *= min(normal_rows(sides[0]), n)
+    return counts
 
 
+SPECTRUM = "independent_spectrum"
 _COUNTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
     "independent": lambda x, y: (x, y),
     "independent_mean": lambda x, _: (x,),
     "independent_squares": lambda x, y: (x, x, y),
+    SPECTRUM: lambda x, y: (x, y),
 }
 
 

@@ -15,7 +15,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.engine.independent_rows import independent_rows
+from sonde.engine.independent_rows import independent_rows, normal_rows
 from sonde.measure._flags import moment_flags, precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 from sonde.stats.halves import half_error, random_halves
@@ -167,7 +167,12 @@ def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None)
     """Return the number of independent white rows with the spectrum of ``n`` grouped ones."""
     if isinstance(rows, HashSampleState):
         independent = _last.get(
-            rows, "independent", lambda: independent_rows((rows.rows, rows.rows), rows.group, n)
+            rows,
+            "independent",
+            lambda: (
+                independent_rows((rows.rows, rows.rows), rows.group, n)
+                * min(normal_rows(rows.rows), n)
+            ),
         )
     return max(round(independent or n) - centered, 1)
 

@@ -70,11 +70,11 @@ class EffectiveRank(Instrument):
         """Return the request for moments or the sample."""
         return spectrum_reads(self.source)
 
-    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
+    def result(self, rows: Rows, independent_spectrum: float | None = None) -> RankResult:
         """Compute the entropy of the normalised singular values."""
         conventions = {"entropy": "of singular values"}
         return rank_result(
-            rows, _of_singular_values, _white, conventions, self.centered, independent
+            rows, _of_singular_values, _white, conventions, self.centered, independent_spectrum
         )
 
 

@@ -47,10 +47,10 @@ class EntropyRank(SpectrumInstrument):
 
     paper: ClassVar[str] = "roy2007effective"
 
-    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
+    def result(self, rows: Rows, independent_spectrum: float | None = None) -> RankResult:
         """Compute the entropy of the normalised eigenvalues."""
         return rank_result(
-            rows, exp_entropy, _white, {"entropy": "of variances"}, independent=independent
+            rows, exp_entropy, _white, {"entropy": "of variances"}, independent=independent_spectrum
         )
 
 

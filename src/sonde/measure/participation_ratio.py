@@ -45,14 +45,14 @@ class ParticipationRatio(SpectrumInstrument):
 
     paper: ClassVar[str] = "gao2017dimensionality"
 
-    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
+    def result(self, rows: Rows, independent_spectrum: float | None = None) -> RankResult:
         """Compare the eigenvalues' sum with their sum of squares."""
         return rank_result(
             rows,
             _spread_of,
             lambda dim, n: (dim * n + 2.0) / (dim + n + 1.0),
             {},
-            independent=independent,
+            independent=independent_spectrum,
         )
 
 

@@ -48,14 +48,14 @@ class StableRank(SpectrumInstrument):
 
     paper: ClassVar[str] = "rudelson2007sampling"
 
-    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
+    def result(self, rows: Rows, independent_spectrum: float | None = None) -> RankResult:
         """Divide the sum of the eigenvalues by the largest."""
         return rank_result(
             rows,
             lambda values: values.sum() / values[0],
             white_stable_rank,
             {},
-            independent=independent,
+            independent=independent_spectrum,
         )
 
 
