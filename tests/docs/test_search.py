@@ -23,6 +23,7 @@ FIRST = {
     "howto/label_errors": "label noise, mislabeled, mislabelled",
     "howto/explain_an_answer": "attribution, saliency map, shap",
     "howto/judge_answers": "hallucination",
+    "howto/probe_layers": "linear probing, linear probe",
     "howto/cache": "kv cache",
     "howto/forget": "unlearning, machine unlearning",
     "howto/edit_weights": "model merging",

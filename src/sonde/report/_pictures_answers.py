@@ -11,6 +11,8 @@ from sonde.report._format import Real, number, plural, quantity, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
 MOST_WRITTEN: Final = 24
+NOT_WORSE = 0.05
+"""Level of the paired test below which a site is worse than the best one."""
 _LABELS = (
     "Accuracy of a closed-form classifier on held-out rows, with its 95 % interval. "
     "Dashed: always predicting the largest class."
@@ -79,6 +81,12 @@ def labels_picture(report: dict[str, Any]) -> Picture | None:
         last = labels["sites"][-1]
         message = f"Labels are decoded best at {axis.say(best)}: {share(at[best])} of held-out rows"
         message += f", {share(last['value'])} at the last site" if last["site"] != best else ""
+    enough = next((row for row in labels.get("paired", ()) if row["p"] >= NOT_WORSE), None)
+    if enough is not None and enough["site"] != best:
+        message += (
+            f"; the first site that is not significantly worse is {axis.say(enough['site'])} "
+            f"(paired test, p = {enough['p']:.2g})"
+        )
     rules = () if labels["majority"] is None else (("largest class", labels["majority"]),)
     curve = _Curve("labels", "accuracy", "share", rules, best)
     return _picture(curve, message, _LABELS, labels["sites"], labels["n_rows"], axis)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.engine.errorbars import group_error
 from sonde.findings.evidence.answers.held_out_scores import eta_squared, held_out_scores
 from sonde.findings.evidence.once import once
@@ -17,6 +18,7 @@ from sonde.findings.evidence.record import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.evidence.shared_rows import SharedRows, shared_rows
 from sonde.findings.rule import Check, Rule
 from sonde.findings.words.places import counted_as, too_few
+from sonde.stats.adjusted_p import adjusted_p
 from sonde.stats.intervals import wilson
 
 LEAST_ROWS = 30
@@ -270,6 +272,37 @@ def confusions(found: LabelEvidence, site: int) -> list[tuple[int, int, int, flo
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """A site against the site of the highest accuracy, on the same rows and folds.
+
+    Parameters
+    ----------
+    gains, losses : int
+        Groups (rows, if each is its own group) that the best site predicts better, and worse.
+    p : float
+        Probability of as many gains if both sites are equally good, adjusted for the number of
+        sites (Holm); 1 for the best site. The best site is chosen on the same rows, so p is a
+        little too small.
+    """
+
+    gains: int
+    losses: int
+    p: float
+
+
+def against_best(found: LabelEvidence) -> list[PairedTest]:
+    """Return a paired test of each site against the best one: sign tests over groups."""
+    best = found.sites[found.best].hit
+    pairs = [gains_and_losses(best - site.hit, found.group) for site in found.sites]
+    others = [i for i in range(len(pairs)) if i != found.best]
+    p = torch.ones(len(pairs), dtype=torch.float64)
+    if others:
+        raw = torch.tensor([sign_test(*pairs[i]) for i in others], dtype=torch.float64)
+        p[others] = adjusted_p(raw).double()
+    return [PairedTest(*pair, float(value)) for pair, value in zip(pairs, p, strict=True)]
+
+
 def labels_section(evidence: Evidence, column: str | None = None) -> dict[str, Any] | None:
     """Return the report's section on labels, or None if the labels cannot be judged."""
     if not usable(evidence):
@@ -292,6 +325,10 @@ def labels_section(evidence: Evidence, column: str | None = None) -> dict[str, A
         "n_rows": found.n_rows,
         "classes": [per_class[name] for name in sorted(per_class)][:200],
         "sites": [{"site": s.key, "value": s.accuracy, "se": s.se} for s in found.sites],
+        "paired": [
+            {"site": s.key, "gains": t.gains, "losses": t.losses, "p": t.p}
+            for s, t in zip(found.sites, against_best(found), strict=True)
+        ],
         "majority": found.majority,
         "best": found.sites[found.best].key,
         "confusions": [
