@@ -22,6 +22,7 @@ from sonde.layers.inserting import inserted as inserted
 from sonde.layers.inserting import removed as removed
 from sonde.report import Report as Report
 from sonde.report import scan as scan
+from sonde.report.estimating import estimate as estimate
 from sonde.report.verifying import verify as verify
 from sonde.run.changing.ablate import ablate as ablate
 from sonde.run.changing.erase import erase as erase

@@ -7,17 +7,25 @@ import sys
 import pytest
 import torch
 
+import sonde
 from sonde import detect, measure
 from sonde.core import InputError, Stream
 from sonde.core.instrument import WIDEST_FULL, Instrument
 from sonde.core.state import size_bytes
 from sonde.core.statistic import Learner
 from sonde.detect import Mahalanobis, RelativeMahalanobis
+from sonde.engine.requests import Task, requests
 from sonde.files.machine import whole_memory_bytes
 from sonde.measure import Covariance
 from sonde.run.fitting import fit as fitting
 from sonde.run.fitting.fit import fit
-from sonde.run.passes.memory import Estimate, _free_in_group, check_memory
+from sonde.run.passes.memory import (
+    Estimate,
+    _free_in_group,
+    check_memory,
+    estimate,
+    forward_bytes_of,
+)
 from sonde.stats import ClassMoments, Coreset, CrossMoments, Moments, Quantiles
 
 GIB = 2**30
@@ -138,10 +146,34 @@ def test_an_absurd_limit_is_refused(limit):
 def test_what_a_large_run_takes_is_said(capsys):
     check_memory(Estimate(3 * 2**20, 2**20, 10 * 2**20), None, say=True)
     assert capsys.readouterr().err == ""
-    check_memory(Estimate(2**29, 2**20, 2**30), 2**30, say=True)
+    large = Estimate(2**29, 2**20, 2**30, forward_bytes=2**21, disk_bytes=2**31)
+    check_memory(large, 2**30, say=True)
     assert capsys.readouterr().err == (
-        "memory: states 512 MiB, buffered rows 1 MiB, 1.0 GiB at most during merges.\n"
+        "memory: states 512 MiB, buffered rows 1 MiB, a forward pass 2 MiB, 1.0 GiB at most; "
+        "on disk 2.0 GiB at most.\n"
     )
+
+
+@pytest.mark.truth("the two tensors that live while a linear layer and a ReLU run, counted")
+def test_a_forward_pass_takes_its_tensors_that_live_at_once():
+    wide = 2**16
+    net = torch.nn.Sequential(
+        torch.nn.Linear(8, wide), torch.nn.ReLU(), torch.nn.Linear(wide, 8), torch.nn.ReLU()
+    )
+    stream = sonde.read(net, (torch.zeros(300, 8).numpy(), [0] * 300), "3", batch_size=200)
+    small = sonde.read(net, (torch.zeros(300, 8).numpy(), [0] * 300), "3", batch_size=2)
+    assert forward_bytes_of(stream) == pytest.approx(2 * 4 * wide * 200, rel=0.01)
+    assert forward_bytes_of(small) == 0  # covered by what every pass needs
+    said = needs_of(stream).total_bytes - needs_of(small).total_bytes
+    assert said >= forward_bytes_of(stream)
+    with pytest.raises(InputError, match=r"100 MiB for a forward pass.*--batch-size"):
+        fit(Covariance(), stream, calibrate=0, memory=2**26, progress=False)
+
+
+def needs_of(stream):
+    """Return what a fit of variances is said to take."""
+    wanted = requests([Task(Covariance("diag"), (stream.schema[0].key,))])
+    return estimate(wanted, stream, fitting.make_plan(stream, wanted, None, 256, None))
 
 
 def test_a_container_may_leave_less(tmp_path):

@@ -9,12 +9,14 @@ import tyro
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
+    EstimateFlag,
     Printing,
     Reading,
     RunFlags,
     SourceDataWord,
     SourceWord,
     named,
+    say_estimate,
     source_of,
 )
 from sonde.core.wording import gib
@@ -67,6 +69,7 @@ class Fit:
         str | None,
         named("NAME", "kl_uniform, max_logit or nll, for methods that need a gradient"),
     ] = None
+    estimate: EstimateFlag = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
@@ -89,6 +92,10 @@ class Fit:
         self.running.check(directory)
         model, data = source_of("fit", self.model, self.data, self.reading)
         stream = self._stream(instruments, model, data)
+        if self.estimate:
+            how = {"calibrate": self.calibrate, "reduction": self.reduction}
+            how |= {"unit_size": self.running.unit_size, "threads": self.running.threads}
+            return say_estimate(self.printing, "fit", stream, methods=instruments, **how)
         with dropped_on_error(directory):
             fitted = fit(
                 instruments,

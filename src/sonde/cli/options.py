@@ -497,6 +497,28 @@ class RunFlags(Workers):
             raise InputError(f"--resume: there is nothing to resume at {directory}.")
 
 
+EstimateFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="run the command on a few examples only, and print what all of the data will take: "
+        "time, memory and disk space"
+    ),
+]
+
+
+def say_estimate(printing: "Printing", job: Any, stream: Any, **options: Any) -> int:
+    """Print the estimate of a job, and return the exit code."""
+    from sonde.cli.console import say, say_json
+    from sonde.report.estimating import estimate
+
+    found = estimate(job, stream, **options)
+    if printing.json:
+        say_json(found.document)
+    else:
+        say(str(found))
+    return 0
+
+
 @dataclass(frozen=True)
 class Printing:
     """Options for printing."""

@@ -10,12 +10,14 @@ import tyro
 from sonde.cli._notes import say_left_out, say_notes
 from sonde.cli.console import CommandFailed, note, say, say_json
 from sonde.cli.options import (
+    EstimateFlag,
     Printing,
     Reading,
     RunFlags,
     SourceDataWord,
     SourceWord,
     named,
+    say_estimate,
     source_of,
 )
 from sonde.core.wording import plural
@@ -56,6 +58,7 @@ class Read:
             "REDUCER,...", "further reducers of the same sites, e.g. tokens, stored as site|tokens"
         ),
     ] = None
+    estimate: EstimateFlag = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
@@ -64,6 +67,10 @@ class Read:
         """Read, write, and print a summary."""
         from sonde.store import Store
 
+        if self.estimate:
+            stream, _ = self._stream()
+            size = self.running.unit_size
+            return say_estimate(self.printing, "read", stream, unit_size=size)
         stream = self.write()
         self._say(stream)
         say_notes(stream, self.printing.quiet)

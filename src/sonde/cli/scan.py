@@ -24,6 +24,7 @@ from sonde.cli.console import (
     use_color,
 )
 from sonde.cli.options import (
+    EstimateFlag,
     PageWord,
     Printing,
     Reading,
@@ -32,6 +33,7 @@ from sonde.cli.options import (
     SourceWord,
     listed,
     named,
+    say_estimate,
     source_of,
 )
 from sonde.core.errors import InputError
@@ -116,6 +118,7 @@ class Scan:
     hash_ids: Annotated[
         bool, tyro.conf.arg(help="hash the ids of rows in the report, and show no inputs")
     ] = False
+    estimate: EstimateFlag = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
@@ -154,6 +157,8 @@ class Scan:
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()
+        if self.estimate:
+            return self._say_estimate(model, data, settings)
         older = self._older()
         again = Again(
             self.model, self.data or None, self.reading.typed(), is_command=True, other=self.versus
@@ -190,6 +195,19 @@ class Scan:
         if gate and not self.printing.json:
             note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
+
+    def _say_estimate(self, model: Any, data: Any, settings: Any) -> int:
+        """Print what a scan of all data will take."""
+        from sonde.report.scan import scan_streams
+        from sonde.run.reading.read import read
+        from sonde.store import is_store
+
+        if isinstance(model, str) and is_store(to_path(model)):
+            mine, other = read(model), None if self.versus is None else read(self.versus)
+        else:
+            options = self.reading.site_options() | self.reading.data_options()
+            mine, other = scan_streams(model, data, self.versus, settings, **options)
+        return say_estimate(self.printing, "scan", mine, other=other, settings=settings)
 
     def _older(self) -> Any:
         """Return the older model after a test on the data, or None if none is named."""

@@ -8,6 +8,7 @@ import tyro
 
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
+    EstimateFlag,
     Printing,
     ProbeWord,
     Reading,
@@ -15,6 +16,7 @@ from sonde.cli.options import (
     SourceWord,
     Workers,
     named,
+    say_estimate,
     source_of,
 )
 from sonde.core.errors import InputError
@@ -100,6 +102,7 @@ class Score:
     ] = False
     show_inputs: Annotated[bool, tyro.conf.arg(help="include inputs in the page")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False
+    estimate: EstimateFlag = False
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
@@ -124,6 +127,8 @@ class Score:
         model, data = source_of("score", self.model, self.data, self.reading)
         stream = open_for(fitted, model, data, **options_of(self.reading))
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
+        if self.estimate:
+            return say_estimate(self.printing, "score", stream, fitted=fitted, **how)
         how |= self.running.worker_options() | {"memory": memory}
         how["batch_invariant"] = self.batch_invariant
         table = score(fitted, stream, progress=not self.printing.quiet, **how)

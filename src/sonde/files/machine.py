@@ -1,5 +1,6 @@
 """Memory of the machine, as the system reports it."""
 
+import os
 from pathlib import Path
 
 
@@ -16,3 +17,9 @@ def in_meminfo(field: str, otherwise: int) -> int:
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return otherwise
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now; 0 where the system does not report it."""
+    report = Path("/proc/self/statm")
+    return int(report.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if report.exists() else 0

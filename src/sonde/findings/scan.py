@@ -297,6 +297,14 @@ def _plan(
     return statistics, wanted, plan
 
 
+def pass_of(
+    stream: Stream, data: DataEvidence, settings: ScanSettings, split: Split | None
+) -> tuple[dict[str, Request], Plan]:
+    """Return the requests and the plan of a scan's pass, with the measures that were asked for."""
+    asked = chosen_measures(stream, settings, split, data.has_labels)
+    return _plan(stream, data, settings, split, [], asked)[1:]
+
+
 def _gathered(
     stream: Stream,
     data: DataEvidence,

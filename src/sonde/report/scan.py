@@ -231,14 +231,37 @@ def run_scan(
         scanned, name = _scan_stores(to_path(model), data, versus, settings, more)
         stored = None if again is None else replace(again, is_stored=True)
         return replace(scanned, again=stored), name
-    live: Any = model
-    if not (isinstance(model, str) and model == ARRAYS) and not isinstance(model, Model):
-        named = [value for name, value in options.items() if name.endswith("_column")]
-        for where in (data, versus):
-            check_data(where, named, bool(options.get("skip_bad")))
-        live = load(model, processor=processor)
-    limited = options.get("limit") is not None
-    further = () if model == ARRAYS else ALL_ROWS
+    live = loaded_for_scan(model, (data, versus), processor, options)
+    mine, other = scan_streams(live, data, versus, settings, **options)
+    scanned = scan_stream(
+        mine,
+        name_of(data, mine),
+        other=other,
+        other_name=name_of(versus, other),
+        settings=settings,
+        limited=options.get("limit") is not None,
+    )
+    name = model if isinstance(model, str) else live.name or type(live.module).__name__
+    return replace(scanned, again=_with_classes(again, mine, options)), name
+
+
+def loaded_for_scan(
+    model: Any, sources: Sequence[Any], processor: Any, options: dict[str, Any]
+) -> Any:
+    """Return the loaded model, or ``"-"`` for arrays, after a check of the data."""
+    if (isinstance(model, str) and model == ARRAYS) or isinstance(model, Model):
+        return model
+    named = [value for name, value in options.items() if name.endswith("_column")]
+    for where in sources:
+        check_data(where, named, bool(options.get("skip_bad")))
+    return load(model, processor=processor)
+
+
+def scan_streams(
+    live: Any, data: Any, versus: Any, settings: ScanSettings | None, **options: Any
+) -> tuple[Stream, Stream | None]:
+    """Return the rows that a scan reads of a loaded model, and those of OTHER."""
+    further = () if isinstance(live, str) else ALL_ROWS
 
     def stream(where: Any, **more: Any) -> Stream:
         found = read(live, where, further=further, **{**options, **more})
@@ -251,16 +274,7 @@ def run_scan(
         mine = with_columns_of(mine, settings.detectors)
         other = replace(other, sites=mine.sites, perturb=mine.perturb)
         other = replace(other, with_logits=mine.with_logits, logits_asked=mine.logits_asked)
-    scanned = scan_stream(
-        mine,
-        name_of(data, mine),
-        other=other,
-        other_name=name_of(versus, other),
-        settings=settings,
-        limited=limited,
-    )
-    name = model if isinstance(model, str) else live.name or type(live.module).__name__
-    return replace(scanned, again=_with_classes(again, mine, options)), name
+    return mine, other
 
 
 def _beside(mine: Stream) -> dict[str, Any]:

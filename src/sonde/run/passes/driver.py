@@ -23,12 +23,11 @@ from sonde.run.passes.chain import walk_chain
 from sonde.run.passes.crew import Crew, using_threads
 from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.ledger import Ledger
-from sonde.run.passes.memory import state_bytes
+from sonde.run.passes.memory import COMMITS_MERGED, state_bytes
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
 
 ROUNDS = 3
 REST = 5.0
-COMMITS_MERGED = 4
 HELD_BYTES = 2**26
 
 _log = logging.getLogger("sonde")

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
@@ -15,11 +16,16 @@ from sonde.core.plan import Plan
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.core.wording import gib
+from sonde.engine.derived import innermost
 from sonde.engine.passes import rows_at_once
 from sonde.engine.requests import Request
 from sonde.files.machine import in_meminfo, whole_memory_bytes
+from sonde.tap import LiveStream
+from sonde.tap.streams.forward_memory import forward_bytes
 
 COMMIT_BYTES = 16 * 2**20
+COMMITS_MERGED = 4
+"""Commits of one process that wait until they are merged."""
 MOST_LEVELS = 6
 WORTH_SAYING = 2**30
 MERGING = 2
@@ -36,7 +42,7 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """Upper bounds of the memory of states, row buffers and waiting ranges in one pass.
+    """Upper bounds of what one pass takes in memory and on disk.
 
     Parameters
     ----------
@@ -45,11 +51,16 @@ class Estimate:
     buffer_bytes : int
         Rows that wait for their statistics.
     total_bytes : int
-        All of it, over all workers, with the results that are taken at the end.
+        Peak memory of states, buffers and forward passes over all workers, with the results that
+        are taken at the end.
     largest : str
         The statistic that takes most, and its sites.
     largest_bytes : int
         What one state of it takes.
+    forward_bytes : int
+        Tensors of one forward pass of the largest batch, in each process.
+    disk_bytes : int
+        Peak of the run directory and of the file that is saved from it.
     """
 
     state_bytes: int
@@ -57,11 +68,14 @@ class Estimate:
     total_bytes: int
     largest: str = ""
     largest_bytes: int = 0
+    forward_bytes: int = 0
+    disk_bytes: int = 0
 
     def __str__(self) -> str:
         return (
             f"memory: states {gib(self.state_bytes)}, buffered rows {gib(self.buffer_bytes)}, "
-            f"{gib(self.total_bytes)} at most during merges"
+            f"a forward pass {gib(self.forward_bytes)}, {gib(self.total_bytes)} at most; "
+            f"on disk {gib(self.disk_bytes)} at most"
         )
 
 
@@ -109,17 +123,18 @@ def estimate(
     While rows are read, one set of states waits for each level of the tree of merges and one grows;
     at the end the states of two ranges are merged, and results are taken of the whole.
     Workers merge what they commit. One unit alone is never merged. States that hold rows, and
-    buffers of waiting rows, take no more than the rows that exist.
+    buffers of waiting rows, take no more than the rows that exist. Each process runs forward passes
+    while its states grow.
     """
     per = rows_of_an_example(stream)
     in_unit = max((stop - start for start, stop in pairwise(plan.bounds)), default=0)
-    each = _sizes_after(wanted, stream.schema, {k: n * plan.n_examples for k, n in per.items()})
+    each = state_sizes(wanted, stream.schema, {k: n * plan.n_examples for k, n in per.items()})
     size = sum(each.values())
     largest = max(each, key=lambda i: each[i], default="")
     most = each.get(largest, 0)
     rows = _waiting_rows(wanted, stream.schema, {k: n * in_unit for k, n in per.items()})
-    merging = plan.n_units > 1
-    reading = size * (plan.commit_level + 1) + merging * MERGING * most + COPIES * rows
+    merging, forward = plan.n_units > 1, forward_bytes_of(stream)
+    reading = size * (plan.commit_level + 1) + merging * MERGING * most + COPIES * rows + forward
     folding = merging * (3 * size + MERGING * most)
     taking = 2 * size + SOLVING * most
     at_end = max(folding, taking)
@@ -127,10 +142,32 @@ def estimate(
     total = round(SLACK * total) + BASE * (workers + 1)
     where = wanted[largest] if largest else None
     name = "" if where is None else f"{type(where.statistic).__name__} at {' & '.join(where.keys)}"
-    return Estimate(size, COPIES * rows, total, name, most)
+    disk = size * (_waiting_commits(len(plan.commits())) + 1)
+    return Estimate(size, COPIES * rows, total, name, most, forward, disk)
 
 
-def _sizes_after(
+def _waiting_commits(n_commits: int) -> int:
+    """Return how many committed files lie in the run directory at most, a merged one included."""
+    if n_commits <= 1:
+        return n_commits
+    beyond = max(0, math.ceil(math.log2(n_commits / COMMITS_MERGED)))
+    return min(n_commits, COMMITS_MERGED + beyond) + 1
+
+
+_FORWARDS: WeakKeyDictionary[LiveStream, int] = WeakKeyDictionary()
+
+
+def forward_bytes_of(stream: Stream) -> int:
+    """Return the peak bytes of a forward pass of the largest batch; 0 if rows are stored."""
+    live = innermost(stream)
+    if not isinstance(live, LiveStream):
+        return 0
+    if live not in _FORWARDS:
+        _FORWARDS[live] = forward_bytes(live)
+    return _FORWARDS[live]
+
+
+def state_sizes(
     wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_rows: Mapping[str, float]
 ) -> dict[str, int]:
     """Return the bytes of each state after ``n_rows``, or its fixed size if it holds no rows.
@@ -227,10 +264,11 @@ def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None
     if needed.total_bytes > allowed:
         raise InputError(
             f"this run needs about {gib(needed.total_bytes)} ({gib(needed.state_bytes)} for one "
-            f"set of states, {gib(needed.largest_bytes)} of it for {needed.largest}), but "
-            f"{gib(allowed)} are allowed. Read fewer sites (--sites), take methods that need "
-            "less memory at wide sites, such as mahalanobis(scatter='diag') or "
-            "covariance(scatter='diag'), use fewer workers, or raise --memory."
+            f"set of states, {gib(needed.largest_bytes)} of it for {needed.largest}, "
+            f"{gib(needed.forward_bytes)} for a forward pass), but {gib(allowed)} are allowed. "
+            "Read fewer sites (--sites), take methods that need less memory at wide sites, such as "
+            "mahalanobis(scatter='diag') or covariance(scatter='diag'), use a smaller --batch-size "
+            "or fewer workers, or raise --memory."
         )
     if say and needed.total_bytes >= WORTH_SAYING:
         sys.stderr.write(f"{needed}.\n")

@@ -13,7 +13,7 @@ from sonde.files.lock import RunLock
 from sonde.run.passes.crew import Crew, using_threads
 from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.job import Job
-from sonde.run.passes.memory import allowed_bytes
+from sonde.run.passes.memory import allowed_bytes, forward_bytes_of
 from sonde.run.passes.ranges import Tick, token_in
 from sonde.store.layout import RANGES
 from sonde.store.writing import Fill, StoreWriter, fill
@@ -118,11 +118,13 @@ def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> N
     inputs = live.inputs if isinstance(live, LiveStream) else None
     n_batch = getattr(inputs, "batch_size", writer.manifest.unit_size)
     n_batch = min(n_batch, writer.manifest.unit_size, len(writer.stream))
-    needed, allowed = n_processes * writer.held_bytes(n_batch), allowed_bytes(limit)
+    forward, allowed = forward_bytes_of(writer.stream), allowed_bytes(limit)
+    needed = n_processes * (writer.held_bytes(n_batch) + forward)
     if needed > allowed:
         each = f", in each of {n_processes} processes" if n_processes > 1 else ""
         raise InputError(
-            f"read: rows that wait to be written need about {gib(needed)} (batches of {n_batch} "
-            f"examples{each}), but {gib(allowed)} are allowed. Take a smaller --batch-size or "
-            "--unit-size, fewer sites or --workers, or raise --memory."
+            f"read: rows that wait to be written and forward passes need about {gib(needed)} "
+            f"(batches of {n_batch} examples, {gib(forward)} for a forward pass{each}), but "
+            f"{gib(allowed)} are allowed. Take a smaller --batch-size or --unit-size, fewer sites "
+            "or --workers, or raise --memory."
         )

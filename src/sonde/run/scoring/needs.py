@@ -12,7 +12,14 @@ from sonde.core.stream import Stream
 from sonde.core.wording import gib
 from sonde.engine.derived import innermost
 from sonde.run.fitting.fitted import Fitted
-from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes, rows_of_an_example
+from sonde.run.passes.memory import (
+    BASE,
+    COPIES,
+    SLACK,
+    allowed_bytes,
+    forward_bytes_of,
+    rows_of_an_example,
+)
 from sonde.run.scoring.batches import reduction_of
 from sonde.tap import LiveStream
 
@@ -38,6 +45,8 @@ class ScoringNeeds:
         Lines of the table; 0 if no table is kept.
     table_bytes : int
     n_processes : int, default=1
+    forward_bytes : int, default=0
+        Tensors of a forward pass of the largest batch, in each process.
     """
 
     scorers_bytes: int
@@ -45,11 +54,12 @@ class ScoringNeeds:
     n_lines: int
     table_bytes: int
     n_processes: int = 1
+    forward_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Sum of all parts."""
-        each = self.scorers_bytes + COPIES * self.rows_bytes
+        each = self.scorers_bytes + COPIES * self.rows_bytes + self.forward_bytes
         return round(SLACK * (self.n_processes * each + self.table_bytes)) + BASE * self.n_processes
 
 
@@ -78,7 +88,8 @@ def needs_of_scoring(
         n_lines += lines
         table += TABLES * lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
     held = sum(map(size_bytes, [*fitted.states.values(), *fitted.scorers.values()]))
-    return ScoringNeeds(held, round(min(n, asked) * one), n_lines, table, workers + 1)
+    rows, forward = round(min(n, asked) * one), forward_bytes_of(stream)
+    return ScoringNeeds(held, rows, n_lines, table, workers + 1, forward)
 
 
 def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str = "score") -> None:
@@ -95,8 +106,8 @@ def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str =
         table = f", a table of {needed.n_lines:,} lines {gib(needed.table_bytes)}"
         raise InputError(
             f"{command}: this needs about {gib(needed.total_bytes)} (the detectors "
-            f"{gib(needed.scorers_bytes)}, a batch of rows "
-            f"{gib(needed.rows_bytes)}{each}{table if needed.n_lines else ''}), but "
+            f"{gib(needed.scorers_bytes)}, a batch of rows {gib(needed.rows_bytes)}, a forward "
+            f"pass {gib(needed.forward_bytes)}{each}{table if needed.n_lines else ''}), but "
             f"{gib(allowed)} are allowed. Take a smaller --batch-size, fewer --workers or less "
             "of the data (--limit), or raise --memory."
         )

@@ -1,0 +1,116 @@
+"""What a job is said to cost, before it runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cli_case import run_words
+
+import sonde
+from sonde.core import InputError, Stream
+from sonde.run.estimating.jobs import Needs, estimated
+from sonde.run.estimating.sampled import amount, sampled
+from sonde.run.estimating.trials import line_through, power_of
+
+ROWS = torch.randn(3000, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Work:
+    """A job of known cost on a clock of its own."""
+
+    def __init__(self, start, each, end, power):
+        self.now, self.law = 0.0, (start, each, end, power)
+        self.tried = []
+
+    def clock(self):
+        return self.now
+
+    def __call__(self, part, folder):
+        start, each, end, power = self.law
+        n = len(part)
+        self.tried.append(n)
+        (folder / "file").write_bytes(bytes(100 + 7 * n))
+        taken = end * n**power
+        self.now += start + each * n + taken
+        return taken
+
+
+@pytest.mark.truth("the law by which the clock of the job moves")
+@pytest.mark.parametrize("law", [(3.0, 0.02, 0.5, 0.0), (0.0, 0.5, 1e-4, 2.0), (5.0, 0.0, 0.1, 1)])
+def test_a_job_is_extrapolated_by_the_law_of_its_trials(law):
+    work, stream = Work(*law), Stream.of(ROWS)
+    needs = Needs(1, 1, held=float, n_ranges=8)
+    found = estimated("job", stream, work, needs, clock=work.clock)
+    start, each, end, power = law
+    truth = start + each * 3000 + end * 3000**power
+    assert found.seconds == pytest.approx(truth, rel=0.01)
+    assert found.low_seconds < truth < found.high_seconds
+    assert found.disk_bytes == pytest.approx(100 + 7 * 3000, rel=0.01)
+    assert found.worker_seconds[4] == pytest.approx(truth - each * 3000 * 3 / 4, rel=0.01)
+    assert max(work.tried) <= 3000 / 8
+
+
+def test_a_line_and_a_power_are_found():
+    line = line_through([10, 20, 40], [3.2, 3.4, 3.8])
+    assert (line.start, line.rate) == pytest.approx((3.0, 0.02))
+    assert line_through([10, 20], [1.0, 2.5]).start == 0  # no job takes less than nothing
+    assert power_of([10, 40], [1.0, 16.0]) == pytest.approx(2)
+    assert power_of([10, 10], [1.0, 2.0]) == 0
+
+
+def test_samples_are_streams_of_their_own():
+    rows = Stream.of(ROWS, label=torch.arange(3000) % 3)
+    part = sampled(rows, 600)
+    assert len(part) == sum(len(batch) for batch in part) == amount(part) == 512
+    assert len(sampled(rows, 40)) == 40
+    live = sonde.read(
+        torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU()),
+        (ROWS.numpy(), [i % 2 for i in range(3000)]),
+    )
+    drawn = sampled(live, 100, seed=3)
+    assert len(drawn) == 100
+    assert set(drawn.group_keys) <= set(live.group_keys)
+    assert set(sampled(live, 100, seed=4).group_keys) != set(drawn.group_keys)
+
+
+def test_a_fit_names_what_its_methods_cost():
+    found = sonde.estimate("fit", Stream.of(ROWS[:400]), methods="covariance,knn", examples=32)
+    assert {"covariance", "knn"} < set(found.parts)
+    assert found.n_rows == 400
+    assert found.n_forwards == 0
+    assert found.memory_bytes > 0
+    assert found.disk_bytes > found.memory_bytes
+    text = str(found)
+    assert "400 examples, 400 rows" in text
+    assert json.loads(json.dumps(found.document))["schema"] == "sonde-estimate/1"
+
+
+def test_what_cannot_be_estimated_is_refused():
+    with pytest.raises(InputError, match="job read, fit, score or scan, got 'drift'"):
+        sonde.estimate("drift", Stream.of(ROWS))
+    with pytest.raises(InputError, match="fitted detectors"):
+        sonde.estimate("score", Stream.of(ROWS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["read", "fit", "score", "scan"])
+def test_commands_estimate_and_write_nothing(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = ["sonde:digits", "sonde:digits/test", "--limit", "160"]
+    words = {
+        "read": ["-o", "acts"],
+        "fit": ["-o", "new.sonde"],
+        "score": ["-o", "scores.csv"],
+        "scan": ["-o", "page.html"],
+    }
+    before = {"fit": ["mahalanobis"], "score": ["probe.sonde"]}.get(command, [])
+    if command == "score":
+        first = run_words("fit", "mahalanobis", *source, "-o", "probe.sonde", "--quiet")
+        assert first.code == 0
+    names = sorted(path.name for path in Path().iterdir())
+    ran = run_words(command, *before, *source, *words[command], "--estimate")
+    assert ran.code == 0
+    for part in ("time here", "peak on disk", "peak memory", "forward passes", "4 workers"):
+        assert part in ran.out
+    assert sorted(path.name for path in Path().iterdir()) == names
