@@ -70,7 +70,7 @@ def forward_bytes(stream: LiveStream) -> int:
     n_batch = min(getattr(stream.inputs, "batch_size", 1), len(stream))
     if device.type != "cpu" or not n_batch:
         return 0
-    batch = _longest(stream.inputs, min(MEASURED_ROWS, len(stream)))
+    batch = _longest(stream.inputs, min(MEASURED_ROWS, n_batch))
     if batch is None or _bound(stream, batch) * n_batch < SMALL_BYTES:
         return 0
     reader, counted = stream.reader(), LiveBytes()
