@@ -129,6 +129,6 @@ def test_rows_that_do_not_fit_are_refused_before_the_start(tmp_path):
     words = ["read", *DIGITS, "--limit", "64", "-o", tmp_path / "acts"]
     line = run_words(*words, "--memory", "80MB").error()
     assert "rows that wait to be written and forward passes need about" in line
-    assert "(batches of 64 examples), but 76 MiB are allowed" in line
+    assert "(batches of 64 examples, 0 KiB for a forward pass), but 76 MiB are" in line
     assert not (tmp_path / "acts").exists()
     assert run_words(*words, "--memory", "200MB", "--quiet").code == 0
