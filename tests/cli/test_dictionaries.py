@@ -52,15 +52,15 @@ def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
     model = sonde.load("sonde:stdlib")
     feature = int(found.density.argmax())
     ids = model.processor(PROMPT, return_tensors="pt")["input_ids"]
-    with sonde.editing(model, found.edit(features={feature: 40.0}), f"{SITE}:out"):
+    with sonde.editing(model, found.edit(features={feature: 400.0}), f"{SITE}:out"):
         network: Any = model.module
         out = network.generate(ids, max_new_tokens=8, do_sample=False)
     want = model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     words = ("generate", "sonde:stdlib", PROMPT, "--max-new-tokens", 8, "--json")
-    setting = ("--feature", f"{feature}=40")
+    setting = ("--feature", f"{feature}=400")
     ran = run_words(*words, "--dictionary", path, *setting)
     assert ran.json()[0]["text"] == want
-    assert f"{feature}=40 of d.sonde at {SITE}:out" in ran.err
+    assert f"{feature}=400 of d.sonde at {SITE}:out" in ran.err
     assert run_words(*words).json()[0]["text"] != want
     found.save(tmp_path / "d.safetensors")
     plain = ("--dictionary", tmp_path / "d.safetensors", *setting)
