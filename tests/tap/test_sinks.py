@@ -93,6 +93,21 @@ def test_scores_and_guards_have_no_row_for_a_sink() -> None:
     assert len(guard.scores["mahalanobis", f"{SITE}:out"]) == len(states()[0]) - 1
 
 
+@pytest.mark.truth("sonde.score, which scores site by site")
+def test_a_guard_of_several_sites_has_no_row_for_a_sink() -> None:
+    sites = ["model.layers.2", SITE]
+    read = sonde.read(twin(), list(TEXTS), sites=sites, reducer="tokens", check=False)
+    fitted = sonde.fit(Mahalanobis(), read, progress=False)
+    expected = sonde.score(fitted, twin(), list(TEXTS[:1]), progress=False)
+    with sonde.Guard(twin().module, fitted, processor=twin().processor, alpha=None) as guard:
+        twin().module(**twin().processor(TEXTS[0], return_tensors="pt"))
+    for (_, site), scores in guard.scores.items():
+        rows = [line for line in expected.to_pylist() if line["site"] == site]
+        position = guard.position["mahalanobis", site].tolist()
+        assert position == [line["position"] for line in rows] == [*range(1, len(states()[0]))]
+        assert scores.tolist() == pytest.approx([line["score"] for line in rows], rel=1e-3)
+
+
 def test_a_text_of_one_token_keeps_its_row() -> None:
     real = torch.tensor([[True, False, False], [True, True, True]])
     assert Sinks(first=True).mask(real, None).tolist() == [[False] * 3, [True, False, False]]

@@ -329,7 +329,7 @@ class Guard:
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
         """Score the rows of a forward pass, in the thread that runs it."""
-        known = {} if self._stacked is None else self._stacked.scores(batch.rows)
+        known = {} if self._stacked is None else self._stacked.scores(without_sinks(batch))
         parts = [
             scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)
             for w in self._watches
@@ -404,3 +404,11 @@ class Guard:
             p=None if p is None else float(p),
             forward=seen.forwards[-1],
         )
+
+
+def without_sinks(batch: Batch) -> dict[str, Tensor]:
+    """Return the rows of each site that detectors score."""
+    return {
+        key: x[~batch.sink[key].to(x.device)] if key in batch.sink else x
+        for key, x in batch.rows.items()
+    }
