@@ -62,7 +62,7 @@ def on_vllm(model: Model, **options: Any) -> Model:
     engine = Engine.start(folder, dtype, context_of(model), options)
     _check_names(folder, blocks, engine.modules())
     ids, here = expected
-    one = sampling_params(max_tokens=1, temperature=0)
+    one = sampling_params(max_tokens=1, temperature=0, detokenize=False)
     engine.tell([("sonde_watch", ([*blocks], []))])
     engine.orders.watched = tuple(blocks)
     there = engine.run([ids[0].tolist()], [one])[1][0]
