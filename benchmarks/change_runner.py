@@ -1,4 +1,4 @@
-"""Runs in the environments of River, alibi-detect and Evidently: the row of their first alarm.
+"""Runs in the environments of River and Evidently: the row of their first alarm.
 
 They watch the columns of the streams of ``tools.change_table``, which writes them to a file.
 """
@@ -12,8 +12,6 @@ from benchmarks.environments import peer_version
 
 DELTA = 0.002
 """River's default for ADWIN, divided among the columns."""
-EXPECTED, WINDOW = 10_000, 32
-"""Rows to a false alarm that alibi-detect is asked for, and its window."""
 ROWS = 500
 """Rows of one report of Evidently."""
 FirstAlarm = Callable[[np.ndarray], int | None]
@@ -52,23 +50,6 @@ def _river(reference: np.ndarray) -> FirstAlarm:
     return first
 
 
-def _alibi_detect(reference: np.ndarray) -> FirstAlarm:
-    from alibi_detect.cd import MMDDriftOnline  # pyright: ignore[reportMissingImports]
-
-    detector = MMDDriftOnline(
-        reference.astype(np.float32), EXPECTED, WINDOW, backend="pytorch", verbose=False
-    )
-
-    def first(stream: np.ndarray) -> int | None:
-        detector.reset_state()
-        for i, row in enumerate(stream.astype(np.float32)):
-            if detector.predict(row, return_test_stat=False)["data"]["is_drift"]:
-                return i
-        return None
-
-    return first
-
-
 def _evidently(reference: np.ndarray) -> FirstAlarm:
     import pandas as pd
     from evidently import (  # pyright: ignore[reportMissingImports]
@@ -100,6 +81,5 @@ def _evidently(reference: np.ndarray) -> FirstAlarm:
 
 PEERS: dict[str, Callable[[np.ndarray], FirstAlarm]] = {
     "river": _river,
-    "alibi-detect": _alibi_detect,
     "evidently": _evidently,
 }

@@ -22,12 +22,13 @@ from torch import nn
 import sonde
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.fitting.fitted import Fitted
+from sonde.run.instruments.entries import Key
 from sonde.serving.changes import PATIENCE, Changes, Seen
 from sonde.serving.verdicts import Verdict
 
 DIM, BEFORE, MOST = 5, 500, 1500
 NAMES = [f"c{i}" for i in range(DIM)]
-PEERS = {"river": 100, "alibi-detect": 100, "evidently": 10}
+PEERS = {"river": 100, "evidently": 10}
 """Streams of each change that a library gets at most; a report of Evidently takes long."""
 Row = np.ndarray
 Told = list[int | None]
@@ -106,7 +107,9 @@ class Scored:
 
     def of(self, i: int) -> tuple[Verdict, Seen]:
         """Return the verdict on a row, and what else is known of it."""
-        each = {key: (scores[i], None) for key, scores in zip(self.keys, self.scores, strict=True)}
+        each: dict[Key, tuple[float, float | None]] = {
+            key: (scores[i], None) for key, scores in zip(self.keys, self.scores, strict=True)
+        }
         row = self.rows[i]
         numbers = dict(zip(NAMES, row.tolist(), strict=True))
         seen = Seen(row.tobytes(), numbers, self.answers[i], self.probabilities[i])
