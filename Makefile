@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-studies test-all test-processors test-lowest test-latest test-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
+.PHONY: install scan test test-rest test-studies test-all test-processors test-lowest test-latest test-vllm matrix-vllm bench-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
 
 install: $(STAMP)
 
@@ -99,6 +99,14 @@ test-vllm:
 	$(VLLM)/pip install --quiet --editable '.[hf,serve,gguf]' openai pytest pytest-timeout hypothesis beartype httpx
 	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM)/python -m pytest --timeout 900 \
 		-W ignore::pytest.PytestUnraisableExceptionWarning tests/engines tests/serving/test_chats.py tests/cli/test_gguf_model.py
+
+# Both engines on tiny architectures (docs/matrix_vllm.md), and on a model of packages (make lm).
+IN_VLLM := VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM)/python
+matrix-vllm:
+	$(IN_VLLM) -m tools.vllm_matrix --write
+
+bench-vllm:
+	$(IN_VLLM) -m benchmarks.engines .lm/smollm2
 
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py

@@ -1,0 +1,239 @@
+"""``python -m benchmarks.engines FOLDER``: a language model read in vLLM, timed and compared.
+
+Run in the environment of ``make test-vllm``; FOLDER is a model such as ``.lm/smollm2``. All arms
+share one process and take turns; time is processor time. Every arm continues the same prompts by
+the same number of tokens:
+
+- vLLM alone, twice;
+- vLLM, reading the mean of each text behind all blocks;
+- vLLM, under a guard that scores every token behind all blocks (Mahalanobis);
+- transformers, reading the same means.
+
+Then the rows of both engines are compared, the AUROC of detectors fitted on either, and texts that
+are steered.
+"""
+
+import argparse
+import inspect
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import torch
+from torch import Tensor
+
+import sonde
+from benchmarks.protocol import AGAIN, PLAIN, Ratio, interleaved, ratio_of
+from benchmarks.rows import Row, table
+from sonde.core.edit import Add, Project
+from sonde.core.inputs import Model
+from sonde.metrics import auroc
+from sonde.tap import editing
+
+READ, GUARD, OTHER = "vLLM, read", "vLLM, guarded", "transformers, read"
+READ_BUDGET, GUARD_BUDGET, OTHER_BUDGET = 1 / 0.90, 1 / 0.85, 1.0
+GAP_BUDGET, AUROC_BUDGET = 1e-5, 0.002
+EVERY = 10
+"""Detectors are fitted behind every tenth block."""
+ALONE = ("KNN", "DictLookup", "Mahalanobis", "PatchCore", "SimpleNet")
+LABELLED = ("LinearProbe", "MassMean", "RelativeMahalanobis")
+"""The detectors that need neither logits, gradients, pairs nor patches of a picture."""
+
+
+def documents(kind: str) -> Iterator[str]:
+    """Yield texts out of Python's own library: its prose (``docs``) or its source (``code``)."""
+    for name in sorted(sys.stdlib_module_names):
+        module = sys.modules.get(name)
+        for _, part in sorted(vars(module).items()) if module is not None else ():
+            if not inspect.isfunction(part) and not inspect.isclass(part):
+                continue
+            try:
+                text = inspect.getdoc(part) if kind == "docs" else inspect.getsource(part)
+            except (OSError, TypeError):
+                continue
+            if text and len(text) > 120:
+                yield text
+
+
+def prompts(kind: str, n: int, start: int = 0) -> list[dict[str, str]]:
+    """Return texts of 40 to 240 characters."""
+    found = list(dict.fromkeys(documents(kind)))[start : start + n]
+    return [{"text": text[: 40 + 37 * i % 200]} for i, text in enumerate(found)]
+
+
+def arms_of(plain: Model, there: Model, n: int, new: int) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    vllm: Any = __import__("vllm")
+    data = prompts("docs", n)
+    made: Any = there.module
+    engine = made.generate.__self__.engine
+    tokens = [plain.processor(one["text"])["input_ids"] for one in data]
+    greedy = {"max_new_tokens": new, "do_sample": False, "eos_token_id": []}
+    params = vllm.SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, detokenize=False)
+    streams = {
+        model: sonde.read(
+            model, data, sites="blocks", reducer="mean", generate=greedy, batch_size=n
+        )
+        for model in (plain, there)
+    }
+    rows = sonde.read(plain, prompts("docs", 40, n), sites="blocks", reducer="tokens")
+    probe = sonde.fit(sonde.detect.Mahalanobis(shrinkage=0.1), rows, calibrate=0, progress=False)
+    probe = sonde.calibrate(probe, plain, prompts("docs", 20, n + 40), progress=False)
+    width = max(map(len, tokens))
+    ids = torch.tensor([[0] * (width - len(x)) + x for x in tokens])
+    mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in tokens])
+
+    def alone() -> None:
+        engine.follow(there.module, {})
+        engine.llm.generate([{"prompt_token_ids": x} for x in tokens], params, use_tqdm=False)
+
+    def guarded() -> None:
+        with sonde.Guard(there, probe, alpha=0.05) as guard:
+            made.generate(input_ids=ids, attention_mask=mask, **greedy)
+        assert len(guard.scores) == len(rows.schema)
+
+    return {
+        PLAIN: alone,
+        AGAIN: alone,
+        READ: lambda: list(streams[there]),
+        GUARD: guarded,
+        OTHER: lambda: list(streams[plain]),
+    }
+
+
+def speed_rows(plain: Model, there: Model, n: int, new: int, rounds: int) -> list[Row]:
+    """Time the arms; print prompts and tokens per second of processor time."""
+    taken = interleaved(arms_of(plain, there, n, new), rounds, warm_ups=1)
+    for name, seconds in taken.items():
+        each = statistics.median(seconds)
+        print(
+            f"{name:20} {n / each:7.2f} prompts/s {n * new / each:8.1f} tokens/s (processor time)"
+        )
+    what = f"{n} prompts, {new} new tokens, all blocks"
+    other = statistics.median(a / b for a, b in zip(taken[READ], taken[OTHER], strict=True))
+
+    def row(name: str, found: Ratio, budget: float) -> Row:
+        return Row("engines", f"{name}: {what}", found.median, "x", budget, found.spread, rounds,
+                   found.noise)  # fmt: skip
+
+    return [
+        row(f"{READ}, of vLLM alone", ratio_of(taken, READ), READ_BUDGET),
+        row(f"{GUARD}, of vLLM alone", ratio_of(taken, GUARD), GUARD_BUDGET),
+        Row("engines", f"{READ}, of {OTHER}: {what}", other, "x", OTHER_BUDGET, 0.0, rounds),
+    ]
+
+
+def states_rows(plain: Model, there: Model, n: int) -> list[Row]:
+    """Compare the states of all tokens behind all blocks, of both engines and of float64."""
+    how: dict[str, Any] = {"sites": "blocks", "reducer": "tokens", "check": False, "sinks": "keep"}
+    data = prompts("docs", n)
+    exact = sonde.load(str(plain.name), device="cpu")
+    exact.module.double()
+    gaps = {"the engines": 0.0, "transformers and float64": 0.0, "vLLM and float64": 0.0}
+    streams = (sonde.read(model, data, **how) for model in (plain, there, exact))
+    for mine, theirs, true in zip(*streams, strict=True):
+        for key in mine.rows:
+            x, y, z = (batch.rows[key].double() for batch in (mine, theirs, true))
+            for name, difference in zip(gaps, (x - y, x - z, y - z), strict=True):
+                found = float((difference.norm(dim=1) / z.norm(dim=1)).max())
+                gaps[name] = max(gaps[name], found)
+    return [
+        Row("engines", f"relative difference of a state, at most, {n} prompts: {name}", gap, "",
+            GAP_BUDGET if name == "the engines" else None)
+        for name, gap in gaps.items()
+    ]  # fmt: skip
+
+
+def means(model: Model, data: list[dict[str, str]]) -> dict[str, Tensor]:
+    """Return the mean of each text behind each block, in the order of the texts."""
+    stream = sonde.read(model, data, sites="blocks", reducer="mean", check=False, sinks="first")
+    batches = list(stream)
+    order = torch.cat([batch.order for batch in batches]).argsort()
+    return {key: torch.cat([b.rows[key] for b in batches])[order] for key in batches[0].rows}
+
+
+def auroc_rows(plain: Model, there: Model, n: int) -> list[Row]:
+    """Fit each detector on the rows of either engine, and tell prose from source by it."""
+    k = n // 4
+    data = [*prompts("docs", 2 * k), *prompts("code", 2 * k)]
+    is_code = torch.arange(k).new_tensor([0] * k + [1] * k)
+    fitted_on = [*range(k), *range(2 * k, 3 * k)]
+    scored = [*range(k, 2 * k), *range(3 * k, 4 * k)]
+    found: dict[str, list[dict[str, float]]] = {}
+    for model in (plain, there):
+        rows = means(model, data)
+        for name in (*ALONE, *LABELLED):
+            aurocs = found.setdefault(name, [{}, {}])[0 if model is plain else 1]
+            for key, x in [*rows.items()][::EVERY]:
+                detector = getattr(sonde.detect, name)()
+                if name in ALONE:
+                    scorer = detector.fit(x[:k])
+                else:
+                    scorer = detector.fit(x[fitted_on], label=is_code)
+                aurocs[key] = float(
+                    auroc(scorer.score(x[scored]), is_code.bool(), resamples=0).value
+                )
+    return [
+        Row("engines", f"AUROC of {name}: largest difference over {len(here)} blocks",
+            max(abs(here[key] - other[key]) for key in here), "", AUROC_BUDGET,
+            note=f"AUROC {min(here.values()):.3f} to {max(here.values()):.3f}")
+        for name, (here, other) in found.items()
+    ]  # fmt: skip
+
+
+def steered_row(plain: Model, there: Model, new: int) -> Row:
+    """Count the greedy texts that differ between the engines under the same edits."""
+    code, prose = (means(plain, prompts(kind, 8)) for kind in ("code", "docs"))
+    key = [*code][len(code) // 2]
+    direction = code[key].mean(dim=0) - prose[key].mean(dim=0)
+    n = differing = 0
+    for edit in (Add(direction, 2.0), Project(direction)):
+        for where in ("all", "generated"):
+            for one in prompts("docs", 6, 8):
+                ids, texts = plain.processor(one["text"], return_tensors="pt")["input_ids"], []
+                for model in (plain, there):
+                    made: Any = model.module
+                    with editing(model, edit, key.removesuffix(":out"), where):
+                        texts.append(
+                            made.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0)
+                        )
+                n, differing = n + 1, differing + (not torch.equal(*texts))
+    return Row("engines", f"steered greedy texts that differ, of {n} of {new} tokens", differing,
+               "", 0.0)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of the timed arms")
+    parser.add_argument("--new", type=int, default=32, help="new tokens of each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compared", type=int, default=200, help="prompts of the comparisons")
+    typed = parser.parse_args(arguments)
+    from sonde.engines.vllm import on_vllm
+
+    torch.set_num_threads(1)
+    plain = sonde.load(str(typed.folder), device="cpu")
+    there = on_vllm(sonde.load(str(typed.folder), device="cpu"), max_model_len=1024)
+    rows = []
+    if typed.rounds:
+        rows += speed_rows(plain, there, typed.prompts, typed.new, typed.rounds)
+    if typed.compared:
+        rows += states_rows(plain, there, typed.compared)
+        rows += auroc_rows(plain, there, typed.compared)
+        rows += [steered_row(plain, there, typed.new)]
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
