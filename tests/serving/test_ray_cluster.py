@@ -28,12 +28,13 @@ def test_two_nodes_answer_with_the_same_numbers(tmp_path, monkeypatch):
     path, log = tmp_path / "probe.sonde", tmp_path / "traffic"
     probe(net()).save(path)
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    with running(path) as server:
+    with running(path, "--batch-invariant") as server:
         wanted = server.ask("/predict", body_of(6, 0))[1]["answers"]
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.add_node(**node)  # a replica takes a processor, so each node has one replica
         options = ("--runner", "ray", "--address", cluster.address, "--replicas", 2)
+        options += ("--batch-invariant",)  # requests at the same time share batches
         with running(path, *options, "--log", log) as server:
 
             def answers(seed):
