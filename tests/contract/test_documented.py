@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def docs(tmp_path_factory) -> Path:
     """The generated pages, in a folder of their own."""
     place = tmp_path_factory.mktemp("docs")
-    shutil.copy(ROOT / "docs" / "papers.bib", place)
+    for name in ("papers.bib", "studies.md", "studies.tsv"):
+        shutil.copy(ROOT / "docs" / name, place)
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         importlib.import_module("make_docs").make_pages(place)
