@@ -18,19 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("src", "packages", "tools", "benchmarks")
 VAGUE = frozenset({"found", "told", "made", "said", "known", "mine"})
 """Names that no local variable may have: it is called by what it holds."""
-NAMED_ROOMS = (
-    "alarms",
-    "core",
-    "detect",
-    "engine",
-    "files",
-    "layers",
-    "measure",
-    "metrics",
-    "stats",
-    "train",
-)
-"""Rooms of sonde without such names; the others follow one by one."""
 PATTERNS = {
     r"\b(?:out )?of which\b(?! (?:kind|type|size|order))": "name the thing again",
     r"\bwhere (?:there (?:is|are) none|none is|it is none|there is no such)\b": "if X is missing",
@@ -118,12 +105,11 @@ def main() -> int:
             for hit in found(text):
                 print(f"{path.relative_to(ROOT)}:{line}: {hit}")
                 total += 1
-    for room in NAMED_ROOMS:
-        for path in sorted((ROOT / "src" / "sonde" / room).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for line, name in sorted(set(vague_locals(tree))):
-                print(f"{path.relative_to(ROOT)}:{line}: {name!r}: name what the variable holds")
-                total += 1
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for line, name in sorted(set(vague_locals(tree))):
+            print(f"{path.relative_to(ROOT)}:{line}: {name!r}: name what the variable holds")
+            total += 1
     print(f"{total} turns of phrase to say plainly" if total else "docstrings read plainly")
     return 1 if total else 0
 

@@ -69,11 +69,11 @@ class PackedQuantizer(HfQuantizer):
         if self.folder is not None:
             check_files(self.folder, hashes)
         is_body = model.base_model is model  # which has no head, packed or not
-        found = {name_in(model, name) or name * (not is_body): told
-                 for name, told in config.layers.items()}  # fmt: skip
-        config.layers = {name: told for name, told in found.items() if name}
-        for name, told in config.layers.items():
-            put_form(model, name, told)
+        by_name = {name_in(model, name) or name * (not is_body): form
+                 for name, form in config.layers.items()}  # fmt: skip
+        config.layers = {name: form for name, form in by_name.items() if name}
+        for name, form in config.layers.items():
+            put_form(model, name, form)
         _leave_packed_ties(model)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -126,9 +126,9 @@ def _set_guard(config: Any, on: bool) -> None:
 def _leave_packed_ties(model: Any) -> None:
     """Remove packed tensors from the tied weights of transformers."""
     ties = model.__dict__.get("all_tied_weights_keys", {})
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for target, source in list(ties.items()):
-        if target not in known or source not in known:
+        if target not in names or source not in names:
             del ties[target]
 
 

@@ -109,7 +109,10 @@ def test_wrong_labels_that_the_net_has_learned_are_counted_at_an_early_site() ->
         label=torch.from_numpy(given), logits=logits, facts={"labels_are_models": True},
     )  # fmt: skip
     finding = assert_raised(SND034().check(evidence), "note")
-    assert finding.figure.low * n <= wrong.sum() <= finding.figure.high * n
+    low, high = finding.figure.low, finding.figure.high
+    assert low is not None
+    assert high is not None
+    assert low * n <= wrong.sum() <= high * n
     found = suspect_labels(evidence)
     rows = label_evidence(evidence).where[found.row[: int(wrong.sum())]].tolist()
     assert wrong[examples_at(evidence, rows)].mean() > 0.9

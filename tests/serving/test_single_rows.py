@@ -108,7 +108,7 @@ def test_a_text_that_is_cut_says_so():
         assert "sonde_inputs_cut_total 1.0" in client.get("/metrics").text
         beside = client.post("/predict", json={"inputs": [short, ""]}).json()["answers"]
         assert [one.get("status") for one in beside] == [None, 400]
-        state = client.app.state.service.state()
+        state = client.app.state.service.state()  # pyright: ignore[reportFunctionMemberAccess]
         sums = {name: sum(one[name] for one in state["seconds"]) for name in ("cut", "refused")}
         assert sums == {"cut": 1, "refused": 1}
         assert state["refused"] == {"400": 1}

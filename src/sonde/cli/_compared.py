@@ -34,7 +34,7 @@ def compared(
     options = reading.model_options()
     first = load(names[0], **options) if first is None else first
     second = load(names[1], **options)
-    found = compare(
+    comparison = compare(
         first,
         second,
         data,
@@ -52,7 +52,7 @@ def compared(
         numbers = compare_numbers(first, second, *inputs, progress=progress)
     difference = model_difference(first, second)
     return two_models_document(
-        found, answers, names=names, data=data, numbers=numbers, difference=difference
+        comparison, answers, names=names, data=data, numbers=numbers, difference=difference
     )
 
 
@@ -60,7 +60,7 @@ def inputs_of(model: Any, data: str, reading: Reading) -> Any:
     """Return data as the inputs of a model; raise if the model cannot read them."""
     from sonde.data import open_inputs
 
-    known = reading.data_options()
+    options = reading.data_options()
     for name in ("check", "logits", "keep_special", "sinks", "generate"):
-        known.pop(name, None)
-    return open_inputs(model, data, logits=True, **known)
+        options.pop(name, None)
+    return open_inputs(model, data, logits=True, **options)

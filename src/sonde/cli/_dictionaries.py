@@ -20,22 +20,26 @@ def dictionary_healths(
     from sonde.explain import Dictionary
     from sonde.run.explaining.dictionary_health import loss_recovered
 
-    known = [(key, found) for key, found in results.items() if isinstance(found, Dictionary)]
-    held = _held_out(stream, model, data) if known and isinstance(model, Model) else None
+    dictionaries = [
+        (key, dictionary)
+        for key, dictionary in results.items()
+        if isinstance(dictionary, Dictionary)
+    ]
+    held = _held_out(stream, model, data) if dictionaries and isinstance(model, Model) else None
     rows: list[dict[str, Any]] = []
-    for (method, place), found in known:
+    for (method, place), dictionary in dictionaries:
         site, loss = place.partition("|")[0], None
         if held is not None and " & " not in place:
-            recovered = loss_recovered(model, held.inputs, found, site)
+            recovered = loss_recovered(model, held.inputs, dictionary, site)
             loss = None if recovered is None else recovered.json()
         rows.append(
             {
                 "method": method,
                 "site": site,
-                "active": found.l0,
-                "dead": found.dead_share,
-                "unexplained": float(found.value),
-                "components": found.conventions.get("unexplained by components"),
+                "active": dictionary.l0,
+                "dead": dictionary.dead_share,
+                "unexplained": float(dictionary.value),
+                "components": dictionary.conventions.get("unexplained by components"),
                 "loss": loss,
             }
         )
@@ -69,18 +73,18 @@ def health_texts(healths: list[dict[str, Any]], output: Path, model: str) -> Ite
     from sonde.report.units import loss_text
 
     for row in healths:
-        said = (
+        text = (
             f"{row['method']} at {row['site']}: {row['active']:.3g} features are active in a row, "
             f"{100 * row['dead']:.3g}% in none; {100 * row['unexplained']:.3g}% of the variance of "
             "held-out groups is unexplained"
         )
         if row["components"] is not None:
-            said += f" (by as many principal components: {100 * row['components']:.3g}%)"
+            text += f" (by as many principal components: {100 * row['components']:.3g}%)"
         loss = row["loss"]
         if loss is None:
             yield (
-                f"{said}; sonde units {model} UNSEEN --sites {row['site']} --dictionary {output} "
+                f"{text}; sonde units {model} UNSEEN --sites {row['site']} --dictionary {output} "
                 "says how much of the loss it recovers"
             )
         else:
-            yield f"{said}; {loss_text(loss)} on {plural(loss['n'], 'example')} held out"
+            yield f"{text}; {loss_text(loss)} on {plural(loss['n'], 'example')} held out"

@@ -76,19 +76,19 @@ def remarks(
 
     ``typed`` holds the flags of the command line. A flag that the file lacks gets its own warning.
     """
-    found = []
+    texts = []
     unlabelled = list(dict.fromkeys(row["method"] for row in rows if row["n_classes"] == 0))
     if unlabelled:
-        found.append(
+        texts.append(
             f"no labels: {', '.join(unlabelled)} treated all rows as one class (--label-column "
             "names the label column of a table)"
         )
     probes = [row for row in rows if row.get("positive") is not None]
-    found += [_apart(row) for row in probes if row["unit"].startswith("standard deviations")]
+    texts += [_apart(row) for row in probes if row["unit"].startswith("standard deviations")]
     needed = needed_scores(ALPHA, "marginal", 0.0)
     held = [row["n_held"] for row in rows if row["n_held"] is not None]
     if held and min(held) < needed:
-        found.append(
+        texts.append(
             f"alarms at {ALPHA:g} need at least {plural(needed, 'held-out row')}, got {min(held)}: "
             "fit more rows, hold out more of them (--calibrate), or run sonde calibrate"
         )
@@ -96,11 +96,11 @@ def remarks(
         kept = {k: v for k, v in (typed or {}).items() if k not in HELD_BY_A_PROBE}
         words = ["sonde", "calibrate", str(output), model, "UNSEEN", *flags_of(kept)]
         again = shlex.join(words)
-        found.append(
+        texts.append(
             f"p-values are too small if the model was trained on {data}. Then run {again}, with "
             "rows that the model was not trained on"
         )
-    return found
+    return texts
 
 
 def _apart(row: dict[str, Any]) -> str:
@@ -153,8 +153,8 @@ def _listed(places: Sequence[dict[str, Any]]) -> str:
 
 def _measure_meaning(row: dict[str, Any]) -> str:
     """Return a measure's summary, its unit, and the direction in which it increases."""
-    known = method_of(row["method"].partition("(")[0])
-    parts = ["a method of your own" if known is None else known.summary.rstrip(".")]
+    method = method_of(row["method"].partition("(")[0])
+    parts = ["a method of your own" if method is None else method.summary.rstrip(".")]
     parts += [f"in {row['unit']}"] if row["unit"] else []
     parts += [f"{row['direction']} = more"] if row["direction"] != "none" else []
     return "; ".join(parts)

@@ -51,6 +51,6 @@ def flag_texts(flags: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _places(at: Sequence[Mapping[str, str]]) -> str:
-    said = [f"{p['method']} at {place_of(p['method'], p['site'])}" for p in at[:MOST_PLACES]]
-    more = len(at) - len(said)
-    return ", ".join(said) + (f", and {plural(more, 'other result')}" if more else "")
+    places = [f"{p['method']} at {place_of(p['method'], p['site'])}" for p in at[:MOST_PLACES]]
+    more = len(at) - len(places)
+    return ", ".join(places) + (f", and {plural(more, 'other result')}" if more else "")

@@ -41,10 +41,14 @@ def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
         (_called(line), f"{line['loudest']} at {place_of(line['loudest'], line['loudest_site'])}")
         for line in shown
     ]
-    said = [_verdict(line) for line in shown] if has_p else [(_figure(x["score"]),) for x in shown]
+    verdicts = (
+        [_verdict(line) for line in shown] if has_p else [(_figure(x["score"]),) for x in shown]
+    )
     titles = ("input", "loudest", *(("p", "verdict") if has_p else ("score",)))
-    made = table(titles, [(*row, *more) for row, more in zip(rows, said, strict=True)], shrinks=0)
-    return f"{made}\n\n{legend(_answer_words(lines, alpha, has_p))}\n{_alarms(lines, alpha)}"
+    drawn = table(
+        titles, [(*row, *more) for row, more in zip(rows, verdicts, strict=True)], shrinks=0
+    )
+    return f"{drawn}\n\n{legend(_answer_words(lines, alpha, has_p))}\n{_alarms(lines, alpha)}"
 
 
 def _answer_words(lines: list[dict[str, Any]], alpha: float, has_p: bool) -> dict[str, str]:
@@ -64,11 +68,11 @@ def _answer_words(lines: list[dict[str, Any]], alpha: float, has_p: bool) -> dic
 
 
 def _alarms(lines: list[dict[str, Any]], alpha: float) -> str:
-    n, known = len(lines), [line["alarm"] for line in lines if line["alarm"] is not None]
-    if not known:
+    n, alarms = len(lines), [line["alarm"] for line in lines if line["alarm"] is not None]
+    if not alarms:
         return f"{plural(n, 'input')}, no verdicts: see the notes, or run `sonde calibrate`."
-    unknown = f"; the verdict is not known for {n - len(known):,}" if len(known) < n else ""
-    return f"{sum(known):,} of {plural(n, 'input')} raise an alarm at {alpha:g}{unknown}."
+    unknown = f"; the verdict is not known for {n - len(alarms):,}" if len(alarms) < n else ""
+    return f"{sum(alarms):,} of {plural(n, 'input')} raise an alarm at {alpha:g}{unknown}."
 
 
 def _verdict(line: dict[str, Any]) -> tuple[str, str]:
@@ -96,21 +100,21 @@ def _called(line: dict[str, Any]) -> str:
 
 def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
     """Return each weak group's description, its number of inputs, and the first inputs."""
-    told = answers.select(["id", "place", "row", "groups"]).to_pylist()
+    answered = answers.select(["id", "place", "row", "groups"]).to_pylist()
     if not weak.groups:
         return "weak groups: the scan found no weak group."
     lines = ["weak groups:"]
     for number, group in enumerate(weak.groups, 1):
-        mine = [_called(line) for line in told if number in (line["groups"] or ())]
+        members = [_called(line) for line in answered if number in (line["groups"] or ())]
         right, rest = (f"{group.figures[name]:.1%}" for name in ("accuracy", "elsewhere"))
-        first = ", ".join(mine[:SHOWN]) + (", ..." if len(mine) > SHOWN else "")
-        said = (
+        first = ", ".join(members[:SHOWN]) + (", ..." if len(members) > SHOWN else "")
+        words = (
             f"{number}. {group.text}: the model is correct on {right} of this group and on "
-            f"{rest} of the other inputs. {len(mine):,} of "
-            f"{plural(len(told), 'input')}{': ' if mine else ''}{first}."
+            f"{rest} of the other inputs. {len(members):,} of "
+            f"{plural(len(answered), 'input')}{': ' if members else ''}{first}."
         )
-        lines += _wrapped(said, text_width(), "  ")
-    unknown = sum(line["groups"] is None for line in told)
+        lines += _wrapped(words, text_width(), "  ")
+    unknown = sum(line["groups"] is None for line in answered)
     lines += [f"  For {plural(unknown, 'input')} the group is not known."] if unknown else []
     return "\n".join(lines)
 
@@ -159,21 +163,21 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
 
 def oddest_text(scored: pa.Table, fitted: Fitted, place: Place) -> str:
     """Return the rows of smallest p-value and what makes them unusual, wrapped."""
-    found = [
+    per_row = [
         (math.inf if line["p"] is None else line["p"], rank, line)
-        for mine in most_unusual(scored, SHOWN).values()
-        for rank, line in enumerate(mine)
+        for ranked in most_unusual(scored, SHOWN).values()
+        for rank, line in enumerate(ranked)
     ]
     lines = ["", "most anomalous:"]
-    for _, _, line in sorted(found, key=lambda one: one[:2])[:SHOWN]:
+    for _, _, line in sorted(per_row, key=lambda one: one[:2])[:SHOWN]:
         lines += _oddest(line, fitted, place)
     return "\n".join(lines)
 
 
 def without_units(scored: pa.Table) -> list[str]:
     """Return a sentence on detectors that cannot attribute scores to units."""
-    told = scored.filter(scored["units"].is_valid())["instrument"].unique().to_pylist()
-    names = [n for n in scored["instrument"].unique().to_pylist() if n not in told]
+    with_units = scored.filter(scored["units"].is_valid())["instrument"].unique().to_pylist()
+    names = [n for n in scored["instrument"].unique().to_pylist() if n not in with_units]
     named = f"no units: {', '.join(names)} cannot attribute scores to units."
     return [named] if names else []
 
@@ -184,13 +188,13 @@ def _oddest(line: dict[str, Any], fitted: Fitted, place: Place) -> list[str]:
     who = f"{named} ({line['id']})" if named else line["id"]
     where = [place_of(line["instrument"], line["site"]), spot(line, fitted)]
     p = "" if line["p"] is None else f", p {line['p']:.3g}"
-    said = [f"{line['instrument']} at {', '.join(filter(None, where))}: "]
-    said[0] += f"score {line['score']:.4g}{p}"
+    texts = [f"{line['instrument']} at {', '.join(filter(None, where))}: "]
+    texts[0] += f"score {line['score']:.4g}{p}"
     for name in ("layers", "units", "positions"):
         if line[name] and line[name] != [line["site"]]:
-            said.append(f"{name} {', '.join(map(str, line[name]))}")
+            texts.append(f"{name} {', '.join(map(str, line[name]))}")
     width = terminal_width() or PIPE_WIDTH
-    return [*_wrapped(who, width, "  "), *(row for text in said for row in _wrapped(text, width))]
+    return [*_wrapped(who, width, "  "), *(row for text in texts for row in _wrapped(text, width))]
 
 
 def _wrapped(text: str, width: int, indent: str = "    ") -> list[str]:

@@ -30,20 +30,20 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
         The parser's message; its wording is used only if nothing better is known.
     """
     flags = dict(_flags(command))
-    said = (
+    reason = (
         _unknown(arguments, flags)
         or _spaced(arguments)
         or _missing(box)
         or _value(arguments, flags, box)
     )
-    return f"sonde {word}: {said or _paragraph(box)} See sonde {word} --help."
+    return f"sonde {word}: {reason or _paragraph(box)} See sonde {word} --help."
 
 
 def current_flags(command: type[Any], word: str, arguments: Sequence[str]) -> list[str]:
     """Return the arguments with current names for renamed flags, with a note for each old name."""
     current = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-")
                for new, old in former_names(command).items()}  # fmt: skip
-    found = list[str]()
+    renamed_flags = list[str]()
     for argument in arguments:
         old = _name(argument)
         new = current.get(old or "", old)
@@ -51,8 +51,8 @@ def current_flags(command: type[Any], word: str, arguments: Sequence[str]) -> li
             text = f"sonde {word}: the flag {old} is now called {new}. Write {new}."
             note(f"{REMARK}{text}")
             argument = new + argument[len(old) :]
-        found.append(argument)
-    return found
+        renamed_flags.append(argument)
+    return renamed_flags
 
 
 OUTPUT = ("-o", "--output")
@@ -116,9 +116,9 @@ def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
     for argument in arguments:
         name = _name(argument)
         if name is not None and name not in flags:
-            known = {flag[2:]: flag for flag in flags if flag.startswith("--")}
-            close = get_close_matches(name.lstrip("-"), known, n=2)
-            hint = f" Did you mean {' or '.join(known[k] for k in close)}?" if close else ""
+            names = {flag[2:]: flag for flag in flags if flag.startswith("--")}
+            close = get_close_matches(name.lstrip("-"), names, n=2)
+            hint = f" Did you mean {' or '.join(names[k] for k in close)}?" if close else ""
             return f"unknown option {name}.{hint}"
     return None
 
@@ -127,8 +127,8 @@ def _spaced(arguments: Sequence[str]) -> str | None:
     """Return the correct spelling of a list typed with a space after a comma."""
     for one, following in pairwise(arguments):
         if one.endswith(",") and _name(one) is None and _name(following) is None:
-            said = f"got {one!r} and {following!r}. Write {one}{following}."
-            return f"expected names without spaces, {said}"
+            got = f"got {one!r} and {following!r}. Write {one}{following}."
+            return f"expected names without spaces, {got}"
     return None
 
 
@@ -141,11 +141,11 @@ def _missing(box: str) -> str | None:
 
 def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:
     """Return a sentence about the expected and the typed value of the flag that failed."""
-    found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _words_of_box(box))
-    kind = None if found is None else _kind(flags.get(found[1]))
-    if found is None or kind is None:
+    match = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _words_of_box(box))
+    kind = None if match is None else _kind(flags.get(match[1]))
+    if match is None or kind is None:
         return None
-    return f"expected {kind} after {found[1]}, got {_typed(arguments, found[1])}."
+    return f"expected {kind} after {match[1]}, got {_typed(arguments, match[1])}."
 
 
 def _kind(hint: Any) -> str | None:

@@ -76,7 +76,7 @@ class Cache:
 
         names = ("budgets", "bits", "max_kl", "step", "limit", "batch_size")
         reading = ("max_length", "long", "text_column")
-        found = compare_caches(
+        comparison = compare_caches(
             self.model,
             self.data,
             listed(self.rules),
@@ -87,14 +87,16 @@ class Cache:
             progress=not self.printing.quiet,
         )
         if self.printing.json:
-            say_json(found.document)
+            say_json(comparison.document)
             return 0
         if not self.printing.quiet:
-            order = {setting: n for n, setting in enumerate(found.settings)}
-            by_cost = sorted(found.trials, key=lambda t: (order[t.rule.setting], t.divergence_nats))
+            order = {setting: n for n, setting in enumerate(comparison.settings)}
+            by_cost = sorted(
+                comparison.trials, key=lambda t: (order[t.rule.setting], t.divergence_nats)
+            )
             rows = [_row(trial) for trial in by_cost]
             say(table(("cache", "keeps", *MEANINGS), rows) + "\n\n" + legend(MEANINGS) + "\n")
-        say(self._advice(found.best, found.trials, found.document["n_texts"]))
+        say(self._advice(comparison.best, comparison.trials, comparison.document["n_texts"]))
         return 0
 
     def _advice(self, best: Any, trials: Any, n_texts: int) -> str:
@@ -112,7 +114,7 @@ class Cache:
                 f"is {_python(nearest.rule)} with {nearest.divergence_nats:.3g}. Try larger "
                 "--budgets, or allow more with --max-kl."
             )
-        said = filled(
+        words = filled(
             "Smallest cache whose mean divergence plus two standard errors is at most "
             f"{self.max_kl:g} nats on {plural(n_texts, 'text')}: {_python(best.rule)} holds "
             f"{best.memory:.0%} of the bytes and costs {best.divergence_nats:.2g} nats; "
@@ -120,7 +122,7 @@ class Cache:
         )
         kind = type(best.rule).__name__
         return (
-            f"{said}\n\n  from sonde.compress import {kind}\n"
+            f"{words}\n\n  from sonde.compress import {kind}\n"
             f"  with sonde.caching(model, {_python(best.rule)}) as cache:\n"
             "      model.module.generate(**inputs, cache=cache)"
         )

@@ -97,15 +97,15 @@ class Calibrate:
         options |= {"reduction": self.reduction, "by": self.by, "pooled_below": self.pooled_below}
         options |= {"guarantee": self.guarantee, "delta": self.delta, "memory": memory}
         options |= self.running.worker_options()
-        found = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
-        names = dict(enumerate(found.label_names))
+        calibrated = calibrate(fitted, model, data, m=self.rows, progress=not quiet, **options)
+        names = dict(enumerate(calibrated.label_names))
         rows = [
             {**row, "class": names.get(row["class"], row["class"])}
-            for name, scorer in found.scorers.items()
+            for name, scorer in calibrated.scorers.items()
             for row in self._rows_of(name, scorer)
         ]
         replaced = in_place_of(self.output)
-        identity = found.save(self.output)
+        identity = calibrated.save(self.output)
         if self.printing.json:
             plain = [{**row, "threshold": _finite(row["threshold"])} for row in rows]
             say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": plain})
@@ -159,16 +159,18 @@ def _thresholds_text(rows: list[dict[str, Any]], alpha: float) -> str:
 
 def _joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines; many classes that lack rows at a site are joined into one line."""
-    found: list[dict[str, Any]] = []
+    joined: list[dict[str, Any]] = []
     for _, group in groupby(rows, key=lambda row: (row["method"], row["site"])):
-        mine = list(group)
-        few = [row for row in mine if row["class"] is not None and row["threshold"] is None]
+        rows_of_group = list(group)
+        few = [
+            row for row in rows_of_group if row["class"] is not None and row["threshold"] is None
+        ]
         if len(few) > MOST_LACKING:
-            mine = [row for row in mine if row not in few]
+            rows_of_group = [row for row in rows_of_group if row not in few]
             n = sum(row["n"] for row in few)
-            mine.append({**few[0], "class": f"{len(few):,} others", "n": n})
-        found += mine
-    return found
+            rows_of_group.append({**few[0], "class": f"{len(few):,} others", "n": n})
+        joined += rows_of_group
+    return joined
 
 
 def _finite(threshold: float | None) -> float | None:
@@ -177,14 +179,14 @@ def _finite(threshold: float | None) -> float | None:
 
 def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
     """Return why some scores cannot raise alarms, and what to do."""
-    found = []
+    texts = []
     few = [row for row in rows if row["n"] < row["needed"]]
     if few:
         least = min(few, key=lambda row: row["n"])
         of = "" if least["class"] is None else f" of class {least['class']}"
         others = len({row["class"] for row in few}) - 1
         of += f", and too few of {plural(others, 'other class', 'other classes')}" if others else ""
-        found.append(
+        texts.append(
             f"alarms at {alpha:g} need at least {least['needed']} calibration rows, got "
             f"{least['n']}{of}: no score raises an alarm. Calibrate on more rows, or take a "
             "larger --alpha."
@@ -192,11 +194,11 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
     endless = [row for row in rows if row["threshold"] == math.inf]
     if endless:
         row = endless[0]
-        found.append(
+        texts.append(
             f"{row['method']} at {row['site']}: more than {alpha:g} of the calibration rows are "
             "not finite, or too large for their type: no score raises an alarm."
         )
-    return found
+    return texts
 
 
 def _cells(row: dict[str, Any], has_classes: bool) -> tuple[str, ...]:

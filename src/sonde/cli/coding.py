@@ -95,11 +95,13 @@ class Decode:
         from sonde.run.coding.code_file import decode_file
 
         shown = not self.printing.quiet
-        found = decode_file(self.file, self.model, self.output, device=self.device, progress=shown)
+        decoded = decode_file(
+            self.file, self.model, self.output, device=self.device, progress=shown
+        )
         if self.printing.json:
-            say_json(found.document)
+            say_json(decoded.document)
         else:
-            say(f"{found.output}: {found.document['file_bytes']:,} bytes")
+            say(f"{decoded.output}: {decoded.document['file_bytes']:,} bytes")
         return 0
 
 

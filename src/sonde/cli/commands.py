@@ -151,25 +151,25 @@ SECOND: dict[str, dict[str, type[Any]]] = {
 
 def words_and_flags() -> dict[str, list[str]]:
     """Return the flags of every command; subcommands are named after a space."""
-    known = {**COMMANDS, **{f"{EDIT} {word}": command for word, command in EDITS.items()}}
+    commands = {**COMMANDS, **{f"{EDIT} {word}": command for word, command in EDITS.items()}}
     for word, more in SECOND.items():
-        known |= {f"{word} {second}": command for second, command in more.items()}
-    return {word: flag_names(command) for word, command in known.items()}
+        commands |= {f"{word} {second}": command for second, command in more.items()}
+    return {word: flag_names(command) for word, command in commands.items()}
 
 
 def run_command(word: str, arguments: list[str]) -> int:
     """Run a command and return its exit code; print each expected error in one line."""
-    known, above = COMMANDS, ""
+    commands, above = COMMANDS, ""
     if word == EDIT:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             say(overview())
             return 0
-        known, above, word, arguments = EDITS, f"{EDIT} ", arguments[0], arguments[1:]
+        commands, above, word, arguments = EDITS, f"{EDIT} ", arguments[0], arguments[1:]
     if arguments and arguments[0] in SECOND.get(word, ()):
-        known, above, word, arguments = SECOND[word], f"{word} ", arguments[0], arguments[1:]
+        commands, above, word, arguments = SECOND[word], f"{word} ", arguments[0], arguments[1:]
     if word == RECIPE and arguments and not arguments[0].startswith("-"):
         try:
-            known, above, word = (
+            commands, above, word = (
                 {arguments[0]: recipe_command(arguments[0])},
                 "recipe ",
                 arguments[0],
@@ -178,11 +178,11 @@ def run_command(word: str, arguments: list[str]) -> int:
             error_line(str(error))
             return 2
         arguments = arguments[1:]
-    if word not in known:
-        hint = near(word, known if above else [*known, EDIT])
+    if word not in commands:
+        hint = near(word, commands if above else [*commands, EDIT])
         error_line(f"no command is called {above + word!r}.{hint} See sonde {above}--help.")
         return 2
-    return _run(above + word, known[word], arguments)
+    return _run(above + word, commands[word], arguments)
 
 
 def _with_places(command: Any, are_read: bool) -> Any:
@@ -258,8 +258,8 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
         if debug or not (where or is_out_of_memory(error)):
             raise
         if where:
-            said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            error_line(f"{said} ({where[0]}; --debug shows where it failed)")
+            words = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            error_line(f"{words} ({where[0]}; --debug shows where it failed)")
             return 2
         error_line(
             f"out of memory: {' '.join(str(error).split()) or type(error).__name__}. Committed "

@@ -91,7 +91,7 @@ class Compress:
 
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")
         check_page(page, flag="--report")
-        found = compress_model(
+        compressed = compress_model(
             self.model,
             self.data,
             self.output,
@@ -102,14 +102,14 @@ class Compress:
             **self.reading.data_options(),
         )
         with removed_on_error(self.output):
-            for line in found.notes:
+            for line in compressed.notes:
                 note(line)
-            wrote = f"{self.output}, {page}, and {found.patch}, which undoes the change"
-            present(found.document, self.printing, page, wrote)
+            wrote = f"{self.output}, {page}, and {compressed.patch}, which undoes the change"
+            present(compressed.document, self.printing, page, wrote)
         return 0
 
     def _wish(self) -> dict[str, Any]:
         """Return the typed size, and the number of examples used to find it."""
         names = ("to", "method", "budget", "max_kl", "group", "layers", "limit", "held")
-        found = {name: getattr(self, name) for name in names}
-        return found | {"layers": listed(self.layers)}
+        wishes = {name: getattr(self, name) for name in names}
+        return wishes | {"layers": listed(self.layers)}

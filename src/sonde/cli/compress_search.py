@@ -49,7 +49,7 @@ class CompressSearch:
 
         check_page(self.output, self.model, self.data)
         path = self.output.with_name(self.output.name + ".trials.jsonl")
-        found = search_sizes(
+        search = search_sizes(
             self.model,
             self.data,
             path,
@@ -63,5 +63,5 @@ class CompressSearch:
             **self.reading.data_options(),
         )
         wrote = f"{self.output}; trials are kept in {path}"
-        present(found.document, self.printing, self.output, wrote)
+        present(search.document, self.printing, self.output, wrote)
         return 0

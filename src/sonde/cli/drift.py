@@ -63,11 +63,11 @@ class Drift:
         first, second = Fitted.load(self.first), Fitted.load(self.second)
         if self.sizes:
             return self._print_sizes(first, second)
-        found = drift(
+        comparison = drift(
             first, second, self._shifts(), level=self.level, progress=not self.printing.quiet
         )
         document = drift_document(
-            found,
+            comparison,
             first,
             second,
             names=(str(self.first), str(self.second)),
@@ -109,6 +109,6 @@ class Drift:
         if self.printing.json:
             say_json({"states": states})
         else:
-            made = Document("drift", "", "Sizes of the states", [], [sizes(states)])
-            say(document_text(made, verbose=True))
+            document = Document("drift", "", "Sizes of the states", [], [sizes(states)])
+            say(document_text(document, verbose=True))
         return 0

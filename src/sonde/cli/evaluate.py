@@ -98,15 +98,15 @@ class KnownRows:
             rows = evaluate_errors(scored, data, self.errors, **options)
             trusted = trust_errors(scored, data, self.errors, **options)
             pairs = (("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"))
-            told = _figures_table(rows, *pairs, ERRORS)
+            drawn = _figures_table(rows, *pairs, ERRORS)
             if trusted is not None:
-                said = trust_text(trusted, ("right", "wrong answers"))
-                told += f"\n{fill(said, text_width(), break_on_hyphens=False)}"
-            found: dict[str, Any] = {"rows": rows, "trust": trusted}
+                words = trust_text(trusted, ("right", "wrong answers"))
+                drawn += f"\n{fill(words, text_width(), break_on_hyphens=False)}"
+            results: dict[str, Any] = {"rows": rows, "trust": trusted}
             if self.by is not None:
-                found["by"] = evaluate_errors_by(scored, data, self.errors, self.by, **options)
-                told += f"\n\n{_text_by(found['by'], self.by)}"
-            return found, told
+                results["by"] = evaluate_errors_by(scored, data, self.errors, self.by, **options)
+                drawn += f"\n\n{_text_by(results['by'], self.by)}"
+            return results, drawn
         if self.steps:
             from sonde.run.scoring.known_steps import evaluate_steps
 
@@ -227,16 +227,16 @@ class Evaluate:
             _say_infinite(scored, f"{name} rows")
         options: dict[str, Any] = {"resamples": self.resamples, "seed": self.reading.seed}
         rows = evaluate(usual, unusual, alpha=self.alpha, **options)
-        told = {"alpha": self.alpha, "resamples": self.resamples, **self._names()}
-        told["trust"] = trust(usual, unusual, **options)
+        conditions = {"alpha": self.alpha, "resamples": self.resamples, **self._names()}
+        conditions["trust"] = trust(usual, unusual, **options)
         if self.output is not None:
-            self._draw(self.output, rows, usual, unusual, told)
+            self._draw(self.output, rows, usual, unusual, conditions)
         if self.printing.json:
-            say_json({"rows": rows, **told})
+            say_json({"rows": rows, **conditions})
         elif not self.printing.quiet:
             from sonde.report.evaluate import evaluation
 
-            say_document(evaluation(rows, [], **told), self.printing)
+            say_document(evaluation(rows, [], **conditions), self.printing)
         return 0
 
     def _held_against(self) -> int:
@@ -251,9 +251,9 @@ class Evaluate:
         scored, data = read_table(self.inputs[0]), self.inputs[1]
         _say_infinite(scored, self.inputs[0])
         options = {"alpha": self.alpha, "resamples": self.resamples}
-        found, text = self.known.judged(scored, data, self.reading, **options)
+        results, text = self.known.judged(scored, data, self.reading, **options)
         if self.printing.json:
-            say_json({"resamples": self.resamples, **found})
+            say_json({"resamples": self.resamples, **results})
         elif not self.printing.quiet:
             say(text)
         return 0

@@ -100,7 +100,7 @@ class Explain:
 
         self._check()
         directory = None if self.output is None else run_directory(self.output)
-        found = explain_answers(
+        explained = explain_answers(
             self.model,
             self.data,
             methods=self.methods,
@@ -118,10 +118,10 @@ class Explain:
             progress=False if self.printing.quiet else at_once,
             **self._data_options(),
         )
-        for line in found.notes:
+        for line in explained.notes:
             note(line)
-        shown = found.shown_inputs
-        present(found.document, self.printing, self.output, shown_inputs=shown)
+        shown = explained.shown_inputs
+        present(explained.document, self.printing, self.output, shown_inputs=shown)
         remove_kept(directory)
         return 0
 
@@ -154,7 +154,7 @@ class Explain:
 
     def _data_options(self) -> dict[str, Any]:
         """Return the options for reading all data, before inputs are selected."""
-        known = self.reading.data_options()
+        options = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "sinks", "generate", "limit", "seed"):
-            known.pop(name, None)
-        return known
+            options.pop(name, None)
+        return options

@@ -117,17 +117,17 @@ class Fit:
         healths = dictionary_healths(results, stream, model, data)
         if self.printing.json:
             left_out = [entry.json() for entry in stream.left_out]
-            found = {"file": str(self.output), "id": identity, "split": split_of(stream)}
-            found |= {"flags": flags, "results": rows, "left_out": left_out}
-            say_json(found | ({"dictionaries": healths} if healths else {}))
+            summary = {"file": str(self.output), "id": identity, "split": split_of(stream)}
+            summary |= {"flags": flags, "results": rows, "left_out": left_out}
+            say_json(summary | ({"dictionaries": healths} if healths else {}))
         elif not self.printing.quiet:
             say(fitted_text(rows))
             say_notes(stream, self.printing.quiet)
             say_left_out(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
-            said = remarks(rows, self.output, *named_as, self.reading.typed())
+            remarks_here = remarks(rows, self.output, *named_as, self.reading.typed())
             health = health_texts(healths, self.output, named_as[0])
-            for remark in [*health, *flag_texts(flags), *said]:
+            for remark in [*health, *flag_texts(flags), *remarks_here]:
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0

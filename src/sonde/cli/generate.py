@@ -118,13 +118,13 @@ class Generate:
         model = self._load(self.model, self.engine)
         if not callable(getattr(model.module, "generate", None)) or model.processor is None:
             raise InputError(f"sonde generate: expected a model of texts, got {model!r}.")
-        steering, said = self._steering(model)
+        steering, how_steered = self._steering(model)
         rule = self._rule(model)
         answers: list[dict[str, str]] = []
         with steering, nullcontext() if rule is None else rule.bind(model) as processor:
-            if not self.printing.quiet and (said or rule is not None):
+            if not self.printing.quiet and (how_steered or rule is not None):
                 how = rule and f"next tokens by {self.decode} decoding"
-                note(f"note: {'; '.join(filter(None, [said, how]))}")
+                note(f"note: {'; '.join(filter(None, [how_steered, how]))}")
             for text in texts:
                 answers.append({"prompt": text, "text": self._answer(model, processor, text)})
         if self.printing.json:
@@ -193,42 +193,42 @@ class Generate:
         (word, site), result = self._chosen(fitted)
         where: Any = self.where
         sites = list(self.act_at) or [site]
-        said = f"{word} of {site}, strength {self.strength:g}, at {', '.join(sites)}"
-        return editing(model, result.edit(self.strength), sites, where), said
+        words = f"{word} of {site}, strength {self.strength:g}, at {', '.join(sites)}"
+        return editing(model, result.edit(self.strength), sites, where), words
 
     def _setting(self, model: Any, path: Path) -> tuple[AbstractContextManager[None], str]:
         """Return a context manager that sets dictionary features, and a line about it."""
         from sonde.run.explaining.dictionaries import open_dictionary, parse_features
         from sonde.tap import editing
 
-        found, site = open_dictionary(path, model, self.site)
+        dictionary, site = open_dictionary(path, model, self.site)
         sites = list(self.act_at) or [site]
         if not sites[0]:
             raise InputError(
                 f"--dictionary: {path} was fitted at a site that this model does not have. Name a "
                 "site with --act-at."
             )
-        edit = found.edit(self.strength, features=parse_features(self.feature))
+        edit = dictionary.edit(self.strength, features=parse_features(self.feature))
         where: Any = self.where
-        said = f"{', '.join(self.feature)} of {path.name} at {', '.join(sites)}"
-        return editing(model, edit, sites, where), said
+        words = f"{', '.join(self.feature)} of {path.name} at {', '.join(sites)}"
+        return editing(model, edit, sites, where), words
 
     def _chosen(self, fitted: Any) -> Any:
         """Return the only result with an edit that fits --method and --site, with its key."""
-        found = [
+        fitting = [
             (key, result)
             for key, result in fitted
             if callable(getattr(result, "edit", None))
             and self.method in (None, key[0])
             and (self.site is None or _outputs(self.site) == _outputs(key[1]))
         ]
-        if len(found) == 1:
-            return found[0]
-        known = ", ".join(f"{word} at {site}" for word, site in fitted.names)
-        what = "several" if found else "none"
+        if len(fitting) == 1:
+            return fitting[0]
+        names = ", ".join(f"{word} at {site}" for word, site in fitted.names)
+        what = "several" if fitting else "none"
         raise InputError(
             f"--steer: expected one result that can change states, got {what} in {self.steer}: "
-            f"{known}." + (" Choose by --method and --site." if found else "")
+            f"{names}." + (" Choose by --method and --site." if fitting else "")
         )
 
     def _rule(self, model: Any) -> Any:
@@ -334,14 +334,14 @@ def prompts_of(word: str, column: str | None) -> list[str]:
             raise InputError(
                 f"sonde generate: {path} cannot be read: {reason_of(error)}."
             ) from None
-        found = [line for line in lines if line.strip()]
+        prompts = [line for line in lines if line.strip()]
     else:
         from sonde.data.opening import open_file
 
-        found = [_prompt_of(row, column, path) for row in open_file(path).rows()]
-    if not found:
+        prompts = [_prompt_of(row, column, path) for row in open_file(path).rows()]
+    if not prompts:
         raise InputError(f"sonde generate: {word} holds no prompt.")
-    return found
+    return prompts
 
 
 def _prompt_of(row: Any, column: str | None, path: Path) -> str:
@@ -352,9 +352,9 @@ def _prompt_of(row: Any, column: str | None, path: Path) -> str:
     value = row.get(names[0]) if names else None
     if isinstance(value, str):
         return value
-    known = ", ".join(map(str, row))
+    columns = ", ".join(map(str, row))
     raise InputError(
-        f"{path}: expected a text in column {column or 'text'}, got columns {known}. "
+        f"{path}: expected a text in column {column or 'text'}, got columns {columns}. "
         "Name it by --text-column."
     )
 

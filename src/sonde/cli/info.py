@@ -62,15 +62,15 @@ def _plotted(path: Path, kind: str, output: Path) -> int:
     from sonde.report.documents import save_document
     from sonde.run.fitting.fitted import Fitted
 
-    found = charts_document(Fitted.load(path), str(path))
-    if not found["charts"]:
+    charts = charts_document(Fitted.load(path), str(path))
+    if not charts["charts"]:
         raise InputError(
             f"info: no result in {path} can be plotted; results of detectors never can."
         )
     if str(output) == "-":
-        say("\n".join(chart_to_text(one["chart"]) for one in found["charts"]))
+        say("\n".join(chart_to_text(one["chart"]) for one in charts["charts"]))
     else:
-        say(f"wrote {save_document(found, output)}")
+        say(f"wrote {save_document(charts, output)}")
     return 0
 
 
@@ -237,7 +237,7 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
 
 def _calibration(entries: list[dict[str, Any]], split: dict[str, Any] | None) -> list[str]:
     """Return the calibration data of detectors, and which score of an example they use."""
-    found: list[str] = []
+    lines: list[str] = []
     for entry in entries:
         if entry.get("calibrated") is None:
             continue
@@ -245,17 +245,17 @@ def _calibration(entries: list[dict[str, Any]], split: dict[str, Any] | None) ->
             "other rows" if entry.get("kept") else f"{split['held']:.0%} held out" if split else ""
         )
         score = f"{entry['reduction']} of an example" if entry.get("reduction") else "each row"
-        found.append(f"{where}, {score}")
-    return sorted(set(found))
+        lines.append(f"{where}, {score}")
+    return sorted(set(lines))
 
 
 def _n_units(entries: list[dict[str, Any]]) -> int:
     """Return how many units of data were read, each counted once over all passes."""
-    found: dict[str, int] = {}
+    most: dict[str, int] = {}
     for entry in entries:
         n = sum(b - a + 1 for a, b in entry["units"])
-        found[entry["data"]] = max(n, found.get(entry["data"], 0))
-    return sum(found.values())
+        most[entry["data"]] = max(n, most.get(entry["data"], 0))
+    return sum(most.values())
 
 
 def _facts_text(facts: dict[str, Any]) -> str:

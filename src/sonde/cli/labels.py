@@ -52,17 +52,17 @@ class Labels:
 
         if self.output is not None and self.output.suffix != ".csv":
             raise InputError(f"labels: expected -o FILE.csv, got {self.output}.")
-        found = check_labels(read_arrays(self.file), self.features, seed=self.seed)
+        checked = check_labels(read_arrays(self.file), self.features, seed=self.seed)
         if self.output is not None:
             from sonde.files.durable import atomic_write
 
-            atomic_write(self.output, _csv(found).encode())
+            atomic_write(self.output, _csv(checked).encode())
         if self.printing.json:
-            say_json(found.json())
+            say_json(checked.json())
         elif not self.printing.quiet:
-            rows = [_cells(row) for row in found.rows()[:SHOWN]]
-            say("\n".join([*found.sentences(), "", table(TITLES, rows)]))
-        note(f"{self.file}: {found.verdict()}" + (f"; {self.output}" if self.output else ""))
+            rows = [_cells(row) for row in checked.rows()[:SHOWN]]
+            say("\n".join([*checked.sentences(), "", table(TITLES, rows)]))
+        note(f"{self.file}: {checked.verdict()}" + (f"; {self.output}" if self.output else ""))
         return 0
 
 

@@ -83,9 +83,9 @@ class Methods:
             place = one.family if one.is_fitted else f"sonde.{one.family}"
             say(f"{one.name} ({place})\n\n{one.description}")
             return 0
-        for title, mine in groupby(chosen, key=_title):
+        for title, of_title in groupby(chosen, key=_title):
             say(title)
-            say("\n".join(_lines(e.name, e.summary) for e in mine))
+            say("\n".join(_lines(e.name, e.summary) for e in of_title))
         return 0
 
 

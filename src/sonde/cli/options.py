@@ -450,9 +450,9 @@ class Workers:
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")
-        found = Crew(self.workers, self.runner, self.address)
-        check_crew(found)
-        return found
+        crew = Crew(self.workers, self.runner, self.address)
+        check_crew(crew)
+        return crew
 
     def memory_bytes(self) -> int | None:
         """Return ``--memory`` in bytes; raise if this machine has less."""
@@ -511,11 +511,11 @@ def say_estimate(printing: "Printing", job: Any, stream: Any, **options: Any) ->
     from sonde.cli.console import say, say_json
     from sonde.report.estimating import estimate
 
-    found = estimate(job, stream, **options)
+    estimated = estimate(job, stream, **options)
     if printing.json:
-        say_json(found.document)
+        say_json(estimated.document)
     else:
-        say(str(found))
+        say(str(estimated))
     return 0
 
 

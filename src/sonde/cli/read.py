@@ -201,7 +201,7 @@ def parse_keep(text: str | None) -> int:
 
     if text is None:
         return 1
-    found = re.fullmatch(r"1/([1-9]\d{0,8})", text.strip())
-    if found is None:
+    match = re.fullmatch(r"1/([1-9]\d{0,8})", text.strip())
+    if match is None:
         raise InputError(f"--keep: expected a fraction such as 1/8, got {text!r}.")
-    return int(found[1])
+    return int(match[1])

@@ -121,13 +121,15 @@ def recipe_command(word: str) -> type[Any]:
     def run(self: Any) -> int:
         return _run(self, word, function)
 
-    made: list[Any] = [(p.name, kind) for p, kind in asked if p.default is p.empty]
-    made += [(p.name, k, field(default=p.default)) for p, k in asked if p.default is not p.empty]
-    made += [
+    fields_of: list[Any] = [(p.name, kind) for p, kind in asked if p.default is p.empty]
+    fields_of += [
+        (p.name, k, field(default=p.default)) for p, k in asked if p.default is not p.empty
+    ]
+    fields_of += [
         (n, k, field(default_factory=k)) for n, k in (("asking", Asking), ("printing", Printing))
     ]
-    told = {"run": run, "__doc__": _told(inspect.getdoc(function) or "")}
-    return make_dataclass(function.__name__, made, namespace=told, frozen=True)
+    namespace = {"run": run, "__doc__": _told(inspect.getdoc(function) or "")}
+    return make_dataclass(function.__name__, fields_of, namespace=namespace, frozen=True)
 
 
 def _told(doc: str) -> str:
@@ -170,7 +172,7 @@ def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
             values[name] = tuple(value[0].split(","))
     if PROGRESS in parameters:
         values[PROGRESS] = not command.printing.quiet
-    found = function(**values).json(word, must)
-    present(found, command.printing, asking.output)
+    answer = function(**values).json(word, must)
+    present(answer, command.printing, asking.output)
     reached = LEVELS[LEVELS.index(asking.fail_on) :] if asking.fail_on else ()
-    return int(found["level"] in reached)
+    return int(answer["level"] in reached)

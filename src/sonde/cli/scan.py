@@ -203,11 +203,11 @@ class Scan:
         from sonde.store import is_store
 
         if isinstance(model, str) and is_store(to_path(model)):
-            mine, other = read(model), None if self.versus is None else read(self.versus)
+            stream, other = read(model), None if self.versus is None else read(self.versus)
         else:
             options = self.reading.site_options() | self.reading.data_options()
-            mine, other = scan_streams(model, data, self.versus, settings, **options)
-        return say_estimate(self.printing, "scan", mine, other=other, settings=settings)
+            stream, other = scan_streams(model, data, self.versus, settings, **options)
+        return say_estimate(self.printing, "scan", stream, other=other, settings=settings)
 
     def _older(self) -> Any:
         """Return the older model after a test on the data, or None if none is named."""
@@ -228,10 +228,10 @@ class Scan:
             return {}
         progress = not self.printing.quiet
         names = (self.versus_model, self.model)
-        found = compared(
+        comparison = compared(
             names, self.data, self.reading, self.running, progress=progress, first=older
         )
-        return {"versus_model": found}
+        return {"versus_model": comparison}
 
     def _check_files(self) -> Path | None:
         """Raise if a file cannot be written; return the run directory."""
@@ -267,9 +267,9 @@ class Scan:
             write_table(table, self.rows)
             note(f"wrote {self.rows}: {plural(table.num_rows, 'row')}")
         if self.groups is not None:
-            known = weak_groups_of(scanned)
-            known.save(self.groups)
-            note(f"wrote {self.groups}: {plural(len(known.groups), 'weak group')}")
+            weak = weak_groups_of(scanned)
+            weak.save(self.groups)
+            note(f"wrote {self.groups}: {plural(len(weak.groups), 'weak group')}")
 
     def _check_gate(self, gate: tuple[str, ...]) -> None:
         """Raise for a gate on a check that does not run."""
@@ -394,14 +394,14 @@ class Scan:
         for page in self._pages:
             check_file(page, first, second)
         old, new = load_report(first), load_report(second)
-        found = diff(old, new)
+        difference = diff(old, new)
         for page in self._pages:
             atomic_write(page, sealed_page(diff_to_html(old, new)).encode())
             note(f"wrote {page}")
         if self.printing.json:
-            say_json(found)
+            say_json(difference)
         else:
-            say(diff_to_text(found, text_width()))
+            say(diff_to_text(difference, text_width()))
         return 0
 
 
@@ -423,14 +423,14 @@ def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
 def _stopped(partial: dict[str, int], directory: Path | None) -> str:
     """Return the progress of an interrupted scan, and how to resume it."""
     done, total = partial["done"], partial["total"]
-    said = (
+    words = (
         f"stopped after {done} of {plural(total, 'unit')}"
         if done < total
         else "stopped after all data were read"
     )
     if directory is None:
-        return f"{said}; with -o FILE, the same command would continue from here."
-    return f"{said}; run the same command to continue."
+        return f"{words}; with -o FILE, the same command would continue from here."
+    return f"{words}; run the same command to continue."
 
 
 def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]]:
@@ -446,7 +446,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
     InputError
         If a text has another form.
     """
-    found: dict[str, dict[str, int | float]] = {}
+    thresholds: dict[str, dict[str, int | float]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         code, dot, threshold = name.partition(".")
@@ -456,8 +456,8 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
             number = None
         if not equals or not dot or number is None or type(number) not in (int, float):
             raise InputError(f"--set: expected CODE.threshold=number, got {text!r}.")
-        found.setdefault(code.upper(), {})[threshold] = number
-    return found
+        thresholds.setdefault(code.upper(), {})[threshold] = number
+    return thresholds
 
 
 def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -> str:
@@ -465,11 +465,11 @@ def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -
     from sonde.report import diff
 
     entries = diff(old, report)["findings"]
-    said = []
+    texts = []
     for state in ("new", "worse", "better", "gone", "unjudged"):
         codes = dict.fromkeys(e["code"] for e in entries if e["state"] == state)
-        said += [f"{state}: {', '.join(codes)}"] if codes else []
-    return f"since {baseline}: {'; '.join(said) or 'no finding is new, worse or gone'}"
+        texts += [f"{state}: {', '.join(codes)}"] if codes else []
+    return f"since {baseline}: {'; '.join(texts) or 'no finding is new, worse or gone'}"
 
 
 def _unasked(report: dict[str, Any], gate: tuple[str, ...]) -> list[str]:

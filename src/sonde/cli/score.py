@@ -121,7 +121,7 @@ class Score:
 
         self._check()
         memory = self.running.memory_bytes()
-        known = None if self.unusual is None else read_table(self.unusual)
+        other_scores = None if self.unusual is None else read_table(self.unusual)
         fitted = Fitted.load(self.probe)
         weak = None if self.group is None else WeakGroups.load(self.group)
         model, data = source_of("score", self.model, self.data, self.reading)
@@ -136,21 +136,21 @@ class Score:
         for text in () if self.printing.quiet else flag_texts(flag_entries(fitted.scorers)):
             note(f"note: {text}.")
         place = places_of_rows(stream, self.hash_ids)
-        answers = None if self.each else self._by_input(table, fitted, known, place)
+        answers = None if self.each else self._by_input(table, fitted, other_scores, place)
         if weak is not None:
             seen = weak.open(model, data, **options_of(self.reading))
             answers = with_groups(answers, weak, seen)
         if self.fuse is not None and (self.each or self._is_page):
-            table = with_fused(table, fitted, self.fuse, unusual=known)
+            table = with_fused(table, fitted, self.fuse, unusual=other_scores)
         if self.hash_ids:
             table, answers = _hashed(table), answers and _hashed(answers)
-        made = table if answers is None else answers
+        shown = table if answers is None else answers
         if self.output is not None:
-            written = table if self._is_page else made
+            written = table if self._is_page else shown
             self._write(written, fitted, stream, self.output)
             note(f"wrote {self.output}: {plural(written.num_rows, 'row')}")
         if self.printing.json:
-            say_json(_flagged(made, fitted))
+            say_json(_flagged(shown, fitted))
         elif not self.printing.quiet:
             self._say(table, answers, fitted, place, weak)
         return 0
@@ -181,10 +181,10 @@ class Score:
         from sonde.run.scoring.by_input import by_input
 
         options = {"alpha": self.alarm, "rule": self.fuse, "unusual": known, "place": place}
-        found = by_input(table, fitted, **options)
-        for text in () if self.printing.quiet else found.notes:
+        answers = by_input(table, fitted, **options)
+        for text in () if self.printing.quiet else answers.notes:
             note(f"note: {text}")
-        return found.table
+        return answers.table
 
     def _say(self, table: Any, answers: Any, fitted: Any, place: Any, weak: Any) -> None:
         from sonde.cli._scored import (
@@ -231,7 +231,7 @@ def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
     from sonde.run.scoring.tables import plain_rows
 
     flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}
-    every = list(dict.fromkeys(flag for mine in flags.values() for flag in mine))
+    every = list(dict.fromkeys(flag for names in flags.values() for flag in names))
     return [
         {**line, "flags": flags.get((line["instrument"], line["site"]), every)}
         for line in plain_rows(table)

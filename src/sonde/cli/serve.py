@@ -183,13 +183,13 @@ class Serve:
         return run(settings)
 
     def _reading_options(self) -> dict[str, Any]:
-        found = self.reading.data_options() | {"long": self.long}
+        options = self.reading.data_options() | {"long": self.long}
         if self.generate is not None:
             from sonde.tap.generating.settings import parse_settings
 
             parse_settings(self.generate)
-            found["generate"] = self.generate
-        return found
+            options["generate"] = self.generate
+        return options
 
     def _settings(self) -> "Settings":
         from sonde.cli.options import parse_bytes

@@ -81,9 +81,9 @@ class Study:
             return 0
         words = list(package.STUDIES) if self.name == EVERY else [self.name]
         asked = [package.study_of(word) for word in words]
-        found = [self._one(package, study) for study in asked]
+        results = [self._one(package, study) for study in asked]
         if self.printing.json:
-            say_json(found if self.name == EVERY else found[0])
+            say_json(results if self.name == EVERY else results[0])
         return 0
 
     def _one(self, package: Any, study: Any) -> dict[str, Any]:
@@ -102,11 +102,11 @@ class Study:
             out = self.output
             note_interrupted(out if out is not None and any(out.glob("*.seeds.json")) else None)
             raise CommandFailed(130) from None
-        said = package.as_text(table)
+        as_text = package.as_text(table)
         if not self.printing.json:
-            say(said + "\n")
+            say(as_text + "\n")
         if self.output is not None:
             text = json.dumps(table.json(), indent=1) + "\n"
             atomic_write(self.output / f"{name}.json", text.encode())
-            atomic_write(self.output / f"{name}.txt", f"{said}\n".encode())
+            atomic_write(self.output / f"{name}.txt", f"{as_text}\n".encode())
         return table.json()

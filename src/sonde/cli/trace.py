@@ -92,7 +92,7 @@ class Trace:
 
         self._check()
         typed = TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)
-        found = trace_texts(
+        traced = trace_texts(
             self.model,
             typed if self.pairs is None else self.pairs,
             listed(self.sites),
@@ -103,9 +103,9 @@ class Trace:
             dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
         )
-        for line in found.notes:
+        for line in traced.notes:
             note(line)
-        present(found.document, self.printing, self.output)
+        present(traced.document, self.printing, self.output)
         return 0
 
     def _check(self) -> None:

@@ -119,7 +119,7 @@ class Train:
         from sonde.run.training.train_model import train_model
         from sonde.weights.folder import removed_on_error
 
-        found = train_model(
+        trained = train_model(
             self.model,
             self.data,
             output,
@@ -128,10 +128,10 @@ class Train:
             progress=not self.printing.quiet,
             **self.reading.data_options(),
         )
-        wrote = f"{output}, {page}, and {found.patch}, which undoes the change"
+        wrote = f"{output}, {page}, and {trained.patch}, which undoes the change"
         with removed_on_error(output):
-            present(found.document, self.printing, page, wrote)
-        found.forget()
+            present(trained.document, self.printing, page, wrote)
+        trained.forget()
         return 0
 
     def _typed(self) -> dict[str, Any]:

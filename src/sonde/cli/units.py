@@ -59,7 +59,7 @@ class Units:
         directory = None if self.output is None else run_directory(self.output)
         self.running.check(directory)
         where = self.reading.site_options()
-        found = explain_units(
+        explained = explain_units(
             self.model,
             self.data,
             where.pop("sites"),
@@ -77,7 +77,7 @@ class Units:
             **where,
             **self.reading.data_options(),
         )
-        present(found.document, self.printing, self.output)
+        present(explained.document, self.printing, self.output)
         if directory is not None:
             remove_run(directory)
         return 0

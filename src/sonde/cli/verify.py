@@ -55,16 +55,16 @@ class Verify:
         removed: list[Path] = []
         with RunLock(self.file) if self.repair else nullcontext():
             with Bar("verify", _steps(self.file), not self.printing.quiet) as bar:
-                found = verify(self.file, bar.advance)
+                soundness = verify(self.file, bar.advance)
             if self.repair:
-                removed = repair(self.file, found)
+                removed = repair(self.file, soundness)
         if self.printing.json:
             gone = [path.relative_to(self.file).as_posix() for path in removed]
-            say_json({"file": str(self.file), **found.json(self.file), "removed": gone})
+            say_json({"file": str(self.file), **soundness.json(self.file), "removed": gone})
         elif not self.printing.quiet:
-            say("\n".join(_lines(found, self.file, removed)))
-        note(_verdict(found, self.file, removed))
-        return 0 if found.is_sound else 1
+            say("\n".join(_lines(soundness, self.file, removed)))
+        note(_verdict(soundness, self.file, removed))
+        return 0 if soundness.is_sound else 1
 
 
 def _steps(path: Path) -> int:

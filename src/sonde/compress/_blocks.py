@@ -48,15 +48,15 @@ class Blocks:
             paths = []
         above = [path.rpartition(".")[0] for path in paths]
         lists = {name: model.module.get_submodule(name) for name in above if name}
-        found = {name: tuple(part) for name, part in lists.items()
+        candidates = {name: tuple(part) for name, part in lists.items()
                  if isinstance(part, nn.ModuleList | nn.Sequential)}  # fmt: skip
-        if not found:
+        if not candidates:
             raise InputError(
                 f"{owner}.plan: expected a model with a list of blocks, got "
                 f"{type(model.module).__name__}. Use a method that changes single layers."
             )
-        name = max(found, key=lambda name: len(found[name]))
-        return cls(name, found[name])
+        name = max(candidates, key=lambda name: len(candidates[name]))
+        return cls(name, candidates[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def block_calls(
     InputError
         If a block does not run exactly once, or does not read and return states.
     """
-    found: dict[nn.Module, list[BlockCall | None]] = {block: [] for block in blocks.modules}
+    calls_of: dict[nn.Module, list[BlockCall | None]] = {block: [] for block in blocks.modules}
 
     def around(
         block: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -101,14 +101,14 @@ def block_calls(
         call = None
         if x is not None and y is not None:
             call = BlockCall(x, y.clone(), args, kwargs, output)
-        found[block].append(call)
+        calls_of[block].append(call)
         return output
 
     args, kwargs = placed_call(model, batch)
     with Session(model.module), intercepted(blocks.modules, around), torch.no_grad():
         model.module(*args, **kwargs)
     calls: dict[nn.Module, BlockCall] = {}
-    for i, (block, several) in enumerate(found.items()):
+    for i, (block, several) in enumerate(calls_of.items()):
         one = several[0] if len(several) == 1 else None
         if one is None:
             raise InputError(

@@ -75,10 +75,10 @@ class CoupledSet:
 
     def attributes(self, n_kept: int) -> dict[str, dict[str, int]]:
         """Return the new attributes of each module if ``n_kept`` units stay."""
-        found: dict[str, dict[str, int]] = defaultdict(dict)
+        values: dict[str, dict[str, int]] = defaultdict(dict)
         for (name, attribute), value in self.numbers.items():
-            found[name][attribute] = value * n_kept // len(self)
-        return found
+            values[name][attribute] = value * n_kept // len(self)
+        return values
 
 
 def coupled_sets(model: Model, inputs: Inputs) -> tuple[list[CoupledSet], dict[str, str]]:
@@ -97,14 +97,14 @@ def coupled_sets(model: Model, inputs: Inputs) -> tuple[list[CoupledSet], dict[s
     """
     refuse_adapters("coupled channels", model.module)
     watch = _Watch(model, inputs)
-    found, refused = list[CoupledSet](), dict[str, str]()
+    sets, refused = list[CoupledSet](), dict[str, str]()
     for one in watch.sets():
         tried = watch.tried(one)
         if isinstance(tried, str):
             refused[one.layers[0]] = tried
         else:
-            found.append(tried)
-    return found, refused
+            sets.append(tried)
+    return sets, refused
 
 
 def cut_changes(
@@ -239,9 +239,9 @@ class _Watch:
 
         def note(name: str, side: str, x: Tensor, axis: int) -> None:
             wide = x.reshape(n, -1, *x.shape[1:]).isnan()
-            found = wide.movedim(axis + 1 if axis > 0 else axis, -1).flatten(1, -2).any(1)
+            is_hit = wide.movedim(axis + 1 if axis > 0 else axis, -1).flatten(1, -2).any(1)
             old = seen.get((name, side))
-            seen[name, side] = found if old is None else old | found
+            seen[name, side] = is_hit if old is None else old | is_hit
 
         def around(part: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
             x = find((args, kwargs), None)
@@ -255,11 +255,11 @@ class _Watch:
             is_map = kind_of(part) == "maps"
             if x is not None:
                 note(name, IN, x, 1 if is_map else -1)
-            made = self.made[part][min(call, len(self.made[part]) - 1)]
-            out = made.repeat(n, *[1] * (made.ndim - 1))
+            recorded = self.made[part][min(call, len(self.made[part]) - 1)]
+            out = recorded.repeat(n, *[1] * (recorded.ndim - 1))
             mark = marks.get(part)
             if mark is not None:
-                each = mark.repeat_interleave(len(made), 0)
+                each = mark.repeat_interleave(len(recorded), 0)
                 shape = [1] * out.ndim
                 shape[0], shape[1 if is_map else -1] = each.shape
                 out = out.masked_fill(each.reshape(shape), float("nan"))
@@ -306,10 +306,10 @@ class _Watch:
 
     def _fix(self) -> None:
         """Mark channels as fixed if the model's input reaches them or their weights are shared."""
-        for (name, side), found in self.frozen({}, from_input=True).items():
+        for (name, side), marks in self.frozen({}, from_input=True).items():
             if name:
                 start = self.first[name, side]
-                self.fixed[start + np.flatnonzero(found[0].cpu().numpy())] = True
+                self.fixed[start + np.flatnonzero(marks[0].cpu().numpy())] = True
         owners: dict[int, list[str]] = defaultdict(list)
         for name, part in self.module.named_modules(remove_duplicate=False):
             for x in part._parameters.values():
@@ -323,7 +323,7 @@ class _Watch:
 
     def _reach(self) -> dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]]:
         """Return the channels that each layer reaches, and whether its channels are mixed."""
-        found: dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]] = {}
+        reached: dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]] = {}
         layers, n = list(self.layers), self.n_copies
         for start in range(0, len(layers), n):
             some = layers[start : start + n]
@@ -340,8 +340,8 @@ class _Watch:
                     key[0] and bool(single[key][i].all()) and single[key].shape[1] > 1
                     for key in hit
                 )
-                found[part] = hit, mixes
-        return found
+                reached[part] = hit, mixes
+        return reached
 
     def _device(self, part: nn.Module) -> torch.device:
         return self.made[part][0].device
@@ -425,8 +425,8 @@ class _Watch:
         assert wanted is not None  # the model returned a tensor before
         why = ""
         for numbers in self._numbers(one):
-            found = CoupledSet(one.units, numbers)
-            changes, forms = cut_changes(self.module, [(found, kept)], {})
+            coupled = CoupledSet(one.units, numbers)
+            changes, forms = cut_changes(self.module, [(coupled, kept)], {})
             plan = RewritePlan.shaped(self.module, changes, forms=forms)
             try:
                 new = plan.fold(self.module)
@@ -437,7 +437,7 @@ class _Watch:
                 continue
             gap = float((output - wanted).abs().max()) if output is not None else float("inf")
             if gap <= SAME * float(wanted.abs().max()):
-                return found
+                return coupled
             why = "without half of them the model answers otherwise than with these at 0"
         return why
 

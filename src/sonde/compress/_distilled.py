@@ -46,5 +46,5 @@ def answers_of(module: nn.Module, args: Any, kwargs: Any, training: bool = False
     mode = nullcontext() if training else in_eval(module)
     with torch.set_grad_enabled(training), mode:
         output = module(*args, **kwargs)
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
-    return found.flatten(0, -2)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
+    return logits.flatten(0, -2)

@@ -76,8 +76,8 @@ def each_layer(
     grams = None if calibration is None else grams_for(owner, model, calibration, layers)
     changes, figures = dict[str, Change](), dict[str, float]()
     for layer in chosen:
-        change, found = solve(layer, model, grams)
-        _add(changes, figures, layer.weight, change, found)
+        change, numbers = solve(layer, model, grams)
+        _add(changes, figures, layer.weight, change, numbers)
     return changes, figures
 
 
@@ -200,9 +200,9 @@ class _Walk:
             with Session(block), torch.no_grad():
                 for one in stored:
                     args, kwargs = one.arguments(i)
-                    found = find(block(*args, **kwargs), None)
-                    assert found is not None  # it returned states before
-                    one.states = found
+                    states = find(block(*args, **kwargs), None)
+                    assert states is not None  # it returned states before
+                    one.states = states
         if behind:
             self._fit(behind, self._behind(stored, behind))
 
@@ -210,8 +210,8 @@ class _Walk:
         """Change layers of the copy."""
         root = self.copy.module
         for layer in layers:
-            change, found = self.solve(layer, self.copy, grams)
-            _add(self.changes, self.figures, layer.weight, change, found)
+            change, numbers = self.solve(layer, self.copy, grams)
+            _add(self.changes, self.figures, layer.weight, change, numbers)
             if change is not None:
                 old = layer.module.weight
                 new = nn.Parameter(change.of(old).to(old.dtype), old.requires_grad)
@@ -234,11 +234,11 @@ class _Walk:
 
     def _whole(self, layers: Sequence[Weighted]) -> LayerGrams:
         """Return the moments of layers' inputs over whole forward passes."""
-        chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
+        chosen, moments, broken = _by_module(layers), dict[str, MomentsState](), 0
         for batch, args, kwargs in self._batches():
             calls = calls_of(self.copy.module, list(chosen), args, kwargs)
-            broken += add_rows(found, chosen, calls, batch)
-        return _grams(found, layers, broken)
+            broken += add_rows(moments, chosen, calls, batch)
+        return _grams(moments, layers, broken)
 
     def _stored(self) -> Iterator[_Stored]:
         """Yield each batch with the states before the first block.
@@ -249,8 +249,8 @@ class _Walk:
             If a block reads other states than the block before returned.
         """
         for batch, _, _ in self._batches():
-            found = block_calls(self.owner, self.copy, self.blocks, batch)
-            calls = [found[block] for block in self.blocks.modules]
+            calls_of = block_calls(self.owner, self.copy, self.blocks, batch)
+            calls = [calls_of[block] for block in self.blocks.modules]
             for i, (one, two) in enumerate(pairwise(calls)):
                 same = one.y.shape == two.x.shape and torch.equal(
                     one.y.nan_to_num(), two.x.nan_to_num()
@@ -265,16 +265,16 @@ class _Walk:
 
     def _of_block(self, stored: Sequence[_Stored], i: int, layers: Sequence[Weighted]) -> Any:
         """Return the moments of the inputs of a block's layers, at the current states."""
-        chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
+        chosen, moments, broken = _by_module(layers), dict[str, MomentsState](), 0
         for one in stored:
             args, kwargs = one.arguments(i)
             calls = calls_of(self.blocks.modules[i], list(chosen), args, kwargs)
-            broken += add_rows(found, chosen, calls, one.batch)
-        return _grams(found, layers, broken)
+            broken += add_rows(moments, chosen, calls, one.batch)
+        return _grams(moments, layers, broken)
 
     def _behind(self, stored: Sequence[_Stored], layers: Sequence[Weighted]) -> LayerGrams:
         """Return the moments of the inputs of layers after the blocks, without rerunning blocks."""
-        chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
+        chosen, moments, broken = _by_module(layers), dict[str, MomentsState](), 0
         last = self.blocks.modules[-1]
         place = {block: i for i, block in enumerate(self.blocks.modules)}
         states = iter(stored)
@@ -294,17 +294,17 @@ class _Walk:
 
             with intercepted(self.blocks.modules, passed):
                 calls = calls_of(self.copy.module, list(chosen), args, kwargs)
-            broken += add_rows(found, chosen, calls, batch)
-        return _grams(found, layers, broken)
+            broken += add_rows(moments, chosen, calls, batch)
+        return _grams(moments, layers, broken)
 
 
 def _with_hole(call: BlockCall) -> tuple[Any, Any]:
     """Return the arguments and the output of a call, with ``HOLE`` in place of the states."""
-    given, made = (call.args, call.kwargs), call.output
-    x, y = find(given, None), find(made, None)
+    given, result = (call.args, call.kwargs), call.output
+    x, y = find(given, None), find(result, None)
     assert x is not None  # both were found when the call was written down
     assert y is not None
-    return replaced(given, x, HOLE), replaced(made, y, HOLE)
+    return replaced(given, x, HOLE), replaced(result, y, HOLE)
 
 
 def _by_module(layers: Sequence[Weighted]) -> dict[nn.Module, Weighted]:

@@ -73,11 +73,11 @@ def clipped_grid(
     best = grid_of(weight, grid, symmetry)
     least = _squared_errors(weight, grid, *best)
     for share in torch.linspace(1, 0.5, 21, dtype=torch.float64)[1:].tolist():
-        found = grid_of(weight * share, grid, symmetry)
-        errors = _squared_errors(weight, grid, *found)
+        tried = grid_of(weight * share, grid, symmetry)
+        errors = _squared_errors(weight, grid, *tried)
         better = errors < least
         least = torch.where(better, errors, least)
-        best = tuple(torch.where(better, *pair) for pair in zip(found, best, strict=True))
+        best = tuple(torch.where(better, *pair) for pair in zip(tried, best, strict=True))
     return best[0], best[1]
 
 

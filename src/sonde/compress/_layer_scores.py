@@ -51,22 +51,22 @@ class LayerScores:
 
     def of(self, score: LayerScore) -> Float[Tensor, "layer"]:
         """Return the score of each layer; infinite for layers outside of the blocks."""
-        found = {
+        scores = {
             "lim": self._moved,
             "cca": self._uncorrelated,
             "zd": self._near_weights,
             "prune": self._pruned,
             "taylor": self._rounding_loss,
         }[score]()
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor(scores, dtype=torch.float64)
 
     def _near_weights(self) -> list[float]:
         """Return the negative fraction of weights over one standard deviation above the mean."""
-        found: list[float] = []
+        scores: list[float] = []
         for layer in self.layers:
             w = layer.matrix().double()
-            found.append(-float((w > w.mean() + w.std(correction=0)).double().mean()))
-        return found
+            scores.append(-float((w > w.mean() + w.std(correction=0)).double().mean()))
+        return scores
 
     def _moved(self) -> list[float]:
         """Return the negative mean cosine between the input and the output of a layer's block."""
@@ -79,21 +79,21 @@ class LayerScores:
 
     def _uncorrelated(self) -> list[float]:
         """Return the negative mean canonical correlation between a block's input and its output."""
-        found = dict[str, tuple[MomentsState, MomentsState, CrossMomentsState]]()
+        moments = dict[str, tuple[MomentsState, MomentsState, CrossMomentsState]]()
         for name, x, y in self._ends():
             one, other = Moments().observe(x), Moments().observe(y)
             cross = CrossMoments().observe(x, y)
-            if name in found:
-                before = found[name]
+            if name in moments:
+                before = moments[name]
                 one, other = Moments().merge(before[0], one), Moments().merge(before[1], other)
                 cross = CrossMoments().merge(before[2], cross)
-            found[name] = one, other, cross
-        return self._by_block({name: -_canonical(*states) for name, states in found.items()})
+            moments[name] = one, other, cross
+        return self._by_block({name: -_canonical(*states) for name, states in moments.items()})
 
     def _pruned(self) -> list[float]:
         """Return the divergence of the answers after pruning the smallest weights of each layer."""
         assert self.inputs is not None
-        found: list[float] = []
+        scores: list[float] = []
         for layer in self.layers:
             w = layer.module.weight.detach()
             n = round(SMALL_SHARE * w.numel())
@@ -101,8 +101,8 @@ class LayerScores:
             values = w.flatten().index_fill(0, gone, 0.0).reshape(w.shape)
             plan = RewritePlan.of(self.model, {layer.weight: Exchange(values)}, "prune")
             changed = plan.fold(self.model)
-            found.append(fidelity(self.model, changed, self.inputs, stop=self.most).kl)
-        return found
+            scores.append(fidelity(self.model, changed, self.inputs, stop=self.most).kl)
+        return scores
 
     def _rounding_loss(self) -> list[float]:
         """Return the sum of ``gradient size x weight change`` for rounding to the fewest bits."""
@@ -112,12 +112,12 @@ class LayerScores:
             self.model, self.inputs, "sampled", parameters=names, progress=False
         )
         sizes = {name: square.sqrt() for name, square in state.means().items()}
-        found: list[float] = []
+        scores: list[float] = []
         for layer in self.layers:
             w = layer.matrix()
             gap = (rounded(w, self.grid, "asymmetric").matrix() - w).abs().double()
-            found.append(float((layer.matrix_of(sizes[layer.weight]) * gap).sum()))
-        return found
+            scores.append(float((layer.matrix_of(sizes[layer.weight]) * gap).sum()))
+        return scores
 
     def _ends(self) -> Iterator[tuple[str, Rows, Rows]]:
         """Yield the input and output states of each block that keeps their shape, as rows."""
@@ -135,18 +135,18 @@ class LayerScores:
 
     def _by_block(self, scores: Mapping[str, float]) -> list[float]:
         """Return the score of the block that holds each layer."""
-        found: list[float] = []
+        values: list[float] = []
         for layer in self.layers:
             above = [name for name in scores if layer.name.startswith(f"{name}.")]
-            found.append(scores[above[0]] if above else math.inf)
-        return found
+            values.append(scores[above[0]] if above else math.inf)
+        return values
 
 
 def _canonical(x: MomentsState, y: MomentsState, cross: CrossMomentsState) -> float:
     """Return the mean canonical correlation of two sets of units."""
     left, right = (_whitening(state.covariance) for state in (x, y))
-    found = torch.linalg.svdvals(left.T @ cross.covariance @ right)
-    return float(found.mean()) if found.numel() else 0.0
+    correlations = torch.linalg.svdvals(left.T @ cross.covariance @ right)
+    return float(correlations.mean()) if correlations.numel() else 0.0
 
 
 def _whitening(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim rank"]:

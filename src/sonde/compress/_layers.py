@@ -119,7 +119,7 @@ def weighted_layers(
             f"{owner}: expected a model with plain weights, got a packed model. Use the original "
             "model."
         )
-    found: dict[int, Weighted] = {}
+    by_tensor: dict[int, Weighted] = {}
     tied: dict[str, str] = {}
     parts = list(model.module.named_modules())
     others = {id(p): name for name, part in parts for p in part._parameters.values()
@@ -131,8 +131,8 @@ def weighted_layers(
         if id(part.weight) in others:
             tied[name] = others[id(part.weight)]
         else:
-            found[id(part)] = Weighted(name, part)
-    every = list(found.values())
+            by_tensor[id(part)] = Weighted(name, part)
+    every = list(by_tensor.values())
     warn_of_adapters([name for name, part in parts if name in adapters and kind_of(part)])
     _refuse_made(owner, [name for name, part in parts if name and is_made(part)], layers)
     if layers is None:
@@ -185,11 +185,11 @@ def refuse_adapters(owner: str, module: nn.Module) -> None:
     InputError
     """
     adapters = adapter_parts(module)
-    found = [name for name, part in module.named_modules() if name in adapters and kind_of(part)]
-    if found:
+    adapted = [name for name, part in module.named_modules() if name in adapters and kind_of(part)]
+    if adapted:
         raise InputError(
             f"{owner}: expected a model without adapters, since channels and directions that are "
-            f"removed would have to be removed from them too, got {found[0]}. Merge them first: "
+            f"removed would have to be removed from them too, got {adapted[0]}. Merge them first: "
             "model.merge_and_unload() of PEFT."
         )
 

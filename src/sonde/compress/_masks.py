@@ -34,10 +34,10 @@ def kept_of(owner: str, pattern: str) -> tuple[int, int]:
     InputError
         If the text is no pattern.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if found is None:
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None:
         raise InputError(f"{owner}: expected a pattern such as '2:4', got {pattern!r}.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def check_width(owner: str, pattern: str, width: int, layer: str) -> None:

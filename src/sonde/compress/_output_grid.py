@@ -77,8 +77,8 @@ def _errors(
     n, half = weight.shape[1], 2 ** (grid.bits - 1)
     scales, offsets = (each_entry(x, grid.group, n) for x in form)
     gap = weight - ((codes_of(weight, scales, offsets, grid.bits) - half) * scales + offsets)
-    found = torch.zeros(len(weight), dtype=gap.dtype, device=gap.device)
+    errors = torch.zeros(len(weight), dtype=gap.dtype, device=gap.device)
     for rows, h in moments:
         error = gap[rows]
-        found[rows] = ((error @ h.to(error)) * error).sum(1)
-    return found
+        errors[rows] = ((error @ h.to(error)) * error).sum(1)
+    return errors

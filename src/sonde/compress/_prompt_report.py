@@ -55,16 +55,18 @@ class PromptReport:
         """Which way to use, in a sentence."""
         name = self.best_plain
         gain, se = self.gain_nats[name], self.gain_se[name]
-        told = f"{self.loss_nats[OWN]:.3g} nats per token against {self.loss_nats[name]:.3g}"
+        losses = f"{self.loss_nats[OWN]:.3g} nats per token against {self.loss_nats[name]:.3g}"
         if self.is_better:
             return (
-                f"Use the compressor: {told} after the {name} (difference {gain:.2g} ± {se:.1g})."
+                f"Use the compressor: {losses} after the {name} (difference {gain:.2g} ± {se:.1g})."
             )
         if gain < -CLEAR * se:
             why = "the compressor is worse"
         else:
             why = "the compressor is not clearly better"
-        return f"Keep the {name}: {why}, {told} (difference {gain:.2g} ± {se:.1g}; {self.n} texts)."
+        return (
+            f"Keep the {name}: {why}, {losses} (difference {gain:.2g} ± {se:.1g}; {self.n} texts)."
+        )
 
 
 def report_prompts(
@@ -148,8 +150,8 @@ def _loss(model: Model, prompt: str, after: str) -> float:
     """Return the cross-entropy of a continuation, in nats per token."""
     tokenizer: Any = model.processor
     given = list(tokenizer(prompt)["input_ids"])
-    told = list(tokenizer(after, add_special_tokens=False)["input_ids"])
-    ids = torch.tensor([given + told], device=next(model.module.parameters()).device)
+    answer = list(tokenizer(after, add_special_tokens=False)["input_ids"])
+    ids = torch.tensor([given + answer], device=next(model.module.parameters()).device)
     log_p = model.module(ids).logits[0].double().log_softmax(-1)
     own = slice(max(len(given), 1) - 1, -1)  # without a prompt, the first token is not predicted
     truth = ids[0, max(len(given), 1) :]

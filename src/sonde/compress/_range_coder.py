@@ -47,8 +47,8 @@ def read_table(reader: Reader, tables: np.ndarray) -> np.ndarray:
     decoder = queue.RangeDecoder(_words(reader))
     if not len(tables):
         return np.zeros(0, np.int64)
-    found = _decoded(reader, lambda: decoder.decode(family, np.ascontiguousarray(tables)))
-    return found.astype(np.int64)
+    decoded = _decoded(reader, lambda: decoder.decode(family, np.ascontiguousarray(tables)))
+    return decoded.astype(np.int64)
 
 
 def normal_bytes(owner: str, numbers: np.ndarray, means: np.ndarray, scales: np.ndarray) -> bytes:

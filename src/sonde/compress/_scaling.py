@@ -74,7 +74,7 @@ def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> li
     calls = [(part, id(x)) for part, x in calls_of(module, list(names), args, kwargs)]
     counts = {part: sum(p is part for p, _ in calls) for part, _ in calls}
     answers = answers_of(module, args, kwargs)
-    found: list[ScaleGroup] = []
+    groups: list[ScaleGroup] = []
     for i, (first, key) in enumerate(calls):
         if first not in chosen or key in {k for _, k in calls[:i]}:
             continue
@@ -86,32 +86,32 @@ def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> li
             heads = _fits(model, source, first)
             group = ScaleGroup(tuple(chosen[p] for p in readers), names[source], heads or (0, 0, 0))
             if _is_same(module, group, answers, args, kwargs):
-                found.append(group)
+                groups.append(group)
                 break
-    return found
+    return groups
 
 
 def scaled_tensors(
     module: nn.Module, scales: Sequence[tuple[ScaleGroup, Float[Tensor, "_in"]]]
 ) -> dict[str, Float[Tensor, "..."]]:
     """Return every tensor that the scales change, in float64."""
-    found: dict[str, Tensor] = {}
+    scaled: dict[str, Tensor] = {}
 
     def now(name: str) -> Tensor:
-        return found.get(name, module.get_parameter(name).detach().double())
+        return scaled.get(name, module.get_parameter(name).detach().double())
 
     for group, scale in scales:
         for layer in group.layers:
             wide = scale.to(now(layer.weight))
-            found[layer.weight] = now(layer.weight) * (wide[:, None] if layer.turned else wide)
+            scaled[layer.weight] = now(layer.weight) * (wide[:, None] if layer.turned else wide)
         source: Any = module.get_submodule(group.source)
         parts, turned = group.of_source(scale), kind_of(source) == "transposed"
         for leaf in ("weight", "bias"):
             if source._parameters.get(leaf) is not None:
                 x = now(f"{group.source}.{leaf}")
                 axes = (-1,) if turned else (-1, *[1] * (x.ndim - 1))
-                found[f"{group.source}.{leaf}"] = x / parts.to(x).reshape(axes)
-    return found
+                scaled[f"{group.source}.{leaf}"] = x / parts.to(x).reshape(axes)
+    return scaled
 
 
 def _is_same(
@@ -132,10 +132,10 @@ def _is_same(
 def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
     """Return a model's answers in eval mode and float64, and restore modes and random state."""
     with torch.random.fork_rng(devices=[]), in_eval(module):
-        found = module(*args, **kwargs)
-    found = getattr(found, "logits", found)
-    found = getattr(found, "last_hidden_state", found)
-    return (found[0] if isinstance(found, tuple) else found).double()
+        output = module(*args, **kwargs)
+    output = getattr(output, "logits", output)
+    output = getattr(output, "last_hidden_state", output)
+    return (output[0] if isinstance(output, tuple) else output).double()
 
 
 def _width(part: nn.Module) -> int:

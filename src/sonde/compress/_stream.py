@@ -72,8 +72,8 @@ class Stream:
             writers |= {f"{term.name}.{leaf}": axis for leaf, axis in leaves.items()
                         if part._parameters.get(leaf) is not None}  # fmt: skip
         names = {term.name for term in terms if not isinstance(term, str)}
-        found = residual_readers(module, args or kwargs)
-        norms = {name: module.get_submodule(name) for name in found if names & {*found[name]}}
+        terms_of = residual_readers(module, args or kwargs)
+        norms = {name: module.get_submodule(name) for name in terms_of if names & {*terms_of[name]}}
         first = next(iter(writers))
         width = module.state_dict()[first].shape[writers[first]]
         for name, part in norms.items():
@@ -88,12 +88,12 @@ class Stream:
 
     def cut(self, module: nn.Module, kept: Sequence[int]) -> dict[str, Float[Tensor, "..."]]:
         """Return every tensor of the stream, cut to some features."""
-        named, found = module.state_dict(), dict[str, Tensor]()
+        named, tensors = module.state_dict(), dict[str, Tensor]()
         places = torch.tensor(kept)
         for name, axis in self.axes(module):
-            x = found[name] if name in found else named[name].detach()
-            found[name] = x.index_select(axis, places.to(x.device))
-        return found
+            x = tensors[name] if name in tensors else named[name].detach()
+            tensors[name] = x.index_select(axis, places.to(x.device))
+        return tensors
 
     def axes(self, module: nn.Module) -> list[tuple[str, int]]:
         """Return each tensor with its axis in the stream, twice for tensors with two axes."""
@@ -112,11 +112,11 @@ class Stream:
         features, in which centred rows are 0.
         """
         dim, kept = into.shape
-        named, found = module.state_dict(), dict[str, Tensor]()
+        named, tensors = module.state_dict(), dict[str, Tensor]()
         into = into.to(named[next(iter(self.writers))].device)
 
         def now(name: str) -> Tensor:
-            return found[name] if name in found else named[name].detach().double()
+            return tensors[name] if name in tensors else named[name].detach().double()
 
         for norm, layers in self.readers.items():
             part = module.get_submodule(norm)
@@ -126,16 +126,16 @@ class Stream:
                 new = (w * part.weight.detach().double()) @ into  # pyright: ignore[reportCallIssue]
                 if bias is not None:
                     new = new + (w @ bias.detach().double())[..., None] / kept
-                found[name] = new.movedim(-1, axis)
+                tensors[name] = new.movedim(-1, axis)
             ones = torch.ones(kept, dtype=torch.float64, device=into.device)
             # the mean square of a row's features stays, and so what eps does
-            found[f"{norm}.weight"] = ones * (dim / kept) ** 0.5
+            tensors[f"{norm}.weight"] = ones * (dim / kept) ** 0.5
             if bias is not None:
-                found[f"{norm}.bias"] = ones
+                tensors[f"{norm}.bias"] = ones
         for name, axis in self.writers.items():
             new = now(name).movedim(axis, -1) @ into * (kept / dim) ** 0.5
-            found[name] = new.movedim(-1, axis)
-        return found
+            tensors[name] = new.movedim(-1, axis)
+        return tensors
 
 
 def _centres(norm: Any) -> bool:
@@ -153,12 +153,12 @@ def _readers(
     """Return the weights that read each norm's output, and the axis of their inputs."""
     layers = {part: name for name, part in model.module.named_modules()
               if name and kind_of(part) is not None}  # fmt: skip
-    made: dict[nn.Module, list[Tensor]] = defaultdict(list)
-    found: dict[nn.Module, dict[str, int]] = {norm: {} for norm in norms}
+    recorded: dict[nn.Module, list[Tensor]] = defaultdict(list)
+    axes: dict[nn.Module, dict[str, int]] = {norm: {} for norm in norms}
 
     def record(part: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        made[part].append(output.clone())
+        recorded[part].append(output.clone())
         return output
 
     parts = [*layers, *norms]
@@ -178,14 +178,14 @@ def _readers(
             ) -> Any:
                 x = find((args, kwargs), None)
                 if part in layers and x is not None and bool(x.isnan().any()):
-                    found[norm][f"{layers[part]}.weight"] = axis_of(part, IN)
-                output = made[part][counts[part]]
+                    axes[norm][f"{layers[part]}.weight"] = axis_of(part, IN)
+                output = recorded[part][counts[part]]
                 counts[part] += 1
                 return torch.full_like(output, float("nan")) if part is norm else output
 
             with intercepted(parts, frozen):
                 model.module(*args, **kwargs)
-    return found
+    return axes
 
 
 def _refused(owner: str, why: str) -> InputError:

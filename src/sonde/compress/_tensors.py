@@ -38,15 +38,15 @@ def plan_with_tensors(
     word : str
     figures : mapping of str to float, optional
     """
-    made, forms = dict[str, Change](), dict[str, dict[str, Any]]()
+    added, forms = dict[str, Change](), dict[str, dict[str, Any]]()
     for names, part, leaf in _chosen(model.module, layers):
         name, weight = names[0], part._parameters[leaf]
         assert weight is not None  # what is chosen is there
-        made[name] = _rounded(weight, leaf, *grid)
+        added[name] = _rounded(weight, leaf, *grid)
         for other in names[1:]:
             path = other.rpartition(".")[0]
             forms.setdefault(path, {TIED: {}})[TIED][leaf] = name.rpartition(".")[0]
-    return RewritePlan.shaped(model, {**changes, **made}, word, figures, forms=forms)
+    return RewritePlan.shaped(model, {**changes, **added}, word, figures, forms=forms)
 
 
 def names_of_tensors(module: nn.Module, layers: Sequence[str] | None) -> list[str]:
@@ -74,14 +74,14 @@ def packable(module: nn.Module) -> list[tuple[list[str], nn.Module, str]]:
         for leaf, parameter in part._parameters.items():
             if parameter is not None and name:
                 names.setdefault(id(parameter), []).append((f"{name}.{leaf}", part))
-    found: list[tuple[list[str], nn.Module, str]] = []
+    stacks: list[tuple[list[str], nn.Module, str]] = []
     for every in names.values():
         first = next((one for one in every if _packs(one[1], one[0].rpartition(".")[2])), None)
         leaves = {name.rpartition(".")[2] for name, _ in every}
         if first is not None and len(leaves) == 1:
             order = [first[0], *(name for name, _ in every if name != first[0])]
-            found.append((order, first[1], leaves.pop()))
-    return found
+            stacks.append((order, first[1], leaves.pop()))
+    return stacks
 
 
 def _packs(part: nn.Module, leaf: str) -> bool:
@@ -95,16 +95,16 @@ def _packs(part: nn.Module, leaf: str) -> bool:
 
 def _n_experts(part: nn.Module) -> int | None:
     """Return the number of experts in a module's attributes, or None."""
-    said = (value for key, value in vars(part).items()
+    counts = (value for key, value in vars(part).items()
             if "expert" in key and type(value) is int and value > 1)  # fmt: skip
-    return next(said, None)
+    return next(counts, None)
 
 
 def _is_chosen(names: Sequence[str], part: nn.Module, layers: Sequence[str] | None) -> bool:
     if layers is None:
         return not isinstance(part, nn.Embedding)
-    known = [*names, *(name.rpartition(".")[0] for name in names)]
-    return any(fnmatchcase(name, pattern) for name in known for pattern in layers)
+    all_names = [*names, *(name.rpartition(".")[0] for name in names)]
+    return any(fnmatchcase(name, pattern) for name in all_names for pattern in layers)
 
 
 def _rounded(
@@ -112,6 +112,8 @@ def _rounded(
 ) -> QuantisedTensor:
     n, lead = weight.shape[-1], weight.shape[:-1]
     grid = Grid.over(bits, group, n)
-    made = rounded(weight.detach().reshape(-1, n).double(), grid, symmetry)
-    codes, scale, offset = (x.reshape(*lead, -1) for x in (made.codes, made.scale, made.offset))
+    quantised = rounded(weight.detach().reshape(-1, n).double(), grid, symmetry)
+    codes, scale, offset = (
+        x.reshape(*lead, -1) for x in (quantised.codes, quantised.scale, quantised.offset)
+    )
     return QuantisedTensor(leaf, codes, scale, offset, grid, tuple(weight.shape))

@@ -100,8 +100,8 @@ class AdaptiveModules:
     def fit(self, model: Model, inputs: Inputs) -> AdaptiveModel:
         """Return a copy of a model with learners and trained gates in place of modules."""
         net, draw = copied(model.module).eval(), torch.Generator().manual_seed(self.seed)
-        known = dict(model.module.named_modules())
-        missing = [name for name in self.modules if name not in known]
+        modules = dict(model.module.named_modules())
+        missing = [name for name in self.modules if name not in modules]
         if missing or not self.modules:
             raise SiteError(
                 f"AdaptiveModules: expected names of modules, got {missing or 'none'} in "
@@ -111,11 +111,11 @@ class AdaptiveModules:
         gates: list[GatedLearners] = []
         for number, name in enumerate(self.modules):
             x, y = rows[name]
-            made = gated_learners(x, y, self.learners, self.seed + number)
-            self._alone(made, x, y, draw)
+            learners = gated_learners(x, y, self.learners, self.seed + number)
+            self._alone(learners, x, y, draw)
             owner, _, leaf = name.rpartition(".")
-            setattr(net.get_submodule(owner), leaf, made)
-            gates.append(made)
+            setattr(net.get_submodule(owner), leaf, learners)
+            gates.append(learners)
         losses = self._together(model.module, net, gates, inputs, draw)
         return AdaptiveModel(net.eval(), losses)
 
@@ -156,8 +156,8 @@ class AdaptiveModules:
 
         def loss(batch: Any) -> Tensor:
             wanted = answers_of(teacher, *batch).log_softmax(1).detach()
-            found = answers_of(net, *batch, training=True).log_softmax(1)
-            task = kl_divergence(wanted, found).mean()
+            log_q = answers_of(net, *batch, training=True).log_softmax(1)
+            task = kl_divergence(wanted, log_q).mean()
             probs = [gate.probs for gate in gates if gate.probs is not None]
             cost = torch.stack([gate.cost for gate in gates]).mean()
             each = torch.stack([_entropy(p).mean() for p in probs]).mean()
@@ -304,11 +304,11 @@ def _inputs_and_outputs(
     module: nn.Module, inputs: Inputs, names: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the inputs and outputs of modules on the first rows of the data."""
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    sides_of: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
 
     def keep(name: str, args: Any, output: Any) -> None:
         x, y = args[0].detach(), output.detach()
-        found[name].append((x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])))
+        sides_of[name].append((x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])))
 
     handles = [
         module.get_submodule(name).register_forward_hook(
@@ -319,11 +319,11 @@ def _inputs_and_outputs(
     try:
         for batch in batches_of(module, inputs, -(-len(inputs) // 64), None):
             answers_of(module, *batch)
-            if sum(len(x) for x, _ in found[names[0]]) >= MOST_ROWS:
+            if sum(len(x) for x, _ in sides_of[names[0]]) >= MOST_ROWS:
                 break
     finally:
         for handle in handles:
             handle.remove()
-    sides = {name: zip(*pairs, strict=True) for name, pairs in found.items()}
+    sides = {name: zip(*pairs, strict=True) for name, pairs in sides_of.items()}
     cut = {name: [torch.cat(side)[:MOST_ROWS] for side in both] for name, both in sides.items()}
     return {name: (x, y) for name, (x, y) in cut.items()}

@@ -60,12 +60,12 @@ def _programme(costs: np.ndarray, cells: np.ndarray, room: int) -> list[int]:
     best = np.zeros(room + 1)
     taken = np.empty((len(costs), room + 1), np.int16)
     for i, (cost, size) in enumerate(zip(costs, cells, strict=True)):
-        found = np.full((len(cost), room + 1), np.inf)
+        with_item = np.full((len(cost), room + 1), np.inf)
         for k, (c, s) in enumerate(zip(cost, size, strict=True)):
             if s <= room:
-                found[k, s:] = best[: room + 1 - s] + c
-        taken[i] = found.argmin(0)
-        best = found.min(0)
+                with_item[k, s:] = best[: room + 1 - s] + c
+        taken[i] = with_item.argmin(0)
+        best = with_item.min(0)
     left, chosen = room, list[int]()
     for i in reversed(range(len(costs))):
         k = int(taken[i, left])

@@ -189,7 +189,7 @@ def disturbed_taylor(model: Model, inputs: Inputs, seed: int) -> dict[str, Float
     """
     module, draw = model.module, torch.Generator().manual_seed(seed)
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    found = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
+    scores = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
     for batch in map(right_padded, inputs.batches(0, len(inputs))):
         args, kwargs = placed_call(model, batch)
         with torch.enable_grad(), in_eval(module):
@@ -202,12 +202,12 @@ def disturbed_taylor(model: Model, inputs: Inputs, seed: int) -> dict[str, Float
             slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for (name, p), slope in zip(named.items(), slopes, strict=True):
             if slope is not None:
-                found[name] += (p.detach().double() * slope.double()).abs()
+                scores[name] += (p.detach().double() * slope.double()).abs()
     every = {id(p): name for name, p in named.items()}
     for name, p in module.named_parameters(remove_duplicate=False):
         if id(p) in every:
-            found[name] = found[every[id(p)]]
-    return found
+            scores[name] = scores[every[id(p)]]
+    return scores
 
 
 def _along(x: Tensor, axis: int) -> Float[Tensor, "place"]:
@@ -259,13 +259,13 @@ def _inner(
 ) -> dict[tuple[str, str], list[int] | None]:
     """Return the layers whose outputs hold the units of sets, with the kept positions."""
     kept = {id(one): left for one, left in cuts}
-    found: dict[tuple[str, str], list[int] | None] = {}
+    sites: dict[tuple[str, str], list[int] | None] = {}
     for one in sets:
         for name in one.sides(OUT):
             if kind_of(model.module.get_submodule(name)) in ("matrix", "transposed"):
                 places = one.places(kept[id(one)], name, OUT) if cuts else None
-                found[name, OUT] = places
-    return found
+                sites[name, OUT] = places
+    return sites
 
 
 def _outer(stream: Stream, kept: list[int]) -> dict[tuple[str, str], list[int] | None]:
@@ -278,18 +278,18 @@ def _watched(
     module: nn.Module, sites: Mapping[tuple[str, str], Any]
 ) -> Iterator[dict[tuple[str, str], list[Tensor]]]:
     """Record the inputs or outputs of modules in forward passes inside a ``with`` block."""
-    found: dict[tuple[str, str], list[Tensor]] = {site: [] for site in sites}
+    states: dict[tuple[str, str], list[Tensor]] = {site: [] for site in sites}
     parts = {module.get_submodule(name): (name, side) for name, side in sites}
 
     def around(part: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         x = find((args, kwargs) if parts[part][1] == IN else output, None)
         if x is not None:
-            found[parts[part]].append(x)
+            states[parts[part]].append(x)
         return output
 
     with intercepted(list(parts), around):
-        yield found
+        yield states
 
 
 def _folded(module: nn.Module, tensors: Mapping[str, Tensor], forms: Any = None) -> nn.Module:
@@ -306,11 +306,11 @@ def _without(module: nn.Module, cuts: Sequence[Cut]) -> tuple[nn.Module, dict[st
 
 def _changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Change]:
     """Return the changes that turn the old tensors into the new."""
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     for name, x in new.items():
         values = x.detach()
         if values.shape != old[name].shape:
-            found[name] = Resized(values)
+            changes[name] = Resized(values)
         elif not torch.equal(values, old[name]):
-            found[name] = Exchange(values)
-    return found
+            changes[name] = Exchange(values)
+    return changes

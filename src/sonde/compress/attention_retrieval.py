@@ -108,7 +108,7 @@ class AttentionRetrieval:
                 f"AttentionRetrieval: expected a question of 1 to {self.window - self.budget - 1} "
                 f"tokens, got {len(asked)}."
             )
-        spans = [found.span() for found in SENTENCE.finditer(text)]
+        spans = [match.span() for match in SENTENCE.finditer(text)]
         tokens = [_ids(model, text[a:b])[: room - self.budget] for a, b in spans]
         kept, new, n_steps = list[int](), 0, 0
         while new < len(spans) or n_steps == 0:
@@ -135,12 +135,12 @@ class AttentionRetrieval:
         member = torch.tensor([i for i, part in enumerate(tokens) for _ in part])
         best = score.topk(min(self.top, len(score))).indices
         order = dict.fromkeys(member[best].tolist())  # sentences by their best token
-        found, size = list[int](), 0
+        chosen, size = list[int](), 0
         for i in order:
-            if size + len(tokens[i]) <= self.budget or not found:
-                found.append(i)
+            if size + len(tokens[i]) <= self.budget or not chosen:
+                chosen.append(i)
                 size += len(tokens[i])
-        return [shown[i] for i in sorted(found)]
+        return [shown[i] for i in sorted(chosen)]
 
     @torch.no_grad()
     def _attended(self, model: Model, context: list[int], asked: list[int]) -> Tensor:

@@ -102,11 +102,11 @@ class AWQ(Rewrite):
             layers = weighted_layers("AWQ", model, self.layers, beside=beside)
             names = None if self.layers is None else tuple(self.layers)
             grams = layer_grams(model, calibration, layers=names, progress=False)
-            found = scale_groups(model, layers, calibration)
-            scales = [(group, self._scale(group, model, grams)) for group in found]
+            groups = scale_groups(model, layers, calibration)
+            scales = [(group, self._scale(group, model, grams)) for group in groups]
             new = scaled_tensors(model.module, scales)
             changes |= {name: Exchange(x) for name, x in new.items()}
-            figures = {"scaled": float(sum(len(group.layers) for group in found))}
+            figures = {"scaled": float(sum(len(group.layers) for group in groups))}
             losses = torch.zeros(2, dtype=torch.float64)
             divided = {group.source: group.of_source(scale) for group, scale in scales}
             scale_of = {one.name: scale for group, scale in scales for one in group.layers}
@@ -148,8 +148,8 @@ class AWQ(Rewrite):
         return loss_of(w - self._round(w * scale) / scale, h).sum()
 
     def _round(self, w: Tensor, clip: str | None = None) -> Tensor:
-        found = rounded(w, self._grid(w), self.symmetry, clip)
-        return found.of(w)
+        quantised = rounded(w, self._grid(w), self.symmetry, clip)
+        return quantised.of(w)
 
     def _grid(self, w: Tensor) -> Grid:
         assert self.bits is not None
@@ -173,20 +173,20 @@ class AWQ(Rewrite):
         plain = layer.matrix()
         w = plain * scale / rows
         clips = (None, "mse") if self.clip else (None,)
-        made = [rounded(w, self._grid(w), self.symmetry, clip) for clip in clips]
+        both = [rounded(w, self._grid(w), self.symmetry, clip) for clip in clips]
         moments = list(parts_of(layer, model, grams))
         if self.clip:
             own = [(part, h / torch.outer(scale, scale)) for part, h in moments]
             best = output_grid(w, self._grid(w), self.symmetry, own)
-            made.append(rounded_to(w, self._grid(w), best))
-        tried = [*(one.matrix() / scale * rows for one in made), self._round(plain)]
+            both.append(rounded_to(w, self._grid(w), best))
+        tried = [*(one.matrix() / scale * rows for one in both), self._round(plain)]
         losses = torch.zeros(len(tried), len(plain), dtype=torch.float64)
         for part, h in moments:
             for loss, value in zip(losses, tried, strict=True):
                 loss[part] = loss_of(plain[part] - value[part], h).cpu()
         which, every = losses[:-1].argmin(0), torch.arange(len(plain))
-        found = [torch.stack([getattr(one, name) for one in made])[which, every]
+        chosen = [torch.stack([getattr(one, name) for one in both])[which, every]
                  for name in ("codes", "scale", "offset")]  # fmt: skip
         lost = torch.stack([losses[:-1].amin(0).sum(), losses[-1].sum()])
-        parts = (found[0], found[1], found[2], self._grid(plain), plain.shape[1])
+        parts = (chosen[0], chosen[1], chosen[2], self._grid(plain), plain.shape[1])
         return Quantised(*parts, turned=layer.turned), lost

@@ -146,11 +146,11 @@ class BitAllocation(Rewrite):
         """Return the output error of a layer at each number of bits."""
         w = layer.matrix()
         gaps = [w - rounded(w, Grid(b, self.group), "asymmetric").matrix() for b in self.widths]
-        found = torch.zeros(len(gaps), dtype=torch.float64)
+        errors = torch.zeros(len(gaps), dtype=torch.float64)
         for rows, h in parts_of(layer, model, grams):
             for i, gap in enumerate(gaps):
-                found[i] += loss_of(gap[rows], h).sum().cpu()
-        return found
+                errors[i] += loss_of(gap[rows], h).sum().cpu()
+        return errors
 
     def _units(
         self,
@@ -161,7 +161,7 @@ class BitAllocation(Rewrite):
         calibration: Inputs | LayerGrams,
     ) -> Float[Tensor, "layer"]:
         """Return the cost per unit of each layer's error."""
-        found: list[float] = []
+        costs: list[float] = []
         low = min(range(len(self.widths)), key=self.widths.__getitem__)
         for layer, error in zip(layers, errors[:, low].tolist(), strict=True):
             if isinstance(calibration, LayerGrams) or self.by == "error":
@@ -171,11 +171,11 @@ class BitAllocation(Rewrite):
             else:
                 rule = GPTQ(self.widths[low], self.group, layers=(layer.name,), guard=True)
                 plan = rule.planned(model, grams)
-                told = fidelity(model, plan.fold(model), calibration, stop=MOST_RUN)
+                fidelity_here = fidelity(model, plan.fold(model), calibration, stop=MOST_RUN)
                 lost = max(plan.figures["loss"], 1e-300)
-                cost = told.kl / lost if error > 0 else 0.0
-            found.append(cost)
-        return torch.tensor(found, dtype=torch.float64)
+                cost = fidelity_here.kl / lost if error > 0 else 0.0
+            costs.append(cost)
+        return torch.tensor(costs, dtype=torch.float64)
 
 
 def _in_order(

@@ -134,8 +134,8 @@ class BlockRounding(Rewrite):
         n = min(self.rows, len(calibration))
         search = _Search(model, list(map(right_padded, calibration.batches(0, n))), layers)
         choices = [[self._clipped(layer, share) for share in SHARES] for layer in layers]
-        found = _Choices(dict(zip(layers, choices, strict=True)))
-        start = [found.alone(stage, model, grams) for stage in search.stages]
+        choice = _Choices(dict(zip(layers, choices, strict=True)))
+        start = [choice.alone(stage, model, grams) for stage in search.stages]
         entropies = search.entropies()
         if self.cuts is None:
             runs = partition(entropies, self.most, self.price)
@@ -144,14 +144,14 @@ class BlockRounding(Rewrite):
         figures = {f"entropy.{i}": e for i, e in enumerate(entropies, 1)}
         best, lost = list(start), [0.0, 0.0]
         for run in runs:
-            clips, errors = search.joint(run, start, found, self.sweeps)
+            clips, errors = search.joint(run, start, choice, self.sweeps)
             best[run.start : run.stop] = clips
             lost = [a + b for a, b in zip(lost, errors, strict=True)]
             figures[f"gain.{run.start}"] = errors[1] - errors[0]
         figures |= {"loss": lost[0], "loss_start": lost[1], "runs": float(len(runs))}
         changes: dict[str, Change] = {}
         for stage, clip in zip(search.stages, best, strict=True):
-            changes |= {layer.weight: found.of[layer][clip] for layer in stage}
+            changes |= {layer.weight: choice.of[layer][clip] for layer in stage}
         return plan_with_tensors(model, self.layers, asked, changes, word, figures)
 
     def _clipped(self, layer: Weighted, share: float) -> Quantised:
@@ -238,15 +238,15 @@ class _Search:
 
     def entropies(self) -> list[float]:
         """Return the input entropy of each stage but the first, in bits, from 256 equal bins."""
-        found: list[float] = []
+        values: list[float] = []
         for stage in self.stages[1:]:
             x = torch.cat([one.flatten() for one in self.seen[self.part[stage[0]]]]).double()
             x = x[torch.isfinite(x)]
             counts = torch.histc(x, BINS)
             p = counts[counts > 0] / counts.sum()
-            found.append(-float((p * p.log2()).sum()))
+            values.append(-float((p * p.log2()).sum()))
         self.seen.clear()
-        return found
+        return values
 
     def joint(
         self, run: range, start: Sequence[int], choices: _Choices, sweeps: int
@@ -295,7 +295,7 @@ class _Search:
 
     def _outputs(self, last: Sequence[nn.Module]) -> list[Float[Tensor, "..."]]:
         """Return the outputs of a stage's layers for all batches."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for batch, (args, kwargs) in zip(self.batches, self.calls, strict=True):
             left = set(last)
 
@@ -310,7 +310,7 @@ class _Search:
                 output = forward(*args, **kwargs)
                 y = find(output, None)
                 assert y is not None  # a linear layer or a convolution
-                found.append(without_padding(y.double(), batch))
+                outputs.append(without_padding(y.double(), batch))
                 left.discard(part)
                 if not left:
                     raise _Done
@@ -319,7 +319,7 @@ class _Search:
             quietly, session = suppress(_Done), Session(self.copy.module)
             with quietly, session, intercepted(last, around), torch.no_grad():
                 self.copy.module(*args, **kwargs)
-        return found
+        return outputs
 
 
 def _runs_of(cuts: Sequence[int], n: int) -> list[range]:

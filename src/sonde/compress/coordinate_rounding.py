@@ -114,8 +114,8 @@ class CoordinateRounding(Rewrite):
                 lost = [loss_of(w - ((c - half) * s + o), h) for c in (other, first)]
                 first = torch.where((lost[0] < lost[1])[:, None], other, first)
             codes[rows] = descended(w, s, o, h, grid.bits, first, self.sweeps)
-            for i, found in enumerate((codes[rows], first)):
-                total[i] += loss_of(w - ((found - half) * s + o), h).sum().cpu()
+            for i, tried in enumerate((codes[rows], first)):
+                total[i] += loss_of(w - ((tried - half) * s + o), h).sum().cpu()
         figures = {"loss": float(total[0]), "loss_start": float(total[1])}
         return quantised(codes, scale, offset, grid, layer), figures
 

@@ -103,8 +103,8 @@ class CrossLayerCache(CachePacking):
         real: Bool[Tensor, "row token"],
     ) -> "PackedFactors":
         """Return the coordinates of the tokens, in the fitted basis or a basis of the chunk."""
-        known = (None, None) if self.directions is None else self.directions
-        parts = zip((keys, values), known, (KEYS, VALUES), strict=True)
+        directions = (None, None) if self.directions is None else self.directions
+        parts = zip((keys, values), directions, (KEYS, VALUES), strict=True)
         return PackedFactors(
             *(self._factors(x, real, basis, weight * self.keep) for x, basis, weight in parts)
         )
@@ -209,7 +209,7 @@ class CrossLayerMoments(State):
 
         Open a cache with ``caching(model, found.__getitem__)``.
         """
-        found = dict[int, CrossLayerCache]()
+        by_layer = dict[int, CrossLayerCache]()
         for numbers, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             both = []
             for state, weight in ((keys, KEYS), (values, VALUES)):
@@ -220,8 +220,8 @@ class CrossLayerMoments(State):
             packing = CrossLayerCache(
                 layers=len(numbers), keep=share, directions=(both[0], both[1]), **parameters
             )
-            found |= dict.fromkeys(numbers, packing)
-        return found
+            by_layer |= dict.fromkeys(numbers, packing)
+        return by_layer
 
 
 def cross_layer_moments(
@@ -247,7 +247,7 @@ def cross_layer_moments(
     """
     module: Any = model.module if isinstance(model, Model) else model
     whole = CrossLayerCache(layers=layers, recent=2**40)  # nothing is ever packed
-    found: CrossLayerMoments | None = None
+    moments: CrossLayerMoments | None = None
     bar = Bar("keys and values of texts", len(inputs), progress)
     with bar, in_eval(module), torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
@@ -262,8 +262,8 @@ def cross_layer_moments(
                     for side, x in zip(sides, both, strict=True):
                         side.append(Moments().observe(x.transpose(1, 2).flatten(2)[real]))
             new = CrossLayerMoments(tuple(members), tuple(sides[0]), tuple(sides[1]))
-            found = new if found is None else found.merge(new)
+            moments = new if moments is None else moments.merge(new)
             bar.advance(len(batch))
-    if found is None:
+    if moments is None:
         raise InputError("cross_layer_moments: expected texts, got none.")
-    return found
+    return moments

@@ -188,14 +188,14 @@ class _Maker:
         first, parts = units.units[0], dict[str, nn.Module]()
         for name in units.layers:
             parts[name] = model.module.get_submodule(name)
-        made = [name for name in units.sides(OUT) if kind_of(parts[name]) is not None]
+        producers = [name for name in units.sides(OUT) if kind_of(parts[name]) is not None]
         norms = [name for name in units.sides(OUT) if isinstance(parts[name], _NORMS)]
-        alone = len(made) == 1 and kind_of(parts[made[0]]) != "rows" and len(norms) < 2
-        if not alone or len(first[made[0], OUT]) > 1:
+        alone = len(producers) == 1 and kind_of(parts[producers[0]]) != "rows" and len(norms) < 2
+        if not alone or len(first[producers[0], OUT]) > 1:
             return None
         if any(getattr(part, "groups", 1) > 1 for part in parts.values()):
             return None
-        layer = Weighted(made[0], parts[made[0]])
+        layer = Weighted(producers[0], parts[producers[0]])
         return cls(layer, units, parts[norms[0]] if norms else None)
 
     def rows(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "unit in1"]:
@@ -231,8 +231,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def _makers(model: Model, inputs: Inputs) -> list[_Maker]:
     """Return the layers with independent channels, in the order of their calls."""
-    found = [_Maker.of(model, units) for units in coupled_sets(model, inputs)[0]]
-    makers = {maker.layer.module: maker for maker in found if maker is not None}
+    every = [_Maker.of(model, units) for units in coupled_sets(model, inputs)[0]]
+    makers = {maker.layer.module: maker for maker in every if maker is not None}
     args, kwargs = placed_call(model, next(iter(inputs.batches(0, 1))))
     calls = calls_of(model.module, list(makers), args, kwargs) if makers else []
     return [makers[part] for part in dict.fromkeys(part for part, _ in calls)]

@@ -112,17 +112,17 @@ class DecoupleQ(Rewrite):
         scale, offset = grid_of(matrix, grid)
         codes, lost = torch.empty_like(matrix), torch.zeros(2, dtype=torch.float64)
         for rows, h in parts_of(layer, model, grams):
-            found = _Row(matrix[rows], h, grid, scale[rows], offset[rows])
-            lost[1] += found.loss.sum().cpu()
-            found.round_again(0)
+            row = _Row(matrix[rows], h, grid, scale[rows], offset[rows])
+            lost[1] += row.loss.sum().cpu()
+            row.round_again(0)
             for _ in range(self.rounds):
-                before = found.loss.clone()
-                found.fit_scales()
-                found.round_again(2)
-                if not bool((found.loss < before * (1 - 1e-6)).any()):
+                before = row.loss.clone()
+                row.fit_scales()
+                row.round_again(2)
+                if not bool((row.loss < before * (1 - 1e-6)).any()):
                     break
-            codes[rows], scale[rows], offset[rows] = found.codes, found.scale, found.offset
-            lost[0] += found.loss.sum().cpu()
+            codes[rows], scale[rows], offset[rows] = row.codes, row.scale, row.offset
+            lost[0] += row.loss.sum().cpu()
         figures = {"loss": float(lost[0]), "loss_rtn": float(lost[1])}
         return quantised(codes, scale, offset, grid, layer), figures
 
@@ -142,9 +142,9 @@ class _Row:
         n, half = self.w.shape[1], 2 ** (self.grid.bits - 1)
         signed = functional.pad(self.codes - half, (0, -n % self.grid.group))
         step = max(1, MOST // max(1, signed.shape[1] * self.grid.n_groups(n)))
-        found = [best_scales(self.w[i : i + step], self.h, signed[i : i + step], self.grid)
+        pairs = [best_scales(self.w[i : i + step], self.h, signed[i : i + step], self.grid)
                  for i in range(0, len(self.w), step)]  # fmt: skip
-        scale, offset = (torch.cat(parts).bfloat16() for parts in zip(*found, strict=True))
+        scale, offset = (torch.cat(parts).bfloat16() for parts in zip(*pairs, strict=True))
         flat = scale.abs() < SMALLEST
         scale, offset = torch.where(flat, self.scale, scale), torch.where(flat, self.offset, offset)
         self._take(self.codes, scale, offset)
@@ -162,10 +162,10 @@ class _Row:
     def _take(self, codes: Tensor, scale: Tensor, offset: Tensor) -> None:
         loss = self._loss(codes, scale, offset)
         better = loss < self.loss
-        mine = (self.codes, self.scale, self.offset)
+        own = (self.codes, self.scale, self.offset)
         self.codes, self.scale, self.offset = (
             torch.where(better[:, None], new, old)
-            for new, old in zip((codes, scale, offset), mine, strict=True)
+            for new, old in zip((codes, scale, offset), own, strict=True)
         )
         self.loss = torch.where(better, loss, self.loss)
 
@@ -211,6 +211,6 @@ def best_scales(
     right = torch.einsum("rbgi,rgi->rbg", both, aims)
     size = 2 * grid.n_groups(n)
     system, right = system.reshape(len(w), size, size), right.reshape(len(w), size)
-    found = torch.linalg.pinv(system, rtol=GRAM_CUT, hermitian=True) @ right[..., None]
-    scale, offset = found.reshape(len(w), 2, -1).unbind(1)
+    solution = torch.linalg.pinv(system, rtol=GRAM_CUT, hermitian=True) @ right[..., None]
+    scale, offset = solution.reshape(len(w), 2, -1).unbind(1)
     return scale, offset

@@ -183,18 +183,18 @@ def batch_norm_moments(model: Model | nn.Module) -> dict[str, MomentsState]:
     InputError
         If there is no batch norm with running statistics.
     """
-    found: dict[str, MomentsState] = {}
+    moments: dict[str, MomentsState] = {}
     for name, part in module_of(model).named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
             assert part.running_var is not None  # both are kept or none
             mean, variance = part.running_mean.double(), part.running_var.double()
-            found[name] = MomentsState(1, mean.clone(), variance.clone())
-    if not found:
+            moments[name] = MomentsState(1, mean.clone(), variance.clone())
+    if not moments:
         raise InputError(
             "batch_norm_moments: expected batch norms with running statistics, got none. Fit "
             "Moments('diag') at inputs of layers instead."
         )
-    return found
+    return moments
 
 
 def moment_gap(x: Float[Tensor, "row *axes"], state: MomentsState) -> Float[Tensor, ""]:

@@ -182,18 +182,18 @@ class _Walk:
         self, runs: Sequence[range]
     ) -> tuple[list[tuple[MomentsState, CrossMomentsState]], bool]:
         """Return the moments of states before and after groups, and whether blocks give tuples."""
-        found: list[tuple[MomentsState, CrossMomentsState]] = []
+        total: list[tuple[MomentsState, CrossMomentsState]] = []
         first = False
         for batch, calls in self._calls():
             first = isinstance(calls[0].output, tuple)
             ends = [(calls[run.start].x, calls[run[-1]].y) for run in runs]
             pairs = [_finite(state_rows(x, batch), state_rows(y, batch)) for x, y in ends]
             new = [(Moments().observe(x), CrossMoments().observe(x, y)) for x, y in pairs]
-            found = new if not found else [
+            total = new if not total else [
                 (Moments().merge(a, c), CrossMoments().merge(b, d))
-                for (a, b), (c, d) in zip(found, new, strict=True)
+                for (a, b), (c, d) in zip(total, new, strict=True)
             ]  # fmt: skip
-        return found, first
+        return total, first
 
     def checked(self, plan: RewritePlan) -> RewritePlan:
         """Return the plan with the configuration options that give the new shapes.

@@ -115,8 +115,8 @@ class DynamicPrune:
 
         def loss(batch: Any) -> Tensor:
             wanted = answers_of(model.module, *batch).log_softmax(1).detach()
-            found = answers_of(net, *batch, training=True).log_softmax(1)
-            task = kl_divergence(wanted, found).mean()
+            log_q = answers_of(net, *batch, training=True).log_softmax(1)
+            task = kl_divergence(wanted, log_q).mean()
             return task + torch.stack([gate.loss for gate in gates]).sum()
 
         parameters = [p.requires_grad_() for p in net.parameters()]
@@ -126,10 +126,12 @@ class DynamicPrune:
         return DynamicModel(net.eval(), saved, losses)
 
     def _names(self, module: nn.Module) -> list[str]:
-        found = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
-        names = list(self.layers) if self.layers is not None else found[1:]
-        known: dict[str, Any] = dict(module.named_modules())
-        wrong = [n for n in names if not isinstance(known.get(n), nn.Conv2d) or known[n].groups > 1]
+        convolutions = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d)]
+        names = list(self.layers) if self.layers is not None else convolutions[1:]
+        modules: dict[str, Any] = dict(module.named_modules())
+        wrong = [
+            n for n in names if not isinstance(modules.get(n), nn.Conv2d) or modules[n].groups > 1
+        ]
         if wrong or not names:
             raise SiteError(
                 f"DynamicPrune: expected convolutions without groups, got {wrong or 'none'} in "
@@ -153,13 +155,13 @@ def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor,
     """
     mass = z.double().abs().mean((2, 3))
     order = mass.sort(dim=1, descending=True, stable=True).indices
-    found = mass.gather(1, order)
-    before = found.cumsum(1) - found
-    total = found.sum(1, keepdim=True)
+    ordered = mass.gather(1, order)
+    before = ordered.cumsum(1) - ordered
+    total = ordered.sum(1, keepdim=True)
     # a filter is needed if those before it fall short by more than rounding
-    needed = (before < heat * total * (1 - 1e-12)) & (found > 0)
+    needed = (before < heat * total * (1 - 1e-12)) & (ordered > 0)
     if heat == 1:
-        needed = found > 0
+        needed = ordered > 0
     return torch.zeros_like(needed).scatter(1, order, needed)
 
 
@@ -231,19 +233,19 @@ class DynamicConv(nn.Module):
 
 def _saved(module: nn.Module, inputs: Inputs, names: Sequence[str], heat: float) -> float:
     """Return the fraction of the convolutions' multiplications that the targets save."""
-    found: list[tuple[nn.Conv2d, Tensor, int]] = []
+    kept: list[tuple[nn.Conv2d, Tensor, int]] = []
 
     def keep(conv: Any, _: Any, z: Tensor) -> None:  # at once: what follows may write into z
-        found.append((conv, hot_filters(z.detach(), heat).double().mean(1), z[0, 0].numel()))
+        kept.append((conv, hot_filters(z.detach(), heat).double().mean(1), z[0, 0].numel()))
 
     handles = [module.get_submodule(name).register_forward_hook(keep) for name in names]
     done, whole = 0.0, 0.0
     try:
         for batch in batches_of(module, inputs, math.ceil(len(inputs) / ROWS), None):
-            found.clear()
+            kept.clear()
             answers_of(module, *batch)
             before, maps = None, 0
-            for conv, share, n_places in found:
+            for conv, share, n_places in kept:
                 size = conv.weight.numel() * n_places
                 own = share if before is None or conv.in_channels != maps else share * before
                 done, whole = done + float(own.sum()) * size, whole + len(share) * size

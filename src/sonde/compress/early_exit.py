@@ -109,24 +109,24 @@ class EarlyExit:
         thresholds: list[float] = []
         for x, (weight, bias) in zip(states, readouts, strict=True):
             sure, own = (x @ weight + bias).softmax(1).max(1)
-            found = exit_threshold(
+            threshold = exit_threshold(
                 sure[staying], (own != answer)[staying], self.tolerance, self.delta / len(sites)
             )
-            thresholds.append(found)
-            staying &= sure < found
+            thresholds.append(threshold)
+            staying &= sure < threshold
         weights, biases = (tuple(x) for x in zip(*readouts, strict=True))
         return EarlyExits(tuple(sites), self.pool, weights, biases, tuple(thresholds))
 
     def _sites(self, module: nn.Module) -> list[str]:
-        found = list(self.sites) if self.sites is not None else _blocks(module)[:-1]
-        known = dict(module.named_modules())
-        missing = [name for name in found if name not in known]
-        if missing or not found:
+        names = list(self.sites) if self.sites is not None else _blocks(module)[:-1]
+        modules = dict(module.named_modules())
+        missing = [name for name in names if name not in modules]
+        if missing or not names:
             raise SiteError(
                 f"EarlyExit: expected modules after which to exit, got {missing or 'no block'} "
                 f"in {type(module).__name__}. Name them with sites."
             )
-        return found
+        return names
 
 
 def exit_threshold(
@@ -149,7 +149,7 @@ def exit_threshold(
     delta : float
         Probability that the tolerance is exceeded, in (0, 0.5).
     """
-    found = math.inf
+    lowest = math.inf
     least = math.inf if tolerance == 0 else math.log(delta) / math.log(1 - tolerance)
     least = max(least, len(sure) / 8)
     for threshold in GRID.tolist():
@@ -159,8 +159,8 @@ def exit_threshold(
             continue
         if clopper_pearson(int(wrong[leaves].sum()), n, 1 - 2 * delta)[1] > tolerance:
             break
-        found = threshold
-    return found
+        lowest = threshold
+    return lowest
 
 
 @final
@@ -290,13 +290,13 @@ def _blocks(module: nn.Module) -> list[str]:
 
 
 def _logits(output: Any) -> Float[Tensor, "row class"]:
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
-    if found.ndim != 2:
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
+    if logits.ndim != 2:
         raise InputError(
             "EarlyExit: expected a classifier with logits (row, class), got an output of shape "
-            f"{tuple(found.shape)}."
+            f"{tuple(logits.shape)}."
         )
-    return found
+    return logits
 
 
 def _pooled(x: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "row dim"]:
@@ -316,14 +316,14 @@ def _read(
     model: Model, inputs: Inputs, sites: Sequence[str], pool: str
 ) -> tuple[list[Float[Tensor, "row dim"]], Float[Tensor, "row class"]]:
     """Return the pooled states after each module, and the model's logits."""
-    found: list[list[Tensor]] = [[] for _ in sites]
+    rows: list[list[Tensor]] = [[] for _ in sites]
     logits: list[Tensor] = []
     mask: list[Tensor | None] = [None]
     modules = [model.module.get_submodule(name) for name in sites]
 
     def keep(i: int, output: Any) -> None:
         x = output if isinstance(output, Tensor) else output[0]
-        found[i].append(_pooled(x, mask[0], pool).double().cpu())
+        rows[i].append(_pooled(x, mask[0], pool).double().cpu())
 
     outputs = [(module, partial(keep, i)) for i, module in enumerate(modules)]
     with Session(model.module, outputs, owner="EarlyExit") as session:
@@ -331,7 +331,7 @@ def _read(
             args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
             mask[0] = arguments(model.module, args, kwargs).get("attention_mask")
             logits.append(_logits(session.run(args, kwargs)).double().cpu())
-    return [torch.cat(x) for x in found], torch.cat(logits)
+    return [torch.cat(x) for x in rows], torch.cat(logits)
 
 
 def _readout(

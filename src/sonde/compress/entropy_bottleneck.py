@@ -100,8 +100,8 @@ class EntropyBottleneck(nn.Module):
         # both on the side of the median where sigmoids are small and exact
         side = -(low + high).sign().detach()
         side = torch.where(side == 0, 1.0, side)
-        found = ((side * high).sigmoid() - (side * low).sigmoid()).abs()
-        return found.clamp(min=LEAST)
+        masses = ((side * high).sigmoid() - (side * low).sigmoid()).abs()
+        return masses.clamp(min=LEAST)
 
     @torch.no_grad()
     def medians(self) -> Float[Tensor, "channel"]:

@@ -156,10 +156,10 @@ class EntropyBoundedCoder:
                 moved = self._filled(before, whole, min(p[i], whole / 2))
                 if moved <= 0:
                     continue
-                told = before + _term(whole - moved) + _term(moved) - _term(whole)
-                told -= p[i] * _entropy([moved / p[i], 1 - moved / p[i]])
-                if told > max(before, best[0] if best else 0.0):
-                    best = (told, i, moved / p[i])
+                leaked = before + _term(whole - moved) + _term(moved) - _term(whole)
+                leaked -= p[i] * _entropy([moved / p[i], 1 - moved / p[i]])
+                if leaked > max(before, best[0] if best else 0.0):
+                    best = (leaked, i, moved / p[i])
         return None if best is None else best[1:]
 
     def _filled(self, before: float, whole: float, most: float) -> float:

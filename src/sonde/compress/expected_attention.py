@@ -103,11 +103,11 @@ class ExpectedAttention(CacheRule):
         if not self.exact:
             rotation = seen.rotation.mean(self.horizon).to(keys)
             return _expected(keys, *_rotated(rotation, mean, spread), seen.scale)
-        found = keys.new_tensor(-torch.inf)
+        total = keys.new_tensor(-torch.inf)
         for rotation in seen.rotation.each(self.horizon).to(keys).unbind(1):
             new = _expected(keys, *_rotated(rotation, mean, spread), seen.scale)
-            found = torch.logaddexp(found, new)
-        return found
+            total = torch.logaddexp(total, new)
+        return total
 
 
 def _rotated(rotation: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ def expected_attention_of(
     """
     rule = ExpectedAttention() if rule is None else rule
     module: Any = model.module if isinstance(model, Model) else model
-    found = dict[int, QueryMoments]()
+    moments_of = dict[int, QueryMoments]()
     with Bar("queries of texts", len(inputs), progress) as bar, in_eval(module), torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
             args, kwargs = place_of(module, batch).call(batch.args, batch.kwargs)
@@ -153,7 +153,7 @@ def expected_attention_of(
                 module(*args, **kwargs, **{cache_argument(module): cache})
             for number, layer in enumerate(cache.layers):
                 if isinstance(layer, EvictingLayer) and layer.moments is not None:
-                    new, old = layer.moments.pooled(), found.get(number)
-                    found[number] = new if old is None else old.merge(new)
+                    new, old = layer.moments.pooled(), moments_of.get(number)
+                    moments_of[number] = new if old is None else old.merge(new)
             bar.advance(len(batch))
-    return {number: replace(rule, queries=moments) for number, moments in found.items()}
+    return {number: replace(rule, queries=moments) for number, moments in moments_of.items()}

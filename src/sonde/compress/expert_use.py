@@ -118,14 +118,16 @@ def expert_use(
         If the model has no mixture of experts, or a mixture reads no token.
     """
     live, end = as_model(model), len(inputs) if stop is None else min(stop, len(inputs))
-    found = {one.router: one for one in mixtures("expert_use", live.module)}
-    counts = {r: torch.zeros(one.size, dtype=torch.int64) for r, one in found.items()}
-    grams = {r: torch.zeros(one.size, one.size, dtype=torch.float64) for r, one in found.items()}
-    n = dict.fromkeys(found, 0)
-    with Bar("routers", end - start) as bar, _other_arguments(list(found)) as others:
+    by_router = {one.router: one for one in mixtures("expert_use", live.module)}
+    counts = {r: torch.zeros(one.size, dtype=torch.int64) for r, one in by_router.items()}
+    grams = {
+        r: torch.zeros(one.size, one.size, dtype=torch.float64) for r, one in by_router.items()
+    }
+    n = dict.fromkeys(by_router, 0)
+    with Bar("routers", end - start) as bar, _other_arguments(list(by_router)) as others:
         for batch in map(right_padded, inputs.batches(start, end)):
             args, kwargs = place_of(live.module, batch).call(batch.args, batch.kwargs)
-            for router, x in calls_of(live.module, list(found), args, kwargs):
+            for router, x in calls_of(live.module, list(by_router), args, kwargs):
                 with torch.no_grad():
                     rows = without_padding(x, batch).flatten(0, -2)
                     more, named = others[router]
@@ -140,7 +142,7 @@ def expert_use(
             "expert_use: expected the same number of tokens at the router of every layer, got "
             f"the numbers {sorted(set(n.values()))}. Pass data that reach all layers."
         )
-    names = tuple(one.name for one in found.values())
+    names = tuple(one.name for one in by_router.values())
     seen, totals = tuple(counts.values()), tuple(grams.values())
     return ExpertUse(names, seen, totals, max(n.values()), model_record(live.module))
 
@@ -174,7 +176,7 @@ def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
     InputError
         If there is none.
     """
-    found: list[Mixture] = []
+    every: list[Mixture] = []
     strange: list[str] = []
     for path, parent in module.named_modules():
         for name, part in parent.named_children():
@@ -186,20 +188,20 @@ def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
             size = len(part.down_proj)  # pyright: ignore[reportArgumentType]
             routers = [r for r in parent.children() if _routes(r, size)]
             if len(routers) == 1:
-                found.append(Mixture(f"{path}.{name}" if path else name, part, routers[0]))
-    if not found and strange:
+                every.append(Mixture(f"{path}.{name}" if path else name, part, routers[0]))
+    if not every and strange:
         raise InputError(
             f"{owner}: expected stacked experts without biases, {STACKED[0]} (expert, 2 hidden, "
             f"dim) and {STACKED[1]} (expert, dim, hidden), as in Mixtral: {strange[0]}. Round "
             "such experts instead: RTN(bits=4), sonde compress --to 4bit."
         )
-    if not found:
+    if not every:
         raise InputError(
             f"{owner}: expected layers with stacked experts ({' and '.join(STACKED)}) with a "
             f"router, got none in {type(module).__name__}. Pass a mixture of experts of "
             "transformers, such as Mixtral."
         )
-    return found
+    return every
 
 
 def _are_experts(tensors: Mapping[str, Tensor | None]) -> bool:

@@ -201,8 +201,8 @@ class ExtractExperts:
             _check_alone(block)
             n = max(1, round(self.keep * block.width))
             units[block.name] = tuple(
-                found[i].argsort(descending=True, stable=True)[:n].sort().values
-                for found in counts.values()
+                counted[i].argsort(descending=True, stable=True)[:n].sort().values
+                for counted in counts.values()
             )
             above, _, own = block.name.rpartition(".")
             sliced = SlicedBlock(block, units[block.name], choice)

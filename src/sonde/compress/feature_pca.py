@@ -131,10 +131,10 @@ def water_level(variances: Float[Tensor, "dim"], bits: float) -> tuple[float, in
     With variances in descending order and ``k`` of them above the level ``D``,
     ``sum_{i <= k} log2(variance_i / D) / 2 = bits``.
     """
-    known = variances[variances > variances[0].clamp(min=0) * 1e-14].double()
-    total = known.log2().cumsum(0)
-    for k in range(len(known), 0, -1):
+    positive = variances[variances > variances[0].clamp(min=0) * 1e-14].double()
+    total = positive.log2().cumsum(0)
+    for k in range(len(positive), 0, -1):
         level = float(2 ** ((total[k - 1] - 2 * bits) / k))
-        if level < known[k - 1]:
+        if level < positive[k - 1]:
             return level, k
-    return float(known[0]) if len(known) else 1.0, 0
+    return float(positive[0]) if len(positive) else 1.0, 0

@@ -120,12 +120,12 @@ def fidelity(
         is_vector = one is None or other is None
         if one is None or other is None:
             vectors = [vectors_of(output, live, batch) for output in outputs]
-            found = {"one": vectors[0], "other": vectors[1]}
+            numbers_of = {"one": vectors[0], "other": vectors[1]}
             example = torch.arange(len(batch))
         else:
-            found, example = _compared(one, other), one.example
+            numbers_of, example = _compared(one, other), one.example
         numbers = [groups.setdefault(key, len(groups)) for key in batch.group_keys]
-        for name, x in {**found, "group": torch.tensor(numbers)[example]}.items():
+        for name, x in {**numbers_of, "group": torch.tensor(numbers)[example]}.items():
             parts.setdefault(name, []).append(x.double().cpu())
     if not parts or not sum(map(len, parts["group"])):
         raise InputError("fidelity: expected examples with answers, got none. Pass more data.")
@@ -136,14 +136,14 @@ def fidelity(
 def _compared(one: Answers, other: Answers) -> dict[str, Tensor]:
     """Return the probabilities, the divergence and the agreement of each answer of two models."""
     p, q = one.log_p.double(), other.log_p.double()
-    tops, known = (p.argmax(1), q.argmax(1)), one.truth >= 0
-    right = [(top == one.truth) & known for top in tops]
+    tops, is_known = (p.argmax(1), q.argmax(1)), one.truth >= 0
+    right = [(top == one.truth) & is_known for top in tops]
     return {
         "kl": kl_divergence(p, q).nan_to_num(nan=torch.inf, posinf=torch.inf),
         "changed": tops[0] != tops[1],
         "lost": right[0] & ~right[1],
         "won": right[1] & ~right[0],
-        "known": known,
+        "known": is_known,
     }
 
 
@@ -199,8 +199,8 @@ def _interval(kl: Tensor, group: Tensor) -> tuple[float, float]:
     def mean(weights: Tensor) -> Tensor:
         return (weights @ sums) / (weights @ counts)
 
-    found = measured(mean, torch.arange(n_groups), Bootstrap())
-    return found.low, found.high
+    interval = measured(mean, torch.arange(n_groups), Bootstrap())
+    return interval.low, interval.high
 
 
 def told_by(output: Any, model: Model, batch: InputBatch, logits: str | None) -> Answers | None:
@@ -219,17 +219,17 @@ def told_by(output: Any, model: Model, batch: InputBatch, logits: str | None) ->
     """
     if logits is not None:
         return answers_in(output, model, model.module, batch, logits)
-    found = find(output, "logits")
+    raw = find(output, "logits")
     axis = "pos2" if model.task == "seq2seq" else "pos"
     ids = token_ids(batch, axis)
-    if found is None or not found.is_floating_point():
+    if raw is None or not raw.is_floating_point():
         return None
-    if found.ndim != 3 or ids is None or ids.shape != found.shape[:2]:
+    if raw.ndim != 3 or ids is None or ids.shape != raw.shape[:2]:
         return None
     mask = batch.decoder_mask if axis == "pos2" else batch.mask
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.cpu()
     example, place = real.nonzero(as_tuple=True)
-    log_p = torch.log_softmax((found if found.dtype == torch.float64 else found.float()).cpu(), -1)
+    log_p = torch.log_softmax((raw if raw.dtype == torch.float64 else raw.float()).cpu(), -1)
     truth = torch.full(ids.shape, -1)
     if axis == "pos2":
         truth[:, :-1] = torch.where(real[:, 1:], ids[:, 1:].cpu(), -1)
@@ -248,12 +248,12 @@ def vectors_of(output: Any, model: Model, batch: InputBatch) -> Float[Tensor, "e
         If there is no such output.
     """
     n = len(batch)
-    found = [x for x in leaves(output).values() if x.is_floating_point() and x.ndim > 1]
-    rows = [x for x in found if len(x) == n]
+    tensors = [x for x in leaves(output).values() if x.is_floating_point() and x.ndim > 1]
+    rows = [x for x in tensors if len(x) == n]
     if not rows:
         raise InputError(
             f"fidelity: expected logits or a vector for each example, got "
-            f"{', '.join(str(tuple(x.shape)) for x in found) or 'no numbers'} from "
+            f"{', '.join(str(tuple(x.shape)) for x in tensors) or 'no numbers'} from "
             f"{type(model.module).__name__}. Wrap the model so that it returns one of these."
         )
     states = next((x for x in rows if x.ndim == 3), rows[0]).double().cpu()

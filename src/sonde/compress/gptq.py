@@ -119,8 +119,8 @@ class GPTQ(Rewrite):
         codes, total = list[Tensor](), torch.zeros(2, dtype=torch.float64)
         for rows, h in parts_of(layer, model, grams):
             parts = (matrix[rows], each[0][rows], each[1][rows])
-            found, lost = self._chosen(*parts, h)
-            codes.append(found)
+            chosen, lost = self._chosen(*parts, h)
+            codes.append(chosen)
             total += lost.cpu()
         figures = {"loss": float(total[0]), "loss_rtn": float(total[1])}
         return quantised(torch.cat(codes), scale, offset, grid, layer), figures
@@ -131,13 +131,13 @@ class GPTQ(Rewrite):
         assert self.bits is not None
         half = 2 ** (self.bits - 1)
         plain = codes_of(w, scale, offset, self.bits)
-        found = solved(w, scale, offset, h, self.bits, self.damp, self.ordered)
-        losses = [loss_of(w - ((c - half) * scale + offset), h) for c in (found, plain)]
+        rounded_codes = solved(w, scale, offset, h, self.bits, self.damp, self.ordered)
+        losses = [loss_of(w - ((c - half) * scale + offset), h) for c in (rounded_codes, plain)]
         if self.guard:
             worse = losses[0] > losses[1]
-            found = torch.where(worse[:, None], plain, found)
+            rounded_codes = torch.where(worse[:, None], plain, rounded_codes)
             losses[0] = torch.minimum(*losses)
-        return found, torch.stack([loss.sum() for loss in losses])
+        return rounded_codes, torch.stack([loss.sum() for loss in losses])
 
 
 def loss_of(error: Float[Tensor, "out in"], h: Float[Tensor, "in in"]) -> Float[Tensor, "out"]:

@@ -75,12 +75,12 @@ class LayerGrams(State):
     @classmethod
     def of(cls, states: Mapping[str, MomentsState], broken: int, model: str) -> "LayerGrams":
         """Return the state of moments by name."""
-        found = sorted(states.items())
+        ordered = sorted(states.items())
         return cls(
-            tuple(name for name, _ in found),
-            tuple(state.n for _, state in found),
-            tuple(state.mean for _, state in found),
-            tuple(state.scatter for _, state in found),
+            tuple(name for name, _ in ordered),
+            tuple(state.n for _, state in ordered),
+            tuple(state.mean for _, state in ordered),
+            tuple(state.scatter for _, state in ordered),
             broken,
             model,
         )
@@ -94,19 +94,19 @@ class LayerGrams(State):
             If the inputs of none of these layers were read.
         """
         wanted = set(layers)
-        found: MomentsState | None = None
+        total: MomentsState | None = None
         for name, state in self.states.items():
             readers, _, part = name.partition(GROUP)
             if int(part) == group and wanted & set(readers.split(JOIN)):
                 # a tensor that several of the layers read counts once for each
                 for _ in range(len(wanted & set(readers.split(JOIN)))):
-                    found = _both(found, state)
-        if found is None:
+                    total = _both(total, state)
+        if total is None:
             raise StateError(
                 f"LayerGrams: expected rows of {' and '.join(sorted(wanted))}, got none. "
                 "Compute them with layer_grams(model, inputs), for these layers."
             )
-        return found
+        return total
 
     def merge(self, other: "LayerGrams") -> "LayerGrams":
         """Return the merged moments of two sets of rows.
@@ -174,7 +174,7 @@ def layer_grams(
     InputError
         If a layer that a pattern names reads no row, or no layer reads one.
     """
-    live, found = as_model(model), dict[str, MomentsState]()
+    live, moments = as_model(model), dict[str, MomentsState]()
     require_in_memory("layer_grams", live.module)
     names = names_of_tensors(live.module, layers)
     chosen = {one.module: one for one in weighted_layers("layer_grams", live, layers, beside=names)}
@@ -184,11 +184,11 @@ def layer_grams(
             place = place_of(live.module, batch)
             args, kwargs = place.call(batch.args, batch.kwargs)
             calls = calls_of(live.module, list(chosen), args, kwargs)
-            broken += add_rows(found, chosen, calls, batch, exact)
+            broken += add_rows(moments, chosen, calls, batch, exact)
             bar.advance(len(batch))
-    silent = silent_layers(found, chosen.values())
+    silent = silent_layers(moments, chosen.values())
     if layers is not None or len(silent) == len(chosen):
-        require_rows(found, chosen.values())
+        require_rows(moments, chosen.values())
     if silent:
         warnings.warn(
             "layer_grams: no row that is finite reaches "
@@ -199,8 +199,8 @@ def layer_grams(
             stacklevel=2,
         )
     for one in silent:
-        found |= _without_rows(one)
-    return LayerGrams.of(found, broken, model_record(live.module))
+        moments |= _without_rows(one)
+    return LayerGrams.of(moments, broken, model_record(live.module))
 
 
 def add_rows(

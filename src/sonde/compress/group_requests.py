@@ -22,10 +22,10 @@ def group_requests(experts: Sequence[int], size: int) -> list[list[int]]:
     """
     if size < 1:
         raise InputError(f"group_requests: expected a size from 1, got {size}.")
-    mine: dict[int, list[int]] = {}
+    by_expert: dict[int, list[int]] = {}
     for i, expert in enumerate(experts):
-        mine.setdefault(expert, []).append(i)
-    return [rows[i : i + size] for rows in mine.values() for i in range(0, len(rows), size)]
+        by_expert.setdefault(expert, []).append(i)
+    return [rows[i : i + size] for rows in by_expert.values() for i in range(0, len(rows), size)]
 
 
 def count_loads(experts: Sequence[int], room: int) -> int:

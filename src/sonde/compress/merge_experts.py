@@ -117,13 +117,13 @@ class MergeExperts(Rewrite):
         StateError
             If routers were read on another model.
         """
-        found = mixtures("MergeExperts", model.module)
+        layers = mixtures("MergeExperts", model.module)
         use = calibration if isinstance(calibration, ExpertUse) else expert_use(model, calibration)
         require_measured_on(model.module, use.model, "MergeExperts.plan: the routers", "expert_use")
         changes: dict[str, Change] = {}
-        apart = self._apart([use.share(i) for i in range(len(found))])
+        apart = self._apart([use.share(i) for i in range(len(layers))])
         draw = torch.Generator().manual_seed(self.seed)
-        for i, (one, stay) in enumerate(zip(found, apart, strict=True)):
+        for i, (one, stay) in enumerate(zip(layers, apart, strict=True)):
             if len(stay) == one.size and self.size == 1:
                 continue
             like = use.likeness(i)
@@ -133,7 +133,7 @@ class MergeExperts(Rewrite):
             merged = self._merged(one, head, use.share(i))
             for name, old, new in zip(STACKED, _stacks(one), merged, strict=True):
                 changes[f"{one.name}.{name}"] = self._change(name, new.to(old.dtype), head)
-        n_before = sum(one.size for one in found)
+        n_before = sum(one.size for one in layers)
         word = method_of("MergeExperts", asdict(self))
         n_after = float(sum(len(stay) for stay in apart))
         return RewritePlan.of(model, changes, word, n_experts=float(n_before), n_kept=n_after)
@@ -145,8 +145,8 @@ class MergeExperts(Rewrite):
         if not self.shared and self.size == 1:
             return Exchange(stack)
         heads, slot = head.unique(return_inverse=True)
-        found = [thin_and_columns(stack[h], self.size, self.residual) for h in heads.tolist()]
-        return SharedStack(leaf, slot, *(torch.stack(part) for part in zip(*found, strict=True)))
+        parts = [thin_and_columns(stack[h], self.size, self.residual) for h in heads.tolist()]
+        return SharedStack(leaf, slot, *(torch.stack(part) for part in zip(*parts, strict=True)))
 
     def _apart(self, shares: Sequence[Float[Tensor, "expert"]]) -> list[Int[Tensor, "kept"]]:
         """Return the experts of each layer that are not merged, the most used first."""

@@ -95,8 +95,8 @@ class OnceForAllBits(Rewrite):
                 weight = weight + left.double() @ right.double()
             grid = Grid.over(bits, self.group, weight.shape[1])
             changes[layer.weight] = rounded(weight, grid, "asymmetric", layer=layer)
-        told = {"bits": self.bits, "group": self.group, "trained": bool(self.corrections)}
-        return RewritePlan.of(model, changes, method_of("OnceForAllBits", told))
+        options = {"bits": self.bits, "group": self.group, "trained": bool(self.corrections)}
+        return RewritePlan.of(model, changes, method_of("OnceForAllBits", options))
 
     @staticmethod
     def train(
@@ -132,11 +132,11 @@ class OnceForAllBits(Rewrite):
         inputs = data if isinstance(data, Inputs) else open_inputs(live, data)
         for bits in widths:
             check_grid("OnceForAllBits.train", bits, group)
-        found = weighted_layers("OnceForAllBits.train", live, layers)
+        weighted = weighted_layers("OnceForAllBits.train", live, layers)
         new = with_copy(live.module)
         new.requires_grad_(False)
         draw = torch.Generator().manual_seed(seed)
-        own = {one.name: _Adapted(one, widths, group, rank, draw) for one in found}
+        own = {one.name: _Adapted(one, widths, group, rank, draw) for one in weighted}
         for name, adapted in own.items():
             register_parametrization(new.get_submodule(name), "weight", adapted, unsafe=True)
         teacher = row_losses(live, live.module, inputs)
@@ -179,8 +179,8 @@ class OnceForAllBits(Rewrite):
         for i, layer in enumerate(layers):
             for k, width in enumerate(widths[:-1]):
                 mixed = replace(self, bits={**best, layer.name: width})
-                told = fidelity(live, mixed.plan(live).fold(live), inputs, stop=MOST_RUN)
-                costs[i, k] = told.kl
+                measured = fidelity(live, mixed.plan(live).fold(live), inputs, stop=MOST_RUN)
+                costs[i, k] = measured.kl
         numbers = torch.tensor([one.module.weight.numel() for one in layers])
         sizes = numbers[:, None] * torch.tensor(widths)
         chosen = allocate(costs, sizes, int(bits * int(numbers.sum())))
@@ -203,16 +203,16 @@ def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[in
         ways.append(more)
     sums = sorted(ways[-1])
     total = sums[int(torch.randint(len(sums), (1,), generator=draw))]
-    found: list[int] = []
+    drawn: list[int] = []
     for left in range(n - 1, -1, -1):
         chances = torch.tensor(
             [ways[left].get(total - w, 0) / ways[left + 1][total] for w in widths],
             dtype=torch.float64,
         )
         width = widths[int(torch.multinomial(chances, 1, generator=draw))]
-        found.append(width)
+        drawn.append(width)
         total -= width
-    return found
+    return drawn
 
 
 class _Adapted(nn.Module):
@@ -239,10 +239,10 @@ class _Adapted(nn.Module):
         key = str(self.bits)
         wanted = weight.flatten(1) + self.lefts[key] @ self.rights[key]
         exact = wanted.detach().double()
-        found = rounded(exact, Grid.over(self.bits, self.group, exact.shape[1]), "asymmetric").of(
-            exact
-        )
-        return (wanted + (found - exact).to(wanted)).reshape(weight.shape)
+        rounded_weight = rounded(
+            exact, Grid.over(self.bits, self.group, exact.shape[1]), "asymmetric"
+        ).of(exact)
+        return (wanted + (rounded_weight - exact).to(wanted)).reshape(weight.shape)
 
     def factors(self) -> dict[int, Factors]:
         """Return both thin matrices for each width."""

@@ -86,17 +86,17 @@ class PreGate(nn.Module):
             If the inputs are no token ids.
         """
         batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
-        found = [_labelled(model, batch) for batch in batches]
+        labelled = [_labelled(model, batch) for batch in batches]
         table = _table(model, batches[0])
         with seeded(seed) as draw:
             gate = PreGate(table, len(model.names), width)
             descent = Descent("PreGate.fit", gate.parameters(), rate)
 
             def loss(i: int) -> Tensor:
-                ids, best = found[i]
+                ids, best = labelled[i]
                 return cross_entropy(gate(ids).flatten(0, 1), best.flatten(), ignore_index=NONE)
 
-            descent.run(loss, shuffled(len(found), epochs, draw))
+            descent.run(loss, shuffled(len(labelled), epochs, draw))
         return gate.eval()
 
 
@@ -104,8 +104,8 @@ def _table(model: SlicedModel, batch: InputBatch) -> Float[Tensor, "token dim"]:
     """Return the weights of the token embedding table."""
     ids: Any = batch.kwargs["input_ids"]
     with model.routed(torch.zeros(len(ids), dtype=torch.int64)) as routed:
-        found = find_token_table(routed, (), batch.kwargs)
-    weight = None if found is None else getattr(found.module, "weight", None)
+        table = find_token_table(routed, (), batch.kwargs)
+    weight = None if table is None else getattr(table.module, "weight", None)
     if not isinstance(weight, Tensor):
         raise InputError(
             "PreGate.fit: expected a model with an embedding that reads the token ids, found "

@@ -128,7 +128,7 @@ class PromptCompressor:
             If the probe is not of these states, an encoder comes without a probe, or a score is
             not finite.
         """
-        words = tuple(found.span() for found in UNITS[self.unit].finditer(text))
+        words = tuple(match.span() for match in UNITS[self.unit].finditer(text))
         if not words:
             return CompressedPrompt(text, (), torch.zeros(0, dtype=torch.bool), torch.zeros(0))
         if encoder is not None and probe is None:
@@ -223,7 +223,7 @@ class PromptCompressor:
         with Bar("words of texts", len(texts), progress) as bar:
             for text in texts:
                 cut = _cut(model, text, self.window)
-                words = tuple(found.span() for found in WORD.finditer(cut))[:-1]
+                words = tuple(match.span() for match in WORD.finditer(cut))[:-1]
                 if len(words) > 1:
                     read = self._seen(model, cut, encoder)
                     count = _sums(torch.ones(len(read.starts), dtype=torch.float64), read, words)
@@ -306,8 +306,8 @@ def _tokens(model: Model, text: str) -> tuple[Tensor, list[int]]:
             "PromptCompressor: expected a causal language model with a fast tokenizer, got "
             f"{model.name or type(model.module).__name__}."
         )
-    found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    return torch.tensor([found["input_ids"]]), [a for a, _ in found["offset_mapping"]]
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    return torch.tensor([encoded["input_ids"]]), [a for a, _ in encoded["offset_mapping"]]
 
 
 @torch.no_grad()
@@ -317,13 +317,15 @@ def _read(model: Model, text: str, window: int) -> _Read:
     states, information = list[Tensor](), list[Tensor]()
     for first in range(0, max(n - half, 1), half):
         part = ids[:, first : first + window].to(device)
-        found = model.module(part, output_hidden_states=True)
-        log = found.logits[0].double().log_softmax(-1)
+        output = model.module(part, output_hidden_states=True)
+        log = output.logits[0].double().log_softmax(-1)
         own = -log[:-1].gather(1, part[0, 1:, None])[:, 0]
-        told = torch.cat([own.new_full((1,), math.log(log.shape[1])), own])  # the first is unknown
+        own_information = torch.cat(
+            [own.new_full((1,), math.log(log.shape[1])), own]
+        )  # the first is unknown
         new = slice(half if first else 0, None)
-        states.append(found.hidden_states[-1][0].double()[new].cpu())
-        information.append(told[new].cpu())
+        states.append(output.hidden_states[-1][0].double()[new].cpu())
+        information.append(own_information[new].cpu())
     return _Read(torch.cat(states)[:n], torch.cat(information)[:n], starts)
 
 
@@ -343,7 +345,7 @@ def _encoded(encoder: Model, text: str, window: int) -> _Read:
             f"PromptCompressor: expected window >= {window - room + LEAST_TOKENS} for this "
             f"encoder, got {window}. Special tokens take {window - room} places of a window."
         )
-    found = tokenizer(
+    encoded = tokenizer(
         text,
         truncation=True,
         max_length=window,
@@ -354,7 +356,12 @@ def _encoded(encoder: Model, text: str, window: int) -> _Read:
     )
     device, best = next(encoder.module.parameters()).device, dict[int, tuple[int, int, Tensor]]()
     for k, (ids, where, special) in enumerate(
-        zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        zip(
+            encoded["input_ids"],
+            encoded["offset_mapping"],
+            encoded["special_tokens_mask"],
+            strict=True,
+        )
     ):
         part = torch.tensor([ids], device=device)
         given = {"attention_mask": torch.ones_like(part), "output_hidden_states": True}
@@ -365,8 +372,8 @@ def _encoded(encoder: Model, text: str, window: int) -> _Read:
             if edge >= best.get(token, (-1,))[0]:
                 best[token] = edge, where[i][0], states[i]
     in_order = [best[token] for token in sorted(best)]
-    told = torch.zeros(len(in_order), dtype=torch.float64)
-    return _Read(torch.stack([x for *_, x in in_order]), told, [a for _, a, _ in in_order])
+    unknown = torch.zeros(len(in_order), dtype=torch.float64)
+    return _Read(torch.stack([x for *_, x in in_order]), unknown, [a for _, a, _ in in_order])
 
 
 def _sums(values: Tensor, read: _Read, words: Sequence[tuple[int, int]]) -> Tensor:
@@ -374,8 +381,8 @@ def _sums(values: Tensor, read: _Read, words: Sequence[tuple[int, int]]) -> Tens
     ends = torch.tensor([b for _, b in words])
     member = torch.searchsorted(ends, torch.tensor(read.starts), right=True)
     inside = member < len(words)
-    found = torch.zeros(len(words), dtype=torch.float64)
-    return found.index_add(0, member[inside], values.double()[inside])
+    totals = torch.zeros(len(words), dtype=torch.float64)
+    return totals.index_add(0, member[inside], values.double()[inside])
 
 
 def _cut(model: Model, text: str, window: int) -> str:

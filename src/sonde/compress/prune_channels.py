@@ -155,29 +155,29 @@ class PruneChannels(Rewrite):
 
     def _chosen(self, sets: Sequence[CoupledSet], refused: dict[str, str]) -> list[CoupledSet]:
         """Return the sets that patterns match."""
-        told = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        found = list(sets)
+        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        chosen = list(sets)
         for pattern in self.layers or ():
             names = [name for one in sets for name in one.layers]
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(
                     "PruneChannels.plan: no layer with removable channels matches "
                     f"{pattern!r}.{near(pattern, names)}"
-                    f"{f' Not removable: {told}.' if told else ''}"
+                    f"{f' Not removable: {reasons}.' if told else ''}"
                 )
         if self.layers is not None:
-            found = [
+            chosen = [
                 one
                 for one in sets
                 if any(fnmatchcase(name, p) for name in one.layers for p in self.layers)
             ]
-        if not found:
-            why = told or "each channel reaches the model's output, or a norm mixes all of them"
+        if not chosen:
+            why = reasons or "each channel reaches the model's output, or a norm mixes all of them"
             raise InputError(
                 "PruneChannels.plan: expected channels that other layers read, got none that "
                 f"can be removed ({why}). Use a method that changes single layers."
             )
-        return found
+        return chosen
 
     def _gone(
         self, model: Model, one: CoupledSet, readers: Mapping["_Reader", list[list[int]]]
@@ -239,19 +239,19 @@ class _Reader:
         w, bias, name = self.layer.matrix(), self.layer.module.bias, self.layer.weight
         left = torch.ones(w.shape[1], dtype=torch.bool)
         left[torch.tensor(gone, dtype=torch.long)] = False
-        new, made = torch.zeros_like(w), dict[str, Tensor]()
+        new, tensors = torch.zeros_like(w), dict[str, Tensor]()
         new[:, left] = w[:, left]
         if refit:
             new[:, left] = torch.linalg.solve(self.h[left][:, left], self.h[left] @ w.T).T
             new = rounded_to_half(new) if half else new
-            made[name] = self.layer.tensor(new)
+            tensors[name] = self.layer.tensor(new)
         error, seen = w - new, self.moments.second_moment
         if refit and bias is not None:
             moved = bias.detach().double() + error @ self.moments.mean.to(w)
             moved = rounded_to_half(moved) if half else moved
-            made[name.removesuffix("weight") + "bias"] = moved.to(bias.dtype)
+            tensors[name.removesuffix("weight") + "bias"] = moved.to(bias.dtype)
             seen = self.moments.covariance
-        return made, float(loss_of(error, seen.to(w)).sum())
+        return tensors, float(loss_of(error, seen.to(w)).sum())
 
 
 class _Steps:
@@ -264,12 +264,12 @@ class _Steps:
 
     def costs(self) -> Float[Tensor, "unit"]:
         """Return the increase of the output error without each unit; infinite for removed units."""
-        found = torch.full(self.gone.shape, torch.inf, dtype=torch.float64)
+        costs = torch.full(self.gone.shape, torch.inf, dtype=torch.float64)
         index = self.columns[~self.gone]
         blocks = self.inverse[index[:, :, None], index[:, None, :]]
         parts = self.w.T[index]  # (unit, column, out)
-        found[~self.gone] = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2)).cpu()
-        return found
+        costs[~self.gone] = (torch.linalg.solve(blocks, parts) * parts).sum((1, 2)).cpu()
+        return costs
 
     def take(self, unit: int) -> None:
         """Remove a unit."""

@@ -111,17 +111,17 @@ class QuantCache(CachePacking):
         rest, places, kept = _without_outliers(exact, self.outliers)
         codes, scale, offset = _rounded(rest, self.bits, group)
         width = x.shape[-1]
-        found = PackedMatrix(
+        packed = PackedMatrix(
             _bytes_of(codes, self.bits), scale, offset, places, kept.to(x.dtype), None, None,
             self.bits, group, width, x.dtype,
         )  # fmt: skip
         if not self.rank:
-            return found
-        lost = torch.where(own, exact - found.unpack().double(), 0.0)
+            return packed
+        lost = torch.where(own, exact - packed.unpack().double(), 0.0)
         u, s, vh = torch.linalg.svd(lost, full_matrices=False)
         rank = min(self.rank, s.shape[-1])
         left = (u[..., :rank] * s[..., None, :rank]).to(torch.bfloat16)
-        return replace(found, left=left, right=vh[..., :rank, :].to(torch.bfloat16))
+        return replace(packed, left=left, right=vh[..., :rank, :].to(torch.bfloat16))
 
 
 @final

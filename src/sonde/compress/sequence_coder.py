@@ -117,8 +117,8 @@ class SequenceCoder(Codec):
             raise InputError(
                 "SequenceCoder: the model's configuration has no vocab_size. Pass n_tokens."
             )
-        known = range(self.alphabet)
-        if self.allowed == () or not {*self.before, *(self.allowed or ())} <= {*known}:
+        tokens = range(self.alphabet)
+        if self.allowed == () or not {*self.before, *(self.allowed or ())} <= {*tokens}:
             raise InputError(
                 f"SequenceCoder: expected token ids from 0 to {self.alphabet - 1} in before and "
                 f"allowed, at least one of them allowed, got {self.before} and {self.allowed}."
@@ -221,11 +221,11 @@ class SequenceCoder(Codec):
 
     def _refuse_others(self, reader: Reader) -> None:
         name = "SequenceCoder.decode"
-        told, mine = reader.bytes(8), self._fingerprint()
-        if told not in (mine, self._fingerprint(of_parts=False)):  # earlier versions
+        stored, own = reader.bytes(8), self._fingerprint()
+        if stored not in (own, self._fingerprint(of_parts=False)):  # earlier versions
             raise StateError(
-                f"{name}: the stream was written with another model (fingerprint {told.hex()}, "
-                f"this model has {mine.hex()}), or with other tokens before or allowed. Pass the "
+                f"{name}: the stream was written with another model (fingerprint {stored.hex()}, "
+                f"this model has {own.hex()}), or with other tokens before or allowed. Pass the "
                 "model and the tokens that encoded it."
             )
         of = [".".join(str(reader.count()) for _ in range(3)) for _ in PACKAGES]
@@ -255,8 +255,8 @@ class SequenceCoder(Codec):
         """Return 8 bytes that depend on the model, and on the tokens before and allowed."""
         plain = fingerprint(self.model)
         if of_parts:
-            known = json.dumps(certain_parts(parts(module_of(self.model))), sort_keys=True)
-            plain = blake2b(plain + known.encode(), digest_size=8).digest()
+            own_parts = json.dumps(certain_parts(parts(module_of(self.model))), sort_keys=True)
+            plain = blake2b(plain + own_parts.encode(), digest_size=8).digest()
         if not self.before and self.allowed is None:
             return plain
         allowed = None if self.allowed is None else sorted({*self.allowed})
@@ -265,8 +265,12 @@ class SequenceCoder(Codec):
         ).digest()
 
     def _start(self) -> int:
-        known = (self.start, self._configured("bos_token_id"), self._configured("eos_token_id"))
-        return next((k for k in known if isinstance(k, int)), 0)
+        candidates = (
+            self.start,
+            self._configured("bos_token_id"),
+            self._configured("eos_token_id"),
+        )
+        return next((k for k in candidates if isinstance(k, int)), 0)
 
     def _vocabulary(self) -> int | None:
         return self.n_tokens or self._configured("vocab_size")
@@ -283,9 +287,9 @@ def fingerprint(model: Model | nn.Module) -> bytes:
     for name, x in [*module.named_parameters(), *module.named_buffers()]:
         hashed.update(name.encode() + tensor_key(x))
     if config is not None:
-        told = {k: v for k, v in config.to_dict().items() if k not in _NOT_COMPUTED}
-        told["attention"] = getattr(config, "_attn_implementation", None)
-        hashed.update(json.dumps(told, sort_keys=True, default=str).encode())
+        fields = {k: v for k, v in config.to_dict().items() if k not in _NOT_COMPUTED}
+        fields["attention"] = getattr(config, "_attn_implementation", None)
+        hashed.update(json.dumps(fields, sort_keys=True, default=str).encode())
     return hashed.digest()
 
 

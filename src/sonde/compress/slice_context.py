@@ -111,18 +111,18 @@ class SliceContext(nn.Module):
         draw : torch.Generator, optional
             Of the noise that stands for rounding while training.
         """
-        known, bits = torch.zeros_like(y), y.new_zeros(len(y))
+        decoded, bits = torch.zeros_like(y), y.new_zeros(len(y))
         noise = torch.rand(y.shape, generator=draw, dtype=y.dtype, device=y.device) - 0.5
         for step, (channels, places) in enumerate(self.passes(y)):
-            mean, scale = self.predicted(step, known, hyper)
+            mean, scale = self.predicted(step, decoded, hyper)
             own = y[:, channels] - mean
             new = own + noise[:, channels] if self.training else own.round()
             size = new.abs()  # in the left tail, where differences are exact
             mass = (_below((0.5 - size) / scale) - _below((-0.5 - size) / scale)).clamp(min=LEAST)
             bits = bits - (mass.log2() * places).flatten(1).sum(1)
-            known = known.clone()
-            known[:, channels] = torch.where(places, new + mean, known[:, channels])
-        return known, bits
+            decoded = decoded.clone()
+            decoded[:, channels] = torch.where(places, new + mean, decoded[:, channels])
+        return decoded, bits
 
     def passes(self, y: Tensor) -> Iterator[tuple[slice, Bool[Tensor, "high wide"]]]:
         """Yield the channels and the positions of each pass, in the order of decoding."""
@@ -148,10 +148,10 @@ class SliceContext(nn.Module):
                 f"decoder share, got {0 if hyper is None else hyper.shape[1]}."
             )
         x = known if hyper is None else torch.cat([known, hyper], 1)
-        found = self.near[step](x)
+        context = self.near[step](x)
         if str(step) in self.wide:
-            found = found + self.wide[str(step)](x)
-        mean, spread = self.ahead[step](found).chunk(2, 1)
+            context = context + self.wide[str(step)](x)
+        mean, spread = self.ahead[step](context).chunk(2, 1)
         # clamped before the exponential, whose gradient is not finite far above
         return mean, spread.clamp(float(np.log(SMALLEST)), float(np.log(LARGEST))).exp()
 
@@ -216,16 +216,18 @@ class SliceCodec(Codec):
     def pack(self, x: Tensor) -> bytes:
         """Return the payload: shape, fingerprint, and the rounded differences of each pass."""
         y, threads = _as_maps(x), torch.get_num_threads()
-        known, streams, check = torch.zeros_like(y), list[bytes](), 0
+        decoded, streams, check = torch.zeros_like(y), list[bytes](), 0
         with computing("SliceCodec", self.context, threads):
             for step, (channels, places) in enumerate(self.context.passes(y)):
-                mean, scale = self._predicted(step, known)
+                mean, scale = self._predicted(step, decoded)
                 own = (y[:, channels].double() - mean).round()
                 codes = own[:, :, places].flatten().numpy()
                 scales = scale[:, :, places].flatten().numpy()
                 streams.append(normal_bytes("SliceCodec", codes, 0 * scales, scales))
                 check = zlib.crc32(codes.astype("<i8").tobytes(), check)
-                known[:, channels] = torch.where(places, (own + mean).float(), known[:, channels])
+                decoded[:, channels] = torch.where(
+                    places, (own + mean).float(), decoded[:, channels]
+                )
         head = shape_bytes(x) + self._key() + count_bytes(threads, check)
         return head + b"".join(streams)
 
@@ -235,25 +237,27 @@ class SliceCodec(Codec):
         reader = Reader("SliceCodec", payload)
         shape = reader.shape()
         refuse_others(reader, self._key())
-        threads, check, found = reader.count(), reader.count(), 0
-        known = torch.zeros_like(_as_maps(torch.empty(shape)))
+        threads, check, checksum = reader.count(), reader.count(), 0
+        decoded = torch.zeros_like(_as_maps(torch.empty(shape)))
         with computing("SliceCodec", self.context, threads):
-            for step, (channels, places) in enumerate(self.context.passes(known)):
-                mean, scale = self._predicted(step, known)
+            for step, (channels, places) in enumerate(self.context.passes(decoded)):
+                mean, scale = self._predicted(step, decoded)
                 scales = scale[:, :, places]
                 flat = scales.flatten().numpy()
                 codes = read_normal(reader, 0 * flat, flat)
-                found = zlib.crc32(codes.astype("<i8").tobytes(), found)
+                checksum = zlib.crc32(codes.astype("<i8").tobytes(), checksum)
                 own = torch.zeros_like(mean)
                 own[:, :, places] = torch.from_numpy(codes).double().reshape(scales.shape)
-                known[:, channels] = torch.where(places, (own + mean).float(), known[:, channels])
-        if found != check:
+                decoded[:, channels] = torch.where(
+                    places, (own + mean).float(), decoded[:, channels]
+                )
+        if checksum != check:
             raise StateError(
                 "SliceCodec.decode: the checksum of the decoded numbers differs from that of "
                 "the encoded numbers: this machine predicts other means. Decode where the "
                 "stream was encoded."
             )
-        return known.movedim(1, -1).reshape(shape)
+        return decoded.movedim(1, -1).reshape(shape)
 
     def _predicted(self, step: int, known: Tensor) -> tuple[Tensor, Tensor]:
         """Return rounded means and standard deviations in float64."""
@@ -271,8 +275,8 @@ class SliceCodec(Codec):
         return (mean.double() / MEAN_STEP).round() * MEAN_STEP, table[index.clamp(0, N_SCALES - 1)]
 
     def _key(self) -> bytes:
-        known = () if self.hyper is None else (self.hyper,)
-        return tensors_key(*self.context.state_dict().values(), *known)
+        further = () if self.hyper is None else (self.hyper,)
+        return tensors_key(*self.context.state_dict().values(), *further)
 
 
 def _as_maps(x: Tensor) -> Float[Tensor, "row channel high wide"]:

@@ -117,11 +117,13 @@ def _largest_inputs(
 ) -> list[Float[Tensor, "_in"]]:
     """Return the largest absolute value of each input over all real tokens, group by group."""
     firsts: list[nn.Module] = [group.layers[0].module for group in groups]
-    found: dict[nn.Module, Tensor] = {}
+    largest_of: dict[nn.Module, Tensor] = {}
     for batch in map(right_padded, inputs.batches(0, len(inputs))):
         args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
         for part, x in calls_of(model.module, firsts, args, kwargs):
             rows = without_padding(x, batch)
             largest = rows.reshape(-1, rows.shape[-1]).abs().double().amax(0)
-            found[part] = largest if part not in found else torch.maximum(found[part], largest)
-    return [found[part] for part in firsts]
+            largest_of[part] = (
+                largest if part not in largest_of else torch.maximum(largest_of[part], largest)
+            )
+    return [largest_of[part] for part in firsts]

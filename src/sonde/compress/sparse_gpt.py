@@ -118,12 +118,12 @@ class SparseGPT(Rewrite):
             check_width("SparseGPT", self.pattern, matrix.shape[1], layer.weight)
         new = matrix.clone()
         for rows, h in parts_of(layer, model, grams):
-            found, gone = sparse(matrix[rows], h, self.damp, self.remove, self.pattern)
+            pruned, gone = sparse(matrix[rows], h, self.damp, self.remove, self.pattern)
             if self.refit:
                 certain = lifted(h, layer, model, grams, self.shrinkage)
-                found = refitted(matrix[rows], found, gone, certain)
-            new[rows] = found
-            loss += float(loss_of(matrix[rows] - found, h).sum())
+                pruned = refitted(matrix[rows], pruned, gone, certain)
+            new[rows] = pruned
+            loss += float(loss_of(matrix[rows] - pruned, h).sum())
         if self.half:
             new = rounded_to_half(new)
         return Pruned(layer.tensor(new)), {"loss": loss}
@@ -159,8 +159,8 @@ def sparse(
         stop = min(start + width, len(h))
         scores = w[:, start:stop].square() / upper.diagonal()[start:stop].square()
         if gone is None and pattern is None:
-            found = lowest(scores.reshape(1, -1), round(share * scores.numel()))
-            chosen[:, start:stop] = found.reshape(scores.shape)
+            lowest_here = lowest(scores.reshape(1, -1), round(share * scores.numel()))
+            chosen[:, start:stop] = lowest_here.reshape(scores.shape)
         errors = torch.empty_like(scores)
         for i in range(start, stop):
             if gone is None and pattern is not None and (i - start) % run == 0:

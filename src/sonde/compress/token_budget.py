@@ -78,11 +78,11 @@ def token_budget(
         )
     room, rest = room - least, int(budget) - int(least.sum())
     wanted = _filled(share, room, rest, temperature)
-    found = wanted.floor().long()
-    fraction = torch.where(found < room, wanted - found, -1.0)
-    left = rest - int(found.sum())
-    found[fraction.argsort(descending=True, stable=True)[:left]] += 1
-    return found + least.long()
+    counts = wanted.floor().long()
+    fraction = torch.where(counts < room, wanted - counts, -1.0)
+    left = rest - int(counts.sum())
+    counts[fraction.argsort(descending=True, stable=True)[:left]] += 1
+    return counts + least.long()
 
 
 def segment_relevance(
@@ -142,9 +142,9 @@ def segment_relevance(
                 f"in {n_bad} of {len(rows)}. Check what they come from."
             )
     means = torch.stack([part.mean(0) for part in wide.split(sizes)])
-    found = normalize(means, dim=1) @ normalize(asked, dim=1).T
-    found = found.amax(1) if combine == "max" else found.mean(1)
-    return found.clamp(min=0).to(x.dtype if x.is_floating_point() else torch.float32)
+    relevance = normalize(means, dim=1) @ normalize(asked, dim=1).T
+    relevance = relevance.amax(1) if combine == "max" else relevance.mean(1)
+    return relevance.clamp(min=0).to(x.dtype if x.is_floating_point() else torch.float32)
 
 
 def question_parts(question: str, others: Sequence[str], common: float = 0.5) -> list[str]:
@@ -226,43 +226,43 @@ def shortened(
 
 def _relevances(values: Any, n: int) -> Float[Tensor, "segment"]:
     """Return relevances as float64, checked."""
-    found = as_tensor("token_budget", values, "relevance").detach().double().cpu()
-    if tuple(found.shape) != (n,):
+    relevances = as_tensor("token_budget", values, "relevance").detach().double().cpu()
+    if tuple(relevances.shape) != (n,):
         raise InputError(
             f"token_budget: expected a relevance for each of {n} lengths, got shape "
-            f"{tuple(found.shape)}."
+            f"{tuple(relevances.shape)}."
         )
-    wrong = ~(found.isfinite() & (found >= 0))
+    wrong = ~(relevances.isfinite() & (relevances >= 0))
     if bool(wrong.any()):
         raise InputError(
             "token_budget: expected a finite relevance of 0 or more for each segment, got "
-            f"{float(found[wrong][0]):.3g} for segment {int(wrong.long().argmax())}."
+            f"{float(relevances[wrong][0]):.3g} for segment {int(wrong.long().argmax())}."
         )
-    return found
+    return relevances
 
 
 def _counts(
     name: str, values: Any, what: str, least: int = 0, total: int | None = None
 ) -> list[int]:
     """Return a number of tokens for each segment, checked."""
-    found = as_tensor(name, values, what).detach().cpu().double()
-    if found.ndim != 1 or len(found) == 0:
+    counts = as_tensor(name, values, what).detach().cpu().double()
+    if counts.ndim != 1 or len(counts) == 0:
         raise InputError(
             f"{name}: expected {what} in one dimension, one for each segment, got shape "
-            f"{tuple(found.shape)}."
+            f"{tuple(counts.shape)}."
         )
-    wrong = ~(found.isfinite() & (found >= least) & (found == found.round()))
+    wrong = ~(counts.isfinite() & (counts >= least) & (counts == counts.round()))
     if bool(wrong.any()):
         raise InputError(
             f"{name}: expected {what} as whole numbers of {least} or more, got "
-            f"{float(found[wrong][0]):g} for segment {int(wrong.long().argmax())}."
+            f"{float(counts[wrong][0]):g} for segment {int(wrong.long().argmax())}."
         )
-    if total is not None and int(found.sum()) != total:
+    if total is not None and int(counts.sum()) != total:
         raise InputError(
             f"{name}: expected {what} that sum to {total} tokens, the rows of states, got "
-            f"{found.long().tolist()}."
+            f"{counts.long().tolist()}."
         )
-    return found.long().tolist()
+    return counts.long().tolist()
 
 
 def _check_count(name: str, what: str, value: Any) -> None:
@@ -290,17 +290,17 @@ def _check_questions(question: Any, others: Any) -> None:
 
 def _filled(share: Tensor, longest: Tensor, budget: int, temperature: float | None) -> Tensor:
     """Return fractional numbers of tokens, in proportion but at most a segment's length."""
-    found, free = torch.zeros_like(share), torch.ones(len(share), dtype=torch.bool)
+    filled, free = torch.zeros_like(share), torch.ones(len(share), dtype=torch.bool)
     while True:
-        left = budget - float(found[~free].sum())
+        left = budget - float(filled[~free].sum())
         weight = _weights(torch.where(free, share, 0.0), free, temperature)
         if float(weight.sum()) == 0.0:  # the rest has no relevance: by room alike
             weight = torch.where(free, longest, 0.0)
         tried = weight / weight.sum().clamp(min=1e-300) * left
         over = free & (tried > longest)
         if not bool(over.any()):
-            return torch.where(free, tried, found)
-        found = torch.where(over, longest, found)
+            return torch.where(free, tried, filled)
+        filled = torch.where(over, longest, filled)
         free = free & ~over
 
 

@@ -138,8 +138,8 @@ def unit_use(
                 rows = without_padding(x, batch).flatten(0, -2)
                 k = max(1, round(top * rows.shape[1]))
                 active = (rows.abs() * lengths[down]).topk(k, 1).indices  # pyright: ignore[reportArgumentType]
-                found = torch.bincount(active.flatten().cpu(), minlength=rows.shape[1])
-                counts[down] += found  # pyright: ignore[reportArgumentType]
+                active_counts = torch.bincount(active.flatten().cpu(), minlength=rows.shape[1])
+                counts[down] += active_counts  # pyright: ignore[reportArgumentType]
                 n[down] += len(rows)  # pyright: ignore[reportArgumentType]
             bar.advance(len(batch))
     if min(n.values()) == 0:
@@ -157,7 +157,7 @@ def dense_blocks(owner: str, module: nn.Module) -> list[DenseBlock]:
     InputError
         If there is none.
     """
-    found: list[DenseBlock] = []
+    blocks: list[DenseBlock] = []
     for name, part in module.named_modules():
         maps = {n: c for n, c in part.named_children() if isinstance(c, nn.Linear)}
         if not name or not 2 <= len(maps) <= 3:
@@ -168,13 +168,13 @@ def dense_blocks(owner: str, module: nn.Module) -> list[DenseBlock]:
         own = {id(p) for one in maps.values() for p in one.parameters()}
         alone = all(id(p) in own for p in part.parameters())
         if alone and shapes == {(out, wide)} and wide != out:
-            found.append(DenseBlock(name, part, tuple(ups), down))
-    if not found:
+            blocks.append(DenseBlock(name, part, tuple(ups), down))
+    if not blocks:
         raise InputError(
             f"{owner}: expected dense blocks, modules with one or two linear maps into a hidden "
             f"layer and one out of it, got none in {type(module).__name__}."
         )
-    return found
+    return blocks
 
 
 def by_length(block: DenseBlock) -> Float[Tensor, "unit"]:

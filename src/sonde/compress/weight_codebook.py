@@ -116,15 +116,15 @@ class WeightCodebook(Rewrite):
             clusters(flat[owner == i].flatten(), power[owner == i].flatten(), 2**self.bits)
             for i in range(int(owner.max()) + 1)
         ])  # fmt: skip
-        found = _Learned(flat, scale.double(), owner, book, parts)
-        start = found.loss()
+        learned = _Learned(flat, scale.double(), owner, book, parts)
+        start = learned.loss()
         if self.learn != "none":
             for _ in range(self.steps):
                 if self.learn == "joint":
-                    found.move_codes(self.rate)
-                found.move_book()
-        half = found.book.half()
-        kept = _Learned(flat, scale.double(), owner, half.double(), parts, found.codes)
+                    learned.move_codes(self.rate)
+                learned.move_book()
+        half = learned.book.half()
+        kept = _Learned(flat, scale.double(), owner, half.double(), parts, learned.codes)
         codes = pack(kept.codes.to(torch.uint8), self.bits)
         change = Coded(codes, half, owner.to(torch.uint8), scale, w.shape[1], turned=layer.turned)
         return change, {"loss": kept.loss(), "loss_start": start}
@@ -179,9 +179,9 @@ class _Learned:
                 inside = (self.codes + way * far >= 0) & (self.codes + way * far < n)
                 step = torch.where(inside, -rate * slope * way * near, 0.0)
                 self.scores.scatter_add_(2, other[..., None], step[..., None])
-        found = self.scores.argmax(-1)
-        better = self._losses(found)[0] < losses
-        self.codes = torch.where(better[:, None], found, self.codes)
+        proposed = self.scores.argmax(-1)
+        better = self._losses(proposed)[0] < losses
+        self.codes = torch.where(better[:, None], proposed, self.codes)
 
     def move_book(self) -> None:
         """Take gradient steps on the codebooks, as long as the error falls."""

@@ -82,16 +82,16 @@ def yes_relevance(
     rows = [_row(segment, part, template) for segment in segments for part in parts]
     if not all(row["text"] for row in rows):
         raise InputError("yes_relevance: expected prompts with a text, got an empty one.")
-    found = torch.zeros(len(rows), 2, dtype=torch.float64)
+    logits = torch.zeros(len(rows), 2, dtype=torch.float64)
     try:
         inputs = open_inputs(model, rows, batch_size=batch_size, long="error")
         for batch in map(right_padded, inputs.batches(0, len(rows))):
-            found[batch.order] = _logits(model, batch)[:, tokens].double().cpu()
+            logits[batch.order] = _logits(model, batch)[:, tokens].double().cpu()
     except InputError:
         _refuse_long(model, rows, len(parts))
         raise
-    _check_finite("yes_relevance", found)
-    chance = found.softmax(1)[:, 0].unflatten(0, (len(segments), len(parts)))
+    _check_finite("yes_relevance", logits)
+    chance = logits.softmax(1)[:, 0].unflatten(0, (len(segments), len(parts)))
     return (chance.amax(1) if combine == "max" else chance.mean(1)).float()
 
 
@@ -156,8 +156,8 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
             return_dict_in_generate=True,
         )
     _check_finite("asked_parts", torch.stack(out.logits))
-    made = out.sequences[0, ids.shape[1] :]
-    answer = tokenizer.decode(made, skip_special_tokens=True).strip()
+    written = out.sequences[0, ids.shape[1] :]
+    answer = tokenizer.decode(written, skip_special_tokens=True).strip()
     line = answer.splitlines()[0] if answer else ""
     return [part.strip() for part in re.split("[,;]", line) if part.strip()] or [question]
 
@@ -264,8 +264,8 @@ def _first_tokens(model: Model, answers: Any) -> list[int]:
             f"{answers!r}. Pass answers=(' yes', ' no')."
         )
     tokenizer = _tokenizer(model)
-    found = [tokenizer(a, add_special_tokens=False)["input_ids"][:1] for a in pair]
-    for answer, ids in zip(pair, found, strict=True):
+    firsts = [tokenizer(a, add_special_tokens=False)["input_ids"][:1] for a in pair]
+    for answer, ids in zip(pair, firsts, strict=True):
         if not ids:
             raise InputError(
                 f"yes_relevance: expected answers of a token or more, got {answer!r}, which has "
@@ -275,12 +275,12 @@ def _first_tokens(model: Model, answers: Any) -> list[int]:
             raise InputError(
                 f"yes_relevance: expected answers that the tokenizer knows, got {answer!r}."
             )
-    if found[0] == found[1]:
+    if firsts[0] == firsts[1]:
         raise InputError(
-            f"yes_relevance: expected answers that begin with different tokens, got {found} for "
+            f"yes_relevance: expected answers that begin with different tokens, got {firsts} for "
             f"{answers}. Leave the blank before them out, or name other answers."
         )
-    return [ids[0] for ids in found]
+    return [ids[0] for ids in firsts]
 
 
 def _tokenizer(model: Model) -> Any:

@@ -96,8 +96,8 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
 
     A class may refuse in a file what it lets a caller set.
     """
-    told = json.loads(config.to_json_string())
-    new = type(config).from_dict({**told, **options})
+    fields = json.loads(config.to_json_string())
+    new = type(config).from_dict({**fields, **options})
     new._attn_implementation = config._attn_implementation
     return new
 
@@ -112,21 +112,21 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     written = config_dict(directory)
-    if (made := written.get(FACTORY_KEY)) is not None:
+    if (factory := written.get(FACTORY_KEY)) is not None:
         raise InputError(
-            f"load: {directory} holds the weights of a model that the function {made} makes. "
-            f"sonde does not run a function that a file names: pass {made}@{directory} if you "
+            f"load: {directory} holds the weights of a model that the function {factory} makes. "
+            f"sonde does not run a function that a file names: pass {factory}@{directory} if you "
             "trust this function."
         )
     remote = written.get("auto_map")
-    known = written.get("model_type") in CONFIG_MAPPING
-    if remote and not known and not trust_remote_code:
+    is_known = written.get("model_type") in CONFIG_MAPPING
+    if remote and not is_known and not trust_remote_code:
         raise InputError(
             f"load: {directory} contains Python code that must run to build the model (model "
             f"type {written.get('model_type')!r}). Read that code, then pass "
             "trust_remote_code=True (--trust-remote-code)."
         )
-    if not remote and not known:
+    if not remote and not is_known:
         names = near(str(written.get("model_type")), CONFIG_MAPPING)
         raise InputError(
             f"load: transformers does not know the model type {written.get('model_type')!r} in "
@@ -151,9 +151,9 @@ def model_class(config: Any, directory: Path, trust_remote_code: bool, embeds: b
     named: Sequence[str] = getattr(config, "architectures", None) or ()
     if trust_remote_code and getattr(config, "auto_map", None):
         return _remote_class(config.auto_map, transformers)
-    known = getattr(transformers, named[0], None) if named else None
-    if isinstance(known, type) and issubclass(known, transformers.PreTrainedModel):
-        return known
+    named_class = getattr(transformers, named[0], None) if named else None
+    if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
+        return named_class
     for mapping in (
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -161,8 +161,8 @@ def model_class(config: Any, directory: Path, trust_remote_code: bool, embeds: b
         auto.MODEL_MAPPING,
     ):
         if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple | list) else found
+            kind = mapping[type(config)]
+            return kind[0] if isinstance(kind, tuple | list) else kind
     raise InputError(
         f"load: no language model, classifier or base model for {type(config).__name__} "
         f"({directory}). {LIVE}"
@@ -304,14 +304,14 @@ def _wide_tensors(
         with safe_open(path, "pt") as file:
             return file.get_tensor(name)
 
-    found: dict[str, dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]]] = {}
+    by_dtype: dict[str, dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a file of safetensors is no mapping)
                 part = file.get_slice(name)
                 shape = torch.empty(part.get_shape(), device="meta")
-                found.setdefault(part.get_dtype(), {})[name] = shape, partial(read, path, name)
-    return found.get("F32", {}) if found.keys() & {"F16", "BF16"} else {}
+                by_dtype.setdefault(part.get_dtype(), {})[name] = shape, partial(read, path, name)
+    return by_dtype.get("F32", {}) if by_dtype.keys() & {"F16", "BF16"} else {}
 
 
 def _is_lost(x: torch.Tensor, dtype: torch.dtype | None) -> bool:
@@ -331,8 +331,8 @@ def usable_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        device = torch.device(name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         if name == "gpu":
@@ -341,4 +341,4 @@ def usable_device(name: str) -> torch.device:
             f"load: expected a device like auto, cpu, cuda, cuda:1, mps or map, got {name!r} "
             f"({reason})."
         ) from None
-    return found
+    return device

@@ -58,8 +58,8 @@ def checkpoint_directory(name: str, with_code: bool) -> Path:
     if path.is_file():
         raise InputError(_about_file(path))
     if path.suffix in MODEL_FILES and not path.exists():
-        known = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"load: no such file: {name}.{near(path.name, known)}")
+        neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"load: no such file: {name}.{near(path.name, neighbours)}")
     if not path.is_dir():
         path = _fetch(name, with_code)
     _refuse(path, name)
@@ -85,12 +85,12 @@ def json_object(path: Path) -> dict[str, Any]:
             "configuration."
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"load: {path} is not valid JSON: {reason_of(error)}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"load: expected a JSON object in {path}, got {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"load: expected a JSON object in {path}, got {type(content).__name__}.")
+    return content
 
 
 def stages_of(path: Path) -> list[tuple[str, Path]]:
@@ -196,10 +196,12 @@ def _fetch(name: str, with_code: bool) -> Path:
     wanted = [*HUB_FILES, *(["*.py"] if with_code else [])]
     choice = {"allow_patterns": wanted, "ignore_patterns": list(HUB_LEFT_OUT)}
     try:
-        found = Path(snapshot_download(name, **choice))
-        inside = [str(folder.relative_to(found)) for _, folder in stages_of(found)]
+        folder_fetched = Path(snapshot_download(name, **choice))
+        inside = [
+            str(folder.relative_to(folder_fetched)) for _, folder in stages_of(folder_fetched)
+        ]
         below = [f"{folder}/{files}" for folder in inside if folder != "." for files in HUB_FILES]
-        return Path(snapshot_download(name, allow_patterns=below)) if below else found
+        return Path(snapshot_download(name, allow_patterns=below)) if below else folder_fetched
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
         reason = "the hub cannot be reached"
     except Exception as error:

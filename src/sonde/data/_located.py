@@ -26,7 +26,7 @@ def located(text: TextEncoder, whole: str) -> tuple[list[int], list[int]]:
     if text.vocabulary.bytes_only:
         ids = list(whole.encode("utf-8", "surrogatepass"))
         return ids, list(range(len(ids)))
-    found = text.tokenizer(
+    encoded = text.tokenizer(
         whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    return list(found["input_ids"]), [max(a, b - 1) for a, b in found["offset_mapping"]]
+    return list(encoded["input_ids"]), [max(a, b - 1) for a, b in encoded["offset_mapping"]]

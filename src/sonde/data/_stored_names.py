@@ -124,8 +124,8 @@ class StoredNames:
                 parts[loaded].append((pattern, name))
             else:
                 self.loaded[name] = loaded if loaded in own else self._placed(loaded)
-        for loaded, found in parts.items():
-            self.joined.append(self._join(by_pattern[found[0][0]], loaded, found, stored))
+        for loaded, members in parts.items():
+            self.joined.append(self._join(by_pattern[members[0][0]], loaded, members, stored))
         self._used = used_rules(rules)
 
     def _placed(self, name: str) -> str:
@@ -147,12 +147,12 @@ class StoredNames:
             own = copy.deepcopy(rule)
             for pattern, name in found:
                 own.add_tensor(loaded, name, pattern, values[name])
-            made = converted(own.convert(loaded, model=module, config=module.config))
-            return {name: x[0] if isinstance(x, list) else x for name, x in made.items()}
+            joined = converted(own.convert(loaded, model=module, config=module.config))
+            return {name: x[0] if isinstance(x, list) else x for name, x in joined.items()}
 
         names = tuple(name for _, name in found)
         try:
-            made = load({name: stored[name] for name in names})
+            sample = load({name: stored[name] for name in names})
         except Exception:  # whatever an operation raises for tensors without numbers
-            made = {loaded: module.state_dict()[loaded]}
-        return Joined(names, made, load)
+            sample = {loaded: module.state_dict()[loaded]}
+        return Joined(names, sample, load)

@@ -180,11 +180,11 @@ def load_arrays(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)
-        found = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"x": found}
-        with found:
-            return {name: found[name] for name in found.files}
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
     except InputError:
         raise
     except ValueError as error:
@@ -222,8 +222,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _in_order(names: list[str], metadata: Mapping[str, str] | None) -> list[str]:
     """Return names in the order of execution if an exported store states it, else unchanged."""
     try:
-        said = json.loads((metadata or {})["sonde"])["arrays"]
-        place = {str(name): i for i, name in enumerate(said)}
+        listed = json.loads((metadata or {})["sonde"])["arrays"]
+        place = {str(name): i for i, name in enumerate(listed)}
     except (LookupError, ValueError, TypeError, RecursionError):
         return names
     return sorted(names, key=lambda name: place.get(name, -1))
@@ -237,10 +237,10 @@ def _check_header(path: Path) -> None:
         if not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise InputError(f"{path} is not a safetensors file: its header says {length} bytes.")
         try:
-            found = json.loads(file.read(length))
+            header = json.loads(file.read(length))
         except (ValueError, RecursionError):
             raise InputError(f"{path} is not a safetensors file: its header is not JSON.") from None
-    if not isinstance(found, Mapping):
+    if not isinstance(header, Mapping):
         raise InputError(f"{path} is not a safetensors file: its header is not a JSON object.")
 
 
@@ -276,7 +276,7 @@ def _labels(values: Any, name: str, path: Path) -> np.ndarray:
     column = LabelColumn()
     for value in values.tolist():
         column.add(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
-    found = column.finish(None, None, name)
-    if found.reason and not found.names and not found.any:
-        warnings.warn(f"{path}: {found.reason}.", SondeWarning, stacklevel=3)
-    return found.values
+    labels = column.finish(None, None, name)
+    if labels.reason and not labels.names and not labels.any:
+        warnings.warn(f"{path}: {labels.reason}.", SondeWarning, stacklevel=3)
+    return labels.values

@@ -79,16 +79,16 @@ class AudioEncoder(Encoder):
 
     def key(self, row: Row) -> bytes:
         """Hash the bytes of the file, or the samples in memory and their rate."""
-        found = stored(row, self.column, self.base)
-        if isinstance(found, bytes):
-            return bytes_key(found)
-        samples, rate = self._given(found)
+        value = stored(row, self.column, self.base)
+        if isinstance(value, bytes):
+            return bytes_key(value)
+        samples, rate = self._given(value)
         return tensor_key(torch.from_numpy(np.append(samples.reshape(-1), np.float64(rate))))
 
     def size(self, row: Row) -> int:
         """Return the bytes of the file or of the samples."""
-        found = stored(row, self.column, self.base)
-        return len(found) if isinstance(found, bytes) else self._given(found)[0].nbytes
+        value = stored(row, self.column, self.base)
+        return len(value) if isinstance(value, bytes) else self._given(value)[0].nbytes
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
         """Return one example for each recording, and the number of samples cut off."""
@@ -111,11 +111,11 @@ class AudioEncoder(Encoder):
                 bad[i] = str(error)
         if not samples:
             return Collated(bad=bad)
-        made = self._features(samples)
-        x = made.pop(self.main)
+        features = self._features(samples)
+        x = features.pop(self.main)
         x = x if self.dtype is None else x.to(self.dtype)
         args, kwargs = called(self.main, x, self.names)
-        kwargs |= {name: value for name, value in made.items() if name in self.names}
+        kwargs |= {name: value for name, value in features.items() if name in self.names}
         if self.start is not None:
             kwargs["decoder_input_ids"] = torch.full((len(samples), 1), self.start)
         return Collated(args, kwargs, bad=bad)
@@ -128,8 +128,8 @@ class AudioEncoder(Encoder):
         InputError
             If it cannot be decoded, is empty, or holds values that are not finite.
         """
-        found = stored(row, self.column, self.base)
-        values, rate = decode(found) if isinstance(found, bytes) else self._given(found)
+        value = stored(row, self.column, self.base)
+        values, rate = decode(value) if isinstance(value, bytes) else self._given(value)
         values = values.mean(axis=1) if values.ndim == 2 else values
         if not len(values):
             raise InputError("the recording is empty")
@@ -142,15 +142,15 @@ class AudioEncoder(Encoder):
         return {"kind": self.kind, "inputs": [self.column], "rate": self.rate, **self.origin}
 
     def _features(self, samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        made = self.processor(samples, sampling_rate=self.rate, return_tensors="pt")
-        return dict(made)
+        features = self.processor(samples, sampling_rate=self.rate, return_tensors="pt")
+        return dict(features)
 
-    def _given(self, found: Any) -> tuple[np.ndarray, int]:
+    def _given(self, value: Any) -> tuple[np.ndarray, int]:
         """Return samples in memory with their rate; integers become fractions of their range."""
         rate = self.rate
-        if isinstance(found, Mapping):
-            found, rate = found["array"], int(found.get("sampling_rate") or rate)
-        values = np.asarray(found)
+        if isinstance(value, Mapping):
+            value, rate = value["array"], int(value.get("sampling_rate") or rate)
+        values = np.asarray(value)
         if values.ndim not in (1, 2) or values.dtype.kind not in "fi":
             raise InputError(
                 f"expected samples (sample,) or (sample, channel), got {values.dtype} of shape "
@@ -162,11 +162,11 @@ class AudioEncoder(Encoder):
 
     def _length(self, row: Row) -> int:
         """Return the samples of a recording at the model's rate, from its header if possible."""
-        found = stored(row, self.column, self.base)
-        if isinstance(found, bytes):
-            n, rate = _header(found)
+        value = stored(row, self.column, self.base)
+        if isinstance(value, bytes):
+            n, rate = _header(value)
         else:
-            values, rate = self._given(found)
+            values, rate = self._given(value)
             n = len(values)
         return -(-n * self.rate // rate)
 
@@ -179,22 +179,22 @@ def stored(row: Row, column: str, base: Path) -> Any:
     InputError
         If there is no such file, or it is too large.
     """
-    found = row.get(column)
-    if isinstance(found, Mapping) and found.get("array") is None:
-        found = found.get("bytes") or found.get("path")
-    if isinstance(found, str | Path):
-        path = base / found
+    value = row.get(column)
+    if isinstance(value, Mapping) and value.get("array") is None:
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str | Path):
+        path = base / value
         if not path.is_file():
             raise InputError(f"no such audio file: {path}")
         if path.stat().st_size > MAX_AUDIO_BYTES:
             raise InputError(f"the recording is larger than {MAX_AUDIO_BYTES >> 20} MiB")
         return path.read_bytes()
-    if isinstance(found, bytes | Mapping | np.ndarray | list):
-        return found
-    if isinstance(found, torch.Tensor):
-        return found.numpy()
+    if isinstance(value, bytes | Mapping | np.ndarray | list):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
     raise InputError(
-        f"expected a recording or its path in column {column!r}, got {type(found).__name__}"
+        f"expected a recording or its path in column {column!r}, got {type(value).__name__}"
     )
 
 

@@ -226,11 +226,11 @@ def _check_span(span: tuple[str, str], kind: Kind, sample: Sample, source: str) 
             f"{source}: expected texts, since a span is a part of a text, got items of kind "
             f"{kind!r}. Leave out span= (--span)."
         )
-    found = [name for name in span if name in sample]
-    if len(found) == 1:
+    present = [name for name in span if name in sample]
+    if len(present) == 1:
         (missing,) = (name for name in span if name not in sample)
         _must_exist(missing, sample, source)
-    return bool(found)
+    return bool(present)
 
 
 def _must_exist(name: str | None, sample: Sample, source: str) -> None:
@@ -337,9 +337,9 @@ def _audio(free: Sample, model: str, source: str) -> str:
     for name in (*AUDIO_NAMES, *(strings if len(strings) == 1 else ())):
         if name in free:
             return name
-    found = f"the columns {', '.join(free)}" if free else "no unused column"
+    others = f"the columns {', '.join(free)}" if free else "no unused column"
     raise InputError(
-        f"{model} reads recordings, but {source} has {found}. Call the column of files or "
+        f"{model} reads recordings, but {source} has {others}. Call the column of files or "
         "samples 'audio'."
     )
 
@@ -423,13 +423,13 @@ def _not_numbers(name: str, source: str) -> InputError:
 def _no_column(
     free: Sample, candidates: Sequence[str], what: str, flag: str, model: str, source: str
 ) -> InputError:
-    found = f"the columns {', '.join(free)}" if free else "no unused column"
+    others = f"the columns {', '.join(free)}" if free else "no unused column"
     many = f" (these columns could be meant: {', '.join(candidates)})" if candidates else ""
     return InputError(
-        f"{model} reads {what}s, but {source} has {found}{many}. Name the column with {flag}, "
+        f"{model} reads {what}s, but {source} has {others}{many}. Name the column with {flag}, "
         "or pass data of the right kind."
         if what in ("text", "image", "item")
-        else f"{model} needs an {what}, but {source} has {found}. Pass {flag}."
+        else f"{model} needs an {what}, but {source} has {others}. Pass {flag}."
     )
 
 

@@ -85,14 +85,14 @@ class _Contrast(Source):
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Return some items of either side or both."""
-        n, found = self._first, list[Row]()
+        n, rows = self._first, list[Row]()
         for label, side, first, last in (
             (0, self._sides[0], start, min(stop, n)),
             (1, self._sides[1], max(start - n, 0), stop - n),
         ):
             if first < last:
-                found += [self._labelled(row, label) for row in side.take(first, last)]
-        return found
+                rows += [self._labelled(row, label) for row in side.take(first, last)]
+        return rows
 
     def where(self, index: int) -> str:
         """Return the location of an item for messages, as its side gives it."""

@@ -202,8 +202,8 @@ class _Kept(Source):
 
     def labels(self, column: str) -> Iterator[Any] | None:
         """Yield a column of every kept row without building inputs; None if not cheaper."""
-        found = self._source.labels(column)
-        return None if found is None else self._picked(found)
+        every = self._source.labels(column)
+        return None if every is None else self._picked(every)
 
     def names_of(self, column: str) -> Sequence[str] | None:
         """Return the class names behind the integers of a label column, or None."""
@@ -234,11 +234,11 @@ def _chosen(rows: Any, kept: Int[np.ndarray, "row"]) -> list[Any]:
 def _keys(row: Any, base: Path) -> tuple[bytes, bytes]:
     """Return the hashes of a row without and with its id."""
     if not isinstance(row, Mapping):
-        found = _content(row, base)
-        return found, found
+        content = _content(row, base)
+        return content, content
     named: Mapping[Any, Any] = row
-    found = _content({k: v for k, v in named.items() if k != ID}, base)
-    return found, found + _content(named.get(ID), base)
+    content = _content({k: v for k, v in named.items() if k != ID}, base)
+    return content, content + _content(named.get(ID), base)
 
 
 def _content(value: Any, base: Path) -> bytes:
@@ -289,8 +289,8 @@ def _by_chance(rows: Sequence[Any], n: int) -> bool:
             counts.setdefault(name, Counter())[value] += 1
     pairs = len(rows) * (len(rows) - 1)
     chance = 0.0
-    for found in counts.values():
-        equal = sum(k * (k - 1) for k in found.values()) / pairs
+    for counted in counts.values():
+        equal = sum(k * (k - 1) for k in counted.values()) / pairs
         if equal == 0:
             return False
         chance += math.log(equal)

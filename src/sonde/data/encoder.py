@@ -139,11 +139,11 @@ def forward_names(module: nn.Module) -> frozenset[str]:
     arguments for its loss alone (``labels``) are left out.
     """
     inner = _unwrapped(module)
-    found = _parameters(inner)
+    parameters = _parameters(inner)
     of_library = hasattr(inner, "main_input_name")
-    names_all = of_library or "attention_mask" in found
-    hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in found.values())
-    names = frozenset(found) - (_LOSS_ONLY if of_library else frozenset())
+    names_all = of_library or "attention_mask" in parameters
+    hands_on = not names_all and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    names = frozenset(parameters) - (_LOSS_ONLY if of_library else frozenset())
     return names | ({ANY} if hands_on else set())
 
 

@@ -148,9 +148,9 @@ def _longest(model: Model, listing: Listing, encoder: Encoder) -> int:
     if isinstance(encoder, TrajectoryEncoder | SpanEncoder):
         return int(listing.length.max())
     if isinstance(encoder, TextEncoder):
-        known = int(listing.length.max())
+        listed = int(listing.length.max())
         bound = int(listing.size[listing.length == 0].max(initial=0)) + 8
-        return max(known, min(bound, encoder.max_length or bound))
+        return max(listed, min(bound, encoder.max_length or bound))
     if isinstance(encoder, ImageTextEncoder):
         return encoder.max_length or 1
     image, patch = (
@@ -184,14 +184,14 @@ def _are_arguments(columns: Sequence[str], names: frozenset[str], model: Model) 
 
 
 def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
-    found = next((name for name in layout.beside if name in names), None)
-    if found is not None:
+    extra = next((name for name in layout.beside if name in names), None)
+    if extra is not None:
         raise InputError(
-            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have a "
+            f"{model.name or 'the model'}.forward has an argument {extra!r}, and the data have a "
             f"column of that name and a column {layout.inputs[0]!r}; these two columns cannot be "
-            f"read together. Give items of tensors (input_ids or pixel_values, and {found!r}), "
-            f"declare {found!r} as the label (--label-column {found}), or leave it out "
-            f"(--ignore-columns {found})."
+            f"read together. Give items of tensors (input_ids or pixel_values, and {extra!r}), "
+            f"declare {extra!r} as the label (--label-column {extra}), or leave it out "
+            f"(--ignore-columns {extra})."
         )
 
 

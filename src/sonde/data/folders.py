@@ -24,22 +24,22 @@ class MediaFolder(Source):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-        found = {
+        files_of = {
             kind: [p.relative_to(path) for p in files if p.suffix.lower() in suffixes]
             for kind, suffixes in _KINDS.items()
         }
-        self._kind = "audio" if found["audio"] else "image"
-        self._files = found[self._kind]
+        self._kind = "audio" if files_of["audio"] else "image"
+        self._files = files_of[self._kind]
         if not self._files:
             raise InputError(
                 f"{path} contains neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor "
                 f"recordings ({', '.join(sorted(AUDIO_SUFFIXES))}). Pass a folder of images or "
                 "recordings, a table, or a data set saved with save_to_disk."
             )
-        if found["image"] and found["audio"]:
+        if files_of["image"] and files_of["audio"]:
             raise InputError(
-                f"{path} holds {plural(len(found['image']), 'image')} and "
-                f"{plural(len(found['audio']), 'recording')}. Pass a folder with only one of "
+                f"{path} holds {plural(len(files_of['image']), 'image')} and "
+                f"{plural(len(files_of['audio']), 'recording')}. Pass a folder with only one of "
                 "these kinds."
             )
 

@@ -77,14 +77,14 @@ def _part_of(part: Part, docstring: str, code: str) -> str:
 @cache  # commands open both kinds several times
 def _first_functions(root: Path, files: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """Return file, docstring, code and name of the first functions of files."""
-    found: list[tuple[str, str, str, str]] = []
+    functions: list[tuple[str, str, str, str]] = []
     for file in files:
         text = (root / file).read_bytes().decode("utf-8", "replace")
         for name, docstring, code in list(_functions(text))[:MOST_OF_FILE]:
-            found.append((file, docstring, code, f"{file}:{name}"))
-        if len(found) >= MOST:
+            functions.append((file, docstring, code, f"{file}:{name}"))
+        if len(functions) >= MOST:
             break
-    return found[:MOST]
+    return functions[:MOST]
 
 
 def _functions(text: str) -> Iterator[tuple[str, str, str]]:

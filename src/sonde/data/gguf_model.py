@@ -35,15 +35,15 @@ def gguf_file(path: Path) -> Path | None:
     """
     if path.is_file():
         return path if path.suffix == SUFFIX else None
-    found = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else []
-    if not found or any(path.glob("*.safetensors")):
+    files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else []
+    if not files or any(path.glob("*.safetensors")):
         return None
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found[:6])
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:6])
         raise InputError(
-            f"load: {path} holds {plural(len(found), 'GGUF file')} ({names}). Pass the path of one."
+            f"load: {path} holds {plural(len(files), 'GGUF file')} ({names}). Pass the path of one."
         )
-    return found[0]
+    return files[0]
 
 
 def from_gguf(file: Path, device: str, dtype: str, processor: Any) -> Model:

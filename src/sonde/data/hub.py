@@ -23,15 +23,15 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 class HubData(Source):
     """A ``datasets.Dataset``, memory-mapped, with undecoded images and recordings."""
 
-    def __init__(self, found: Any, name: str) -> None:
+    def __init__(self, dataset: Any, name: str) -> None:
         import datasets
 
         self.name = name
-        self._features = dict(found.features)
+        self._features = dict(dataset.features)
         for column, feature in self._features.items():
             if isinstance(feature, datasets.Image | datasets.Audio):
-                found = found.cast_column(column, type(feature)(decode=False))
-        self._found = found.with_format(None)
+                dataset = dataset.cast_column(column, type(feature)(decode=False))
+        self._found = dataset.with_format(None)
 
     def where(self, index: int) -> str:
         """Return the location of a row for messages."""
@@ -67,10 +67,10 @@ def from_disk(path: Path, split: str | None, wanted: str | None = None) -> Sourc
     datasets = _library(str(path))
     with quiet():
         try:
-            found = datasets.load_from_disk(str(path))
+            dataset = datasets.load_from_disk(str(path))
         except Exception as error:
             raise InputError(f"{path} is not a readable data set: {error}") from error
-    return _one_split(found, split, wanted, str(path))
+    return _one_split(dataset, split, wanted, str(path))
 
 
 def from_live(items: Any, wanted: str | None = None) -> Source:
@@ -85,21 +85,21 @@ def from_hub(name: str, wanted: str | None = None) -> Source:
     """
     path, config, split = _parts(name)
     try:
-        found = _loaded(name, path, config)
+        dataset = _loaded(name, path, config)
     except InputError:
         if config is None or split is not None:
             raise
-        found = _without_config(name, path, config)
+        dataset = _without_config(name, path, config)
         config, split = None, config
-    return _one_split(found, split, wanted, path if config is None else f"{path}:{config}")
+    return _one_split(dataset, split, wanted, path if config is None else f"{path}:{config}")
 
 
 def _without_config(name: str, path: str, split: str) -> Any:
     """Return the data set whose split was given in a configuration's place, if it exists."""
-    found = _loaded(name, path, None)
-    if split not in getattr(found, "keys", list)():
+    dataset = _loaded(name, path, None)
+    if split not in getattr(dataset, "keys", list)():
         _loaded(name, path, split)
-    return found
+    return dataset
 
 
 def _loaded(name: str, path: str, config: str | None) -> Any:
@@ -111,7 +111,7 @@ def _loaded(name: str, path: str, config: str | None) -> Any:
         datasets.disable_progress_bars()
         try:
             with nullcontext() if _hub_has(path) else offline():
-                found = datasets.load_dataset(path, config)
+                dataset = datasets.load_dataset(path, config)
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise InputError(
@@ -122,7 +122,7 @@ def _loaded(name: str, path: str, config: str | None) -> Any:
         finally:
             if not bars:
                 datasets.enable_progress_bars()
-    return found
+    return dataset
 
 
 def _hub_has(path: str) -> bool:
@@ -173,7 +173,7 @@ def _one_split(found: Any, split: str | None, wanted: str | None, name: str) -> 
         if split is not None:
             raise InputError(f"data: {name} has no splits. Leave out /{split}.")
         return HubData(found, name)
-    known = list(found.keys())
-    chosen = chosen_split(name, known, split, wanted)
+    splits = list(found.keys())
+    chosen = chosen_split(name, splits, split, wanted)
     source = HubData(found[chosen], f"{name}/{chosen}")
-    return source.of_split(chosen, known, split is not None)
+    return source.of_split(chosen, splits, split is not None)

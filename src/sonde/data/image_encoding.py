@@ -89,8 +89,8 @@ def _channels(model: Model, processor: Any) -> int:
 
 
 def _first_channels(module: nn.Module) -> int | None:
-    found = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    return None if found is None else found.in_channels
+    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if convolution is None else convolution.in_channels
 
 
 def _image_processor(model: Model, images: ImageFlags) -> Any:

@@ -87,8 +87,8 @@ class ImageTextEncoder(Encoder):
         if self.text is None or self.max_length is None or not self.two_towers:
             return super().pieces(rows)
         tokenizer = self.processor.tokenizer
-        found = tokenizer([self._text(row) for row in rows], verbose=False)["input_ids"]
-        return [[Piece(truncated=self._cut(len(ids)))] for ids in found]
+        ids_of = tokenizer([self._text(row) for row in rows], verbose=False)["input_ids"]
+        return [[Piece(truncated=self._cut(len(ids)))] for ids in ids_of]
 
     def _cut(self, length: int) -> int:
         """Return how many of ``length`` tokens are cut off; raise if cutting is not allowed."""
@@ -111,25 +111,25 @@ class ImageTextEncoder(Encoder):
         for i, item in enumerate(items):
             try:
                 if self.image is not None:
-                    found = decode(stored(item.value, self.image, self.base))
-                    images.append(with_channels(found, COLOURS))
+                    picture = decode(stored(item.value, self.image, self.base))
+                    images.append(with_channels(picture, COLOURS))
             except InputError as error:
                 bad[i] = str(error)
             else:
                 texts.append(self._text(item.value))
         if not texts:
             return Collated(bad=bad)
-        made = self.processed(images, texts)
-        mask = made.get("attention_mask")
-        ids = made.get("input_ids")
-        kwargs = {name: x for name, x in made.items() if takes(name, self.names)}
+        processed = self.processed(images, texts)
+        mask = processed.get("attention_mask")
+        ids = processed.get("input_ids")
+        kwargs = {name: x for name, x in processed.items() if takes(name, self.names)}
         return Collated(
             kwargs=kwargs,
             mask=None if mask is None else mask.bool(),
             special=_among(ids, self.special, mask),
             placeholder=_among(ids, self.placeholders, mask),
-            grid=self._grid(made),
-            packed=_packed(made, len(texts)),
+            grid=self._grid(processed),
+            packed=_packed(processed, len(texts)),
             columns=picture_columns(images) if images else {},
             bad=bad,
         )
@@ -154,16 +154,16 @@ class ImageTextEncoder(Encoder):
             given |= {"text": prompts, "padding_side": "right", "padding": True}
             given |= {"add_special_tokens": False} if starts else {}
         try:
-            made = dict(self.processor(**given, return_tensors="pt"))
+            tensors = dict(self.processor(**given, return_tensors="pt"))
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"images and texts: {type(self.processor).__name__} fails ({reason})."
             ) from error
-        length = made["input_ids"].shape[1] if "input_ids" in made else 0
+        length = tensors["input_ids"].shape[1] if "input_ids" in tensors else 0
         if not self.two_towers:
             self._cut(length)
-        return {name: self._cast(x) for name, x in made.items()}
+        return {name: self._cast(x) for name, x in tensors.items()}
 
     def prompt(self, text: str) -> str:
         """Return a text with its image's placeholder, as a language model reads it."""
@@ -197,10 +197,10 @@ class ImageTextEncoder(Encoder):
     def _text(self, row: Row) -> str:
         if self.text is None:
             return ""
-        found = row.get(self.text)
-        if not isinstance(found, str):
-            raise InputError(f"expected a text in column {self.text!r}, got {type(found).__name__}")
-        return found
+        text = row.get(self.text)
+        if not isinstance(text, str):
+            raise InputError(f"expected a text in column {self.text!r}, got {type(text).__name__}")
+        return text
 
     def identity(self) -> dict[str, Any]:
         """Return columns, truncation and processor as identity."""
@@ -238,8 +238,8 @@ def _among(
     """Return a mask of the wanted real tokens, or None without wanted tokens or ids."""
     if ids is None or not wanted:
         return None
-    found = torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype))
-    return found if mask is None else found & mask.bool()
+    is_wanted = torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype))
+    return is_wanted if mask is None else is_wanted & mask.bool()
 
 
 def _packed(made: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:

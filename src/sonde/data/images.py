@@ -59,16 +59,16 @@ class ImageEncoder(Encoder):
 
     def key(self, row: Row) -> bytes:
         """Hash the bytes of the file, or type, shape and values of an image in memory."""
-        found = stored(row, self.column, self.base)
-        return bytes_key(found) if isinstance(found, bytes) else tensor_key(_pixels(found))
+        value = stored(row, self.column, self.base)
+        return bytes_key(value) if isinstance(value, bytes) else tensor_key(_pixels(value))
 
     def size(self, row: Row) -> int:
         """Return the bytes of the file or of the pixels."""
-        found = row.get(self.column)
-        if isinstance(found, str | Path):
-            return _bytes_in(self.base / found)
-        found = stored(row, self.column, self.base)
-        return len(found) if isinstance(found, bytes) else _pixels(found).numel()
+        value = row.get(self.column)
+        if isinstance(value, str | Path):
+            return _bytes_in(self.base / value)
+        value = stored(row, self.column, self.base)
+        return len(value) if isinstance(value, bytes) else _pixels(value).numel()
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Return images undecoded."""
@@ -79,8 +79,8 @@ class ImageEncoder(Encoder):
         images, bad = [], {}
         for i, item in enumerate(items):
             try:
-                found = decode(stored(item.value, self.column, self.base))
-                images.append(with_channels(found, self.channels))
+                picture = decode(stored(item.value, self.column, self.base))
+                images.append(with_channels(picture, self.channels))
             except InputError as error:
                 bad[i] = str(error)
         if not images:
@@ -114,18 +114,18 @@ def stored(row: Row, column: str, base: Path) -> Any:
     InputError
         If there is no such file, or it is too large.
     """
-    found = row.get(column)
-    if isinstance(found, Mapping):
-        found = found.get("bytes") or found.get("path")
-    if isinstance(found, str | Path):
-        path = base / found
+    value = row.get(column)
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str | Path):
+        path = base / value
         if _bytes_in(path) > MAX_IMAGE_BYTES:
             raise InputError(f"the image is larger than {MAX_IMAGE_BYTES >> 20} MiB")
         return path.read_bytes()
-    if isinstance(found, bytes) or hasattr(found, "getexif"):
-        return found
+    if isinstance(value, bytes) or hasattr(value, "getexif"):
+        return value
     raise InputError(
-        f"expected an image or its path in column {column!r}, got {type(found).__name__}"
+        f"expected an image or its path in column {column!r}, got {type(value).__name__}"
     )
 
 
@@ -240,15 +240,15 @@ def picture_columns(images: Sequence[Any]) -> dict[str, torch.Tensor]:
     mean square difference of neighbours, over the one that independent pixels of this contrast
     would have: near 0 in a smooth picture, 1 in noise, 0 without contrast.
     """
-    found: list[tuple[float, float, float]] = []
+    figures: list[tuple[float, float, float]] = []
     for image in images:
         x = np.asarray(image.convert("L"), dtype=np.float32) / 255
         mean = float(x.mean(dtype=np.float64))
         steps = [_mean_square(np.diff(x, axis=axis)) for axis in (0, 1) if x.shape[axis] > 1]
         contrast, rough = _mean_square(x - mean) ** 0.5, float(np.mean(steps)) if steps else 0.0
         sharp = (rough / 2) ** 0.5 / contrast if contrast else 0.0
-        found.append((sharp, mean, contrast))
-    each = torch.tensor(found).reshape(-1, len(PICTURE_COLUMNS)).unbind(1)
+        figures.append((sharp, mean, contrast))
+    each = torch.tensor(figures).reshape(-1, len(PICTURE_COLUMNS)).unbind(1)
     return dict(zip(PICTURE_COLUMNS, each, strict=True))
 
 

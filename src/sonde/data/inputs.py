@@ -90,13 +90,13 @@ class ItemInputs(Inputs):
 
     def class_number(self, name: str) -> int:
         """Return the index of a class by its name; the error lists similar names."""
-        known = dict(zip(self.label_names, range(len(self.label_names)), strict=True))
-        if name not in known:
+        numbers = dict(zip(self.label_names, range(len(self.label_names)), strict=True))
+        if name not in numbers:
             raise InputError(
-                f"{self.source.name}: expected a class among {', '.join(known) or 'none'}, got "
-                f"{name!r}.{near(name, known)}"
+                f"{self.source.name}: expected a class among {', '.join(numbers) or 'none'}, got "
+                f"{name!r}.{near(name, numbers)}"
             )
-        return known[name]
+        return numbers[name]
 
     @property
     def group_keys(self) -> Sequence[bytes]:
@@ -139,8 +139,8 @@ class ItemInputs(Inputs):
         Only columns of single texts and numbers; the rows are read again, nothing is decoded.
         """
         layout = self.layout
-        known = {*layout.inputs, layout.label, layout.id, layout.group, layout.target, *PAIRED}
-        return self._single(examples, known | {*layout.more_labels})
+        used = {*layout.inputs, layout.label, layout.id, layout.group, layout.target, *PAIRED}
+        return self._single(examples, used | {*layout.more_labels})
 
     def key_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns that can identify a row, including input and id."""
@@ -167,8 +167,8 @@ class ItemInputs(Inputs):
             if not rows[int(run[0])].keys() - known and not self.source.rows_differ:
                 return {}
         names = sorted({name for row in rows.values() for name in row} - known)
-        found = {name: [rows[n].get(name) for n in numbers] for name in names}
-        return {name: v for name, v in found.items() if all(map(_is_plain, v))}
+        columns = {name: [rows[n].get(name) for n in numbers] for name in names}
+        return {name: v for name, v in columns.items() if all(map(_is_plain, v))}
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -216,16 +216,16 @@ class ItemInputs(Inputs):
     def notes(self) -> tuple[str, ...]:
         """Notes on these data for the user, one sentence each, printed once."""
         listing = self.listing
-        found = [*self._split_note(), *sample_note(listing.n_items, listing.sample_of)]
-        found += self.encoder.notes()
+        texts = [*self._split_note(), *sample_note(listing.n_items, listing.sample_of)]
+        texts += self.encoder.notes()
         given = {*self.layout.inputs, *self.layout.beside} & {*LABEL_NAMES}
         if given and self.layout.label is None and self.encoder.kind == "features":
-            found.append(
+            texts.append(
                 f"{min(given)!r} is passed as an argument of forward, not used as a label "
                 f"(--label-column {min(given)} makes it the label)."
             )
         if listing.n_chunked:
-            found.append(
+            texts.append(
                 f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "
                 f"{'is' if listing.n_chunked == 1 else 'are'} longer than {self._limit} and "
                 f"{'is' if listing.n_chunked == 1 else 'are'} cut into chunks, which form one "
@@ -233,19 +233,19 @@ class ItemInputs(Inputs):
             )
         if listing.n_truncated:
             what, end = CUT.get(self.encoder.kind, ("text", self._limit))
-            found.append(
+            texts.append(
                 f"{listing.n_truncated:,} of {plural(listing.n_items, what)} "
                 f"{'was' if listing.n_truncated == 1 else 'were'} cut off at {end}."
             )
         if self.n_skipped:
             reasons = "; ".join([*listing.skipped, *self._broken.values()][:3])
-            found.append(
+            texts.append(
                 f"{plural(self.n_skipped, 'item was', 'items were')} skipped"
                 f"{': ' + reasons if reasons else ''}."
             )
         if listing.labels.reason and not listing.labels.several:
-            found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
-        return tuple(found)
+            texts.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
+        return tuple(texts)
 
     @property
     def _limit(self) -> str:
@@ -323,38 +323,38 @@ class ItemInputs(Inputs):
 
         An example may occur several times.
         """
-        made = self.encoder.collate(items)
-        if made.bad:
-            index = self._without(index, made.bad)
-            items = [item for i, item in enumerate(items) if i not in made.bad]
+        collated = self.encoder.collate(items)
+        if collated.bad:
+            index = self._without(index, collated.bad)
+            items = [item for i, item in enumerate(items) if i not in collated.bad]
             if not items:
                 return None
         listing = self.listing
-        known = torch.tensor([item.length for item in items])
-        length = known if made.mask is None else made.mask.sum(1)
+        lengths = torch.tensor([item.length for item in items])
+        length = lengths if collated.mask is None else collated.mask.sum(1)
         return InputBatch(
-            args=made.args,
-            kwargs=made.kwargs,
+            args=collated.args,
+            kwargs=collated.kwargs,
             ids=[self._printable(listing.keys[i]) for i in index],
             keys=[listing.keys[i] for i in index],
             order=torch.from_numpy(index.copy()),
             occurrence=_tensor(listing.occurrence, index),
             group_keys=[listing.group_keys[i] for i in index],
             label=_tensor(listing.label, index),
-            mask=made.mask,
-            decoder_mask=made.decoder_mask,
-            special=made.special,
-            segment=made.segment,
+            mask=collated.mask,
+            decoder_mask=collated.decoder_mask,
+            special=collated.special,
+            segment=collated.segment,
             first=_tensor(listing.first, index),
-            grid=made.grid,
-            packed=made.packed,
-            placeholder=made.placeholder,
-            token_axes=made.token_axes,
-            length=length if made.mask is not None else None,
-            truncated=_tensor(listing.truncated, index) if made.mask is not None else None,
+            grid=collated.grid,
+            packed=collated.packed,
+            placeholder=collated.placeholder,
+            token_axes=collated.token_axes,
+            length=length if collated.mask is not None else None,
+            truncated=_tensor(listing.truncated, index) if collated.mask is not None else None,
             pair=_tensor(listing.pair, index) if self.layout.paired else None,
             side=_tensor(listing.side, index) if self.layout.paired else None,
-            columns=self._columns(made, index, length),
+            columns=self._columns(collated, index, length),
         )
 
     def over(self, rows: Sequence[Row]) -> "ItemInputs":
@@ -377,33 +377,33 @@ class ItemInputs(Inputs):
         InputError
             If an item cannot be made into inputs, such as an image that cannot be decoded.
         """
-        made = self.encoder.collate(items)
-        if made.bad:
-            raise InputError(f"{next(iter(made.bad.values()))}.")
+        batch = self.encoder.collate(items)
+        if batch.bad:
+            raise InputError(f"{next(iter(batch.bad.values()))}.")
         order = torch.arange(len(items))
         nothing = torch.zeros_like(order)
-        known = torch.tensor([item.length for item in items])
-        length = known if made.mask is None else made.mask.sum(1)
+        lengths = torch.tensor([item.length for item in items])
+        length = lengths if batch.mask is None else batch.mask.sum(1)
         return InputBatch(
-            args=made.args,
-            kwargs=made.kwargs,
+            args=batch.args,
+            kwargs=batch.kwargs,
             ids=[key.hex() for key in keys],
             keys=keys,
             order=order,
             occurrence=nothing,
             group_keys=keys,
             label=nothing - 1,
-            mask=made.mask,
-            decoder_mask=made.decoder_mask,
-            special=made.special,
-            segment=made.segment,
+            mask=batch.mask,
+            decoder_mask=batch.decoder_mask,
+            special=batch.special,
+            segment=batch.segment,
             first=nothing,
-            grid=made.grid,
-            packed=made.packed,
-            placeholder=made.placeholder,
-            token_axes=made.token_axes,
-            length=length if made.mask is not None else None,
-            columns=made.columns,
+            grid=batch.grid,
+            packed=batch.packed,
+            placeholder=batch.placeholder,
+            token_axes=batch.token_axes,
+            length=length if batch.mask is not None else None,
+            columns=batch.columns,
         )
 
     def _printable(self, key: bytes) -> str:
@@ -475,5 +475,5 @@ def _constant(x: Tensor) -> Bool[Tensor, "example"]:
         return (x.amax(2) == x.amin(2)).all(1)
     if x.ndim == 2:
         return x.amax(1) == x.amin(1)
-    found = [(x.amax(a) == x.amin(a)).all(1) for a in (1, 2) if x.shape[a] > 1]
-    return torch.stack(found).any(0)
+    flat = [(x.amax(a) == x.amin(a)).all(1) for a in (1, 2) if x.shape[a] > 1]
+    return torch.stack(flat).any(0)

@@ -100,14 +100,14 @@ class ArrayRows(Source):
         self.name, self._columns = name, dict(columns)
         lengths = {k: _length(v) for k, v in self._columns.items()}
         if None in lengths.values() or len(set(lengths.values())) != 1:
-            told = ", ".join(f"{k} {'one value' if n is None else n}" for k, n in lengths.items())
+            counts = ", ".join(f"{k} {'one value' if n is None else n}" for k, n in lengths.items())
             if lengths == {"x": None}:
                 raise InputError(
                     f"{name}: expected an array with one row per item, got a single number."
                 )
             raise InputError(
                 f"{name}: expected arrays or lists of equal length, one row per item, got "
-                f"{told or 'none'}."
+                f"{counts or 'none'}."
             )
         self._n = next(iter(lengths.values())) or 0
 
@@ -176,9 +176,9 @@ def as_row(item: Any, index: int, tuples: Tuples = PAIRS) -> Row:
         return {"image": item}
     is_ids = isinstance(item, list | tuple) and item and all(isinstance(v, int) for v in item)
     if isinstance(item, tuple) and (len(item) == 2 or not is_ids):
-        found = tuples.row(item, index)
-        if found is not None:
-            return found
+        row = tuples.row(item, index)
+        if row is not None:
+            return row
     if (
         isinstance(item, list)
         and item

@@ -126,10 +126,10 @@ class LabelColumn:
         if len(values) > MAX_LABELS:
             reason = f"column {column!r} has more than {MAX_LABELS:,} values, so it is not a label"
             return Labels(empty, (), True, reason, given)
-        numbers, found, own = _numbered(values, id2label, names, new_classes, is_told)
+        numbers, label_names, own = _numbered(values, id2label, names, new_classes, is_told)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)
         reason = "" if own else f"the labels in column {column!r} are not the model's own classes"
-        return Labels(lookup[codes], found, own, reason, given)
+        return Labels(lookup[codes], label_names, own, reason, given)
 
 
 def _numbered(
@@ -155,9 +155,9 @@ def _numbered(
     shown = [_shown(v, names) for v in values]
     numbers = [n for n in map(_whole, values) if n is not None and 0 <= n < MAX_LABELS]
     if id2label is None and len(numbers) == len(values):
-        known = {n: s for n, s in zip(numbers, shown, strict=True)}
+        shown_of = {n: s for n, s in zip(numbers, shown, strict=True)}
         width = max([*numbers, len(names or ()) - 1], default=-1) + 1
-        return numbers, tuple(known.get(i) or _shown(i, names) for i in range(width)), True
+        return numbers, tuple(shown_of.get(i) or _shown(i, names) for i in range(width)), True
     order = sorted(set(shown), key=lambda s: (0, int(s), s) if _whole(s) is not None else (1, 0, s))
     return [order.index(s) for s in shown], tuple(order), False
 
@@ -169,15 +169,15 @@ def _matched(
     by_name = {str(name).strip().casefold(): int(i) for i, name in id2label.items()}
     named = names is not None
     generic = all(_GENERIC.match(str(name)) for name in id2label.values())
-    found: list[int | None] = []
+    matched: list[int | None] = []
     for value in values:
         text = _shown(value, names) if named else str(value)
         number = by_name.get(text.casefold()) if named or isinstance(value, str) else None
         if number is None and (generic or not named):
             whole = _whole(value)
             number = whole if whole in id2label else None
-        found.append(number)
-    return found
+        matched.append(number)
+    return matched
 
 
 def holds_several(value: Any) -> bool:
@@ -230,8 +230,8 @@ def _clean(value: Any) -> Any:
 def _whole(value: Any) -> int | None:
     if isinstance(value, int):
         return value
-    found = _WHOLE.match(value) if isinstance(value, str) else None
-    return int(found[1]) if found else None
+    match = _WHOLE.match(value) if isinstance(value, str) else None
+    return int(match[1]) if match else None
 
 
 def _is_fraction(value: Any) -> bool:
@@ -242,5 +242,5 @@ def _shown(value: Any, names: Sequence[str] | None) -> str:
     whole = _whole(value)
     if names is not None and whole is not None and 0 <= whole < len(names):
         return str(names[whole])
-    found = _WHOLE.match(value) if isinstance(value, str) else None
-    return found[1] if found else str(value)
+    match = _WHOLE.match(value) if isinstance(value, str) else None
+    return match[1] if match else str(value)

@@ -72,19 +72,19 @@ def kept_items(source: Source, label: str | None, limit: int | None, seed: int) 
     labels = None if label is None else source.labels(label)
     if labels is None:
         return Kept(np.arange(limit))
-    known = [_stratum(value) for value in islice(labels, POOL)]
-    if len(known) <= limit:
+    strata = [_stratum(value) for value in islice(labels, POOL)]
+    if len(strata) <= limit:
         return Kept()
-    if len(set(known)) * IN_STRATUM > limit or set(known) == {None}:
-        known = [None] * len(known)
-    order = sorted(range(len(known)), key=lambda i: _draw(source.place(i), seed))
-    quota = quotas(Counter(known), limit)
+    if len(set(strata)) * IN_STRATUM > limit or set(strata) == {None}:
+        strata = [None] * len(strata)
+    order = sorted(range(len(strata)), key=lambda i: _draw(source.place(i), seed))
+    quota = quotas(Counter(strata), limit)
     kept: list[int] = []
     for i in order:
-        if quota[known[i]]:
-            quota[known[i]] -= 1
+        if quota[strata[i]]:
+            quota[strata[i]] -= 1
             kept.append(i)
-    return Kept(np.array(sorted(kept)), len(known))
+    return Kept(np.array(sorted(kept)), len(strata))
 
 
 def sample_note(n: int, of: int | None) -> list[str]:
@@ -108,13 +108,13 @@ def quotas(counts: Mapping[Hashable, int], limit: int) -> dict[Hashable, int]:
     """
     n = sum(counts.values())
     exact = {k: limit * count / n for k, count in counts.items()}
-    found = {k: max(1, int(x)) for k, x in exact.items()}
-    while (left := limit - sum(found.values())) != 0:
+    counts_of = {k: max(1, int(x)) for k, x in exact.items()}
+    while (left := limit - sum(counts_of.values())) != 0:
         step = 1 if left > 0 else -1
-        able = [k for k in counts if (found[k] < counts[k] if left > 0 else found[k] > 1)]
-        key = max(able, key=lambda k: step * (exact[k] - found[k]))
-        found[key] += step
-    return found
+        able = [k for k in counts if (counts_of[k] < counts[k] if left > 0 else counts_of[k] > 1)]
+        key = max(able, key=lambda k: step * (exact[k] - counts_of[k]))
+        counts_of[key] += step
+    return counts_of
 
 
 def _stratum(value: object) -> Hashable:

@@ -125,8 +125,8 @@ class _Lists:
             self.keys.append(key)
             self.group_keys.append(group)
             self.contents.append(content)
-            found = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
-            values = (*found, self.n_items, size, *member)
+            entry = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
+            values = (*entry, self.n_items, size, *member)
             for name, value in zip(self.names, values, strict=True):
                 self.numbers[name].append(value)
         self.seen[key] += 1
@@ -275,11 +275,11 @@ def _list_block(
     for index, row in block:
         lists.missing.update(encoder.missing(row))
         try:
-            found = index, row, encoder.key(row), encoder.size(row)
+            item = index, row, encoder.key(row), encoder.size(row)
             more, member = encoder.other_content(row), _member(row, layout)
             beside.append(more + (repr(member).encode() if layout.paired else b""))
             members.append(member)
-            good.append(found)
+            good.append(item)
         except InputError as error:
             _skip(lists, source, index, error, skip_bad)
     all_pieces = _pieces_of(good, lists, source, encoder, skip_bad)

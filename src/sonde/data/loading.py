@@ -118,9 +118,11 @@ def load(
         )
     if isinstance(model, Model | nn.Module):
         return _live(model, device, dtype, processor)
-    found = _named(str(model), _How(device, dtype, trust_remote_code, processor, fill, insert))
-    _log.info("model %s: %s", found.name, _described(found.module))
-    return found
+    model_loaded = _named(
+        str(model), _How(device, dtype, trust_remote_code, processor, fill, insert)
+    )
+    _log.info("model %s: %s", model_loaded.name, _described(model_loaded.module))
+    return model_loaded
 
 
 def _named(name: str, how: _How) -> Model:
@@ -141,10 +143,10 @@ def _named(name: str, how: _How) -> Model:
         return replace(from_gguf(file, device, dtype, processor), name=name)
     with quiet():
         directory = checkpoint_directory(name, how.trust_remote_code)
-    found = from_directory(directory, device, dtype, how.trust_remote_code, processor)
+    loaded = from_directory(directory, device, dtype, how.trust_remote_code, processor)
     if (directory / "config.json").is_file():
-        how.insert(found.module, directory)
-    return replace(found, name=name)
+        how.insert(loaded.module, directory)
+    return replace(loaded, name=name)
 
 
 def _described(module: nn.Module) -> str:
@@ -157,12 +159,12 @@ def _described(module: nn.Module) -> str:
 
 def _refuse_file_of_code(name: str) -> None:
     """Raise for ``nets.py:make``, with the word to type instead."""
-    found = _CODE_FILE.match(name)
-    if found is not None:
-        folder = f"in {found['folder']} " if found["folder"] else ""
+    match = _CODE_FILE.match(name)
+    if match is not None:
+        folder = f"in {match['folder']} " if match["folder"] else ""
         raise InputError(
             f"load: expected package.module:factory, got the file {name}. Run sonde {folder}with "
-            f"{found['stem']}:{found['factory']}."
+            f"{match['stem']}:{match['factory']}."
         )
 
 
@@ -195,21 +197,21 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
             "module itself."
         )
     path, attribute = name.split(":")
-    made = _factory(path, attribute, name)()
-    if isinstance(made, tuple) and len(made) == 2:
-        made, given = made
+    returned = _factory(path, attribute, name)()
+    if isinstance(returned, tuple) and len(returned) == 2:
+        returned, given = returned
         processor = given if processor is None else processor
-    if not isinstance(made, Model | nn.Module):
+    if not isinstance(returned, Model | nn.Module):
         raise InputError(
             f"load: expected {name}() to return an nn.Module (or a pair of module and processor), "
-            f"got {type(made).__name__}."
+            f"got {type(returned).__name__}."
         )
-    found = _live(made, "auto", "auto", processor)
+    loaded = _live(returned, "auto", "auto", processor)
     if dtype != "auto":
-        found.module.to(DTYPES[dtype])
-    if device != "auto" or not _has_meta(found.module):
-        found.module.to(usable_device(device))
-    return replace(found, name=name)
+        loaded.module.to(DTYPES[dtype])
+    if device != "auto" or not _has_meta(loaded.module):
+        loaded.module.to(usable_device(device))
+    return replace(loaded, name=name)
 
 
 def is_factory(name: str) -> bool:
@@ -224,8 +226,8 @@ def is_factory(name: str) -> bool:
 
 def folder_of_factory(name: str) -> Path | None:
     """Return the folder in ``package.module:factory@FOLDER``, or None for another word."""
-    found = None if Path(name).exists() or is_factory(name) else _FILLED.match(name)
-    return Path(found["folder"]).expanduser() if found else None
+    match = None if Path(name).exists() or is_factory(name) else _FILLED.match(name)
+    return Path(match["folder"]).expanduser() if match else None
 
 
 def _filled(word: re.Match[str], how: _How) -> Model:
@@ -237,12 +239,12 @@ def _filled(word: re.Match[str], how: _How) -> Model:
             f"load: expected the folder of a model of {word['factory']} after @, or a file of "
             f"weights ({', '.join(WEIGHT_FILES)}), got {given}."
         )
-    found = _from_factory(word["factory"], "cpu", "auto", how.processor)
-    (fill_from_file if is_file else how.fill)(found.module, given)
+    loaded = _from_factory(word["factory"], "cpu", "auto", how.processor)
+    (fill_from_file if is_file else how.fill)(loaded.module, given)
     if how.dtype != "auto":
-        found.module.to(DTYPES[how.dtype])
-    found.module.to(usable_device(how.device))
-    return replace(found, name=word[0])
+        loaded.module.to(DTYPES[how.dtype])
+    loaded.module.to(usable_device(how.device))
+    return replace(loaded, name=word[0])
 
 
 def _hub_name(name: str) -> str:
@@ -261,14 +263,14 @@ def _from_timm(name: str, device: str, dtype: str, processor: Any) -> Model:
             "timm`, or name a factory that makes the module: package.module:factory@FILE."
         ) from None
     try:
-        made = timm.create_model(name.removeprefix(TIMM), pretrained=True).eval()
+        net = timm.create_model(name.removeprefix(TIMM), pretrained=True).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"load: timm cannot make {name.removeprefix(TIMM)}: {error}.") from None
-    found = _live(made, "auto", "auto", processor)
+    loaded = _live(net, "auto", "auto", processor)
     if dtype != "auto":
-        found.module.to(DTYPES[dtype])
-    found.module.to(usable_device(device))
-    return replace(found, name=name)
+        loaded.module.to(DTYPES[dtype])
+    loaded.module.to(usable_device(device))
+    return replace(loaded, name=name)
 
 
 def _factory(path: str, attribute: str, name: str) -> Any:
@@ -287,8 +289,8 @@ def _factory(path: str, attribute: str, name: str) -> Any:
         if added and here in sys.path:
             sys.path.remove(here)
     if not callable(getattr(module, attribute, None)):
-        known = [n for n in vars(module) if callable(vars(module)[n])]
-        raise InputError(f"load: {path} has no function {attribute!r}.{near(attribute, known)}")
+        functions = [n for n in vars(module) if callable(vars(module)[n])]
+        raise InputError(f"load: {path} has no function {attribute!r}.{near(attribute, functions)}")
     return getattr(module, attribute)
 
 
@@ -320,8 +322,8 @@ def live_encoder(module: Any) -> SentenceEncoder:
         for stage in stages[2:]
     )
     pooling = Pooling(pooling_modes(stages[1].get_config_dict(), where))
-    found = SentenceEncoder(stages[0].auto_model, pooling, after)
-    return found.train(module.training)
+    encoder = SentenceEncoder(stages[0].auto_model, pooling, after)
+    return encoder.train(module.training)
 
 
 def live_tokenizer(module: Any) -> Any:

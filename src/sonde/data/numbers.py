@@ -76,12 +76,12 @@ class NumbersEncoder(Encoder):
         more = len(self.columns) - SHOWN_COLUMNS
         rest = f" and {more} more" if more > 0 else ""
         many = plural(len(self.columns), "column of numbers is", "columns of numbers are")
-        found = [f"{many} read as one vector: {shown}{rest}."]
+        texts = [f"{many} read as one vector: {shown}{rest}."]
         if self.unused:
-            found.append(
+            texts.append(
                 f"Not read, because they are not among these columns: {', '.join(self.unused)}."
             )
-        return found
+        return texts
 
     def _vector(self, row: Row) -> Float[Tensor, "dim"]:
         return torch.tensor([_number(row.get(n), n) for n in self.columns], dtype=torch.float64)
@@ -97,18 +97,18 @@ def are_numbers(values: Sequence[Any]) -> bool:
     >>> are_numbers(["1.5", "", 2]), are_numbers(["1.5", "a"]), are_numbers([[1.0]])
     (True, False, False)
     """
-    found = [v for v in values if not _is_missing(v)]
-    return sum(as_number(v) is not None for v in found) > len(found) / 2
+    present = [v for v in values if not _is_missing(v)]
+    return sum(as_number(v) is not None for v in present) > len(present) / 2
 
 
 def _number(value: Any, column: str) -> float:
     if _is_missing(value):
         raise InputError(f"no value in column {column!r}")
-    found = as_number(value)
-    if found is None:
+    number = as_number(value)
+    if number is None:
         got = f"one of {value.bit_length():,} bits" if isinstance(value, int) else repr(value)
         raise InputError(f"expected a number in column {column!r} (float64), got {got}")
-    return found
+    return number
 
 
 def _is_missing(value: Any) -> bool:
@@ -116,8 +116,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _is_nan(value: Any) -> bool:
-    found = as_number(value)
-    return found is not None and found != found
+    number = as_number(value)
+    return number is not None and number != number
 
 
 def as_number(value: Any) -> float | None:

@@ -154,16 +154,16 @@ def open_inputs(
 
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing, Kept]:
         name = model.name or "the model"
-        found = layout(sample, reads, flags, names, name, source.name, main)
-        encoder = encoder_for(model, found, source.base, images, max_length, chosen)
-        kept = kept_items(source, None if found.paired else found.label, limit, seed)
+        layout_read = layout(sample, reads, flags, names, name, source.name, main)
+        encoder = encoder_for(model, layout_read, source.base, images, max_length, chosen)
+        kept = kept_items(source, None if layout_read.paired else layout_read.label, limit, seed)
         asked = {"id2label": id2label, "kept": kept, "skip_bad": skip_bad, "known": sample}
         asked |= {"arguments": names, "new_classes": new_classes, "is_told": bool(given)}
-        return found, encoder, list_source(source, encoder, found, **asked), kept
+        return layout_read, encoder, list_source(source, encoder, layout_read, **asked), kept
 
-    found, encoder, listing, kept = listed(sample)
+    layout_read, encoder, listing, kept = listed(sample)
     if listing.late:
-        found, encoder, listing, kept = listed({**sample, **source.columns(listing.late)})
+        layout_read, encoder, listing, kept = listed({**sample, **source.columns(listing.late)})
     if label_column is not None:
         is_number = model.task != "causal" and len(id2label or ()) < 2
         _check_labels(listing, label_column, is_number, source.name)
@@ -192,13 +192,13 @@ def open_inputs(
         "span": flags.span,
         "ignore_columns": ignored or None,
         "classes": given or None,
-        "number_columns": found.inputs if isinstance(encoder, NumbersEncoder) else None,
+        "number_columns": layout_read.inputs if isinstance(encoder, NumbersEncoder) else None,
         "image_size": images.size,
         "image_mean": images.mean,
         "image_std": images.std,
     }
     room = (new_tokens, beams) if batch_size == "auto" else None
-    return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed), room)
+    return ItemInputs(source, encoder, layout_read, listing, size, skip_bad, _as_json(typed), room)
 
 
 def with_room_for_logits(model: Model, inputs: ItemInputs) -> ItemInputs:
@@ -260,15 +260,15 @@ def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise InputError(f"names of classes: {path} cannot be read: {reason_of(error)}.") from None
     if path.suffix == ".txt":
-        found = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
-        found = _numbered_names(text)
-    if not found:
+        names = _numbered_names(text)
+    if not names:
         raise InputError(
             f"expected names of classes in {path}: one name on each line, or a JSON list or "
             "object by number."
         )
-    return tuple(found)
+    return tuple(names)
 
 
 def _numbered_names(text: str) -> list[str]:
@@ -353,13 +353,13 @@ def _from_folder(path: Path, wanted: str | None) -> Source:
     captions = next((path / n for n in METADATA if (path / n).is_file()), None)
     if captions is not None:
         return open_file(captions)
-    known = split_folders(path)
-    if known:
-        chosen = chosen_split(str(path), known, None, wanted)
-        return MediaFolder(path / chosen).of_split(chosen, known, False)
+    splits = split_folders(path)
+    if splits:
+        chosen = chosen_split(str(path), splits, None, wanted)
+        return MediaFolder(path / chosen).of_split(chosen, splits, False)
     beside = split_folders(path.parent) if path.name in (*FIRST, *TRAIN) else []
-    found = MediaFolder(path)
-    return found.of_split(path.name, beside, True) if beside else found
+    folder = MediaFolder(path)
+    return folder.of_split(path.name, beside, True) if beside else folder
 
 
 def require_path(data: str | Path) -> None:
@@ -383,8 +383,8 @@ def require_path(data: str | Path) -> None:
     is_file = path.suffix.lower() in _suffixes() or (bool(path.suffix) and path.parent == Path())
     if is_file or path.is_absolute() or str(data).startswith((".", "~")):
         folder = path.parent if path.parent.is_dir() else Path()
-        known = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        raise InputError(f"data: no such file or folder: {data}.{near(path.name, known)}")
+        neighbours = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        raise InputError(f"data: no such file or folder: {data}.{near(path.name, neighbours)}")
 
 
 def open_file(path: Path, skip_bad: bool = False) -> Source:
@@ -439,8 +439,8 @@ def class_names(model: Model) -> Mapping[int, str] | None:
     """Return a classifier's own names of its outputs, or None."""
     if model.task not in ("classifier", "image_classifier"):
         return None
-    found = getattr(model.config, "id2label", None)
-    return {int(k): str(v) for k, v in found.items()} if found else None
+    names = getattr(model.config, "id2label", None)
+    return {int(k): str(v) for k, v in names.items()} if names else None
 
 
 def _check(
@@ -457,7 +457,7 @@ def _check(
     if long == AUTO:
         is_whole = model.task == "classifier" or model.reducer != AUTO
         return "truncate" if is_whole else "chunk"
-    for known in LONG:
-        if known == long:
-            return known
+    for choice in LONG:
+        if choice == long:
+            return choice
     raise InputError(f"open_inputs: expected long among {AUTO}, {', '.join(LONG)}, got {long!r}.")

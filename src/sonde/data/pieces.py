@@ -34,12 +34,12 @@ def pieces_of(
     row = ids[example]
     if batch.mask is not None:
         row = row[batch.mask[example].to(ids.device)]
-    found = texts_of(row.tolist(), tokenizer)
+    texts = texts_of(row.tolist(), tokenizer)
     if not by_segment or batch.segment is None:
-        return found
-    segment = batch.segment[example].tolist()[: len(found)]
+        return texts
+    segment = batch.segment[example].tolist()[: len(texts)]
     steps = [""] * (max(segment, default=-1) + 1)
-    for place, text in zip(segment, found, strict=True):
+    for place, text in zip(segment, texts, strict=True):
         if place >= 0:
             steps[place] += text
     return steps

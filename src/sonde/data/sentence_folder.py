@@ -83,18 +83,18 @@ class SentenceFolder:
 
         A prompt that the library would put before each text is told of.
         """
-        told = dict[str, Any]()
+        config = dict[str, Any]()
         for file in sorted(self.transformer.glob("sentence_*_config.json")):
-            told |= json_object(file)
+            config |= json_object(file)
         if not is_tokenizer(tokenizer):
             return
-        if isinstance(told.get("max_seq_length"), int):
-            tokenizer.model_max_length = told["max_seq_length"]
-        if told.get("do_lower_case"):
+        if isinstance(config.get("max_seq_length"), int):
+            tokenizer.model_max_length = config["max_seq_length"]
+        if config.get("do_lower_case"):
             lower(tokenizer)
         file = self.path / "config_sentence_transformers.json"
-        told = json_object(file) if file.is_file() else {}
-        prompt = (told.get("prompts") or {}).get(told.get("default_prompt_name"))
+        config = json_object(file) if file.is_file() else {}
+        prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name"))
         tell_prompt(prompt, f"{self.path} ({file.name})")
 
 
@@ -139,13 +139,13 @@ def named_stages(
     stages : iterable of (str, mapping, callable, str)
         Of each stage its class, its configuration, what returns its tensors, and where it is.
     """
-    found = dict[str, nn.Module]()
+    by_name = dict[str, nn.Module]()
     for kind, written, stored, where in stages:
         stage, name = _STAGES[kind](written, stored, where), _NAMES[kind]
-        n = sum(known.partition("_")[0] == name for known in found)
+        n = sum(earlier.partition("_")[0] == name for earlier in by_name)
         if stage is not None:
-            found[f"{name}_{n + 1}" if n else name] = stage
-    return found
+            by_name[f"{name}_{n + 1}" if n else name] = stage
+    return by_name
 
 
 def tell_prompt(prompt: str | None, where: str) -> None:
@@ -181,13 +181,13 @@ def _dense(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Modul
 
 def _activation(name: str, where: str) -> nn.Module:
     """Return the torch activation class that a folder names, by any path."""
-    found = getattr(nn, str(name).rpartition(".")[2], None)
+    kind = getattr(nn, str(name).rpartition(".")[2], None)
     from_torch = "." not in str(name) or str(name).startswith("torch.nn.")
-    if not from_torch or not isinstance(found, type) or not issubclass(found, nn.Module):
+    if not from_torch or not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise InputError(
             f"load: {where} names the activation {name!r}: expected a class of torch.nn. {LIVE}"
         )
-    return found()
+    return kind()
 
 
 def _layer_norm(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Module:

@@ -92,18 +92,18 @@ class SeveralFiles(Source):
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
         """Return the indices of rows among all stored items, broken ones included, from 0."""
-        found, before = np.array(rows, dtype=np.int64), 0
+        result, before = np.array(rows, dtype=np.int64), 0
         for k, first, n in self._parts():
-            mine = rows >= first if n is None else (rows >= first) & (rows < first + n)
+            here = rows >= first if n is None else (rows >= first) & (rows < first + n)
             source = self._sources[k]
-            found[mine] = before + source.numbers(np.asarray(rows)[mine] - first)
+            result[here] = before + source.numbers(np.asarray(rows)[here] - first)
             before += (n or 0) + source.n_bad
-        return found
+        return result
 
     def labels(self, column: str) -> Iterator[Any] | None:
         """Yield a column of every row; None if a file has no cheap way to do it."""
-        found = [source.labels(column) for source in self._sources]
-        return None if None in found else chain.from_iterable(x for x in found if x is not None)
+        columns = [source.labels(column) for source in self._sources]
+        return None if None in columns else chain.from_iterable(x for x in columns if x is not None)
 
 
 def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
@@ -132,13 +132,13 @@ def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
         return None
     first = next(i for i, part in enumerate(path.parts) if not WILD.isdisjoint(part))
     matches = type(path)(*path.parts[:first]).glob("/".join(path.parts[first:]))
-    found = sorted(each for each in matches if each.suffix.lower() in suffixes)
-    if not found:
+    files = sorted(each for each in matches if each.suffix.lower() in suffixes)
+    if not files:
         raise InputError(
             f"data: no table matches the pattern {data} (endings: {', '.join(suffixes)}). Check "
             "the folder and the ending."
         )
-    return found
+    return files
 
 
 def _listed(data: Sequence[Any], suffixes: Sequence[str]) -> list[Path] | None:

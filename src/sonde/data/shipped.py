@@ -35,9 +35,9 @@ def model_directory(name: str) -> Path:
     """Return the directory of a shipped model, ``sonde:digits`` or ``sonde:stdlib``."""
     short = name.removeprefix(PREFIX)
     if short not in SHIPPED:
-        known = [PREFIX + s for s in SHIPPED]
+        names = [PREFIX + s for s in SHIPPED]
         raise InputError(
-            f"load: no shipped model {name!r}, only {' and '.join(known)}.{near(name, known)}"
+            f"load: no shipped model {name!r}, only {' and '.join(names)}.{near(name, names)}"
         )
     return Path(__file__).parent / "models" / short
 
@@ -52,12 +52,12 @@ def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | 
     both = ("train", "test")
     splits = {"digits": both, "stdlib": (*both, "train-all", "test-all")}
     splits |= dict.fromkeys(get_args(Part), both)
-    known = [f"{PREFIX}{data}/{split}" for data, names in splits.items() for split in names]
-    data, _, said = name.removeprefix(PREFIX).replace(":", "/").partition("/")
-    split = said or wanted or "test"
+    listed = [f"{PREFIX}{data}/{split}" for data, names in splits.items() for split in names]
+    data, _, given = name.removeprefix(PREFIX).replace(":", "/").partition("/")
+    split = given or wanted or "test"
     if split not in splits.get(data, ()):
         raise InputError(
-            f"data: no shipped data {name!r}, only {', '.join(known)}.{near(name, known)}"
+            f"data: no shipped data {name!r}, only {', '.join(listed)}.{near(name, listed)}"
         )
     is_whole = split.endswith("-all")
     source: Source
@@ -70,7 +70,7 @@ def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | 
         source = Functions(cast("Part", data), library_root(), files)
     source.name = f"{PREFIX}{data}/{split}"
     n_picked = PIECES if data == "stdlib" and not is_whole else None
-    return source.of_split(split, splits[data], bool(said)), n_picked
+    return source.of_split(split, splits[data], bool(given)), n_picked
 
 
 @final
@@ -91,8 +91,8 @@ class Digits(Source):
     @cached_property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels, is_test = load_digits()
-        mine = is_test if self._split == "test" else ~is_test
-        return pixels[mine], labels[mine]
+        chosen = is_test if self._split == "test" else ~is_test
+        return pixels[chosen], labels[chosen]
 
     def rows(self) -> Iterator[Row]:
         """Yield images with their digit."""
@@ -115,8 +115,8 @@ def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     pixels = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rank = np.zeros(len(labels), dtype=np.int64)
     for digit in range(10):
-        mine = labels == digit
-        rank[mine] = np.arange(mine.sum())
+        is_digit = labels == digit
+        rank[is_digit] = np.arange(is_digit.sum())
     return pixels, labels, np.isin(rank % 10, _DIGITS_TEST)
 
 
@@ -131,8 +131,8 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
     with kept_random_state():
         from sklearn import datasets
 
-    found: Any = datasets.load_digits()
-    return found.data, found.target.astype(np.int64)
+    bunch: Any = datasets.load_digits()
+    return bunch.data, bunch.target.astype(np.int64)
 
 
 @final

@@ -84,16 +84,16 @@ class Source(ABC):
 
         If rows may differ, the wanted columns are searched in all rows.
         """
-        found: dict[str, list[Any]] = {}
+        values: dict[str, list[Any]] = {}
         missing = set(wanted)
         for number, row in enumerate(self.rows()):
             if number >= SAMPLE_ROWS and not (self.rows_differ and missing):
                 break
             names = row if number < SAMPLE_ROWS else missing & row.keys()
             for name in names:
-                found.setdefault(name, []).append(row[name])
-            missing -= found.keys()
-        return found
+                values.setdefault(name, []).append(row[name])
+            missing -= values.keys()
+        return values
 
     def labels(self, column: str) -> Iterator[Any] | None:
         """Yield a column of every row without building inputs; None if that is not cheaper."""

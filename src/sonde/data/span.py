@@ -74,11 +74,11 @@ class SpanEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad the tokens on the right."""
-        made = self.text.collate([Prepared(item.value[0], item.length) for item in items])
+        collated = self.text.collate([Prepared(item.value[0], item.length) for item in items])
         segment = torch.full((len(items), max(item.length for item in items)), -1)
         for i, item in enumerate(items):
             segment[i, : item.length] = torch.tensor(item.value[1])
-        return replace(made, segment=segment)
+        return replace(collated, segment=segment)
 
     def identity(self) -> dict[str, Any]:
         """Return column, truncation, tokenizer and span as identity."""
@@ -112,12 +112,12 @@ class SpanEncoder(Encoder):
         return min(len(tokens), limit - len(words.before) - len(words.after))
 
     def _whole(self, row: Row) -> str:
-        found = row.get(self.text.inputs[0])
-        if not isinstance(found, str):
+        text = row.get(self.text.inputs[0])
+        if not isinstance(text, str):
             raise InputError(
-                f"expected a text in column {self.text.inputs[0]!r}, got {type(found).__name__}"
+                f"expected a text in column {self.text.inputs[0]!r}, got {type(text).__name__}"
             )
-        return found
+        return text
 
     def _read(self, row: Row) -> tuple[list[int], list[int]]:
         """Return the tokens of a text, with 0 inside the scored part and -1 elsewhere."""
@@ -172,10 +172,10 @@ def span_of(span: str | Sequence[str] | None) -> tuple[str, str] | None:
     words = span.split(",") if isinstance(span, str) else span
     if words is None:
         return None
-    found = tuple(str(word).strip() for word in words)
-    if len(found) != 2 or not all(found):
+    pair = tuple(str(word).strip() for word in words)
+    if len(pair) != 2 or not all(pair):
         raise InputError(
             "open_inputs: expected span as two columns or two delimiters, for instance "
             f"'start,end' or '<think>,</think>', got {span!r}."
         )
-    return found[0], found[1]
+    return pair[0], pair[1]

@@ -43,11 +43,11 @@ def chosen_split(
         return said
     if said is None:
         names = (TRAIN if wanted in TRAIN else (wanted,)) if wanted else (*FIRST, *TRAIN)
-        found = next((split for split in names if split in known), None)
-        if found is None and wanted is None and len(known) == 1:
-            found = known[0]
-        if found is not None:
-            return found
+        choice = next((split for split in names if split in known), None)
+        if choice is None and wanted is None and len(known) == 1:
+            choice = known[0]
+        if choice is not None:
+            return choice
     reason = f", and none is called {said or wanted!r}" if said or wanted else ""
     raise InputError(
         f"data: {name} has the splits {', '.join(known)}{reason}. Append the split to read after "

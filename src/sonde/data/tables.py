@@ -256,10 +256,10 @@ class ParquetFile(Source):
         """Yield batches of some columns or row groups; damaged ones raise an InputError."""
         import pyarrow as pa
 
-        found = self._open().iter_batches(batch_size=PARQUET_ROWS, **parts)
+        batches = self._open().iter_batches(batch_size=PARQUET_ROWS, **parts)
         while True:
             try:
-                batch = next(found)
+                batch = next(batches)
             except StopIteration:
                 return
             except (pa.ArrowException, OSError) as error:

@@ -109,8 +109,8 @@ class FeatureEncoder(Encoder):
         """Decide from all masks which of their values marks padding, and the axes of tokens."""
         rows = iter(rows)
         first = list(islice(rows, LOOKED_AT))
-        made = self._with_marks(chain(first, rows))
-        return replace(made, token_axes=find_token_axes(made._made(row) for row in first))
+        encoder = self._with_marks(chain(first, rows))
+        return replace(encoder, token_axes=find_token_axes(encoder._made(row) for row in first))
 
     def _made(self, row: Row) -> Collated:
         try:
@@ -121,12 +121,12 @@ class FeatureEncoder(Encoder):
     def _with_marks(self, rows: Iterable[Row]) -> "FeatureEncoder":
         if not set(self.inputs) & set(NAMES):
             return self
-        found = (find_mask(self._masks(row)) for row in rows)
-        first = next((named for named in found if named is not None), None)
+        masks = (find_mask(self._masks(row)) for row in rows)
+        first = next((named for named in masks if named is not None), None)
         if first is None:
             return self
         name, mask = first
-        more = (named[1] for named in found if named is not None and named[0] == name)
+        more = (named[1] for named in masks if named is not None and named[0] == name)
         try:
             return replace(self, marks=marks_real(name, chain([mask], more)))
         except InputError:
@@ -149,8 +149,8 @@ class FeatureEncoder(Encoder):
 
     def size(self, row: Row) -> int:
         """Return the bytes of all tensors."""
-        found = [column_tensor(row.get(n), n) for n in self.inputs]
-        return sum(x.numel() * x.element_size() for x in found)
+        value = [column_tensor(row.get(n), n) for n in self.inputs]
+        return sum(x.numel() * x.element_size() for x in value)
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Return tensors unchanged."""
@@ -206,20 +206,20 @@ class CallableEncoder(Encoder):
         is_told, lengths, first = False, set[int](), list[Mapping[str, Any]]()
         for i, row in enumerate(rows):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
-                made = self._made(row)
-                if isinstance(made, Mapping) and i < LOOKED_AT:
-                    first.append(made)
-                lengths.add(_length(made))
+                encoder = self._made(row)
+                if isinstance(encoder, Mapping) and i < LOOKED_AT:
+                    first.append(encoder)
+                lengths.add(_length(encoder))
                 if is_told:
                     if len(lengths) > 1 or i >= LOOKED_AT:
                         break
                     continue
-                named = made if isinstance(made, Mapping) else {}
+                named = encoder if isinstance(encoder, Mapping) else {}
                 masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
-                found = find_mask(masks)
-                is_told = found is None or self.meaning.is_told_by(*found)
+                named_mask = find_mask(masks)
+                is_told = named_mask is None or self.meaning.is_told_by(*named_mask)
         own = replace(self, meaning=deepcopy(self.meaning))  # which the masks must not settle yet
-        axes = find_token_axes(own._alone(made) for made in first)
+        axes = find_token_axes(own._alone(encoder) for encoder in first)
         return replace(self, by_length=len(lengths) > 1, token_axes=axes)
 
     def _alone(self, made: Mapping[str, Any]) -> Collated:
@@ -234,20 +234,20 @@ class CallableEncoder(Encoder):
 
     def size(self, row: Row) -> int:
         """Return the bytes of the item as stored."""
-        found = self._stored(row)
-        if isinstance(found, str | bytes):
-            return len(found.encode() if isinstance(found, str) else found)
-        x = column_tensor(found, self.column)
+        value = self._stored(row)
+        if isinstance(value, str | bytes):
+            return len(value.encode() if isinstance(value, str) else value)
+        x = column_tensor(value, self.column)
         return x.numel() * x.element_size()
 
     def _stored(self, row: Row) -> Any:
         return stored(row, self.column, self.base) if self.image else row.get(self.column)
 
     def _made(self, row: Row) -> Any:
-        found = self._stored(row)
-        item = decode(found) if self.image else found
+        value = self._stored(row)
+        item = decode(value) if self.image else value
         try:
-            made = self.processor(item)
+            processed = self.processor(item)
         except InputError:
             raise
         except Exception as error:
@@ -256,7 +256,7 @@ class CallableEncoder(Encoder):
                 f"processor: it failed on this {kind} with {type(error).__name__}: {error}. It is "
                 f"called with one {kind} at a time, and returns its tensors without a batch axis."
             ) from error
-        return _without_batch(made) if isinstance(made, Mapping) else made
+        return _without_batch(processed) if isinstance(processed, Mapping) else processed
 
     @property
     def even(self) -> bool:
@@ -272,27 +272,27 @@ class CallableEncoder(Encoder):
     def _measured(self, row: Row) -> Prepared:
         """Return the processor's output for an item, with its length."""
         try:
-            made = self._made(row)
+            item = self._made(row)
         except InputError as error:
             return Prepared(error)
-        return Prepared(made, length=_length(made))
+        return Prepared(item, length=_length(item))
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Call the processor on each item and stack what it returns."""
-        made, bad = [], {}
+        values, bad = [], {}
         for i, item in enumerate(items):
             try:
                 if isinstance(item.value, InputError):
                     raise item.value
-                made.append(item.value if self.by_length else self._made(item.value))
+                values.append(item.value if self.by_length else self._made(item.value))
             except InputError as error:
                 bad[i] = str(error)
-        if not made:
+        if not values:
             return Collated(bad=bad)
-        if all(isinstance(m, Mapping) for m in made):
-            return self._collated(made, bad)
+        if all(isinstance(m, Mapping) for m in values):
+            return self._collated(values, bad)
         return Collated(
-            (stacked_items([column_tensor(m, "processor") for m in made], "processor"),), bad=bad
+            (stacked_items([column_tensor(m, "processor") for m in values], "processor"),), bad=bad
         )
 
     def _collated(
@@ -323,11 +323,11 @@ class CallableEncoder(Encoder):
 
 def _without_batch(made: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return one text's tokens without the tokenizer's batch axis."""
-    found = {name: column_tensor(value, name) for name, value in made.items()}
+    tensors = {name: column_tensor(value, name) for name, value in made.items()}
     is_batch = all(
-        x.ndim == 2 and len(x) == 1 and not x.is_floating_point() for x in found.values()
+        x.ndim == 2 and len(x) == 1 and not x.is_floating_point() for x in tensors.values()
     )
-    return {name: x[0] for name, x in found.items()} if is_batch else made
+    return {name: x[0] for name, x in tensors.items()} if is_batch else made
 
 
 def _length(made: Any) -> int:
@@ -343,13 +343,13 @@ def token_mask(
 
     ``real`` returns the real tokens, given the name of a mask and the mask.
     """
-    found = find_mask(kwargs)
-    if found is None:
+    named_mask = find_mask(kwargs)
+    if named_mask is None:
         pairs = kwargs.get(REAL)
         if pairs is None or pairs.ndim not in (3, 4):
             return None
         return real_of_pairs(sights(pairs.cpu()))
-    own, mask = found
+    own, mask = named_mask
     for name, x in kwargs.items():
         ids = x.ndim == 2 and not x.is_floating_point() and name != own
         if (ids or x.ndim == 3) and x.shape[:2] == mask.shape:
@@ -367,14 +367,14 @@ def find_token_axes(examples: Iterable[Collated]) -> dict[str, tuple[int, ...]]:
     input whose padding is that of another mask holds no tokens of this mask.
     """
     padded = [
-        (made.kwargs, made.mask)
-        for made in examples
-        if made.mask is not None and made.mask.any() and not made.mask.all()
+        (example.kwargs, example.mask)
+        for example in examples
+        if example.mask is not None and example.mask.any() and not example.mask.all()
     ]
     others = {
         name for named, mask in padded for name, x in named.items() if _is_other_mask(x, mask)
     }
-    found: dict[str, tuple[int, ...]] = {}
+    axes_of: dict[str, tuple[int, ...]] = {}
     for name in {n: None for named, _ in padded for n in named}:
         given = [(named[name], mask, named) for named, mask in padded if name in named]
         axes = [
@@ -384,13 +384,13 @@ def find_token_axes(examples: Iterable[Collated]) -> dict[str, tuple[int, ...]]:
         ]
         if len(axes) > 1:
             are_pairs = all(_is_filled(x, axes, mask) for x, mask, _ in given)
-            found[name] = tuple(axes) if are_pairs else tuple(axes[:1])
+            axes_of[name] = tuple(axes) if are_pairs else tuple(axes[:1])
         elif axes and others and not all(_is_filled(x, axes, mask) for x, mask, _ in given):
             is_theirs = any(
                 all(_is_filled(x, axes, named[o] != 0) for x, _, named in given) for o in others
             )
-            found[name] = () if is_theirs else tuple(axes)
-    return found
+            axes_of[name] = () if is_theirs else tuple(axes)
+    return axes_of
 
 
 def _is_other_mask(x: Tensor, mask: Tensor) -> bool:

@@ -112,8 +112,8 @@ class TextEncoder(Encoder):
 
     def size(self, row: Row) -> int:
         """Return the bytes of the text, or of the token ids with their arguments."""
-        found = self._others(row).values()
-        return len(self._content(row)) + sum(x.numel() * x.element_size() for x in found)
+        beside = self._others(row).values()
+        return len(self._content(row)) + sum(x.numel() * x.element_size() for x in beside)
 
     def _content(self, row: Row) -> bytes:
         if self.kind == "tokens":
@@ -124,13 +124,13 @@ class TextEncoder(Encoder):
                 mask += b"|decoder|" + target.numpy().tobytes()
             return b"ids|" + torch.tensor(ids, dtype=torch.int64).numpy().tobytes() + mask
         if self.kind == "messages":
-            found = _value(row, self.inputs[0])
-            if not isinstance(found, list):
+            value = _value(row, self.inputs[0])
+            if not isinstance(value, list):
                 raise InputError(
                     f"expected a list of messages in column {self.inputs[0]!r}, "
-                    f"got {type(found).__name__}"
+                    f"got {type(value).__name__}"
                 )
-            return canonical_json(found).encode()
+            return canonical_json(value).encode()
         texts = [_text_of_row(row, name) for name in self.inputs]
         if self.decoder is not None and self.decoder.column is not None:
             _text_of_row(row, self.decoder.column)
@@ -139,10 +139,10 @@ class TextEncoder(Encoder):
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
         """Return the examples of each row; texts surely short enough are not tokenised here."""
         out: list[list[Piece] | None] = [None if self._may_be_long(r) else [Piece()] for r in rows]
-        long = [i for i, found in enumerate(out) if found is None]
+        long = [i for i, piece in enumerate(out) if piece is None]
         for i, ids in zip(long, self._tokens([rows[i] for i in long]), strict=True):
             out[i] = self._cut(len(ids))
-        return [found for found in out if found is not None]
+        return [piece for piece in out if piece is not None]
 
     def _may_be_long(self, row: Row) -> bool:
         if self.kind == "tokens" or self.long == "truncate":
@@ -226,9 +226,9 @@ class TextEncoder(Encoder):
         return arguments(row, self.others, self._kept(row)) if self.others else {}
 
     def _pair(self, row: Row, target: list[int] | None) -> Prepared:
-        found = self._encode_pair(row, cut=self.long == "truncate")
-        extra = {k: torch.tensor(v) for k, v in found.items() if k == TOKEN_TYPES}
-        return Prepared((found["input_ids"], extra, target, None), len(found["input_ids"]))
+        encoded = self._encode_pair(row, cut=self.long == "truncate")
+        extra = {k: torch.tensor(v) for k, v in encoded.items() if k == TOKEN_TYPES}
+        return Prepared((encoded["input_ids"], extra, target, None), len(encoded["input_ids"]))
 
     def _encode_pair(self, row: Row, cut: bool) -> dict[str, list[int]]:
         first, second = (_text_of_row(row, name) for name in self.inputs)
@@ -248,8 +248,8 @@ class TextEncoder(Encoder):
         ]
         if self.vocabulary.bytes_only:
             return [list(text.encode("utf-8", "surrogatepass")) for text in texts]
-        found = self.tokenizer(texts, add_special_tokens=False, verbose=False, padding=False)
-        return list(found["input_ids"])
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False, padding=False)
+        return list(encoded["input_ids"])
 
     def _chat(self, row: Row) -> str:
         try:
@@ -297,8 +297,8 @@ class TextEncoder(Encoder):
         if self.decoder is None or self.decoder.column is None:
             return [None] * len(rows)
         texts = [_text_of_row(row, self.decoder.column) for row in rows]
-        found = self.tokenizer(text_target=texts, verbose=False, padding=False)["input_ids"]
-        return [list(ids[: self.max_length]) for ids in found]
+        ids_of = self.tokenizer(text_target=texts, verbose=False, padding=False)["input_ids"]
+        return [list(ids[: self.max_length]) for ids in ids_of]
 
     def _given_target(self, row: Row) -> list[int]:
         """Return a row's own real decoder tokens, including the start token."""
@@ -379,22 +379,22 @@ class TextEncoder(Encoder):
 
     def notes(self) -> list[str]:
         """Return notes on the decoder's inputs, unread columns, and a missing padding token."""
-        found: list[str] = []
+        texts: list[str] = []
         if self.decoder is not None and self.decoder.column is None and not self.decoder.given:
-            found.append(
+            texts.append(
                 "The decoder reads only its start token: no target column was given "
                 "(--target-column)."
             )
         if self.unread:
-            found.append(
+            texts.append(
                 f"Not read, because forward has no argument of that name: {', '.join(self.unread)}."
             )
         if self.even:
-            found.append(
+            texts.append(
                 "The model's forward takes no attention_mask, so a batch holds texts of one "
                 "length and nothing is padded."
             )
-        return found
+        return texts
 
 
 def _value(row: Row, name: str) -> Any:
@@ -404,12 +404,12 @@ def _value(row: Row, name: str) -> Any:
 
 
 def _text_of_row(row: Row, name: str) -> str:
-    found = _value(row, name)
-    if not isinstance(found, str):
-        raise InputError(f"expected a text in column {name!r}, got {type(found).__name__}")
-    if len(found) > MAX_TEXT_BYTES:
+    text = _value(row, name)
+    if not isinstance(text, str):
+        raise InputError(f"expected a text in column {name!r}, got {type(text).__name__}")
+    if len(text) > MAX_TEXT_BYTES:
         raise InputError(f"the text in column {name!r} is longer than {MAX_TEXT_BYTES >> 20} MiB")
-    return found
+    return text
 
 
 def _integers(values: Any, name: str) -> list[int]:
@@ -443,10 +443,10 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
     InputError
         If a value is missing or not numeric, or tokens and token types differ in number.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in names:
         if name == TOKEN_TYPES and row.get(name) is None:
-            found[name] = torch.zeros(int(kept.sum()), dtype=torch.int64)
+            tensors[name] = torch.zeros(int(kept.sum()), dtype=torch.int64)
             continue
         x = column_tensor(row.get(name), name)
         if name == TOKEN_TYPES and x.shape != kept.shape:
@@ -454,8 +454,8 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
                 f"expected {len(kept)} numbers in column {name!r}, one for each of input_ids, got "
                 f"shape {tuple(x.shape)}"
             )
-        found[name] = x[kept] if _of_tokens(x, len(kept)) else x
-    return found
+        tensors[name] = x[kept] if _of_tokens(x, len(kept)) else x
+    return tensors
 
 
 def content(row: Row, found: Arguments) -> bytes:

@@ -71,16 +71,16 @@ def text_encoder(
 
 def context_of(model: Model) -> int | None:
     """Return the largest number of tokens that a model reads at once, or None if unknown."""
-    found = []
+    limits = []
     config = getattr(model.config, "text_config", model.config)
     length = getattr(config, "max_position_embeddings", None)
     if isinstance(length, int) and length > 0:
-        found.append(length - _position_offset(model.module))
+        limits.append(length - _position_offset(model.module))
     tokenizer = getattr(model.processor, "tokenizer", model.processor)
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < NO_LIMIT:
-        found.append(limit)
-    return min(found, default=None)
+        limits.append(limit)
+    return min(limits, default=None)
 
 
 def _beside_tokens(

@@ -110,8 +110,8 @@ class _Formed(Source):
         """Return some texts."""
         first, last = start // self._n, -(-stop // self._n)
         some = self._source.take(first, last)
-        made = [new for i, row in enumerate(some, first) for new in self._made(row, i)]
-        return made[start - first * self._n : stop - first * self._n]
+        new_rows = [new for i, row in enumerate(some, first) for new in self._made(row, i)]
+        return new_rows[start - first * self._n : stop - first * self._n]
 
     def _made(self, row: Row, number: int) -> list[Row]:
         others = {k: v for k, v in row.items() if k not in (*self._columns, "prompt", "input")}

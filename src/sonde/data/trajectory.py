@@ -91,12 +91,14 @@ class TrajectoryEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad the tokens and their steps on the right."""
-        made = self.text.collate([Prepared(item.value[0], item.length) for item in items])
+        collated = self.text.collate([Prepared(item.value[0], item.length) for item in items])
         segment = torch.full((len(items), max(item.length for item in items)), -1)
         for i, item in enumerate(items):
             segment[i, : item.length] = torch.tensor(item.value[1])
         first_error = torch.tensor([item.value[2] for item in items])
-        return replace(made, segment=segment, columns={**made.columns, "first_error": first_error})
+        return replace(
+            collated, segment=segment, columns={**collated.columns, "first_error": first_error}
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return columns, truncation and tokenizer as identity."""
@@ -167,8 +169,8 @@ def step_text(step: Any, place: int) -> str:
     if isinstance(step, Mapping):
         text = step.get("text")
         if text is None:
-            found = [(part, _written(step.get(part))) for part in PARTS]
-            text = "\n".join(f"{part.capitalize()}: {words}" for part, words in found if words)
+            written = [(part, _written(step.get(part))) for part in PARTS]
+            text = "\n".join(f"{part.capitalize()}: {words}" for part, words in written if words)
     if not isinstance(text, str) or not text.strip():
         raise InputError(
             f"step {place} has no text; expected 'text', or 'thought', 'action' and 'observation'"
@@ -201,10 +203,10 @@ def first_error_of(label: Any, first_error: Any, n_steps: int) -> int:
 def _verdict(label: Any) -> int | None:
     if label is None or label == -1 or label == "" or label != label:
         return None
-    found = _VERDICTS.get(str(label).strip().lower().removesuffix(".0"))
-    if found is None:
+    verdict = _VERDICTS.get(str(label).strip().lower().removesuffix(".0"))
+    if verdict is None:
         raise InputError(f"expected label 0 (correct) or 1 (wrong) of a trajectory, got {label!r}")
-    return found
+    return verdict
 
 
 def _within(first_error: int, last: int, is_cut: bool) -> int:

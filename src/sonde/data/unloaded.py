@@ -33,9 +33,9 @@ def require_task(model: Any, tasks: tuple[str, ...], expected: str) -> None:
     InputError
         With the class and the task of the model.
     """
-    found = kind_of_folder(model)
-    if found is not None and found[1] not in tasks:
-        raise InputError(f"{expected}, got {found[0].__name__} ({found[1]}). Nothing was read.")
+    kind = kind_of_folder(model)
+    if kind is not None and kind[1] not in tasks:
+        raise InputError(f"{expected}, got {kind[0].__name__} ({kind[1]}). Nothing was read.")
 
 
 def kind_of_folder(model: Any) -> tuple[type, str] | None:

@@ -76,5 +76,5 @@ def is_byte_level(tokenizer: Any) -> bool:
     if not plain or not level or model.get("type") != "BPE" or model["merges"]:
         return False
     every = "".join(map(chr, (*range(0x800), *range(0x1000, 0xD000, 0x1000), *_FOUR_BYTES)))
-    found = tokenizer(every, add_special_tokens=False, verbose=False)["input_ids"]
-    return found == list(every.encode())
+    ids = tokenizer(every, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids == list(every.encode())

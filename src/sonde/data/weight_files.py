@@ -41,9 +41,9 @@ def fill_from_file(module: nn.Module, path: Path) -> None:
     given = _without_prefix(_tensors(path), own)
     missing, strange = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or strange:
-        said = [f"{what} {_some(names)}" for what, names in _unequal(missing, strange)]
+        unlike = [f"{what} {_some(names)}" for what, names in _unequal(missing, strange)]
         raise InputError(
-            f"load: {path} does not fit the module that the factory returns: {'; '.join(said)}. "
+            f"load: {path} does not fit the module that the factory returns: {'; '.join(unlike)}. "
             "Pass the weights of this module, or the factory that belongs to the file."
         )
     shapes = [n for n in own if isinstance(own[n], Tensor) and own[n].shape != given[n].shape]
@@ -118,13 +118,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             f"load: {path} contains more than tensors, or is damaged, so it is not opened "
             f"({str(error).strip().splitlines()[0][:120]}). Save only model.state_dict()."
         ) from None
-    found = _state_dict(held)
-    if found is None:
+    tensors = _state_dict(held)
+    if tensors is None:
         raise InputError(
             f"load: expected a state dictionary in {path}, got {type(held).__name__}. "
             "Save model.state_dict()."
         )
-    return found
+    return tensors
 
 
 def _state_dict(held: Any) -> dict[str, Tensor] | None:

@@ -35,30 +35,30 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
     InputError
         If there are no convolutions, or ``only`` is no layer that makes channels.
     """
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     last: tuple[str, nn.Module] | None = None
     for name, part in module.named_modules():
         if next(part.children(), None) is not None:
             continue
         if isinstance(part, _CONVOLUTIONS):
-            found[name] = part
-        elif isinstance(part, _NORMS) and last is not None and last[0] in found and part.affine:
-            del found[last[0]]
-            found[name] = part
+            layers[name] = part
+        elif isinstance(part, _NORMS) and last is not None and last[0] in layers and part.affine:
+            del layers[last[0]]
+            layers[name] = part
         last = name, part
-    if not found:
+    if not layers:
         raise InputError(
             f"{owner}.plan: expected a model with convolutions, got none in "
             f"{type(module).__name__}. Use another method for this model."
         )
     if only is None:
-        return found
-    if only not in found:
+        return layers
+    if only not in layers:
         raise InputError(
-            f"{owner}.plan: expected a layer that computes channels, one of {', '.join(found)}, "
+            f"{owner}.plan: expected a layer that computes channels, one of {', '.join(layers)}, "
             f"got {only!r}."
         )
-    return {only: found[only]}
+    return {only: layers[only]}
 
 
 @final
@@ -131,10 +131,10 @@ def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
     """Return the accuracy over the answers whose label is known."""
     right = n = 0
     for batch in batches:
-        told = losses.answers(batch)
-        known = told.truth >= 0
-        right += int(((told.log_p.argmax(1) == told.truth) & known).sum())
-        n += int(known.sum())
+        answers = losses.answers(batch)
+        is_known = answers.truth >= 0
+        right += int(((answers.log_p.argmax(1) == answers.truth) & is_known).sum())
+        n += int(is_known.sum())
     return right / max(1, n)
 
 

@@ -48,11 +48,11 @@ def all_pairs(classes: ClassMomentsState, groups: TwoGroups, positive: int) -> T
 
     It is ``S_p + S_q + gap gap^T``, exact from the moments of each class.
     """
-    mine = classes.labels == positive
+    is_positive = classes.labels == positive
     within, weight, mean = (t.detach() for t in (classes.within, classes.weight, classes.mean))
-    rest = (mean - groups.mean[0]) * (weight * ~mine).sqrt()[:, None]
-    others = (within[~mine].sum(0) + rest.T @ rest) / groups.n[0]
-    own = within[mine].sum(0) / groups.n[1]
+    rest = (mean - groups.mean[0]) * (weight * ~is_positive).sqrt()[:, None]
+    others = (within[~is_positive].sum(0) + rest.T @ rest) / groups.n[0]
+    own = within[is_positive].sum(0) / groups.n[1]
     return own + others + torch.outer(groups.gap, groups.gap)
 
 

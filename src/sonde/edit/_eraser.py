@@ -134,8 +134,8 @@ class Eraser(Result):
         """
         if self.labels is None:
             assert self.concept_mean is not None
-            known = concept.reshape(len(concept), -1).to(self.gap) - self.concept_mean
-            return Subtract(known @ self.gap.T, strength)
+            centred = concept.reshape(len(concept), -1).to(self.gap) - self.concept_mean
+            return Subtract(centred @ self.gap.T, strength)
         is_class = concept.to(self.labels)[:, None] == self.labels
         if not bool(is_class.any(1).all()):
             seen = ", ".join(map(str, self.labels.tolist()[:8]))

@@ -99,8 +99,8 @@ class FactTexts:
                 "Fact: expected a causal language model with its tokenizer, got "
                 f"{model!r}. Load it with sonde.load."
             )
-        found = [_tokens(model.processor, *text[1:]) for text in texts]
-        longest = max(len(ids) for ids, _, _ in found)
+        token_lists = [_tokens(model.processor, *text[1:]) for text in texts]
+        longest = max(len(ids) for ids, _, _ in token_lists)
         device = placement(model.module)[0]
 
         def padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -108,11 +108,11 @@ class FactTexts:
             return torch.tensor(full, device=device)
 
         return cls(
-            padded([ids for ids, _, _ in found]),
-            padded([[1] * len(ids) for ids, _, _ in found]).bool(),
+            padded([ids for ids, _, _ in token_lists]),
+            padded([[1] * len(ids) for ids, _, _ in token_lists]).bool(),
             torch.tensor([fact for fact, *_ in texts], device=device),
-            torch.tensor([subject for _, subject, _ in found], device=device),
-            padded([answer for _, _, answer in found]).bool(),
+            torch.tensor([subject for _, subject, _ in token_lists], device=device),
+            padded([answer for _, _, answer in token_lists]).bool(),
         )
 
 
@@ -166,9 +166,9 @@ def log_probability(
     Float[Tensor, "fact"]
         Mean log-probability of the tokens of the target.
     """
-    told = prompts(model, facts, prefixes, answered=True)
+    texts = prompts(model, facts, prefixes, answered=True)
     with _Shifted(model.module, "") as plain:
-        return plain.answers(told, None, len(facts))
+        return plain.answers(texts, None, len(facts))
 
 
 @dataclass(frozen=True)
@@ -208,18 +208,18 @@ class Search:
         These are the means over the target's tokens, in nats, without and with the shift. The facts
         are searched side by side, each on its own.
         """
-        told = prompts(model, facts, prefixes, answered=True)
-        said = [(i, STATEMENT.format(f.subject), f.subject, "") for i, f in enumerate(facts)]
-        plain = list(FactTexts.of(model, said).split())
-        norm = state.norm(dim=1, keepdim=True).to(told.ids.device, torch.float32)
+        texts = prompts(model, facts, prefixes, answered=True)
+        statements = [(i, STATEMENT.format(f.subject), f.subject, "") for i, f in enumerate(facts)]
+        plain = list(FactTexts.of(model, statements).split())
+        norm = state.norm(dim=1, keepdim=True).to(texts.ids.device, torch.float32)
         delta = torch.zeros(state.shape, device=norm.device, requires_grad=True)
         descent = Descent("BatchEdit", [delta], self.rate)
         with _Shifted(model.module, place) as shifted:
             kept = [shifted.last(some, None).detach() for some in plain]
-            before = shifted.answers(told, delta, len(facts))
+            before = shifted.answers(texts, delta, len(facts))
             for _ in range(self.steps):
                 slope = self.decay * delta.detach() / norm.square()
-                for some in told.split():
+                for some in texts.split():
                     loss = -shifted.answer(some, delta).sum() / len(prefixes)
                     slope += torch.autograd.grad(loss, delta)[0]
                 for some, old in zip(plain, kept, strict=True):
@@ -229,7 +229,7 @@ class Search:
                 with torch.no_grad():
                     excess = delta.norm(dim=1, keepdim=True) / (self.largest * norm)
                     delta /= excess.clamp(min=1.0)
-            after = shifted.answers(told, delta, len(facts))
+            after = shifted.answers(texts, delta, len(facts))
         return delta.detach().double().cpu(), before, after
 
 
@@ -286,9 +286,9 @@ def _tokens(
     tokenizer: Any, text: str, subject: str, target: str
 ) -> tuple[list[int], int, list[int]]:
     """Return token ids, the position of the subject's last token, and the target's mask."""
-    found = tokenizer(text + target, return_offsets_mapping=True)
-    spans = found["offset_mapping"]
+    encoded = tokenizer(text + target, return_offsets_mapping=True)
+    spans = encoded["offset_mapping"]
     end = text.rindex(subject) + len(subject)
     inside = [i for i, (start, stop) in enumerate(spans) if start < end and stop > start]
     answer = [int(stop > start and stop > len(text)) for start, stop in spans]
-    return list(found["input_ids"]), inside[-1], answer
+    return list(encoded["input_ids"]), inside[-1], answer

@@ -17,9 +17,9 @@ def linear_layer(module: nn.Module, layer: str) -> Layer:
         If the layer is not linear; the message names the linear layers inside it.
     """
     part = module.get_submodule(layer)
-    found = layer_of(layer, part)
-    if found is not None and found.kind in MATRICES:
-        return found
+    layer_at = layer_of(layer, part)
+    if layer_at is not None and layer_at.kind in MATRICES:
+        return layer_at
     inside = linear_layers(module, layer)
     raise InputError(
         f"BatchEdit: expected a linear layer, got {layer}, a {type(part).__name__}. Linear layers "

@@ -79,8 +79,8 @@ class Writing:
             module = RewritePlan.of(module, named).fold(module)
             changes |= named
         if "nats_searched" in figures:
-            told = log_probability(replace(self.model, module=module), self.facts, self.prefixes)
-            figures["nats_after"] = float(told.mean())
+            log_p = log_probability(replace(self.model, module=module), self.facts, self.prefixes)
+            figures["nats_after"] = float(log_p.mean())
         return RewritePlan.of(self.model, changes, method, **figures)
 
     def _read(self, module: nn.Module, layer: str) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,8 @@ class AdversarialMask(Rewrite):
 
         def loss_of(batch: InputBatch, weight: Factors, bias: Factors) -> Tensor:
             scaled.weight, scaled.bias = weight, bias
-            found = cross_entropy(losses.answers(batch), len(batch))
-            return found.losses.sum() / max(1, int(found.known.sum()))
+            entropy = cross_entropy(losses.answers(batch), len(batch))
+            return entropy.losses.sum() / max(1, int(entropy.known.sum()))
 
         def total(batch: InputBatch) -> Tensor:
             d, e = ({name: self._random(m, draw) for name, m in masks.items()} for _ in "de")

@@ -120,11 +120,11 @@ class BatchEdit(Rewrite):
         StateError
             If the second moment is singular, or no direction is free.
         """
-        known, paths = linear_paths(model, self.layers)
-        place = block_around(known.module, paths[-1])
+        resolved, paths = linear_paths(model, self.layers)
+        place = block_around(resolved.module, paths[-1])
         search = Search(self.steps, self.rate, self.divergence, self.decay, self.largest)
-        said = f"BatchEdit({len(self.facts)} facts, how={self.how!r}, weight={self.weight})"
+        word = f"BatchEdit({len(self.facts)} facts, how={self.how!r}, weight={self.weight})"
         writing = Writing(
-            known, self.facts, self.kept, paths, place, self.how, self.weight, self.prefixes
+            resolved, self.facts, self.kept, paths, place, self.how, self.weight, self.prefixes
         )
-        return writing.plan(said, moments, search, self.shifts)
+        return writing.plan(word, moments, search, self.shifts)

@@ -148,10 +148,10 @@ def choose_ablation(
         trials.append(AblationTrial(name, depth, bypass, induce, kl, ", ".join(why)))
     passed = [trial for trial in trials if not trial.refused]
     if not passed:
-        told = "; ".join(f"{t.site}: {t.refused}" for t in trials)
+        refused = "; ".join(f"{t.site}: {t.refused}" for t in trials)
         raise InputError(
-            f"choose_ablation: none of {len(trials)} candidates passes. {told}. Give other prompts "
-            "or targets, or raise max_kl."
+            f"choose_ablation: none of {len(trials)} candidates passes. {refused}. Give other "
+            "prompts or targets, or raise max_kl."
         )
     best = min(passed, key=lambda trial: trial.bypass)
     chosen = tuple(int(i) for i in behaviour.nonzero().flatten())
@@ -160,7 +160,7 @@ def choose_ablation(
 
 def _answers(stream: LiveStream) -> Float[Tensor, "example answer"]:
     """Return the log-probabilities of each example's class or next token, in planned order."""
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     order: list[Tensor] = []
     for batch in stream.batches(0, len(stream)):
         if batch.logits is None:
@@ -169,9 +169,9 @@ def _answers(stream: LiveStream) -> Float[Tensor, "example answer"]:
                 "compared. Take "
                 "a classifier or a causal language model."
             )
-        found.append(batch.logits.double().cpu().log_softmax(1))
+        parts.append(batch.logits.double().cpu().log_softmax(1))
         order.append(batch.order)
-    return torch.cat(found)[torch.cat(order).argsort()]
+    return torch.cat(parts)[torch.cat(order).argsort()]
 
 
 def _behaviour(

@@ -74,10 +74,10 @@ class CoDa(Decode):
         if self.strength == 0.0:
             return logits
         p, prior = logits.log_softmax(1), context.others["overlooking"].log_softmax(1)
-        mine = plausible_tokens(p, self.plausible, context.ends)
-        only = mine & ~plausible_tokens(prior, self.plausible)
+        is_plausible = plausible_tokens(p, self.plausible, context.ends)
+        only = is_plausible & ~plausible_tokens(prior, self.plausible)
         score = p + self.strength * (p - prior) + self.bonus * only
-        return score.masked_fill(~mine, -torch.inf)
+        return score.masked_fill(~is_plausible, -torch.inf)
 
     def overshadowed(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
@@ -92,9 +92,9 @@ class CoDa(Decode):
         both = both & plausible_tokens(p, self.plausible)
         change = (p - without).abs().masked_fill(~both, 0.0).amax(dim=2)
         small = (change < self.threshold) & both.any(dim=2)
-        found = small.T.to(ids.device) & mask
-        found[:, -1] = False
-        return found
+        is_small = small.T.to(ids.device) & mask
+        is_small[:, -1] = False
+        return is_small
 
     def without_overshadowed(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits

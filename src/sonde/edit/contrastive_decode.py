@@ -94,11 +94,11 @@ class ContrastiveDecode(Decode):
         guide = {} if self.guide is None else {"guide": OtherLogits(prompt=self.guide)}
         if isinstance(self.amateur, int):
             return {"amateur": OtherLogits(prompt=self.prompt, layer=self.amateur), **guide}
-        found = {"amateur": OtherLogits(self.amateur, self.prompt), **guide}
+        needs = {"amateur": OtherLogits(self.amateur, self.prompt), **guide}
         for layer in self._lower():
-            found[f"layer {layer}"] = OtherLogits(layer=layer)
-            found[f"amateur layer {layer}"] = OtherLogits(self.amateur, self.prompt, layer)
-        return found
+            needs[f"layer {layer}"] = OtherLogits(layer=layer)
+            needs[f"amateur layer {layer}"] = OtherLogits(self.amateur, self.prompt, layer)
+        return needs
 
     def step(
         self, logits: Float[Tensor, "row token"], context: DecodeContext

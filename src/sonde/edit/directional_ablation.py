@@ -209,22 +209,22 @@ class DirectionalAblation(Instrument):
     def result(self, by_class: ClassMomentsState) -> AblationDirection:
         """Compute the difference of the means."""
         groups = TwoGroups.of("DirectionalAblation", by_class, self.positive)
-        found = Direction.along(groups.gap, groups.gap, by_class.total.covariance.detach())
+        axis = Direction.along(groups.gap, groups.gap, by_class.total.covariance.detach())
         return AblationDirection(
-            value=found.gap / found.spread if found.spread > 0 else float("nan"),
+            value=axis.gap / axis.spread if axis.spread > 0 else float("nan"),
             n=groups.n_rows,
             unit="standard deviations of all rows along the direction",
             direction="higher",
             range=(0.0, float("inf")),
-            flags=groups.flags if found.spread > 0 else (*groups.flags, "dead"),
+            flags=groups.flags if axis.spread > 0 else (*groups.flags, "dead"),
             conventions={
                 "value": "distance of both means",
                 "positive": self.positive,
                 "divisor": "n",
                 "se": "a direction has no standard error: evaluate the edit's effect",
             },
-            vector=found.unit,
+            vector=axis.unit,
             centre=groups.mean[0],
-            spread=found.spread,
-            length=found.gap,
+            spread=axis.spread,
+            length=axis.gap,
         )

@@ -167,13 +167,13 @@ def find_backdoor(
                 f"{pixels.n_classes}."
             )
         with Bar("look for a trigger", pixels.n_classes, shown=progress) as bar:
-            found = smallest_patches(pixels, wanted=wanted, steps=steps, seed=seed, bar=bar)
-        target = int(found.size.argmin())
-        first, second = found.size.sort().values[:2].tolist()
-        mask, pattern = found.mask[target], found.pattern[target]
+            patches = smallest_patches(pixels, wanted=wanted, steps=steps, seed=seed, bar=bar)
+        target = int(patches.size.argmin())
+        first, second = patches.size.sort().values[:2].tolist()
+        mask, pattern = patches.mask[target], patches.pattern[target]
         success = pixels.success(mask, pattern, target)
         accuracy = pixels.accuracy()
-    return BackdoorFinding(target, second / first, found.size, success, mask, pattern, accuracy)
+    return BackdoorFinding(target, second / first, patches.size, success, mask, pattern, accuracy)
 
 
 class Triggered(Inputs):
@@ -356,15 +356,15 @@ class Pixels:
         """Return the logits of some images."""
         batch = with_images(self._fed, images.to(image_of(self._fed)))
         output: Any = self.module(*batch.args, **batch.kwargs)
-        found = output if isinstance(output, Tensor) else output.logits
-        return found.float().cpu()
+        raw = output if isinstance(output, Tensor) else output.logits
+        return raw.float().cpu()
 
     @torch.no_grad()
     def success(self, mask: Tensor, pattern: Tensor, target: int) -> float:
         """Return the fraction of images of other classes that a patch turns into the target."""
         other = self.label != target
-        said = self.logits(patched(self.images, mask, pattern)).argmax(1)
-        return float((said == target)[other].float().mean())
+        predicted = self.logits(patched(self.images, mask, pattern)).argmax(1)
+        return float((predicted == target)[other].float().mean())
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -417,7 +417,7 @@ def _search(
         logits = pixels.logits(every.flatten(0, 1))
         loss = nn.functional.cross_entropy(logits, truth, reduction="none").view(n, -1)
         size = mask.mean((1, 2))
-        found = ((loss * other).sum(1) / other.sum(1).clamp(min=1) + weight * AREA * size).sum()
+        cost = ((loss * other).sum(1) / other.sum(1).clamp(min=1) + weight * AREA * size).sum()
         with torch.no_grad():
             hits = (logits.argmax(1) == truth).view(n, -1) * other
             works = hits.sum(1) / other.sum(1).clamp(min=1) >= wanted
@@ -426,7 +426,7 @@ def _search(
             for held, new in zip(kept, (mask, pattern), strict=True):
                 held[better] = new.detach()[better]
             weight = (weight * torch.where(works, GROWS, SHRINKS)).clamp(LEAST, MOST)
-        return found
+        return cost
 
     descent.run(total, range(steps))
     return Patches(*kept, best)

@@ -157,12 +157,12 @@ def forgotten(
         for name, module in modules.items()
     }
     stands = {
-        name: {part: _standing(r) for part, r in found.items()} for name, found in rows.items()
+        name: {part: _standing(r) for part, r in of_part.items()} for name, of_part in rows.items()
     }
     keys = None if held is None else torch.cat([rows["after"][part].key for part in ATTACKED])
     attacks = {
-        name: membership_attack(*(found[part].loss for part in ATTACKED), group=keys)
-        for name, found in rows.items()
+        name: membership_attack(*(of_part[part].loss for part in ATTACKED), group=keys)
+        for name, of_part in rows.items()
         if held is not None
     }
     return Forgotten(
@@ -210,18 +210,18 @@ def _row_losses(live: Model, module: nn.Module, name: str, part: str, data: Inpu
     found_parts = list[tuple[Tensor, ...]]()
     with torch.no_grad(), in_eval(module):
         for batch in each_batch(data):
-            found = compute(batch)
-            told = found.answers
-            assert told is not None
-            hits = (told.log_p.argmax(1) == told.truth).float()
-            right = told.per_example(hits, len(batch))
+            losses = compute(batch)
+            answers = losses.answers
+            assert answers is not None
+            hits = (answers.log_p.argmax(1) == answers.truth).float()
+            right = answers.per_example(hits, len(batch))
             numbers = words_of(batch.group_keys), words_of(batch.keys)
-            known = found.known.cpu()
+            is_known = losses.known.cpu()
             found_parts.append(
                 (
-                    found.losses[found.known].double(),
-                    right[found.known],
-                    *(n[known] for n in numbers),
+                    losses.losses[losses.known].double(),
+                    right[losses.known],
+                    *(n[is_known] for n in numbers),
                 )
             )
     joined = [torch.cat(parts) for parts in zip(*found_parts, strict=True)]

@@ -184,8 +184,8 @@ def overlap(
     down: Float[Tensor, "rank dim"], earlier: Sequence[LowRankAdapter]
 ) -> Float[Tensor, ""]:
     """Return the squared overlap of an adapter's directions with those of earlier adapters."""
-    found = [(down @ other.down.to(down).T).square().sum() for other in earlier]
-    return torch.stack(found).sum() if found else down.new_zeros(())
+    overlaps = [(down @ other.down.to(down).T).square().sum() for other in earlier]
+    return torch.stack(overlaps).sum() if overlaps else down.new_zeros(())
 
 
 def soft_gate(

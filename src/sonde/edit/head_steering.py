@@ -152,8 +152,8 @@ class HeadSteering(Instrument):
         chosen = torch.zeros(accuracy.numel(), dtype=torch.bool)
         chosen[best.cpu()] = True
         chosen = chosen.reshape(accuracy.shape)
-        found = zip(by_class, groups, chosen, strict=True)
-        push = torch.stack([self._push(*site) for site in found])
+        per_site = zip(by_class, groups, chosen, strict=True)
+        push = torch.stack([self._push(*site) for site in per_site])
         return HeadDirections(
             value=float(accuracy[chosen].mean()),
             null=0.5,
@@ -181,17 +181,20 @@ class HeadSteering(Instrument):
     def _accuracy(self, sample: HashSampleState, labels: HashSampleState) -> Float[Tensor, "head"]:
         """Return the accuracy of each head's probe on groups outside its fit."""
         label = labels.rows.to(sample.rows.device)
-        known = label >= 0
-        rows = rearrange(sample.rows[known].double(), "n (head w) -> head n w", head=self.heads)
-        own = label[known] == self.positive
-        half = (_rank(sample.group_draw) % 2 == 0).to(own.device)[known]
+        is_known = label >= 0
+        rows = rearrange(sample.rows[is_known].double(), "n (head w) -> head n w", head=self.heads)
+        own = label[is_known] == self.positive
+        half = (_rank(sample.group_draw) % 2 == 0).to(own.device)[is_known]
         shares: list[Tensor] = []
-        for made in (half, ~half):
-            if not all(bool((made & side).any()) for side in (own, ~own)):
+        for first in (half, ~half):
+            if not all(bool((first & side).any()) for side in (own, ~own)):
                 continue
-            one, other = rows[:, made & own].mean(1), rows[:, made & ~own].mean(1)
+            one, other = rows[:, first & own].mean(1), rows[:, first & ~own].mean(1)
             along = ((rows - (one + other)[:, None] / 2) * (one - other)[:, None]).sum(2)
-            shares += [(along[:, ~made & own] > 0).double(), (along[:, ~made & ~own] < 0).double()]
+            shares += [
+                (along[:, ~first & own] > 0).double(),
+                (along[:, ~first & ~own] < 0).double(),
+            ]
         shares = [share.mean(1) for share in shares if share.shape[1]]
         return torch.stack(shares).mean(0) if shares else rows.new_full((self.heads,), 0.5)
 
@@ -204,8 +207,8 @@ class HeadSteering(Instrument):
         for head in chosen.nonzero().flatten().tolist():
             own = slice(head * width, (head + 1) * width)
             gap = groups.gap[own]
-            found = Direction.along(gap, gap, covariance[own, own])
-            push[own] = found.spread * found.unit
+            axis = Direction.along(gap, gap, covariance[own, own])
+            push[own] = axis.spread * axis.unit
         return push
 
 

@@ -82,8 +82,8 @@ class Inlp(Instrument):
         joint = Joint.of_classes("Inlp", by_class, FLOAT64)
         within = by_class.pooled.detach() / joint.n
         share = by_class.weight.detach() / joint.n
-        known = labels.rows >= 0
-        x, label = rows.rows[known].double() - joint.mean, labels.rows[known]
+        is_known = labels.rows >= 0
+        x, label = rows.rows[is_known].double() - joint.mean, labels.rows[is_known]
         majority = int(label.unique(return_counts=True)[1].max()) / len(label)
         basis = torch.zeros(len(joint.mean), 0, dtype=torch.float64, device=x.device)
         accuracy: list[float] = []

@@ -137,7 +137,7 @@ class LabelAgnosticForget(Rewrite):
         rows = [torch.cat(side) for side in before]
         with seeded(self.seed):
             own, others = (autoencoder(x, self.latent, self.fit_steps, draw) for x in rows)
-        known = {
+        own_states = {
             id(b): x
             for side, states in zip(sides, before, strict=True)
             for b, x in zip(side.batches, states, strict=True)
@@ -152,7 +152,7 @@ class LabelAgnosticForget(Rewrite):
         for _ in range(self.epochs):
             for f, r in _pairs(sides, draw):
                 push.step(pushed(own.error(new.of(f)), others.error(new.of(r))))
-                near, far = (cosines(new.of(b), known[id(b)]) for b in (r, f))
+                near, far = (cosines(new.of(b), own_states[id(b)]) for b in (r, f))
                 align.step(contrast(near, far, self.temperature))
                 for _ in range(0 if logits is None else MOST_HELD):
                     drift = drifted(original, new, sides[1].next(draw), logits)
@@ -231,14 +231,14 @@ def autoencoder(
     rows: Float[Tensor, "row dim"], latent: int, steps: int, draw: torch.Generator
 ) -> Autoencoder:
     """Return a trained autoencoder of rows, frozen."""
-    made = Autoencoder(rows, latent).to(rows)
+    coder = Autoencoder(rows, latent).to(rows)
 
     def loss(_: int) -> Tensor:
         chosen = torch.randint(len(rows), (min(128, len(rows)),), generator=draw)
-        return made.loss(rows[chosen.to(rows.device)], draw)
+        return coder.loss(rows[chosen.to(rows.device)], draw)
 
-    Descent("LabelAgnosticForget", made.parameters(), FIT_RATE).run(loss, range(steps))
-    return made.requires_grad_(False)
+    Descent("LabelAgnosticForget", coder.parameters(), FIT_RATE).run(loss, range(steps))
+    return coder.requires_grad_(False)
 
 
 @final

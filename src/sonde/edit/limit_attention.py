@@ -67,13 +67,13 @@ class LimitAttention(Edit):
     paper: ClassVar[str] = "beltagy2020longformer"
 
     def __post_init__(self) -> None:
-        found = pattern_of(self.pattern)
-        if found.sorts:
+        pattern = pattern_of(self.pattern)
+        if pattern.sorts:
             raise InputError(
                 f"LimitAttention: {self.pattern} sorts values, but the port probs has no "
                 "values. Choose another pattern."
             )
-        if found.spatial and self.grid is None:
+        if pattern.spatial and self.grid is None:
             raise InputError(f"LimitAttention: expected grid=(height, width) for {self.pattern}.")
         check_ranges(self, strength="[0, 1]", prefix=">= 0")
 

@@ -85,7 +85,7 @@ def channel_gains(
     module: nn.Module,
 ) -> list[tuple[str, nn.modules.batchnorm._BatchNorm, Float[Tensor, "channel"]]]:
     """Return (name, batch norm, gains of its channels) for each norm after a convolution."""
-    found: list[tuple[str, nn.modules.batchnorm._BatchNorm, Tensor]] = []
+    gains: list[tuple[str, nn.modules.batchnorm._BatchNorm, Tensor]] = []
     before: nn.Module | None = None
     for name, part in module.named_modules():
         if next(part.children(), None) is not None:
@@ -95,6 +95,6 @@ def channel_gains(
             if part.weight is not None and part.running_var is not None:
                 scale = (part.running_var.double() + part.eps).rsqrt() * part.weight.detach().abs()
                 largest = torch.linalg.matrix_norm(kernel.flatten(2), ord=2)
-                found.append((name, part, (largest * scale).cpu()))
+                gains.append((name, part, (largest * scale).cpu()))
         before = part
-    return found
+    return gains

@@ -68,8 +68,8 @@ class AttentionColumns:
         logs = (seen / seen.sum(dim=2, keepdim=True) * self.scale).log()
         later = torch.ones_like(logs[0], dtype=torch.bool).tril(-1)
         total, n = logs.masked_fill(~later, 0.0).sum(dim=1), later.sum(dim=0)
-        found = total / n.clamp(min=1) if self.average else total
-        return found.masked_fill(n == 0, -torch.inf).to(probs)
+        scores = total / n.clamp(min=1) if self.average else total
+        return scores.masked_fill(n == 0, -torch.inf).to(probs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,20 +68,20 @@ def probes_along(stream: Stream, *, held: float = 0.3, seed: int = 0) -> dict[st
     for batch in stream:
         for key, taken in rows.items():
             label = batch.column("label", key)
-            known = label >= 0
-            if count[key] < MOST_ROWS and bool(known.any()):
+            is_known = label >= 0
+            if count[key] < MOST_ROWS and bool(is_known.any()):
                 group = batch.column("group", key)
-                taken.append((batch.rows[key].cpu()[known], label[known], group[known]))
-                count[key] += int(known.sum())
+                taken.append((batch.rows[key].cpu()[is_known], label[is_known], group[is_known]))
+                count[key] += int(is_known.sum())
         if min(count.values(), default=0) >= MOST_ROWS:
             break
     if not all(rows.values()):
         raise InputError("probes_along: expected rows with labels, got none. Read labelled data.")
-    found: dict[str, Probed] = {}
+    accuracies: dict[str, Probed] = {}
     for key, taken in rows.items():
         x, label, group = (torch.cat(part)[:MOST_ROWS] for part in zip(*taken, strict=True))
-        found[key] = probe_accuracy(x, label, _held_out(group, held, seed), seed=seed)
-    return found
+        accuracies[key] = probe_accuracy(x, label, _held_out(group, held, seed), seed=seed)
+    return accuracies
 
 
 def probe_accuracy(

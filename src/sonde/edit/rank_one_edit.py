@@ -86,11 +86,11 @@ class RankOneEdit(Rewrite):
         StateError
             If the second moment is singular.
         """
-        known, paths = linear_paths(model, [self.layer])
+        resolved, paths = linear_paths(model, [self.layer])
         search = Search(self.steps, self.rate, self.divergence, self.decay, self.largest)
-        said = f"RankOneEdit({self.fact.prompt!r} -> {self.fact.target!r})"
+        word = f"RankOneEdit({self.fact.prompt!r} -> {self.fact.target!r})"
         shift = None if self.shift is None else self.shift[None]
         writing = Writing(
-            known, (self.fact,), self.kept, paths, paths[0], "equal", 0.0, self.prefixes
+            resolved, (self.fact,), self.kept, paths, paths[0], "equal", 0.0, self.prefixes
         )
-        return writing.plan(said, moment, search, shift)
+        return writing.plan(word, moment, search, shift)

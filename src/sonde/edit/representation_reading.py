@@ -202,20 +202,20 @@ class RepresentationReading(Detector):
         groups = TwoGroups.of("RepresentationReading", by_class, self.positive)
         total = by_class.total
         axis = leading(all_pairs(by_class, groups, self.positive))
-        found = Direction.along(axis, groups.gap, total.covariance.detach())
+        direction = Direction.along(axis, groups.gap, total.covariance.detach())
         return ReadingScorer(
-            value=found.gap / found.spread if found.spread > 0 else float("nan"),
+            value=direction.gap / direction.spread if direction.spread > 0 else float("nan"),
             n=groups.n_rows,
             unit="standard deviations of all rows along the direction",
-            flags=groups.flags if found.spread > 0 else (*groups.flags, "dead"),
+            flags=groups.flags if direction.spread > 0 else (*groups.flags, "dead"),
             conventions={
                 "value": "distance of both means along the direction",
                 "positive": self.positive,
                 "divisor": "n",
                 "se": "not given for a scorer: calibrate its scores",
             },
-            vector=found.unit,
+            vector=direction.unit,
             origin=total.mean.detach(),
-            spread=found.spread,
+            spread=direction.spread,
             positive=self.positive,
         )

@@ -210,10 +210,10 @@ class RequestDetector:
         if views is not None:
             assert self.width is not None
             shown = ((views.double() - mean) @ encoder).float()
-            found = contrastive_map(
+            contrast = contrastive_map(
                 shown, self.width, self.temperature, self.rate, self.epochs, self.seed
             )
-            encoder = encoder @ found.double()
+            encoder = encoder @ contrast.double()
         origin = mean @ encoder
         code = _code(rows, encoder, origin)
         centre = code.mean(0)
@@ -248,14 +248,14 @@ def layer_rows(
     live = as_model(model)
     inputs = open_inputs(live, [{"text": t, "id": str(i)} for i, t in enumerate(texts)])
     stream = live_stream(live, inputs, sites, reducer, logits=False)
-    found: dict[str, list[Tensor]] = {}
+    parts: dict[str, list[Tensor]] = {}
     places: list[int] = []
     for batch in stream:
         places += [int(name) for name in batch.ids]
         for key, rows in batch.rows.items():
-            found.setdefault(key, []).append(rows)
+            parts.setdefault(key, []).append(rows)
     order = torch.tensor(places).argsort()
-    return [torch.cat(found[str(site)])[order] for site in resolve(live.module, sites)]
+    return [torch.cat(parts[str(site)])[order] for site in resolve(live.module, sites)]
 
 
 def without_words(text: str, share: float, draw: torch.Generator) -> str:
@@ -268,8 +268,8 @@ def without_words(text: str, share: float, draw: torch.Generator) -> str:
     """
     pieces = PIECE.findall(text)
     kept = (torch.rand(len(pieces), generator=draw) >= share).tolist()
-    found = "".join(piece for piece, stays in zip(pieces, kept, strict=True) if stays)
-    return found.strip() or (pieces[0].strip() if pieces else text)
+    joined = "".join(piece for piece, stays in zip(pieces, kept, strict=True) if stays)
+    return joined.strip() or (pieces[0].strip() if pieces else text)
 
 
 def contrastive_map(

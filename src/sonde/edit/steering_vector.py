@@ -155,16 +155,16 @@ class SteeringVector(Instrument):
         assert by_class is not None  # what ``reads`` asked for
         groups = TwoGroups.of("SteeringVector", by_class, self.positive)
         axis = groups.gap
-        said: dict[str, Any] = {}
+        conventions: dict[str, Any] = {}
         if self.how == "pca_difference":
             axis = leading(all_pairs(by_class, groups, self.positive))
         elif self.how == "probe":
             metric = inverse_root(groups.within, groups.n_rows, self.shrinkage)
             root = metric.root
             axis = root.square() * axis if root.ndim == 1 else root @ (root.T @ axis)
-            said["shrinkage"] = metric.shrinkage
-        found = Direction.along(axis, groups.gap, by_class.total.covariance.detach())
-        return self._found(found, groups.n_rows, groups.flags, **said)
+            conventions["shrinkage"] = metric.shrinkage
+        direction = Direction.along(axis, groups.gap, by_class.total.covariance.detach())
+        return self._found(direction, groups.n_rows, groups.flags, **conventions)
 
     def _found(
         self, found: Direction, n: int, flags: tuple[str, ...], **said: Any
@@ -233,9 +233,9 @@ class PairDifferences(Statistic[PairDifferencesState]):
         self, x: Float[Tensor, "row dim"], pair: Int[Tensor, "row"], side: Int[Tensor, "row"]
     ) -> PairDifferencesState:
         """Return the sums over the pairs of a batch."""
-        known = side.to(x.device) >= 0
-        wide, ahead = x.double()[known], (side.to(x.device) == self.positive)[known]
-        names, member = torch.unique(pair.to(x.device)[known], return_inverse=True)
+        is_known = side.to(x.device) >= 0
+        wide, ahead = x.double()[is_known], (side.to(x.device) == self.positive)[is_known]
+        names, member = torch.unique(pair.to(x.device)[is_known], return_inverse=True)
         sums = wide.new_zeros(2, len(names), x.shape[1])
         counts = wide.new_zeros(2, len(names))
         sums.index_put_((ahead.long(), member), wide, accumulate=True)

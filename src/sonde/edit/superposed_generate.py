@@ -52,10 +52,10 @@ class NGrams:
         counts = tuple(defaultdict[tuple[int, ...], Counter[int]](Counter) for _ in weights)
         for text in texts:
             ids = tuple(int(i) for i in text)
-            for length, found in enumerate(counts, start=1):
+            for length, table in enumerate(counts, start=1):
                 for i in range(length, len(ids)):
-                    found[ids[i - length : i]][ids[i]] += 1
-        return cls(weights, tuple(dict(found) for found in counts))
+                    table[ids[i - length : i]][ids[i]] += 1
+        return cls(weights, tuple(dict(table) for table in counts))
 
     def merge(self, other: "NGrams") -> "NGrams":
         """Return the sum of two tables of counts."""
@@ -71,15 +71,15 @@ class NGrams:
 
     def probabilities(self, text: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Return tokens' probabilities after a text, averaged over known context lengths."""
-        total, found = 0.0, [0.0] * len(tokens)
+        total, probs = 0.0, [0.0] * len(tokens)
         for length, (weight, counts) in enumerate(
             zip(self.weights, self.counts, strict=True), start=1
         ):
             seen = counts.get(tuple(text[-length:])) if len(text) >= length else None
             if seen is not None:
                 total, n = total + weight, seen.total()
-                found = [p + weight * seen[t] / n for p, t in zip(found, tokens, strict=True)]
-        return [p / total for p in found] if total > 0 else found
+                probs = [p + weight * seen[t] / n for p, t in zip(probs, tokens, strict=True)]
+        return [p / total for p in probs] if total > 0 else probs
 
 
 @final
@@ -194,17 +194,17 @@ class SuperposedGenerate:
         self, texts: Tensor, tokens: Tensor, start: int, values: Tensor
     ) -> Float[Tensor, "row draft token"]:
         """Return the term that n-grams add to the shared log-probabilities."""
-        found = torch.zeros(*texts.shape[:2], tokens.shape[1], device=tokens.device)
+        support = torch.zeros(*texts.shape[:2], tokens.shape[1], device=tokens.device)
         if self.ngrams is None or self.mix == 0:
-            return found
+            return support
         log_p = values.log_softmax(dim=1)
         for row, drafts in enumerate(texts.tolist()):
             wanted = tokens[row].tolist()
             for i, text in enumerate(drafts):
-                p = torch.tensor(self.ngrams.probabilities(text, wanted)).to(found)
+                p = torch.tensor(self.ngrams.probabilities(text, wanted)).to(support)
                 added = (self.mix * p.log()).masked_fill(p == 0, -self.penalty)
-                found[row, i] = added - self.mix * log_p[row]
-        return found
+                support[row, i] = added - self.mix * log_p[row]
+        return support
 
 
 class _Reader:

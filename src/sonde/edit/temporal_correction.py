@@ -68,10 +68,10 @@ class TemporalCorrection(Edit):
         """Return the states, corrected at and between the key positions."""
         if self.strength == 0.0:
             return x
-        found = context.others.get(self.source)
+        source = context.others.get(self.source)
         expected = (x.shape[0], len(self.keys), x.shape[-1])
-        if found is None or tuple(found.shape) != expected or self.keys[-1] >= x.shape[1]:
-            got = "none" if found is None else tuple(found.shape)
+        if source is None or tuple(source.shape) != expected or self.keys[-1] >= x.shape[1]:
+            got = "none" if source is None else tuple(source.shape)
             raise ShapeError(
                 f"TemporalCorrection: expected states {expected} of the run {self.source!r} and "
                 f"keys below {x.shape[1]}, got {got} and keys {self.keys} at {site}."
@@ -83,7 +83,7 @@ class TemporalCorrection(Edit):
         right = (left + 1).clamp(max=len(at) - 1)
         gap = (at[right] - at[left]).clamp(min=1)
         share = ((t - at[left]).to(x) / gap)[:, None]
-        between = torch.lerp(found.to(x)[:, left], found.to(x)[:, right], share)
+        between = torch.lerp(source.to(x)[:, left], source.to(x)[:, right], share)
         new = x.clone()
         new[:, first : last + 1] = torch.lerp(x[:, first : last + 1], between, self.strength)
         return new

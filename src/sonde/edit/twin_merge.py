@@ -434,11 +434,11 @@ class TwinMerge:
         model = with_tensors(root, merged)
         route, branches = Route(), []
         for name, part in model.named_modules():
-            mine = {n: f"{name}.{n}" if name else n for n in part._parameters}
-            mine = {n: full for n, full in mine.items() if full in own}
+            full_names = {n: f"{name}.{n}" if name else n for n in part._parameters}
+            full_names = {n: full for n, full in full_names.items() if full in own}
             apart = {
                 n: torch.stack([s[full].detach() - merged[full] for s in states])
-                for n, full in mine.items()
+                for n, full in full_names.items()
             }
             moved = {
                 n: torch.stack([one[full] for one in kept[1:]])
@@ -450,13 +450,13 @@ class TwinMerge:
                 branch = branch_of(name, part, apart, moved, self._rank_of, route)
                 part.register_forward_hook(branch)
                 branches.append(branch)
-        made = router(model)
-        if len(made.bias) != len(experts):
+        gate = router(model)
+        if len(gate.bias) != len(experts):
             raise InputError(
                 f"TwinMerge.join: expected a router for {len(experts)} experts, got a router for "
-                f"{len(made.bias)}."
+                f"{len(gate.bias)}."
             )
-        return TwinModel(model, branches, route, made)
+        return TwinModel(model, branches, route, gate)
 
     def _rank_of(self, n_rows: int, n_columns: int) -> int:
         return max(1, math.ceil(self.rank * min(n_rows, n_columns)))

@@ -149,13 +149,13 @@ class RandomLabel(Rewrite):
         others, wrong = Cycle(retain), dict[tuple[bytes, ...], Tensor]()
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
-            told, key = trainee.losses.answers(batch), tuple(batch.keys)
+            answers, key = trainee.losses.answers(batch), tuple(batch.keys)
             if key not in wrong:
-                n_classes = told.log_p.shape[1]
-                step = torch.randint(1, n_classes, told.truth.shape, generator=trainee.draw)
-                wrong[key] = torch.where(told.truth >= 0, (told.truth + step) % n_classes, -1)
-            found = cross_entropy(replace(told, truth=wrong[key]), len(batch))
-            taught = found.losses.sum() / max(1, int(found.known.sum()))
+                n_classes = answers.log_p.shape[1]
+                step = torch.randint(1, n_classes, answers.truth.shape, generator=trainee.draw)
+                wrong[key] = torch.where(answers.truth >= 0, (answers.truth + step) % n_classes, -1)
+            losses = cross_entropy(replace(answers, truth=wrong[key]), len(batch))
+            taught = losses.losses.sum() / max(1, int(losses.known.sum()))
             return taught + self.retain_weight * mean_loss(trainee, others.next(trainee.draw))
 
         new = tuned(
@@ -229,8 +229,8 @@ class NegPreference(Rewrite):
             if key not in before:
                 with torch.no_grad():
                     before[key] = original(batch).losses
-            found = trainee.losses(batch)
-            gentle = preference_loss(found.losses, before[key], self.beta)[found.known].mean()
+            losses = trainee.losses(batch)
+            gentle = preference_loss(losses.losses, before[key], self.beta)[losses.known].mean()
             return gentle + self.retain_weight * mean_loss(trainee, others.next(trainee.draw))
 
         new = tuned(
@@ -338,8 +338,8 @@ def _loss_of(trainee: Trainee, inputs: Inputs) -> float:
     total, n = 0.0, 0
     with torch.no_grad():
         for batch in each_batch(inputs):
-            found = trainee.losses(batch)
-            total, n = total + float(found.losses.sum()), n + int(found.known.sum())
+            losses = trainee.losses(batch)
+            total, n = total + float(losses.losses.sum()), n + int(losses.known.sum())
     return total / max(1, n)
 
 

@@ -205,8 +205,8 @@ class Shell:
             if len(text) > len(next(iter(of_text.values())))
         ]
         if lacking:
-            found = self._computed([whole[i] for i in lacking])
-            for i, of_text in zip(lacking, found, strict=True):
+            computed = self._computed([whole[i] for i in lacking])
+            for i, of_text in zip(lacking, computed, strict=True):
                 states[i] = of_text
 
     def hand_over(
@@ -261,8 +261,14 @@ class Shell:
 
     def _ends(self, settings: dict[str, Any]) -> list[int]:
         config = getattr(self.module, "generation_config", None)
-        found = settings.pop("eos_token_id", getattr(config, "eos_token_id", None))
-        return [] if found is None else [found] if isinstance(found, int) else list(found)
+        configured = settings.pop("eos_token_id", getattr(config, "eos_token_id", None))
+        return (
+            []
+            if configured is None
+            else [configured]
+            if isinstance(configured, int)
+            else list(configured)
+        )
 
 
 def _or_given(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -289,9 +295,9 @@ def _or_states(own: Callable[..., Any], given: Callable[..., Any]) -> Callable[.
 
 def _cut(states: dict[str, Tensor], start: int, stop: int, least: int = 0) -> dict[str, Tensor]:
     """Return the states of some positions; zeros fill them up to ``least`` positions."""
-    found = {path: x[start:stop] for path, x in states.items()}
+    parts = {path: x[start:stop] for path, x in states.items()}
     return {
-        path: x if len(x) >= least else x.new_zeros(least, x.shape[1]) for path, x in found.items()
+        path: x if len(x) >= least else x.new_zeros(least, x.shape[1]) for path, x in parts.items()
     }
 
 

@@ -99,7 +99,7 @@ def _is_hooked(block: nn.Module) -> bool:
 
 def _open_edits(root: nn.Module) -> tuple[OpenEdit, ...]:
     """Return the edits that are open on a module and act in this context, in their order."""
-    found: list[OpenEdit] = []
+    edits: list[OpenEdit] = []
     for session in open_sessions():
         if session.root is not root or session._owner not in ACTING or not session.acts_here:
             continue
@@ -108,8 +108,8 @@ def _open_edits(root: nn.Module) -> tuple[OpenEdit, ...]:
                 f"engine vllm: {session._owner} changes forward passes of transformers, and "
                 "would not reach vLLM. Load the model without engine='vllm' for it."
             )
-        found.append(session.change)
-    return tuple(found)
+        edits.append(session.change)
+    return tuple(edits)
 
 
 def _changes_of(edit: OpenEdit, blocks: Mapping[str, nn.Module]) -> list[BlockChange]:

@@ -78,20 +78,20 @@ class StateChange:
 
     def _selected(self, batch: "ScheduledRows") -> Bool[Tensor, "row"]:
         position, prompt = batch.position, batch.prompt
-        found = torch.zeros_like(position, dtype=torch.bool)
+        chosen = torch.zeros_like(position, dtype=torch.bool)
         if "prompt" in self.words:
-            found |= position < prompt
+            chosen |= position < prompt
         if "generated" in self.words:
-            found |= position >= prompt
+            chosen |= position >= prompt
         if "last" in self.words:
-            found |= position == prompt - 1
+            chosen |= position == prompt - 1
         if self.positions:
-            found |= torch.isin(position, torch.tensor(self.positions))
+            chosen |= torch.isin(position, torch.tensor(self.positions))
         if self.ids:
             if batch.ids is None:
                 raise RuntimeError("expected token ids, by which states are edited, got embeddings")
-            found |= torch.isin(batch.ids[: len(position)].cpu(), torch.tensor(self.ids))
-        return found
+            chosen |= torch.isin(batch.ids[: len(position)].cpu(), torch.tensor(self.ids))
+        return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +160,8 @@ class Recording:
         modules = dict(root.named_modules())
         self._handles.append(root.register_forward_pre_hook(self._begin, with_kwargs=True))
         for path in dict.fromkeys([*paths, *(change.path for change in changes)]):
-            mine = [change for change in changes if change.path == path]
-            hook = partial(self._after, path, path in paths, mine)
+            own = [change for change in changes if change.path == path]
+            hook = partial(self._after, path, path in paths, own)
             self._handles.append(modules[path].register_forward_hook(hook))
         self._run = self.runner.execute_model
         self.runner.execute_model = self._execute
@@ -236,7 +236,7 @@ class Recording:
         RuntimeError
             If a position has no state, as of a cached prefix.
         """
-        found = {}
+        by_path = {}
         for path, parts in self.states.pop(self._request(name), {}).items():
             rows = torch.empty(length, parts[0][1].shape[1], dtype=parts[0][1].dtype)
             seen = torch.zeros(length, dtype=torch.bool)
@@ -247,8 +247,8 @@ class Recording:
             if not bool(seen.all()):
                 missing = int((~seen).sum())
                 raise RuntimeError(f"{missing} of {length} positions of {name} have no states")
-            found[path] = rows
-        return found
+            by_path[path] = rows
+        return by_path
 
     def _request(self, name: str) -> str:
         """Return vLLM's own id of the last request with a name."""
@@ -309,8 +309,8 @@ class StateWorker:
         process : int
             Who asks: another process gets bytes of safetensors, as vLLM would not send tensors.
         """
-        found = [self._sonde.take(name, length) for name, length in lengths.items()]
-        return [*found] if process == os.getpid() else [save(states) for states in found]
+        taken = [self._sonde.take(name, length) for name, length in lengths.items()]
+        return [*taken] if process == os.getpid() else [save(states) for states in taken]
 
     def sonde_drop(self, names: list[str] | None = None) -> None:
         """Forget the states of some requests, or of all."""

@@ -95,8 +95,8 @@ def jump(
 
     Gradients reach the threshold through a rectangle of this width around it.
     """
-    found: Any = _Jump.apply(pre, threshold, width)
-    return found
+    codes: Any = _Jump.apply(pre, threshold, width)
+    return codes
 
 
 def gated(

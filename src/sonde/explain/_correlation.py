@@ -19,9 +19,9 @@ def pearson(a: Maps, b: Maps) -> Float[Tensor, "row"]:
     is_flat = _spread(a) == 0, _spread(b) == 0
     x, y = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     below = x.norm(dim=1) * y.norm(dim=1)
-    found = (x * y).sum(1) / torch.where(below > 0, below, 1.0)
+    correlation = (x * y).sum(1) / torch.where(below > 0, below, 1.0)
     is_same = (a == b).all(1).double()
-    return torch.where(is_flat[0] | is_flat[1], is_same, found)
+    return torch.where(is_flat[0] | is_flat[1], is_same, correlation)
 
 
 def spearman(a: Maps, b: Maps) -> Float[Tensor, "row"]:

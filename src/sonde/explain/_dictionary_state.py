@@ -63,11 +63,11 @@ class DictionaryState(TrainingState):
 
         The factor is repeated for each unit of its site.
         """
-        found: list[Tensor] = []
+        scales: list[Tensor] = []
         for one in sides:
             mean = float((one.variance * _weight(one).square()).mean())
-            found.append(torch.full_like(one.mean, 1 / math.sqrt(mean) if mean > 0 else 1.0))
-        return torch.cat(found)
+            scales.append(torch.full_like(one.mean, 1 / math.sqrt(mean) if mean > 0 else 1.0))
+        return torch.cat(scales)
 
     def weight(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
         """Return the weight of each unit: 1, or less if its standard deviation is very large."""
@@ -105,5 +105,5 @@ def lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
 def least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
     """Return the slope and the intercept of a least-squares fit, from sums of products."""
     n = len(cross)
-    found = solve_normal_equations(cross[:, :n], cross[:, n:])
-    return found[:-1].T, found[-1]
+    solution = solve_normal_equations(cross[:, :n], cross[:, n:])
+    return solution[:-1].T, solution[-1]

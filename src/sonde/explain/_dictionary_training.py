@@ -117,12 +117,12 @@ class DictionaryTraining(Trainer[DictionaryState]):
         self, state: DictionaryState, columns: Sequence[Tensor]
     ) -> tuple[DictionaryState, Examples]:
         """Return the rows prepared for training, with the mask of the rows that are held out."""
-        found, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
-        held = held.to(found[0].device)
+        prepared, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
+        held = held.to(prepared[0].device)
         if self.is_own and state.walks == 1:
-            rows = found[0][~held] / state.site_scale(state.rebuilt).to(found[0])
+            rows = prepared[0][~held] / state.site_scale(state.rebuilt).to(prepared[0])
             state = replace(state, components=added(state.components, rows, Moments()))
-        return state, Examples(found, held)
+        return state, Examples(prepared, held)
 
     def loss(
         self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
@@ -290,10 +290,10 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def review(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
         """Add the rows' errors to the sums, and count the features active in the rows."""
-        found, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
-        u, v = found[0], found[-1]
+        prepared, held = self.prepared(state, *columns).columns, state.groups.mask(columns[-1])
+        u, v = prepared[0], prepared[-1]
         with torch.no_grad():
-            out, codes = self._rebuilt(state.weights, u, is_same=len(found) == 1)
+            out, codes = self._rebuilt(state.weights, u, is_same=len(prepared) == 1)
             site = state.site_scale(state.rebuilt).to(v.device)
             rows = v / site.to(v)
             error = ((v - out).double() / site).square().sum(1)

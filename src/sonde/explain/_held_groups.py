@@ -46,8 +46,8 @@ class RowGroups:
         n = len(rows[0])
         if group is None:
             first = copied_rows([x.detach().reshape(n, -1) for x in rows])
-            found = torch.arange(n) if first is None else first
-            return cls(_numbered(found), n_copies(first))
+            firsts = torch.arange(n) if first is None else first
+            return cls(_numbered(firsts), n_copies(first))
         if group.shape != (n,):
             raise InputError(
                 f"{owner}: expected a group for each of {n} rows, got shape {tuple(group.shape)}."
@@ -103,8 +103,8 @@ class RowGroups:
 
     def flagged(self, result: R) -> R:
         """Return a result of these rows with the flags ``few_groups`` and ``copies``."""
-        found = with_few_groups(result, effective_groups(torch.bincount(self.member)))
-        return with_copies(found, self.n_copies, len(self.member))
+        warned = with_few_groups(result, effective_groups(torch.bincount(self.member)))
+        return with_copies(warned, self.n_copies, len(self.member))
 
 
 def _numbered(group: Int[Tensor, "row"]) -> Int[Tensor, "row"]:

@@ -104,7 +104,7 @@ class ExamplePlaces:
         kept: Bool[Tensor, "set place"],
     ) -> Float[Tensor, "row set"]:
         """Return the objective with only the positions of each set; all rows share the sets."""
-        found: list[Tensor] = []
+        columns: list[Tensor] = []
         size = max(1, MOST_ROWS // max(function.n, 1))
         for sets in kept.split(size):
             k = len(sets)
@@ -113,8 +113,8 @@ class ExamplePlaces:
             values = x.flatten(0, 1).reshape(-1, *self.shape[1:])
             with torch.no_grad():
                 numbers = objective.repeated(k).of(function.run(values, k)).detach()
-            found.append(numbers.double().cpu().reshape(function.n, k))
-        return torch.cat(found, dim=1)
+            columns.append(numbers.double().cpu().reshape(function.n, k))
+        return torch.cat(columns, dim=1)
 
 
 def _places_of(part: Varied) -> Int[Tensor, "..."]:

@@ -116,8 +116,8 @@ def ridge_map(
     cross = weight[:, None] * (mean - grand)
     size = (ridge * scatter.diagonal().mean()).clamp(min=TINY)
     penalised = scatter + size * torch.eye(len(scatter)).to(scatter)
-    found = solve_normal_equations(penalised, cross.T).T
-    return found, share - found @ grand
+    solution = solve_normal_equations(penalised, cross.T).T
+    return solution, share - solution @ grand
 
 
 def ridge_fit(
@@ -142,8 +142,8 @@ def held_out_right(
         held = fold == k
         used = member[~held]
         weight, bias = ridge_fit(rows.x[~held], used, n_classes, ridge)
-        said = (rows.x[held] @ weight.T + bias).argmax(1)
-        right[held] = said == member[held]
+        predicted = (rows.x[held] @ weight.T + bias).argmax(1)
+        right[held] = predicted == member[held]
         usual[held] = torch.bincount(used, minlength=n_classes).argmax() == member[held]
     return right, usual
 
@@ -172,9 +172,9 @@ def logistic_fit(
         return float(value), slope.ravel()
 
     options = {"maxiter": 300, "gtol": 1e-7}
-    found = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
+    optimum = minimize(  # pyright: ignore[reportUnknownVariableType, reportCallIssue]
         loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options
     )
-    w = torch.from_numpy(found.x.reshape(shape).copy()).to(x)
+    w = torch.from_numpy(optimum.x.reshape(shape).copy()).to(x)
     weight = w[:, :-1] / scale
     return weight, w[:, -1] - weight @ mean

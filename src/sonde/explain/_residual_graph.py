@@ -41,15 +41,18 @@ class ResidualGraph:
         StateError
             If no module reads a sum of layers' outputs, or none of these outputs differs.
         """
-        found = residual_readers(runs.module, runs.inputs("clean"))
-        names = dict.fromkeys(name for terms in found.values() for name in terms)
+        terms_of = residual_readers(runs.module, runs.inputs("clean"))
+        names = dict.fromkeys(name for terms in terms_of.values() for name in terms)
         sites = [Site(name) for name in names]
         (_, clean), (_, corrupt) = (runs.states(side, sites) for side in ("clean", "corrupt"))
         writers = tuple(s for s in sites if not torch.equal(clean[s], corrupt[s]))
-        readers = tuple(Site(name, port="in") for name in found)
+        readers = tuple(Site(name, port="in") for name in terms_of)
         at = {site.path: i for i, site in enumerate(writers)}
         edges = tuple(
-            (at[name], v) for v, terms in enumerate(found.values()) for name in terms if name in at
+            (at[name], v)
+            for v, terms in enumerate(terms_of.values())
+            for name in terms
+            if name in at
         )
         if not edges:
             raise StateError(
@@ -83,14 +86,14 @@ class ResidualGraph:
         swapped : Bool[Tensor, "case edge"]
             Each case is a forward of its own, with these edges exchanged.
         """
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         size = max(1, rows // max(runs.n, 1))
         for part in swapped.split(size):
             outputs = self.outputs(runs, side, other, part)
-            found.append(runs.number(side, outputs, len(part)).detach().reshape(len(part), -1))
+            parts.append(runs.number(side, outputs, len(part)).detach().reshape(len(part), -1))
             if bar is not None:
                 bar.advance(len(part))
-        return torch.cat(found)
+        return torch.cat(parts)
 
     def outputs(
         self, runs: TwoRuns, side: Side, other: States, swapped: Bool[Tensor, "case edge"]

@@ -145,14 +145,14 @@ class TwoRuns:
         wanted = set(sites)
         outputs = self.acting(side, list(dict.fromkeys([*at, *sites])), look, with_grad=True)
         self._check_seen(sites, seen)
-        found = self.number(side, outputs)
+        numbers = self.number(side, outputs)
         points = [moves[site] for site in sites]
-        made: Sequence[Tensor | None] = [None] * len(sites)
-        if found.requires_grad:
-            made = torch.autograd.grad(found.sum(), points, allow_unused=True)
-        zipped = zip(sites, made, points, strict=True)
+        slopes: Sequence[Tensor | None] = [None] * len(sites)
+        if numbers.requires_grad:
+            slopes = torch.autograd.grad(numbers.sum(), points, allow_unused=True)
+        zipped = zip(sites, slopes, points, strict=True)
         gradients = {s: torch.zeros_like(p) if g is None else g for s, g, p in zipped}
-        return found.detach(), seen, gradients
+        return numbers.detach(), seen, gradients
 
     def patched(self, side: Side, site: Site, values: Tensor) -> Float[Tensor, "time pair"]:
         """Return the objective of one run with replaced states at a site.
@@ -186,8 +186,8 @@ class TwoRuns:
 
     def entry(self) -> Site | None:
         """Return the site of the token embeddings, or None if the model reads numbers."""
-        found = SiteFunction(self.module, self.inputs("clean")).site
-        return None if found == INPUT else self.sites(found)[0]
+        site = SiteFunction(self.module, self.inputs("clean")).site
+        return None if site == INPUT else self.sites(site)[0]
 
     def inputs(self, side: Side) -> dict[str, Any]:
         """Return the model's inputs by name."""
@@ -206,8 +206,8 @@ class TwoRuns:
 
     def between(self, share: float) -> "TwoRuns":
         """Return a pair with numeric inputs at the fraction ``share`` from corrupt to clean."""
-        made = object.__new__(TwoRuns)
-        made.__dict__ = {**self.__dict__, "_recorded": {}}
+        runs = object.__new__(TwoRuns)
+        runs.__dict__ = {**self.__dict__, "_recorded": {}}
         args, kwargs = self._given["corrupt"]
         ends = zip(
             leaves(self._given["clean"]).values(), leaves((args, kwargs)).values(), strict=True
@@ -216,8 +216,8 @@ class TwoRuns:
         for clean, corrupt in ends:
             if corrupt.is_floating_point():
                 both = replaced(both, corrupt, torch.lerp(corrupt, clean, share))
-        made._given = {"clean": both, "corrupt": both}
-        return made
+        runs._given = {"clean": both, "corrupt": both}
+        return runs
 
     def acting(
         self,
@@ -319,5 +319,5 @@ def _without_cache(
     root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     require_no_cache(arguments(root, args, kwargs))
-    known = inspect.signature(root.forward).parameters
-    return args, ({**kwargs, "use_cache": False} if "use_cache" in known else kwargs)
+    accepted = inspect.signature(root.forward).parameters
+    return args, ({**kwargs, "use_cache": False} if "use_cache" in accepted else kwargs)

@@ -132,10 +132,10 @@ class ActivationMax(Explainer):
         spread = at.joined([_spread(part.value) for part in at.parts])
         draw = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(start.shape, generator=draw).to(start)
-        found, path = self._ascended(unit_of, start + 0.1 * spread * noise, spread, draw)
+        ascended, path = self._ascended(unit_of, start + 0.1 * spread * noise, spread, draw)
         with torch.no_grad():
-            value = float(unit_of(_repeated(found, at.n))[0])
-        tokens = _nearest(at, found) if at.site != INPUT else None
+            value = float(unit_of(_repeated(ascended, at.n))[0])
+        tokens = _nearest(at, ascended) if at.site != INPUT else None
         best = int(natural.argmax())
         return ActivationMaxResult(
             value=value,
@@ -149,14 +149,14 @@ class ActivationMax(Explainer):
                 "null": "the largest on a real input",
                 "se": "none: a single input",
             },
-            found=found[0],
+            found=ascended[0],
             natural=natural,
             best=best,
             percentile=float((natural < value).double().mean()),
             losses=path,
             tokens=None if tokens is None else tokens[0],
             token_value=None if tokens is None else float(unit_of(tokens[1])[0]),
-            parts={name: x[0] for name, x in zip(at.inputs, at.split(found), strict=False)},
+            parts={name: x[0] for name, x in zip(at.inputs, at.split(ascended), strict=False)},
         )
 
     @torch.enable_grad()
@@ -212,13 +212,13 @@ class _UnitOf:
         if site == "":
             self._module, self.site = at.module, "the output"
         else:
-            found = resolve(at.module, site)
-            if len(found) != 1 or found[0].port != "out":
+            sites = resolve(at.module, site)
+            if len(sites) != 1 or sites[0].port != "out":
                 raise SiteError(
                     f"ActivationMax: expected the output of one module, got {str(site)!r}, which "
-                    f"names {len(found)}. Name one of them."
+                    f"names {len(sites)}. Name one of them."
                 )
-            self._module, self.site = ModuleNames(at.module).modules[found[0].path], str(found[0])
+            self._module, self.site = ModuleNames(at.module).modules[sites[0].path], str(sites[0])
         with torch.no_grad():
             state = self._state(at.value)
         self._axis = 1 if state.ndim == 4 else state.ndim - 1
@@ -250,8 +250,8 @@ class _UnitOf:
                 f"ActivationMax: expected {self.site} to run once with a floating-point output, "
                 f"but it ran {len(seen)} times. Name another site."
             )
-        found = seen[0]
-        return found[:, None] if found.ndim == 1 else found
+        state = seen[0]
+        return state[:, None] if state.ndim == 1 else state
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -96,10 +96,10 @@ class FixedAnswers:
 
 
 def _logits(outputs: Any) -> Tensor:
-    found = find(outputs, "logits")
-    found = find(outputs, None) if found is None else found
-    if found is None:
+    logits = find(outputs, "logits")
+    logits = find(outputs, None) if logits is None else logits
+    if logits is None:
         raise InputError(
             "AnswerMargin: expected a model that returns logits, got a model without them."
         )
-    return found
+    return logits

@@ -228,8 +228,8 @@ def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionL
         kept.append(view.x.clone())
         return {"": kept[-1].flatten(2)}
 
-    found = [(names.modules[path], "probs", keep) for path in attentions_at("", names)]
-    look = watch_attention(found, edits=True)
+    places = [(names.modules[path], "probs", keep) for path in attentions_at("", names)]
+    look = watch_attention(places, edits=True)
     if look is None:
         raise SiteError(
             f"attention: {type(function.module).__name__} contains no attention layer whose "

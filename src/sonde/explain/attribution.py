@@ -214,8 +214,8 @@ class Attributor(Explainer):
 
     def _compared_with(self, function: SiteFunction) -> str:
         """Return the name of the reference that the values are compared with."""
-        found = getattr(self, "baseline", None)
-        return "none" if found is None else found.name_at(function)
+        baseline = getattr(self, "baseline", None)
+        return "none" if baseline is None else baseline.name_at(function)
 
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:

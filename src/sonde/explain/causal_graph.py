@@ -262,7 +262,7 @@ class _Net:
         first = (message * slope).flatten(2, -2).sum(2) if message.ndim > 3 else message * slope
         first = first.mean(1).abs().T
         todo = (first >= screen * first.max()).nonzero() if screen else _all(first)
-        found = torch.zeros(len(children), n_parents, self.n, dtype=torch.float64)
+        by_parent = torch.zeros(len(children), n_parents, self.n, dtype=torch.float64)
         pre = layer.given.movedim(layer.axis, -1)
         for part in todo.split(max(1, ROWS // self.n)):
             states = pre.repeat(len(part), *[1] * pre.ndim)
@@ -270,8 +270,8 @@ class _Net:
                 states[k, ..., children[i]] -= message[j, ..., i]
             states = states.flatten(0, 1).movedim(-1, layer.axis)
             numbers = self.runs.patched("clean", site, states)
-            found[part[:, 0], part[:, 1]] = (self.whole - numbers).double().cpu()
-        return found, len(first.flatten()) - len(todo)
+            by_parent[part[:, 0], part[:, 1]] = (self.whole - numbers).double().cpu()
+        return by_parent, len(first.flatten()) - len(todo)
 
     def accuracy(self, units: set[Unit], *, without: bool) -> float:
         """Return the fraction of rows that keep their class with other units at the baseline."""
@@ -279,8 +279,8 @@ class _Net:
         def act(site: Site, leaf: Tensor) -> Tensor:
             level = self.layers.index(site.path)
             layer = self.sums[level]
-            mine = [j for name, j in units if name == self.layers[level - 1]]
-            off = layer.owner[mine].any(0)
+            here = [j for name, j in units if name == self.layers[level - 1]]
+            off = layer.owner[here].any(0)
             return layer.at_rest(leaf, off if without else ~off, self.rest[level])
 
         sites = [Site(name, port="in") for name in self.layers[1:]]
@@ -290,12 +290,12 @@ class _Net:
 
     def drawn(self, units: set[Unit], generator: torch.Generator) -> set[Unit]:
         """Return random units, with as many units in each layer as ``units`` contains."""
-        found: set[Unit] = set()
+        chosen_units: set[Unit] = set()
         for name, after in zip(self.layers, self.sums[1:], strict=False):
             n = sum(layer == name for layer, _ in units)
             order = torch.randperm(len(after.owner), generator=generator)
-            found |= {(name, j) for j in order[:n].tolist()}
-        return found
+            chosen_units |= {(name, j) for j in order[:n].tolist()}
+        return chosen_units
 
 
 class _Sum:
@@ -360,18 +360,18 @@ class _Sum:
         self, taken: Bool[Tensor, "group place"], rest: Tensor, children: Int[Tensor, "child"]
     ) -> Float[Tensor, "group row *place child"]:
         """Return how much some outputs fall with each group of inputs at the baseline."""
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for some in taken.split(max(1, ROWS // len(self.sent))):
             x = torch.cat([self.at_rest(self.sent, off, rest) for off in some])
             left = self.module(x).movedim(self.axis, -1)[..., children]
             whole = self.given.movedim(self.axis, -1)[..., children]
-            found.append(whole - left.unflatten(0, (len(some), -1)))
-        return torch.cat(found)
+            parts.append(whole - left.unflatten(0, (len(some), -1)))
+        return torch.cat(parts)
 
     def groups(self) -> Bool[Tensor, "parent parent"]:
         """Return, for each input unit of this layer, the units that have equal activations."""
         places = self.sent.movedim(self.axis, 0).flatten(1).double()
-        units = torch.stack([places[mine].flatten() for mine in self.owner])
+        units = torch.stack([places[owned].flatten() for owned in self.owner])
         scale = units.abs().max().clamp(min=1e-300)
         return torch.cdist(units, units, p=float("inf")) <= 1e-6 * scale
 

@@ -163,11 +163,11 @@ class CircuitSearch(Explainer):
         for i, edge in enumerate(members.tolist()):
             cases[2 + RANDOM + i] = kept
             cases[2 + RANDOM + i, edge] = False
-        found = judge.faithfulness(cases)
-        own, names = found[0], graph.names
+        faithful = judge.faithfulness(cases)
+        own, names = faithful[0], graph.names
         return Circuit(
             value=float(own),
-            null=float(found[2 : 2 + RANDOM].mean()),
+            null=float(faithful[2 : 2 + RANDOM].mean()),
             n=int(judge.kept.sum()),
             direction="higher",
             flags=() if bool(own.isfinite()) else ("dead",),
@@ -179,8 +179,8 @@ class CircuitSearch(Explainer):
             },
             edges=tuple(names[i] for i in members.tolist()),
             all_edges=names,
-            complement=float(found[1]),
-            needed=own - found[2 + RANDOM :],
+            complement=float(faithful[1]),
+            needed=own - faithful[2 + RANDOM :],
             sizes=sizes,
             curve=curve,
             scores=scores,
@@ -198,8 +198,8 @@ class CircuitSearch(Explainer):
             for edge in order:
                 gone[edge] = True
                 outputs = graph.outputs(runs, "clean", other, gone[None])
-                found = runs.log_probs("clean", outputs)
-                moved = float((whole.exp() * (whole - found)).sum(-1).mean())
+                log_q = runs.log_probs("clean", outputs)
+                moved = float((whole.exp() * (whole - log_q)).sum(-1).mean())
                 if moved - now < self.tau:
                     now = moved
                 else:
@@ -224,18 +224,18 @@ class _Judge:
         return (self.high - self.low).abs().cpu() >= self.search.tol
 
     def faithfulness(self, circuits: Bool[Tensor, "case edge"]) -> Float[Tensor, "case"]:
-        found = self.graph.numbers(self.runs, "clean", self.other, ~circuits, self.search.rows)
-        rises = (found - self.low).double().cpu().T
+        numbers = self.graph.numbers(self.runs, "clean", self.other, ~circuits, self.search.rows)
+        rises = (numbers - self.low).double().cpu().T
         return mean_share(rises, (self.high - self.low).double().cpu(), self.search.tol)[0]
 
 
 def _sizes(n: int) -> tuple[int, ...]:
     """Return about twenty sizes up to n, denser at small sizes."""
-    found, size = {0, n}, 1.0
+    counts, size = {0, n}, 1.0
     while size < n:
-        found.add(round(size))
+        counts.add(round(size))
         size *= 1.5
-    return tuple(sorted(found))
+    return tuple(sorted(counts))
 
 
 def _shrunk(
@@ -255,10 +255,10 @@ def _shrunk(
     grid = torch.zeros(len(between), len(kept), dtype=torch.bool)
     for row, size in zip(grid, between, strict=True):
         row[order[:size]] = True
-    found = judge.faithfulness(grid)
-    good = (found >= enough).nonzero().flatten()
+    scores = judge.faithfulness(grid)
+    good = (scores >= enough).nonzero().flatten()
     ranked = sorted(
-        [*zip(sizes, curve.tolist(), strict=True), *zip(between, found.tolist(), strict=True)]
+        [*zip(sizes, curve.tolist(), strict=True), *zip(between, scores.tolist(), strict=True)]
     )
     tried = torch.tensor([value for _, value in ranked], dtype=torch.float64)
     return (grid[int(good[0])] if len(good) else kept), tuple(s for s, _ in ranked), tried

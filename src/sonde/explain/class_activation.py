@@ -58,8 +58,8 @@ class ClassActivation(Attributor):
         if self.special and maps.ndim == 3:
             kept = [i for i in range(maps.shape[1]) if i not in self._absolute(maps.shape[1])]
             maps, slopes, real = maps[:, kept], slopes[:, kept], real[:, kept]
-        found = self._weighed(maps * real, slopes * real, real) * real[..., 0]
-        return Parts(found.relu() if self.relu else found, is_reached=reached)
+        weighed = self._weighed(maps * real, slopes * real, real) * real[..., 0]
+        return Parts(weighed.relu() if self.relu else weighed, is_reached=reached)
 
     def _absolute(self, n: int) -> set[int]:
         return {i % n for i in self.special}

@@ -93,8 +93,8 @@ class Codes(Edit):
         if self.forced is not None:
             code = torch.full_like(index[..., :1], self.forced)
             index = torch.cat([index if self.added else index[..., :-1], code], -1)
-        found = self.codes.to(x)[index].mean(-2)
-        return found if self.strength == 1.0 else torch.lerp(x, found, self.strength)
+        quantised = self.codes.to(x)[index].mean(-2)
+        return quantised if self.strength == 1.0 else torch.lerp(x, quantised, self.strength)
 
     def activate(self, code: int, how: Literal["replace", "add"] = "replace") -> "Codes":
         """Return the edit that puts a code in every row, as its k-th code or in addition."""
@@ -263,8 +263,8 @@ class Codebook:
 
         def total(inputs: Any) -> Tensor:
             apart.clear()
-            found = loss(module(inputs), inputs)
-            return found + self.commitment * torch.stack(apart).sum()
+            loss_here = loss(module(inputs), inputs)
+            return loss_here + self.commitment * torch.stack(apart).sum()
 
         def renew(inputs: Any) -> None:
             if descent.n_steps % RENEWED == 0 and descent.n_steps + RENEWED <= self.steps:
@@ -321,11 +321,11 @@ class Codebook:
         with torch.no_grad():
             index = nearness(x, book).topk(self.k, dim=-1).indices
             used += torch.bincount(index.flatten(), minlength=len(book))
-        found = book[index].mean(-2)
+        quantised = book[index].mean(-2)
         scale = x.detach().square().mean().clamp(min=1e-12)
-        drawn = (x - found.detach()).square().mean() + (x.detach() - found).square().mean()
+        drawn = (x - quantised.detach()).square().mean() + (x.detach() - quantised).square().mean()
         apart.append(drawn / scale)
-        return replaced(output, x, found + x - x.detach())
+        return replaced(output, x, quantised + x - x.detach())
 
 
 def nearness(rows: Float[Tensor, "*row dim"], codes: Float[Tensor, "code dim"]) -> Tensor:

@@ -93,7 +93,7 @@ def shared_rows(
     parts, order = list[Tensor](), list[int]()
     for batch in inputs.batches(0, len(inputs)):
         args, kwargs = place.call(batch.args, batch.kwargs)
-        found = tower(*args, **kwargs)
-        parts.append(found if isinstance(found, Tensor) else found.pooler_output)
+        output = tower(*args, **kwargs)
+        parts.append(output if isinstance(output, Tensor) else output.pooler_output)
         order += [int(i) for i in batch.order]
     return torch.cat(parts).cpu()[torch.tensor(order).argsort()]

@@ -44,10 +44,10 @@ class ConceptBottleneckResult(Result):
 
     def concepts(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row concept"]:
         """Return the concept scores of each row; with ``gumbel``, a one-hot vector."""
-        found = _scores(rows, self.concept)
+        scores = _scores(rows, self.concept)
         if self.loss == "gumbel":
-            return one_hot(found.argmax(1), found.shape[1]).to(found)
-        return found
+            return one_hot(scores.argmax(1), scores.shape[1]).to(scores)
+        return scores
 
     def classify(self, rows: Float[Tensor, "row dim"]) -> Int[Tensor, "row"]:
         """Return the label of each row."""
@@ -55,9 +55,9 @@ class ConceptBottleneckResult(Result):
 
     def concepts_per_decision(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the fewest concepts that make up 95 % of the chosen class's score."""
-        said = self.concepts(rows)
-        chosen = (said @ self.weight.T + self.bias).argmax(1)
-        parts = (self.weight[chosen] * said).abs().sort(dim=1, descending=True).values
+        concepts = self.concepts(rows)
+        chosen = (concepts @ self.weight.T + self.bias).argmax(1)
+        parts = (self.weight[chosen] * concepts).abs().sort(dim=1, descending=True).values
         mass = parts.cumsum(1)
         few = (mass >= DECIDES * mass[:, -1:]).int().argmax(1).double() + 1.0
         return torch.where(mass[:, -1] > 0, few, 0.0)
@@ -176,10 +176,10 @@ class ConceptBottleneck:
         if self.loss != "l1":
             concept = self._aligned(x, concept, draw)
         concept, weight, bias = self._classes(x, concept, y, len(labels))
-        found = ConceptBottleneckResult(
+        result = ConceptBottleneckResult(
             concept=concept, weight=weight, bias=bias, labels=labels, loss=self.loss
         )
-        right = (found.classify(rows[held].double()) == label[held]).double()
+        right = (result.classify(rows[held].double()) == label[held]).double()
         value, groups = float(right.mean()), groups.at(held)
         usual = (member[held] == torch.bincount(y).argmax()).double().mean()
         judged = ConceptBottleneckResult(
@@ -195,7 +195,7 @@ class ConceptBottleneck:
             bias=bias,
             labels=labels,
             loss=self.loss,
-            per_decision=float(found.concepts_per_decision(rows[held].double()).mean()),
+            per_decision=float(result.concepts_per_decision(rows[held].double()).mean()),
         )
         return groups.flagged(judged)
 
@@ -233,10 +233,10 @@ class ConceptBottleneck:
         learned = [weight, bias, *([concept] if self.loss == "l1" else [])]
 
         def loss(_: int) -> Tensor:
-            said = _scores(x, concept)
+            scores = _scores(x, concept)
             if self.loss == "gumbel":
-                said = one_hot(said.argmax(1), said.shape[1]).to(said)
-            return cross_entropy(said @ weight.T + bias, y)
+                scores = one_hot(scores.argmax(1), scores.shape[1]).to(scores)
+            return cross_entropy(scores @ weight.T + bias, y)
 
         @torch.no_grad()
         def after(_: int) -> None:

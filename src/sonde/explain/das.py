@@ -293,12 +293,12 @@ class _Pairs:
                 f"interchange: expected a subspace of {self.width} dimensions at {self.site}, got "
                 f"{tuple(subspace.shape)}."
             )
-        made = self.new if subspace is None else swapped(self.old, self.new, subspace, subspace)
+        values = self.new if subspace is None else swapped(self.old, self.new, subspace, subspace)
         if self.position is None:
-            return made
+            return values
         at = torch.zeros(self.old.shape[1], 1, dtype=torch.bool, device=self.old.device)
         at[self.position] = True
-        return torch.where(at, made, self.old)
+        return torch.where(at, values, self.old)
 
     def loss(self, subspace: Float[Tensor, "dim k"]) -> Tensor:
         """Return the mean cross-entropy of the expected answers."""
@@ -328,7 +328,7 @@ class _Pairs:
                 generator = torch.Generator().manual_seed(seed + 1)
                 drawn = torch.randn(subspace.shape, generator=generator, dtype=torch.float64)
                 null = float(self.right(self.moved(torch.linalg.qr(drawn)[0])).mean())
-        found = Alignment(
+        result = Alignment(
             value=float(own.mean()),
             se=groups.error(own),
             null=null,
@@ -340,7 +340,7 @@ class _Pairs:
             unpatched=unpatched,
             losses=losses,
         )
-        return groups.flagged(found)
+        return groups.flagged(result)
 
 
 def swapped(

@@ -132,8 +132,8 @@ class Dictionary(Result):
 
     def rebuild(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim_out"]:
         """Return the rows' reconstructions by the dictionary."""
-        found = self.decode(self.encode(rows))
-        return found if self.skip is None else found + rows @ self.skip.to(rows).T
+        decoded = self.decode(self.encode(rows))
+        return decoded if self.skip is None else decoded + rows @ self.skip.to(rows).T
 
     @property
     def shares(self) -> Float[Tensor, "site feature"]:
@@ -169,13 +169,13 @@ class Dictionary(Result):
                 f"it reads, got {self.encoder.shape[1]} units in and {self.decoder.shape[1]} "
                 f"out, of {max(1, len(self.widths))} sites."
             )
-        known = tuple(sorted((features or {}).items()))
-        wrong = [i for i, _ in known if not 0 <= i < self.n_features]
+        chosen = tuple(sorted((features or {}).items()))
+        wrong = [i for i, _ in chosen if not 0 <= i < self.n_features]
         if wrong:
             raise InputError(
                 f"Dictionary.edit: expected features from 0 to {self.n_features - 1}, got {wrong}."
             )
-        return DictionaryEdit(self, None if features is None else known, strength)
+        return DictionaryEdit(self, None if features is None else chosen, strength)
 
     def table(self) -> Any:
         """Return a table of the density of each feature."""
@@ -194,7 +194,7 @@ class Dictionary(Result):
         tensors = {n: getattr(self, n) for n in ("encoder", "bias", "centre", "decoder", "offset")}
         more = {n: getattr(self, n) for n in ("threshold", "skip", "density")}
         tensors |= {n: t for n, t in more.items() if t is not None}
-        told = {
+        metadata = {
             "format": FORMAT,
             "act": self.act,
             "k": self.k,
@@ -205,7 +205,9 @@ class Dictionary(Result):
             "value": float(self.value) if math.isfinite(float(self.value)) else None,
         }
         plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-        atomic_write(Path(path), as_safetensors(plain, {"sonde": json.dumps(told, sort_keys=True)}))
+        atomic_write(
+            Path(path), as_safetensors(plain, {"sonde": json.dumps(metadata, sort_keys=True)})
+        )
 
     def save_saelens(self, folder: str | Path, *, hook_name: str = "") -> None:
         """Write a folder in the layout of SAELens: ``cfg.json`` and ``sae_weights.safetensors``.
@@ -253,9 +255,9 @@ def load_dictionary(path: str | Path) -> Dictionary:
         fields = read_saelens(path)
         check_fields(fields, path)
         return Dictionary(**fields)
-    tensors, told = read_tensors(path)
+    tensors, metadata = read_tensors(path)
     try:
-        about = json.loads(told.get("sonde", "null"))
+        about = json.loads(metadata.get("sonde", "null"))
         if about is None or about["format"] != FORMAT:
             raise StateError(
                 f"load_dictionary: expected {FORMAT}, got another safetensors file: {path}. "
@@ -435,8 +437,8 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
         encoder.shape[1:],
     )
     has_threshold = fields.get("threshold") is not None
-    known = act == "batchtopk" or has_threshold == (act == "jumprelu")
-    if not (fits and known) or (act in FEW and fields["k"] < 1):
+    has_bar = act == "batchtopk" or has_threshold == (act == "jumprelu")
+    if not (fits and has_bar) or (act in FEW and fields["k"] < 1):
         raise StateError(
             f"load_dictionary: the shapes of the tensors in {path} contradict each other: "
             f"encoder {tuple(encoder.shape)}, decoder {tuple(decoder.shape)}, {act}, "

@@ -113,8 +113,8 @@ class EdgePatching(Explainer):
         source, other = runs.states(source_side, graph.writers)
         each = torch.eye(len(graph.edges), dtype=torch.bool)
         with Bar("patch edges", len(graph.edges), shown=progress) as bar:
-            found = graph.numbers(runs, base_side, other, each, self.rows, bar)
-        effects = (found - base).T.double().cpu()
+            numbers = graph.numbers(runs, base_side, other, each, self.rows, bar)
+        effects = (numbers - base).T.double().cpu()
         return edge_effects(self, runs, graph, effects, (base, source), self.tol)
 
 

@@ -72,10 +72,10 @@ class ExemplarsResult(Result):
         power = 2.0 ** int(self.middle.top[unit])
         for b in range(n_ranges):
             low, high = power * 2.0 ** -(b + 1), power * 2.0**-b
-            said = REST if b == n_ranges - 1 else f"{low:g} to {high:g}"
+            words = REST if b == n_ranges - 1 else f"{low:g} to {high:g}"
             for i in range(m):
                 if int(self.middle.key[b, i, unit]) != LAST:
-                    yield _exemplar(self.middle, (b, i, unit), said)
+                    yield _exemplar(self.middle, (b, i, unit), words)
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
         """Return every exemplar: unit, range, value, position and the two words of its id."""

@@ -148,8 +148,8 @@ class FaultLines(Explainer):
         def behind(outputs: Any) -> Float[Tensor, "row"]:
             """Return the margin between the best remaining answer and the other answer."""
             log_p = fixed.log_probs(outputs)
-            mine = rivals[:, None].to(log_p.device)
-            return log_p.scatter(1, mine, -torch.inf).amax(1) - log_p.gather(1, mine)[:, 0]
+            index = rivals[:, None].to(log_p.device)
+            return log_p.scatter(1, index, -torch.inf).amax(1) - log_p.gather(1, index)[:, 0]
 
         directions = concepts.to(at.value)
 

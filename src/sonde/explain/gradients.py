@@ -139,10 +139,10 @@ class IntegratedGradients(Attributor):
         best = self._most_complete(function, objective, [*named.values()])
         rows = best.reshape(-1, *[1] * (function.value.ndim - 1)).to(function.value.device)
         base = sum(torch.where(rows == i, one, 0.0) for i, one in enumerate(named.values()))
-        found = self._along(function, objective, torch.as_tensor(base), self.steps)
+        parts = self._along(function, objective, torch.as_tensor(base), self.steps)
         chosen = [name for i, name in enumerate(named) if bool((best == i).any())]
         words = f"{' or '.join(chosen)}, by the smallest gap of {len(named)} baselines"
-        return replace(found, baseline=words)
+        return replace(parts, baseline=words)
 
     def _most_complete(
         self, function: SiteFunction, objective: FixedObjective, bases: Sequence[Tensor]
@@ -151,10 +151,10 @@ class IntegratedGradients(Attributor):
         high = objective.of(function.outputs).detach().double().cpu()
         missed: list[Tensor] = []
         for base in bases:
-            found = self._along(function, objective, base, max(LEAST_STEPS, self.steps // 5))
-            low = torch.zeros_like(high) if found.base is None else found.base.double().cpu()
+            parts = self._along(function, objective, base, max(LEAST_STEPS, self.steps // 5))
+            low = torch.zeros_like(high) if parts.base is None else parts.base.double().cpu()
             rise = high - low
-            total = found.value.double().flatten(1).sum(1).cpu()
+            total = parts.value.double().flatten(1).sum(1).cpu()
             missed.append((rise - total).abs() / rise.abs().clamp(min=1e-6))
         return torch.stack(missed).nan_to_num(torch.inf).argmin(0)
 
@@ -298,18 +298,18 @@ class SmoothGrad(Attributor):
 
     def _noise(self, function: SiteFunction, draw: torch.Generator) -> Tensor:
         """Return standard normal noise that does not depend on an example's batch."""
-        found: list[Tensor] = []
+        noises: list[Tensor] = []
         for part in function.parts:
             shape, mask = part.value.shape, part.mask
             if len(shape) != 3:
-                found.append(torch.randn(1, *shape[1:], generator=draw).expand(shape))
+                noises.append(torch.randn(1, *shape[1:], generator=draw).expand(shape))
                 continue
             seed = int(torch.randint(2**62, (1,), generator=draw))
             own = torch.Generator().manual_seed(seed)
             each = torch.stack([torch.randn(shape[2:], generator=own) for _ in range(shape[1])])
             real = torch.ones(shape[:2]) if mask is None else mask.cpu()
-            found.append(each[(real.long().cumsum(1) - 1).clamp(min=0)])
-        return function.joined(found)
+            noises.append(each[(real.long().cumsum(1) - 1).clamp(min=0)])
+        return function.joined(noises)
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         x = function.value
@@ -342,5 +342,5 @@ def _chunks(n: int, rows: int) -> list[slice]:
 
 def _column(values: Any, like: Tensor) -> Tensor:
     """Return one value for each step, in a shape that broadcasts with (row, step, ...)."""
-    made = torch.from_numpy(np.ascontiguousarray(values)).to(like)
-    return made.reshape(-1, *[1] * (like.ndim - 1))
+    column = torch.from_numpy(np.ascontiguousarray(values)).to(like)
+    return column.reshape(-1, *[1] * (like.ndim - 1))

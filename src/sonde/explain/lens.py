@@ -112,9 +112,9 @@ class LogitLens(Explainer):
             )
         sums, n, n_next = torch.zeros(5, len(layers.paths), dtype=torch.float64), 0, 0
         for states, answer, following in states_and_answers(module, layers, inputs):
-            known = following >= 0
-            n, n_next = n + len(answer), n_next + int(known.sum())
-            sums += self._sums(layers, states, answer, following, known)
+            is_known = following >= 0
+            n, n_next = n + len(answer), n_next + int(is_known.sum())
+            sums += self._sums(layers, states, answer, following, is_known)
         if n == 0:
             raise InputError("LogitLens: expected texts, got no token.")
         kl, agreement, entropy, depth = (sums[i] / n for i in (0, 1, 2, 4))

@@ -150,16 +150,16 @@ class MaskSensitivity(Judge):
         if len(classes) < 2:
             raise InputError(f"MaskSensitivity: expected two classes or more, got {classes}.")
         base = self._base(model, images)
-        found: dict[str, list[Any]] = {"areas": [], "accuracy": [], "cosine": []}
+        columns: dict[str, list[Any]] = {"areas": [], "accuracy": [], "cosine": []}
         whole: Tensor | None = None
         for gone in _gone(region, self.seed):
             probs, states = _answers(model, torch.where(gone[:, None], base, images), site)
             whole = states if whole is None else whole
-            found["areas"].append(self._area(probs, labels, classes))
-            found["accuracy"].append(float((probs.argmax(1) == labels.cpu()).double().mean()))
+            columns["areas"].append(self._area(probs, labels, classes))
+            columns["accuracy"].append(float((probs.argmax(1) == labels.cpu()).double().mean()))
             cosine = np.nan if states is None or whole is None else _cosine(states, whole)
-            found["cosine"].append(cosine)
-        area, low, high = torch.tensor(found["areas"], dtype=torch.float64).T
+            columns["cosine"].append(cosine)
+        area, low, high = torch.tensor(columns["areas"], dtype=torch.float64).T
         return MaskSensitivityResult(
             value=float(area[CONDITIONS.index("box removed")]),
             null=0.5,
@@ -178,8 +178,8 @@ class MaskSensitivity(Judge):
             auroc=area,
             low=low,
             high=high,
-            accuracy=torch.tensor(found["accuracy"], dtype=torch.float64),
-            cosine=torch.tensor(found["cosine"], dtype=torch.float64),
+            accuracy=torch.tensor(columns["accuracy"], dtype=torch.float64),
+            cosine=torch.tensor(columns["cosine"], dtype=torch.float64),
         )
 
     def _base(self, model: Model | nn.Module, images: Pictures) -> Pictures:

@@ -104,10 +104,10 @@ class MdlProbe(Instrument):
         for start, end in itertools.pairwise(ends):
             weight, bias = logistic_fit(x[:start], member[:start], n_classes, self.l2)
             log_p = (x[start:end] @ weight.T + bias).log_softmax(1).cpu()
-            said = member[start:end].cpu()[:, None]
-            cost[start:end] = -log_p.gather(1, said)[:, 0]
+            index = member[start:end].cpu()[:, None]
+            cost[start:end] = -log_p.gather(1, index)[:, 0]
             count = torch.bincount(member[:start].cpu(), minlength=n_classes).double() + 0.5
-            usual[start:end] = -(count / count.sum()).log()[said[:, 0]]
+            usual[start:end] = -(count / count.sum()).log()[index[:, 0]]
         code, uniform = float(cost.sum()), n * math.log(n_classes)
         spread = clustered_error(cost, group, rows.n_groups)
         bounds = [0, *ends]

@@ -112,12 +112,12 @@ class MeanAttribution(Explainer):
         """
         asked = objective or Objective()
         tested = asked if asked.kind == "answer" else replace(asked, kind="prob")
-        moments, found, flags = None, None, dict[str, None]()
+        moments, attribution, flags = None, None, dict[str, None]()
         shape, sizes, judged, random = None, 0.0, 0.0, 0.0
         with Bar("explain", len(inputs) if isinstance(inputs, Sized) else 0, shown=progress) as bar:
             for batch in batches_of(inputs):
-                found = self.method.explain(model, batch, objective=asked, site=site)
-                rows = self._rows(found)
+                attribution = self.method.explain(model, batch, objective=asked, site=site)
+                rows = self._rows(attribution)
                 shape = shape or rows.shape[1:]
                 if rows.shape[1:] != shape:
                     raise InputError(
@@ -127,15 +127,17 @@ class MeanAttribution(Explainer):
                 new = Scalars().observe(rows.flatten(1).double())
                 moments = new if moments is None else Scalars().merge(moments, new)
                 sizes = sizes + rows.abs().double().sum(0)
-                flags |= dict.fromkeys(found.flags)
+                flags |= dict.fromkeys(attribution.flags)
                 if self.test is not None:
-                    figure = self.test.judge(model, batch, found, objective=tested, site=site)
+                    figure = self.test.judge(model, batch, attribution, objective=tested, site=site)
                     judged += len(rows) * float(figure)
                     random += len(rows) * float(torch.as_tensor(figure.null))
                 bar.advance(len(rows))
-        if found is None or moments is None:
+        if attribution is None or moments is None:
             raise InputError("MeanAttribution: expected at least one example, got none.")
-        return self._result(found, moments, torch.as_tensor(sizes), (judged, random), tuple(flags))
+        return self._result(
+            attribution, moments, torch.as_tensor(sizes), (judged, random), tuple(flags)
+        )
 
     def _rows(self, found: Attribution) -> Tensor:
         """Return the attribution as a row for each example."""

@@ -168,14 +168,14 @@ class NeuronLens(Explainer):
             If neither side of the layer is as wide as the residual stream.
         """
         module = model.module if isinstance(model, Model) else model
-        found = resolve(module, site)
-        if len(found) != 1:
+        sites = resolve(module, site)
+        if len(sites) != 1:
             raise InputError(
-                f"NeuronLens: expected one layer, got {str(site)!r}, which names {len(found)}. "
+                f"NeuronLens: expected one layer, got {str(site)!r}, which names {len(sites)}. "
                 "Name one of them."
             )
-        matrix = matrix_of(ModuleNames(module).modules[found[0].path], found[0])
-        return self.of(model, self._vectors(matrix.detach(), _width(module), str(found[0].path)))
+        matrix = matrix_of(ModuleNames(module).modules[sites[0].path], sites[0])
+        return self.of(model, self._vectors(matrix.detach(), _width(module), str(sites[0].path)))
 
     def of(self, model: Model | nn.Module, vectors: Float[Tensor, "unit dim"]) -> NeuronLensResult:
         """Return the tokens of any vectors in the residual stream, such as dictionary features.

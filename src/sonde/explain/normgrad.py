@@ -82,10 +82,10 @@ class NormGrad(Attributor):
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         _, gradient, reached = function.gradient(function.value, objective.of)
-        found = _aggregated(*_factors(function, gradient, self.layer), self.how)
+        norms = _aggregated(*_factors(function, gradient, self.layer), self.how)
         axis = function.feature_axis
         size = [n for i, n in enumerate(function.value.shape) if i != axis]
-        return Parts(found.reshape(size), is_reached=reached)
+        return Parts(norms.reshape(size), is_reached=reached)
 
 
 @final

@@ -188,13 +188,13 @@ class Objective:
         return FixedObjective(self, target, None, places - 1)
 
     def _logits(self, outputs: Any) -> Float[Tensor, "row ..."]:
-        found = self._found(outputs)[1]
-        if found.ndim == MAP:
+        logits = self._found(outputs)[1]
+        if logits.ndim == MAP:
             raise InputError(
-                f"expected logits of (row, class), got a map of shape {tuple(found.shape)}. "
+                f"expected logits of (row, class), got a map of shape {tuple(logits.shape)}. "
                 "Use a gradient method instead: Saliency, IntegratedGradients."
             )
-        return found
+        return logits
 
     def _found(self, outputs: Any) -> tuple[str, Float[Tensor, "row ..."]]:
         """Return the name of the output that holds the logits, and the logits."""
@@ -203,7 +203,7 @@ class Objective:
         wanted = self.output if self.output is not None else "logits"
         if wanted not in every and self.output is None and len(able) == 1:
             wanted = able[0]
-        found = every.get(wanted)
+        rows = every.get(wanted)
         if wanted == EMBEDDING and isinstance(self.target, str):
             raise InputError(
                 "Objective: expected a model that returns class scores, got a model that embeds "
@@ -211,15 +211,15 @@ class Objective:
                 "another text: --target TEXT, or in Python sonde.data.similarity_to(model, "
                 "text). Or explain a single entry of the vector: Objective(target=3)."
             )
-        if found is None or not found.is_floating_point():
+        if rows is None or not rows.is_floating_point():
             shapes = ", ".join(f"{k} {tuple(every[k].shape)}" for k in able)
             advice = f" Name one: Objective(output={able[-1]!r})." if able else ""
             raise InputError(
                 "Objective: expected an output that holds the logits, found "
                 f"{shapes or 'no floating-point one'}.{advice}"
             )
-        found = found if found.dtype == torch.float64 else found.float()
-        return wanted, found[:, None] if found.ndim == 1 else found
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        return wanted, rows[:, None] if rows.ndim == 1 else rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,8 +300,8 @@ class FixedObjective:
             at = torch.log_softmax(at, dim=-1)
         elif self.objective.kind == "prob":
             at = at.softmax(dim=-1)
-        found = at[row, self.target]
-        return found if self.other is None else found - at[row, self.other]
+        numbers = at[row, self.target]
+        return numbers if self.other is None else numbers - at[row, self.other]
 
 
 def _over(logits: Float[Tensor, "row class h w"], pixels: Float[Tensor, "row h w"]) -> Tensor:
@@ -310,16 +310,16 @@ def _over(logits: Float[Tensor, "row class h w"], pixels: Float[Tensor, "row h w
 
 
 def _indices(value: Any, n: int, n_classes: int) -> Int[Tensor, "row"]:
-    found = _tensor(value).long().flatten()
-    found = found.expand(n).clone() if len(found) == 1 else found
-    if len(found) != n:
-        raise InputError(f"Objective: expected a target for each of {n} rows, got {len(found)}.")
-    if int(found.min()) < 0 or int(found.max()) >= n_classes:
+    indices = _tensor(value).long().flatten()
+    indices = indices.expand(n).clone() if len(indices) == 1 else indices
+    if len(indices) != n:
+        raise InputError(f"Objective: expected a target for each of {n} rows, got {len(indices)}.")
+    if int(indices.min()) < 0 or int(indices.max()) >= n_classes:
         raise InputError(
-            f"Objective: expected targets in 0..{n_classes - 1}, got {int(found.min())} to "
-            f"{int(found.max())}."
+            f"Objective: expected targets in 0..{n_classes - 1}, got {int(indices.min())} to "
+            f"{int(indices.max())}."
         )
-    return found
+    return indices
 
 
 def _tensor(value: Any) -> Tensor:

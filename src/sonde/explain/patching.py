@@ -182,8 +182,8 @@ class ActivationPatching(Explainer):
                 bar.advance(points[site].n - len(todo))
                 swaps = points[site].swapped(old[site], new[site], todo, self.rows)
                 for part, values in swaps:
-                    found = runs.patched(base_side, site, values)
-                    effects[:, i, part] = (found - base).double().cpu().T
+                    numbers = runs.patched(base_side, site, values)
+                    effects[:, i, part] = (numbers - base).double().cpu().T
                     bar.advance(len(part))
         conventions = {"method": repr(self), "restart": _restart(runs, base_side, sites)}
         return summed(runs, sites, points, effects, (base, source), self.tol, conventions)
@@ -319,8 +319,8 @@ class AttributionPatching(Explainer):
         drawn = torch.randperm(len(sites) * n, generator=generator)[: self.check].sort().values
         missed: list[Tensor] = []
         for i, site in enumerate(sites):
-            mine = drawn[drawn // n == i] % n
-            swaps = points[site].swapped(old[site], new[site], mine.tolist(), 64)
+            chosen = drawn[drawn // n == i] % n
+            swaps = points[site].swapped(old[site], new[site], chosen.tolist(), 64)
             for part, values in swaps:
                 real = (runs.patched(base_side, site, values) - ends[0]).double().cpu()
                 missed.append((real.T - effects[:, i, part]).T)
@@ -342,11 +342,11 @@ def mean_gradients(runs: TwoRuns, sites: Sequence[Site], how: Direction, steps: 
     for node, weight in _nodes(steps):
         if entry is None:
             at = runs.between(node if how == "denoise" else 1 - node)
-            _, _, found = at.gradients(base, sites)
+            _, _, slopes = at.gradients(base, sites)
         else:
             state = torch.lerp(ends[0], ends[1], node)
-            _, _, found = runs.gradients(base, sites, lambda _, x, s=state: s, [entry])
-        for site, gradient in found.items():
+            _, _, slopes = runs.gradients(base, sites, lambda _, x, s=state: s, [entry])
+        for site, gradient in slopes.items():
             total[site] = total.get(site, 0) + weight * gradient
     return total
 
@@ -365,8 +365,8 @@ def _gradients_at(
     for site in sites:
         for node, weight in _nodes(steps):
             state = torch.lerp(old[site], new[site], node)
-            _, _, found = runs.gradients(SIDES[how][0], [site], lambda _, x, s=state: s, [site])
-            total[site] = total.get(site, 0) + weight * found[site]
+            _, _, slopes = runs.gradients(SIDES[how][0], [site], lambda _, x, s=state: s, [site])
+            total[site] = total.get(site, 0) + weight * slopes[site]
     return total
 
 
@@ -433,14 +433,14 @@ def mean_share(
 
 
 def _points(runs: TwoRuns, states: States, over: Over) -> dict[Site, Points]:
-    found = {site: Points.of(x, site, runs.module, over) for site, x in states.items()}
-    sizes = {str(site): points.n for site, points in found.items()}
+    points_of = {site: Points.of(x, site, runs.module, over) for site, x in states.items()}
+    sizes = {str(site): points.n for site, points in points_of.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(
             f"patching: expected sites with the same number of {over}, got {sizes}. Trace the "
             "sites one by one, or use over='whole'."
         )
-    return found
+    return points_of
 
 
 def _restart(runs: TwoRuns, side: Side, sites: Sequence[Site]) -> str:

@@ -151,11 +151,11 @@ class Retraining(Judge):
         inputs with these places filled.
         """
         shown = shown or partial(self._masked, mean=fit.x.mean(0))
-        found: list[float] = []
+        accuracies: list[float] = []
         for seed in range(self.seed, self.seed + self.n_seeds):
             x, new = (shown(part.x, gone(part, seed)) for part in (fit, test))
-            found.append(_right(train(x, fit.label, seed), new, test.label))
-        return torch.tensor(found, dtype=torch.float64)
+            accuracies.append(_right(train(x, fit.label, seed), new, test.label))
+        return torch.tensor(accuracies, dtype=torch.float64)
 
     def _masked(self, x: Tensor, gone: Bool[Tensor, "row *place"], mean: Tensor) -> Tensor:
         lost = gone.unsqueeze(1).expand_as(x) if x.ndim == 4 else gone

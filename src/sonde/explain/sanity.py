@@ -139,20 +139,22 @@ class SanityChecks(Judge):
         kept = _kept(objective, objective.at(function))
         method, first = explanation, explanation.at(function, kept)
         groups = self._groups(_layers(module, inputs))
-        found: dict[str, Attribution] = {}
+        attributions: dict[str, Attribution] = {}
         with given_back(module), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             for names, layers in groups:
                 if self.how == "cascade":
                     redraw(layers)
-                    found[names] = method.explain(module, inputs, objective=kept, site=site)
+                    attributions[names] = method.explain(module, inputs, objective=kept, site=site)
                 else:
                     with given_back(module):
                         redraw(layers)
-                        found[names] = method.explain(module, inputs, objective=kept, site=site)
+                        attributions[names] = method.explain(
+                            module, inputs, objective=kept, site=site
+                        )
         for name, other in (others or {}).items():
-            found[name] = method.explain(other, inputs, objective=kept, site=site)
-        return self._result(first, found, function)
+            attributions[name] = method.explain(other, inputs, objective=kept, site=site)
+        return self._result(first, attributions, function)
 
     def _groups(self, layers: list[tuple[str, nn.Module]]) -> list[tuple[str, list[nn.Module]]]:
         n = min(self.stages or len(layers), len(layers))

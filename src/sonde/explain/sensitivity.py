@@ -116,14 +116,14 @@ class SetTest(Judge, Generic[ResultT]):
         require_attribution(type(self).__name__, explanation)
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
-        said, fell = self._drawn(function, explanation, fixed)
-        made = judged_by(self, self.baseline, function, explanation, fixed)
-        return self._result(said, fell, made)
+        predicted, fell = self._drawn(function, explanation, fixed)
+        comparison = judged_by(self, self.baseline, function, explanation, fixed)
+        return self._result(predicted, fell, comparison)
 
     @abstractmethod
     def _result(
         self,
-        said: Float[Tensor, "share row set"],
+        predicted: Float[Tensor, "share row set"],
         fell: Float[Tensor, "share row set"],
         conventions: dict[str, Any],
     ) -> ResultT:
@@ -137,15 +137,15 @@ class SetTest(Judge, Generic[ResultT]):
         scores = (places.scores(found) * places.real).double().cpu()
         whole = fixed.of(function.outputs).detach().double().cpu()
         generator = torch.Generator().manual_seed(self.seed)
-        said, fell = [], []
+        predicted, fell = [], []
         for share in self.remove:
             count = min(max(1, round(share * places.n)), places.n - 1)
             order = torch.rand(self.n_sets, places.n, generator=generator).argsort(1)
             gone = torch.zeros(self.n_sets, places.n, dtype=torch.bool)
             gone.scatter_(1, order[:, :count], True)
-            said.append(scores @ gone.double().T)
+            predicted.append(scores @ gone.double().T)
             fell.append(whole[:, None] - places.number_of_sets(function, fixed, ~gone))
-        return torch.stack(said), torch.stack(fell)
+        return torch.stack(predicted), torch.stack(fell)
 
 
 @renamed(remove="shares")
@@ -186,8 +186,10 @@ class SensitivityN(SetTest[SensitivityResult]):
 
     paper: ClassVar[str] = "ancona2018towards"
 
-    def _result(self, said: Tensor, fell: Tensor, conventions: dict[str, Any]) -> SensitivityResult:
-        by_row = torch.stack([pearson(a, b) for a, b in zip(said, fell, strict=True)])
+    def _result(
+        self, predicted: Tensor, fell: Tensor, conventions: dict[str, Any]
+    ) -> SensitivityResult:
+        by_row = torch.stack([pearson(a, b) for a, b in zip(predicted, fell, strict=True)])
         each = by_row.mean(0)
         return SensitivityResult(
             value=float(each.mean()),
@@ -244,11 +246,13 @@ class Infidelity(SetTest[InfidelityResult]):
 
     paper: ClassVar[str] = "yeh2019infidelity"
 
-    def _result(self, said: Tensor, fell: Tensor, conventions: dict[str, Any]) -> InfidelityResult:
-        said, fell = (x.transpose(0, 1).flatten(1) for x in (said, fell))
-        each = (said - fell).square().mean(1)
-        square = said.square().sum(1)
-        scale = torch.where(square > 0, (said * fell).sum(1) / square.clamp(min=1e-300), 0.0)
+    def _result(
+        self, predicted: Tensor, fell: Tensor, conventions: dict[str, Any]
+    ) -> InfidelityResult:
+        predicted, fell = (x.transpose(0, 1).flatten(1) for x in (predicted, fell))
+        each = (predicted - fell).square().mean(1)
+        square = predicted.square().sum(1)
+        scale = torch.where(square > 0, (predicted * fell).sum(1) / square.clamp(min=1e-300), 0.0)
         return InfidelityResult(
             value=float(each.mean()),
             se=standard_error(each),
@@ -260,5 +264,5 @@ class Infidelity(SetTest[InfidelityResult]):
             conventions=conventions,
             each=each,
             scale=scale,
-            scaled=float((scale[:, None] * said - fell).square().mean()),
+            scaled=float((scale[:, None] * predicted - fell).square().mean()),
         )

@@ -183,11 +183,11 @@ class Shapley(PartTest):
                 rank = torch.empty(n, dtype=torch.int64)
                 rank[one] = torch.arange(n)
                 kept = rank[None] < torch.arange(n + 1)[:, None]
-                found = value(kept)
-                added = torch.zeros(len(found), n, dtype=torch.float64)
-                added[:, one] = found.diff(dim=1)
+                values = value(kept)
+                added = torch.zeros(len(values), n, dtype=torch.float64)
+                added[:, one] = values.diff(dim=1)
                 total = added if total is None else total + added
-                base = found[:, 0]
+                base = values[:, 0]
         assert total is not None  # there is an order
         assert base is not None
         return total / (2 * self.n_orders), base
@@ -197,13 +197,13 @@ def _exact(value: Value, n: int) -> Shares:
     """Return the mean over all sets. Set ``i`` holds the parts whose bits are 1 in ``i``."""
     number = torch.arange(2**n)
     kept = (number[:, None] >> torch.arange(n)) & 1 == 1
-    found = value(kept)
+    values = value(kept)
     size = kept.sum(1)
-    phi = torch.zeros(len(found), n, dtype=torch.float64)
+    phi = torch.zeros(len(values), n, dtype=torch.float64)
     for part in range(n):
         without = number[~kept[:, part]]
         shares = [1.0 / (n * math.comb(n - 1, int(s))) for s in size[without]]
         weight = torch.tensor(shares, dtype=torch.float64)
-        added = found[:, without + 2**part] - found[:, without]
+        added = values[:, without + 2**part] - values[:, without]
         phi[:, part] = added @ weight
-    return phi, found[:, 0]
+    return phi, values[:, 0]

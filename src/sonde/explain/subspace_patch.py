@@ -238,9 +238,9 @@ def _patched(
 def _only(old: Tensor, new: Tensor, position: int | None) -> Tensor:
     if position is None or old.ndim < 3:
         return new
-    made = old.clone()
-    made[:, position] = new[:, position]
-    return made
+    patched = old.clone()
+    patched[:, position] = new[:, position]
+    return patched
 
 
 def _states_at_position(

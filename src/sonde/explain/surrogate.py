@@ -169,18 +169,18 @@ class SurrogateRules(Explainer):
         parts = groups.parted("SurrogateRules", self.held_out, order)
         held, used = (x[part.to(x.device)] for part in parts)
         answer = _answering(model)
-        said, truth = answer(used), answer(held)
-        is_class = said.shape[1] > 1
-        if bool((_read(said) == _read(said)[0]).all()):
+        answers, truth = answer(used), answer(held)
+        is_class = answers.shape[1] > 1
+        if bool((_read(answers) == _read(answers)[0]).all()):
             raise InputError(
                 f"SurrogateRules: the model gives the same answer for all {len(used)} rows, "
                 "so there is nothing to imitate. Give rows with different answers."
             )
-        chosen, importance = self._chosen(answer, used, said, generator)
-        tree = self._tree(used[:, chosen], said)
+        chosen, importance = self._chosen(answer, used, answers, generator)
+        tree = self._tree(used[:, chosen], answers)
         rules = _rules(tree, chosen, held, _read(truth), is_class=is_class)
         given = torch.from_numpy(tree.predict(held[:, chosen].float().cpu().numpy())).double()
-        usual = float(_read(said).mode().values)
+        usual = float(_read(answers).mode().values)
         judged = given, _read(truth), groups.at(parts[0])
         return self._result(rules, *judged, usual, chosen, importance, is_class)
 
@@ -203,8 +203,8 @@ class SurrogateRules(Explainer):
         with kept_random_state():
             from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-        made = DecisionTreeClassifier if said.shape[1] > 1 else DecisionTreeRegressor
-        tree = made(max_depth=self.depth, random_state=self.seed)
+        kind = DecisionTreeClassifier if said.shape[1] > 1 else DecisionTreeRegressor
+        tree = kind(max_depth=self.depth, random_state=self.seed)
         return tree.fit(x.float().cpu().numpy(), _read(said).numpy())
 
     def _result(
@@ -250,7 +250,7 @@ def _answering(model: Any) -> Callable[[Rows], Answers]:
     module = model.module if isinstance(model, Model) else model
 
     def answer(x: Rows) -> Answers:
-        found: list[Tensor] = []
+        logit_parts: list[Tensor] = []
         for part in x.split(ROWS):
             if isinstance(module, nn.Module):
                 with Session(module) as session:
@@ -259,8 +259,8 @@ def _answering(model: Any) -> Callable[[Rows], Answers]:
                 with torch.no_grad():
                     outputs = module(part)
             logits = Objective()._logits(outputs).detach().double().cpu()
-            found.append(logits[:, None] if logits.ndim == 1 else logits)
-        every = torch.cat(found)
+            logit_parts.append(logits[:, None] if logits.ndim == 1 else logits)
+        every = torch.cat(logit_parts)
         return every.softmax(1) if every.shape[1] > 1 else every
 
     return answer
@@ -286,17 +286,19 @@ def _rules(
     """Return the paths of a tree, evaluated on held-out rows."""
     parts, features = tree.tree_, chosen.tolist()
     leaf = torch.from_numpy(tree.apply(held[:, chosen].float().cpu().numpy()))
-    found: list[Rule] = []
+    rules: list[Rule] = []
 
     def walk(node: int, bounds: dict[int, tuple[float, float]]) -> None:
         left, right = int(parts.children_left[node]), int(parts.children_right[node])
         if left == right:
             level = parts.value[node].ravel()
-            said = float(tree.classes_[level.argmax()]) if is_class else float(level[0])
-            mine = truth[leaf == node]
-            right_share = (mine == said).double().mean() if is_class else None
-            error = (mine - said).square().mean().sqrt() if right_share is None else right_share
-            found.append(Rule(bounds, said, len(mine) / len(truth), float(error)))
+            predicted = float(tree.classes_[level.argmax()]) if is_class else float(level[0])
+            reached = truth[leaf == node]
+            right_share = (reached == predicted).double().mean() if is_class else None
+            error = (
+                (reached - predicted).square().mean().sqrt() if right_share is None else right_share
+            )
+            rules.append(Rule(bounds, predicted, len(reached) / len(truth), float(error)))
             return
         i, bar = features[int(parts.feature[node])], float(parts.threshold[node])
         low, high = bounds.get(i, (-np.inf, np.inf))
@@ -304,7 +306,7 @@ def _rules(
         walk(right, bounds | {i: (max(low, bar), high)})
 
     walk(0, {})
-    return found
+    return rules
 
 
 def _asked(name: str, low: float, high: float) -> str:

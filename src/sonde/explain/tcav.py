@@ -145,11 +145,11 @@ class Tcav(Instrument):
         pools = [rows[kind == RANDOM] if bool((kind == RANDOM).any()) else rows[kind != c]
                  for c in concepts]  # fmt: skip
         self._check(kind, concepts, len(slope), min(map(len, pools), default=0))
-        found = [
+        parts = [
             self._concept(rows[kind == c], pool, slope, len(concepts))
             for c, pool in zip(concepts, pools, strict=True)
         ]
-        columns = {name: torch.stack([f[name] for f in found]) for name in found[0]}
+        columns = {name: torch.stack([f[name] for f in parts]) for name in parts[0]}
         n = len(slope)
         return TcavResult(
             value=columns["value"],
@@ -238,10 +238,10 @@ class Tcav(Instrument):
     ) -> Float[Tensor, "set dim"]:
         """Return the unit normal that separates each pair of sets."""
         if self.separator == "signal":
-            found = own.mean(1) - other.mean(1)
+            directions = own.mean(1) - other.mean(1)
         else:
-            found = _logistic(own, other, self.l2)
-        return found / found.norm(dim=1, keepdim=True).clamp(min=1e-300)
+            directions = _logistic(own, other, self.l2)
+        return directions / directions.norm(dim=1, keepdim=True).clamp(min=1e-300)
 
 
 def _sets(

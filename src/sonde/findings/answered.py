@@ -39,13 +39,13 @@ def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict
             figures = finding.figures or (None,) * len(finding.examples)
             for example, figure in zip(finding.examples, figures, strict=True):
                 codes[example][finding.code] = figure
-    known, data = known_answers(evidence), evidence.data
+    answers, data = known_answers(evidence), evidence.data
     rows = [
         {
             EXAMPLES: [example],
             "id": str(data.ids[example]),
             **dict.fromkeys(KNOWN),
-            **known.get(i, {}),
+            **answers.get(i, {}),
             "group": _group(data.group_keys[example]) if data.grouped else None,
             "findings": codes.get(example, {}),
         }
@@ -75,19 +75,19 @@ def known_answers(evidence: Evidence) -> dict[int, dict[str, Any]]:
     if not isinstance(numbers, str):
         lists = (x.tolist() for x in (*numbers, (numbers[1] - numbers[2]).square()))
         return {
-            i: {"truth": truth, "answer": said, "loss": loss}
-            for i, said, truth, loss in zip(*lists, strict=True)
+            i: {"truth": truth, "answer": answer, "loss": loss}
+            for i, answer, truth, loss in zip(*lists, strict=True)
         }
     heads = evidence.get(judge_heads)
     if heads is not None and heads.found:
         rows, order = head_rows(heads.found[0]), shared_rows(evidence).order
         assert order is not None  # answered_rows asks for the same
         return {i: rows[e] for i, e in enumerate(order.tolist()) if e in rows}
-    found = evidence.get(text_losses)
-    if not isinstance(found, TextLosses):
+    losses_of = evidence.get(text_losses)
+    if not isinstance(losses_of, TextLosses):
         return {}
-    losses = (found.loss + found.mean).tolist()
-    return {i: {"loss": x} for i, x in zip(found.row.tolist(), losses, strict=True)}
+    losses = (losses_of.loss + losses_of.mean).tolist()
+    return {i: {"loss": x} for i, x in zip(losses_of.row.tolist(), losses, strict=True)}
 
 
 def _of_classes(
@@ -101,12 +101,12 @@ def _of_classes(
     return {
         i: {
             "truth": class_name(data, truth) if truth >= 0 else None,
-            "answer": class_name(data, said),
+            "answer": class_name(data, answered),
             "confidence": confidence,
             "loss": lost if truth >= 0 else None,
-            "right": said == truth if truth >= 0 else None,
+            "right": answered == truth if truth >= 0 else None,
         }
-        for i, (truth, said, confidence, lost) in enumerate(zip(*lists, strict=True))
+        for i, (truth, answered, confidence, lost) in enumerate(zip(*lists, strict=True))
     }
 
 
@@ -116,8 +116,8 @@ def wrong_pairs(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     If right and wrong are not known, the rows of the largest loss form a single group.
     """
     if all(row["right"] is None for row in rows):
-        known = [row for row in rows if row["loss"] is not None]
-        return [known[:SHOWN]] if known else []
+        with_loss = [row for row in rows if row["loss"] is not None]
+        return [with_loss[:SHOWN]] if with_loss else []
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["right"] is False:

@@ -18,12 +18,12 @@ def rule_classes() -> dict[str, type[Rule]]:
     """Return the class of every code, in order of the codes."""
     package = importlib.import_module("sonde.findings.codes")
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _FILE.match(m.name))
-    found: dict[str, type[Rule]] = {}
+    classes: dict[str, type[Rule]] = {}
     for name in names:
         module = importlib.import_module(f"sonde.findings.codes.{name}")
         cls: type[Rule] = getattr(module, name.upper())
-        found[cls.code] = cls
-    return found
+        classes[cls.code] = cls
+    return classes
 
 
 def breaks(code: str) -> Breaks:
@@ -57,17 +57,17 @@ def rules(moved: Mapping[str, Mapping[str, int | float]] | None = None) -> list[
         If a code or a threshold does not exist.
     """
     changes = {check_code(code): dict(values) for code, values in (moved or {}).items()}
-    found: list[Rule] = []
+    chosen: list[Rule] = []
     for code, cls in rule_classes().items():
         rule = cls()
-        known = [f.name for f in fields(rule)]  # type: ignore[arg-type]
-        mine = changes.get(code, {})
-        for name, value in mine.items():
-            if name not in known:
-                raise InputError(f"{code} has no threshold {name!r}.{near(name, known)}")
-            mine[name] = _like(getattr(rule, name), value, f"{code}.{name}")
-        found.append(replace(rule, **mine))  # type: ignore[type-var]
-    return found
+        names = [f.name for f in fields(rule)]  # type: ignore[arg-type]
+        own_changes = changes.get(code, {})
+        for name, value in own_changes.items():
+            if name not in names:
+                raise InputError(f"{code} has no threshold {name!r}.{near(name, names)}")
+            own_changes[name] = _like(getattr(rule, name), value, f"{code}.{name}")
+        chosen.append(replace(rule, **own_changes))  # type: ignore[type-var]
+    return chosen
 
 
 def _like(default: float | int, value: float | int, name: str) -> float | int:

@@ -25,16 +25,18 @@ def explanations() -> tuple[tuple[str, Explains], ...]:
     A code comes before the codes that it explains, so that an effect is put down to its earliest
     cause. In a circle, the explanation that asks for the largest effect comes first.
     """
-    known = {code: cls.explains for code, cls in rule_classes().items() if cls.explains}
-    effects = {code: {e for some in lines for e in some.effects} for code, lines in known.items()}
-    circle = {code: min(_circle(code, effects)) for code in known}
+    lines_of = {code: cls.explains for code, cls in rule_classes().items() if cls.explains}
+    effects = {
+        code: {e for some in lines for e in some.effects} for code, lines in lines_of.items()
+    }
+    circle = {code: min(_circle(code, effects)) for code in lines_of}
     earlier: dict[str, set[str]] = {code: set() for code in circle.values()}
     for code, some in effects.items():
-        for effect in some & set(known):
+        for effect in some & set(lines_of):
             if circle[effect] != circle[code]:
                 earlier[circle[effect]].add(circle[code])
     rank = _generations(earlier)
-    lines = [(code, line) for code, some in known.items() for line in some]
+    lines = [(code, line) for code, some in lines_of.items() for line in some]
     return tuple(sorted(lines, key=lambda x: (rank[circle[x[0]]], -x[1].least, x[0])))
 
 
@@ -88,9 +90,9 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
         for code in line.effects or tuple(settled):
             if code in settled and code != origin:
                 settled[code] = _explained(settled, code, origin, line, order)
-    known = _best_known(evidence, settled)
-    constant = None if known is None else logit_constant(evidence)
-    settled = name_cause(settled, known, None if constant is None else constant.trial)
+    probe = _best_known(evidence, settled)
+    constant = None if probe is None else logit_constant(evidence)
+    settled = name_cause(settled, probe, None if constant is None else constant.trial)
     return [settled[c.code] for c in checks]
 
 

@@ -40,14 +40,14 @@ def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[s
     names = [type(method).__name__ for method in chosen]
     if len(set(names)) < len(names):
         raise InputError(f"scan: expected each detector once, got {', '.join(names)}.")
-    found: dict[tuple[str, str], Task] = {}
+    tasks: dict[tuple[str, str], Task] = {}
     heads = _heads(chosen, stream)
     for method in chosen:
         _check_single_pass(method)
         for s in _sites_of(method, pooled, heads):
-            mine = cast(Detector, method.at_width(s.dim))
-            found[_name_at(mine, method), s.key] = Task(Calibrated(mine), (s.key,))
-    return found
+            sized = cast(Detector, method.at_width(s.dim))
+            tasks[_name_at(sized, method), s.key] = Task(Calibrated(sized), (s.key,))
+    return tasks
 
 
 def _name_at(mine: Detector, asked: Detector) -> str:
@@ -120,7 +120,7 @@ def fitted_scorers(
     tasks: dict[tuple[str, str], Task], states: States, split: Split | None
 ) -> dict[tuple[str, str], CalibratedScorer]:
     """Return the scorer of each detector that could be fitted, by its name."""
-    found: dict[tuple[str, str], CalibratedScorer] = {}
+    scorers: dict[tuple[str, str], CalibratedScorer] = {}
     for name, task in tasks.items():
         instrument = task.instrument
         if not isinstance(instrument, Calibrated):
@@ -131,5 +131,5 @@ def fitted_scorers(
         except SondeError as error:
             _log.info("%s at %s: %s", type(instrument.detector).__name__, task.keys[0], error)
             continue
-        found[name] = scorer
-    return found
+        scorers[name] = scorer
+    return scorers

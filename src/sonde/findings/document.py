@@ -58,7 +58,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         if c.finding is not None
     ]
     findings.sort(key=lambda f: (-LEVELS.index(f["level"]), -f["effect"], f["code"]))
-    found = {
+    document = {
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
         "answers": _answers(evidence),
@@ -86,10 +86,10 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "provenance": provenance(scanned, model, started if started is not None else time.time()),
     }
     if settings.show_inputs:
-        show_inputs(found, scanned.stream, scanned.other_stream, evidence.data)
-    _name_places(own_rows(found), place)
-    _name_places(other_rows(found), other_place)
-    plain = to_plain(found)
+        show_inputs(document, scanned.stream, scanned.other_stream, evidence.data)
+    _name_places(own_rows(document), place)
+    _name_places(other_rows(document), other_place)
+    plain = to_plain(document)
     return hash_ids(plain) if settings.hash_ids else plain
 
 
@@ -98,26 +98,26 @@ def _marked(
 ) -> str | None:
     """Return the code of the cause, or of a part of it, unless the user ignores this code."""
     ignored = {f["code"] for f in findings if f["ignored"]}
-    found = [c.finding for c in scanned.checks if c.finding is not None]
-    known = [f.code for f in found if (f.is_cause if mark == "is_cause" else f.is_part)]
-    return next((code for code in known if code not in ignored), None)
+    all_findings = [c.finding for c in scanned.checks if c.finding is not None]
+    codes = [f.code for f in all_findings if (f.is_cause if mark == "is_cause" else f.is_part)]
+    return next((code for code in codes if code not in ignored), None)
 
 
 def _answers(evidence: Evidence) -> dict[str, Any] | None:
     """Return the model's accuracy, and a classifier's calibration if it is clearly off."""
-    found = answers_section(evidence)
-    if found is None or found["measure"] != "accuracy":
-        return found
-    return found | {"sureness": sureness_section(evidence)}
+    section = answers_section(evidence)
+    if section is None or section["measure"] != "accuracy":
+        return section
+    return section | {"sureness": sureness_section(evidence)}
 
 
 def _versus(evidence: Evidence) -> dict[str, Any] | None:
     """Return the section on OTHER, with its values at each site."""
-    found = versus_section(evidence)
-    if found is None or evidence.versus is None:
-        return found
+    section = versus_section(evidence)
+    if section is None or evidence.versus is None:
+        return section
     other = evidence.versus.other
-    return found | {
+    return section | {
         "profiles": [
             {"site": site.schema.key, "values": site_values(site, other)} for site in other.sites
         ]
@@ -126,14 +126,14 @@ def _versus(evidence: Evidence) -> dict[str, Any] | None:
 
 def _rows_section(scanned: Scanned) -> dict[str, Any]:
     """Return the section on rows; no label is called wrong if that check was withheld."""
-    found = rows_section(scanned.evidence)
+    section = rows_section(scanned.evidence)
     tables = [check.tables.get("weak_groups", []) for check in scanned.checks]
-    found["weak_groups"] = [group for table in tables for group in table]
-    found["answers"] = answered_rows(scanned.evidence, scanned.checks)
+    section["weak_groups"] = [group for table in tables for group in table]
+    section["answers"] = answered_rows(scanned.evidence, scanned.checks)
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
     if withheld.intersection(codes_of("mislabelled")):
-        return found | {"mislabelled": [], "suspects": None}
-    return found | {"suspects": suspects_section(scanned.evidence)}
+        return section | {"mislabelled": [], "suspects": None}
+    return section | {"suspects": suspects_section(scanned.evidence)}
 
 
 def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def is_ignored(finding: Finding, ignore: Sequence[str]) -> bool:
 
 def _how(rule: Rule) -> str:
     moved = rule.moved()
-    said = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
-    return rule.how + (f" Thresholds moved: {said}." if moved else "")
+    thresholds = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
+    return rule.how + (f" Thresholds moved: {thresholds}." if moved else "")
 
 
 def _figure(figure: Figure | None) -> dict[str, Any] | None:
@@ -272,8 +272,8 @@ def _units(evidence: Evidence, findings: list[dict[str, Any]]) -> list[dict[str,
                 for unit in finding["units"]:
                     codes.setdefault(unit, []).append(finding["code"])
         named = [
-            unit_facts(site, unit, found)
-            for unit, found in list(codes.items())[:MOST_UNITS]
+            unit_facts(site, unit, codes_of)
+            for unit, codes_of in list(codes.items())[:MOST_UNITS]
             if 0 <= unit < site.dim
         ]
         out.append(site_units(site, named))
@@ -306,5 +306,5 @@ def hash_ids(value: Any, is_id: bool = False) -> Any:
 def _name_places(rows: list[dict[str, Any]], place: Place) -> None:
     """Replace the ``examples`` of a table's rows by their ``places``."""
     for row in rows:
-        found = [place(example) for example in row.pop(EXAMPLES)]
-        row["places"] = [name for name in found if name is not None]
+        names = [place(example) for example in row.pop(EXAMPLES)]
+        row["places"] = [name for name in names if name is not None]

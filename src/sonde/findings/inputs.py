@@ -39,7 +39,7 @@ def show_inputs(
     answers = (report["rows"] or {}).get("answers", [])
     chosen = [row for some in wrong_pairs(answers) for row in some[:SHOWN]]
     unshown = {id(row) for row in answers} - {id(row) for row in chosen}
-    said = unusual_columns(data, [row[EXAMPLES][0] for row in answers])
+    shown = unusual_columns(data, [row[EXAMPLES][0] for row in answers])
     for rows, stream in ((own_rows(report), mine), (other_rows(report), other)):
         for row in rows:
             if id(row) in unshown:
@@ -48,7 +48,7 @@ def show_inputs(
             if stream is not None and row[EXAMPLES]:
                 row["input"] = input_of(stream, row[EXAMPLES][0])
     for row in chosen:
-        row["input"] = said.get(row[EXAMPLES][0], row["input"])
+        row["input"] = shown.get(row[EXAMPLES][0], row["input"])
 
 
 def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, str]:

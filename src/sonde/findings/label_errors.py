@@ -71,12 +71,12 @@ class CheckedLabels:
         n = round(self.wrong.number)
         sharp = self.wrong.sharpness
         fit = "too cautious" if sharp > 1.25 else "overconfident" if sharp < 0.8 else "calibrated"
-        said = [f"An estimated {self.verdict()}; 0 = no label contradicts the predictions."]
+        texts = [f"An estimated {self.verdict()}; 0 = no label contradicts the predictions."]
         if n:
             expected = round(self.wrong.expected(n))
-            said.append(f"Of the first {n} rows of the list, {expected} are expected to be wrong.")
-        said.append(f"Probabilities: {self.source}; they are {fit} (power {sharp:.2f}).")
-        return said
+            texts.append(f"Of the first {n} rows of the list, {expected} are expected to be wrong.")
+        texts.append(f"Probabilities: {self.source}; they are {fit} (power {sharp:.2f}).")
+        return texts
 
     def json(self) -> dict[str, Any]:
         """Return the estimate and all rows."""
@@ -133,11 +133,11 @@ def check_labels(
         )
     given = np.asarray(arrays[named])
     group = arrays.get("group")
-    known = next((name for name in PROBABILITIES if name in arrays), None)
-    if known is not None and features is None:
-        p = torch.as_tensor(arrays[known]).double()
+    array_name = next((name for name in PROBABILITIES if name in arrays), None)
+    if array_name is not None and features is None:
+        p = torch.as_tensor(arrays[array_name]).double()
         names, label = _classes(given, p.shape[1] if p.ndim == 2 else 0)
-        source = f"array {known}"
+        source = f"array {array_name}"
     else:
         name = _features_of(arrays, named, features)
         names, label = _classes(given, 0)

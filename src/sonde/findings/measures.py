@@ -81,17 +81,17 @@ def chosen_measures(
     for instrument in distinct.values():
         word = word_of_class(type(instrument))
         try:
-            mine = _tasks(instrument, stream, split, has_labels)
+            own_tasks = _tasks(instrument, stream, split, has_labels)
         except InputError as error:
             if instrument in asked:
                 raise InputError(f"scan: --measures {word}: {error}") from None
             left_out[word] = str(error).removesuffix(".")
             continue
-        if any(map(_walks_again, mine)):
+        if any(map(_walks_again, own_tasks)):
             later.append(instrument)
-            later_tasks += mine
+            later_tasks += own_tasks
         else:
-            tasks += mine
+            tasks += own_tasks
     sample = error_sample(tasks, stream, split)
     return ScanMeasures(tuple(tasks), sample, tuple(later), tuple(later_tasks), left_out)
 
@@ -132,12 +132,12 @@ def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -
     tasks = (*found.tasks, *found.later_tasks)
     names = [name for name, _ in names_of(tasks)]
     for name in dict.fromkeys(names):
-        mine = [task for task, its in zip(tasks, names, strict=True) if its == name]
-        size = estimate(requests_of(mine, None, plan.split), stream, plan).state_bytes
-        where = plural(len(mine), "site")
+        own_tasks = [task for task, its in zip(tasks, names, strict=True) if its == name]
+        size = estimate(requests_of(own_tasks, None, plan.split), stream, plan).state_bytes
+        where = plural(len(own_tasks), "site")
         when = (
             "computed while the scan reads the data"
-            if mine[0] in found.tasks
+            if own_tasks[0] in found.tasks
             else f"computed in {TWICE} of its own"
         )
         sys.stderr.write(f"note: {name}: {where}, {gib(size)} of states, {when}.\n")
@@ -159,7 +159,7 @@ def measured(
 ) -> dict[tuple[str, str], Result]:
     """Return each measure's result at each site; fit the measures that need more passes."""
     results: dict[tuple[str, str], Result] = {}
-    known = set(found.left_out)
+    left_out_before = set(found.left_out)
     if found.tasks:
         header = make_header(stream, [unit_entry(plan, stream)], counters, plan.split)
         results |= _results(Fitted(found.tasks, states, header, plan.split, found.sample), found)
@@ -180,7 +180,7 @@ def measured(
         )
         results |= _results(fitted, found)
     if settings.progress:
-        _say_left_out({k: v for k, v in found.left_out.items() if k not in known})
+        _say_left_out({k: v for k, v in found.left_out.items() if k not in left_out_before})
     return results
 
 

@@ -77,8 +77,8 @@ def site_values(
         change = update_per_spread(site.all.update, site.all.received)
         values["update_per_spread"] = number(change)
     if site.moments.n > 1:
-        found = _ranks(site, evidence, error_bars)
-        values |= {name: of_result(result) for name, result in zip(RANKS, found, strict=True)}
+        ranks = _ranks(site, evidence, error_bars)
+        values |= {name: of_result(result) for name, result in zip(RANKS, ranks, strict=True)}
     return values
 
 
@@ -109,11 +109,11 @@ def _dead_share(site: SiteEvidence) -> float:
 
 
 def _curves(site: SiteEvidence) -> dict[str, Any]:
-    found = Spectrum().result(site.sample if site.is_wide else site.moments)
-    if "dead" in found.flags:
+    spectrum = Spectrum().result(site.sample if site.is_wide else site.moments)
+    if "dead" in spectrum.flags:
         return {}
-    index = _log_points(len(found.share))
-    share = found.share[[i - 1 for i in index]]
+    index = _log_points(len(spectrum.share))
+    share = spectrum.share[[i - 1 for i in index]]
     return {"spectrum": {"x": [float(i) for i in index], "y": share.tolist(), "null": None}}
 
 

@@ -87,18 +87,18 @@ def _call(scanned: Scanned, model: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"sonde": __version__}
+    versions = {"sonde": __version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _model(stream: Any, name: str) -> dict[str, Any]:
     identity = stream.identity()
-    found = {
+    facts = {
         "name": name or "feature arrays",
         "fingerprint": identity.get("model"),
         "config_hash": identity.get("config"),
@@ -112,13 +112,13 @@ def _model(stream: Any, name: str) -> dict[str, Any]:
     if isinstance(stream, LiveStream):
         module = stream.model.module
         first = next(module.parameters(), None)
-        found |= {
+        facts |= {
             "class": type(module).__name__,
             "n_parameters": count_weights(module),
             "device": None if first is None else str(first.device),
             "mode": "train (read in eval mode, then restored)" if module.training else "eval",
         }
-    return found
+    return facts
 
 
 def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
@@ -174,21 +174,21 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
 
 def limits(scanned: Scanned) -> list[str]:
     """Return the limits of this scan, including results left out for their size."""
-    said: list[str] = list(CANNOT_SEE)
+    texts: list[str] = list(CANNOT_SEE)
     inputs = items_of(scanned.stream)
     if inputs is not None and inputs.own_labels and (why := inputs.listing.labels.reason):
-        said.append(f"{why[0].upper()}{why[1:]}.")
+        texts.append(f"{why[0].upper()}{why[1:]}.")
     if untried := scanned.evidence.budget.text():
-        said.append(f"{untried[0].upper()}{untried[1:]}.")
+        texts.append(f"{untried[0].upper()}{untried[1:]}.")
     n_wide = sum(s.is_wide for s in scanned.evidence.sites)
     if n_wide:
-        said.append(
+        texts.append(
             f"At {plural(n_wide, 'site')} of more than 2,048 units only variances were kept; "
             "spectra, ranks and similarity there come from the sampled rows."
         )
     withheld = [c.code for c in scanned.checks if c.state in ("withheld", "failed")]
     if withheld:
-        said.append(f"Checks that could not run: {', '.join(withheld)}.")
+        texts.append(f"Checks that could not run: {', '.join(withheld)}.")
     if torch.get_default_dtype() != torch.float32:
-        said.append(f"torch's default type was {torch.get_default_dtype()}.")
-    return said
+        texts.append(f"torch's default type was {torch.get_default_dtype()}.")
+    return texts

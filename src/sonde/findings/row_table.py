@@ -91,10 +91,10 @@ def row_table(scanned: Scanned) -> pa.Table:
 def _answer(answer: dict[str, Any], hashed: bool) -> dict[str, Any]:
     """Return the columns about a row's answer."""
     group = answer.get("group")
-    found: dict[str, Any] = {name: answer.get(name) for name in (*KNOWN, "label_doubt")}
+    cells: dict[str, Any] = {name: answer.get(name) for name in (*KNOWN, "label_doubt")}
     for side in ("truth", "answer"):
-        found[side] = None if found[side] is None else str(found[side])
-    return found | {"group": hashed_id(group) if hashed and group is not None else group}
+        cells[side] = None if cells[side] is None else str(cells[side])
+    return cells | {"group": hashed_id(group) if hashed and group is not None else group}
 
 
 def _id(data: DataEvidence, example: int, hashed: bool) -> str:

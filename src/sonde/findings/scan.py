@@ -239,11 +239,11 @@ def run_rule(rule: Rule, evidence: Evidence) -> Check:
     try:
         evidence.gathered.missed.clear()
         with torch.no_grad():
-            found = rule.check(evidence)
-        if found.state == "not_applicable" and evidence.gathered.missed:
+            check = rule.check(evidence)
+        if check.state == "not_applicable" and evidence.gathered.missed:
             return rule.withheld(CUT)
-        starved = found.state == "withheld" and not evidence.sites
-        return rule.withheld(NO_FINITE_ROW) if starved else found
+        starved = check.state == "withheld" and not evidence.sites
+        return rule.withheld(NO_FINITE_ROW) if starved else check
     except Exception as error:  # one broken check must not take the others with it
         if not evidence.sites:
             return rule.withheld(NO_FINITE_ROW)
@@ -326,12 +326,12 @@ def _gathered(
 def _columns(stream: Stream) -> set[str]:
     """Return the sampled columns that a stream provides, read from its first examples."""
     batch = stream.first_batch()
-    found = {"label", "order"} | (set(batch.extra) & set(SAMPLED_COLUMNS))
+    columns = {"label", "order"} | (set(batch.extra) & set(SAMPLED_COLUMNS))
     if batch.logits is not None:
-        found.add("logits")
+        columns.add("logits")
     if batch.length is not None:
-        found.add("length")
-    return found
+        columns.add("length")
+    return columns
 
 
 def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
@@ -363,7 +363,7 @@ def _evidence(
 ) -> Evidence:
     """Return the evidence of the pass, with functions for parts that rules may request."""
     outcome, statistics = gathered.outcome, gathered.statistics
-    found = Evidence(
+    evidence = Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
         columns=statistics.sampled_columns(outcome.states),
         answer_counts=statistics.answer_counts(outcome.states),
@@ -375,15 +375,15 @@ def _evidence(
         reference=reference,
     )
     if not isinstance(stream, LiveStream):
-        return found
-    known: dict[Gatherer[Any], Any] = {} if model is None else {read_modules: model}
+        return evidence
+    parts_known: dict[Gatherer[Any], Any] = {} if model is None else {read_modules: model}
     if not complete and stream.model.task != "causal":
-        known[measure_lens] = lens_evidence(stream)  # has nothing to read
-    only = None if found.sites else (read_modules, measure_lens)
+        parts_known[measure_lens] = lens_evidence(stream)  # has nothing to read
+    only = None if evidence.sites else (read_modules, measure_lens)
     return replace(
-        found,
-        gathered=EvidenceParts(stream, known, only, cut=not complete),
-        budget=trial_budget(stream, found, settings.progress),
+        evidence,
+        gathered=EvidenceParts(stream, parts_known, only, cut=not complete),
+        budget=trial_budget(stream, evidence, settings.progress),
     )
 
 

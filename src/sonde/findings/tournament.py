@@ -65,11 +65,11 @@ def name_cause(
         Of the best constant on one logit. A change of inputs or parts that corrects no more, and
         leaves the answers as unsure, acts as such a constant: it undoes nothing.
     """
-    found = {code: check.finding for code, check in settled.items() if check.finding is not None}
-    found |= {code: replace(f, gap=_gap(f.trial, found, known))
-              for code, f in found.items() if _is_tried(f)}  # fmt: skip
-    tried = {code: f for code, f in found.items() if _is_tried(f)}
-    free = {code: f for code, f in tried.items() if _is_free(f, found)}
+    raised = {code: check.finding for code, check in settled.items() if check.finding is not None}
+    raised |= {code: replace(f, gap=_gap(f.trial, raised, known))
+              for code, f in raised.items() if _is_tried(f)}  # fmt: skip
+    tried = {code: f for code, f in raised.items() if _is_tried(f)}
+    free = {code: f for code, f in tried.items() if _is_free(f, raised)}
     able = {c: f for c, f in free.items() if f.trial is not None and f.trial.scope != "head"
             and _beats_constant(f.trial, known)}  # fmt: skip
     chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)
@@ -77,14 +77,14 @@ def name_cause(
     part = None if chosen is not None else _largest_part(able)
     changed = dict(settled)
     for code, finding in tried.items():
-        made = finding
+        named = finding
         if code == chosen:
-            made = replace(finding, because_of=None, is_cause=True)
+            named = replace(finding, because_of=None, is_cause=True)
         elif code == part:
-            made = replace(finding, because_of=None, is_part=True)
+            named = replace(finding, because_of=None, is_part=True)
         elif code in free and chosen and _is_covered(finding.trial, tried[chosen].trial):
-            made = replace(finding, because_of=chosen)
-        changed[code] = replace(settled[code], finding=made)
+            named = replace(finding, because_of=chosen)
+        changed[code] = replace(settled[code], finding=named)
     return _without_circles(changed)
 
 

@@ -73,8 +73,8 @@ class _Counter(OperationMode):
         formula = flop_registry.get(func._overloadpacket)
         self.products += 0 if formula is None else formula(*args, **kwargs, out_val=out)
         if not func.is_view:
-            found = out if isinstance(out, tuple | list) else (out,)
-            self.n_numbers += sum(x.numel() for x in found if isinstance(x, Tensor))
+            tensors = out if isinstance(out, tuple | list) else (out,)
+            self.n_numbers += sum(x.numel() for x in tensors if isinstance(x, Tensor))
         return out
 
 
@@ -187,10 +187,10 @@ class TrialBudget:
         """Describe the skipped trials; empty if none was skipped."""
         if not self.left_out:
             return ""
-        said = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
+        words = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
         total = (1 + self._beside) * self.total
         return (
-            f"{said} not tried: trials may take about {total / SPEED:.0f} s on one core "
+            f"{words} not tried: trials may take about {total / SPEED:.0f} s on one core "
             "(--deep tries all)"
         )
 

@@ -65,11 +65,11 @@ def _neighbours_of_labelled(
     label = shared.column("label") if evidence.data.has_labels else None
     if label is None:
         return None
-    mine = label >= 0
-    found = same_label(x[mine], label[mine], shared.group[mine])
-    if found is None:
+    is_labelled = label >= 0
+    counted = same_label(x[is_labelled], label[is_labelled], shared.group[is_labelled])
+    if counted is None:
         return None
-    n_same, n, chance = found
+    n_same, n, chance = counted
     low, high = wilson(n_same, n)
     return {"n_rows": n, "same": n_same / n, "low": low, "high": high, "chance": chance}
 
@@ -137,5 +137,5 @@ def clusters(x: Float[Tensor, "row dim"]) -> tuple[int, int]:
     basis = torch.linalg.svd(x, full_matrices=False).Vh[:CLUSTER_UNITS]
     least = max(10, len(x) // 50)
     kind: Any = HDBSCAN  # its annotation of copy is wrong
-    found = kind(min_cluster_size=least, copy=True).fit_predict((x @ basis.T).numpy())
-    return int(found.max()) + 1, int((found >= 0).sum())
+    labels = kind(min_cluster_size=least, copy=True).fit_predict((x @ basis.T).numpy())
+    return int(labels.max()) + 1, int((labels >= 0).sum())

@@ -18,8 +18,8 @@ def weak_groups_of(scanned: Scanned) -> WeakGroups:
     """
     (code,) = codes_of("weak_groups")
     check = next((c for c in scanned.checks if c.code == code), None)
-    found, rule = weak_rows(scanned.evidence), scanned.rules.get(code)
-    if check is None or found is None or check.state not in ("clear", "raised"):
+    rows, rule = weak_rows(scanned.evidence), scanned.rules.get(code)
+    if check is None or rows is None or check.state not in ("clear", "raised"):
         reason = "--only does not include it" if check is None else check.reason
         raise InputError(f"--groups: {code} did not look for weak groups: {reason}.")
     assert isinstance(rule, WeakGroupRule)  # the rule of its code
@@ -27,7 +27,7 @@ def weak_groups_of(scanned: Scanned) -> WeakGroups:
         scanned.stream,
         [
             KnownGroup(
-                text=told(scanned.evidence, found, group),
+                text=told(scanned.evidence, rows, group),
                 conditions=group.conditions,
                 figures={
                     "n": len(group.rows),
@@ -37,6 +37,6 @@ def weak_groups_of(scanned: Scanned) -> WeakGroups:
                     "elsewhere": 1 - group.elsewhere,
                 },
             )
-            for group in rule.confirmed(found)
+            for group in rule.confirmed(rows)
         ],
     )

@@ -23,17 +23,17 @@ def answers_sentence(report: dict[str, Any]) -> str:
     >>> answers_sentence({"answers": found})
     'correct on 95 % of 597 rows (93 to 97 %); a linear probe on the last layer: 97 %, the commonest label alone: 12 %, chance: 10 %'
     """  # noqa: E501
-    found = report.get("answers")
-    if found is None:
+    answers = report.get("answers")
+    if answers is None:
         return _unknown(report)
-    heads = found.get("heads") or []
+    heads = answers.get("heads") or []
     name = f"{_head_name(heads[0])}: " if len(heads) > 1 else ""
-    if found["last"] is None and heads:
+    if answers["last"] is None and heads:
         return name + head_sentence(heads[0])
     data = report.get("provenance", {}).get("data", {})
     of_tokens = partial(_of_tokens, grouped=data.get("group_column") is not None)
     say = {"accuracy": _of_classes, "nats_per_token": of_tokens, "rms_error": _of_numbers}
-    return name + say[found["measure"]](found)
+    return name + say[answers["measure"]](answers)
 
 
 def not_judged(report: dict[str, Any]) -> str:
@@ -94,17 +94,17 @@ def _parts(head: dict[str, Any]) -> str:
     """Return a head's worst labels, classes or numbers."""
     if head["measure"] == "rms_error":
         worst = sorted(head["parts"], key=lambda p: -p["value"] / (p["commonest"] or math.inf))
-        said = [f"{p['name']} off by {number(p['value'])} (mean alone "
+        words = [f"{p['name']} off by {number(p['value'])} (mean alone "
                 f"{number(p['commonest'])})" for p in worst]  # fmt: skip
-        return f"worst: {', '.join(said[:MOST_PAIRS])}"
+        return f"worst: {', '.join(words[:MOST_PAIRS])}"
     if head["measure"] == "pixel_accuracy":
         worst = sorted(head["parts"], key=lambda p: p["value"])
-        said = [f"class {p['name']} {number(p['value'])}" for p in worst]
-        return f"least intersection over union: {', '.join(said[:MOST_PAIRS])}"
+        words = [f"class {p['name']} {number(p['value'])}" for p in worst]
+        return f"least intersection over union: {', '.join(words[:MOST_PAIRS])}"
     worst = sorted(head["parts"], key=lambda p: p["value"] - p["commonest"])
-    said = [f"label {p['name']} {share(p['value'])} (commonest alone {share(p['commonest'])})"
+    words = [f"label {p['name']} {share(p['value'])} (commonest alone {share(p['commonest'])})"
             for p in worst]  # fmt: skip
-    return f"smallest gain over always giving the commonest answer: {', '.join(said[:MOST_PAIRS])}"
+    return f"smallest gain over always giving the commonest answer: {', '.join(words[:MOST_PAIRS])}"
 
 
 def confused_sentence(report: dict[str, Any]) -> str:
@@ -158,16 +158,16 @@ def suspects_sentence(report: dict[str, Any]) -> str:
     >>> suspects_sentence({"rows": {"suspects": found}})
     'look first at line 8 (cat, looks like dog); of 20 labels exchanged as a test, 18 were among the first 21 rows of this list'
     """  # noqa: E501
-    found = (report.get("rows") or {}).get("suspects")
-    if not found or not found["rows"]:
+    suspects = (report.get("rows") or {}).get("suspects")
+    if not suspects or not suspects["rows"]:
         return ""
     rows = [
         f"{place_of(row)} ({shown(row['label'], 20)}, looks like {shown(row['predicted'], 20)})"
-        for row in found["rows"][:MOST_PAIRS]
+        for row in suspects["rows"][:MOST_PAIRS]
     ]
-    parts = filter(None, (wrong_sentence(found), planted_sentence(found)))
-    told = [f"{text[:1].lower()}{text[1:-1]}" for text in parts]
-    return "; ".join([f"look first at {', '.join(rows)}", *told])
+    parts = filter(None, (wrong_sentence(suspects), planted_sentence(suspects)))
+    sentences = [f"{text[:1].lower()}{text[1:-1]}" for text in parts]
+    return "; ".join([f"look first at {', '.join(rows)}", *sentences])
 
 
 def wrong_sentence(found: dict[str, Any]) -> str:
@@ -254,10 +254,10 @@ def _of_classes(found: dict[str, Any]) -> str:
 
 def _reference(found: dict[str, Any], say: Callable[[float], str]) -> list[str]:
     """Return the healthy answers that the user gave, in words; none without a reference."""
-    known = found.get("reference")
-    if known is None:
+    reference = found.get("reference")
+    if reference is None:
         return []
-    return [f"the reference {shown(known['name'], 40)}: {say(known['value'])}"]
+    return [f"the reference {shown(reference['name'], 40)}: {say(reference['value'])}"]
 
 
 def _sureness(found: dict[str, Any]) -> str:

@@ -51,22 +51,22 @@ def chart_to_text(chart: Chart, width: int = 80) -> str:
 
 def _main(chart: Chart) -> tuple[str, Chart, Rows]:
     """Return mark, channels and rows of the layer with the data."""
-    found: list[tuple[str, Chart, Rows]] = []
+    layers: list[tuple[str, Chart, Rows]] = []
     for layer in chart.get("layer") or [chart]:
         mark = layer["mark"] if isinstance(layer["mark"], str) else layer["mark"]["type"]
         rows = (layer.get("data") or chart.get("data") or {}).get("values", [])
         is_whole = {"x", "y"} <= set(layer["encoding"])
         if is_whole and (mark in ("bar", "line", "point") or "color" in layer["encoding"]):
-            found.append((mark, layer["encoding"], rows))
-    return found[-1] if found[-1][0] != "text" else found[-2]
+            layers.append((mark, layer["encoding"], rows))
+    return layers[-1] if layers[-1][0] != "text" else layers[-2]
 
 
 def _bars(rows: Rows, name: str, value: str, by: str | None, width: int) -> list[str]:
-    known = [row for row in rows if row.get(value) is not None]
+    present = [row for row in rows if row.get(value) is not None]
     labels = [_label(row, name, by) for row in rows[:MOST_LINES]]
     wide = min(max(map(len, labels), default=1), max(width // 3, 8))
     room = max(width - wide - NUMBER - 2, 4)
-    most = max((abs(row[value]) for row in known), default=0.0) or 1.0
+    most = max((abs(row[value]) for row in present), default=0.0) or 1.0
     lines = []
     for label, row in zip(labels, rows, strict=False):
         v = row.get(value)
@@ -86,18 +86,18 @@ def _word(value: Any) -> str:
 
 def _curves(rows: Rows, x: str, y: str, by: str | None, width: int) -> list[str]:
     """Return a line of block characters for each curve, on a common scale."""
-    known = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
-    kinds = list(dict.fromkeys(row.get(by) if by else None for row in known))[:MOST_LINES]
-    if not known:
+    present = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
+    kinds = list(dict.fromkeys(row.get(by) if by else None for row in present))[:MOST_LINES]
+    if not present:
         return ["nothing to draw"]
-    heights, places = [row[y] for row in known], [row[x] for row in known]
+    heights, places = [row[y] for row in present], [row[x] for row in present]
     low, high, left, right = min(heights), max(heights), min(places), max(places)
     wide = max((len(_word(kind)) for kind in kinds if kind is not None), default=0)
     room = max(width - wide - 1, 8) if wide else width
     lines = []
     for kind in kinds:
         row_of: dict[int, float] = {}
-        for row in known:
+        for row in present:
             if by is None or row.get(by) == kind:
                 at = round((row[x] - left) / ((right - left) or 1) * (room - 1))
                 row_of[at] = row[y]
@@ -115,10 +115,10 @@ def _block(value: float | None, low: float, high: float) -> str:
 def _shades(rows: Rows, x: str, y: str, value: str, width: int) -> list[str]:
     across, down = (list(dict.fromkeys(row[k] for row in rows)) for k in (x, y))
     at = {(row[x], row[y]): row[value] for row in rows}
-    known = [v for v in at.values() if v is not None]
-    if not known:
+    present = [v for v in at.values() if v is not None]
+    if not present:
         return ["nothing to draw"]
-    low, high = min(known), max(known)
+    low, high = min(present), max(present)
     wide = min(max(len(_word(name)) for name in down), width // 3)
     lines = []
     for name in down[:MOST_LINES]:

@@ -52,13 +52,13 @@ def marked(scores: Sequence[float], p: Sequence[float | None], alpha: float) -> 
 def _image(found: Any, scale: ColourScale, names: ElementIds) -> Markup:
     if not found.grid:
         return _alone(found) if found.pixels is None else _plain_image(found, names)
-    made = heat(found.pixels, found.grid, found.score, scale)
+    plot = heat(found.pixels, found.grid, found.score, scale)
     key = names.new("heat")
     shown = [
-        el("svg", group, viewBox=f"0 0 {made.width:g} {made.height:g}", width=f"{made.width:g}",
-           height=f"{made.height:g}", role="img", tabindex="0", cls="plot patches", aria_label=text)
-        for group, text in zip(panels(made, 0.0) if made.image is None else _apart(made),
-                               _said(made), strict=True)
+        el("svg", group, viewBox=f"0 0 {plot.width:g} {plot.height:g}", width=f"{plot.width:g}",
+           height=f"{plot.height:g}", role="img", tabindex="0", cls="plot patches", aria_label=text)
+        for group, text in zip(panels(plot, 0.0) if plot.image is None else _apart(plot),
+                               _said(plot), strict=True)
     ]  # fmt: skip
     bar = el(
         "svg", legend(scale, key), viewBox="-1 -1 226 38", width=226, height=38, role="img",
@@ -82,12 +82,12 @@ def _said(made: Any) -> list[str]:
 
 
 def _plain_image(found: Any, names: ElementIds) -> Markup:
-    made = heat(found.pixels, [(0, 0)], [0.0], ColourScale(0.0, 1.0))
-    view = f"0 0 {made.width:g} {made.height:g}"
-    said = "The image as the model reads it"
+    plot = heat(found.pixels, [(0, 0)], [0.0], ColourScale(0.0, 1.0))
+    view = f"0 0 {plot.width:g} {plot.height:g}"
+    label = "The image as the model reads it"
     return el(
-        "svg", panels(made)[0], viewBox=view, width=f"{made.width:g}", height=f"{made.height:g}",
-        role="img", aria_label=said, cls="plot patches",
+        "svg", panels(plot)[0], viewBox=view, width=f"{plot.width:g}", height=f"{plot.height:g}",
+        role="img", aria_label=label, cls="plot patches",
     )  # fmt: skip
 
 
@@ -103,13 +103,13 @@ def _coloured_text(found: Any, scale: ColourScale, alpha: float, names: ElementI
     parts: list[Markup] = []
     if found.pieces:
         pieces = list(enumerate(found.pieces[:MOST_PIECES], found.first))
-        made = [_piece(at, text, scores.get(at), at in strong, scale, what) for at, text in pieces]
+        spans = [_piece(at, text, scores.get(at), at in strong, scale, what) for at, text in pieces]
         parts.append(
-            el("ol", *made, cls="steps") if what == "step" else el("p", *made, cls="tokens")
+            el("ol", *spans, cls="steps") if what == "step" else el("p", *spans, cls="tokens")
         )
         if len(found.pieces) > MOST_PIECES:
-            said = f"{MOST_PIECES:,} of {len(found.pieces):,} tokens are shown."
-            parts.append(el("p", said, cls="reading"))
+            cut = f"{MOST_PIECES:,} of {len(found.pieces):,} tokens are shown."
+            parts.append(el("p", cut, cls="reading"))
         parts.append(_key_of_colours(what) if scores else el("p", _WHOLE, cls="reading"))
     order = sorted(range(len(found.score)), key=lambda i: -found.score[i])[:MOST_LISTED]
     texts = dict(enumerate(found.pieces, found.first))
@@ -130,10 +130,10 @@ def _key_of_colours(what: str) -> Markup:
     shares = [f"{share:g} %" for share in (100 - 100 * q for q in STEPS)]
     samples = [el("span", f" {text} ", cls=f"h{i}") for i, text in enumerate(shares, 1)]
     spaced = [part for sample in samples for part in (sample, " ")]
-    said = f"Colour: {what}s among the most anomalous "
+    words = f"Colour: {what}s among the most anomalous "
     mark = el("mark", "underlined")
     tail = f" of all {what}s shown here; ", mark, ": alarms, or the highest if there are no alarms."
-    return el("p", said, *spaced, *tail, cls="reading")
+    return el("p", words, *spaced, *tail, cls="reading")
 
 
 def _piece(
@@ -151,14 +151,14 @@ def _piece(
     if known is None:
         body = el("span", words)
     else:
-        said = [f"{what} {at}", f"score {number(known[0])}"]
-        said += [] if known[1] is None else [f"p {number(known[1])}"]
+        texts = [f"{what} {at}", f"score {number(known[0])}"]
+        texts += [] if known[1] is None else [f"p {number(known[1])}"]
         if math.isinf(known[0]):
-            said[1] = "score infinite"
+            texts[1] = "score infinite"
         level = level_of(known[0], scale)
         note = el("span", " (marked) ", cls="offscreen") if strong else None
         cls = f"h{level}" if level else None
-        body = el(tag, words, note, cls=cls, data_tip=" · ".join(said))
+        body = el(tag, words, note, cls=cls, data_tip=" · ".join(texts))
     if what == "token":
         return join(body, lines)
     score = el("span", f"score {_word(known)}", cls="score") if known else None

@@ -32,11 +32,11 @@ def answer_sentence(
     """
     if example.get("answer") is None:
         return ""
-    said = answer_words(example)
+    words = answer_words(example)
     if not example["strongest"]:
-        return said
+        return words
     where = _where(example["strongest"], shape, pieces or places)
-    return f"{said}; depends most on {where}; without it: {shown(example['without'], 40)}"
+    return f"{words}; depends most on {where}; without it: {shown(example['without'], 40)}"
 
 
 def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str]) -> str:

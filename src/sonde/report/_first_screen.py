@@ -47,8 +47,8 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
     tried = next((f for f in every if is_cause(report, f) or is_part(report, f)), None)
     if tried is not None:
         return tried
-    found = [f for f in every if f["level"] != "note"]
-    errors = [f for f in found if f["level"] == "error"] or found
+    serious = [f for f in every if f["level"] != "note"]
+    errors = [f for f in serious if f["level"] == "error"] or serious
     if any(breaks(f["code"]) == "guesses" and not f["ignored"] for f in report["findings"]):
         why = [f for f in errors if breaks(f["code"]) == "all answers"]
         for suspicion in ("perhaps all answers", "guesses"):
@@ -80,21 +80,21 @@ def fix_word(finding: dict[str, Any]) -> str:
 
 def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines on the first finding with labels; only a tried finding is a cause."""
-    found = first_finding(report)
-    if found is None:
+    finding = first_finding(report)
+    if finding is None:
         answers, confused = report.get("answers"), confused_sentence(report)
         if answers is not None and answers["measure"] == "rms_error":
             return [("cause", "no check found a cause of errors of this size")]
         return [("cause", f"no check found a cause; {confused}")] if confused else []
-    said = f"{found['code']}: {shown(found['sentence'], 1000)}"
-    advice = shown(found.get("fix") or "", 1000)
-    if is_cause(report, found):
-        return [("cause", said), (fix_word(found), advice), *_rest(found)]
-    if is_part(report, found):
-        return [("part", f"of the cause: {said}"), (fix_word(found), advice), *_rest(found)]
-    is_asked = _is_about_answers(found) and not is_right(report)
+    words = f"{finding['code']}: {shown(finding['sentence'], 1000)}"
+    advice = shown(finding.get("fix") or "", 1000)
+    if is_cause(report, finding):
+        return [("cause", words), (fix_word(finding), advice), *_rest(finding)]
+    if is_part(report, finding):
+        return [("part", f"of the cause: {words}"), (fix_word(finding), advice), *_rest(finding)]
+    is_asked = _is_about_answers(finding) and not is_right(report)
     none = [("cause", _without_cause(report))] if is_asked else []
-    return [*none, ("seen", said), ("advice", advice)]
+    return [*none, ("seen", words), ("advice", advice)]
 
 
 def is_right(report: dict[str, Any]) -> bool:
@@ -106,14 +106,14 @@ def is_right(report: dict[str, Any]) -> bool:
     >>> is_right({"answers": answers}), is_right({"answers": answers | {"value": 0.9}})
     (True, False)
     """
-    found = report.get("answers")
-    if found is None or found["measure"] == "nats_per_token":
+    answers = report.get("answers")
+    if answers is None or answers["measure"] == "nats_per_token":
         return False
-    best = found.get("best")
-    if found["measure"] == "rms_error":
-        least = min(found["commonest"], best["value"] if best else math.inf)
-        return found["value"] <= min(RIGHT_ERROR * found["commonest"], least)
-    return found["value"] >= max(RIGHT, best["value"] - NEAR if best else 0.0)
+    best = answers.get("best")
+    if answers["measure"] == "rms_error":
+        least = min(answers["commonest"], best["value"] if best else math.inf)
+        return answers["value"] <= min(RIGHT_ERROR * answers["commonest"], least)
+    return answers["value"] >= max(RIGHT, best["value"] - NEAR if best else 0.0)
 
 
 def _without_cause(report: dict[str, Any]) -> str:
@@ -123,8 +123,8 @@ def _without_cause(report: dict[str, Any]) -> str:
 
 def _rest(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the line on the gap that the change leaves; none if it leaves a tenth or less."""
-    said = gap_sentence(found)
-    return [("remains", said)] if said else []
+    words = gap_sentence(found)
+    return [("remains", words)] if words else []
 
 
 def gap_sentence(found: dict[str, Any]) -> str:
@@ -140,11 +140,11 @@ def gap_sentence(found: dict[str, Any]) -> str:
     closed, best = trial.get("closed"), trial.get("possible")
     if closed is None or best is None or closed >= CLOSED:
         return ""
-    said = share(best) if trial["measure"] == "accuracy" else f"loss {number(best)}"
+    words = share(best) if trial["measure"] == "accuracy" else f"loss {number(best)}"
     where = shown(trial["possible_at"].removesuffix(":out"), 40)
     where = where if where == "the reference" else f"a linear probe of {where}"
     return (
-        f"the change closes {share(closed)} of the gap to {where} ({said}): there is another fault"
+        f"the change closes {share(closed)} of the gap to {where} ({words}): there is another fault"
     )
 
 
@@ -157,12 +157,12 @@ def first_screen(report: dict[str, Any]) -> Markup | None:
 
 def _large_figure(report: dict[str, Any]) -> Markup | None:
     """Return the main number with its interval, beside the numbers to compare it with."""
-    found = report.get("answers")
-    if found is None:
+    answers = report.get("answers")
+    if answers is None:
         return None
-    share_of = found["measure"].endswith("accuracy")
+    share_of = answers["measure"].endswith("accuracy")
     say = share if share_of else number
-    ends = "" if found["low"] is None else f" ({say(found['low'])} to {say(found['high'])})"
+    ends = "" if answers["low"] is None else f" ({say(answers['low'])} to {say(answers['high'])})"
     label, noun = {
         "accuracy": ("correct", "row"),
         "nats_per_token": ("nats per token", "token"),
@@ -170,27 +170,27 @@ def _large_figure(report: dict[str, Any]) -> Markup | None:
         "label_accuracy": ("of labels correct", "row"),
         "rank_accuracy": ("correct", "row"),
         "pixel_accuracy": ("of pixels correct", "row"),
-    }[found["measure"]]
-    heads = found.get("heads") or []
+    }[answers["measure"]]
+    heads = answers.get("heads") or []
     own = shown(heads[0]["column"], 28) if len(heads) > 1 else "this model"
-    lines = [(own, found["value"])]
-    if found["best"] is not None:
-        where = shown(found["best"]["site"].removesuffix(":out"), 28)
-        probe = "linear probe" if share_of or found["measure"] == "rms_error" else "read out"
-        lines.append((f"{probe} at {where}", found["best"]["value"]))
+    lines = [(own, answers["value"])]
+    if answers["best"] is not None:
+        where = shown(answers["best"]["site"].removesuffix(":out"), 28)
+        probe = "linear probe" if share_of or answers["measure"] == "rms_error" else "read out"
+        lines.append((f"{probe} at {where}", answers["best"]["value"]))
     usual = {"rms_error": "the mean", "nats_per_token": "counts"}
-    lines.append((usual.get(found["measure"], "the commonest label"), found["commonest"]))
+    lines.append((usual.get(answers["measure"], "the commonest label"), answers["commonest"]))
     for head in heads[1:]:
-        if head["measure"] == found["measure"]:
+        if head["measure"] == answers["measure"]:
             lines.append((shown(head["column"], 28), head["value"]))
     kept = [(name, value) for name, value in lines if value is not None]
     whole = 1.0 if share_of else max(abs(value) for _, value in kept) or 1.0
     bars = [_bar(name, value, value / whole, say(value)) for name, value in kept]
     return el(
         "div",
-        el("p", el("b", tied(say(found["value"]))), el("span", label), cls="large"),
-        el("p", tied(f"of {plural(found['n_rows'], noun)}{ends}" if share_of else
-                     f"on {plural(found['n_rows'], noun)}{ends}"), cls="ends"),
+        el("p", el("b", tied(say(answers["value"]))), el("span", label), cls="large"),
+        el("p", tied(f"of {plural(answers['n_rows'], noun)}{ends}" if share_of else
+                     f"on {plural(answers['n_rows'], noun)}{ends}"), cls="ends"),
         el("div", *bars, cls="beside"),
         cls="figures",
     )  # fmt: skip
@@ -208,26 +208,26 @@ def _bar(name: str, value: float, part: float, said: str) -> Markup:
 
 
 def _cause(report: dict[str, Any]) -> Markup | None:
-    found = first_finding(report)
-    if found is None:
-        said = next((text for _, text in cause_lines(report)), "")
-        return el("p", tied(said[:1].upper() + said[1:]), ".", cls="why") if said else None
+    finding = first_finding(report)
+    if finding is None:
+        words = next((text for _, text in cause_lines(report)), "")
+        return el("p", tied(words[:1].upper() + words[1:]), ".", cls="why") if words else None
     none = next((text for _, text in cause_lines(report) if text in (NO_CAUSE, NOT_TRIED)), "")
-    link = el("a", found["code"], href=f"#finding-{found['code']}")
-    fix = found.get("fix")
-    known = is_cause(report, found) or is_part(report, found)
-    word = fix_word(found).capitalize() if known else "Advice"
-    rest = gap_sentence(found) if known else ""
+    link = el("a", finding["code"], href=f"#finding-{finding['code']}")
+    fix = finding.get("fix")
+    is_known = is_cause(report, finding) or is_part(report, finding)
+    word = fix_word(finding).capitalize() if is_known else "Advice"
+    rest = gap_sentence(finding) if is_known else ""
     return el(
         "div",
         el("p", tied(f"{none[:1].upper()}{none[1:]}. Also seen:")) if none else None,
-        el("p", badge(found["level"], found["title"]), " ", link, cls="named"),
-        el("p", tied(found["sentence"]), cls="sentence"),
+        el("p", badge(finding["level"], finding["title"]), " ", link, cls="named"),
+        el("p", tied(finding["sentence"]), cls="sentence"),
         el("p", el("b", f"{word}: "), tied(fix)) if fix else None,
-        el("p", "Part of the cause: " if is_part(report, found) else "", tied(f"{rest}."))
+        el("p", "Part of the cause: " if is_part(report, finding) else "", tied(f"{rest}."))
         if rest
         else None,
-        command(found["next"]) if found["next"] else None,
+        command(finding["next"]) if finding["next"] else None,
         cls="why",
     )
 
@@ -251,8 +251,8 @@ def _card(row: dict[str, Any]) -> Markup:
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     lost = "" if row["loss"] is None else f"loss {number(row['loss'])}"
     verb = "called" if isinstance(row["answer"], str) else "answered"
-    said = f"{truth} {verb} {answer}{sure}" if answer else lost
-    return el("figure", drawn, el("figcaption", el("b", said), el("span", place_of(row))))
+    title = f"{truth} {verb} {answer}{sure}" if answer else lost
+    return el("figure", drawn, el("figcaption", el("b", title), el("span", place_of(row))))
 
 
 def _value(value: Any) -> str:

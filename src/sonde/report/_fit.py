@@ -110,15 +110,15 @@ def _chart_rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
 
 def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
     """Return the names along a categorical axis, in order; none for a numeric axis."""
-    found: dict[Any, None] = {}
+    names: dict[Any, None] = {}
     for layer in layers:
         encoding = layer["encoding"].get(channel, {})
         if encoding.get("type") in ("nominal", "ordinal"):
             listed = encoding.get("sort")
             listed = listed if isinstance(listed, list) else []
             own = (row.get(encoding["field"]) for row in _chart_rows(layer, spec))
-            found |= dict.fromkeys([*listed, *own])
-    return [str(name) for name in found if name is not None]
+            names |= dict.fromkeys([*listed, *own])
+    return [str(name) for name in names if name is not None]
 
 
 def _label(x: Chart, names: list[str], width: Real, narrow: bool, is_matrix: bool) -> None:

@@ -76,19 +76,19 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Colou
     ratio = lines / columns if pixels is None else pixels.shape[-2] / pixels.shape[-1]
     width, height = (SIDE, SIDE * ratio) if ratio <= 1 else (SIDE / ratio, SIDE)
     size = max(lines, round(height)), max(columns, round(width))
-    found = score_map(torch.as_tensor(scores, dtype=torch.float64), places, size=size)
+    values = score_map(torch.as_tensor(scores, dtype=torch.float64), places, size=size)
     grey = None if pixels is None else as_bytes(pixels, size)
     best = max(range(len(scores)), key=lambda i: scores[i])
     line, column = (int(n) for n in places[best])
     box = (
         column * width / columns, line * height / lines, width / columns, height / lines,
     )  # fmt: skip
-    said = (
+    words = (
         f"Scores of {lines} x {columns} patches; the most anomalous, {score_words(scores[best])}, "
     )
-    said += f"lies in line {line + 1}, column {column + 1}"
-    over = Markup(as_png(_blended(grey, found.numpy(), scale)))
-    return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, said)
+    words += f"lies in line {line + 1}, column {column + 1}"
+    over = Markup(as_png(_blended(grey, values.numpy(), scale)))
+    return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, words)
 
 
 def _blended(image: np.ndarray | None, scores: np.ndarray, scale: ColourScale) -> np.ndarray:

@@ -55,8 +55,10 @@ def table(
     ``kinds`` says what the cells of a column are: p, share, number, state or code.
     """
     key = names.new("table")
-    known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
-    kinds = {i: known[n] for i, n in enumerate(numbers.columns) if n in known} | (kinds or {})
+    kinds_known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
+    kinds = {i: kinds_known[n] for i, n in enumerate(numbers.columns) if n in kinds_known} | (
+        kinds or {}
+    )
     right = [
         i > 0 and (kinds.get(i) == "number" or _numeric(numbers, i))
         for i in range(len(numbers.columns))
@@ -68,9 +70,9 @@ def table(
         for row in numbers.rows
     ]
     title = el("caption", caption) if caption else None
-    made = el("table", title, el("thead", head), el("tbody", *body), id=key)
+    drawn = el("table", title, el("thead", head), el("tbody", *body), id=key)
     return el(
-        "div", made, cls="scroll", tabindex="0", role="region", aria_label=caption or numbers.name
+        "div", drawn, cls="scroll", tabindex="0", role="region", aria_label=caption or numbers.name
     )
 
 
@@ -138,11 +140,11 @@ def tabled(
     kinds: dict[int, str] | None = None,
 ) -> Markup:
     """Return a collapsible table with a button that copies it as CSV."""
-    made = table(numbers, names, "", kinds)
-    key = made.split(' id="', 1)[1].split('"', 1)[0]
+    drawn = table(numbers, names, "", kinds)
+    key = drawn.split(' id="', 1)[1].split('"', 1)[0]
     button = el("button", "Copy CSV", type="button", data_csv=key)
-    said = f"{label} ({plural(len(numbers.rows), 'row')})"
-    return join(el("div", drawer(said, made, opened=opened), button, cls="tools"))
+    title = f"{label} ({plural(len(numbers.rows), 'row')})"
+    return join(el("div", drawer(title, drawn, opened=opened), button, cls="tools"))
 
 
 def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:

@@ -103,13 +103,13 @@ def prediction_picture(prediction: dict[str, Any]) -> Picture | None:
 
 
 def _loss_message(rows: Rows, axis: Axis) -> str:
-    known = [row for row in rows if row["value"] is not None]
-    if len(known) < 2:
+    present = [row for row in rows if row["value"] is not None]
+    if len(present) < 2:
         return "Next-token loss by depth"
-    first, last = known[0]["value"], known[-1]["value"]
+    first, last = present[0]["value"], present[-1]["value"]
     verb = "falls" if last < first else "rises"
     message = f"Next-token loss {verb} from {number(first)} to {number(last)} nats"
-    rise, at = max((b["value"] - a["value"], b["site"]) for a, b in pairwise(known))
+    rise, at = max((b["value"] - a["value"], b["site"]) for a, b in pairwise(present))
     return (
         f"{message}; it rises most, by {number(rise)}, at {axis.say(at)}" if rise > 0 else message
     )
@@ -118,10 +118,10 @@ def _loss_message(rows: Rows, axis: Axis) -> str:
 def _picture(
     curve: _Curve, message: str, note: str, rows: Rows, n: int, axis: Axis
 ) -> Picture | None:
-    known = [row for row in rows if row["value"] is not None and row["site"] in axis.names]
-    if len(known) < 2:
+    present = [row for row in rows if row["value"] is not None and row["site"] in axis.names]
+    if len(present) < 2:
         return None
-    dots = [_point(curve, row, axis, n) for row in known]
+    dots = [_point(curve, row, axis, n) for row in present]
     table = tuple(
         (row["site"], row["value"], row["se"]) for row in rows if row["site"] in axis.names
     )
@@ -148,9 +148,9 @@ def _chart(curve: _Curve, message: str, rows: Rows, axis: Axis) -> Chart:
         for name, value in curve.rules
     ]
     y = ChartAxis("v", title="", share=curve.unit == "share", zero=True)
-    made = curves(message, rows, axis.across(), y, bands=[("lo", "hi")], levels=levels)
+    chart = curves(message, rows, axis.across(), y, bands=[("lo", "hi")], levels=levels)
     ringed = [row for row in rows if row["ring"]]
     if not ringed:
-        return made
+        return chart
     ring = {"filled": False, "size": 240, "color": "var(--c2)", "strokeWidth": 2.5}
-    return overlaid(made, marks(message, ringed, axis.across(), y, **ring))
+    return overlaid(chart, marks(message, ringed, axis.across(), y, **ring))

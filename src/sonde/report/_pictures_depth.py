@@ -49,18 +49,18 @@ def measure_pictures(report: dict[str, Any]) -> list[Picture]:
     pictures, order = [], [row["site"] for row in report["sites"]]
     lines = [line for line in report.get("measures") or () if line["value"] is not None]
     for method in dict.fromkeys(line["method"] for line in lines):
-        mine = [line for line in lines if line["method"] == method and line["site"] in order]
-        if len(mine) < 2:
+        of_method = [line for line in lines if line["method"] == method and line["site"] in order]
+        if len(of_method) < 2:
             continue
-        axis = Axis.of_layers([line["site"] for line in mine], report)
-        panel = Panel(method, mine[0]["unit"], False)
-        rows = [line | {"n_rows": line["n"]} for line in mine if line["site"] in axis.names]
+        axis = Axis.of_layers([line["site"] for line in of_method], report)
+        panel = Panel(method, of_method[0]["unit"], False)
+        rows = [line | {"n_rows": line["n"]} for line in of_method if line["site"] in axis.names]
         points = [_point(row, row, panel, axis, 0.0, {}) for row in rows]
         least, most = (pick(points, key=lambda p: p["value"]) for pick in (min, max))
-        said = [
+        ends = [
             f"{quantity(p['value'], panel.unit)} at {axis.say(p['site'])}" for p in (least, most)
         ]
-        pictures.append(_drawn(panel, f"{method}: {said[0]} to {said[1]}", points, axis))
+        pictures.append(_drawn(panel, f"{method}: {ends[0]} to {ends[1]}", points, axis))
     return pictures
 
 
@@ -92,14 +92,14 @@ def depth_numbers(report: dict[str, Any]) -> Numbers:
 def depth_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
     """Return a point for each site with the statistic; on a log axis zero is at the bottom."""
     marks = _marks(report["findings"], panel.name)
-    known = [
+    present = [
         (row, row["values"][panel.name])
         for row in report["sites"]
         if row["site"] in axis.names and row["values"].get(panel.name, {}).get("value") is not None
     ]
-    positive = [figure["value"] for _, figure in known if figure["value"] > 0]
+    positive = [figure["value"] for _, figure in present if figure["value"] > 0]
     floor = min(positive, default=1.0) / 3
-    return [_point(row, figure, panel, axis, floor, marks) for row, figure in known]
+    return [_point(row, figure, panel, axis, floor, marks) for row, figure in present]
 
 
 def _point(
@@ -122,11 +122,11 @@ def _point(
 
 def _marks(findings: Rows, panel: str) -> dict[str, tuple[str, str]]:
     codes = {code for code, cls in rule_classes().items() if cls.panel == panel}
-    found: dict[str, tuple[str, str]] = {}
+    marks_of: dict[str, tuple[str, str]] = {}
     for finding in reversed(findings):
         if finding["code"] in codes and not finding["ignored"]:
-            found |= dict.fromkeys(finding["sites"], (finding["level"], finding["code"]))
-    return found
+            marks_of |= dict.fromkeys(finding["sites"], (finding["level"], finding["code"]))
+    return marks_of
 
 
 def _other_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
@@ -166,18 +166,18 @@ def _chart(panel: Panel, message: str, points: Rows, axis: Axis, others: Rows) -
     """Return one line with its band, limit and markers of findings."""
     x, y = axis.across(), panel_axis(panel, points)
     levels = [{"value": panel.limit, "tip": f"limit · {share(panel.limit)}"}] if panel.limit else []
-    made = curves(message, points, x, y, bands=[("lo", "hi")], levels=levels)
+    chart = curves(message, points, x, y, bands=[("lo", "hi")], levels=levels)
     if others:
         look: dict[str, Any] = {"color": "var(--c2)", "strokeDash": [4, 3]}
-        made = overlaid(made, curves(message, others, x, y, dots=False, **look))
+        chart = overlaid(chart, curves(message, others, x, y, dots=False, **look))
         dots: dict[str, Any] = {"color": "var(--c2)", "shape": "square"}
-        made = overlaid(made, marks(message, others, x, y, **dots))
+        chart = overlaid(chart, marks(message, others, x, y, **dots))
     for level, shape in MARKS.items():
         hit = [point for point in points if point["level"] == level]
         if hit:
             look = {"shape": shape, "size": 140, "color": f"var(--{level})"}
-            made = overlaid(made, marks(message, hit, x, y, **look))
-    return made | {"height": 132}
+            chart = overlaid(chart, marks(message, hit, x, y, **look))
+    return chart | {"height": 132}
 
 
 def _message(panel: Panel, points: Rows, axis: Axis) -> str:

@@ -35,8 +35,8 @@ def histogram_picture(
     message += f": {who}" if who else ""
     note = "Fraction of rows in each bin; higher scores are more anomalous."
     if limit is not None:
-        said = "" if alpha is None else f" at a false-alarm rate of {share(alpha)}"
-        note += f" Dashed: the threshold{said}, {number(limit)}."
+        rate = "" if alpha is None else f" at a false-alarm rate of {share(alpha)}"
+        note += f" Dashed: the threshold{rate}, {number(limit)}."
     note += " The bins widen to the right by a constant factor." if bins["log"] else ""
     lost = [f"{plural(n, f'{kind} row')}" for kind, n in beyond.items() if n]
     note += f" Not drawn: infinite scores of {' and '.join(lost)}." if lost else ""

@@ -49,9 +49,9 @@ def _cell(
     similarity: dict[str, Any], axis: Axis, at: dict[str, int], a: str, b: str
 ) -> dict[str, Any]:
     cka, se, null = (_entry(similarity[k], at[a], at[b]) for k in ("cka", "se", "null"))
-    said = [f"{name} {number(v)}" for name, v in (("se", se), ("null", null)) if v is not None]
+    words = [f"{name} {number(v)}" for name, v in (("se", se), ("null", null)) if v is not None]
     faint = cka is None or cka < (null or 0.0) + 2 * (se or 0.0)
-    text = tip(a, b, f"CKA {number(cka)}", *said)
+    text = tip(a, b, f"CKA {number(cka)}", *words)
     return {
         "a": axis.names[a],
         "b": axis.names[b],
@@ -65,10 +65,10 @@ def _map_message(similarity: dict[str, Any]) -> str:
     sites, cka = similarity["sites"], similarity["cka"]
     axis = Axis.of(sites, len(sites))
     steps = [(cka[i][j], a, b) for (i, a), (j, b) in pairwise(enumerate(sites))]
-    known = [step for step in steps if step[0] is not None]
-    if not known:
+    present = [step for step in steps if step[0] is not None]
+    if not present:
         return "The similarity of neighbouring sites is not defined"
-    value, a, b = min(known)
+    value, a, b = min(present)
     text = "Largest change between neighbours: "
     text += f"{axis.say(a)} to {axis.say(b)} (CKA {number(value)})"
     ends = cka[0][-1]
@@ -122,12 +122,12 @@ def rank_90(curve: dict[str, Any], dim: int) -> int:
     9
     """
     pairs = zip(curve["x"], curve["y"], strict=True)
-    known = [(x, y) for x, y in pairs if y is not None and y > 0 < x]
-    if not known:
+    positive = [(x, y) for x, y in pairs if y is not None and y > 0 < x]
+    if not positive:
         return 0
-    x, y = np.log(np.array(known)).T
+    x, y = np.log(np.array(positive)).T
     index = np.arange(1, dim + 1)
-    height = np.where(index <= known[-1][0], np.exp(np.interp(np.log(index), x, y)), 0.0)
+    height = np.where(index <= positive[-1][0], np.exp(np.interp(np.log(index), x, y)), 0.0)
     total = np.cumsum(height)
     return int(np.searchsorted(total, 0.9 * total[-1] * (1 - 1e-12))) + 1
 
@@ -142,10 +142,10 @@ def _spectra(message: str, lines: Rows, white: Rows) -> Chart:
     x = ChartAxis("x", title="direction (log scale)", log=True)
     y = ChartAxis("y", title="", log=True, share=True)
     kept = [{**point, "y": max(point["y"], floor)} for point in lines]
-    made = curves(message, kept, x, y, by="k", dots=False, strokeWidth=2.5)
+    chart = curves(message, kept, x, y, by="k", dots=False, strokeWidth=2.5)
     if not white:
-        return made
+        return chart
     look = {"strokeDash": [5, 4], "color": "var(--soft)", "aria": False}
     low = min(point["y"] for point in kept)
     noise = [point for point in white if point["y"] >= low]
-    return overlaid(made, curves(message, noise, x, y, dots=False, **look))
+    return overlaid(chart, curves(message, noise, x, y, dots=False, **look))

@@ -69,8 +69,8 @@ def _message(rows: Rows, axis: Axis) -> str:
 
 def _chart(message: str, bands: Rows, named: Rows, axis: Axis) -> Chart:
     x, y = axis.across(), ChartAxis("v", title="", log=True)
-    made = curves(message, bands, x, y, bands=[("b0", "b4"), ("b1", "b3")])
+    chart = curves(message, bands, x, y, bands=[("b0", "b4"), ("b1", "b3")])
     if not named:
-        return made
+        return chart
     look = {"shape": "diamond", "size": 90, "color": "var(--c2)"}
-    return overlaid(made, marks(message, named, x, y, **look))
+    return overlaid(chart, marks(message, named, x, y, **look))

@@ -89,8 +89,8 @@ def detectors_picture(report: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Chart:
         x = ChartAxis("auroc", title="AUROC", low=min(0.4, *(d["low"] for d in dots)), high=1.0)
         y = ChartAxis("method", title="")
-        made = marks(message, dots, x, y, low="low", high="high", size=70)
-        return made | {"height": max(60, 34 * len(dots))}
+        chart = marks(message, dots, x, y, low="low", high="high", size=70)
+        return chart | {"height": max(60, 34 * len(dots))}
 
     note = (
         f"Each detector at its best site, fitted on half of {names[0]}; bars are 95 % "
@@ -108,16 +108,18 @@ def scores_picture(report: dict[str, Any]) -> Picture | None:
     bins = {"edges": scores["edges"], "threshold": scores["threshold"], "log": False}
     bins |= {"counts_usual": scores["counts_data"], "counts_unusual": scores["counts_other"]}
     bins |= {"beyond_usual": 0, "beyond_unusual": 0}
-    made = histogram_picture(bins, kinds=names)
-    if made is None:
+    picture = histogram_picture(bins, kinds=names)
+    if picture is None:
         return None
     note = (
         "Fraction of each data set in each bin, the last bin including all higher scores; the "
         "line is the calibrated threshold."
     )
     if alarm is None or alarm["rate"] is None:
-        return replace(made, note=note)
-    return replace(made, message=beyond_threshold(alarm, lambda s: shown(s, 60), names), note=note)
+        return replace(picture, note=note)
+    return replace(
+        picture, message=beyond_threshold(alarm, lambda s: shown(s, 60), names), note=note
+    )
 
 
 def rows_pictures(report: dict[str, Any]) -> list[Picture]:
@@ -129,10 +131,12 @@ def rows_pictures(report: dict[str, Any]) -> list[Picture]:
     if plane["by"] != "source":
         return [_plane(plane, [p["label"] for p in points], "map", "label")]
     called = dict(zip(("DATA", "OTHER"), sides(report), strict=True))
-    made = [_plane(plane, [called.get(p["label"], p["label"]) for p in points], "map", "source")]
+    pictures = [
+        _plane(plane, [called.get(p["label"], p["label"]) for p in points], "map", "source")
+    ]
     if any(p.get("class") for p in points):
-        made.append(_plane(plane, [p.get("class") for p in points], "map-labels", "label"))
-    return made
+        pictures.append(_plane(plane, [p.get("class") for p in points], "map-labels", "label"))
+    return pictures
 
 
 def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -> Picture:
@@ -155,11 +159,11 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
     titles = ("first main direction", "second")
 
     def draw(width: int) -> Chart:
-        x, y = (ChartAxis(k, title=said) for k, said in zip("xy", titles, strict=True))
+        x, y = (ChartAxis(k, title=title) for k, title in zip("xy", titles, strict=True))
         colors = dict(zip(domain, OKABE_ITO, strict=False))
         side = min(width - 74, 560)
-        made = marks(message, values, x, y, by="k", colors=colors, opacity=0.8)
-        return made | {"width": side, "height": round(side * 0.75)}
+        chart = marks(message, values, x, y, by="k", colors=colors, opacity=0.8)
+        return chart | {"width": side, "height": round(side * 0.75)}
 
     note = "Rows that lie together here may be distant along other directions."
     table = tuple((p["id"], n, p["x"], p["y"]) for p, n in zip(points, labels, strict=True))

@@ -94,20 +94,20 @@ def _faults(value: Any, rule: dict[str, Any], at: str, strict: bool) -> Iterator
 
 def _any(value: Any, rules: list[dict[str, Any]], at: str, strict: bool) -> Iterator[str]:
     firsts = (next(_faults(value, rule, at, strict), None) for rule in rules)
-    found = [fault for fault in firsts if fault]
-    if len(found) == len(rules):
+    faults = [fault for fault in firsts if fault]
+    if len(faults) == len(rules):
         # The fault inside the alternative of the right type says more than "is not null".
-        yield found[-1] if value is None else found[0]
+        yield faults[-1] if value is None else faults[0]
 
 
 def _object(value: dict, rule: dict[str, Any], at: str, strict: bool) -> Iterator[str]:
     for key in rule.get("required", ()):
         if key not in value:
             yield f"expected the key {key!r}, got none at {at}"
-    known, rest = rule.get("properties", {}), rule.get("additionalProperties", True)
+    properties, rest = rule.get("properties", {}), rule.get("additionalProperties", True)
     for key, item in value.items():
-        if key in known:
-            yield from _faults(item, known[key], f"{at}.{key}", strict)
+        if key in properties:
+            yield from _faults(item, properties[key], f"{at}.{key}", strict)
         elif isinstance(rest, dict):
             yield from _faults(item, rest, f"{at}.{key}", strict)
         elif rest is False and strict:

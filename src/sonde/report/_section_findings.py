@@ -42,10 +42,10 @@ def verdict_line(verdict: dict[str, int]) -> str:
     >>> verdict_line(counts)
     'nothing found'
     """
-    found = ", ".join(plural(verdict[level], level) for level in LEVELS if verdict[level])
+    counts = ", ".join(plural(verdict[level], level) for level in LEVELS if verdict[level])
     rest = [f"{plural(verdict[s], 'check')} {s}" for s in ("withheld", "failed") if verdict[s]]
     rest += [f"{verdict['ignored']} ignored by you"] if verdict["ignored"] else []
-    return "; ".join([found or "nothing found", *rest])
+    return "; ".join([counts or "nothing found", *rest])
 
 
 def checks_line(verdict: dict[str, int]) -> str:
@@ -89,9 +89,9 @@ def header(report: dict[str, Any]) -> Markup:
 
 def _answers(report: dict[str, Any]) -> Markup | None:
     answered = (answers_sentence(report), vectors_sentence(report), confused_sentence(report))
-    said = "; ".join(filter(None, answered))
+    words = "; ".join(filter(None, answered))
     return (
-        el("p", el("b", "The model's own answers: "), tied(said), cls="answers") if said else None
+        el("p", el("b", "The model's own answers: "), tied(words), cls="answers") if words else None
     )
 
 
@@ -110,16 +110,16 @@ def _facts(report: dict[str, Any]) -> list[str]:
 
 
 def _banner(report: dict[str, Any]) -> Markup:
-    said = []
+    texts = []
     if report["partial"]:
         done, total = report["partial"]["done"], report["partial"]["total"]
         part = share(done / max(total, 1), 2)
         text = f"Stopped after {part}: {done:,} of {plural(total, 'unit')} were read."
-        said.append(text if done < total else "Stopped before every result was computed.")
+        texts.append(text if done < total else "Stopped before every result was computed.")
     if report["shows_inputs"]:
         text = "This report shows inputs; --no-inputs leaves them out. Consider who may read it."
-        said.append(text)
-    return join(*(el("p", text, cls="banner", role="note") for text in said))
+        texts.append(text)
+    return join(*(el("p", text, cls="banner", role="note") for text in texts))
 
 
 def findings_section(report: dict[str, Any]) -> Markup:
@@ -141,8 +141,8 @@ def findings_section(report: dict[str, Any]) -> Markup:
 def _ignored(findings: tuple[dict[str, Any], ...], sites: list[str]) -> Markup | None:
     if not findings:
         return None
-    said = f"{plural(len(findings), 'finding')} ignored by you"
-    return drawer(said, *(_card(f, sites, ()) for f in findings), cls="more")
+    title = f"{plural(len(findings), 'finding')} ignored by you"
+    return drawer(title, *(_card(f, sites, ()) for f in findings), cls="more")
 
 
 def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any], ...]) -> Markup:
@@ -177,8 +177,8 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
 
 def _fix(finding: dict[str, Any]) -> list[Markup]:
     """Return the part that says how to remove the fault, or an empty list."""
-    said = finding.get("fix")
-    return [el("h4", fix_word(finding).capitalize()), el("p", tied(said))] if said else []
+    fix = finding.get("fix")
+    return [el("h4", fix_word(finding).capitalize()), el("p", tied(fix))] if fix else []
 
 
 def _closer(step: str, *before: Markup) -> list[Markup]:
@@ -258,10 +258,12 @@ def bullet(figure: dict[str, Any], level: str) -> Markup:
     parts.append(el("circle", cx=x, cy=30, r=6, cls=f"dot {level}"))
     label = quantity(value, figure["unit"])
     parts.append(_label(x, 16, label, "value"))
-    said = f"{words(figure['name'])}: {label}"
+    label_text = f"{words(figure['name'])}: {label}"
     if limit is not None:
-        said += f", limit {quantity(limit, figure['unit'])}"
-    svg = el("svg", *parts, cls="bullet", viewBox=f"0 0 {_WIDTH} 60", role="img", aria_label=said)
+        label_text += f", limit {quantity(limit, figure['unit'])}"
+    svg = el(
+        "svg", *parts, cls="bullet", viewBox=f"0 0 {_WIDTH} 60", role="img", aria_label=label_text
+    )
     return el("figure", svg, el("figcaption", _caption(figure)), cls="small")
 
 
@@ -326,9 +328,9 @@ def strip(sites: list[str], marked: list[str], level: str) -> Markup:
         )
         for i, site in enumerate(shown_sites)
     ]
-    said = f"{len(marked)} of {plural(len(sites), 'site')}"
-    svg = el("svg", *cells, cls="strip", viewBox=f"0 0 {_WIDTH} 16", role="img", aria_label=said)
-    return el("figure", svg, el("figcaption", f"{said}, first to last"), cls="small")
+    label = f"{len(marked)} of {plural(len(sites), 'site')}"
+    svg = el("svg", *cells, cls="strip", viewBox=f"0 0 {_WIDTH} 16", role="img", aria_label=label)
+    return el("figure", svg, el("figcaption", f"{label}, first to last"), cls="small")
 
 
 def _hit(sites: list[str], kept: list[str], marked: set[str]) -> set[str]:

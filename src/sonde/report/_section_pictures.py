@@ -25,7 +25,7 @@ def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
     if not report["sites"]:
         return absent("Depth profile", "No site was read.")
     spectrum = spectrum_picture(report)
-    panels = [figure(made, names) for made in depth_pictures(report)]
+    panels = [figure(picture, names) for picture in depth_pictures(report)]
     lead = "Sites in order of execution. Bands are 95 % intervals; larger marks are findings."
     if (report.get("versus") or {}).get("profiles"):
         lead += " Dashed, squares: {1}; without dashes: {0}.".format(*sides(report))
@@ -43,26 +43,30 @@ def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the similarity matrix of sites."""
-    known = report.get("similarity")
-    made = similarity_picture(known) if known else None
-    if made is None:
+    similarity = report.get("similarity")
+    picture = similarity_picture(similarity) if similarity else None
+    if picture is None:
         return absent("Similarity map", "Needs two sites with the same rows.")
-    rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
+    rows = (
+        plural(similarity["n_rows"], "row")
+        if similarity and similarity.get("n_rows")
+        else "all rows"
+    )
     lead = f"Similarity of the geometry of {rows} at each pair of sites."
-    return section("similarity", "Similarity map", figure(made, names), lead=lead)
+    return section("similarity", "Similarity map", figure(picture, names), lead=lead)
 
 
 def answers_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     """Return the confusion matrix; nothing if the model's answers are not known."""
     table = (report.get("answers") or {}).get("confusion")
-    made = confusion_picture(table) if table else None
-    return section("answers", "Answers", figure(made, names)) if made else None
+    picture = confusion_picture(table) if table else None
+    return section("answers", "Answers", figure(picture, names)) if picture else None
 
 
 def units_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the size of units by depth and the units that findings name."""
-    made = units_picture(report.get("units") or [])
-    if made is None:
+    picture = units_picture(report.get("units") or [])
+    if picture is None:
         return absent("Units", "This report has no statistics of single units.")
     rows = [
         (
@@ -82,7 +86,7 @@ def units_section(report: dict[str, Any], names: ElementIds) -> Markup:
         if rows
         else None
     )
-    return section("units", "Units", figure(made, names), named)
+    return section("units", "Units", figure(picture, names), named)
 
 
 def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
@@ -90,25 +94,27 @@ def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
     labels = report.get("labels")
     if labels is None:
         return absent("Labels", _without_labels(report))
-    made = labels_picture(report)
+    picture = labels_picture(report)
     classes = tuple(
         tuple(row[k] for k in ("label", "n", "recall", "low", "high")) for row in labels["classes"]
     )
     confusions = tuple(
         tuple(row[k] for k in ("label", "predicted", "n", "share")) for row in labels["confusions"]
     )
-    parts = [figure(made, names)] if made else []
+    parts = [figure(picture, names)] if picture else []
     columns = ("class", "rows", "recall", "low", "high")
     parts.append(tabled(Numbers(columns, classes, "classes"), names, "Classes at the best site"))
     if confusions:
         columns = ("label", "taken for", "rows", "fraction of the label's rows")
         parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
         worst = labels["confusions"][0]
-        said = f"Its probe confuses most: {shown(worst['label'], 60)}, classified as "
-        said += shown(worst["predicted"], 60)
+        words = f"Its probe confuses most: {shown(worst['label'], 60)}, classified as "
+        words += shown(worst["predicted"], 60)
         parts.insert(
             1,
-            el("p", f"{said} ({plural(worst['n'], 'row')}, {share(worst['share'])} of the label)."),
+            el(
+                "p", f"{words} ({plural(worst['n'], 'row')}, {share(worst['share'])} of the label)."
+            ),
         )
     return section("labels", "Labels", *parts)
 
@@ -119,8 +125,8 @@ def _without_labels(report: dict[str, Any]) -> str:
         return "No labels were given (--label-column)."
     codes = codes_of("labels")
     reasons = [check["reason"] for check in report["checks"] if check["code"] in codes]
-    said = "".join(f": {reason}" for reason in reasons if reason)
-    return f"Labels were given, but no probe could be evaluated{said}."
+    words = "".join(f": {reason}" for reason in reasons if reason)
+    return f"Labels were given, but no probe could be evaluated{words}."
 
 
 def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
@@ -128,14 +134,14 @@ def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None
     lines, missing = report.get("measures") or [], report.get("not_measured") or []
     if not lines and not missing:
         return None
-    parts: list[Markup | None] = [figure(made, names) for made in measure_pictures(report)]
+    parts: list[Markup | None] = [figure(picture, names) for picture in measure_pictures(report)]
     if lines:
         columns = ("measure", "site", "value", "se", "rows", "unit", "flags")
         rows = tuple(map(_measured, lines))
         parts.append(tabled(Numbers(columns, rows, "measures"), names, "All values"))
     if missing:
-        said = [f"{shown(one['method'], 60)}: {shown(one['reason'], 200)}" for one in missing]
-        parts.append(el("p", f"Left out: {'; '.join(said)}.", cls="reading"))
+        texts = [f"{shown(one['method'], 60)}: {shown(one['reason'], 200)}" for one in missing]
+        parts.append(el("p", f"Left out: {'; '.join(texts)}.", cls="reading"))
     return section("measures", "Measures", *parts)
 
 
@@ -146,10 +152,10 @@ def _measured(line: dict[str, Any]) -> tuple[Cell, ...]:
 
 def prediction_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the next-token loss by depth."""
-    known = report.get("prediction")
-    made = prediction_picture(known) if known else None
-    if made is None:
+    prediction = report.get("prediction")
+    picture = prediction_picture(prediction) if prediction else None
+    if picture is None:
         return absent(
             "Prediction by depth", "Available only for causal language models with a head."
         )
-    return section("prediction", "Prediction by depth", figure(made, names))
+    return section("prediction", "Prediction by depth", figure(picture, names))

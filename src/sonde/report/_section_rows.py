@@ -58,18 +58,20 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
         text = "no second data set was given (--versus OTHER)."
         return absent("Second data set", text)
     where = report["provenance"]
-    mine, theirs = sides(report)
+    own_name, theirs = sides(report)
     counts = (
         _counted(versus["n_data"], where["data"]),
         _counted(versus["n_other"], where["other"]),
     )
-    lead = f"{mine}: {counts[0]}. {theirs}: {counts[1]}."
+    lead = f"{own_name}: {counts[0]}. {theirs}: {counts[1]}."
     pictures = (detectors_picture(report), shift_picture(report), scores_picture(report))
-    said = [*label_sentences(versus, (mine, theirs)), matched_sentence(versus)]
-    parts = [el("ul", *(el("li", tied(line)) for line in said if line))] if any(said) else []
+    sentences = [*label_sentences(versus, (own_name, theirs)), matched_sentence(versus)]
+    parts = (
+        [el("ul", *(el("li", tied(line)) for line in sentences if line))] if any(sentences) else []
+    )
     parts += _columns(versus, names)
-    parts += _classes(versus, names, (mine, theirs))
-    parts += [figure(made, names) for made in pictures if made]
+    parts += _classes(versus, names, (own_name, theirs))
+    parts += [figure(picture, names) for picture in pictures if picture]
     alarms = [_alarm(alarm, theirs) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
     parts += [drawer("The alarms in numbers", *alarms)] if alarms else []
     if versus["rows"]:
@@ -160,7 +162,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
         if inputs
         else "Rows by id; inputs are shown only with --show-inputs."
     )
-    parts: list[Markup | None] = [figure(made, names) for made in rows_pictures(report)]
+    parts: list[Markup | None] = [figure(picture, names) for picture in rows_pictures(report)]
     for key, title, columns, note in _LISTS:
         if rows.get(key):
             listed = _rows_table([_flat(row) for row in rows[key]], columns, inputs)
@@ -180,12 +182,12 @@ def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> 
         "The held-out classifier and the nearest rows suggest another class; share: the "
         "fraction of the nearest rows."
     )
-    said = wrong_sentence(found), planted_sentence(found)
+    sentences = wrong_sentence(found), planted_sentence(found)
     table_ = _rows_table([_flat(row) for row in found["rows"]],
                    ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
     return [
         el("h3", "Check these labels first"),
-        el("p", " ".join(filter(None, (note, *said))), cls="reading"),
+        el("p", " ".join(filter(None, (note, *sentences))), cls="reading"),
         tabled(table_, names, opened=len(found["rows"]) <= _SHORT),
     ]
 
@@ -214,14 +216,14 @@ def checks_section(report: dict[str, Any], names: ElementIds) -> Markup:
         value = None if figure_ is None else quantity(figure_["value"], figure_["unit"])
         what = None if figure_ is None else words(figure_["name"])
         limits = f"limits: {check['threshold']}" if check["threshold"] else None
-        said = "; ".join(text for text in (what, check["reason"], limits) if text)
-        rows.append((check["code"], check["title"], state, value, said))
+        remark = "; ".join(text for text in (what, check["reason"], limits) if text)
+        rows.append((check["code"], check["title"], state, value, remark))
     columns = ("code", "check", "state", "figure", "subject, reason, limits")
     lead = (
         "Every check with its result; a check that does not apply has no data to check here. "
         "--explain CODE describes how a number is computed, --set CODE.LIMIT=X changes a limit."
     )
     kinds = {2: "state", 3: "number"}
-    made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)
-    folded = drawer(plural(len(rows), "check"), el("p", lead, cls="reading"), made, cls="more")
+    drawn = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)
+    folded = drawer(plural(len(rows), "check"), el("p", lead, cls="reading"), drawn, cls="more")
     return section("checks", "All checks", folded)

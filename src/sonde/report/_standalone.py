@@ -68,8 +68,8 @@ def check_picture_name(path: Path) -> None:
 
 def png(svg: str, scale: float = 2.0) -> bytes:
     """Convert an SVG to the bytes of a PNG file."""
-    found = _SIZE.search(svg)
-    pixels = float(found[1]) * float(found[2]) * scale**2 if found else 0.0
+    match = _SIZE.search(svg)
+    pixels = float(match[1]) * float(match[2]) * scale**2 if match else 0.0
     if not 0 < pixels <= MOST_PIXELS:
         raise InputError(
             f"png: expected a drawing of 1 to {MOST_PIXELS:,} pixels, got {pixels:,.0f} at "
@@ -100,13 +100,13 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
     """
     if not pictures:
         raise InputError("picture: expected something to draw, got no finite value.")
-    parts = [_titled(made, width) for made in pictures]
-    found = clean(parts[0] if len(parts) == 1 else _stacked(parts))
-    found["config"] = {**found.get("config", {}), **config(narrow=False)}
-    found["background"] = palette()["paper"]
-    found["padding"] = 16
-    svg = vl_convert.vegalite_to_svg(_resolved(found), allowed_base_urls=[])
-    message = " ".join(f"{made.message}." for made in pictures)
+    parts = [_titled(picture, width) for picture in pictures]
+    chart = clean(parts[0] if len(parts) == 1 else _stacked(parts))
+    chart["config"] = {**chart.get("config", {}), **config(narrow=False)}
+    chart["background"] = palette()["paper"]
+    chart["padding"] = 16
+    svg = vl_convert.vegalite_to_svg(_resolved(chart), allowed_base_urls=[])
+    message = " ".join(f"{picture.message}." for picture in pictures)
     title = el("title", message)
     return Svg(re.sub(r"(<svg[^>]*>)", lambda m: f"{m[1]}{title}", svg, count=1))
 

@@ -29,28 +29,28 @@ def vectors_sentence(report: dict[str, Any]) -> str:
     3 clusters with 80 % of 300 rows
     with labels (--label-column), probes show what the vectors encode
     """
-    found = report.get("vectors")
-    if found is None:
+    vectors = report.get("vectors")
+    if vectors is None:
         return ""
-    pooling = POOLINGS.get(found["pooling"], found["pooling"])
-    cosine = found["mean_cosine"]
+    pooling = POOLINGS.get(vectors["pooling"], vectors["pooling"])
+    cosine = vectors["mean_cosine"]
     narrow = " (near 1: rows differ in few directions)" if (cosine or 0) > 0.7 else ""
-    parts = [f"{found['dim']} numbers each, pooled by the {pooling}"]
+    parts = [f"{vectors['dim']} numbers each, pooled by the {pooling}"]
     if cosine is not None:
         parts.append(f"two rows have a cosine of {number(cosine)} on average{narrow}")
-    if found["dimensions"] is not None:
-        parts.append(f"{number(found['dimensions'])} of {found['dim']} dimensions in use")
-    copies = [_count(found["n_copies"], "cop", "y", "ies")]
-    if found["n_near"] is not None:
-        copies.append(_count(found["n_near"], "near cop", "y", "ies"))
-    parts.append(", ".join([*copies, _count(found["n_far"], "outlier", "", "s")]))
-    rows = plural(found["n_rows"], "row")
-    if found["n_clusters"]:
-        inside = share(found["n_clustered"] / found["n_rows"])
-        parts.append(f"{plural(found['n_clusters'], 'cluster')} with {inside} of {rows}")
+    if vectors["dimensions"] is not None:
+        parts.append(f"{number(vectors['dimensions'])} of {vectors['dim']} dimensions in use")
+    copies = [_count(vectors["n_copies"], "cop", "y", "ies")]
+    if vectors["n_near"] is not None:
+        copies.append(_count(vectors["n_near"], "near cop", "y", "ies"))
+    parts.append(", ".join([*copies, _count(vectors["n_far"], "outlier", "", "s")]))
+    rows = plural(vectors["n_rows"], "row")
+    if vectors["n_clusters"]:
+        inside = share(vectors["n_clustered"] / vectors["n_rows"])
+        parts.append(f"{plural(vectors['n_clusters'], 'cluster')} with {inside} of {rows}")
     else:
         parts.append(f"no clusters among {rows}")
-    near = found.get("neighbours")
+    near = vectors.get("neighbours")
     if near is not None:
         parts.append(
             f"the nearest other row has the same label for {share(near['same'])} of "

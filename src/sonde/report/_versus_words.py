@@ -26,8 +26,8 @@ def sides(report: dict[str, Any]) -> tuple[str, str]:
     ('DATA', 'OTHER')
     """
     where = report["provenance"]
-    mine, theirs = (shown((where[k] or {}).get("name") or "", 200) for k in ("data", "other"))
-    first, second = told_apart_names(mine, theirs)
+    first_name, theirs = (shown((where[k] or {}).get("name") or "", 200) for k in ("data", "other"))
+    first, second = told_apart_names(first_name, theirs)
     return shown(first, 40), shown(second, 40)
 
 
@@ -38,8 +38,8 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names:
     if best["low"] is not None:
         value += f" ({number(best['low'])} to {number(best['high'])})"
         if best["low"] <= NOTE_FLOOR:
-            said = f"No site clearly separates {names[0]} from {names[1]}"
-            return f"{said}; best {say(best['site'])}, {value}"
+            words = f"No site clearly separates {names[0]} from {names[1]}"
+            return f"{words}; best {say(best['site'])}, {value}"
     return f"{names[0]} and {names[1]} are separated best at {say(best['site'])}: {value}"
 
 
@@ -85,10 +85,10 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
 
 def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
     """Yield sentences on labels and answers: accuracy, frequencies, new classes, copies."""
-    known = versus.get("labels")
-    if not known:
+    labels = versus.get("labels")
+    if not labels:
         return
-    accuracy = known["accuracy"]
+    accuracy = labels["accuracy"]
     parts = [_right(accuracy[k], name) for k, name in zip(("data", "other"), names, strict=True)]
     if accuracy["other"] is not None or accuracy["data"] is not None:
         text = f"correct on {' and '.join(filter(None, parts))}"
@@ -98,19 +98,19 @@ def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
             )
         yield text
     for kind in ("labels", "answers"):
-        moved = _shares(known["classes"], kind)
+        moved = _shares(labels["classes"], kind)
         if moved:
             yield f"{kind}, {names[0]} to {names[1]}: {moved}"
-    if not any(row["labels_other"] for row in known["classes"]):
-        told = [f"{shown(r['label'], 20)} {share(r['corrected'])}" for r in known["classes"]
+    if not any(row["labels_other"] for row in labels["classes"]):
+        texts = [f"{shown(r['label'], 20)} {share(r['corrected'])}" for r in labels["classes"]
                 if r["corrected"] is not None][:MOST_CLASSES]  # fmt: skip
-        if told:
-            yield f"labels that the answers on {names[1]} suggest: {', '.join(told)}"
+        if texts:
+            yield f"labels that the answers on {names[1]} suggest: {', '.join(texts)}"
     for side, other, kind in ((0, 1, "data"), (1, 0, "other")):
-        if known["new"][kind]:
-            new = ", ".join(shown(name, 30) for name in known["new"][kind][:MOST_CLASSES])
+        if labels["new"][kind]:
+            new = ", ".join(shown(name, 30) for name in labels["new"][kind][:MOST_CLASSES])
             yield f"only {names[side]} has the labels {new}; {names[other]} has none of them"
-    yield from _copies(known["copies"], names)
+    yield from _copies(labels["copies"], names)
 
 
 def _right(found: dict[str, Any] | None, name: str) -> str:
@@ -122,12 +122,12 @@ def _right(found: dict[str, Any] | None, name: str) -> str:
 
 def _shares(classes: Sequence[dict[str, Any]], kind: str) -> str:
     """Return the fractions that changed most from DATA to OTHER."""
-    known = [(row["label"], row[f"{kind}_data"], row[f"{kind}_other"]) for row in classes]
-    kept = [row for row in known if row[1] is not None and row[2] is not None and row[1] + row[2]]
+    rows = [(row["label"], row[f"{kind}_data"], row[f"{kind}_other"]) for row in classes]
+    kept = [row for row in rows if row[1] is not None and row[2] is not None and row[1] + row[2]]
     kept.sort(key=lambda row: -abs(row[2] - row[1]))
-    said = [f"{shown(name, 20)} {share(a)} to {share(b)}" for name, a, b in kept[:MOST_CLASSES]]
+    texts = [f"{shown(name, 20)} {share(a)} to {share(b)}" for name, a, b in kept[:MOST_CLASSES]]
     rest = f" and {len(kept) - MOST_CLASSES} more" if len(kept) > MOST_CLASSES else ""
-    return ", ".join(said) + rest
+    return ", ".join(texts) + rest
 
 
 def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
@@ -145,18 +145,18 @@ def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
 
 def matched_sentence(versus: dict[str, Any]) -> str:
     """Return whether the data sets differ with equally many rows of each label."""
-    found = versus.get("matched")
-    if not found or found["auroc"] is None:
+    both = versus.get("matched")
+    if not both or both["auroc"] is None:
         return ""
-    value = f"AUROC {number(found['auroc'])}"
-    if found["low"] is not None:
-        value += f" ({number(found['low'])} to {number(found['high'])})"
+    value = f"AUROC {number(both['auroc'])}"
+    if both["low"] is not None:
+        value += f" ({number(both['low'])} to {number(both['high'])})"
     text = (
-        f"with as many rows of each label on both sides ({plural(found['n_rows'], 'row')}): {value}"
+        f"with as many rows of each label on both sides ({plural(both['n_rows'], 'row')}): {value}"
     )
     shift = (versus.get("labels") or {}).get("label_shift")
     is_shift = shift is not None and shift["p"] is not None and shift["p"] < SURE
-    if found["low"] is not None and found["low"] > NOTE_FLOOR:
+    if both["low"] is not None and both["low"] > NOTE_FLOOR:
         return f"{text}: the inputs themselves differ"
     return (
         f"{text}: class proportions differ, but the inputs within a class do not"

@@ -65,10 +65,10 @@ class Answer(Result):
     def _repr_mimebundle_(
         self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        said = f"{self.verdict}: {self.sentence}"
+        text = f"{self.verdict}: {self.sentence}"
         return {
-            "text/plain": said,
-            "text/html": f"<p>{escape(said)}</p>{listed(self.table())}",
+            "text/plain": text,
+            "text/html": f"<p>{escape(text)}</p>{listed(self.table())}",
             "application/vnd.vegalite.v5+json": self.drawn,
         }
 

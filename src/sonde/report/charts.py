@@ -45,13 +45,13 @@ def charts_of(results: Named) -> Iterator[tuple[str, Chart]]:
     by_method: dict[str, dict[str, Result]] = {}
     for (method, site), result in results:
         by_method.setdefault(method, {})[site] = result
-    for method, found in by_method.items():
-        rows = [_row(site, result) for site, result in found.items() if _single(result)]
+    for method, results_of in by_method.items():
+        rows = [_row(site, result) for site, result in results_of.items() if _single(result)]
         if len(rows) > 1:
             bands = [("low", "high")] if all("low" in row for row in rows) else []
             title = f"{method} at {plural(len(rows), 'site')}"
             yield method, curves(title, rows, "site", ChartAxis("value"), bands=bands)
-        for site, result in found.items():
+        for site, result in results_of.items():
             chart = result.chart()
             if len(chart.get("data", {}).get("values", ())) > 1 or "data" not in chart:
                 yield method, chart | {"title": f"{chart['title']}: {method} at {site}"}
@@ -79,9 +79,9 @@ def charts_document(results: Named, name: str) -> dict[str, Any]:
     name : str
         What they are about.
     """
-    found = list(charts_of(results))
-    kept = [{"method": method, "chart": chart} for method, chart in found[:MOST_CHARTS]]
-    return {"schema": "sonde-charts/1", "name": name, "n_charts": len(found), "charts": kept}
+    charts = list(charts_of(results))
+    kept = [{"method": method, "chart": chart} for method, chart in charts[:MOST_CHARTS]]
+    return {"schema": "sonde-charts/1", "name": name, "n_charts": len(charts), "charts": kept}
 
 
 def document(found: dict[str, Any]) -> Document:
@@ -94,8 +94,8 @@ def document(found: dict[str, Any]) -> Document:
     """
     parts = dict[str, list[Picture]]()
     for i, one in enumerate(found["charts"]):
-        made = chart_picture(one["chart"], f"chart-{i}")
-        parts.setdefault(one["method"], []).append(made)
+        picture = chart_picture(one["chart"], f"chart-{i}")
+        parts.setdefault(one["method"], []).append(picture)
     sections = [
         Section(f"method-{i}", shown(method, 80), figures(*pictures))
         for i, (method, pictures) in enumerate(parts.items())

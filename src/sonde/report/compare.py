@@ -48,7 +48,7 @@ def document(found: dict[str, Any]) -> Document:
             right = " and ".join(share(v) for v in both["right"])
             loss = " and ".join(f"{number(v)} nats" for v in both["loss"])
             facts += [("accuracy, first and second", right), ("loss, first and second", loss)]
-    said = [Finding(f["level"], f["code"], shown(f["sentence"], 240))
+    findings = [Finding(f["level"], f["code"], shown(f["sentence"], 240))
             for f in found.get("findings", [])]  # fmt: skip
     alike, moved = alike_picture(found), moved_picture(found)
     return Document(
@@ -59,7 +59,7 @@ def document(found: dict[str, Any]) -> Document:
         [
             _answers_section(found),
             _tensors_section(found),
-            Section("findings", "Findings", said),
+            Section("findings", "Findings", findings),
             Section("map", "Layer by layer", [*figures(map_picture(found), where="page"),
                                               _layers(found)]),
             Section("alike", "Along the depth", figures(alike), where="page") if alike else None,
@@ -71,31 +71,31 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    said: list[str] = []
+    sentences: list[str] = []
     both = found["answers"]
     if both is not None:
-        said.append(_paired(both))
+        sentences.append(_paired(both))
         text = f"Identical answers to {share(both['same'])}"
-        said.append(f"{text} ({number(both['divergence'])} nats apart).")
+        sentences.append(f"{text} ({number(both['divergence'])} nats apart).")
     numbers = found.get("numbers")
     if numbers is not None:
-        said.append(_of_numbers(numbers))
+        sentences.append(_of_numbers(numbers))
     differ = (both is not None and both["same"] < 1) or (
         numbers is not None and numbers["same"] < 1
     )
-    known = [m for m in found["matches"] if m["cka"] is not None]
-    if not known:
-        return " ".join([*said, "No layer has enough variance to be compared."])
-    named = [m for m in known if m["site"] == m["other"]]
+    measured = [m for m in found["matches"] if m["cka"] is not None]
+    if not measured:
+        return " ".join([*sentences, "No layer has enough variance to be compared."])
+    named = [m for m in measured if m["site"] == m["other"]]
     if not named:
-        best = max(known, key=lambda m: m["cka"])
+        best = max(measured, key=lambda m: m["cka"])
         pair = f"{shown(best['site'], 40)} and {shown(best['other'], 40)}"
-        said.append(
+        sentences.append(
             f"No layers have the same name; the most similar layers are {pair} (CKA "
             f"{number(best['cka'])})."
         )
     elif all(m["movement"] is not None and m["movement"]["size"] == 0.0 for m in named):
-        said.append(
+        sentences.append(
             "Every state is the same: the answers differ after the last layer compared."
             if differ
             else "Every state is the same."
@@ -104,20 +104,20 @@ def _verdict(found: dict[str, Any]) -> str:
         parted = next((m for m in named if m["cka"] < PARTED), None)
         least = min(named, key=lambda m: m["cka"])
         if parted is None:
-            said.append(
+            sentences.append(
                 "Layers of the same name stay similar: the least similar, "
                 f"{shown(least['site'], 40)}, has CKA "
                 f"{number(least['cka'])}."
             )
         else:
-            said.append(
+            sentences.append(
                 f"Layers of the same name diverge at {shown(parted['site'], 40)} (CKA "
                 f"{number(parted['cka'])}), most at {shown(least['site'], 40)} "
                 f"({number(least['cka'])})."
             )
     if both is None and named:
-        said.append(_stayed(named[-1]))
-    return " ".join(part for part in said if part)
+        sentences.append(_stayed(named[-1]))
+    return " ".join(part for part in sentences if part)
 
 
 def _paired(both: dict[str, Any] | None) -> str:
@@ -142,13 +142,13 @@ def _paired(both: dict[str, Any] | None) -> str:
         counted = f"p = {number(change['p'], 1)}, {plural(change['n'], 'example')}"
         rises, size = change["value"] > 0, abs(change["value"])
         if name == "accuracy_change":
-            said = (
+            words = (
                 f"The second model {'gains' if rises else 'loses'} {number(100 * size, 2)} points"
             )
-            return f"{said} of accuracy: {share(two)} instead of {share(one)} ({counted})."
+            return f"{words} of accuracy: {share(two)} instead of {share(one)} ({counted})."
         word = "higher" if rises else "lower"
-        said = f"The loss of the second model is {number(size, 2)} nats {word}"
-        return f"{said}: {number(two)} instead of {number(one)} ({counted})."
+        words = f"The loss of the second model is {number(size, 2)} nats {word}"
+        return f"{words}: {number(two)} instead of {number(one)} ({counted})."
     return ""
 
 
@@ -169,10 +169,10 @@ def _answers_section(found: dict[str, Any]) -> Section | None:
     lost = [c for c in classes if c["p"] <= SIGNIFICANT and c["right"][1] < c["right"][0]]
     lead = f"{len(lost)} of {plural(len(classes), 'class', 'classes')} lost accuracy significantly."
     kinds = {"first": "share", "second": "share", "p": "p"}
-    made = Table(
+    table = Table(
         Numbers(columns, rows, "classes"), "Classes", kinds=kinds, meanings=meanings, most=8
     )
-    return Section("classes", "Accuracy by class", [made], lead)
+    return Section("classes", "Accuracy by class", [table], lead)
 
 
 def _tensors_section(found: dict[str, Any]) -> Section | None:
@@ -184,9 +184,9 @@ def _tensors_section(found: dict[str, Any]) -> Section | None:
     rows = tuple((name, size) for name, size in changes)
     lead = f"{len(difference['weights'])} of {plural(difference['n_weights'], 'tensor')} differ."
     meanings = {"change": "length of the change, divided by the length of the first tensor"}
-    made = Table(Numbers(("tensor", "change"), rows, "tensors"), "Tensors that changed",
+    table = Table(Numbers(("tensor", "change"), rows, "tensors"), "Tensors that changed",
                  meanings=meanings, folded=len(rows) > 24, most=8)  # fmt: skip
-    return Section("tensors", "Tensors that changed", [made], lead)
+    return Section("tensors", "Tensors that changed", [table], lead)
 
 
 def _of_numbers(found: dict[str, Any]) -> str:
@@ -198,14 +198,14 @@ def _of_numbers(found: dict[str, Any]) -> str:
     'R^2 is 0.98 for the first model and 0.56 for the second; the answers differ by 0.65 standard deviations.'
     """  # noqa: E501
     if found["same"] == 1:
-        said = "the answers are equal"
+        words = "the answers are equal"
     else:
-        said = f"the answers differ by {number(found['difference'], 2)} standard deviations"
+        words = f"the answers differ by {number(found['difference'], 2)} standard deviations"
     one, two = found["r2"]
     if one is None or two is None or one != one or two != two:
-        return f"{said[:1].upper()}{said[1:]}."
+        return f"{words[:1].upper()}{words[1:]}."
     return (
-        f"R^2 is {number(one, 2)} for the first model and {number(two, 2)} for the second; {said}."
+        f"R^2 is {number(one, 2)} for the first model and {number(two, 2)} for the second; {words}."
     )
 
 
@@ -273,8 +273,8 @@ def _units(found: dict[str, Any]) -> Section:
         "learned the same space with other units. Procrustes distance: in [0, 2], after the "
         "best rotation."
     )
-    made = Table(Numbers(columns, rows, "units"), "Sites", folded=len(rows) > 24)
-    return Section("units", "Matched units", [made], lead, where="verbose")
+    table = Table(Numbers(columns, rows, "units"), "Sites", folded=len(rows) > 24)
+    return Section("units", "Matched units", [table], lead, where="verbose")
 
 
 def map_picture(found: dict[str, Any]) -> Picture:
@@ -329,11 +329,11 @@ def _cells(found: dict[str, Any], across: Axis, up: Axis) -> Rows:
 
 def alike_picture(found: dict[str, Any]) -> Picture | None:
     """Return the similarity of each layer to its partner, by depth of the first model."""
-    known = [m for m in found["matches"] if m["cka"] is not None]
-    if len(known) < 2:
+    measured = [m for m in found["matches"] if m["cka"] is not None]
+    if len(measured) < 2:
         return None
-    axis = Axis.of([m["site"] for m in known])
-    rows = [_point(m, axis) for m in known if m["site"] in axis.names]
+    axis = Axis.of([m["site"] for m in measured])
+    rows = [_point(m, axis) for m in measured if m["site"] in axis.names]
     columns = ("site", "partner", "CKA", "error", "neighbours", "A explains B", "B explains A")
     table = tuple(
         (m["site"], m["other"], m["cka"], m["cka_se"], m["neighbours"], m["forward"], m["backward"])
@@ -348,7 +348,7 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
         "Debiased CKA with its 95 % interval. The partner of a layer is the layer of the same "
         "name, or else the most similar layer."
     )
-    least = min(known, key=lambda m: m["cka"])
+    least = min(measured, key=lambda m: m["cka"])
     message = (
         f"Least similar to its partner: {axis.say(least['site'])} (CKA {number(least['cka'])})"
     )

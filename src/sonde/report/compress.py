@@ -56,24 +56,24 @@ def _verdict(found: dict[str, Any]) -> str:
     ]
     gains[1] += f" than as opened ({found['opened_in']})" if "as before" not in gains[1] else ""
     gains += [f"{one['what']} {_speed(one)}" for one in found["times"]]
-    told = found["fidelity"]
-    changed = f"{share(told['changed'])} of {told['n']:,}"
-    if _is_vector(told):
-        cosine = f"1 - cosine of old and new vectors {number(1 - told['cosine'])}"
-        said = f"{cosine}, the nearest example changed on {changed}"
+    fidelity = found["fidelity"]
+    changed = f"{share(fidelity['changed'])} of {fidelity['n']:,}"
+    if _is_vector(fidelity):
+        cosine = f"1 - cosine of old and new vectors {number(1 - fidelity['cosine'])}"
+        words = f"{cosine}, the nearest example changed on {changed}"
     else:
-        said = f"the answer changed on {changed}"
-    return f"{_covered(found)}{', '.join(gains)}; {said}"
+        words = f"the answer changed on {changed}"
+    return f"{_covered(found)}{', '.join(gains)}; {words}"
 
 
 def _covered(found: dict[str, Any]) -> str:
     """Return which part of the weights was packed, what remains, and how to pack more."""
-    told = found.get("covered")
-    if not told:
+    covered = found.get("covered")
+    if not covered:
         return ""
-    total = max(told["of"], 1)
-    said = f"{share(told['bytes'] / total)} of the weights packed "
-    said += f"({mib(told['bytes'])} of {mib(told['of'])})"
+    total = max(covered["of"], 1)
+    words = f"{share(covered['bytes'] / total)} of the weights packed "
+    words += f"({mib(covered['bytes'])} of {mib(covered['of'])})"
     left: dict[str, int] = {}
     for one in found["kept"]:
         left[one["holds"]] = left.get(one["holds"], 0) + one["bytes"]
@@ -85,8 +85,8 @@ def _covered(found: dict[str, Any]) -> str:
             for _, what in large
             if what in found["nameable"]
         ]
-        said += f", not packed: {named}" + (f" ({', '.join(ways)})" if ways else "")
-    return f"{said}; "
+        words += f", not packed: {named}" + (f" ({', '.join(ways)})" if ways else "")
+    return f"{words}; "
 
 
 def _is_vector(told: dict[str, Any]) -> bool:
@@ -129,39 +129,43 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def _answers(found: dict[str, Any]) -> Section:
-    told = found["fidelity"]
-    if _is_vector(told):
-        return _vectors(told)
+    fidelity = found["fidelity"]
+    if _is_vector(fidelity):
+        return _vectors(fidelity)
     rows = (
-        ("KL, mean", f"{number(told['kl'])} nats", _interval(told["kl_low"], told["kl_high"])),
+        (
+            "KL, mean",
+            f"{number(fidelity['kl'])} nats",
+            _interval(fidelity["kl_low"], fidelity["kl_high"]),
+        ),
         (
             "KL, 99 % quantile",
-            f"{number(told['kl_99'])} nats",
+            f"{number(fidelity['kl_99'])} nats",
             "exceeded by one answer in a hundred",
         ),
         (
             "another answer",
-            share(told["changed"]),
+            share(fidelity["changed"]),
             "fraction of answers whose most likely class changed",
         ),
         (
             "correct to wrong",
-            share(told["right_to_wrong"]),
+            share(fidelity["right_to_wrong"]),
             "of answers whose correct label is known",
         ),
         (
             "wrong to correct",
-            share(told["wrong_to_right"]),
+            share(fidelity["wrong_to_right"]),
             "of answers whose correct label is known",
         ),
     )
     lead = (
-        f"{plural(told['n'], 'answer')} of both models on examples that were not used for "
+        f"{plural(fidelity['n'], 'answer')} of both models on examples that were not used for "
         "calibration. "
         "Accuracy can stay while answers change, so read the divergence first."
     )
-    made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
-    return Section("answers", "Answers", [made], lead)
+    table = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
+    return Section("answers", "Answers", [table], lead)
 
 
 def _vectors(told: dict[str, Any]) -> Section:
@@ -181,8 +185,8 @@ def _vectors(told: dict[str, Any]) -> Section:
     )
     lead = f"{told['n']:,} vectors of both models, the mean of an example's states over its real "
     lead += "tokens, on examples that were not used for calibration."
-    made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
-    return Section("answers", "Answers", [made], lead)
+    table = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
+    return Section("answers", "Answers", [table], lead)
 
 
 def _inside(found: dict[str, Any]) -> Section | None:
@@ -258,14 +262,14 @@ def _time(found: dict[str, Any]) -> Section:
     )
     columns += ("first run before, s", "first run after, s")
     brief = (*columns[:5], columns[7])
-    told = ", ".join(f"{one['runs']} runs" for one in found["times"][:1])
+    runs = ", ".join(f"{one['runs']} runs" for one in found["times"][:1])
     threads = plural(found["times"][0]["threads"], "thread") if found["times"] else ""
     clock = (
         "processor time"
         if found["times"] and found["times"][0]["clock"] == "process"
         else ("wall time")
     )
-    lead = f"Median of {told} of each model in turn, {threads}, {clock}. The ratio is the median "
+    lead = f"Median of {runs} of each model in turn, {threads}, {clock}. The ratio is the median "
     lead += "over pairs of runs with its 95 % interval; if it includes 1, no difference is "
     lead += "detected. Low and high are the 2.5 and "
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
@@ -273,8 +277,8 @@ def _time(found: dict[str, Any]) -> Section:
     lead += _way_out(found)
     if not rows:
         return Section("time", "Time", [], "The speed was not measured (--no-timing).")
-    made = Table(Numbers(columns, rows, "times"), brief=brief)
-    return Section("time", "Time", [made], lead)
+    table = Table(Numbers(columns, rows, "times"), brief=brief)
+    return Section("time", "Time", [table], lead)
 
 
 def _way_out(found: dict[str, Any]) -> str:
@@ -297,8 +301,8 @@ def _tried(found: dict[str, Any]) -> Section | None:
     rows = tuple(tuple(one[key] for key in keys) for one in found["tried"])
     loss = "1 - cosine" if _is_vector(found["fidelity"]) else "KL"
     columns = ("size", "group", "method", "bytes, about", loss)
-    made = [Table(Numbers(columns, rows, "tried"))]
-    return Section("tried", "What was tried", made) if rows else None
+    tables = [Table(Numbers(columns, rows, "tried"))]
+    return Section("tried", "What was tried", tables) if rows else None
 
 
 def _undo(found: dict[str, Any]) -> Section:

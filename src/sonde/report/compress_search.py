@@ -89,13 +89,13 @@ def _curve(found: dict[str, Any]) -> Section:
 
 
 def _trials(found: dict[str, Any]) -> Section:
-    made = Table(Numbers(COLUMNS, _trial_rows(found), "trials"), "All trials", folded=True,
+    table = Table(Numbers(COLUMNS, _trial_rows(found), "trials"), "All trials", folded=True,
                  kinds={"other answer": "share"}, brief=BRIEF, most=100)  # fmt: skip
     lead = (
         "KL is the mean over answers in nats, on examples that were not used for calibration. "
         "A trial is best if no other trial has both smaller files and a lower divergence."
     )
-    return Section("trials", "Trials", [made], lead)
+    return Section("trials", "Trials", [table], lead)
 
 
 def _trial_rows(found: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:

@@ -112,11 +112,11 @@ def _order(entry: Entry) -> tuple[int, int, str]:
 
 
 def _by_code(report: Report) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_code: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
         if not finding["ignored"]:
-            found.setdefault(finding["code"], []).append(finding)
-    return found
+            by_code.setdefault(finding["code"], []).append(finding)
+    return by_code
 
 
 def _common(x: dict[str, Any], y: dict[str, Any]) -> list[str] | None:
@@ -139,9 +139,9 @@ def _alone(a: Report, b: Report, these: list, those: list, state: str) -> list[E
                 entries.append(_one(a, b, finding, [], state))
             continue
         free = [site for site in finding["sites"] if site not in taken]
-        known = [site for site in free if site in elsewhere]
+        sites = [site for site in free if site in elsewhere]
         unknown = [site for site in free if site not in elsewhere]
-        entries += [_one(a, b, finding, known, state)] if known else []
+        entries += [_one(a, b, finding, sites, state)] if sites else []
         entries += [_one(a, b, finding, unknown, "unjudged", state)] if unknown else []
     return entries
 
@@ -187,9 +187,9 @@ def _moved(x: dict[str, Any], y: dict[str, Any], comparable: bool) -> str:
     change = after["value"] - before["value"]
     size = max(abs(before["value"]), abs(after["value"]))
     errors = [_error(before), _error(after)]
-    known = [e for e in errors if e is not None]
-    least = _ROUNDING if len(known) == 2 else _UNKNOWN
-    if abs(change) <= max(_MOVED * math.hypot(*known), least * size):
+    present = [e for e in errors if e is not None]
+    least = _ROUNDING if len(present) == 2 else _UNKNOWN
+    if abs(change) <= max(_MOVED * math.hypot(*present), least * size):
         return "same"
     worse = change > 0 if after["direction"] != "below" else change < 0
     return "worse" if worse else "better"
@@ -212,8 +212,8 @@ def _shared_figures(a: Report, b: Report) -> list[dict[str, Any]]:
             x = before.get(row["site"], {}).get(name)
             if x is None or x["value"] is None or y["value"] is None:
                 continue
-            known = x.get("se") is not None and y.get("se") is not None
-            se = math.hypot(x["se"], y["se"]) if known else None
+            have_errors = x.get("se") is not None and y.get("se") is not None
+            se = math.hypot(x["se"], y["se"]) if have_errors else None
             change = abs(y["value"] - x["value"])
             moved = None if se is None else change > max(_MOVED * se, _ROUNDING * abs(x["value"]))
             head = {"name": name, "site": row["site"], "a": x["value"], "b": y["value"]}

@@ -74,9 +74,9 @@ def provenance_line(difference: dict[str, Any]) -> str:
     differs = difference["differs"]
     if not differs:
         return "A and B: same model, data, settings and versions."
-    said = [f"{_key(row)} {shown(row['a'], 40)} -> {shown(row['b'], 40)}" for row in differs[:6]]
+    texts = [f"{_key(row)} {shown(row['a'], 40)} -> {shown(row['b'], 40)}" for row in differs[:6]]
     more = f" and {len(differs) - 6} more" if len(differs) > 6 else ""
-    text = f"A and B differ in {'; '.join(said)}{more}."
+    text = f"A and B differ in {'; '.join(texts)}{more}."
     if not difference["comparable"]:
         text += " With a different reducer or number format, no finding is judged better or worse."
     return text
@@ -125,7 +125,7 @@ def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
     """
     difference = diff(a, b)
     sides = _sides(difference)
-    made = Document(
+    document = Document(
         "scan, two reports",
         f"{sides[0][1]} → {sides[1][1]}",
         counts_line(difference),
@@ -137,15 +137,15 @@ def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
         ],
         notes=[provenance_line(difference)],
     )
-    return document_page(made, {**difference, "figures": difference["figures"][:_MAX_ROWS]})
+    return document_page(document, {**difference, "figures": difference["figures"][:_MAX_ROWS]})
 
 
 def _findings_section(difference: dict[str, Any]) -> Section:
-    found = difference["findings"]
-    parts: list[Part] = [Drawing(_card(entry)) for entry in found if entry["state"] != "same"]
-    same = [_card(entry) for entry in found if entry["state"] == "same"]
-    said = "Nothing changed." if found else "Neither report has a finding."
-    parts += [] if parts else [Prose(said, "empty")]
+    entries = difference["findings"]
+    parts: list[Part] = [Drawing(_card(entry)) for entry in entries if entry["state"] != "same"]
+    same = [_card(entry) for entry in entries if entry["state"] == "same"]
+    words = "Nothing changed." if entries else "Neither report has a finding."
+    parts += [] if parts else [Prose(words, "empty")]
     if same:
         title = f"{plural(len(same), 'finding')} in both"
         parts.append(Drawing(drawer(title, *same, cls="more")))
@@ -165,9 +165,9 @@ def _card(entry: Entry) -> Markup:
     head = el("div", badge(level), el("span", entry["code"], cls="code"), *tags, cls="top")
     sites = [join(", " if i else "", code(shown(s, 80))) for i, s in enumerate(entry["sites"][:6])]
     more = f" and {len(entry['sites']) - 6} more" if len(entry["sites"]) > 6 else ""
-    known = [side for side in ("A", "B") if entry[f"figure_{side.lower()}"]]
+    sides = [side for side in ("A", "B") if entry[f"figure_{side.lower()}"]]
     pairs = [
-        (" to ".join(known), _figures_cell(entry)),
+        (" to ".join(sides), _figures_cell(entry)),
         ("at", join(*sites, more) if sites else None),
     ]
     parts = head, el("h3", entry["title"]), el("p", entry["sentence"]), definitions(pairs)
@@ -182,10 +182,10 @@ def _depth_section(a: dict[str, Any], b: dict[str, Any], difference: dict[str, A
     )
     columns = ("site", "figure", "A", "B", "se", "moved")
     parts += [Table(Numbers(columns, cells, "figures"), folded=True)] if cells else []
-    known = sum(row["moved"] is not None for row in rows)
+    n_known = sum(row["moved"] is not None for row in rows)
     moved = sum(bool(row["moved"]) for row in rows)
     lead = (
-        f"Of {plural(known, 'figure')} with known standard errors, {moved} changed by more than "
+        f"Of {plural(n_known, 'figure')} with known standard errors, {moved} changed by more than "
         "three standard errors."
     )
     return Section("depth", "Depth profile", parts, lead)

@@ -209,4 +209,4 @@ class Document:
 
 def figures(*pictures: Picture | None, where: Where = "both") -> list[Part]:
     """Return the available pictures as parts of a section."""
-    return [Figure(made, where=where) for made in pictures if made is not None]
+    return [Figure(picture, where=where) for picture in pictures if picture is not None]

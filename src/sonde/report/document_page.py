@@ -25,24 +25,24 @@ def document_page(
     names = names or ElementIds()
     kept = [s for s in document.kept() if s.where != "terminal"]
     titles = {part.key: part.title for part in kept}
-    made = [
+    sections = [
         section(s.key, s.title, *(_part(part, names) for part in s.parts), lead=s.lead)
         for s in kept
     ]
-    body = join(_head(document), contents("toc", titles), *made)
+    body = join(_head(document), contents("toc", titles), *sections)
     title = f"{shown(document.subject or document.heading, 160)}: sonde {document.command}"
     return page(title, document.verdict, body, carried, titles, document.script)
 
 
 def embedded(document: Document, names: ElementIds) -> Markup:
     """Return facts and sections of a document as a part of another page."""
-    made = [definitions(document.facts)]
+    parts_drawn = [definitions(document.facts)]
     for kept in document.kept():
         if kept.where != "terminal":
             parts = [_part(part, names) for part in kept.parts]
             lead = [el("p", kept.lead, cls="reading")] if kept.lead else []
-            made += [el("h3", kept.title), *lead, *filter(None, parts)]
-    return join(*made)
+            parts_drawn += [el("h3", kept.title), *lead, *filter(None, parts)]
+    return join(*parts_drawn)
 
 
 def _head(document: Document) -> Markup:
@@ -82,9 +82,9 @@ def _table(part: Table, names: ElementIds) -> Markup:
     columns = part.numbers.columns
     kinds = {i: part.kinds[name] for i, name in enumerate(columns) if name in part.kinds}
     if part.folded is None:
-        made = table(part.numbers, names, part.title, kinds)
+        drawn = table(part.numbers, names, part.title, kinds)
     else:
         label = part.title or "Table"
-        made = tabled(part.numbers, names, label, opened=not part.folded, kinds=kinds)
-    said = [(name, meaning) for name, meaning in part.meanings.items() if name in columns]
-    return join(made, definitions(said)) if said else made
+        drawn = tabled(part.numbers, names, label, opened=not part.folded, kinds=kinds)
+    meanings = [(name, meaning) for name, meaning in part.meanings.items() if name in columns]
+    return join(drawn, definitions(meanings)) if meanings else drawn

@@ -41,11 +41,11 @@ def document_text(
     for section in document.kept():
         if not _is_said(section.where, verbose):
             continue
-        said = [part for part in section.parts if _is_said(part.where, verbose)]
-        if sum(isinstance(part, Table) for part in said) < 2:  # the label of a drawer repeats
-            said = [replace(p, title="") if isinstance(p, Table) and p.folded is not None else p
-                    for p in said]  # fmt: skip
-        body = [_part(part, document, verbose, width, room) for part in said]
+        parts = [part for part in section.parts if _is_said(part.where, verbose)]
+        if sum(isinstance(part, Table) for part in parts) < 2:  # the label of a drawer repeats
+            parts = [replace(p, title="") if isinstance(p, Table) and p.folded is not None else p
+                    for p in parts]  # fmt: skip
+        body = [_part(part, document, verbose, width, room) for part in parts]
         held = [block for block in body if block]
         if section.parts and not held:
             continue
@@ -70,11 +70,13 @@ def _part(part: Part, document: Document, verbose: bool, width: int, room: int) 
         case Command(text):
             return [f"  -> {shown(text, 1000)}"]
         case Figure(picture, most, brief):
-            said = [] if picture.message == document.verdict else _wrapped(picture.message, width)
+            text_lines = (
+                [] if picture.message == document.verdict else _wrapped(picture.message, width)
+            )
             if most and picture.numbers:
                 table = Table(picture.numbers, brief=brief, most=most)
-                said += _table(table, verbose, width, room)
-            return said
+                text_lines += _table(table, verbose, width, room)
+            return text_lines
         case Drawing(_, lines):
             return [line for text in lines for line in _wrapped(text, width)]
         case Table():
@@ -107,10 +109,10 @@ def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
     if len(widths) < len(chosen):
         hidden = ", ".join(heads[len(widths) :])
         yield from _wrapped(f"columns not shown for lack of space: {hidden}", width)
-    said = [(name, text) for name, text in part.meanings.items() if name in heads]
-    if said:
+    meanings = [(name, text) for name, text in part.meanings.items() if name in heads]
+    if meanings:
         yield ""
-        yield from _pairs(said, width)
+        yield from _pairs(meanings, width)
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -146,15 +148,15 @@ def _cell_text(value: Cell, kind: str) -> str:
 
 def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
     """Return the widths of the columns that fit; text shrinks before columns are dropped."""
-    found = [max(len(row[i]) for row in cells) for i in range(len(right))]
-    last = len(found) - 1
-    for i in sorted(range(len(found)), key=lambda i: -found[i]):
-        over = sum(found) + len(GAP) * last - width
+    widths = [max(len(row[i]) for row in cells) for i in range(len(right))]
+    last = len(widths) - 1
+    for i in sorted(range(len(widths)), key=lambda i: -widths[i]):
+        over = sum(widths) + len(GAP) * last - width
         if over > 0 and not right[i]:
-            found[i] = max(found[i] - over, min(found[i], NARROWEST))
-    while len(found) > 1 and sum(found) + len(GAP) * (len(found) - 1) > width:
-        found.pop()
-    return found
+            widths[i] = max(widths[i] - over, min(widths[i], NARROWEST))
+    while len(widths) > 1 and sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        widths.pop()
+    return widths
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:

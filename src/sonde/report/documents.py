@@ -67,8 +67,8 @@ def to_terminal(
     **shown: Any,
 ) -> str:
     """Return the JSON of a command as text; with ``quiet`` only its verdict."""
-    made = document_of(found, **shown)
-    return made.verdict if quiet else document_text(made, verbose, width, room)
+    document = document_of(found, **shown)
+    return document.verdict if quiet else document_text(document, verbose, width, room)
 
 
 def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path:
@@ -102,11 +102,11 @@ def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path
 def other_page(path: str | Path) -> dict[str, Any] | None:
     """Return the contents of another command's page or JSON, or None for other files."""
     try:
-        found = carried(path)
+        content = carried(path)
     except SondeError:
         return None
-    schema = found.get("schema") if isinstance(found, dict) else None
-    return found if isinstance(schema, str) and schema in KINDS else None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    return content if isinstance(schema, str) and schema in KINDS else None
 
 
 def describe_page(path: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def sizes(states: list[dict[str, Any]]) -> Section:
     total = {side: sum(s["bytes"] for s in states if s["side"] == side) for side in SIDES}
     lead = f"{plural(len(rows), 'state')}; "
     lead += ", ".join(f"{side}: {gib(n_bytes)}" for side, n_bytes in total.items())
-    made = Table(Numbers(columns, rows, "states"), "States", folded=True, most=len(rows))
-    return Section("states", "States", [made], lead, where="verbose")
+    table = Table(Numbers(columns, rows, "states"), "States", folded=True, most=len(rows))
+    return Section("states", "States", [table], lead, where="verbose")
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -95,8 +95,8 @@ def _verdict(found: dict[str, Any]) -> str:
     sites = found["sites"]
     moved = [s for s in sites if s["moved"]]
     many = plural(len(sites), "site")
-    known = sum(c["p"] is not None for c in found["comparisons"])
-    level = f"at level {found['level']:g}, corrected for {plural(known, 'comparison')}"
+    n_known = sum(c["p"] is not None for c in found["comparisons"])
+    level = f"at level {found['level']:g}, corrected for {plural(n_known, 'comparison')}"
     return f"{len(moved) or 'None'} of {many} moved {level}"
 
 
@@ -153,8 +153,8 @@ def _where(found: dict[str, Any]) -> Section:
 
 
 def _units(found: dict[str, Any]) -> Section:
-    made = units_picture(found)
-    parts: list[Part] = [*figures(made)] if made else [Prose(_NO_UNITS, "empty", "page")]
+    picture = units_picture(found)
+    parts: list[Part] = [*figures(picture)] if picture else [Prose(_NO_UNITS, "empty", "page")]
     moved = [(s["site"], u) for s in found["sites"] for u in s["units"] if u["moved"]]
     if moved:
         rows = tuple(
@@ -219,10 +219,10 @@ def _comparisons(found: dict[str, Any]) -> Section:
     ]  # fmt: skip
     if found["left_out"]:
         left = tuple((e["site"], e["method"], e["reason"]) for e in found["left_out"])
-        said = f"{plural(len(left), 'comparison')} could not be made; -v prints the reasons."
+        words = f"{plural(len(left), 'comparison')} could not be made; -v prints the reasons."
         numbers = Numbers(("site", "method", "reason"), left, "left out")
         parts += [
-            Prose(said, where="terminal"),
+            Prose(words, where="terminal"),
             Table(numbers, "Left out", folded=True, where="verbose"),
         ]
     lead = (

@@ -78,12 +78,12 @@ def edit_verdict(found: dict[str, Any]) -> str:
     alike = f"random changes of this size give {_signed(control['mean'])} ± "
     alike += number(control["sd"])
     if judged["no_effect"]:
-        said = "not significantly larger than with random changes"
+        words = "not significantly larger than with random changes"
     elif beyond is None:
-        said = "not compared with random changes"
+        words = "not compared with random changes"
     else:
-        said = "significantly larger than with random changes"
-    return shown(f"{effect}, {said} ({alike})", 240)
+        words = "significantly larger than with random changes"
+    return shown(f"{effect}, {words} ({alike})", 240)
 
 
 def _mark(judged: dict[str, Any] | None, language: dict[str, Any] | None) -> tuple[str, str]:
@@ -130,15 +130,15 @@ def _control_picture(found: dict[str, Any]) -> Picture:
     rows = [
         {"x": e, "y": "random", "tip": tip("a random change", f"{number(e)} nats")} for e in effects
     ]
-    mine = [{"x": effect, "y": "this change", "tip": tip("this change", f"{number(effect)} nats")}]
+    own = [{"x": effect, "y": "this change", "tip": tip("this change", f"{number(effect)} nats")}]
     message = edit_verdict(found)
 
     def draw(width: int) -> Chart:
         x = ChartAxis("x", title="effect in nats", zero=True)
         y = ChartAxis("y", title="", names=["this change", "random"])
         colors = {"this change": "var(--c2)", "random": "var(--c1)"}
-        made = marks(message, mine + rows, x, y, by="y", colors=colors, opacity=0.7)
-        return made | {"height": 90}
+        chart = marks(message, own + rows, x, y, by="y", colors=colors, opacity=0.7)
+        return chart | {"height": 90}
 
     table_rows = (("this change", effect), *((f"random {i}", e) for i, e in enumerate(effects)))
     numbers = Numbers(("change", "effect in nats"), table_rows, "control")
@@ -158,13 +158,13 @@ def _tables(found: dict[str, Any]) -> Section | None:
 
 
 def _samples(found: dict[str, Any]) -> Section | None:
-    made: list[Part] = []
+    parts: list[Part] = []
     for sample in found["samples"]:
         pairs = (el("div", el("dt", k), el("dd", code(shown(v, 2000)))) for k, v in sample.items())
         lines = [f"{key}: {shown(text, 200)}" for key, text in sample.items()]
-        made.append(Drawing(el("dl", *pairs), lines))
-    lead = f"{plural(len(made), 'input')}, answered by the model before and after the edit."
-    return Section("samples", "Before and after", made, lead) if made else None
+        parts.append(Drawing(el("dl", *pairs), lines))
+    lead = f"{plural(len(parts), 'input')}, answered by the model before and after the edit."
+    return Section("samples", "Before and after", parts, lead) if parts else None
 
 
 def _undo(found: dict[str, Any]) -> Section | None:

@@ -149,11 +149,11 @@ def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusua
 def pictures_of(found: dict[str, Any]) -> list[Picture]:
     """Return the pictures of the best detector and site, and its AUROC by site."""
     best = best_of(found["rows"])
-    mine = [row for row in found["rows"] if row["instrument"] == best["instrument"]]
-    layers = [auroc_picture(mine, best["instrument"])] if len(mine) > 1 else []
+    of_method = [row for row in found["rows"] if row["instrument"] == best["instrument"]]
+    layers = [auroc_picture(of_method, best["instrument"])] if len(of_method) > 1 else []
     curve = next(c for c in found["curves"] if _key(c) == _key(best))
-    made = [*_pair(curve, best, found["alpha"]), *layers]
-    return [picture for picture in made if picture is not None]
+    pictures = [*_pair(curve, best, found["alpha"]), *layers]
+    return [picture for picture in pictures if picture is not None]
 
 
 def _pair(
@@ -183,18 +183,18 @@ def _rate(row: dict[str, Any]) -> str:
 
 def _layers(found: dict[str, Any]) -> Section:
     methods = dict.fromkeys(row["instrument"] for row in found["rows"])
-    made: list[Part] = []
+    parts: list[Part] = []
     for method in methods:
-        mine = [row for row in found["rows"] if row["instrument"] == method]
-        made += figures(auroc_picture(mine, method) if len(mine) > 1 else None)
+        of_method = [row for row in found["rows"] if row["instrument"] == method]
+        parts += figures(auroc_picture(of_method, method) if len(of_method) > 1 else None)
     lead = (
         "Probability that an out-of-distribution row scores higher than an in-distribution "
         "row, at each site."
     )
-    if not made:
-        made.append(Prose("Each detector was scored at one site: see the table.", "empty"))
+    if not parts:
+        parts.append(Prose("Each detector was scored at one site: see the table.", "empty"))
         lead = ""
-    return Section("layers", "AUROC by site", made, lead, where="verbose")
+    return Section("layers", "AUROC by site", parts, lead, where="verbose")
 
 
 def _curves(found: dict[str, Any]) -> Section:
@@ -204,8 +204,8 @@ def _curves(found: dict[str, Any]) -> Section:
         row = rows[_key(curve)]
         histogram, roc = _pair(curve, row, found["alpha"])
         parts.append(Prose(named(row["instrument"], row["site"]), "heading"))
-        said = "All scores are infinite: there is no histogram."
-        parts += figures(histogram) or [Prose(said, "empty")]
+        words = "All scores are infinite: there is no histogram."
+        parts += figures(histogram) or [Prose(words, "empty")]
         parts += figures(roc)
     few, of = len(_drawn(found)), len(found["curves"])
     left = f"Drawn: {few} of {plural(of, 'detector and site', 'detectors and sites')}."
@@ -234,8 +234,8 @@ def _place(row: dict[str, Any]) -> str:
 
 def _figures_section(found: dict[str, Any]) -> Section:
     placed = [{**r, "site": _place(r)} for r in found["rows"]]
-    told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
-    kept = {key: title for key, title in _COLUMNS.items() if key not in told}
+    constant = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
+    kept = {key: title for key, title in _COLUMNS.items() if key not in constant}
     rows = tuple(tuple(row[key] for key in kept) for row in placed)
     at_most = f"with p at most {number(found['alpha'])}"
     meanings = {
@@ -246,5 +246,5 @@ def _figures_section(found: dict[str, Any]) -> Section:
     }
     kinds = {_COLUMNS[key]: "share" for key in _SHARES}
     numbers = Numbers(tuple(kept.values()), rows, "figures")
-    made = Table(numbers, kinds=kinds, meanings=meanings, most=len(rows))
-    return Section("figures", "All figures", [made])
+    table = Table(numbers, kinds=kinds, meanings=meanings, most=len(rows))
+    return Section("figures", "All figures", [table])

@@ -78,8 +78,8 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
 
 
 def _not_run(methods: Sequence[str]) -> str:
-    said = ", ".join(shown(method, 60) for method in methods)
-    return f"{said}: no time was left (--seconds 0 runs all methods)"
+    names = ", ".join(shown(method, 60) for method in methods)
+    return f"{names}: no time was left (--seconds 0 runs all methods)"
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -110,28 +110,28 @@ def _verdict(found: dict[str, Any]) -> str:
     held = best["verdict"]
     others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
     where = "here" if not others else f"for answers of {shown(held['label'], 40)}"
-    said = (
+    words = (
         f"Trust {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 is "
         f"no better than random orders, 1 is perfect), above 0 on {held['better']} of "
         f"{held['n']} inputs, {learned}.{_rivals(found)}"
     )
-    return f"{said} The other {others} are not shown to be reliable." if others else said
+    return f"{words} The other {others} are not shown to be reliable." if others else words
 
 
 def _rivals(found: dict[str, Any]) -> str:
     """Return the methods that are as good as the best one, or have a larger effect."""
-    said, of = "", {one["method"]: one for one in found["methods"]}
+    words, of = "", {one["method"]: one for one in found["methods"]}
     if equal := found.get("not_apart"):
-        said = (
+        words = (
             " Not significantly different from it (95 %): "
             f"{', '.join(shown(w, 60) for w in equal)}."
         )
     for word in found.get("larger", ()):
-        said += (
+        words += (
             f" {shown(word, 60)} has a larger effect ({number(of[word]['effect'])}), but "
             f"{_fault(found, of[word])}."
         )
-    return said
+    return words
 
 
 def _fault(found: dict[str, Any], rival: dict[str, Any]) -> str:
@@ -142,14 +142,14 @@ def _fault(found: dict[str, Any], rival: dict[str, Any]) -> str:
         (held,) = [one for one in rival["classes"] if one["label"] == label]
         return f"the wrong sign on {held['wrong']} of {plural(held['moved'], 'input')}"
     if all_inputs["signed"] and all_inputs["high"] >= 0.5:
-        said = f"the wrong sign on {share(all_inputs['value'])} of the inputs (95 %: up to "
-        said += f"{share(all_inputs['high'])}; 50 % is chance)"
+        words = f"the wrong sign on {share(all_inputs['value'])} of the inputs (95 %: up to "
+        words += f"{share(all_inputs['high'])}; 50 % is chance)"
     else:
-        said = "not significantly on all inputs"
+        words = "not significantly on all inputs"
     of_class = rival["verdict"]["label"]
     if not rival["believable"] or of_class is None:
-        return said
-    return f"{said}; it is reliable for answers of {shown(of_class, 40)}"
+        return words
+    return f"{words}; it is reliable for answers of {shown(of_class, 40)}"
 
 
 def _methods(found: dict[str, Any]) -> Section:
@@ -175,8 +175,8 @@ def _methods(found: dict[str, Any]) -> Section:
         for one in found["methods"]
     )
     kinds = {"wrong signs": "share"}
-    made = Table(Numbers(columns, rows, "methods"), kinds=kinds, meanings=_MEANINGS, brief=_BRIEF)
-    return Section("methods", "Which explanation holds", [made])
+    table = Table(Numbers(columns, rows, "methods"), kinds=kinds, meanings=_MEANINGS, brief=_BRIEF)
+    return Section("methods", "Which explanation holds", [table])
 
 
 def _interval(one: dict[str, Any]) -> str | None:
@@ -201,30 +201,32 @@ def _features(features: Sequence[dict[str, Any]]) -> Section:
     lead += "mean over answers. Taken out: the measured change without the feature; if the two "
     lead += "differ, the slope is a poor estimate. Active: fraction of positions."
     numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
-    made = Table(numbers, kinds={"active": "share"})
-    return Section("features", "Which features the answers depend on", [made], lead)
+    table = Table(numbers, kinds={"active": "share"})
+    return Section("features", "Which features the answers depend on", [table], lead)
 
 
 def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
     best = found["best"] or found["methods"][0]["method"]
-    made: list[Part] = []
+    parts: list[Part] = []
     for i, example in enumerate(found["examples"]):
         given = shown_inputs[i] if i < len(shown_inputs) else {}
         drawn = example["attributions"][best]
-        said = answer_sentence(example, drawn["shape"], found["places"], given.get("pieces", ()))
-        made.append(Prose(f"{i}: {place_of(example)}", "heading", "page"))
-        if said:
-            line = Prose(f"{place_of(example)}: {said}", where="terminal")
-            made += [Prose(said, where="page"), *([line] if i < MOST_ANSWERS else [])]
-        made.append(_drawn(drawn, given, found["places"]))
+        sentence = answer_sentence(
+            example, drawn["shape"], found["places"], given.get("pieces", ())
+        )
+        parts.append(Prose(f"{i}: {place_of(example)}", "heading", "page"))
+        if sentence:
+            line = Prose(f"{place_of(example)}: {sentence}", where="terminal")
+            parts += [Prose(sentence, where="page"), *([line] if i < MOST_ANSWERS else [])]
+        parts.append(_drawn(drawn, given, found["places"]))
     if not shown_inputs:
-        made.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
+        parts.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
     signed = any(m["method"] == best and m["violation"]["signed"] for m in found["methods"])
     warm = (
         "raises the answer" if signed else "marks the parts that change the answer most, up or down"
     )
     lead = f"Attributions by {best}: warm colour {warm}."
-    return Section("examples", "Answers, one by one", made, lead)
+    return Section("examples", "Answers, one by one", parts, lead)
 
 
 def _where(found: dict[str, Any]) -> str:

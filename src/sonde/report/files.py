@@ -130,13 +130,13 @@ def is_sealed(path: Path) -> bool | None:
             return sealed_page(page) == text
         return None if text.rstrip().endswith("</html>") else False
     try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
+        content = json.loads(text)
+        if not isinstance(content, dict):
             return False
-        if "hash" not in found:
-            return None if to_json(found) == text else False
-        found.pop("hash")
-        return sealed_json(found) == text
+        if "hash" not in content:
+            return None if to_json(content) == text else False
+        content.pop("hash")
+        return sealed_json(content) == text
     except (ValueError, RecursionError):
         return False
 

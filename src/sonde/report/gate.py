@@ -31,8 +31,8 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     name, side, limit = match.groups()
     value = figure(report, name)
     if value is None:
-        known = ", ".join(n for n in MEASURES if figure(report, n) is not None)
-        return f"{name} {side} {limit} (not known{f'; known: {known}' if known else ''})"
+        names = ", ".join(n for n in MEASURES if figure(report, n) is not None)
+        return f"{name} {side} {limit} (not known{f'; known: {names}' if known else ''})"
     is_beyond = value < float(limit) if side == "<" else value > float(limit)
     return f"{name} {value:.4g} {side} {limit}" if is_beyond else None
 
@@ -61,20 +61,20 @@ def parse_gate(text: str | None) -> tuple[str, ...]:
         return ()
     from sonde.findings.catalogue import rule_classes
 
-    found = []
+    words = []
     for word in text.split(","):
         word = word.strip()
         if LIMIT.fullmatch(word):
-            found.append(word)
+            words.append(word)
         elif word in LEVELS or word.upper() in rule_classes():
-            found.append(word if word in LEVELS else word.upper())
+            words.append(word if word in LEVELS else word.upper())
         else:
-            known = [*LEVELS, *rule_classes()]
+            names = [*LEVELS, *rule_classes()]
             raise InputError(
                 f"--fail-on: expected a level, a code or a limit such as accuracy<.95, loss>1.2 or "
-                f"error>3, got {word!r}.{near(word, known)}"
+                f"error>3, got {word!r}.{near(word, names)}"
             )
-    return tuple(found)
+    return tuple(words)
 
 
 def codes_reaching(
@@ -94,8 +94,8 @@ def codes_reaching(
         findings = [{"code": e["code"], "level": e["level_b"]} for e in entries if e["level_b"]]
     levels = [LEVELS.index(word) for word in gate if word in LEVELS]
     least = min(levels, default=len(LEVELS))
-    found = [f["code"] for f in findings if LEVELS.index(f["level"]) >= least or f["code"] in gate]
+    codes = [f["code"] for f in findings if LEVELS.index(f["level"]) >= least or f["code"] in gate]
     blind = [c for c in report["checks"] if c["state"] in ("withheld", "failed")]
-    found += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
-    found += [said for word in gate if (said := reached(report, word)) is not None]
-    return list(dict.fromkeys(found))
+    codes += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
+    codes += [measure for word in gate if (measure := reached(report, word)) is not None]
+    return list(dict.fromkeys(codes))

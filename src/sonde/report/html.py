@@ -83,7 +83,7 @@ def to_html(report: dict[str, Any]) -> str:
         limits_section(report, [part for part in measured if is_absent(part)]),
         provenance_section(report, names),
     )
-    kept = {key: said for key, said in SECTIONS.items() if f' id="{key}"' in parts}
+    kept = {key: heading for key, heading in SECTIONS.items() if f' id="{key}"' in parts}
     body = join(header(report), contents("toc", kept), parts)
     where = report["provenance"]
     title = f"{shown(where['model']['name'], 80)} on {shown(where['data']['name'], 80)}: sonde scan"
@@ -94,12 +94,12 @@ def to_html(report: dict[str, Any]) -> str:
 
 def _versus_model(report: dict[str, Any], names: ElementIds) -> Markup | None:
     """Return the section on differences from another model, or None without another model."""
-    found = report.get("versus_model")
-    if found is None:
+    comparison_of = report.get("versus_model")
+    if comparison_of is None:
         return None
-    made = comparison(found)
+    document = comparison(comparison_of)
     return section(
-        "versus_model", SECTIONS["versus_model"], embedded(made, names), lead=made.verdict
+        "versus_model", SECTIONS["versus_model"], embedded(document, names), lead=document.verdict
     )
 
 
@@ -144,7 +144,7 @@ def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
         Bytes that the JSON may take.
     """
     kept = dict(report)
-    for said, step in (
+    for what, step in (
         ("the similarity of sites that are not drawn", _similarity),
         ("curves and units of sites that are not drawn", _curves),
         ("sites that are not drawn", _sites),
@@ -153,7 +153,7 @@ def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
     ):
         if _bytes(kept) <= room:
             break
-        kept = {**step(kept), "limits": [*kept["limits"], _SAID.format(said)]}
+        kept = {**step(kept), "limits": [*kept["limits"], _SAID.format(what)]}
     return kept
 
 
@@ -163,17 +163,17 @@ def _bytes(report: dict[str, Any]) -> int:
 
 
 def _similarity(report: dict[str, Any]) -> dict[str, Any]:
-    known = report.get("similarity")
-    if not known:
+    similarity = report.get("similarity")
+    if not similarity:
         return report
-    names = set(drawn(known["sites"]))
-    at = [i for i, site in enumerate(known["sites"]) if site in names]
-    cut = {"sites": [known["sites"][i] for i in at]}
+    names = set(drawn(similarity["sites"]))
+    at = [i for i, site in enumerate(similarity["sites"]) if site in names]
+    cut = {"sites": [similarity["sites"][i] for i in at]}
     for key in ("cka", "se", "null"):
-        matrix = known.get(key)
+        matrix = similarity.get(key)
         whole = isinstance(matrix, list)
         cut[key] = [[_short(matrix[i][j]) for j in at] for i in at] if whole else matrix
-    return {**report, "similarity": {**known, **cut}}
+    return {**report, "similarity": {**similarity, **cut}}
 
 
 def _short(value: Real | None) -> Real | None:
@@ -213,13 +213,13 @@ def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     pairs = wrong_pairs(rows)
     if not pairs:
         return None
-    known = any(row["right"] is not None for row in rows)
-    drawn = [_pair(some, known) for some in pairs]
+    is_judged = any(row["right"] is not None for row in rows)
+    drawn = [_pair(some, is_judged) for some in pairs]
     parts, others = [el("div", *drawn[:OPEN], cls="pairs")], drawn[OPEN:]
     if others:
         summary = el("summary", f"{plural(len(others), 'more pair')} of classes")
         parts.append(el("details", summary, el("div", *others, cls="pairs"), cls="how"))
-    listed = [row for row in rows if row["right"] is False] if known else pairs[0]
+    listed = [row for row in rows if row["right"] is False] if is_judged else pairs[0]
     table = tuple(
         (
             place_of(row),
@@ -235,28 +235,28 @@ def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     heads = ("where", "id", "truth", "answer", "sure", "loss", "named by")
     parts.append(tabled(Numbers(heads, table, "wrong inputs"), names, "Wrong inputs"))
     n_judged = sum(row["right"] is not None for row in rows)
-    lead = f"{len(listed):,} of {plural(n_judged, 'row')} are wrong. " if known else ""
+    lead = f"{len(listed):,} of {plural(n_judged, 'row')} are wrong. " if is_judged else ""
     lead += "The worst rows come first."
     if not report["shows_inputs"]:
         lead += " Inputs are left out; a page written without --no-inputs and --hash-ids has them."
-    return section("wrong", "Wrong inputs" if known else "Worst inputs", *parts, lead=lead)
+    return section("wrong", "Wrong inputs" if is_judged else "Worst inputs", *parts, lead=lead)
 
 
 def _pair(rows: Sequence[dict[str, Any]], known: bool) -> Markup:
     truth, answer = (shown(rows[0][side] or "", 60) for side in ("truth", "answer"))
-    said = f"{truth} called {answer}: {plural(len(rows), 'row')}"
+    title = f"{truth} called {answer}: {plural(len(rows), 'row')}"
     cards = [_card(row, known) for row in rows[:SHOWN]]
-    return el("div", el("h3", said) if known else None, el("div", *cards, cls="gallery"))
+    return el("div", el("h3", title) if known else None, el("div", *cards, cls="gallery"))
 
 
 def _card(row: dict[str, Any], known: bool) -> Markup:
     sure = "" if row["confidence"] is None else f"{share(row['confidence'])} sure"
-    said = sure if known else answer_words(row)
+    title = sure if known else answer_words(row)
     codes = ", ".join(row["findings"])
     return el(
         "figure",
         _input(row.get("input")),
-        el("figcaption", el("b", said), el("span", place_of(row)), el("span", codes)),
+        el("figcaption", el("b", title), el("span", place_of(row)), el("span", codes)),
     )
 
 
@@ -278,8 +278,8 @@ def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Mar
     for state in ("withheld", "failed"):
         for check in report["checks"]:
             if check["state"] == state:
-                said = f" {check['title']}: {state}; {check['reason'] or 'no reason given'}."
-                items.append(el("li", el("span", check["code"], cls="code"), said))
+                words = f" {check['title']}: {state}; {check['reason'] or 'no reason given'}."
+                items.append(el("li", el("span", check["code"], cls="code"), words))
     folded = drawer(plural(len(items), "limit"), el("ul", *items, cls="limits"), cls="more")
     return section("limits", "What this scan cannot detect", folded)
 
@@ -320,7 +320,7 @@ def provenance_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
-    known = {
+    facts = {
         "wall time": None if where.get("wall_seconds") is None else seconds(where["wall_seconds"]),
         "peak memory": None
         if where.get("peak_memory_bytes") is None
@@ -338,7 +338,7 @@ def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
         "state_id",
     )
     plain = [(words(key), _shown(where[key])) for key in keys if where.get(key) is not None]
-    return [*plain, *known.items()]
+    return [*plain, *facts.items()]
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str | None]]:

@@ -54,5 +54,5 @@ def _item(finding: dict[str, Any], sites: list[str]) -> Markup:
 def _mark(level: str) -> Markup:
     """Return a level's word and symbol with inline style, since notebooks have no style sheet."""
     colors = {"error": "#c44e00", "warning": "#b97900", "note": "#0072b2"}
-    made = badge(level).replace("<svg ", f'<svg width="14" height="14" fill="{colors[level]}" ')
-    return Markup(made)
+    svg = badge(level).replace("<svg ", f'<svg width="14" height="14" fill="{colors[level]}" ')
+    return Markup(svg)

@@ -63,10 +63,10 @@ def histogram(
     >>> histogram([0.1, 0.2, 0.4], [0.9], threshold=0.5)[:4]
     '<svg'
     """
-    found = _histogram(usual, () if unusual is None else unusual, bins)
+    bins_of = _histogram(usual, () if unusual is None else unusual, bins)
     kinds = ("usual",) if unusual is None else ("usual", "unusual")
-    made = histogram_picture({**found, "threshold": threshold}, title, kinds)
-    return drawn([made] if made else [], width)
+    picture = histogram_picture({**bins_of, "threshold": threshold}, title, kinds)
+    return drawn([picture] if picture else [], width)
 
 
 def roc(
@@ -94,11 +94,11 @@ def roc(
     '<svg'
     """
     curve = roc_points(scores, unusual, group, resamples, seed)
-    found = _auroc(scores, unusual, group, resamples=resamples, seed=seed)
-    said = number(float(found.value))
-    if found.low == found.low:
-        said += f" ({number(found.low)} to {number(found.high)})"
-    return drawn([roc_picture(curve, title, said)], width)
+    area = _auroc(scores, unusual, group, resamples=resamples, seed=seed)
+    words = number(float(area.value))
+    if area.low == area.low:
+        words += f" ({number(area.low)} to {number(area.high)})"
+    return drawn([roc_picture(curve, title, words)], width)
 
 
 def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = WIDE) -> Svg:
@@ -117,8 +117,8 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
     InputError
         If no row of this detector has an AUROC.
     """
-    made = auroc_picture([row for row in rows if row["instrument"] == instrument], instrument)
-    return drawn([made] if made else [], width)
+    picture = auroc_picture([row for row in rows if row["instrument"] == instrument], instrument)
+    return drawn([picture] if picture else [], width)
 
 
 def heat_map(
@@ -155,14 +155,16 @@ def heat_map(
     scale = ColourScale(scale.low if low is None else low, scale.high if high is None else high)
     if not scale.high > scale.low:
         raise InputError(f"heat_map: expected low < high, got {scale.low} and {scale.high}.")
-    made = heat(_image(image), torch.as_tensor(grid), values, scale)
-    drawing = join(*panels(made, 16.0), legend(scale, "heat", 16.0, made.height + 28))
-    wide = 32 + (made.width * 2 + 16 if made.image is not None else max(made.width, SIDE))
-    high_ = made.height + 84
+    drawn_heat = heat(_image(image), torch.as_tensor(grid), values, scale)
+    drawing = join(*panels(drawn_heat, 16.0), legend(scale, "heat", 16.0, drawn_heat.height + 28))
+    wide = 32 + (
+        drawn_heat.width * 2 + 16 if drawn_heat.image is not None else max(drawn_heat.width, SIDE)
+    )
+    high_ = drawn_heat.height + 84
     shifted = el("g", drawing, transform="translate(0 16)")
     ground = el("rect", width=wide, height=high_, fill="var(--paper)")
     made_svg = el(
-        "svg", el("title", made.message), ground, shifted, xmlns="http://www.w3.org/2000/svg",
+        "svg", el("title", drawn_heat.message), ground, shifted, xmlns="http://www.w3.org/2000/svg",
         width=wide, height=high_, viewBox=f"0 0 {wide} {high_}", role="img",
         font_family="sans-serif",
     )  # fmt: skip
@@ -242,12 +244,12 @@ def tokens_svg(
     drawn: list[Markup] = []
     line = column = 0
     for i, piece in enumerate(pieces):
-        said = _said(i, scores[i], p[i], i in keep)
+        words = _said(i, scores[i], p[i], i in keep)
         for word in _lines(piece):
             if column and (column + _width(word) > COLUMNS):
                 line, column = line + 1, 0
             if word:
-                drawn.append(_box(word, line, column, said, level_of(scores[i], scale), i in keep))
+                drawn.append(_box(word, line, column, words, level_of(scores[i], scale), i in keep))
             column += _width(word)
             if word.endswith("\u21b5"):
                 line, column = line + 1, 0
@@ -290,15 +292,15 @@ def _width(text: str) -> int:
 
 
 def _said(i: int, score: float, p: float | None, strong: bool) -> str:
-    said = f"{i}: score {score_words(score)}"
-    said += "" if p is None else f", p {number(p)}"
-    return f"{said}, marked" if strong else said
+    words = f"{i}: score {score_words(score)}"
+    words += "" if p is None else f", p {number(p)}"
+    return f"{words}, marked" if strong else words
 
 
 def _left(n: int, line: int) -> Markup:
     """Return the line with the number of parts that are not drawn."""
-    said = f"{plural(n, 'more part')} not drawn"
-    return el("text", said, x=16, y=25 + line * LINE, fill="var(--soft)")
+    words = f"{plural(n, 'more part')} not drawn"
+    return el("text", words, x=16, y=25 + line * LINE, fill="var(--soft)")
 
 
 def _box(word: str, line: int, column: int, said: str, level: int, strong: bool) -> Markup:

@@ -109,7 +109,7 @@ class Report:
     @property
     def figures(self) -> dict[str, Svg]:
         """The pictures of the page, each drawn on demand."""
-        return {made.key: drawn([made]) for made in scan_pictures(self._report)}
+        return {picture.key: drawn([picture]) for picture in scan_pictures(self._report)}
 
     def json(self) -> dict[str, Any]:
         """Return everything, as ``sonde scan --json`` prints it."""
@@ -232,17 +232,17 @@ def run_scan(
         stored = None if again is None else replace(again, is_stored=True)
         return replace(scanned, again=stored), name
     live = loaded_for_scan(model, (data, versus), processor, options)
-    mine, other = scan_streams(live, data, versus, settings, **options)
+    own, other = scan_streams(live, data, versus, settings, **options)
     scanned = scan_stream(
-        mine,
-        name_of(data, mine),
+        own,
+        name_of(data, own),
         other=other,
         other_name=name_of(versus, other),
         settings=settings,
         limited=options.get("limit") is not None,
     )
     name = model if isinstance(model, str) else live.name or type(live.module).__name__
-    return replace(scanned, again=_with_classes(again, mine, options)), name
+    return replace(scanned, again=_with_classes(again, own, options)), name
 
 
 def loaded_for_scan(
@@ -264,17 +264,19 @@ def scan_streams(
     further = () if isinstance(live, str) else ALL_ROWS
 
     def stream(where: Any, **more: Any) -> Stream:
-        found = read(live, where, further=further, **{**options, **more})
-        found = stream_in_sorted_order(found)
-        return replace(found, entry=True, check=False) if isinstance(found, LiveStream) else found
+        opened = read(live, where, further=further, **{**options, **more})
+        opened = stream_in_sorted_order(opened)
+        return (
+            replace(opened, entry=True, check=False) if isinstance(opened, LiveStream) else opened
+        )
 
-    mine = stream(data)
-    other = None if versus is None else stream(versus, **columns_of(mine), **_beside(mine))
-    if settings is not None and isinstance(mine, LiveStream) and isinstance(other, LiveStream):
-        mine = with_columns_of(mine, settings.detectors)
-        other = replace(other, sites=mine.sites, perturb=mine.perturb)
-        other = replace(other, with_logits=mine.with_logits, logits_asked=mine.logits_asked)
-    return mine, other
+    first = stream(data)
+    other = None if versus is None else stream(versus, **columns_of(first), **_beside(first))
+    if settings is not None and isinstance(first, LiveStream) and isinstance(other, LiveStream):
+        first = with_columns_of(first, settings.detectors)
+        other = replace(other, sites=first.sites, perturb=first.perturb)
+        other = replace(other, with_logits=first.with_logits, logits_asked=first.logits_asked)
+    return first, other
 
 
 def _beside(mine: Stream) -> dict[str, Any]:
@@ -282,8 +284,8 @@ def _beside(mine: Stream) -> dict[str, Any]:
     inputs = items_of(mine)
     if inputs is None:
         return {}
-    known = inputs.typed.get("classes") or (() if inputs.own_labels else inputs.label_names)
-    return {"new_classes": True} | ({"classes": known} if known else {})
+    classes = inputs.typed.get("classes") or (() if inputs.own_labels else inputs.label_names)
+    return {"new_classes": True} | ({"classes": classes} if classes else {})
 
 
 def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) -> Again | None:
@@ -309,18 +311,18 @@ def _scan_stores(
                 "Write it with sonde read, or scan the model instead of the store."
             )
         other = read(versus, **options)
-        mine, its = stream.identity(), other.identity()
-        name = first_difference(mine, its, (*MODEL_FACTS, *READING_FIELDS))
+        own, its = stream.identity(), other.identity()
+        name = first_difference(own, its, (*MODEL_FACTS, *READING_FIELDS))
         if name is not None:
             raise StateError(
                 f"scan: {versus} contains rows of another model or rows that were read with other "
-                f"options than {place}: {difference(name, mine.get(name), its.get(name))}. Read "
+                f"options than {place}: {difference(name, own.get(name), its.get(name))}. Read "
                 "both data sets with the same model and options."
             )
-    found = scan_stream(
+    scanned = scan_stream(
         stream, str(place), other=other, other_name=name_of(versus), settings=settings
     )
-    return found, str(place)
+    return scanned, str(place)
 
 
 def _typed(thing: Any) -> str | None:
@@ -342,7 +344,7 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         return []
     parts = {name: report.get(name) for name in ("similarity", "labels", "prediction", "versus")}
     table = (report.get("answers") or {}).get("confusion")
-    made = [
+    pictures = [
         confusion_picture(table) if table else None,
         *depth_pictures(report),
         spectrum_picture(report),
@@ -356,4 +358,4 @@ def scan_pictures(report: dict[str, Any]) -> list[Picture]:
         scores_picture(report) if parts["versus"] else None,
         *rows_pictures(report),
     ]
-    return [picture for picture in made if picture is not None]
+    return [picture for picture in pictures if picture is not None]

@@ -75,15 +75,17 @@ def scores_to_html(
         "alpha": alpha,
         "shows_inputs": bool(exhibits is not None and exhibits.inputs),
         "summary": [dict(zip(_SUMMARY, row, strict=True)) for row in summary],
-        "unusual": {name: [_plain(line) for line in mine] for name, mine in lines.items()},
+        "unusual": {
+            name: [_plain(line) for line in of_instrument] for name, of_instrument in lines.items()
+        },
     }
-    first = next((line for mine in lines.values() for line in mine), None)
-    found = None if exhibits is None or first is None else exhibits.of(first)
-    said = "No rows." if first is None else f"Most anomalous: {_name(first, found)}"
-    made = Document(
+    first = next((line for of_instrument in lines.values() for line in of_instrument), None)
+    seen = None if exhibits is None or first is None else exhibits.of(first)
+    verdict = "No rows." if first is None else f"Most anomalous: {_name(first, seen)}"
+    document = Document(
         "score",
         shown(title, 200),
-        said,
+        verdict,
         _facts(scored, exhibits, alpha),
         [
             _unusual(lines, exhibits, alpha, names),
@@ -92,7 +94,7 @@ def scores_to_html(
             _unusual_rows(scored),
         ],
     )
-    return document_page(made, carried, names)
+    return document_page(document, carried, names)
 
 
 def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **options: Any) -> Path:
@@ -125,7 +127,7 @@ def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
     """Return the number of calibration rows if they are too few for any alarm, else None."""
     if exhibits is None:
         return None
-    few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
+    few = [reason for key in keys_of(scored) if (reason := lacking(exhibits.fitted, key, alpha))]
     return (
         "{} calibration rows, but an alarm needs {}: calibrate on more rows".format(*min(few))
         if few
@@ -137,16 +139,16 @@ def _unusual(
     lines: dict[str, list[dict[str, Any]]], exhibits: Any, alpha: float, names: ElementIds
 ) -> Section:
     parts: list[Part] = []
-    for instrument, mine in lines.items():
-        made = [None if exhibits is None else exhibits.of(line) for line in mine]
-        scales = _scales(mine, made)
+    for instrument, of_instrument in lines.items():
+        shown_exhibits = [None if exhibits is None else exhibits.of(line) for line in of_instrument]
+        scales = _scales(of_instrument, shown_exhibits)
         if len(lines) > 1:
             parts.append(Prose(shown(instrument, 60), "heading"))
         parts += [
             Drawing(
-                _card(rank, line, _spot(line, exhibits), found, scales[line["site"]], alpha, names)
+                _card(rank, line, _spot(line, exhibits), seen, scales[line["site"]], alpha, names)
             )
-            for rank, (line, found) in enumerate(zip(mine, made, strict=True), 1)
+            for rank, (line, seen) in enumerate(zip(of_instrument, shown_exhibits, strict=True), 1)
         ]
     lead = (
         "Ordered by p-value, then by how far the score lies above the others of its site. "
@@ -168,8 +170,8 @@ def _spot(line: dict[str, Any], exhibits: Any) -> str:
 def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, ColourScale]:
     """Return each site's colour scale over all examples shown."""
     scores: dict[str, list[float]] = {line["site"]: [] for line in lines}
-    for line, found in zip(lines, made, strict=True):
-        scores[line["site"]] += list(found.score) if found is not None else []
+    for line, seen in zip(lines, made, strict=True):
+        scores[line["site"]] += list(seen.score) if seen is not None else []
     return {site: ColourScale.of(values) for site, values in scores.items()}
 
 
@@ -220,9 +222,9 @@ def _drawn(scored: pa.Table, alpha: float) -> Section:
     for key in keys[-MOST_DRAWN:]:
         part = part_of(scored, key)
         bins = histogram(scores_of(part)) | {"threshold": threshold_of([part], alpha)}
-        made = histogram_picture(bins, named(*key), ("scored",), alpha)
-        said = f"{named(*key)}: all scores are infinite."
-        parts += figures(made) or [Prose(said, "empty")]
+        picture = histogram_picture(bins, named(*key), ("scored",), alpha)
+        words = f"{named(*key)}: all scores are infinite."
+        parts += figures(picture) or [Prose(words, "empty")]
     few = f"Drawn: the last {MOST_DRAWN} of {len(keys)}." if len(keys) > MOST_DRAWN else ""
     return Section("scores", "Scores", parts, few)
 
@@ -233,8 +235,8 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     finite = scores[np.isfinite(scores)]
     middle = float(np.quantile(scores, 0.5, method="inverted_cdf"))
     p = part["p"].to_pylist()
-    known = [value for value in p if value is not None]
-    alarms = sum(v <= alpha for v in known) / len(known) if known else None
+    present = [value for value in p if value is not None]
+    alarms = sum(v <= alpha for v in present) / len(present) if present else None
     return (
         *key,
         len(scores),
@@ -249,15 +251,15 @@ def _unusual_rows(scored: pa.Table) -> Section:
     """Return the lines with the smallest p-values, then the highest scores."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
-    known = ("row",) if scored["row"].null_count < scored.num_rows else ()
-    known += ("position",) if any(scored["position"].to_pylist()) else ()
-    columns = ("id", *known, "instrument", "site", "score", "p")
+    further = ("row",) if scored["row"].null_count < scored.num_rows else ()
+    further += ("position",) if any(scored["position"].to_pylist()) else ()
+    columns = ("id", *further, "instrument", "site", "score", "p")
     rows = tuple(
         tuple(_value(row, name) for name in columns) for row in scored.take(order).to_pylist()
     )
     lead = f"{plural(len(rows), 'line')} of {scored.num_rows:,}, smallest p-values first."
-    made = Table(Numbers(columns, rows, "rows"), "Lines", folded=True)
-    return Section("rows", "Rows", [made], lead)
+    table = Table(Numbers(columns, rows, "rows"), "Lines", folded=True)
+    return Section("rows", "Rows", [table], lead)
 
 
 def _value(row: dict[str, Any], name: str) -> Any:

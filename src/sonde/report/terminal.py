@@ -120,8 +120,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     if report.get("untried"):
         yield from _block("untried", shown(report["untried"], 300), width)
     if report.get("left_out"):
-        said = left_out_text([LeftOut(**entry) for entry in report["left_out"]])
-        yield from _block("left out", shown(said, 300), width)
+        text = left_out_text([LeftOut(**entry) for entry in report["left_out"]])
+        yield from _block("left out", shown(text, 300), width)
     yield from _silent(report, width)
     first = next(iter([*chosen.first, *chosen.more]), None)
     if first is not None:
@@ -132,9 +132,9 @@ def _cause_and_fix(report: dict[str, Any]) -> list[str]:
     """Return a line on the first finding and one on its fix, unwrapped for pasting."""
     if first_finding(report) is None:
         return []
-    known = [part for part in cause_lines(report) if part[1]]
-    heads = [part for part in known if part[0] in ("cause", "part", "seen")]
-    fixes = [part for part in known if part[0] in ("fix", "advice")]
+    parts = [part for part in cause_lines(report) if part[1]]
+    heads = [part for part in parts if part[0] in ("cause", "part", "seen")]
+    fixes = [part for part in parts if part[0] in ("fix", "advice")]
     return [f"{name}: {text}" for name, text in (*heads[-1:], *fixes[:1])]
 
 
@@ -171,10 +171,10 @@ def _names(report: dict[str, Any]) -> str:
 
 def _brief(report: dict[str, Any]) -> str:
     verdict, where = report["verdict"], report["provenance"]
-    found = ", ".join(plural(verdict[level], level) for level in LEVELS if verdict[level])
+    counts = ", ".join(plural(verdict[level], level) for level in LEVELS if verdict[level])
     hidden = ("withheld", "failed", "ignored")
     rest = ", ".join(f"{verdict[state]} {state}" for state in hidden if verdict[state])
-    text = found or "nothing found"
+    text = counts or "nothing found"
     text += f"; {rest}" if rest else ""
     return f"{text}: {shown(where['model']['name'], 60)} on {shown(where['data']['name'], 60)}"
 
@@ -206,11 +206,11 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
 
 
 def _counts(verdict: dict[str, int], width: int) -> Iterator[str]:
-    found = [plural(verdict[level], level) for level in LEVELS]
+    counts = [plural(verdict[level], level) for level in LEVELS]
     states = ("clear", "withheld", "not_applicable", "failed", "ignored")
     ended = [f"{verdict[s]} {words(s)}" for s in states if verdict[s] or s == "clear"]
-    lines = ["   ".join([*found, *ended])]
-    lines = lines if len(lines[0]) <= width else ["   ".join(found), "   ".join(ended)]
+    lines = ["   ".join([*counts, *ended])]
+    lines = lines if len(lines[0]) <= width else ["   ".join(counts), "   ".join(ended)]
     for line in lines:
         yield from wrap(line, width)
 
@@ -280,10 +280,10 @@ def _silent(report: dict[str, Any], width: int) -> Iterator[str]:
         for check in report["checks"]:
             if check["state"] == state:
                 reasons.setdefault(shown(check["reason"] or "", 160), []).append(check["code"])
-        said = [f"{', '.join(c)} ({r})" if r else ", ".join(c) for r, c in reasons.items()]
-        if said:
+        texts = [f"{', '.join(c)} ({r})" if r else ", ".join(c) for r, c in reasons.items()]
+        if texts:
             yield ""
-            yield from _block(state, "; ".join(said), width)
+            yield from _block(state, "; ".join(texts), width)
     if any(check["state"] in {"failed", "withheld"} for check in report["checks"]):
         yield ""
 

@@ -57,17 +57,17 @@ def _verdict(found: dict[str, Any]) -> str:
     if not live:
         return "The model gives both texts the same answer, so there is no difference to trace."
     if len(live) > 1:
-        known = [one["circuit"]["faithfulness"] for one in live if one["circuit"]]
+        kept = [one["circuit"]["faithfulness"] for one in live if one["circuit"]]
         part = f"{plural(len(live), 'pair')} traced"
-        if not known:
+        if not kept:
             return f"{part}."
-        return f"{part}; circuits keep {share(sum(known) / len(known), 2)} of the difference."
+        return f"{part}; circuits keep {share(sum(kept) / len(kept), 2)} of the difference."
     one = live[0]
-    said, circuit, turned = _top(one, found["sites"]), one["circuit"], _turned(one)
+    top, circuit, turned = _top(one, found["sites"]), one["circuit"], _turned(one)
     if circuit is None:
-        return f"{said}; no circuit.{turned}"
+        return f"{top}; no circuit.{turned}"
     ways = f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')}"
-    return f"{said}; {ways} keep {share(circuit['faithfulness'], 2)} of the difference.{turned}"
+    return f"{top}; {ways} keep {share(circuit['faithfulness'], 2)} of the difference.{turned}"
 
 
 def _turned(one: dict[str, Any]) -> str:
@@ -100,23 +100,23 @@ def _place(one: dict[str, Any], i: int) -> str:
     if not one["tokens"]:
         return str(i)
     clean, corrupt = one["tokens"][i], one["corrupt_tokens"][i]
-    said = repr(shown(clean, 16))
-    return said if clean == corrupt else f"{said} for {shown(corrupt, 16)!r}"
+    word = repr(shown(clean, 16))
+    return word if clean == corrupt else f"{word} for {shown(corrupt, 16)!r}"
 
 
 def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
-    made: list[Part] = []
+    parts: list[Part] = []
     for i, one in enumerate(live):
         best = one["best"][0]
         message = f"{number(one['clean'])} clean, {number(one['corrupt'])} corrupted; most at "
         message += f"position {best['position']} ({_place(one, best['position'])})"
         picture = _shares(f"patched-{i}", message, one, one["patched"], found["sites"])
-        made += [*_title(i, live), Figure(picture), _largest(one, found["sites"], i)]
+        parts += [*_title(i, live), Figure(picture), _largest(one, found["sites"], i)]
     lead = (
         "Each cell: one state of one run is put into the other run; the colour is the fraction of "
         "the difference between their answers that it restores: 0 none, 1 all."
     )
-    return Section("maps", "Layers and positions", made, lead)
+    return Section("maps", "Layers and positions", parts, lead)
 
 
 def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
@@ -131,35 +131,35 @@ def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
         for site, row in reversed(list(zip(sites, rows, strict=True)))
         if site in axis.names
     )
-    said = {f"{at}": _place(one, at) for at in kept} if one["tokens"] else {}
-    return Table(Numbers(columns, cells, f"largest-{i}"), meanings=said, where="terminal")
+    meanings = {f"{at}": _place(one, at) for at in kept} if one["tokens"] else {}
+    return Table(Numbers(columns, cells, f"largest-{i}"), meanings=meanings, where="terminal")
 
 
 def _estimates(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
-    made: list[Part] = []
+    parts: list[Part] = []
     for i, one in enumerate(live):
         message = (
             f"The root mean square error of the estimates is {number(one['gap'])} of the difference"
         )
         picture = _shares(f"estimated-{i}", message, one, one["estimated"], found["sites"])
-        made += [*_title(i, live), Figure(picture)]
+        parts += [*_title(i, live), Figure(picture)]
     lead = (
         "The same effects estimated by gradients: a few backward passes instead of a forward "
         "pass for each cell. If the model is nonlinear between the two runs, the estimates are "
         "wrong."
     )
-    return Section("estimates", "Estimates by gradients, and their errors", made, lead)
+    return Section("estimates", "Estimates by gradients, and their errors", parts, lead)
 
 
 def _circuits(live: list[dict[str, Any]]) -> Section:
-    made: list[Part] = []
+    parts: list[Part] = []
     for i, one in enumerate(live):
-        made += _title(i, live)
+        parts += _title(i, live)
         circuit = one["circuit"]
         if circuit is None:
-            made.append(Prose(f"No circuit: {one['no_circuit']}"))
+            parts.append(Prose(f"No circuit: {one['no_circuit']}"))
             continue
-        said = (
+        words = (
             f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')} keep "
             f"{share(circuit['faithfulness'])} of the difference; the same number of random "
             f"paths {share(circuit['random'])}; without them {share(circuit['without'])} remains."
@@ -167,12 +167,12 @@ def _circuits(live: list[dict[str, Any]]) -> Section:
         rows = tuple((e["writer"], e["reader"], e["needed"]) for e in circuit["edges"])
         numbers = Numbers(("writer", "reader", "lost without it"), rows, f"circuit-{i}")
         kinds = {"writer": "site", "reader": "site"}
-        made += [Prose(said), Table(numbers, kinds=kinds, most=MOST_PAIRS)]
+        parts += [Prose(words), Table(numbers, kinds=kinds, most=MOST_PAIRS)]
     lead = (
         "The smallest set of paths through the residual stream, from a layer that writes to a "
         "module that reads, with every other path corrupted."
     )
-    return Section("circuit", "The circuit", made, lead)
+    return Section("circuit", "The circuit", parts, lead)
 
 
 def _title(i: int, live: list[dict[str, Any]]) -> list[Part]:
@@ -203,8 +203,8 @@ def _shares(
         ]
         x = ChartAxis("a", title="", names=[names[i] for i in kept])
         ends: Any = {"low": -1, "high": 1, "two_sided": True}
-        made = matrix(message, cells, x, axis.upward("b"), "share", **ends)
-        return made | {"height": max(60, min(22 * len(axis.labels), 420))}
+        chart = matrix(message, cells, x, axis.upward("b"), "share", **ends)
+        return chart | {"height": max(60, min(22 * len(axis.labels), 420))}
 
     rows = tuple((site, *row) for site, row in zip(sites, values, strict=True))
     note = "Fraction of the difference between the two runs: 0 none, 1 all. Positions across, "

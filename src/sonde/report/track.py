@@ -42,10 +42,10 @@ def document(found: dict[str, Any]) -> Document:
 
 def _verdict(found: dict[str, Any]) -> str:
     """Return a sentence on the track's length and the curve with the largest change."""
-    steps, known = found["steps"], found["curves"]
+    steps, curves = found["steps"], found["curves"]
     first, last = steps[0], steps[-1]
-    numbers = [c for c in known if "low" not in c]
-    n_sites = len({c["site"] for c in numbers or known})
+    numbers = [c for c in curves if "low" not in c]
+    n_sites = len({c["site"] for c in numbers or curves})
     text = f"{plural(len(steps), 'step')}, {first:,} to {last:,}, at {plural(n_sites, 'site')}."
     changed = [(abs(_change(c)), c) for c in numbers if _ends(c) is not None]
     if len(steps) < 2 or not changed:
@@ -68,11 +68,11 @@ def _measure(found: dict[str, Any], method: str, i: int) -> Section:
 
 
 def _ends_and_extremes(curve: dict[str, Any], steps: list[int]) -> tuple[Any, ...]:
-    known = [(v, s) for v, s in zip(curve["values"], steps, strict=True) if v is not None]
-    if not known:
+    present = [(v, s) for v, s in zip(curve["values"], steps, strict=True) if v is not None]
+    if not present:
         return (None,) * 5
-    largest = max(known)
-    return known[0][0], known[-1][0], min(known)[0], *largest
+    largest = max(present)
+    return present[0][0], present[-1][0], min(present)[0], *largest
 
 
 def _across(sites: list[dict[str, Any]]) -> list[Part]:
@@ -109,8 +109,8 @@ def _settled(steps: list[int], alike: list[float | None]) -> int:
 
 
 def _ends(curve: dict[str, Any]) -> tuple[float, float] | None:
-    known = [v for v in curve["values"] if v is not None]
-    return (known[0], known[-1]) if len(known) > 1 else None
+    present = [v for v in curve["values"] if v is not None]
+    return (present[0], present[-1]) if len(present) > 1 else None
 
 
 def _change(curve: dict[str, Any]) -> float:
@@ -139,12 +139,12 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
     def draw(width: int) -> Chart:
         x, y = ChartAxis("x", title="step"), ChartAxis("v", title="")
         kept = [row for row in rows if "lo" in row]
-        made = curves(message, rows, x, y, by="s")
+        chart = curves(message, rows, x, y, by="s")
         if not kept:
-            return made
+            return chart
         bare = [{k: v for k, v in row.items() if k != "tip"} for row in kept]
         ends = marks(message, bare, x, y, by="s", low="lo", high="hi", size=0, aria=False)
-        return overlaid(made, ends)
+        return overlaid(chart, ends)
 
     message = f"{method} at {plural(len(own), 'site')}, step by step"
     vectors = [c for c in own if "low" in c]
@@ -160,7 +160,7 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
 
 
 def _points(curve: dict[str, Any], steps: list[int], axis: Axis) -> Rows:
-    made: Rows = []
+    rows: Rows = []
     for i, (step, value) in enumerate(zip(steps, curve["values"], strict=True)):
         if value is None:
             continue
@@ -175,5 +175,5 @@ def _points(curve: dict[str, Any], steps: list[int], axis: Axis) -> Rows:
             row |= {"lo": curve["low"][i], "hi": curve["high"][i]}
         elif error is not None:
             row |= {"lo": value - 2 * error, "hi": value + 2 * error}
-        made.append(row)
-    return made
+        rows.append(row)
+    return rows

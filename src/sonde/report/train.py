@@ -63,19 +63,19 @@ def _what(found: dict[str, Any]) -> list[str]:
 def _task(found: dict[str, Any]) -> Section:
     rows, what = [], " and ".join(_what(found))
     for arm in _arms(found):
-        told = _figures_of_arm(found, arm)
+        figures = _figures_of_arm(found, arm)
         rows.append(
             (
                 {"with": f"trained with the {what}", "without": "trained without them"}.get(
                     arm, "before"
                 ),
-                *(told["accuracy"][key] for key in ("value", "low", "high")),
-                *(told["loss"][key] for key in ("value", "low", "high")),
+                *(figures["accuracy"][key] for key in ("value", "low", "high")),
+                *(figures["loss"][key] for key in ("value", "low", "high")),
             )
         )
     columns = ("model", "accuracy", "low", "high", "loss, nats", "low ", "high ")
     kinds = {"accuracy": "share", "low": "share", "high": "share"}
-    made = [Table(Numbers(columns, tuple(rows), "task"), kinds=kinds)]
+    parts = [Table(Numbers(columns, tuple(rows), "task"), kinds=kinds)]
     gains = tuple(
         (n, *(seed["gain"][name][key] for name in ("accuracy", "loss")
               for key in ("value", "low", "high")))
@@ -83,7 +83,7 @@ def _task(found: dict[str, Any]) -> Section:
     )  # fmt: skip
     columns = ("seed", "accuracy gained", "low", "high", "loss gained, nats", "low ", "high ")
     numbers = Numbers(columns, gains, "gains")
-    made.append(
+    parts.append(
         Table(numbers, "Accuracy with minus without, by seed", folded=True, where="verbose")
     )
     lead = f"{plural(found['answers'], 'answer')} on examples that were not used for training. "
@@ -100,7 +100,7 @@ def _task(found: dict[str, Any]) -> Section:
         "Intervals: 95 %, by resampling groups of examples; they do not include the variation "
         "between runs in another order, which needs several seeds."
     )
-    return Section("task", "The task", made, lead)
+    return Section("task", "The task", parts, lead)
 
 
 def _layers(found: dict[str, Any]) -> Section | None:
@@ -132,8 +132,10 @@ def _terms(found: dict[str, Any]) -> Section | None:
         lead += f" {plural(one['steps'], 'batch', 'batches')} of {one['of']:,} had too few rows or "
         lead += f"classes for {shown(one['term'], 80)}: these steps trained only the task."
     if found["conflict"]:
-        told = ", ".join(number(x, 2) for x in found["conflict"])
-        lead += f" Cosine of the gradients of task and losses at the start of each epoch: {told} "
+        cosines = ", ".join(number(x, 2) for x in found["conflict"])
+        lead += (
+            f" Cosine of the gradients of task and losses at the start of each epoch: {cosines} "
+        )
         lead += "(below 0 they conflict)."
     return Section("losses", "The losses", parts, lead) if parts else None
 
@@ -222,8 +224,8 @@ def _worked(found: dict[str, Any]) -> str:
             moved = "did not change" if before == after else fell
             parts.append(f"{name} {moved}: {before} to {after}")
         else:
-            told = f"{number(one['with'])} with it, {number(one['without'])} without"
-            parts.append(f"{name} {_moved(one, len(found['seeds']))}: {told}")
+            words = f"{number(one['with'])} with it, {number(one['without'])} without"
+            parts.append(f"{name} {_moved(one, len(found['seeds']))}: {words}")
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -244,18 +246,18 @@ def _layers_helped(found: dict[str, Any]) -> str:
     word = "them" if named[1:] or found["terms"] else "it"
     instead = _instead(found) is not None and "without" in names
     against = "with equally many other parameters trained instead" if instead else f"without {word}"
-    told = f"{after} of the answers are correct with {word}, {before} {against} "
-    told += f"({_points(right['low'])} to {_points(right['high'])} percentage points)"
+    words = f"{after} of the answers are correct with {word}, {before} {against} "
+    words += f"({_points(right['low'])} to {_points(right['high'])} percentage points)"
     if len(found["seeds"]) == 1 and "without" in names:
-        return f"A single seed cannot show whether {who} helped: {told}. Repeat with --seeds 5."
+        return f"A single seed cannot show whether {who} helped: {words}. Repeat with --seeds 5."
     if _is_change(right):
-        return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
+        return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {words}."
     low, high = (number(_mean(found, arm, "loss")) for arm in names)
     moved = "did not change significantly either"
     if loss["high"] < 0 or loss["low"] > 0:
         moved = f"{'fell' if loss['high'] < 0 else 'rose'} from {low} to {high} nats"
     return (
-        f"{who} did not change the number of correct answers significantly: {told}. The loss "
+        f"{who} did not change the number of correct answers significantly: {words}. The loss "
         f"{moved}."
     )
 
@@ -279,11 +281,11 @@ def _helped(found: dict[str, Any]) -> str:
     """Return whether the task gained: over seeds, by paired training runs."""
     gain, n_seeds = found["gain"]["accuracy"], len(found["seeds"])
     against = "without" if "without" in _arms(found) else "before"
-    told = f"{share(_mean(found, 'with', 'accuracy'))} correct with, "
-    told += f"{share(_mean(found, against, 'accuracy'))} {against}"
+    words = f"{share(_mean(found, 'with', 'accuracy'))} correct with, "
+    words += f"{share(_mean(found, against, 'accuracy'))} {against}"
     if n_seeds == 1 and against == "without":
         return (
-            f"A single seed cannot show whether the task gained: {told}; "
+            f"A single seed cannot show whether the task gained: {words}; "
             f"{plural(gain['gained'], 'example')} gained and {gain['lost']:,} lost (p = "
             f"{number(gain['p'], 2)} by McNemar's test of these two models alone). "
             "Repeat with --seeds 5."
@@ -292,13 +294,13 @@ def _helped(found: dict[str, Any]) -> str:
     over = f" over {n_seeds} seeds" if n_seeds > 1 else ""
     if _is_change(gain):
         word, size = ("gained", gain["value"]) if gain["value"] > 0 else ("lost", -gain["value"])
-        return f"The task {word} {_points(size)} percentage points ({range_words}{over}): {told}."
+        return f"The task {word} {_points(size)} percentage points ({range_words}{over}): {words}."
     seen = ""
     if "detects" in gain:
         seen = f"; a change of {_points(gain['detects'])} would show in 4 of 5 such comparisons"
     return (
         f"The task did not change significantly ({range_words} percentage points{over}{seen}): "
-        f"{told}."
+        f"{words}."
     )
 
 

@@ -44,12 +44,12 @@ def _verdict(found: dict[str, Any]) -> str:
     what = "feature" if found["dictionary"] else "unit"
     n = len(found["units"])
     dead = sum(len(u["histogram"]["counts"]) == 1 for u in found["units"])
-    said = f"{plural(n, what)} at {found['site']} over {plural(found['n'], 'row')}"
+    words = f"{plural(n, what)} at {found['site']} over {plural(found['n'], 'row')}"
     if found["labelled"] is not None:
-        said += f"; {share(found['labelled'])} follow a label"
-    said += f"; {dead:,} never change" if dead else ""
-    said += f"; {loss_text(found['loss'])}" if found["loss"] else ""
-    return f"{said}."
+        words += f"; {share(found['labelled'])} follow a label"
+    words += f"; {dead:,} never change" if dead else ""
+    words += f"; {loss_text(found['loss'])}" if found["loss"] else ""
+    return f"{words}."
 
 
 def loss_text(loss: Mapping[str, Any]) -> str:
@@ -74,8 +74,8 @@ def _clearest(found: dict[str, Any]) -> Section | None:
         rows = tuple((str(u["unit"]), " ".join(repr(t) for t, _ in u["writes"][:5])) for u in best)
     else:
         return None
-    made = Table(Numbers(columns, rows, "clearest"))
-    return Section("clearest", "Clearest units", [made], where="terminal")
+    table = Table(Numbers(columns, rows, "clearest"))
+    return Section("clearest", "Clearest units", [table], where="terminal")
 
 
 def _units(found: dict[str, Any]) -> Section:

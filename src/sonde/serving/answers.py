@@ -19,22 +19,22 @@ def answers_json(request: str, answers: Sequence[Answer], alpha: float) -> dict[
 def _one(name: str, found: Answer) -> dict[str, Any]:
     if found.refusal is not None:
         return {"id": name, "error": found.refusal.sentence, "status": found.refusal.status}
-    said = {"id": name, "answer": found.answer, "probability": found.probability}
+    line = {"id": name, "answer": found.answer, "probability": found.probability}
     if found.cut is not None:
-        said |= {"cut": True, "tokens_read": found.cut.n_read, "tokens_given": found.cut.n_given}
+        line |= {"cut": True, "tokens_read": found.cut.n_read, "tokens_given": found.cut.n_given}
     if found.ignored:
-        said["ignored"] = list(found.ignored)
+        line["ignored"] = list(found.ignored)
     if found.columns is not None:
-        said["columns"] = [finite_json(asdict(column)) for column in found.columns]
+        line["columns"] = [finite_json(asdict(column)) for column in found.columns]
     verdict = found.verdict
     if verdict is None:
-        return said
+        return line
     by_detector: dict[str, dict[str, float | None]] = {}
     scores: dict[str, dict[str, float | None]] = {}
     for (method, site), (score, p) in verdict.each.items():
         by_detector.setdefault(method, {})[site] = p
         scores.setdefault(method, {})[site] = score if math.isfinite(score) else None
-    return said | {
+    return line | {
         "p": by_detector,
         "score": scores,
         "p_all": verdict.p,

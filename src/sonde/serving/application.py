@@ -161,14 +161,14 @@ def app(
     guard: Any = Middleware(OwnPagesMiddleware)  # type: ignore[arg-type]
     if token is not None:
         guard = Middleware(TokenMiddleware, token=token)  # type: ignore[arg-type]
-    made = Starlette(
+    application = Starlette(
         routes=[*handlers.routes(), *chats.routes()],
         middleware=[guard],
         lifespan=lifespan,
         exception_handlers={404: _no_address, 405: _no_address},
     )
-    made.state.service = service
-    return made
+    application.state.service = service
+    return application
 
 
 def _kind_of(request: Request) -> str:
@@ -200,8 +200,8 @@ def _random_names() -> Iterator[str]:
     share one.
     """
     while True:
-        found = secrets.token_hex(ID_BYTES * IDS)
-        yield from (found[i : i + 2 * ID_BYTES] for i in range(0, len(found), 2 * ID_BYTES))
+        digits = secrets.token_hex(ID_BYTES * IDS)
+        yield from (digits[i : i + 2 * ID_BYTES] for i in range(0, len(digits), 2 * ID_BYTES))
 
 
 async def _answered_or_gone(answering: "asyncio.Future[Any]", request: Request) -> None:
@@ -328,14 +328,14 @@ class _Handlers:
             raise Refusal(415, f"Expected a body of {JSON}, with or without binary tensors.")
         body = await read_body(request, self.limits)
         head, content = split_body(body, request.headers.get(LENGTH_HEADER))
-        found = with_data(parse_json(head), content)
+        asked = with_data(parse_json(head), content)
         rows = self.service.rows()
-        inputs = inputs_of(found, served, rows, self.limits)
+        inputs = inputs_of(asked, served, rows, self.limits)
         name, answers = await self._answered(request, inputs, len(body))
         for one in answers:
             if one.refusal is not None:  # a tensor has no room for the reason
                 raise one.refusal
-        head, parts = infer_json(served, name, found, answers)
+        head, parts = infer_json(served, name, asked, answers)
         if not parts:
             return JSONResponse(head)
         text = json.dumps(head).encode()
@@ -377,13 +377,13 @@ class _Handlers:
 
     async def feedback(self, request: Request) -> Response:
         """Record the correct answer to an input."""
-        found = parse_json(await self._json(request))
-        each = found.get("feedback", [found])
+        body = parse_json(await self._json(request))
+        each = body.get("feedback", [body])
         if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         check_count(len(each), self.limits)
-        said = [self.service.judge(one.get("id"), one.get("truth")) for one in each]
-        return JSONResponse({"taken": len(said), "correct": sum(said)})
+        judgements = [self.service.judge(one.get("id"), one.get("truth")) for one in each]
+        return JSONResponse({"taken": len(judgements), "correct": sum(judgements)})
 
     async def accuracy(self, _: Request) -> Response:
         """Return the accuracy according to feedback."""

@@ -25,13 +25,13 @@ def read_token(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--token-file: there is no file {path}.")
-    found = path.read_bytes()[:4096].partition(b"\n")[0].strip()
-    if len(found) < SHORTEST or not found.isascii() or any(c <= 32 for c in found):
+    token = path.read_bytes()[:4096].partition(b"\n")[0].strip()
+    if len(token) < SHORTEST or not token.isascii() or any(c <= 32 for c in token):
         raise InputError(
             f"--token-file: expected a token of at least {SHORTEST} letters, digits and signs in "
             f"{path}. Create a token: openssl rand -hex 32 > {path}"
         )
-    return found.decode()
+    return token.decode()
 
 
 class TokenMiddleware:

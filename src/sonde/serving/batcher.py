@@ -143,13 +143,13 @@ class Batcher:
         """
         self.check_room(len(items))
         loop = asyncio.get_running_loop()
-        mine = [_Waiting(item, loop.create_future()) for item in items]
-        self._queue.extend(mine)
+        waiting = [_Waiting(item, loop.create_future()) for item in items]
+        self._queue.extend(waiting)
         self._arrived.set()
         try:
-            return [await _outcome(one.answer) for one in mine]
+            return [await _outcome(one.answer) for one in waiting]
         finally:
-            for one in mine:
+            for one in waiting:
                 if one.answer.done() and not one.answer.cancelled():
                     one.answer.exception()
                 one.answer.cancel()
@@ -160,14 +160,14 @@ class Batcher:
             batch = await self._next()
             self.n_running, self._running_since = len(batch), time.monotonic()
             try:
-                found = await loop.run_in_executor(
+                outcomes = await loop.run_in_executor(
                     self._thread, self._outcomes, [one.item for one in batch]
                 )
             except Exception as error:
-                found = [error] * len(batch)
+                outcomes = [error] * len(batch)
             finally:
                 self.n_running, self._running_since = 0, None
-            for one, outcome in zip(batch, found, strict=True):
+            for one, outcome in zip(batch, outcomes, strict=True):
                 if one.answer.done():
                     continue
                 if isinstance(outcome, BaseException):
@@ -196,23 +196,23 @@ class Batcher:
 
     def _same_shape(self) -> list[_Waiting]:
         """Return inputs that can share a batch with the oldest one, with little padding."""
-        first, most, found = self._queue[0].item, self._most(), list[_Waiting]()
+        first, most, batch = self._queue[0].item, self._most(), list[_Waiting]()
         shortest = longest = first.length
         for one in self._queue:
             low, high = min(shortest, one.item.length), max(longest, one.item.length)
             if one.item.shape != first.shape or one.answer.done() or (low < high >= 2 * low):
                 continue
-            found.append(one)
+            batch.append(one)
             shortest, longest = low, high
-            if len(found) == most:
+            if len(batch) == most:
                 break
-        return found
+        return batch
 
     def _outcomes(self, items: Sequence[Item]) -> list[Any]:
         """Return an answer or an exception for each item; in the thread of the model."""
         began = time.monotonic()
         try:
-            found = self._run(items)
+            answered = self._run(items)
         except Exception as error:
             if len(items) > 1:
                 return [self._outcomes([item])[0] for item in items]
@@ -223,10 +223,10 @@ class Batcher:
         rate = len(items) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         try:
-            self._seen(items, found, seconds)
+            self._seen(items, answered, seconds)
         except Exception as error:  # watching must not take an answer from anybody
             _log.error("the monitoring of the traffic failed: %s: %s", type(error).__name__, error)
-        return list(found.answers)
+        return list(answered.answers)
 
 
 async def _outcome(answer: "asyncio.Future[Answer]") -> Answer | Refusal:

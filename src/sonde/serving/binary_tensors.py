@@ -86,16 +86,16 @@ def _decoded(kind: Any, part: bytes) -> list[Any]:
 
 
 def _texts(part: bytes) -> list[bytes]:
-    found, at = list[bytes](), 0
+    texts, at = list[bytes](), 0
     while at < len(part):
         if at + 4 > len(part):
             break
         (length,) = struct.unpack_from("<I", part, at)
-        found.append(part[at + 4 : at + 4 + length])
+        texts.append(part[at + 4 : at + 4 + length])
         at += 4 + length
     if at != len(part):
         raise Refusal(400, "Expected each text of a binary tensor after its length in 4 bytes.")
-    return found
+    return texts
 
 
 def encoded(kind: str, data: Sequence[Any]) -> bytes:

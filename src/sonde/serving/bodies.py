@@ -39,8 +39,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     Refusal
         413 for a body that is too large, 408 for one that arrives too slowly.
     """
-    said = request.headers.get("content-length", "0")
-    if said.isdecimal() and (len(said) > MOST_DIGITS or int(said) > limits.body_bytes):
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and (len(length) > MOST_DIGITS or int(length) > limits.body_bytes):
         raise _too_large(limits)
     parts, size = list[bytes](), 0
     try:
@@ -68,18 +68,18 @@ def _unpacked(body: bytes, encoding: str, limits: Limits) -> bytes:
     if name in ("", "identity"):
         return body
     if name not in COMPRESSIONS:
-        known = ", ".join(COMPRESSIONS)
-        raise Refusal(415, f"Expected a Content-Encoding of {known} or none.")
+        names = ", ".join(COMPRESSIONS)
+        raise Refusal(415, f"Expected a Content-Encoding of {names} or none.")
     unpacking = zlib.decompressobj(COMPRESSIONS[name])
     try:
-        found = unpacking.decompress(body, limits.body_bytes + 1)
+        unpacked = unpacking.decompress(body, limits.body_bytes + 1)
     except zlib.error:
-        found = b""
-    if len(found) > limits.body_bytes:
+        unpacked = b""
+    if len(unpacked) > limits.body_bytes:
         raise _too_large(limits)
     if not unpacking.eof or unpacking.unused_data:
         raise Refusal(400, f"Expected a body in the form of {name}, got something else.")
-    return found
+    return unpacked
 
 
 def _too_large(limits: Limits) -> Refusal:
@@ -99,13 +99,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
         400 for anything else: no UTF-8, no JSON, NaN, too deep, no object.
     """
     try:
-        found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        content = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         reason = "too many levels" if isinstance(error, RecursionError) else reason_of(error)
         raise Refusal(400, f"Expected a JSON object in UTF-8: {reason}.") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refusal(400, 'Expected a JSON object such as {"inputs": [...]}.')
-    return found
+    return content
 
 
 def _no_constant(name: str) -> Any:
@@ -311,13 +311,13 @@ def _clean(text: str, i: int) -> str:
 def array_of(value: Any, i: int, dtype: Any = np.float32) -> np.ndarray:
     """Convert nested lists to an array: whole numbers to int64, others to floats."""
     try:
-        found = np.array(value)
+        array = np.array(value)
     except (ValueError, OverflowError):
-        found = np.array(None)
-    if found.dtype.kind not in "if" or not found.size:
+        array = np.array(None)
+    if array.dtype.kind not in "if" or not array.size:
         raise Refusal(400, f"Input {i}: expected numbers in lists of equal length.")
     with np.errstate(over="ignore"):  # infinity in float32 is an input that the detectors see
-        return found.astype(dtype) if found.dtype.kind == "f" else found.astype(np.int64)
+        return array.astype(dtype) if array.dtype.kind == "f" else array.astype(np.int64)
 
 
 def picture(content: bytes, i: int, limits: Limits) -> Any:

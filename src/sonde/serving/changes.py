@@ -127,15 +127,19 @@ class _Watched:
         self.n_since += 1
         if len(self.first) < RECENT and not self.has_changed:
             self.first.append(score)
-        found = self.detector.update(score)
+        verdict_now = self.detector.update(score)
         self.n += 1
-        gain = math.log(found.wealth / (1 + self.before)) if found.wealth > 0 else -math.inf
+        gain = (
+            math.log(verdict_now.wealth / (1 + self.before))
+            if verdict_now.wealth > 0
+            else -math.inf
+        )
         if self.rise <= 0:
             self.rise, self.began, self.began_at = 0.0, number, at
             self.n_first = max(0, len(self.first) - 1)
         self.rise = max(0.0, self.rise + gain)
-        self.before = 0.0 if found.alarm else found.wealth
-        if not found.alarm:
+        self.before = 0.0 if verdict_now.alarm else verdict_now.wealth
+        if not verdict_now.alarm:
             return None
         if not self.has_changed:  # changed scores are no reference
             del self.first[self.n_first :]
@@ -240,11 +244,11 @@ class Changes:
         self, verdicts: Sequence[Verdict], at: float, seen: Sequence[Seen] | None = None
     ) -> list[ChangeAlarm]:
         """Add some inputs, in order; return the alarms that opened an event."""
-        found: list[ChangeAlarm] = []
+        verdict_now: list[ChangeAlarm] = []
         with self._lock:
             for verdict, one in zip(verdicts, seen or [Seen()] * len(verdicts), strict=True):
-                found += self._take(self._one(verdict.each, one, at), at)
-        return found
+                verdict_now += self._take(self._one(verdict.each, one, at), at)
+        return verdict_now
 
     def refuse(
         self, contents: Sequence[bytes], about: Sequence[str], at: float
@@ -260,7 +264,7 @@ class Changes:
         at : float
             Their time, in seconds since 1970.
         """
-        found: list[ChangeAlarm] = []
+        alarms: list[ChangeAlarm] = []
         with self._lock:
             for content, column in zip(contents, about, strict=True):
                 number, self.n = self.n, self.n + 1
@@ -270,8 +274,8 @@ class Changes:
                 began = self._watched[REFUSED].update(1.0, number, at)
                 if began is not None:
                     alarm = ChangeAlarm(*self._refusal(), began[0], number, began[1], at)
-                    found += self._take([alarm], at)
-        return found
+                    alarms += self._take([alarm], at)
+        return alarms
 
     def _refusal(self) -> Key:
         """Return the name of refused inputs, with the column that most of them lack."""
@@ -322,9 +326,9 @@ class Changes:
             frozen |= {(FROZEN, f"column {name}") for name in still}
         new, self._frozen = frozen - self._frozen, frozen
         first = max(0, number - RUN + 1)
-        found = [ChangeAlarm(*key, first, number, at, at) for key in sorted(new)]
+        alarms = [ChangeAlarm(*key, first, number, at, at) for key in sorted(new)]
         if is_repeated:
-            return found
+            return alarms
         scores = {key: score for key, (score, _) in each.items()} | {REFUSED: 0.0}
         scores |= {
             key: seen.numbers[name] for name, key in self._values.items() if name in seen.numbers
@@ -332,13 +336,13 @@ class Changes:
         if seen.probability is not None:
             scores[CONFIDENCE] = seen.probability
         if seen.answer is not None and not isinstance(seen.answer, float):
-            known = self._classes
-            scores[ANSWERS] = known.setdefault(str(seen.answer), min(len(known), MOST))
+            numbers = self._classes
+            scores[ANSWERS] = numbers.setdefault(str(seen.answer), min(len(numbers), MOST))
         for key, score in scores.items():
             began = self._watched[key].update(score, number, at)
             if began is not None:
-                found.append(ChangeAlarm(*key, began[0], number, began[1], at))
-        return found
+                alarms.append(ChangeAlarm(*key, began[0], number, began[1], at))
+        return alarms
 
     def _take(self, alarms: Sequence[ChangeAlarm], at: float) -> list[ChangeAlarm]:
         """Open an event, or add places to the one that lasts; end it if the traffic is back."""
@@ -378,10 +382,10 @@ def reference_scores(calibration: Any, most: int, seed: int) -> np.ndarray:
     """
     if calibration is None:
         return np.zeros(0)
-    rng, found = np.random.default_rng(seed), calibration.scores.double().numpy()
+    rng, scores = np.random.default_rng(seed), calibration.scores.double().numpy()
     if isinstance(calibration, SampledCalibration):
         tail = calibration.tail.double().numpy()
         n_others = calibration.n - len(tail)
-        kept = len(found) / n_others if n_others else 1.0
-        found = np.concatenate([found, rng.permutation(tail)[: round(kept * len(tail))]])
-    return rng.permutation(found)[:most]
+        kept = len(scores) / n_others if n_others else 1.0
+        scores = np.concatenate([scores, rng.permutation(tail)[: round(kept * len(tail))]])
+    return rng.permutation(scores)[:most]

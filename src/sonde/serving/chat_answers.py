@@ -56,9 +56,9 @@ class ChatAnswers:
         """
         choices = [self._choice(i, one) for i, one in enumerate(found)]
         head = self._head("chat.completion" if self.request.is_chat else "text_completion")
-        said = self.sonde(min(found, key=_least_p))
+        verdict = self.sonde(min(found, key=_least_p))
         rest = {"choices": choices, "usage": usage(found, lengths)}
-        return head | rest | ({"sonde": said} if said else {})
+        return head | rest | ({"sonde": verdict} if verdict else {})
 
     def piece(self, i: int, text: str, *, first: bool = False) -> dict[str, Any]:
         """Return one piece of a streamed answer."""
@@ -73,8 +73,8 @@ class ChatAnswers:
         """Return the piece that ends a streamed answer, with the verdicts."""
         body = {"delta": {}} if self.request.is_chat else {"text": ""}
         choice = {"index": i, **body, "logprobs": self._logprobs(one), "finish_reason": reason}
-        said = {"sonde": sonde} if (sonde := self.sonde(one)) else {}
-        return self._piece_head() | {"choices": [choice | said], **said}
+        verdict = {"sonde": sonde} if (sonde := self.sonde(one)) else {}
+        return self._piece_head() | {"choices": [choice | verdict], **verdict}
 
     def usage_piece(self, found: Sequence[Continued], lengths: Sequence[int]) -> dict[str, Any]:
         """Return the piece that counts the tokens."""
@@ -83,8 +83,8 @@ class ChatAnswers:
     def sonde(self, one: Continued) -> dict[str, Any]:
         """Return what the detectors say of the prompt and of prompt and answer; empty if none."""
         parts = {"prompt": one.prompt, "answer": one.whole}
-        said = {name: verdict_json(v) for name, v in parts.items() if v is not None}
-        return {"alarm_rate": self.alpha, **said} if said else {}
+        verdicts = {name: verdict_json(v) for name, v in parts.items() if v is not None}
+        return {"alarm_rate": self.alpha, **verdicts} if verdicts else {}
 
     def _choice(self, i: int, one: Continued) -> dict[str, Any]:
         text = one.pieces.text
@@ -93,9 +93,9 @@ class ChatAnswers:
             if self.request.is_chat
             else {"text": text}
         )
-        said = {"sonde": sonde} if (sonde := self.sonde(one)) else {}
+        verdict = {"sonde": sonde} if (sonde := self.sonde(one)) else {}
         rest = {"logprobs": self._logprobs(one), "finish_reason": one.reason}
-        return {"index": i, **body, **rest, **said}
+        return {"index": i, **body, **rest, **verdict}
 
     def _head(self, kind: str) -> dict[str, Any]:
         name = self.model.served.name
@@ -157,17 +157,17 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 def _least_p(one: Continued) -> float:
     """Return the least p-value that is known of prompt and answer."""
-    known = [v.p for v in (one.prompt, one.whole) if v is not None and v.p is not None]
-    return min(known, default=math.inf)
+    p_values = [v.p for v in (one.prompt, one.whole) if v is not None and v.p is not None]
+    return min(p_values, default=math.inf)
 
 
 def usage(found: Sequence[Continued], lengths: Sequence[int]) -> dict[str, int]:
     """Return the count of tokens that were read and generated."""
-    made = sum(len(one.pieces.ids) for one in found)
+    n_written = sum(len(one.pieces.ids) for one in found)
     return {
         "prompt_tokens": sum(lengths),
-        "completion_tokens": made,
-        "total_tokens": sum(lengths) + made,
+        "completion_tokens": n_written,
+        "total_tokens": sum(lengths) + n_written,
     }
 
 

@@ -176,8 +176,8 @@ class ChatRequest:
 def _settings(found: Mapping[str, Any], is_chat: bool) -> Settings:
     given = found.get("stop") or []
     stop = [given] if isinstance(given, str) else given
-    known = isinstance(stop, list) and all(isinstance(one, str) and one for one in stop)
-    if not known or len(stop) > MOST_STOPS:
+    are_texts = isinstance(stop, list) and all(isinstance(one, str) and one for one in stop)
+    if not are_texts or len(stop) > MOST_STOPS:
         raise ProtocolError(
             400, f"Expected 'stop' to be a text, or a list of at most {MOST_STOPS} texts.", "stop"
         )

@@ -70,16 +70,16 @@ class ChatRoutes:
 
     async def model(self, request: Request) -> Response:
         """Describe the model of this server."""
-        told = self._described()
-        if request.path_params["name"] != told["id"]:
+        described = self._described()
+        if request.path_params["name"] != described["id"]:
             raise ProtocolError(
                 404,
                 f"The model {request.path_params['name']!r} does not exist. This server has "
-                f"{told['id']!r}.",
+                f"{described['id']!r}.",
                 "model",
                 "model_not_found",
             )
-        return JSONResponse(told)
+        return JSONResponse(described)
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
@@ -90,9 +90,14 @@ class ChatRoutes:
         return await self._answered(request, is_chat=False)
 
     def _described(self) -> dict[str, Any]:
-        found = self._continuing()
-        told = {"id": found.served.name, "object": "model", "created": 0, "owned_by": "sonde"}
-        return told | {"max_model_len": found.context}
+        continuing = self._continuing()
+        described = {
+            "id": continuing.served.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "sonde",
+        }
+        return described | {"max_model_len": continuing.context}
 
     def _continuing(self) -> Continuing:
         served = self.service.served()
@@ -123,12 +128,12 @@ class ChatRoutes:
         if asked.streams:
             return await self._streamed(each, answers, lengths)
         try:
-            found = [await one.result() for one in each]
+            results = [await one.result() for one in each]
         except asyncio.CancelledError:
             for one in each:
                 one.pieces.cancelled.set()
             raise
-        kept = [self._checked(one.name, answer) for one, answer in zip(each, found, strict=True)]
+        kept = [self._checked(one.name, answer) for one, answer in zip(each, results, strict=True)]
         return JSONResponse(answers.whole(kept, lengths), headers=self._headers(kept, answers.name))
 
     async def _streamed(
@@ -137,12 +142,12 @@ class ChatRoutes:
         """Return an answer of server-sent events; errors of the first prompt come before it."""
         first = each[0]
         first.start()
-        said = await first.prompt_verdict()
+        verdict = await first.prompt_verdict()
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        headers |= _alarm_headers([said]) if said is not None else {}
+        headers |= _alarm_headers([verdict]) if verdict is not None else {}
 
         async def lines() -> AsyncIterator[str]:
-            found: list[Continued] = []
+            texts: list[Continued] = []
             try:
                 for i, one in enumerate(each):
                     one.start()
@@ -150,12 +155,12 @@ class ChatRoutes:
                     async for text in one.texts():
                         yield _event(answers.piece(i, text, first=began))
                         began = False
-                    found.append(await one.result())
-                    reason = FILTERED if self._withholds(found[-1]) else found[-1].reason
-                    self._tell(one.name, found[-1])
-                    yield _event(answers.last_piece(i, found[-1], reason))
+                    texts.append(await one.result())
+                    reason = FILTERED if self._withholds(texts[-1]) else texts[-1].reason
+                    self._tell(one.name, texts[-1])
+                    yield _event(answers.last_piece(i, texts[-1], reason))
                 if answers.request.tells_usage:
-                    yield _event(answers.usage_piece(found, lengths))
+                    yield _event(answers.usage_piece(texts, lengths))
                 yield "data: [DONE]\n\n"
             except ProtocolError as error:
                 yield _event(error.json())
@@ -200,15 +205,15 @@ class ChatRoutes:
             try:
                 answer = await handler(request)
             except (ProtocolError, Refusal) as error:
-                told = error if isinstance(error, ProtocolError) else ProtocolError.of(error)
-                answer = JSONResponse(told.json(), told.status, told.headers)
+                refusal = error if isinstance(error, ProtocolError) else ProtocolError.of(error)
+                answer = JSONResponse(refusal.json(), refusal.status, refusal.headers)
             except asyncio.CancelledError:
                 code = 499
                 raise
             except Exception as error:
                 _log.error("%s failed: %s", route, frames_of(error))
-                told = ProtocolError(500, "The server failed on this request. See its log.")
-                answer = JSONResponse(told.json(), 500)
+                refusal = ProtocolError(500, "The server failed on this request. See its log.")
+                answer = JSONResponse(refusal.json(), 500)
             finally:
                 self.service.counted(route, code, time.perf_counter() - began)
             code = answer.status_code
@@ -265,24 +270,24 @@ class _Answering:
             yield text
 
     async def _run(self) -> Continued:
-        found: list[Continued] = []
+        texts: list[Continued] = []
         settings = self._settings
         seeded = type(settings)(**{**vars(settings), "seed": self._seed})
 
         def action() -> None:
             if not self.pieces.cancelled.is_set():
-                found.append(self._model.run(self._ids, seeded, self.pieces, self._on_prompt))
+                texts.append(self._model.run(self._ids, seeded, self.pieces, self._on_prompt))
 
         try:
             await self._routes.service.in_model_thread(action)
         finally:
             self._routes._n_waiting -= 1
             self._texts.put_nowait(None)
-        if not found:
+        if not texts:
             raise asyncio.CancelledError
-        if self._withheld(found[0].prompt):
-            raise withheld(found[0].prompt)
-        return found[0]
+        if self._withheld(texts[0].prompt):
+            raise withheld(texts[0].prompt)
+        return texts[0]
 
     def _withheld(self, verdict: Verdict | None) -> bool:
         return self._routes.on_alarm == "refuse" and _has_alarm(verdict)
@@ -316,10 +321,10 @@ def withheld(verdict: Verdict | None) -> ProtocolError:
 
 def _alarm_headers(verdicts: list[Verdict]) -> dict[str, str]:
     """Return headers with the alarm and the least p-value of some verdicts."""
-    known = [v.p for v in verdicts if v.p is not None]
-    said = [v.alarm for v in verdicts if v.alarm is not None]
-    alarm = "unknown" if not said else "true" if any(said) else "false"
-    return {"X-Sonde-Alarm": alarm, **({"X-Sonde-P": f"{min(known):.6g}"} if known else {})}
+    p_values = [v.p for v in verdicts if v.p is not None]
+    alarms = [v.alarm for v in verdicts if v.alarm is not None]
+    alarm = "unknown" if not alarms else "true" if any(alarms) else "false"
+    return {"X-Sonde-Alarm": alarm, **({"X-Sonde-P": f"{min(p_values):.6g}"} if p_values else {})}
 
 
 def _has_alarm(verdict: Verdict | None) -> bool:

@@ -38,8 +38,10 @@ def limited_protocol(
 
     if len(server_state.connections) >= limits.connections:
         return _Refused()
-    made: Any = AutoHTTPProtocol
-    protocol = made(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+    protocol_class: Any = AutoHTTPProtocol
+    protocol = protocol_class(
+        config=config, server_state=server_state, app_state=app_state, _loop=_loop
+    )
     _look(protocol, limits.head_seconds, time.monotonic(), asyncio.get_running_loop())
     return protocol
 

@@ -204,10 +204,10 @@ class Continuing:
 
         def at_first(_: Any, scores: Any) -> Any:
             if not seen:
-                made = stream.recorded(reader, recorder, prompts)
-                made = stream.read_batch(reader, prompts) if made is None else made
+                batch = stream.recorded(reader, recorder, prompts)
+                batch = stream.read_batch(reader, prompts) if batch is None else batch
                 recorder.aligns = False  # what follows is the answer
-                judged(self._verdict(made))
+                judged(self._verdict(batch))
             return scores
 
         chosen["logits_processor"] = [at_first, pieces]
@@ -224,8 +224,8 @@ class Continuing:
     def _batch(self, stream: LiveStream, ids: list[int]) -> InputBatch:
         inputs = prompts_of(stream)
         assert inputs is not None
-        made = inputs.encoder.prepare([{"input_ids": ids}], [(0, 0)])
-        return inputs.collated(made, [bytes(16)])
+        item = inputs.encoder.prepare([{"input_ids": ids}], [(0, 0)])
+        return inputs.collated(item, [bytes(16)])
 
     def _opened(self) -> LiveStream:
         """Return the stream of token ids that the detectors read; anew for a new calibration."""

@@ -63,19 +63,21 @@ class Feedback:
         if not isinstance(name, str) or not isinstance(truth, str | int | float):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         with self._lock:
-            found = self._answers.pop(name)
-            if found is None and self._folder is not None:
+            remembered = self._answers.pop(name)
+            if remembered is None and self._folder is not None:
                 every = (one.pop(name) for one in others_of(self._folder, self._kept))
-                found = next((one for one in every if one is not None), None)
-            if found is None:
+                remembered = next((one for one in every if one is not None), None)
+            if remembered is None:
                 raise Refusal(
                     404,
                     "No answer with this id is waiting for feedback: each answer accepts "
                     f"feedback once, and only the last {self._kept:,} answers are kept.",
                 )
             index = None if classes is None else class_index(classes, truth)
-            is_right = found.equals(truth if index is None or classes is None else classes[index])
-            counts = self._counts[found.alarm]
+            is_right = remembered.equals(
+                truth if index is None or classes is None else classes[index]
+            )
+            counts = self._counts[remembered.alarm]
             counts[0] += is_right
             counts[1] += 1
         return is_right

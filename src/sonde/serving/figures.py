@@ -40,55 +40,60 @@ class Figures:
         self.guard = PrometheusMetrics(registry)
         import prometheus_client as client
 
-        mine = self.guard.registry
+        own_registry = self.guard.registry
         self.requests = client.Counter(
-            "sonde_requests", "Requests by route and status.", ("route", "code"), registry=mine
+            "sonde_requests",
+            "Requests by route and status.",
+            ("route", "code"),
+            registry=own_registry,
         )
         self.seconds = client.Histogram(
             "sonde_request_seconds",
             "Time from the first byte of a request to the last of its answer.",
             ("route",),
             buckets=SECONDS,
-            registry=mine,
+            registry=own_registry,
         )
         self.batch = client.Histogram(
-            "sonde_batch_inputs", "Inputs of a forward pass.", buckets=SIZES, registry=mine
+            "sonde_batch_inputs", "Inputs of a forward pass.", buckets=SIZES, registry=own_registry
         )
         self.forward = client.Histogram(
             "sonde_forward_seconds",
             "Time of a forward pass with its scores.",
             buckets=SECONDS,
-            registry=mine,
+            registry=own_registry,
         )
-        self.inputs = client.Counter("sonde_inputs", "Inputs that were answered.", registry=mine)
+        self.inputs = client.Counter(
+            "sonde_inputs", "Inputs that were answered.", registry=own_registry
+        )
         self.refused = client.Counter(
             "sonde_inputs_refused",
             "Inputs without an answer in requests that were answered.",
-            registry=mine,
+            registry=own_registry,
         )
         self.cut = client.Counter(
-            "sonde_inputs_cut", "Texts that were cut at the model's context.", registry=mine
+            "sonde_inputs_cut", "Texts that were cut at the model's context.", registry=own_registry
         )
         self.alarms = client.Counter(
             "sonde_input_alarms",
             "Inputs whose p-value over all detectors is at most the stated rate.",
-            registry=mine,
+            registry=own_registry,
         )
         self.changes = client.Counter(
-            "sonde_change_alarms", "Changes of the traffic.", ("site",), registry=mine
+            "sonde_change_alarms", "Changes of the traffic.", ("site",), registry=own_registry
         )
         self.changed = client.Gauge(
             "sonde_changed",
             "1 while a change of the traffic lasts that nobody acknowledged.",
-            registry=mine,
+            registry=own_registry,
         )
         self.repeated = client.Gauge(
             "sonde_inputs_repeated",
             "Inputs that equal one of the last thousand; change detectors count them once.",
-            registry=mine,
+            registry=own_registry,
         )
         self.commits_failed = client.Counter(
-            "sonde_commits_failed", "Commits of the traffic that failed.", registry=mine
+            "sonde_commits_failed", "Commits of the traffic that failed.", registry=own_registry
         )
         self._add_gauges(registry is None)
         self._meter = _meter()
@@ -96,18 +101,18 @@ class Figures:
     def _add_gauges(self, of_process: bool) -> None:
         import prometheus_client as client
 
-        mine = self.guard.registry
+        registry = self.guard.registry
         self._gauges = {
-            name: client.Gauge(f"sonde_{name}", text, registry=mine)
+            name: client.Gauge(f"sonde_{name}", text, registry=registry)
             for name, text in GAUGES.items()
         }
         build = client.Gauge(
-            "sonde_build_info", "Versions of the server.", ("version", "torch"), registry=mine
+            "sonde_build_info", "Versions of the server.", ("version", "torch"), registry=registry
         )
         build.labels(version("sonde-torch"), version("torch")).set(1)
         if of_process:
-            client.ProcessCollector(registry=mine)
-            client.PlatformCollector(registry=mine)
+            client.ProcessCollector(registry=registry)
+            client.PlatformCollector(registry=registry)
 
     def measure(self, name: str, value: Callable[[], float]) -> None:
         """Set the function by which a gauge of ``GAUGES`` is measured at each scrape."""
@@ -125,8 +130,8 @@ class Figures:
             self._meter.forward()
         for key in dict.fromkeys(key for v in verdicts for key in v.each):
             every = [v.each[key][1] for v in verdicts if key in v.each]
-            known = [p for p in every if p is not None]
-            self._rows(key, len(every), sum(p <= alpha for p in known), known)
+            p_values = [p for p in every if p is not None]
+            self._rows(key, len(every), sum(p <= alpha for p in p_values), p_values)
 
     def _rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
         self.guard.rows(key, n, n_alarms, p_values)
@@ -218,5 +223,9 @@ def _reader(name: str) -> Any:
             f"({', '.join(sorted(points))}, none), got {name!r}. Install its package, e.g. "
             "opentelemetry-exporter-otlp, or name another."
         )
-    found = points[name].load()()
-    return PeriodicExportingMetricReader(found) if isinstance(found, MetricExporter) else found
+    exporter = points[name].load()()
+    return (
+        PeriodicExportingMetricReader(exporter)
+        if isinstance(exporter, MetricExporter)
+        else exporter
+    )

@@ -35,9 +35,9 @@ def read_kept(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {reason_of(error)}.") from None
-    if not is_sealed(path) or not isinstance(found, dict):
+    if not is_sealed(path) or not isinstance(content, dict):
         raise StoreError(f"{path} is damaged: its checksum is not that of its content.")
-    return found
+    return content

@@ -96,14 +96,14 @@ class Monitor:
             return
         self._own = ReplicaFolder(where)
         self.feedback.share(self._own.path)
-        mine = [*_kept_in([self._own.path])]
-        for found in mine:
-            self.feedback.restore(found["feedback"])
+        own = [*_kept_in([self._own.path])]
+        for kept in own:
+            self.feedback.restore(kept["feedback"])
         if self._shared is not None:
             self.peers = Peers(self._own)
             self.peers.try_to_lead()
         if self.leads:
-            self._inherit(mine)
+            self._inherit(own)
         if served.is_open:
             self._begin(served)
 
@@ -117,9 +117,9 @@ class Monitor:
             return
         every = [] if self.peers is None else sorted(self._own.shared.glob("*/"))
         others = _kept_in(folder for folder in every if folder != self._own.path)
-        known = [one for one in (*mine, *others) if one["changes"] is not None]
-        if known:
-            self.changes.restore(max(known, key=lambda one: one["at"])["changes"])
+        with_changes = [one for one in (*mine, *others) if one["changes"] is not None]
+        if with_changes:
+            self.changes.restore(max(with_changes, key=lambda one: one["at"])["changes"])
             self._show()
 
     def observe(
@@ -217,8 +217,10 @@ class Monitor:
         """Return the changes of the traffic of all replicas, from the first one on."""
         if self.changes is not None and self.leads:
             return self.changes.state()["events"]
-        known = [one["changes"] for one in self.others().values() if one["changes"] is not None]
-        return known[0]["events"] if known else []
+        with_changes = [
+            one["changes"] for one in self.others().values() if one["changes"] is not None
+        ]
+        return with_changes[0]["events"] if with_changes else []
 
     def accuracy(self) -> dict[str, Any]:
         """Return the accuracy by feedback over all replicas."""
@@ -248,8 +250,8 @@ class Monitor:
     def renew(self, fitted: Fitted) -> None:
         """Compare the traffic with another calibration; known events are kept."""
         if self.changes is not None:
-            known, self.changes = self.changes.state(), Changes(fitted)
-            self.changes.restore(known)
+            state, self.changes = self.changes.state(), Changes(fitted)
+            self.changes.restore(state)
 
     def commit(self) -> None:
         """Write statistics, changes and feedback if there is anything new."""
@@ -265,12 +267,12 @@ class Monitor:
             return
         leads = self.changes is not None and self.leads
         changes = self.changes.state() if leads and self.changes is not None else None
-        found = {"changes": changes, "feedback": self.feedback.counts()}
-        if found == self._kept or not (self._kept or _says_something(found)):
+        now = {"changes": changes, "feedback": self.feedback.counts()}
+        if now == self._kept or not (self._kept or _says_something(now)):
             return
         try:
-            write_kept(self._own.path, {**found, "at": time.time()})
-            self._kept = found
+            write_kept(self._own.path, {**now, "at": time.time()})
+            self._kept = now
         except SondeError as error:
             self._figures.commits_failed.inc()
             _log.error("the changes of the traffic could not be written: %s", error)
@@ -302,12 +304,12 @@ def _kept_in(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Yield the readable files of replicas; a damaged file is told and left out."""
     for folder in folders:
         try:
-            found = read_kept(folder)
+            kept = read_kept(folder)
         except StoreError as error:
             _log.warning("%s Changes and the counts of feedback start anew.", error)
         else:
-            if found is not None:
-                yield found
+            if kept is not None:
+                yield kept
 
 
 def _packed(keys: Sequence[Key], rows: Iterable[tuple[Verdict, Seen]]) -> Iterator[list[Any]]:

@@ -34,11 +34,11 @@ def metadata(served: ServedModel) -> dict[str, Any]:
 
 def _outputs(served: ServedModel) -> list[tuple[str, str]]:
     """Return the name and type of each tensor of an answer."""
-    found = [("answer", "BYTES"), ("probability", "FP64")]
+    outputs = [("answer", "BYTES"), ("probability", "FP64")]
     if served.fitted is None:
-        return found
+        return outputs
     each = [(f"p:{method}:{site}", "FP64") for method, site in served.detectors]
-    return [*found, ("p_all", "FP64"), ("alarm", "BOOL"), *each]
+    return [*outputs, ("p_all", "FP64"), ("alarm", "BOOL"), *each]
 
 
 def _input_tensors(served: ServedModel) -> list[dict[str, Any]]:
@@ -134,24 +134,24 @@ def _as_text(value: str | bytes, i: int) -> str:
 
 def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
     try:
-        found = np.array(data)
+        array = np.array(data)
     except (ValueError, OverflowError):
-        found = np.array(None)
-    if found.dtype.kind not in "if" or found.size != math.prod(shape):
+        array = np.array(None)
+    if array.dtype.kind not in "if" or array.size != math.prod(shape):
         raise Refusal(
             400, f"Expected {math.prod(shape):,} numbers in 'data', the product of 'shape'."
         )
     if kind.startswith("FP"):
-        return found.astype(np.float64).reshape(tuple(shape)).tolist()
+        return array.astype(np.float64).reshape(tuple(shape)).tolist()
     bounds = np.iinfo(kind.lower())
-    fine = (found == np.trunc(found)) & (found >= bounds.min) & (found < float(bounds.max) + 1)
+    fine = (array == np.trunc(array)) & (array >= bounds.min) & (array < float(bounds.max) + 1)
     if not fine.all():
         raise Refusal(
             400,
             f"Expected whole numbers from {bounds.min} to {bounds.max}, the range of the "
             "'datatype'.",
         )
-    return found.astype(np.int64).reshape(tuple(shape)).tolist()
+    return array.astype(np.int64).reshape(tuple(shape)).tolist()
 
 
 def infer_json(

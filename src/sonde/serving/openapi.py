@@ -112,21 +112,21 @@ def _inputs(item: dict[str, Any], most: int) -> dict[str, Any]:
 
 def _predict(example: Any, takes_pictures: bool) -> dict[str, Any]:
     """Return the description of ``/predict``; a form of files is for pictures."""
-    made = _posted("Inputs", "Answers with p-values and alarms.", ANSWERS, "429", "500", "503")
-    content = made["requestBody"]["content"]
+    operation = _posted("Inputs", "Answers with p-values and alarms.", ANSWERS, "429", "500", "503")
+    content = operation["requestBody"]["content"]
     content[JSON]["example"] = {"inputs": [example]}
     if takes_pictures:
         file = {"type": "string", "format": "binary"}
         form = {"type": "object", "required": ["file"], "properties": {"file": file}}
         content["multipart/form-data"] = {"schema": form}
-    return made
+    return operation
 
 
 def _of_models(model: str | None) -> dict[str, Any]:
     """Return the addresses of the Open Inference Protocol, without and with a version."""
     name = {"type": "string"} if model is None else {"type": "string", "enum": [model]}
     schemas = {"name": name, "version": {"type": "string", "enum": [VERSION]}}
-    found: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
     for path, names in (
         ("/v2/models/{name}", ("name",)),
         ("/v2/models/{name}/versions/{version}", ("name", "version")),
@@ -142,13 +142,13 @@ def _of_models(model: str | None) -> dict[str, Any]:
             f"{path}/infer": {"post": infer},
         }
         for operation in (one for each in operations.values() for one in each.values()):
-            mine = [
+            own = [
                 {"name": name, "in": "path", "required": True, "schema": schemas[name]}
                 for name in names
             ]
-            operation["parameters"] = [*mine, *operation.get("parameters", ())]
-        found |= operations
-    return found
+            operation["parameters"] = [*own, *operation.get("parameters", ())]
+        paths |= operations
+    return paths
 
 
 def _raw() -> dict[str, Any]:

@@ -36,8 +36,8 @@ class OwnPagesMiddleware:
 
 def _is_own(headers: Any) -> bool:
     """Return whether a request comes from no page, or from a page of this server."""
-    known = dict(headers)
-    if known.get(b"sec-fetch-site", b"none") not in OWN:
+    values = dict(headers)
+    if values.get(b"sec-fetch-site", b"none") not in OWN:
         return False
-    origin = known.get(b"origin")
-    return origin is None or origin.partition(b"://")[2] == known.get(b"host", b"")
+    origin = values.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == values.get(b"host", b"")

@@ -79,14 +79,14 @@ class Peers:
 
     def others(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each other replica that lives."""
-        found: dict[str, dict[str, Any]] = {}
+        states: dict[str, dict[str, Any]] = {}
         for path in sorted(self._folder.shared.glob(f"*/{STATUS}")):
             if path.parent.name == self.name:
                 continue
             with suppress(OSError, ValueError):  # written again within a second
                 if time.time() - path.stat().st_mtime <= STALE_SECONDS:
-                    found[path.parent.name] = json.loads(path.read_text("utf-8"))
-        return found
+                    states[path.parent.name] = json.loads(path.read_text("utf-8"))
+        return states
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Leave a message for the leader."""

@@ -80,10 +80,10 @@ class AnswerRing:
     def pop(self, name: str) -> Remembered | None:
         """Return the answer with an id and forget it, or None if it is unknown."""
         with self._lock:
-            found = np.flatnonzero(self._rows[1:, ID] == _hash(name)) + 1
-            if not name or not len(found):
+            rows = np.flatnonzero(self._rows[1:, ID] == _hash(name)) + 1
+            if not name or not len(rows):
                 return None
-            row = self._rows[int(found[0])]
+            row = self._rows[int(rows[0])]
             answer = Remembered(int(row[TEXT]), int(row[NUMBER]), ALARMS[int(row[ALARM]) % 3])
             row[ID] = NO_ID
             return answer

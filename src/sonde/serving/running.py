@@ -94,9 +94,9 @@ class Settings:
     @classmethod
     def of(cls, text: str) -> "Settings":
         """Return the settings from the JSON of ``text``."""
-        found = json.loads(text)
-        limits, schedule = Limits(**found.pop("limits")), Schedule(**found.pop("schedule"))
-        return cls(limits=limits, schedule=schedule, **found)
+        fields = json.loads(text)
+        limits, schedule = Limits(**fields.pop("limits")), Schedule(**fields.pop("schedule"))
+        return cls(limits=limits, schedule=schedule, **fields)
 
     @property
     def is_local(self) -> bool:
@@ -173,7 +173,7 @@ def made(
         return load(settings.model, **settings.model_options)
 
     token = None if settings.token_file is None else read_token(settings.token_file)
-    found = app(
+    application = app(
         model,
         settings.probe,
         alpha=settings.alpha,
@@ -189,12 +189,14 @@ def made(
         batch_invariant=settings.batch_invariant,
         **settings.options,
     )
-    service = service_of(found)
+    service = service_of(application)
     service.when_failed, service.when_ready = when_failed, when_ready
     if token is not None:
-        return found
+        return application
     # Without a token a page of the web could reach the server under a name of its own.
-    return TrustedHostMiddleware(found, allowed_hosts=[*LOCAL, settings.host], www_redirect=False)
+    return TrustedHostMiddleware(
+        application, allowed_hosts=[*LOCAL, settings.host], www_redirect=False
+    )
 
 
 def _set_threads(settings: Settings) -> None:
@@ -212,11 +214,11 @@ def application() -> Any:
     settings = Settings.of(os.environ[SETTINGS])
 
     def told() -> None:
-        if service_of(found).monitor.leads:
+        if service_of(ready_app).monitor.leads:
             say_serving(settings)
 
-    found = made(settings, when_ready=told)
-    return found
+    ready_app = made(settings, when_ready=told)
+    return ready_app
 
 
 def service_of(application: Any) -> Service:

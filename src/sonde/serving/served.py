@@ -219,9 +219,9 @@ class ServedModel:
     @property
     def inputs(self) -> ItemInputs:
         """The conversion of items to inputs."""
-        found = prompts_of(self.stream)
-        assert found is not None  # what ``open`` makes
-        return found
+        prompts = prompts_of(self.stream)
+        assert prompts is not None  # what ``open`` makes
+        return prompts
 
     @property
     def has_plain_inputs(self) -> bool:
@@ -231,8 +231,8 @@ class ServedModel:
     @property
     def generation(self) -> Generation | None:
         """The generation after prompts; None if the model only reads."""
-        found = self.stream.inputs
-        return found.generation if isinstance(found, ReplayInputs) else None
+        replay = self.stream.inputs
+        return replay.generation if isinstance(replay, ReplayInputs) else None
 
     @property
     def _open_reader(self) -> InvariantReader:
@@ -417,13 +417,13 @@ class ServedModel:
         cuts: dict[int, Cut] = {}
         for i in which:
             try:
-                mine = self.inputs.encoder.pieces([rows[i]])[0]
+                pieces = self.inputs.encoder.pieces([rows[i]])[0]
             except LongText:
                 raise _too_long(i, context) from None
-            if len(mine) != 1 or (most is not None and mine[0].length > most):
+            if len(pieces) != 1 or (most is not None and pieces[0].length > most):
                 raise _too_long(i, context if most is None else most)
-            if mine[0].truncated:
-                cuts[i] = Cut(mine[0].length, mine[0].length + mine[0].truncated)
+            if pieces[0].truncated:
+                cuts[i] = Cut(pieces[0].length, pieces[0].length + pieces[0].truncated)
         return cuts
 
     def _shape(self, item: Prepared) -> Hashable:
@@ -456,17 +456,17 @@ class ServedModel:
         n = len(items)
         if self.generation is None:
             is_padded = verdicts is not None and not self.batch_invariant
-            found = reader.read_padded(make(range(n))) if is_padded else reader.read(make, n)
-            said = self._said(found.batch, n)
+            read = reader.read_padded(make(range(n))) if is_padded else reader.read(make, n)
+            texts = self._said(read.batch, n)
         else:
-            found = reader.read_generated(make(range(n)))
-            said = [(text, None) for text in self._texts(found.batch)]
-        judged = [None] * n if verdicts is None else verdicts.of(found.scored, n)
+            read = reader.read_generated(make(range(n)))
+            texts = [(text, None) for text in self._texts(read.batch)]
+        judged = [None] * n if verdicts is None else verdicts.of(read.scored, n)
         answers = (
             Answer(answer, probability, verdict, item.columns, item.cut)
-            for (answer, probability), verdict, item in zip(said, judged, items, strict=True)
+            for (answer, probability), verdict, item in zip(texts, judged, items, strict=True)
         )
-        return Answered(tuple(answers), found.batch)
+        return Answered(tuple(answers), read.batch)
 
     def _texts(self, batch: Batch) -> list[Any]:
         """Return the text generated after each prompt, or token ids without a tokenizer."""
@@ -510,10 +510,10 @@ class ServedModel:
 
 def _with_floats(row: Row, names: Sequence[str], dtype: Any) -> Row:
     """Return a row whose arrays of some names are floats."""
-    found = {name: row.get(name) for name in names}
+    numbers = {name: row.get(name) for name in names}
     whole = {
         name: x.astype(dtype)
-        for name, x in found.items()
+        for name, x in numbers.items()
         if isinstance(x, np.ndarray) and x.dtype.kind == "i"
     }
     return {**row, **whole} if whole else row
@@ -530,5 +530,5 @@ def _too_long(number: int, most: int | None) -> Refusal:
 def prompts_of(stream: LiveStream) -> ItemInputs | None:
     """Return the items that a stream reads or continues; None if it has no items."""
     inputs = stream.inputs
-    found = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
-    return found if isinstance(found, ItemInputs) else None
+    prompts = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    return prompts if isinstance(prompts, ItemInputs) else None

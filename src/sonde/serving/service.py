@@ -128,9 +128,9 @@ class Service:
         try:
             self._served = await loop.run_in_executor(self._watcher, self._loaded)
         except Exception as error:  # whatever it is: the server would wait forever, and say nothing
-            known = isinstance(error, SondeError | OSError)
-            self.failure = str(error) if known else f"{type(error).__name__}: {error}"
-            _log.error("%s", self.failure, exc_info=None if known else error)
+            is_expected = isinstance(error, SondeError | OSError)
+            self.failure = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            _log.error("%s", self.failure, exc_info=None if is_expected else error)
             if self.when_failed is not None:
                 self.when_failed()
             return
@@ -185,12 +185,12 @@ class Service:
 
     async def _recalibrate(self, path: Path) -> None:
         """Load the calibration of a file now and again whenever the file changes."""
-        known: Any = None
+        stamp: Any = None
         while True:
             with suppress(OSError):
                 now = path.stat()
-                if (now.st_mtime_ns, now.st_size, now.st_ino) != known:
-                    known = (now.st_mtime_ns, now.st_size, now.st_ino)
+                if (now.st_mtime_ns, now.st_size, now.st_ino) != stamp:
+                    stamp = (now.st_mtime_ns, now.st_size, now.st_ino)
                     await self._take(path)
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -299,8 +299,8 @@ class Service:
             finally:
                 self._n_preparing -= len(inputs)
         good = [item for item, _ in items if isinstance(item, Item)]
-        found = iter(await batcher.answers(good) if good else [])
-        each = [next(found) if isinstance(item, Item) else item for item, _ in items]
+        taken = iter(await batcher.answers(good) if good else [])
+        each = [next(taken) if isinstance(item, Item) else item for item, _ in items]
         self._note_refused(each, inputs)
         answers = self._answers(each, items)
         self._record(names, answers, inputs)

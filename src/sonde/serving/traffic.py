@@ -93,16 +93,16 @@ class Traffic:
         if not paths:
             return None
         try:
-            found = Fitted.load(paths[-1])
+            newest = Fitted.load(paths[-1])
         except StateError as error:
             _log.warning("%s cannot be read: %s Starting a new file.", paths[-1], error)
             return None
-        told = found.header.get(TRAFFIC)
-        same = all(found.header[n] == self._header[n] for n in ("model", "reading", "sites"))
-        if not (told and same and found.requests.keys() == self._wanted.keys()):
+        traffic = newest.header.get(TRAFFIC)
+        same = all(newest.header[n] == self._header[n] for n in ("model", "reading", "sites"))
+        if not (traffic and same and newest.requests.keys() == self._wanted.keys()):
             return None
-        age = time.time() - _seconds(told["spans"][0]["begin"])
-        return found if 0 <= age < self.schedule.period_seconds else None
+        age = time.time() - _seconds(traffic["spans"][0]["begin"])
+        return newest if 0 <= age < self.schedule.period_seconds else None
 
     def _begin(self, earlier: Fitted | None = None) -> None:
         """Begin a file, or continue one."""
@@ -116,11 +116,11 @@ class Traffic:
             self.counters: dict[str, int] = {}
             self._draws, self._spans, self.n_inputs = np.zeros(0, np.uint64), [span], 0
             return
-        told = earlier.header[TRAFFIC]
-        spans = [dict(one) for one in told["spans"]]
+        traffic = earlier.header[TRAFFIC]
+        spans = [dict(one) for one in traffic["spans"]]
         if spans[-1]["end"] == "running":
             spans[-1]["end"] = "killed"
-        self.name, self._spans = told["name"], [*spans, span]
+        self.name, self._spans = traffic["name"], [*spans, span]
         self.states = {i: earlier.states.get(i) for i in self._wanted}
         self.counters = dict(earlier.header["counters"])
         self._draws = _draws_in(earlier.header)
@@ -197,7 +197,7 @@ class Traffic:
 
     def _fitted(self) -> Fitted:
         own = blake2b(f"{self.folder.name}|{self.name}".encode(), digest_size=16).hexdigest()
-        told = {
+        traffic = {
             "name": self.name,
             "commit_seconds": self.schedule.commit_seconds,
             "spans": [dict(span) for span in self._spans],
@@ -209,7 +209,7 @@ class Traffic:
             "units": [{"plan": own, "data": own, "units": [[0, 0]]}],
             "counters": dict(sorted(self.counters.items())),
             "data": {**self._header["data"], **counts, "grouped": False, "label_names": []},
-            TRAFFIC: told,
+            TRAFFIC: traffic,
         }
         header["data"].pop("missing", None)
         return Fitted(self._tasks, dict(self.states), header, None, self._sample)
@@ -229,16 +229,16 @@ def _seconds(stamp: str) -> float:
 
 def describe(header: dict[str, Any]) -> str:
     """Describe the contents of a traffic file, and what it lacks."""
-    told = header[TRAFFIC]
-    found = [plural(sum(s["inputs"] for s in told["spans"]), "input")]
-    for span in told["spans"]:
-        found.append(f"from {span['begin']} to {span['until']}")
+    traffic = header[TRAFFIC]
+    parts = [plural(sum(s["inputs"] for s in traffic["spans"]), "input")]
+    for span in traffic["spans"]:
+        parts.append(f"from {span['begin']} to {span['until']}")
         if span["end"] == "killed":
-            found.append(
-                f"the server was killed: up to {told['commit_seconds']:g} s of traffic after "
+            parts.append(
+                f"the server was killed: up to {traffic['commit_seconds']:g} s of traffic after "
                 "this time are missing"
             )
-    return "; ".join(found) + "."
+    return "; ".join(parts) + "."
 
 
 def own_keys(names: Sequence[str]) -> list[bytes]:

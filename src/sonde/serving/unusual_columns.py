@@ -31,10 +31,10 @@ class UnusualColumn:
 def scales_in(fitted: Fitted | None) -> Mapping[str, tuple[float, float]]:
     """Return the columns' medians and scales, from the calibration with the most rows."""
     every = () if fitted is None else fitted.header.get("calibrations", ())
-    known = [one for one in every if one.get("columns")]
-    if not known:
+    with_columns = [one for one in every if one.get("columns")]
+    if not with_columns:
         return {}
-    largest = max(known, key=lambda one: one["n_examples"])
+    largest = max(with_columns, key=lambda one: one["n_examples"])
     return {name: (median, scale) for name, (median, scale) in largest["columns"].items()}
 
 
@@ -48,12 +48,12 @@ def unusual_columns(
     >>> unusual_columns({"age": 190, "dose": 0.5}, {"age": (40.0, 15.0), "dose": (0.5, 0.1)})
     (UnusualColumn(name='age', value=190.0, z=10.0),)
     """
-    found: list[UnusualColumn] = []
+    unusual: list[UnusualColumn] = []
     for name, (median, scale) in scales.items():
         value = as_number(row.get(name))
         if value is None or value == median:
             continue
         z = (value - median) / scale if scale > 0 else math.copysign(math.inf, value - median)
         if abs(z) >= FAR:
-            found.append(UnusualColumn(name, value, z))
-    return tuple(sorted(found, key=lambda one: -abs(one.z))[:MOST])
+            unusual.append(UnusualColumn(name, value, z))
+    return tuple(sorted(unusual, key=lambda one: -abs(one.z))[:MOST])

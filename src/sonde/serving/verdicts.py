@@ -78,35 +78,35 @@ class Verdicts:
         lines: list[dict[Key, Any]] = [{} for _ in range(n)]
         for key in self.keys:
             one = scored[key]
-            found = zip(one.example.tolist(), one.score.tolist(), one.p, strict=True)
-            for i, score, p in found:
+            rows = zip(one.example.tolist(), one.score.tolist(), one.p, strict=True)
+            for i, score, p in rows:
                 line = (p, -score)
                 if key not in lines[i] or _rank(line) < _rank(lines[i][key]):
                     lines[i][key] = line
         is_single = all(len(scored[key].p) == n for key in self.keys) and all(
-            len(mine) == len(self.keys) for mine in lines
+            len(per_key) == len(self.keys) for per_key in lines
         )
         together = self._together(lines) if is_single else [None] * n
-        return [self._verdict(mine, p) for mine, p in zip(lines, together, strict=True)]
+        return [self._verdict(per_key, p) for per_key, p in zip(lines, together, strict=True)]
 
     def _together(self, lines: Sequence[Mapping[Key, Any]]) -> Sequence[float | None]:
         """Return each input's p-value over all detectors, from one line of each detector."""
-        known = [[line[key][0] for key in self.keys] for line in lines]
-        if any(None in each for each in known):
+        p_values = [[line[key][0] for key in self.keys] for line in lines]
+        if any(None in each for each in p_values):
             return [None] * len(lines)
         if len(self.keys) == 1:
-            return [each[0] for each in known]
+            return [each[0] for each in p_values]
         if self._fused is not None:
             scores = [[-line[key][1] for key in self.keys] for line in lines]
             return self._fused.p_value(torch.tensor(scores, dtype=torch.float64)).tolist()
         if self.rule is None:
             return [None] * len(lines)
-        return COMBINED[self.rule](torch.tensor(known, dtype=torch.float64)).tolist()
+        return COMBINED[self.rule](torch.tensor(p_values, dtype=torch.float64)).tolist()
 
     def _verdict(self, lines: Mapping[Key, Any], p: float | None) -> Verdict:
-        known = p is not None and self.lowest <= self.alpha
+        is_known = p is not None and self.lowest <= self.alpha
         each = {key: (-height, own) for key, (own, height) in lines.items()}
-        alarm = p <= self.alpha if known and p is not None else None
+        alarm = p <= self.alpha if is_known and p is not None else None
         return Verdict(p, alarm, each, self._loudest(each))
 
     def _loudest(self, each: Mapping[Key, tuple[float, float | None]]) -> Key | None:

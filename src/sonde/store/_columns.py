@@ -82,7 +82,7 @@ def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
     key = columns[0].schema.key
     example = batch.example[key]
     words = batch.column("ids", key).contiguous().numpy()
-    found: dict[str, Any] = {
+    columns_here: dict[str, Any] = {
         "example": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(16), len(words), [None, pa.py_buffer(words.tobytes())]
         ),
@@ -92,14 +92,14 @@ def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
         "label": _integers(batch.column("label", key), np.int64),
     }
     if key in batch.special:
-        found["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
+        columns_here["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
     if key in batch.sink:
-        found["sink"] = pa.array(batch.sink[key].cpu().numpy().astype(bool))
+        columns_here["sink"] = pa.array(batch.sink[key].cpu().numpy().astype(bool))
     if key in batch.grid:
-        found["line"] = _integers(batch.grid[key][:, 0], np.int32)
-        found["column"] = _integers(batch.grid[key][:, 1], np.int32)
-    arrays = list(found.values())
-    fields = [pa.field(name, array.type) for name, array in found.items()]
+        columns_here["line"] = _integers(batch.grid[key][:, 0], np.int32)
+        columns_here["column"] = _integers(batch.grid[key][:, 1], np.int32)
+    arrays = list(columns_here.values())
+    fields = [pa.field(name, array.type) for name, array in columns_here.items()]
     for column in columns:
         arrays.append(to_column(batch.rows[column.schema.key]))
         fields.append(column.field())

@@ -29,13 +29,13 @@ def only_arrays(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, An
 def joined_identity(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the identity of a stream that joins the sites of several streams of equal data."""
     first, *others = identities
-    found = dict(first)
+    joined = dict(first)
     for other in others:
-        if "arrays" in found:
-            found["arrays"] = found["arrays"] | other["arrays"]
+        if "arrays" in joined:
+            joined["arrays"] = joined["arrays"] | other["arrays"]
         else:
-            found |= {n: [*found[n], *other[n]] for n in PARALLEL}
-    return found
+            joined |= {n: [*joined[n], *other[n]] for n in PARALLEL}
+    return joined
 
 
 def without_sites(identity: dict[str, Any]) -> dict[str, Any]:
@@ -63,11 +63,11 @@ def data_of(identity: dict[str, Any]) -> Any:
 
 def number_columns(identity: dict[str, Any]) -> list[str] | None:
     """Return the numeric columns of the input vectors, in order; None for other data."""
-    found = data_of(identity)
-    parts = found.get("appended") if isinstance(found, dict) else None
+    held = data_of(identity)
+    parts = held.get("appended") if isinstance(held, dict) else None
     if parts is not None:
         return number_columns({DATA: parts[0]})
-    encoding = found.get("encoding") if isinstance(found, dict) else None
+    encoding = held.get("encoding") if isinstance(held, dict) else None
     if isinstance(encoding, dict) and encoding.get("kind") == "numbers":
         return encoding["inputs"]
     return None
@@ -75,11 +75,11 @@ def number_columns(identity: dict[str, Any]) -> list[str] | None:
 
 def is_of_arrays(identity: dict[str, Any]) -> bool:
     """Return whether every row is its own example, identified by arrays and columns."""
-    found = data_of(identity)
-    parts = found.get("appended") if isinstance(found, dict) else None
+    held = data_of(identity)
+    parts = held.get("appended") if isinstance(held, dict) else None
     if parts is not None:
         return all(is_of_arrays({DATA: part}) for part in parts)
-    return isinstance(found, dict) and found.get("arrays") is not None
+    return isinstance(held, dict) and held.get("arrays") is not None
 
 
 def names_rows(identity: dict[str, Any]) -> bool:
@@ -108,5 +108,5 @@ def contradiction(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 
 def _first_name(names: list[str]) -> str | None:
-    found = min(names, key=lambda name: (name in PARALLEL, name), default=None)
-    return "sites" if found in PARALLEL else found
+    name_first = min(names, key=lambda name: (name in PARALLEL, name), default=None)
+    return "sites" if name_first in PARALLEL else name_first

@@ -89,9 +89,9 @@ class MappedFile:
 
     def batch(self, i: int, full: bool = False) -> pa.RecordBatch:
         """Return a record batch whose buffers lie inside the mapped file."""
-        found = self._reader.get_batch(i)
-        found.validate(full=full)
-        return found
+        record = self._reader.get_batch(i)
+        record.validate(full=full)
+        return record
 
     def tensor(self, column: pa.Array, dtype: str) -> Tensor:
         """Return the rows of a column, as stored in the file."""
@@ -144,23 +144,23 @@ def _distant_map(place: Place, size: int, sparse: bool) -> mmap.mmap:
     """Return a map of an object, with all its bytes, or with what describes its batches alone."""
     if place.stat().st_size != size:
         raise _other_size(place, size)
-    found = mmap.mmap(-1, size)
+    mapped = mmap.mmap(-1, size)
     if not sparse:
         for at, piece in place.pieces(0, size):
-            found[at : at + len(piece)] = piece
-        return found
-    _fill(found, place, [(0, min(8, size)), (max(size - TAIL_BYTES, 8), size)])
-    length = int.from_bytes(found[size - 10 : size - 6], "little")
+            mapped[at : at + len(piece)] = piece
+        return mapped
+    _fill(mapped, place, [(0, min(8, size)), (max(size - TAIL_BYTES, 8), size)])
+    length = int.from_bytes(mapped[size - 10 : size - 6], "little")
     start = size - 10 - length
     if not start >= 8:
         raise ValueError("the footer is longer than the file")
     if start < size - TAIL_BYTES:
-        _fill(found, place, [(start, size - TAIL_BYTES)])
-    blocks = _blocks(found[start : start + length])
+        _fill(mapped, place, [(start, size - TAIL_BYTES)])
+    blocks = _blocks(mapped[start : start + length])
     if any(not 8 <= a <= b <= start for a, b in blocks):
         raise ValueError("a record batch lies outside of its file")
-    _fill(found, place, blocks)
-    return found
+    _fill(mapped, place, blocks)
+    return mapped
 
 
 def _blocks(footer: bytes) -> list[tuple[int, int]]:
@@ -171,12 +171,12 @@ def _blocks(footer: bytes) -> list[tuple[int, int]]:
     if not offset:
         return []
     vector = root + offset + _number(footer, root + offset, 4)
-    found = []
+    blocks = []
     for i in range(_number(footer, vector, 4)):
         at = vector + 4 + 24 * i
         start = _number(footer, at, 8)
-        found.append((start, start + _number(footer, at + 8, 4)))
-    return found
+        blocks.append((start, start + _number(footer, at + 8, 4)))
+    return blocks
 
 
 def _number(content: bytes, at: int, n_bytes: int, signed: bool = False) -> int:

@@ -22,13 +22,13 @@ KEEP = "keep"
 
 def files_beside(stream: Stream, first: Batch) -> dict[str, bytes]:
     """Return the files beside the manifest: groups, and the final linear layer."""
-    found = {GROUPS: pack_groups(stream.group_keys, stream.source_rows)}
+    contents = {GROUPS: pack_groups(stream.group_keys, stream.source_rows)}
     if first.head is not None:
         weight, bias = first.head
         tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
         plain = {k: x.detach().cpu().contiguous().clone() for k, x in tensors.items()}
-        found[HEAD] = safetensors.torch.save(plain)
-    return found
+        contents[HEAD] = safetensors.torch.save(plain)
+    return contents
 
 
 def planned(
@@ -53,8 +53,8 @@ def planned(
         raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
     bounds = tuple(stream.units(unit_size))
     identity = only_sites(stream.identity(), [s.key for s in schema])
-    told = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))
-    wanted = ("store", *told)
+    columns_told = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))
+    wanted = ("store", *columns_told)
     return Manifest(
         plan=Plan(identity, wanted, bounds).id,
         bounds=bounds,

@@ -46,8 +46,8 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
     index = torch.nonzero(mask).flatten()
     renumbered = torch.full((len(batch),), -1)
     renumbered[index] = torch.arange(len(index))
-    found = with_rows(batch, lambda key: mask[batch.example[key]])
-    return _moved(found, index, renumbered)
+    subset = with_rows(batch, lambda key: mask[batch.example[key]])
+    return _moved(subset, index, renumbered)
 
 
 def in_planned_order(batch: Batch) -> Batch:
@@ -56,8 +56,8 @@ def in_planned_order(batch: Batch) -> Batch:
     place = torch.argsort(index)
     if bool((place[1:] > place[:-1]).all()):
         return batch
-    found = with_rows(batch, lambda key: torch.argsort(place[batch.example[key]], stable=True))
-    return _moved(found, index, place)
+    ordered = with_rows(batch, lambda key: torch.argsort(place[batch.example[key]], stable=True))
+    return _moved(ordered, index, place)
 
 
 def _moved(batch: Batch, index: Tensor, place: Tensor) -> Batch:
@@ -140,8 +140,8 @@ def with_copies(batch: Batch, n: int) -> Batch:
         example[key], position[key], index[key] = layouts[layout]
     numbers = [*range(len(batch)), *[last] * n]
     most = int(torch.as_tensor(batch.occurrence).max())
-    found = _with_numbers(batch, numbers)
-    own = torch.as_tensor(found.occurrence).clone()
+    numbered = _with_numbers(batch, numbers)
+    own = torch.as_tensor(numbered.occurrence).clone()
     own[len(batch) :] = most + 1 + first
     columns = {name: _chosen(getattr(batch, name), index) for name in PER_ROW}
-    return replace(found, example=example, position=position, occurrence=own, **columns)
+    return replace(numbered, example=example, position=position, occurrence=own, **columns)

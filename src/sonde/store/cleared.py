@@ -58,18 +58,18 @@ class Cleared(Stream):
             raise InputError(f"Cleared: expected a set of labels, got the text {clearance!r}.")
         self.store, self.seed = store, store.seed
         held, kind = store.held_name(column), store.manifest.columns[column]
-        told = {i: x if x is None else label_text(x, kind) for i, x in store.told(held).items()}
-        mine = {label_text(label, kind) for label in plain_values(list(clearance))}
-        self._clearance = tuple(sorted(mine))
-        kept = [i for i, x in told.items() if x is None or x in mine]
+        labels = {i: x if x is None else label_text(x, kind) for i, x in store.told(held).items()}
+        allowed = {label_text(label, kind) for label in plain_values(list(clearance))}
+        self._clearance = tuple(sorted(allowed))
+        kept = [i for i, x in labels.items() if x is None or x in allowed]
         self._kept = np.asarray(sorted(kept), dtype=np.int64)
         if not kept:
             raise InputError(
                 f"Cleared: expected at least one example whose {column!r} is one of the cleared "
-                f"labels ({', '.join(self._clearance) or 'none'}), got none among {len(told):,} "
+                f"labels ({', '.join(self._clearance) or 'none'}), got none among {len(labels):,} "
                 "examples."
             )
-        self.labels = tuple(sorted({x for x in map(told.get, kept) if x is not None}))
+        self.labels = tuple(sorted({x for x in map(labels.get, kept) if x is not None}))
 
     @property
     def clearance(self) -> tuple[str, ...]:
@@ -123,13 +123,13 @@ class Cleared(Stream):
             order = batch.order.tolist()
             stored |= zip(order, zip(keys, equal, numbers, strict=True), strict=True)
         last: dict[Hashable, tuple[int, int]] = {}
-        found: list[tuple[bytes, int]] = []
+        owners: list[tuple[bytes, int]] = []
         for i in self._kept.tolist():
             key, equal, number = stored[i]
             before, count = last.get(equal, (number, 0))
             last[equal] = (number, count + (number != before))
-            found.append((key, last[equal][1]))
-        return found
+            owners.append((key, last[equal][1]))
+        return owners
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -149,8 +149,8 @@ class Cleared(Stream):
     @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
         """Index of the data item of each example."""
-        found = self.store.source_rows
-        return None if found is None else found[self._kept]
+        numbers = self.store.source_rows
+        return None if numbers is None else numbers[self._kept]
 
     @property
     def behaviour(self) -> dict[str, Any] | None:
@@ -160,27 +160,27 @@ class Cleared(Stream):
     def identity(self) -> dict[str, Any]:
         """Return the identity of the store's model and of the visible examples."""
         whole = self.store.identity()
-        told = {name: x for name, x in data_of(whole).items() if name == "encoding"}
+        encoding = {name: x for name, x in data_of(whole).items() if name == "encoding"}
         arrays = {"arrays": True} if self._is_of_arrays else {}
         return {
             **without_data(whole),
-            DATA: {**told, **arrays, "cleared": self._content},
+            DATA: {**encoding, **arrays, "cleared": self._content},
             LABELS: list(self.labels),
         }
 
     @cached_property
     def _content(self) -> str:
         """Return the hash of the visible examples: of their keys, classes and, if named, rows."""
-        found = blake2b(digest_size=16)
+        hasher = blake2b(digest_size=16)
         label, ids = self.store.told("label"), self.store.told("id")
         for i, (key, _) in zip(self._kept.tolist(), self._who, strict=True):
-            found.update(f"{label[i]} {len(key)} ".encode() + key)
+            hasher.update(f"{label[i]} {len(key)} ".encode() + key)
         named = any(ids[i] != k.hex() for i, (k, _) in zip(self._kept, self._who, strict=True))
         if named or self._is_of_arrays:  # a key that is no hash of the content says nothing of it
             for batch in self:
                 for x in batch.rows.values():
-                    found.update(x.contiguous().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+                    hasher.update(x.contiguous().view(torch.uint8).numpy().tobytes())
+        return hasher.hexdigest()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the visible examples ``[start, stop)`` in the planned order, some at a time."""
@@ -190,8 +190,8 @@ class Cleared(Stream):
             for batch in (join(list(part)) for _, part in parts):
                 place = np.searchsorted(self._kept, np.asarray(batch.order))
                 occurrence = torch.tensor([self._who[int(i)][1] for i in place])
-                mine = replace(batch, order=torch.from_numpy(place), occurrence=occurrence)
-                yield in_planned_order(mine)
+                renumbered = replace(batch, order=torch.from_numpy(place), occurrence=occurrence)
+                yield in_planned_order(renumbered)
 
     def _parts(self, kept: Int[np.ndarray, "_some"]) -> Iterator[Batch]:
         """Yield examples by their numbers in the store, as its batches hold them."""

@@ -70,8 +70,8 @@ def column_of(raw: dict[str, Any]) -> SiteColumn:
     dim = int(raw["dim"])
     if raw["dtype"] not in ARROW_TYPES or not 1 <= dim <= MAX_WIDTH:
         raise ValueError(f"a column of type {raw['dtype']!r} and width {dim}")
-    found = Site.parse(raw["site"])
-    site = Site(found.path, found.call, found.port, found.key, order=int(raw["order"]))
+    parsed = Site.parse(raw["site"])
+    site = Site(parsed.path, parsed.call, parsed.port, parsed.key, order=int(raw["order"]))
     reducer = Reducer(raw["reducer"], raw["axis"], bool(raw["keep_special"]))
     kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]))
     schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind, *special_tokens(raw))

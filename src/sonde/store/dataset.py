@@ -69,15 +69,15 @@ class DataSet:
         StoreError
             If a file is damaged.
         """
-        found: dict[int, Any] = {}
+        values: dict[int, Any] = {}
         for table in self.volumes[0].examples():
             order = integer_column(table, "order").tolist()
-            known = held in table.schema.names
-            if not known or (order and not 0 <= min(order) <= max(order) < len(self)):
-                what = "examples that were not planned" if known else f"no column {held}"
+            has_column = held in table.schema.names
+            if not has_column or (order and not 0 <= min(order) <= max(order) < len(self)):
+                what = "examples that were not planned" if has_column else f"no column {held}"
                 raise StoreError(f"Store: {self.directory} is damaged: it holds {what}. {REPAIR}")
-            found |= zip(order, table.column(held).to_pylist(), strict=True)
-        return found
+            values |= zip(order, table.column(held).to_pylist(), strict=True)
+        return values
 
     def home(self, key: str) -> Volume:
         """Return the volume that contains a kind of rows."""
@@ -105,9 +105,9 @@ class DataSet:
                 "examples. Write the store again."
             )
         names = ("rows", "example", "position", "grad", "grid", "special", "sink")
-        found = {n: {k: x for b in batches for k, x in getattr(b, n).items()} for n in names}
-        _share(found["example"], found["position"])
-        return replace(first, head=next((b.head for b in batches if b.head), None), **found)
+        columns = {n: {k: x for b in batches for k, x in getattr(b, n).items()} for n in names}
+        _share(columns["example"], columns["position"])
+        return replace(first, head=next((b.head for b in batches if b.head), None), **columns)
 
     def verify(self) -> list[str]:
         """Return the faults found in the bytes of the files."""
@@ -122,13 +122,13 @@ class DataSet:
                 for table in (EXAMPLES, *volume.manifest.tables):
                     path = row_file(volume.directory, table, span)
                     try:
-                        said = volume.record(span)["files"][table]["blake2b"]
+                        recorded = volume.record(span)["files"][table]["blake2b"]
                         with path.open("rb") as file:
-                            found = hashlib.file_digest(file, _hasher).hexdigest()
+                            digest = hashlib.file_digest(file, _hasher).hexdigest()
                     except (OSError, KeyError, TypeError) as error:
                         wrong.append(f"{path}: {error}")
                         continue
-                    if said != found:
+                    if recorded != digest:
                         wrong.append(f"{path}: its bytes differ from those that were committed")
         return wrong
 
@@ -136,22 +136,22 @@ class DataSet:
 def common_schema(sets: Sequence[DataSet]) -> tuple[SiteSchema, ...]:
     """Return the kinds of rows that every data set has, in order of execution."""
     common = frozenset.intersection(*(frozenset(s.schema) for s in sets))
-    found = [schema for key, schema in sets[0].schema.items() if key in common]
-    return tuple(sorted(found, key=lambda s: (s.site.order, s.key)))
+    shared = [schema for key, schema in sets[0].schema.items() if key in common]
+    return tuple(sorted(shared, key=lambda s: (s.site.order, s.key)))
 
 
 def class_names(sets: Sequence[DataSet]) -> tuple[str, ...]:
     """Return the name of each class number, which all data sets of a store share."""
-    found: tuple[str, ...] = ()
+    names_so_far: tuple[str, ...] = ()
     for part in sets:
-        names = joined_names(found, part.manifest.label_names)
+        names = joined_names(names_so_far, part.manifest.label_names)
         if names is None:
             raise StoreError(
                 f"Store: {part.directory} numbers its classes differently than the earlier data "
                 "of the store. Write the store again."
             )
-        found = names
-    return found
+        names_so_far = names
+    return names_so_far
 
 
 def _hasher() -> Any:
@@ -160,13 +160,13 @@ def _hasher() -> Any:
 
 def _share(example: dict[str, torch.Tensor], position: dict[str, torch.Tensor]) -> None:
     """Let kinds of rows with equal layouts share their tensors, as in a live batch."""
-    known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    layouts: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
     for key, own in example.items():
         layout = (id(own), id(position[key]))
-        if layout not in known:
-            same = [k for k in known.values() if _equal(k, (own, position[key]))]
-            known[layout] = same[0] if same else (own, position[key])
-        example[key], position[key] = known[layout]
+        if layout not in layouts:
+            same = [k for k in layouts.values() if _equal(k, (own, position[key]))]
+            layouts[layout] = same[0] if same else (own, position[key])
+        example[key], position[key] = layouts[layout]
 
 
 def _equal(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> bool:

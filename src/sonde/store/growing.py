@@ -77,14 +77,14 @@ def append_store(
         top, number = sets[0].manifest, _number_of(stream, sets)
         columns = {name: plain_values(values) for name, values in (columns or {}).items()}
         held = number < len(sets)
-        known = sets[number].volumes[0].schema if held else common_schema(sets)
-        _require_same_kind(sets[0], known, stream, columns)
+        schema = sets[number].volumes[0].schema if held else common_schema(sets)
+        _require_same_kind(sets[0], schema, stream, columns)
         if held and not sets[number].volumes[0].to_write():
             _require_same_values(sets[number], columns)
             tick(len(stream))
             return directory
         source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
-        folder, keys = directory / DATA / f"{number}", [s.key for s in known]
+        folder, keys = directory / DATA / f"{number}", [s.key for s in schema]
         writer = StoreWriter(source, folder, top.unit_size, columns, keys, top.columns)
         _continue(writer, "--append", tick, fill)
         if not held:
@@ -183,10 +183,10 @@ def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
 
 def _number_of(stream: Stream, sets: list[DataSet]) -> int:
     """Return the index of a stream's data set, or the next index for new data."""
-    mine = stream.identity()
+    own = stream.identity()
     for number, part in enumerate(sets):
         held = part.identities[0]
-        if which_rows(data_of(held)) == which_rows(data_of(only_arrays(mine, held))):
+        if which_rows(data_of(held)) == which_rows(data_of(only_arrays(own, held))):
             return number
     return len(sets)
 
@@ -199,19 +199,19 @@ def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
             "add_sites: rows of plain arrays are matched by their ids, got none. Give both "
             "sets of arrays the same ids, or write all arrays at once."
         )
-    mine = without_sites(identity)
+    own = without_sites(identity)
     held = [without_sites(part.identities[0]) for part in sets]
-    found = [k for k, its in enumerate(held) if contradiction(its, mine) is None]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    alike = [k for k, its in enumerate(held) if contradiction(its, own) is None]
+    if len(alike) == 1:
+        return alike[0]
+    if not alike:
         raise StoreError(
             f"add_sites: {sets[0].directory} was written with another model, other data or "
-            f"other options ({contradiction(held[0], mine)} differs). Name the data that the "
+            f"other options ({contradiction(held[0], own)} differs). Name the data that the "
             "store was read from."
         )
     raise StoreError(
-        f"add_sites: {len(found)} data sets of {sets[0].directory} have these ids. Write one "
+        f"add_sites: {len(alike)} data sets of {sets[0].directory} have these ids. Write one "
         "store with all sites, and use a different id for each example."
     )
 
@@ -224,16 +224,16 @@ def _require_same_kind(
 ) -> None:
     """Raise if a stream's rows differ in kind from the store's rows."""
     top, here = first.manifest, {s.key: s for s in stream.schema}
-    mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
+    own = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
-    what = contradiction(mine, its) or _other_rows(known, here)
+    what = contradiction(own, its) or _other_rows(known, here)
     if what is None and number_columns(top.identity) != number_columns(stream.identity()):
         named = ",".join(number_columns(top.identity) or ["none"])
         what = f"columns of numbers, or in another order: --number-columns {named}"
     if what is None and set(columns) != set(top.columns):
         what = "columns"
     if what is not None:
-        apart = describe_other_model(its, mine)
+        apart = describe_other_model(its, own)
         raise StoreError(
             "append_store: expected rows of the same model and options as in "
             f"{first.directory}, got another {what if apart is None else f'model: {apart}'}. Read "
@@ -261,14 +261,14 @@ def _require_same_values(part: DataSet, columns: Mapping[str, Sequence[Any]]) ->
 
 
 def _other_rows(schema: Iterable[SiteSchema], here: dict[str, SiteSchema]) -> str | None:
-    for mine in schema:
-        its = here.get(mine.key)
-        if its is None or (mine.dim, mine.dtype, str(mine.reducer)) != (
+    for own in schema:
+        its = here.get(own.key)
+        if its is None or (own.dim, own.dtype, str(own.reducer)) != (
             its.dim,
             its.dtype,
             str(its.reducer),
         ):
-            return mine.key
+            return own.key
     return None
 
 
@@ -281,9 +281,9 @@ def counted_on(stream: Stream, earlier: Sequence[DataSet]) -> Stream:
         return stream
     if not isinstance(stream, DerivedStream):
         return LaterOccurrences(stream, earlier)
-    found = copy.copy(stream)
-    found.inner = counted_on(stream.inner, earlier)
-    return found
+    wrapper = copy.copy(stream)
+    wrapper.inner = counted_on(stream.inner, earlier)
+    return wrapper
 
 
 @final

@@ -76,14 +76,14 @@ class InOrder(DerivedStream):
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
         """Index of each entry's example; None if each entry is a whole example."""
-        found = self.inner.examples_of_rows
-        return None if found is None else self._sorted(found)
+        examples = self.inner.examples_of_rows
+        return None if examples is None else self._sorted(examples)
 
     @property
     def source_rows(self) -> np.ndarray | None:
         """Index of the data item of each example."""
-        found = self.inner.source_rows
-        return found if found is None or self._planned is None else found[self._planned]
+        numbers = self.inner.source_rows
+        return numbers if numbers is None or self._planned is None else numbers[self._planned]
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return the starts of the units, and the end."""
@@ -125,7 +125,7 @@ class InOrder(DerivedStream):
     ) -> Iterator[tuple[Batch, dict[str, pa.Array]]]:
         """Yield the examples with these planned numbers, which become ``first``, ``first + 1``."""
         place = {int(number): first + i for i, number in enumerate(planned.tolist())}
-        found: list[Batch] = []
+        batches_so_far: list[Batch] = []
         tables: list[pa.RecordBatch] = []
         bounds = self.inner.units()
         for unit, members in groupby(np.sort(planned), lambda i: bisect_right(bounds, i) - 1):
@@ -134,16 +134,16 @@ class InOrder(DerivedStream):
                 mask = torch.isin(batch.order, wanted)
                 if not bool(mask.any()):
                     continue
-                mine = with_examples(batch, mask)
-                order = torch.tensor([place[i] for i in mine.order.tolist()])
-                found.append(replace(mine, order=order))
+                part = with_examples(batch, mask)
+                order = torch.tensor([place[i] for i in part.order.tolist()])
+                batches_so_far.append(replace(part, order=order))
                 if table is not None:
                     tables.append(table.filter(pa.array(mask.numpy())))
-        if not found:
+        if not batches_so_far:
             return
-        whole = join(_joinable(found))
-        told = _joined(tables, columns, pa.array(torch.argsort(whole.order).numpy()))
-        yield in_planned_order(whole), told
+        whole = join(_joinable(batches_so_far))
+        joined_columns = _joined(tables, columns, pa.array(torch.argsort(whole.order).numpy()))
+        yield in_planned_order(whole), joined_columns
 
 
 def _joined(
@@ -196,22 +196,22 @@ class RowOrder:
 
     def stored(self, index: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
         """Return the stored number of each row of the data."""
-        found = index.copy()
+        places = index.copy()
         windows = np.searchsorted(self._ends, index, side="right")
         for k in np.unique(windows).tolist():
             if k not in self._known:
                 self._known[k] = self._order_of(*self._windows[k])
             order = self._known[k]
             if order is not None:
-                mine, first = np.flatnonzero(windows == k), self._firsts[k]
-                found[mine] = first + order[index[mine] - first]
-        return found
+                inside, first = np.flatnonzero(windows == k), self._firsts[k]
+                places[inside] = first + order[index[inside] - first]
+        return places
 
     @staticmethod
     def _order_of(
         volume: Volume, table: str, units: range, rank: np.ndarray | None
     ) -> np.ndarray | None:
-        found: list[Tensor] = []
+        orders: list[Tensor] = []
         for unit in units:
             for examples, rows in volume.columns_of(unit, ((EXAMPLES, "order"), (table, "index"))):
                 order, index = integer_column(examples, "order"), integer_column(rows, "index")
@@ -221,10 +221,10 @@ class RowOrder:
                         f"Store: {path} is damaged: a row refers to an example that does not "
                         f"exist. {REPAIR}"
                     )
-                found.append(order[index])
-        if not found:
+                orders.append(order[index])
+        if not orders:
             return None
-        order = torch.cat(found).numpy()
+        order = torch.cat(orders).numpy()
         order = order if rank is None else rank[order]
         return None if (order[1:] >= order[:-1]).all() else np.argsort(order, kind="stable")
 

@@ -41,21 +41,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise StoreError(f"Store: {path} is larger than {MAX_JSON_BYTES} bytes.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"Store: expected a JSON file at {path}: {reason_of(error)}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise StoreError(f"Store: expected a JSON object at {path}.")
-    return found
+    return content
 
 
 def sealed(content: dict[str, Any]) -> bytes:
     """Return the canonical JSON of a manifest or record, including a hash of its content."""
     rest = {name: value for name, value in content.items() if name != "hash"}
-    found = hashlib.blake2b(canonical_json(rest).encode(), digest_size=16).hexdigest()
-    return (canonical_json({**rest, "hash": found}) + "\n").encode()
+    digest = hashlib.blake2b(canonical_json(rest).encode(), digest_size=16).hexdigest()
+    return (canonical_json({**rest, "hash": digest}) + "\n").encode()
 
 
 def is_sealed(path: Path, content: dict[str, Any]) -> bool:

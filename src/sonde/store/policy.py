@@ -61,12 +61,12 @@ class Policy:
         if isinstance(value, Mapping):
             return {name: self.redacted(x) for name, x in value.items()}
         if isinstance(value, np.ndarray) and value.dtype.kind in ("O", "T", "U"):
-            told = [self.redacted(x) for x in value.reshape(-1).tolist()]
-            return np.fromiter(told, dtype=object, count=len(told)).reshape(value.shape)
+            values = [self.redacted(x) for x in value.reshape(-1).tolist()]
+            return np.fromiter(values, dtype=object, count=len(values)).reshape(value.shape)
         if isinstance(value, list | tuple | set | frozenset):
-            told = [self.redacted(x) for x in value]
+            values = [self.redacted(x) for x in value]
             named = isinstance(value, tuple) and type(value) is not tuple
-            return type(value)(*told) if named else type(value)(told)
+            return type(value)(*values) if named else type(value)(values)
         return value
 
     def rows(self, rows: Iterable[Any]) -> Iterator[Any]:

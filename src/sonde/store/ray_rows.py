@@ -29,8 +29,8 @@ class TakeRows:
     def __call__(self, batch: Any) -> dict[str, Any]:
         """Return the rows ``x`` of the numbers in ``id``, and the numbers as ``row``."""
         rows = np.asarray(batch["id"])
-        found = self.store.take(rows, self.key)
-        plain = found.float() if found.dtype == torch.bfloat16 else found  # numpy has no bfloat16
+        taken = self.store.take(rows, self.key)
+        plain = taken.float() if taken.dtype == torch.bfloat16 else taken  # numpy has no bfloat16
         return {"x": plain.numpy(), "row": rows}
 
 

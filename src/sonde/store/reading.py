@@ -79,9 +79,9 @@ class Shelf:
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._firsts = self._ends - np.asarray(counts, dtype=np.int64)
         numbers: dict[Path, int] = {}
-        found = [numbers.setdefault(p.path, len(numbers)) for p in places]
-        self._file_of = np.asarray(found, dtype=np.int64)
-        self._places_of = dict(zip(found, places, strict=True))
+        file_numbers = [numbers.setdefault(p.path, len(numbers)) for p in places]
+        self._file_of = np.asarray(file_numbers, dtype=np.int64)
+        self._places_of = dict(zip(file_numbers, places, strict=True))
         self._starts: np.ndarray = np.full(len(places), -1, dtype=np.int64)
         self._open, self._lock = OpenFiles(FILES_OPEN), threading.Lock()
         tables = [(v, table) for v in volumes for table, _ in _columns(v, key)]
@@ -100,29 +100,29 @@ class Shelf:
         files = self._file_of[chunk]
         columns = np.arange(dim)
         for number in np.unique(files).tolist():
-            mine = np.flatnonzero(files == number)
+            here = np.flatnonzero(files == number)
             elements = self._opened(number)
-            start = self._starts[chunk[mine]] + (index[mine] - self._firsts[chunk[mine]]) * dim
+            start = self._starts[chunk[here]] + (index[here] - self._firsts[chunk[here]]) * dim
             at = start * kind.itemsize
             self._file(number).load(at.tolist(), (at + dim * kind.itemsize).tolist())
-            target[mine] = elements[start[:, None] + columns]
+            target[here] = elements[start[:, None] + columns]
         return out
 
     def who(self, rows: Any) -> list[tuple[str, int, int]]:
         """Return (key as hexadecimal digits, occurrence, position) of rows of the data."""
         index = self._order.stored(self._checked(rows))
-        found = []
+        owners = []
         for row, chunk in zip(index, np.searchsorted(self._ends, index, "right"), strict=True):
             file, at = self._file(int(self._file_of[chunk])), int(row - self._firsts[chunk])
             try:
                 part = file.batch(self._places[chunk].number)
-                told = [part.column(n) for n in ("example", "occurrence", "position")]
-                file.load_columns(told)
-                example, occurrence, position = (column[at].as_py() for column in told)
-                found.append((bytes.hex(example), int(occurrence), int(position)))
+                columns_read = [part.column(n) for n in ("example", "occurrence", "position")]
+                file.load_columns(columns_read)
+                example, occurrence, position = (column[at].as_py() for column in columns_read)
+                owners.append((bytes.hex(example), int(occurrence), int(position)))
             except DAMAGE as error:
                 raise _damaged(file, error) from error
-        return found
+        return owners
 
     def _checked(self, rows: Any) -> np.ndarray:
         index = np.atleast_1d(np.asarray(rows))
@@ -146,11 +146,11 @@ class Shelf:
     def _opened(self, number: int) -> np.ndarray:
         """Return the elements of a file, after finding the start of its record batches."""
         file = self._file(number)
-        mine = np.flatnonzero(self._file_of == number)
+        here = np.flatnonzero(self._file_of == number)
         with self._lock:  # another thread must not see the starts of some batches alone
-            if self._starts[mine[0]] < 0:
+            if self._starts[here[0]] < 0:
                 try:
-                    self._starts[mine] = [self._start(file, chunk) for chunk in mine.tolist()]
+                    self._starts[here] = [self._start(file, chunk) for chunk in here.tolist()]
                 except DAMAGE as error:
                     raise _damaged(file, error) from error
         return file.elements(self._schema.dtype)
@@ -173,10 +173,10 @@ def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], 
     """Return a kind of rows, the files of its record batches, and its number of rows."""
     places: list[_Place] = []
     counts: list[int] = []
-    found: list[SiteSchema] = []
+    schemas: list[SiteSchema] = []
     for volume in volumes:
         for table, column in _columns(volume, key):
-            found.append(column.schema)
+            schemas.append(column.schema)
             for span in volume.manifest.ranges():
                 path = row_file(volume.directory, table, span)
                 try:
@@ -187,7 +187,7 @@ def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], 
                     if n > 0:
                         places.append(_Place(volume, table, span, number, column.name))
                         counts.append(n)
-    return found[0], places, counts
+    return schemas[0], places, counts
 
 
 def _columns(volume: Volume, key: str) -> list[tuple[str, SiteColumn]]:
@@ -299,11 +299,11 @@ class Store(Stream):
         if all(rank is None for rank in ranks):
             return None
         parts = zip(self._sets, self._starts, ranks, strict=False)
-        found = [
+        orders = [
             start + (np.arange(len(part)) if rank is None else np.argsort(rank))
             for part, start, rank in parts
         ]
-        return np.concatenate(found)
+        return np.concatenate(orders)
 
     @cached_property
     def _ranks(self) -> list[Int[np.ndarray, "_example"] | None]:
@@ -334,8 +334,8 @@ class Store(Stream):
         if not all(is_of_arrays(part) and names_rows(part) for part in parts):
             return None
         keys, numbers = self.told("key"), self.told("occurrence")
-        found = [(keys[i], numbers[i]) for i in sorted(keys)]
-        return found if len(set(found)) < len(found) else None
+        pairs = [(keys[i], numbers[i]) for i in sorted(keys)]
+        return pairs if len(set(pairs)) < len(pairs) else None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -375,10 +375,10 @@ class Store(Stream):
 
     @cached_property
     def _bounds(self) -> list[int]:
-        found = [0]
+        bounds_so_far = [0]
         for part, start in zip(self._sets, self._starts, strict=False):
-            found += [start + bound for bound in part.manifest.bounds[1:]]
-        return found
+            bounds_so_far += [start + bound for bound in part.manifest.bounds[1:]]
+        return bounds_so_far
 
     def select(
         self, sites: str | Site | Sequence[str | Site] = "auto", reducer: str | Reducer = "auto"
@@ -404,8 +404,8 @@ class Store(Stream):
                 f"Store.select: {self.directory} has no rows of the reducer {str(reducer)!r}, only "
                 f"{', '.join(sorted({str(s.reducer) for s in self.schema}))}. Read the model again."
             )
-        found = [matching_keys(str(pattern), chosen, str(self.directory)) for pattern in patterns]
-        return Store(self.directory, set().union(*found), self.checked)
+        keys = [matching_keys(str(pattern), chosen, str(self.directory)) for pattern in patterns]
+        return Store(self.directory, set().union(*keys), self.checked)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, or of several, as they were written.
@@ -564,8 +564,8 @@ class Store(Stream):
         InputError
             If there is no such column.
         """
-        found = self.told("key" if name is None else self.held_name(name))
-        return [found.get(i) for i in range(len(self))]
+        values = self.told("key" if name is None else self.held_name(name))
+        return [values.get(i) for i in range(len(self))]
 
     def held_name(self, name: str) -> str:
         """Return the name under which the files hold a data column.
@@ -576,11 +576,11 @@ class Store(Stream):
             If there is no such column.
         """
         for part in self._sets:
-            known = part.manifest.columns
-            if name not in known:
+            names = part.manifest.columns
+            if name not in names:
                 raise InputError(
-                    f"Store.column: {part.directory} has no column {name!r}.{near(name, known)} It "
-                    f"has {', '.join(known) or 'none'}. Write it with --columns."
+                    f"Store.column: {part.directory} has no column {name!r}.{near(name, names)} It "
+                    f"has {', '.join(names) or 'none'}. Write it with --columns."
                 )
         return CHOSEN + name
 
@@ -602,8 +602,8 @@ class Store(Stream):
         name = self.schema[0].key if key is None else key
         if name not in self._shelves:
             if name not in {s.key for s in self.schema}:
-                known = [s.key for s in self.schema]
-                raise SiteError(f"Store: no site {name!r}.{near(name, known)}")
+                keys = [s.key for s in self.schema]
+                raise SiteError(f"Store: no site {name!r}.{near(name, keys)}")
             self._shelves[name] = Shelf([s.home(name) for s in self._sets], name, self._ranks)
         return self._shelves[name]
 
@@ -643,18 +643,18 @@ def matching_keys(pattern: str, schema: Sequence[SiteSchema], store: str) -> set
         If it names no site of the store, or is a suffix of several without a wildcard.
     """
     path = pattern.partition("|")[0]
-    found = [s for s in schema if _names(pattern, path, s)]
-    if not found:
-        found = [s for s in schema if _names(pattern, f"*.{path}", s)]
-        sites = dict.fromkeys(str(s.site) for s in found)
+    matching = [s for s in schema if _names(pattern, path, s)]
+    if not matching:
+        matching = [s for s in schema if _names(pattern, f"*.{path}", s)]
+        sites = dict.fromkeys(str(s.site) for s in matching)
         if len(sites) > 1 and _WILD.isdisjoint(path):
             raise SiteError(
                 f"Store.select: {pattern!r} names {len(sites)} sites of {store}: "
                 f"{_shown(sites)}. Give a longer part of the path."
             )
-    if not found:
+    if not matching:
         raise SiteError(_unknown(pattern, schema, store))
-    return {s.key for s in found}
+    return {s.key for s in matching}
 
 
 def _names(pattern: str, path: str, schema: SiteSchema) -> bool:

@@ -152,11 +152,11 @@ class RowBatches(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        mine, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        own_number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         windows = _Windows(self._n_rows, self.shuffle, self.seed, self.epoch)
         begun = self._next
         for number in range(begun, len(self)):
-            if (number - self._origin) % n_workers != mine:
+            if (number - self._origin) % n_workers != own_number:
                 continue
             rows = windows.rows(*self._part(number))
             self._next = number + 1
@@ -180,9 +180,9 @@ class RowBatches(IterableDataset[dict[str, Tensor]]):
         out: Tensor | None = None
         for each in dict.fromkeys(window.tolist()):
             at = window == each
-            found = self._window(each)[torch.from_numpy(rows[at] - each * self.shuffle)]
-            out = found.new_empty(len(rows), found.shape[1]) if out is None else out
-            out[torch.from_numpy(at)] = found
+            rows_here = self._window(each)[torch.from_numpy(rows[at] - each * self.shuffle)]
+            out = rows_here.new_empty(len(rows), rows_here.shape[1]) if out is None else out
+            out[torch.from_numpy(at)] = rows_here
         assert out is not None, "a batch has rows"
         return out
 

@@ -106,23 +106,23 @@ def _with_further(
     own: Soundness, directory: Path, manifest: Manifest, tick: Callable[[int], None]
 ) -> Soundness:
     """Return the faults of a store, including the stores of further sites and data inside it."""
-    found = own
-    found.checked["n_files"] += len(manifest.files)
+    sound = own
+    sound.checked["n_files"] += len(manifest.files)
     for folder in further_stores(directory, manifest):
         if not is_store(folder):
             lost = Fault(folder, "the folder is missing or no store", (directory / MANIFEST,))
-            found = replace(found, faults=(*found.faults, lost))
+            sound = replace(sound, faults=(*sound.faults, lost))
             continue
         more = _counted_above(verify_store(folder, tick), folder, directory)
         again = {"n_examples"} if folder.parent.name == SITES else set[str]()
-        found = Soundness(
-            found.kind,
-            {k: n + (0 if k in again else more.checked[k]) for k, n in found.checked.items()},
-            found.faults + more.faults,
-            tuple(dict.fromkeys(found.leftovers + more.leftovers)),
-            found.notes + more.notes,
+        sound = Soundness(
+            sound.kind,
+            {k: n + (0 if k in again else more.checked[k]) for k, n in sound.checked.items()},
+            sound.faults + more.faults,
+            tuple(dict.fromkeys(sound.leftovers + more.leftovers)),
+            sound.notes + more.notes,
         )
-    return found
+    return sound
 
 
 def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
@@ -206,9 +206,9 @@ def _left_out(manifest: Manifest, n_examples: int, missing: list[Span]) -> tuple
 
 def _strays(directory: Path, manifest: Manifest | None, faults: list[Fault]) -> list[Path]:
     """Return leftovers of interrupted or replaced writes: temporary and unassigned files."""
-    found = [p for p in sorted(directory.rglob(f"*{TEMPORARY}*")) if p.is_file()]
+    strays = [p for p in sorted(directory.rglob(f"*{TEMPORARY}*")) if p.is_file()]
     if manifest is None:
-        return found
+        return strays
     gone = {path for fault in faults for path in fault.removes}
     planned = set(manifest.ranges())
     for path in sorted([*directory.glob(f"{RANGES}/*"), *directory.glob(f"{ROWS}/*/*")]):
@@ -217,8 +217,8 @@ def _strays(directory: Path, manifest: Manifest | None, faults: list[Fault]) -> 
             continue
         span = (int(match[1]), int(match[2]))
         if span not in planned or not _record(directory, span).exists():
-            found.append(path)
-    return found
+            strays.append(path)
+    return strays
 
 
 class _Range:
@@ -234,10 +234,10 @@ class _Range:
         files = [p for p in self.directory.glob(f"{ROWS}/*/{self.span[0]}-{self.span[1]}.*")]
         removes = (self.path, *(p for p in sorted(files) if _NAME.match(p.name)))
         try:
-            found = list(self._found())
+            pairs = list(self._found())
         except (OSError, pa.ArrowException, *_HOSTILE) as error:
-            found = [(self.path, f"{_words(self.span)} cannot be read: {reason_of(error)}")]
-        return [Fault(path, what, removes) for path, what in found]
+            pairs = [(self.path, f"{_words(self.span)} cannot be read: {reason_of(error)}")]
+        return [Fault(path, what, removes) for path, what in pairs]
 
     def _found(self) -> Iterator[tuple[Path, str]]:
         try:
@@ -276,8 +276,8 @@ class _Range:
             yield path, f"has {size:,} bytes, {said['size_bytes']:,} were committed"
             return
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, _hasher).hexdigest()
-        if found != said["blake2b"]:
+            digest = hashlib.file_digest(file, _hasher).hexdigest()
+        if digest != said["blake2b"]:
             yield path, "its bytes differ from those that were committed"
 
     def _rows(self, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
@@ -297,8 +297,8 @@ class _Range:
             parts = {name: reader.get_batch(i) for name, reader in readers.items()}
             self.checked["n_examples"] += parts[EXAMPLES].num_rows
             self.checked["n_rows"] += sum(p.num_rows for n, p in parts.items() if n != EXAMPLES)
-            said = {name: record["files"][name]["rows"][i] for name in readers}
-            for table, what in batch_faults(parts, said, self.manifest, unit, seen):
+            n_rows_of = {name: record["files"][name]["rows"][i] for name in readers}
+            for table, what in batch_faults(parts, n_rows_of, self.manifest, unit, seen):
                 yield self._arrow(table), what
 
 
@@ -324,10 +324,10 @@ def schema_faults(schema: pa.Schema, table: str, manifest: Manifest | None) -> I
         if schema.names.count(column.name) != 1:
             yield f"lacks the column {column.name} of {column.schema.key}"
             continue
-        found = schema.field(column.name)
-        if found.type != field.type:
-            yield f"column {column.name} is {found.type}, the manifest says {field.type}"
-        elif (found.metadata or {}).get(b"sonde.site") != column.schema.key.encode():
+        actual = schema.field(column.name)
+        if actual.type != field.type:
+            yield f"column {column.name} is {actual.type}, the manifest says {field.type}"
+        elif (actual.metadata or {}).get(b"sonde.site") != column.schema.key.encode():
             yield f"column {column.name} is not of the site {column.schema.key}"
 
 
@@ -360,8 +360,8 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
         return
     if part.num_rows != n_rows:
         yield f"a batch has {plural(part.num_rows, 'row')}, its record says {n_rows}"
-    known = [name for name in part.schema.names if not name.startswith(CHOSEN)]
-    nulls = [name for name in known if part.column(name).null_count]
+    names = [name for name in part.schema.names if not name.startswith(CHOSEN)]
+    nulls = [name for name in names if part.column(name).null_count]
     if nulls:
         yield f"has empty values in {', '.join(nulls)}"
 

@@ -66,9 +66,9 @@ class Volume:
 
     def missing(self) -> list[Span]:
         """Return the ranges of units that are not committed."""
-        found = {path.name for path in (self.directory / RANGES).glob("*.json")}
+        written = {path.name for path in (self.directory / RANGES).glob("*.json")}
         spans = self.manifest.ranges()
-        return [span for span in spans if record_file(self.directory, span).name not in found]
+        return [span for span in spans if record_file(self.directory, span).name not in written]
 
     def to_write(self) -> list[Span]:
         """Return the ranges of units that are not committed, or have lost a file."""
@@ -103,8 +103,8 @@ class Volume:
         StoreError
             If it is damaged, or of another plan.
         """
-        found = self._records.get(span)
-        return self._read_record(span) if found is None else found
+        record = self._records.get(span)
+        return self._read_record(span) if record is None else record
 
     def _read_record(self, span: Span) -> dict[str, Any]:
         path = record_file(self.directory, span)
@@ -281,8 +281,8 @@ class Volume:
         if HEAD not in self.manifest.files:
             return None
         try:
-            found = safetensors.torch.load(side_file(self.directory, HEAD, self.manifest.files))
-            return found["weight"], found.get("bias")
+            tensors = safetensors.torch.load(side_file(self.directory, HEAD, self.manifest.files))
+            return tensors["weight"], tensors.get("bias")
         except (safetensors.SafetensorError, LookupError) as error:
             raise StoreError(f"Store: {self.directory / HEAD} is damaged: {error}.") from error
 

@@ -82,11 +82,11 @@ def law_budget(rule: CacheRule) -> None:
             total = mask.sum(1)
             expected = torch.minimum(rule.kept(total), total)
             for layer in cache.evicting:
-                found, wanted = (layer.numbers() >= 0).sum(-1), expected[:, None]
+                held, wanted = (layer.numbers() >= 0).sum(-1), expected[:, None]
                 if rule.by_head:  # heads share the budget out
-                    found, wanted = found.sum(-1), expected * found.shape[-1]
-                assert bool((found == wanted).all()), (
-                    f"{found.tolist()} tokens are held after call {step}, {wanted.tolist()} by "
+                    held, wanted = held.sum(-1), expected * held.shape[-1]
+                assert bool((held == wanted).all()), (
+                    f"{held.tolist()} tokens are held after call {step}, {wanted.tolist()} by "
                     "the budget"
                 )
             mask = torch.cat([mask, more], 1)
@@ -104,6 +104,6 @@ def law_whole(rule: CacheRule) -> None:
         for held in (cache, plain := DynamicCache(config=net.config)):
             net(ids, attention_mask=mask.long(), **{cache_argument(net): held})
         given = {"attention_mask": longer.long()}
-        found = net(ids[:, -1:], **{cache_argument(net): cache}, **given).logits
+        logits = net(ids[:, -1:], **{cache_argument(net): cache}, **given).logits
         expected = net(ids[:, -1:], **{cache_argument(net): plain}, **given).logits
-    assert torch.equal(found, expected), "logits differ although nothing was evicted"
+    assert torch.equal(logits, expected), "logits differ although nothing was evicted"

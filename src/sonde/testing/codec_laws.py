@@ -34,13 +34,13 @@ def law_round_trip(codec: Codec) -> None:
     """Decoding gives a tensor of the encoded shape, with at most the loss ``most_lost``."""
     for x in inputs(codec):
         before = x.clone()
-        found = codec.decode(codec.encode(x))
+        decoded = codec.decode(codec.encode(x))
         assert torch.equal(x, before), "the input changed"
         wanted = x if codec.alphabet is not None else x.to(torch.float32)
-        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), (
-            f"{found.dtype} of shape {tuple(found.shape)} from {x.dtype} of {tuple(x.shape)}"
+        assert (decoded.shape, decoded.dtype) == (wanted.shape, wanted.dtype), (
+            f"{decoded.dtype} of shape {tuple(decoded.shape)} from {x.dtype} of {tuple(x.shape)}"
         )
-        lost = float((found.double() - wanted.double()).square().sum())
+        lost = float((decoded.double() - wanted.double()).square().sum())
         norm = float(wanted.double().square().sum())
         allowed = codec.most_lost(wanted)
         most = norm * (allowed + (1e-6 if allowed else 0.0)) if norm else allowed

@@ -123,11 +123,11 @@ def law_kept(rule: Decode) -> None:
             x = logits.to(dtype)
             others = {name: y.to(dtype) for name, y in context.others.items()}
             before = {name: y.clone() for name, y in others.items()} | {"logits": x.clone()}
-            found = rule.step(x, replace(context, others=others))
-            assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
-            assert found.dtype == dtype, f"{found.dtype} of {dtype}"
-            assert not bool(found.isnan().any()), "some logits are NaN"
-            assert bool(found.isfinite().any(1).all()), "a row has no token left"
+            stepped = rule.step(x, replace(context, others=others))
+            assert stepped.shape == x.shape, f"shape {tuple(stepped.shape)} of {tuple(x.shape)}"
+            assert stepped.dtype == dtype, f"{stepped.dtype} of {dtype}"
+            assert not bool(stepped.isnan().any()), "some logits are NaN"
+            assert bool(stepped.isfinite().any(1).all()), "a row has no token left"
             for name, y in (others | {"logits": x}).items():
                 assert torch.equal(y, before[name]), f"{name} was changed in place"
 
@@ -157,9 +157,9 @@ def law_recomputed(rule: Decode) -> None:
     """With padding, beams or sampling, tokens equal those of single texts without a cache."""
     model = causal_model()
     for how in WAYS:
-        found = generate(model, [rule.bind(model)], how)
+        tokens = generate(model, [rule.bind(model)], how)
         expected = generate(model, [_from_scratch(rule, model)], how)
-        same = found.shape == expected.shape and torch.equal(found, expected)
+        same = tokens.shape == expected.shape and torch.equal(tokens, expected)
         assert same, f"other tokens than without cache, with {how or 'greedy search'}"
 
 
@@ -207,11 +207,11 @@ def _row(context: DecodeContext, i: int) -> DecodeContext:
 
 
 def _fingerprint(module: nn.Module) -> tuple[str, list[bool], int]:
-    made = hashlib.sha256()
+    digest = hashlib.sha256()
     for x in module.state_dict().values():
-        made.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
-    return made.hexdigest(), [m.training for m in module.modules()], hooks
+    return digest.hexdigest(), [m.training for m in module.modules()], hooks
 
 
 def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -221,7 +221,7 @@ def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor
 
     def process(texts: Tensor, scores: Tensor) -> Tensor:
         times = len(texts) // len(ids)
-        found: list[Tensor] = []
+        rows: list[Tensor] = []
         for i, text in enumerate(texts):
             prompt, new = ids[i // times][real[i // times]], text[LONGEST:]
             others = {n: _read(r, model, layers, prompt, new) for n, r in rule.reads().items()}
@@ -230,8 +230,8 @@ def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor
             context = DecodeContext(
                 others, whole, torch.ones_like(whole).bool(), step, end_tokens(model)
             )
-            found.append(rule.step(scores[i : i + 1].clone(), context).log_softmax(1))
-        return torch.cat(found)
+            rows.append(rule.step(scores[i : i + 1].clone(), context).log_softmax(1))
+        return torch.cat(rows)
 
     return process
 

@@ -44,9 +44,9 @@ def law_kept(edit: Edit) -> None:
     for dtype in FLOATS:
         x = activations(dtype)
         before = x.clone()
-        found = apply(edit, x)
-        assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
-        assert found.dtype == dtype, f"{found.dtype} of {dtype}"
+        edited = apply(edit, x)
+        assert edited.shape == x.shape, f"shape {tuple(edited.shape)} of {tuple(x.shape)}"
+        assert edited.dtype == dtype, f"{edited.dtype} of {dtype}"
         assert torch.equal(x, before), f"the activation was changed in place, in {dtype}"
 
 
@@ -55,8 +55,8 @@ def law_rows(edit: Edit) -> None:
     x = activations()
     other = x.clone()
     other[0] = -3 * other[0] + 1
-    kept, found = apply(edit, x)[1:], apply(edit, other)[1:]
-    gap = float((kept - found).abs().max())
+    kept, beside = apply(edit, x)[1:], apply(edit, other)[1:]
+    gap = float((kept - beside).abs().max())
     assert gap < 1e-12, f"other examples moved by {gap:.3g}"
 
 
@@ -83,8 +83,8 @@ def law_padding(edit: Edit) -> None:
 def law_rounding(edit: Edit) -> None:
     """Float32 activations give the same output as float64, up to rounding."""
     x = activations()
-    exact, found = apply(edit, x), apply(edit, x.float()).double()
-    gap = float((exact - found).abs().max()) / max(1.0, float(exact.abs().max()))
+    exact, rounded = apply(edit, x), apply(edit, x.float()).double()
+    gap = float((exact - rounded).abs().max()) / max(1.0, float(exact.abs().max()))
     assert gap < 1e-5, f"float32 is off by {gap:.3g} of the largest entry"
 
 
@@ -137,13 +137,13 @@ def law_generates(edit: Edit) -> None:
         "return_dict_in_generate": True,
     }
     for way in ({"do_sample": False}, {"do_sample": True}, {"num_beams": 2, "do_sample": False}):
-        found: list[Tensor] = []
+        logits: list[Tensor] = []
         for use_cache in (True, False):
             with torch.random.fork_rng(), torch.no_grad(), editing(net, edit, "h.0"):
                 torch.manual_seed(3)
                 out = net.generate(ids, use_cache=use_cache, **settings, **way)
-            found.append(torch.stack(out.logits))
-        gap = float((found[0] - found[1]).abs().max())
+            logits.append(torch.stack(out.logits))
+        gap = float((logits[0] - logits[1]).abs().max())
         assert gap < 1e-9, f"logits with a cache are off by {gap:.3g}, {way}"
 
 

@@ -49,10 +49,10 @@ class ExplainerCase:
         """Return the value of the explanation; an explainer gives an entry for each example."""
         asked = {**self.asked, **other}
         if isinstance(self.explainer, Judge):
-            found = self.explainer.judge(module, inputs, self.explanation, **asked)
+            result = self.explainer.judge(module, inputs, self.explanation, **asked)
         else:
-            found = self.explainer.explain(module, inputs, **asked)
-        return torch.as_tensor(found.value).detach().float()
+            result = self.explainer.explain(module, inputs, **asked)
+        return torch.as_tensor(result.value).detach().float()
 
     @property
     def plain(self) -> Tensor:
@@ -104,8 +104,8 @@ def law_half(case: ExplainerCase) -> None:
     """An explanation in bfloat16 is close to the explanation in single precision."""
     wanted, half = case.plain, copy.deepcopy(case.module).bfloat16()
     asked = {name: _half(value) for name, value in case.asked.items()}
-    found = case.value(half, _half(case.inputs), **asked)
-    off = float((found - wanted).norm() / wanted.norm())
+    narrow = case.value(half, _half(case.inputs), **asked)
+    off = float((narrow - wanted).norm() / wanted.norm())
     assert off < HALF, f"off by {off:.2g} of its size in bfloat16"
 
 
@@ -126,8 +126,8 @@ def law_inputs(case: ExplainerCase) -> None:
 def law_output(case: ExplainerCase) -> None:
     """A named output has the explanation that it would have as the only output."""
     goal = replace(case.asked.get("objective", Objective()), output="answer")
-    found = case.value(_Wrapped(case.module), case.inputs, **_site(case), objective=goal)
-    _check_same(found, case.plain, "for a named output")
+    named = case.value(_Wrapped(case.module), case.inputs, **_site(case), objective=goal)
+    _check_same(named, case.plain, "for a named output")
 
 
 def takes_objective(case: ExplainerCase) -> bool:

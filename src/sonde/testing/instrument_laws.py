@@ -335,14 +335,14 @@ def law_company(
 
 def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
     """``then(result)`` depends on the result: other data give another second pass, or none."""
-    found = []
+    digests = []
     wide = {k: v * 10 if k in ("x", "a", "b", "c") else v for k, v in make(96, 2).items()}
     for inputs in (make(96, 0), make(96, 1), wide):
         stream, task = stream_of(instrument, inputs), Task(instrument, sites_of(instrument))
         result = instrument.result(**states_of(task, observe_stream(stream, requests([task]))))
         following = instrument.then(result)
-        found.append(None if following is None else digest(tuple(following.reads().values())))
-    assert None in found or len(set(found)) > 1, "the next pass ignores the result"
+        digests.append(None if following is None else digest(tuple(following.reads().values())))
+    assert None in digests or len(set(digests)) > 1, "the next pass ignores the result"
 
 
 def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
@@ -366,11 +366,11 @@ def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
                 broken[name] = broken[name].clone()
                 broken[name][i, 0] = bad
                 n_bad = i + 1
-    found = score(detector, scorer, broken)
-    lost = found[:n_bad]
+    scores = score(detector, scorer, broken)
+    lost = scores[:n_bad]
     assert bool((lost == math.inf).all()), f"scores of non-finite rows: {lost.tolist()}"
     others = slice(max(n_bad, size_of_example(detector)), None)
-    torch.testing.assert_close(found[others], plain[others], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores[others], plain[others], rtol=1e-9, atol=1e-9)
 
 
 def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:

@@ -119,14 +119,14 @@ def _has_influence(case: Case) -> bool:
 
 def _company() -> tuple[Any, ...]:
     """Return one instance of every instrument of sonde, and rows for them."""
-    found: list[Instrument] = []
+    company: list[Instrument] = []
     for family in FAMILIES:
         package = importlib.import_module(f"sonde.{family}")
         members = (getattr(package, name) for name in package.__all__)
-        found += [
+        company += [
             m(**m.examples[0]) for m in members if isinstance(m, type) and issubclass(m, Instrument)
         ]
-    return found, make_inputs()
+    return company, make_inputs()
 
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
@@ -313,15 +313,15 @@ def check(method: Any, *, without: Collection[str] = ()) -> None:
     >>> from sonde.core import Clamp
     >>> check(Clamp(low=0.0))
     """
-    found = [(one, laws_of(one)) for one in _instances(method)]
-    known = {law.name for _, laws in found for law in laws}
-    if not known:
+    cases = [(one, laws_of(one)) for one in _instances(method)]
+    names_of_laws = {law.name for _, laws in cases for law in laws}
+    if not names_of_laws:
         kinds = ", ".join(kind.__name__ for kind in KINDS)
         raise InputError(f"check: expected a method of a kind in {kinds}, got {method!r}.")
-    if unknown := set(without) - known:
-        names = ", ".join(sorted(known))
+    if unknown := set(without) - names_of_laws:
+        names = ", ".join(sorted(names_of_laws))
         raise InputError(f"check: {method!r} has no law {sorted(unknown)}. Its laws: {names}.")
-    for one, laws in found:
+    for one, laws in cases:
         for law in laws:
             if law.name not in without:
                 _hold(law, one)
@@ -332,8 +332,8 @@ def _hold(law: Law, method: Any) -> None:
         law.hold(method)
     except AssertionError as error:
         promise = law.promise.rstrip(".")
-        said = f"{method!r} breaks the law {law.name!r} ({promise}): {error}"
-        raise AssertionError(said) from error
+        message = f"{method!r} breaks the law {law.name!r} ({promise}): {error}"
+        raise AssertionError(message) from error
     except Exception as error:
         error.add_note(f"while {method!r} was held to the law {law.name!r}: {law.promise}")
         raise
@@ -342,10 +342,10 @@ def _hold(law: Law, method: Any) -> None:
 def _instances(method: Any) -> Iterator[Any]:
     """Yield the cases to test, with an instrument's own statistics first."""
     if isinstance(method, type):
-        made = [method(**parameters) for parameters in getattr(method, "examples", ({},))]
+        instances = [method(**parameters) for parameters in getattr(method, "examples", ({},))]
     else:
-        made = [method]
-    for one in made:
+        instances = [method]
+    for one in instances:
         if isinstance(one, Statistic):
             yield statistic_laws.case_of(one)
             continue

@@ -45,11 +45,11 @@ class LayerCase:
 
     def __repr__(self) -> str:
         """Return the call that made the layer."""
-        known = {
+        words = {
             name: type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             for name, value in self.layer.given.items()
         }
-        given = ", ".join(f"{name}={value}" for name, value in known.items())
+        given = ", ".join(f"{name}={value}" for name, value in words.items())
         return f"{type(self.layer).__name__}({given})"
 
     def drawn(self, **sizes: int) -> tuple[Tensor, ...]:
@@ -70,8 +70,8 @@ class LayerCase:
             elif word.startswith("*"):
                 shape += [SIZES["high"], SIZES["wide"]]
             else:
-                mine = getattr(self.layer, word, SIZES.get(word, ELSE))
-                shape.append(sizes.get(word, mine))
+                default = getattr(self.layer, word, SIZES.get(word, ELSE))
+                shape.append(sizes.get(word, default))
         return shape
 
 
@@ -87,9 +87,9 @@ def moved(layer: Layer) -> Layer:
 @torch.no_grad()
 def outputs(layer: Layer, inputs: tuple[Tensor, ...], **masks: Tensor) -> list[Tensor]:
     """Return the output tensors of a copy of a layer."""
-    found = copy.deepcopy(layer)(*inputs, **masks)
-    made = [found] if isinstance(found, Tensor) else list(found)
-    return [y for y in made if isinstance(y, Tensor)]
+    returned = copy.deepcopy(layer)(*inputs, **masks)
+    values = [returned] if isinstance(returned, Tensor) else list(returned)
+    return [y for y in values if isinstance(y, Tensor)]
 
 
 def _gap(a: list[Tensor], b: list[Tensor]) -> float:
@@ -108,10 +108,10 @@ def law_start(case: LayerCase) -> None:
     for training in (False, True):
         for kind, size in ((torch.float32, 1.0), (torch.float64, 1.0), *HALF):
             own, x = copy.deepcopy(case.layer).to(kind), (size * case.drawn()[0]).to(kind)
-            (found,) = outputs(own.train(training), (x,))
-            assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
-            gap = float((found - x).abs().max())
-            assert torch.equal(found, x), f"the first output is off by {gap:.3g} in {kind}"
+            (output,) = outputs(own.train(training), (x,))
+            assert output.shape == x.shape, f"shape {tuple(output.shape)} of {tuple(x.shape)}"
+            gap = float((output - x).abs().max())
+            assert torch.equal(output, x), f"the first output is off by {gap:.3g} in {kind}"
 
 
 def law_gradients(case: LayerCase) -> None:
@@ -127,9 +127,9 @@ def law_gradients(case: LayerCase) -> None:
             tensors[i] = x
         weights = dict(zip(trained, values[len(floats) :], strict=True))
         buffers = {name: b.clone() for name, b in own.named_buffers()}
-        made = functional_call(own, weights | fixed | buffers, tuple(tensors))
-        made = (made,) if isinstance(made, Tensor) else tuple(made)
-        return tuple(y for y in made if y.is_floating_point())
+        outputs_here = functional_call(own, weights | fixed | buffers, tuple(tensors))
+        outputs_here = (outputs_here,) if isinstance(outputs_here, Tensor) else tuple(outputs_here)
+        return tuple(y for y in outputs_here if y.is_floating_point())
 
     points = [given[i].clone().requires_grad_() for i in floats]
     points += [p.detach().clone().requires_grad_() for p in trained.values()]
@@ -170,7 +170,7 @@ def law_alone(case: LayerCase) -> None:
 def _axes(case: LayerCase, kinds: frozenset[str]) -> dict[str, list[int | None]]:
     """Return the axis of each word of some kinds in each tensor, None if the tensor lacks it."""
     split = [words.split() for words in case.layer.layout]
-    words = {word for found in split for word in found if word in kinds}
+    words = {word for axis_words in split for word in axis_words if word in kinds}
     return {w: [s.index(w) if w in s else None for s in split] for w in sorted(words)}
 
 
@@ -197,10 +197,10 @@ def law_symmetry(case: LayerCase) -> None:
         for y, z in zip(outputs(own, given), outputs(own, turned), strict=True):
             axis = next(i for i in places if i is not None)
             moves = axis < y.ndim and y.shape[axis] == size
-            wanted, found = (y.index_select(axis, order), z) if moves else (y, z)
+            wanted, seen = (y.index_select(axis, order), z) if moves else (y, z)
             if shifts and moves:
-                wanted, found = (q.narrow(axis, FAR, size - 2 * FAR) for q in (wanted, found))
-            gap = _gap([found], [wanted])
+                wanted, seen = (q.narrow(axis, FAR, size - 2 * FAR) for q in (wanted, seen))
+            gap = _gap([seen], [wanted])
             assert gap < 1e-10, f"a {case.layer.symmetry} of {word} is off by {gap:.3g}"
 
 
@@ -215,8 +215,8 @@ def _middle(x: Tensor, axis: int | None) -> Tensor:
 
 def has_tokens(case: LayerCase) -> bool:
     """Return whether rows may be padded: the layer accepts any number of tokens or steps."""
-    found = _axes(case, ORDERED | {"item"})
-    return bool(found) and not any(isinstance(getattr(case.layer, w, None), int) for w in found)
+    axes = _axes(case, ORDERED | {"item"})
+    return bool(axes) and not any(isinstance(getattr(case.layer, w, None), int) for w in axes)
 
 
 def law_padding(case: LayerCase) -> None:
@@ -233,11 +233,11 @@ def law_padding(case: LayerCase) -> None:
             )
             real = torch.arange(size + n) >= n if first else torch.arange(size + n) < size
             masks = {"mask": real.expand(len(given[0]), -1)} if takes_mask else {}
-            found = outputs(own, padded, **masks)
+            padded_outputs = outputs(own, padded, **masks)
             axis = next(i for i in places if i is not None)
             kept = [
                 y.narrow(axis, n if first else 0, size) if y.shape != z.shape else y
-                for y, z in zip(found, whole, strict=True)
+                for y, z in zip(padded_outputs, whole, strict=True)
             ]
             gap = _gap(kept, whole)
             assert gap < 1e-10, f"{n} padded {word}s move real ones by {gap:.3g}"
@@ -253,13 +253,13 @@ def law_saved(case: LayerCase) -> None:
     """A copy, a saved file, and a new layer with an equal state dict give equal outputs."""
     own, given = moved(case.layer), case.drawn()
     wanted = outputs(own, given)
-    made = type(own)(**copy.deepcopy(own.given)).double().eval()
-    made.load_state_dict(own.state_dict())
+    new = type(own)(**copy.deepcopy(own.given)).double().eval()
+    new.load_state_dict(own.state_dict())
     file = io.BytesIO()
     torch.save(own, file)
     file.seek(0)
     read = torch.load(file, weights_only=False)
-    for name, one in (("new layer", made), ("copy", copy.deepcopy(own)), ("file", read)):
+    for name, one in (("new layer", new), ("copy", copy.deepcopy(own)), ("file", read)):
         assert _gap(outputs(one, given), wanted) == 0.0, f"the {name} gives another output"
 
 
@@ -274,11 +274,11 @@ def law_bfloat16(case: LayerCase) -> None:
     given = tuple(x.bfloat16() if x.is_floating_point() else x for x in case.drawn())
     wide = tuple(x.float() if x.is_floating_point() else x for x in given)
     pairs = zip(outputs(own, given), outputs(copy.deepcopy(own).float(), wide), strict=True)
-    for found, wanted in pairs:
+    for narrow, wanted in pairs:
         if not wanted.is_floating_point():
             continue
-        assert found.dtype == torch.bfloat16, f"{found.dtype} of bfloat16"
-        error = (found.float() - wanted).square().mean() / wanted.square().mean()
+        assert narrow.dtype == torch.bfloat16, f"{narrow.dtype} of bfloat16"
+        error = (narrow.float() - wanted).square().mean() / wanted.square().mean()
         assert float(error) < 0.02**2, f"bfloat16 is off by {float(error) ** 0.5:.2%}"
 
 
@@ -294,9 +294,9 @@ def law_large(case: LayerCase) -> None:
         given = tuple((size * x).to(kind) if x.is_floating_point() else x for x in case.drawn())
         wide = tuple(x.double() if x.is_floating_point() else x for x in given)
         pairs = zip(outputs(own, given), outputs(copy.deepcopy(own).double(), wide), strict=True)
-        for found, wanted in pairs:
-            fits = wanted.to(found.dtype).isfinite()
-            n = int((fits & ~found.isfinite()).sum())
+        for narrow, wanted in pairs:
+            fits = wanted.to(narrow.dtype).isfinite()
+            n = int((fits & ~narrow.isfinite()).sum())
             assert not n, f"{n} numbers of {kind} are not finite"
 
 
@@ -355,8 +355,8 @@ def law_causal(case: LayerCase) -> None:
                 later = x.clone()
                 part = later.narrow(axis, t, x.shape[axis] - t)
                 part += far * part.roll(1, -1) + far
-                (found,) = outputs(own, (later, *others))
-                gap = _gap([found.narrow(axis, 0, t)], [whole.narrow(axis, 0, t)])
+                (output,) = outputs(own, (later, *others))
+                gap = _gap([output.narrow(axis, 0, t)], [whole.narrow(axis, 0, t)])
                 assert gap < 1e-12, f"tokens before {t} move by {gap:.3g} with later ones"
 
 
@@ -374,7 +374,7 @@ def law_recomputed(case: LayerCase) -> None:
 
 def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
     """Return gradients and state after two training steps, plain or with checkpointing."""
-    own, found = moved(case.layer).train(), dict[str, Tensor]()
+    own, gradients = moved(case.layer).train(), dict[str, Tensor]()
     with torch.random.fork_rng():
         torch.manual_seed(2)
         for step in range(2):
@@ -383,18 +383,22 @@ def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
                 x.requires_grad_(x.is_floating_point())
 
             def loss(*states: Tensor) -> Tensor:
-                made = own(*states)
-                made = [made] if isinstance(made, Tensor) else list(made)
-                parts = [y for y in made if isinstance(y, Tensor) and y.is_floating_point()]
+                outputs_here = own(*states)
+                outputs_here = (
+                    [outputs_here] if isinstance(outputs_here, Tensor) else list(outputs_here)
+                )
+                parts = [y for y in outputs_here if isinstance(y, Tensor) and y.is_floating_point()]
                 return torch.stack([torch.sin(1.7 * y + 0.3).mean() for y in parts]).sum()
 
             if reentrant is None:
                 loss(*given).backward()
             else:
                 cast(Tensor, checkpoint(loss, *given, use_reentrant=reentrant)).backward()
-            found |= {f"gradient {i}": x.grad for i, x in enumerate(given) if x.grad is not None}
+            gradients |= {
+                f"gradient {i}": x.grad for i, x in enumerate(given) if x.grad is not None
+            }
     weights = {f"gradient of {n}": p.grad for n, p in own.named_parameters() if p.grad is not None}
-    return found | weights | {name: x.detach() for name, x in own.state_dict().items()}
+    return gradients | weights | {name: x.detach() for name, x in own.state_dict().items()}
 
 
 def law_unseen(case: LayerCase) -> None:
@@ -420,5 +424,5 @@ def law_counted(case: LayerCase) -> None:
         return
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         copy.deepcopy(own)(*given)
-    said, counted = own.flops(*(tuple(x.shape) for x in given)), counter.get_total_flops()
-    assert said == counted, f"flops {said}, counted {counted}"
+    promised, counted = own.flops(*(tuple(x.shape) for x in given)), counter.get_total_flops()
+    assert promised == counted, f"flops {promised}, counted {counted}"

@@ -28,9 +28,11 @@ def law_form(packing: CachePacking) -> None:
         keys, values, real = tokens(dtype)
         before = keys.clone(), values.clone()
         packed = packing.pack(keys, values, real)
-        for found, x in zip(packed.unpack(), (keys, values), strict=True):
-            assert (found.shape, found.dtype) == (x.shape, x.dtype), f"{found.dtype} of {x.dtype}"
-            assert bool(found.isfinite().all()), f"a {dtype} value is not finite after unpacking"
+        for unpacked, x in zip(packed.unpack(), (keys, values), strict=True):
+            assert (unpacked.shape, unpacked.dtype) == (x.shape, x.dtype), (
+                f"{unpacked.dtype} of {x.dtype}"
+            )
+            assert bool(unpacked.isfinite().all()), f"a {dtype} value is not finite after unpacking"
         assert torch.equal(keys, before[0]), "the packing changed the keys"
         assert torch.equal(values, before[1]), "the packing changed the values"
         assert packed.size_bytes > 0
@@ -46,8 +48,8 @@ def law_padding(packing: CachePacking) -> None:
         packing.pack(*other, real).unpack(),
         strict=True,
     )
-    for found, expected in pairs:
-        moved = float(torch.where(there, found - expected, 0.0).abs().max())
+    for actual, expected in pairs:
+        moved = float(torch.where(there, actual - expected, 0.0).abs().max())
         assert moved < 1e-6, f"real tokens moved by {moved:.3g} with what stands at padding"
 
 
@@ -92,7 +94,7 @@ def law_steps(packing: CachePacking) -> None:
     n = min(packing.recent + packing.chunk, ids.shape[1])
     short = {"attention_mask": mask[:, :n].long()}
     with torch.no_grad(), caching(net, packing) as cache:
-        found = net(ids[:, :n], **{name: cache}, **short).logits
+        logits = net(ids[:, :n], **{name: cache}, **short).logits
         plain = DynamicCache(config=net.config)
         expected = net(ids[:, :n], **{name: plain}, **short).logits
-    assert torch.equal(found, expected), "logits differ before anything was read in packed form"
+    assert torch.equal(logits, expected), "logits differ before anything was read in packed form"

@@ -121,13 +121,13 @@ def law_untouched(case: RewriteCase) -> None:
 
 def law_again(case: RewriteCase) -> None:
     """Equal seeds give equal bits, for any global random state."""
-    found: list[dict[str, Tensor]] = []
+    folded: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         model = as_model(case.model())
         fitted = case.fitted(case.rewrite, model)
         torch.manual_seed(seed)
-        found.append(_copied(case.rewrite.plan(model, fitted).fold(model)))
-    _same(found[0], found[1], "two runs differ")
+        folded.append(_copied(case.rewrite.plan(model, fitted).fold(model)))
+    _same(folded[0], folded[1], "two runs differ")
 
 
 def law_shared(case: RewriteCase) -> None:
@@ -162,17 +162,17 @@ def law_saved(case: RewriteCase) -> None:
     with tempfile.TemporaryDirectory() as place:
         old, new = (Path(place) / name for name in ("old", "new"))
         kept = _saved(model, plan, old, new)
-        found = load_file(new / "model.safetensors")
-        told = json.loads((new / "config.json").read_text()).get("quantization_config", {})
-    zeros = {name for name, one in told.get("layers", {}).items() if "kept" in one}
+        stored = load_file(new / "model.safetensors")
+        packed = json.loads((new / "config.json").read_text()).get("quantization_config", {})
+    zeros = {name for name, one in packed.get("layers", {}).items() if "kept" in one}
     for name, x in _once(kept.fold(model)).items():
         if name.rpartition(".")[0] in zeros:
             continue  # held as a mask and what is not 0
-        assert name in found, f"{name} is not in the files"
-        assert found[name].shape == x.shape, f"{name} has a different shape in the files"
+        assert name in stored, f"{name} is not in the files"
+        assert stored[name].shape == x.shape, f"{name} has a different shape in the files"
         if not x.numel():
             continue
-        gap = float((found[name].double() - x.double()).abs().max())
+        gap = float((stored[name].double() - x.double()).abs().max())
         assert gap <= 1e-6 * float(x.double().abs().max()), f"{name} is off by {gap:.3g} in files"
 
 
@@ -214,9 +214,9 @@ def law_tied(case: RewriteCase) -> None:
     if not {one, two} & plan.changes.keys():
         return
     new = plan.fold(model).state_dict()
-    told = {name for names in plan.ties.values() for name in names}
+    tied = {name for names in plan.ties.values() for name in names}
     alike = one in new and two in new and torch.equal(new[one], new[two])
-    assert alike or {one, two} & told, (
+    assert alike or {one, two} & tied, (
         f"{one} and {two} were a single tensor and are now two, which the plan does not say"
     )
 
@@ -228,8 +228,8 @@ def law_missing(case: RewriteCase) -> None:
         try:
             case.rewrite.plan(model, given)
         except InputError as error:
-            said = str(error)
-            assert type(case.rewrite).__name__ in said.partition(":")[0], f"who asks? {said}"
+            message = str(error)
+            assert type(case.rewrite).__name__ in message.partition(":")[0], f"who asks? {message}"
         else:
             raise AssertionError(f"fitted={given} was taken")
 
@@ -246,8 +246,8 @@ def law_finite(case: RewriteCase) -> None:
         try:
             case.rewrite.plan(model, fitted)
         except InputError as error:
-            said = str(error)
-            assert name in said, f"which weight? {said}"
+            message = str(error)
+            assert name in message, f"which weight? {message}"
         else:
             raise AssertionError(f"{wrong} in {name} was taken")
 
@@ -257,9 +257,9 @@ def law_rule_kept(rule: MergeRule) -> None:
     for dtype in (torch.float32, torch.float64):
         base, others = _models(rule, dtype)
         before = [x.clone() for x in (base, *others)]
-        found = rule.merge(NAME, base, others)
-        assert found.shape == base.shape, f"shape {tuple(found.shape)} of {tuple(base.shape)}"
-        assert found.dtype == dtype, f"{found.dtype} of {dtype}"
+        merged = rule.merge(NAME, base, others)
+        assert merged.shape == base.shape, f"shape {tuple(merged.shape)} of {tuple(base.shape)}"
+        assert merged.dtype == dtype, f"{merged.dtype} of {dtype}"
         for x, y in zip((base, *others), before, strict=True):
             assert torch.equal(x, y), "an operand changed"
 
@@ -267,18 +267,18 @@ def law_rule_kept(rule: MergeRule) -> None:
 def law_rule_again(rule: MergeRule) -> None:
     """Equal seeds give equal bits, for any global random state."""
     base, others = _models(rule, torch.float32)
-    found: list[Tensor] = []
+    merged: list[Tensor] = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(rule.merge(NAME, base, others))
-    assert torch.equal(*found), "two runs differ"
+        merged.append(rule.merge(NAME, base, others))
+    assert torch.equal(*merged), "two runs differ"
 
 
 def law_rule_same(rule: MergeRule) -> None:
     """Models that are all equal to the base merge to the base."""
     base, others = _models(rule, torch.float64)
-    found = rule.merge(NAME, base, [base.clone() for _ in others])
-    gap = float((found - base).abs().max())
+    merged = rule.merge(NAME, base, [base.clone() for _ in others])
+    gap = float((merged - base).abs().max())
     assert gap < 1e-9, f"off by {gap:.3g}"
 
 

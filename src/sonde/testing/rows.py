@@ -41,7 +41,7 @@ def make_columns(
     base = base_hashes(content, "sample", 0)
     labels = torch.randint(-1, 3, (len(lengths),), generator=generator)
     per_row = torch.from_numpy(example)
-    made: Columns = {
+    columns: Columns = {
         "x": x.to(dtype),
         "y": (0.5 * x + torch.randn(n, dim, generator=generator)).to(dtype),
         "grad": torch.randn(n, dim, generator=generator).to(dtype),
@@ -62,7 +62,7 @@ def make_columns(
         "special": torch.from_numpy(position) == 0,
         "head": (torch.ones(3, dim), torch.zeros(3)),
     }
-    return {**{k: _entries(c, per_row) for k, c in COLUMNS.items()}, **made}
+    return {**{k: _entries(c, per_row) for k, c in COLUMNS.items()}, **columns}
 
 
 def _entries(column: Column, per_row: torch.Tensor) -> Any:

@@ -42,9 +42,9 @@ def assert_alike(a: Comparison, b: Comparison, how: str) -> None:
 def law_itself(shift: Shift) -> None:
     """A side compared with itself has a p-value above 0.1."""
     side = shift.fit(normal_rows(120, 0))
-    found = side.compare(side)
-    assert_sound(found)
-    assert found.p > 0.1, f"p {found.p} of a side against itself"
+    result = side.compare(side)
+    assert_sound(result)
+    assert result.p > 0.1, f"p {result.p} of a side against itself"
 
 
 def law_far(shift: Shift) -> None:
@@ -104,9 +104,9 @@ def law_groups(shift: Shift) -> None:
     alarms = 0
     for seed in range(12):
         x, y = normal_rows(40, 100 + seed).repeat(8, 1), normal_rows(40, 200 + seed).repeat(8, 1)
-        found = shift.between(x, y, group=group, group2=group)
-        assert found.sides == (40, 40), f"sides {found.sides} of 40 groups"
-        alarms += found.p <= 0.05
+        result = shift.between(x, y, group=group, group2=group)
+        assert result.sides == (40, 40), f"sides {result.sides} of 40 groups"
+        alarms += result.p <= 0.05
     assert alarms <= 4, f"{alarms} alarms of 12 without change"
 
 

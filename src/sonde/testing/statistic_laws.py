@@ -224,10 +224,10 @@ def law_influence(case: Case) -> None:
     tracked = map_tensors(
         state, lambda t: t.clone().requires_grad_(True) if t.is_floating_point() else t
     )
-    found = [t for t in leaves(tracked) if t.requires_grad]
-    grads = torch.autograd.grad(_smooth(tracked), found, allow_unused=True)
+    points = [t for t in leaves(tracked) if t.requires_grad]
+    grads = torch.autograd.grad(_smooth(tracked), points, allow_unused=True)
     table = {
-        id(t): torch.zeros_like(t) if g is None else g for t, g in zip(found, grads, strict=True)
+        id(t): torch.zeros_like(t) if g is None else g for t, g in zip(points, grads, strict=True)
     }
     gradient = map_tensors(tracked, lambda t: table.get(id(t), torch.zeros_like(t)))
     needed = [columns[name] for name in case.statistic.needs()]
@@ -287,8 +287,8 @@ def law_identity(case: Case) -> None:
     """Equal parameters have equal digests; ``observe`` returns the type of its annotation."""
     again = replace(case.statistic)  # type: ignore[type-var]
     assert digest(again) == digest(case.statistic)
-    found, named = type(state_of(case, make_columns(12))), state_type(case.statistic)
-    assert issubclass(found, named), f"a {found.__name__}, named {named.__name__}"
+    actual, named = type(state_of(case, make_columns(12))), state_type(case.statistic)
+    assert issubclass(actual, named), f"a {actual.__name__}, named {named.__name__}"
 
 
 def law_bound(case: Case, columns: Columns) -> None:
@@ -306,8 +306,8 @@ def law_bound(case: Case, columns: Columns) -> None:
             if state is not None and grown is not None:
                 grown = update(case.statistic, grown, part)
             chain, grown = merge_pair(case.statistic, chain, state), grown or state
-        for kind, found in (("merged", chain), ("updated", grown)):
-            bound, gap = case.statistic.bound(found), case.error(found, columns)
+        for kind, reached in (("merged", chain), ("updated", grown)):
+            bound, gap = case.statistic.bound(reached), case.error(reached, columns)
             where = f"{n_parts} parts {kind}"
             assert math.isfinite(bound)
             assert gap <= bound * (1 + 1e-9) + 1e-6, f"off by {gap}, bound {bound}, {where}"

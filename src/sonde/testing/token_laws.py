@@ -50,23 +50,23 @@ def texts() -> tuple[Tensor, Tensor]:
 def law_leads(rule: TokenRule) -> None:
     """A token's leader is a real token that leads itself, or none; weights are positive."""
     seen = inside()
-    found = rule.reduce(seen)
-    leader, real = found.leader, seen.real
+    reduced = rule.reduce(seen)
+    leader, real = reduced.leader, seen.real
     assert leader.shape == real.shape, f"leaders of shape {tuple(leader.shape)}"
     own = leader.gather(1, leader.clamp(min=0))
     right = (leader < 0) | (own == leader)
     assert bool(right[real].all()), "a token's leader is itself led or dropped"
     led = real.gather(1, leader.clamp(min=0)) | (leader < 0)
     assert bool(led[real].all()), "a token's leader is padding"
-    assert bool((found.weight[real] > 0).all()), "a weight is not positive"
+    assert bool((reduced.weight[real] > 0).all()), "a weight is not positive"
 
 
 def law_padding(rule: TokenRule) -> None:
     """The content of padding does not change the leader of a real token."""
     seen = inside()
     other = torch.where(seen.real[:, None, :, None], seen.keys, 1e3)
-    found, expected = rule.reduce(replace(seen, keys=other)), rule.reduce(seen)
-    same = torch.equal(found.leader[seen.real], expected.leader[seen.real])
+    reduced, expected = rule.reduce(replace(seen, keys=other)), rule.reduce(seen)
+    same = torch.equal(reduced.leader[seen.real], expected.leader[seen.real])
     assert same, "tokens are led otherwise if padding holds other keys"
 
 
@@ -78,8 +78,8 @@ def law_alone(rule: TokenRule) -> None:
         seen.keys[1:, :, :n], seen.received[1:, :n], seen.real[1:, :n], seen.size[1:, :n],
         seen.n_input[1:],
     )  # fmt: skip
-    found, alone = rule.reduce(seen).leader[1:, :n], rule.reduce(one).leader
-    assert torch.equal(found, alone), f"{alone.tolist()} alone, {found.tolist()} in a batch"
+    together, alone = rule.reduce(seen).leader[1:, :n], rule.reduce(one).leader
+    assert torch.equal(together, alone), f"{alone.tolist()} alone, {together.tolist()} in a batch"
 
 
 def law_shape(rule: TokenRule) -> None:
@@ -94,7 +94,7 @@ def law_shape(rule: TokenRule) -> None:
     with torch.no_grad():
         plain = net(ids, attention_mask=mask).last_hidden_state
         with shortening(net, rule) as run:
-            found = net(ids, attention_mask=mask).last_hidden_state
+            states = net(ids, attention_mask=mask).last_hidden_state
             assert run.index is not None
             assert run.size is not None
             assert bool((run.index[mask == 0] == -1).all()), "padding is in a token"
@@ -102,7 +102,7 @@ def law_shape(rule: TokenRule) -> None:
             assert torch.equal(run.size.sum(1), counted), "sizes do not add up to the tokens"
             alone = net(ids[1:, :7], attention_mask=mask[1:, :7]).last_hidden_state
         again = net(ids, attention_mask=mask).last_hidden_state
-    assert found.shape == plain.shape, f"shape {tuple(found.shape)} of {tuple(plain.shape)}"
-    gap = float((found[1, :7] - alone[0]).abs().max())
+    assert states.shape == plain.shape, f"shape {tuple(states.shape)} of {tuple(plain.shape)}"
+    gap = float((states[1, :7] - alone[0]).abs().max())
     assert gap < 1e-5, f"a row moved by {gap:.3g} with the other rows of the batch"
     assert torch.equal(plain, again), "the model gives other states afterwards"

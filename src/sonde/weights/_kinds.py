@@ -50,16 +50,16 @@ def _multiplies(module: nn.Linear) -> bool:
     seeded = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, weight.shape[1], generator=seeded).to(weight.device, weight.dtype)
     try:
-        found = type(module).forward(module, x)
+        output = type(module).forward(module, x)
     except Exception:  # whatever a class raises for rows that are not its own
         return False
-    if not isinstance(found, torch.Tensor) or found.shape != (2, 3, weight.shape[0]):
+    if not isinstance(output, torch.Tensor) or output.shape != (2, 3, weight.shape[0]):
         return False
     if weight.is_meta:
         return True
     wanted = functional.linear(x, weight, module.bias)
     near = math.sqrt(torch.finfo(weight.dtype).eps) * float(wanted.abs().max())
-    return bool((found - wanted).abs().max() <= near)
+    return bool((output - wanted).abs().max() <= near)
 
 
 def is_linear(module: nn.Module) -> bool:

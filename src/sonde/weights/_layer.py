@@ -108,7 +108,7 @@ class Layer:
         prefix = self.weight.removesuffix("weight")
         old = dict(self.module.named_parameters())
         new = {n.removeprefix(prefix): c for n, c in changes.items()}
-        made = {n: change.of(old.get(n)) for n, change in new.items()}
+        changed = {n: change.of(old.get(n)) for n, change in new.items()}
         axis = 1 if self.kind == "maps" else -1
 
         def mapped(x: Tensor, of: str) -> Tensor:
@@ -116,7 +116,7 @@ class Layer:
 
         x = self._noise()
         with torch.no_grad():
-            plain, folded = (with_tensors(self.module, given).double() for given in ({}, made))
+            plain, folded = (with_tensors(self.module, given).double() for given in ({}, changed))
             before, wanted = plain(x), mapped(plain(mapped(x, "in")), "out")
             largest = torch.maximum(before.abs().max(), wanted.abs().max())
             return float((wanted - folded(x)).abs().max() / largest.clamp(min=1e-300))
@@ -167,8 +167,8 @@ class Layer:
         if self.kind == "maps":
             reach = zip(self.module.kernel_size, self.module.dilation, strict=True)
             shape = (2, width, *(1 + dilation * (size - 1) for size, dilation in reach))
-        made = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return made.to(weight.device)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return noise.to(weight.device)
 
     def _whole(self, matrix: Tensor) -> Change:
         matrix = matrix.T if self.kind == "transposed" else matrix
@@ -223,7 +223,7 @@ def _parts(
 
 def names_of(module: nn.Module) -> Mapping[int, str]:
     """Return the name in ``state_dict()`` of each module, by its id."""
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for name, part in module.named_modules():
-        found.setdefault(id(part), name)
-    return found
+        names.setdefault(id(part), name)
+    return names

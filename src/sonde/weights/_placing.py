@@ -87,9 +87,9 @@ def stored_changes(
         owners[place] = name
         file = held.files[like] if like is not None else next(iter(held.folder.weights))
         written[place] = StoredTensor(file, _entry(held, one), one.change)
-    found = {**{n: w for n, w in gone.items() if n not in written}, **written}
+    stored = {**{n: w for n, w in gone.items() if n not in written}, **written}
     shell = _shell(held, config)
-    return found if shell is None else _checked(held, shell, found, owners, together)
+    return stored if shell is None else _checked(held, shell, stored, owners, together)
 
 
 def _kept(one: Joined, new: Mapping[str, NewTensor]) -> dict[str, NewTensor]:
@@ -113,17 +113,17 @@ def _stored_again(
     if before.keys() != set(one.stored) or len(before) != len(after):
         return None
     changed = any(w.change is not None for w in kept.values())
-    made: list[dict[str, Tensor]] = []
+    values: list[dict[str, Tensor]] = []
 
     def value(place: str, dtype: torch.dtype) -> Tensor:
-        if not made:
-            made.append(held.names.store({n: _value(held, w) for n, w in kept.items()}))
-        x = made[0].pop(place).to(dtype)
-        if not made[0]:
-            made.clear()
+        if not values:
+            values.append(held.names.store({n: _value(held, w) for n, w in kept.items()}))
+        x = values[0].pop(place).to(dtype)
+        if not values[0]:
+            values.clear()
         return x
 
-    found = dict[str, StoredTensor]()
+    again = dict[str, StoredTensor]()
     for old, place in zip(before, after, strict=True):
         entry = held.stored_entry(old)
         if changed:
@@ -131,8 +131,8 @@ def _stored_again(
             entry = TensorEntry.later(
                 dtype, after[place].shape, lambda p=place, d=dtype: value(p, d)
             )
-        found[place] = StoredTensor(held.folder.places[old], entry)
-    return found
+        again[place] = StoredTensor(held.folder.places[old], entry)
+    return again
 
 
 def _value(held: LoadedFolder, one: NewTensor) -> Tensor:
@@ -169,21 +169,21 @@ def _checked(
         Naming a tensor that would be lost.
     """
     wanted = {*owners.values(), *together}
-    lost = _lost(held, shell, found, wanted)
+    lost = _lost(held, shell, stored, wanted)
     inner = {place: name for place, name in owners.items() if name in lost}
     if inner:
-        moved = {name: found[place] for place, name in inner.items()}
+        moved = {name: stored[place] for place, name in inner.items()}
         left = {n: StoredTensor(held.folder.places[n], None)
                 for n in inner if n in held.folder.places}  # fmt: skip
-        found = {**{n: w for n, w in found.items() if n not in inner}, **left, **moved}
-        lost = _lost(held, shell, found, wanted)
+        stored = {**{n: w for n, w in stored.items() if n not in inner}, **left, **moved}
+        lost = _lost(held, shell, stored, wanted)
     if lost:
         raise StateError(
             f"save_edited: transformers would not load the tensor {min(lost)} of the new "
             "model under any name. Fold the plan in Python, and save the new model with "
             "save_pretrained."
         )
-    return found
+    return stored
 
 
 def _shell(held: LoadedFolder, config: Mapping[str, Any]) -> nn.Module | None:
@@ -192,8 +192,8 @@ def _shell(held: LoadedFolder, config: Mapping[str, Any]) -> nn.Module | None:
     options = {name: value for name, value in config.items() if name != QUANTISED}
     shell = skeleton(path, options) if (path / CONFIG).is_file() else None
     if shell is not None:
-        for name, told in config.get(QUANTISED, {}).get("layers", {}).items():
-            put_form(shell, name_in(shell, name) or name, told)
+        for name, form in config.get(QUANTISED, {}).get("layers", {}).items():
+            put_form(shell, name_in(shell, name) or name, form)
     return shell
 
 

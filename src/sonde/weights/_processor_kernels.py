@@ -126,12 +126,12 @@ class Int4(Kernel):
         if self.half:
             return _turned(self.packed, self.half).T.contiguous()
         ones, zeros = torch.ones_like(self.scales[..., 0]), torch.zeros_like(self.scales[..., 1])
-        plain, found = torch.stack([ones, zeros], -1), list[Tensor]()
+        plain, code_parts = torch.stack([ones, zeros], -1), list[Tensor]()
         for start in range(0, self.n_in, EYE):
             # small whole numbers are exact in bfloat16
             rows = torch.eye(self.n_in, dtype=torch.bfloat16)[start : start + EYE]
-            found.append((self._product(rows, plain).T + 8).to(torch.uint8))
-        return torch.cat(found, 1)
+            code_parts.append((self._product(rows, plain).T + 8).to(torch.uint8))
+        return torch.cat(code_parts, 1)
 
     @property
     def n_bytes(self) -> int:

@@ -18,8 +18,8 @@ _HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 def write_told(folder: Path, told: Mapping[str, Any]) -> None:
     """Write ``patch.json`` with its format and a hash of its content."""
-    told = {"format": FORMAT, **told}
-    text = json.dumps({**told, "seal": _seal(told)}, indent=2, ensure_ascii=False)
+    facts = {"format": FORMAT, **facts}
+    text = json.dumps({**facts, "seal": _seal(facts)}, indent=2, ensure_ascii=False)
     atomic_write(folder / TOLD, (text + "\n").encode())
 
 
@@ -32,21 +32,21 @@ def read_told(folder: Path) -> dict[str, Any]:
         If it is missing, not whole, or names a file outside the model's folder.
     """
     try:
-        told = json_object(folder / TOLD)
-        if told.get("format") != FORMAT:
+        facts = json_object(folder / TOLD)
+        if facts.get("format") != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}")
-        if told.pop("seal", None) != _seal(told):
+        if facts.pop("seal", None) != _seal(facts):
             raise ValueError("it was changed after it was written")
-        for key, is_right in (_MERGE if "sources" in told else _EDIT).items():
-            if key not in told or not is_right(told[key]):
+        for key, is_right in (_MERGE if "sources" in facts else _EDIT).items():
+            if key not in facts or not is_right(facts[key]):
                 raise ValueError(f"{key!r} is missing or has a wrong type")
-        if not told.get("after", {}).keys() <= told.get("before", {}).keys():
+        if not facts.get("after", {}).keys() <= facts.get("before", {}).keys():
             raise ValueError("'before' lacks files that the edited model has")
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"cannot read the patch {folder}: {reason_of(error)}. Take it from a backup."
         ) from None
-    return told
+    return facts
 
 
 def _seal(told: Mapping[str, Any]) -> str:

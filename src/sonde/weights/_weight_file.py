@@ -93,12 +93,12 @@ class WeightFile:
                 text = file.read(size)
         except (SafetensorError, OSError) as error:
             raise StoreError(f"cannot read the weights in {path}: {reason_of(error)}.") from None
-        told: dict[str, Any] = json.loads(text)
-        metadata = told.pop(_METADATA, {})
+        header: dict[str, Any] = json.loads(text)
+        metadata = header.pop(_METADATA, {})
         start = 8 + size
         entries = {
             name: _stored(path, start, one)
-            for name, one in sorted(told.items(), key=lambda item: item[1]["data_offsets"])
+            for name, one in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         }
         return cls(path, size.to_bytes(8, "little") + text, entries, metadata)
 
@@ -148,13 +148,13 @@ def file_pieces(
     Wide types come first, so that each tensor is aligned.
     """
     ordered = sorted(entries.items(), key=lambda item: -_width(item[1]))
-    told: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     at = 0
     for name, entry in ordered:
         offsets = [at, at + entry.n_bytes]
-        told[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
         at += entry.n_bytes
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return chain(
         [len(text).to_bytes(8, "little") + text],

@@ -223,10 +223,10 @@ class Packed(Change):
         """Return the unpacked matrix, in float64."""
 
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        found = self.matrix().to(old.device)
-        found = found.T if self.turned else found
-        fits = found.numel() == old.numel() and len(found) == len(old)
-        return found.reshape(old.shape) if fits else found
+        matrix = self.matrix().to(old.device)
+        matrix = matrix.T if self.turned else matrix
+        fits = matrix.numel() == old.numel() and len(matrix) == len(old)
+        return matrix.reshape(old.shape) if fits else matrix
 
 
 @final
@@ -311,8 +311,8 @@ class QuantisedTensor(Change):
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
         """Return the grid and the shape."""
-        told = {"bits": self.grid.bits, "group": self.grid.group, "shape": list(self.shape)}
-        return {"tensors": {self.leaf: told}}
+        options = {"bits": self.grid.bits, "group": self.grid.group, "shape": list(self.shape)}
+        return {"tensors": {self.leaf: options}}
 
     def replaced(self) -> dict[str, Tensor]:
         """Return codes, scales and offsets, the latter two as the bits of bfloat16."""
@@ -326,8 +326,8 @@ class QuantisedTensor(Change):
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         codes = unpack(self.codes, self.grid.bits, self.shape[-1]).flatten(0, -2)
         scale, offset = (x.flatten(0, -2) for x in (self.scale, self.offset))
-        made = self.grid.values(codes, scale, offset, torch.float64)
-        return made.reshape(self.shape).to(old.device)
+        values = self.grid.values(codes, scale, offset, torch.float64)
+        return values.reshape(self.shape).to(old.device)
 
 
 @final

@@ -87,17 +87,17 @@ def _require_stored(module: nn.Module, held: LoadedFolder) -> None:
             names.setdefault(id(x), []).append(name)
     own = dict(module.named_parameters(remove_duplicate=False))
     for tied in names.values():
-        found = [n for name in tied for n in held.named_like(name)]
-        shapes = [tuple(held.entry(n).shape) for n in found]
+        stored = [n for name in tied for n in held.named_like(name)]
+        shapes = [tuple(held.entry(n).shape) for n in stored]
         if tuple(own[tied[0]].shape) not in shapes:
-            there = f"{found[0]} of shape {shapes[0]}" if found else "none of that name"
+            there = f"{stored[0]} of shape {shapes[0]}" if stored else "none of that name"
             raise InputError(
                 f"expected {tied[0]} of shape {tuple(own[tied[0]].shape)} in "
                 f"{held.folder.path}, got {there}. Load the model from the folder that is changed."
             )
-        if any(held.entry(n).dtype not in DTYPES for n in found):
+        if any(held.entry(n).dtype not in DTYPES for n in stored):
             raise InputError(
-                f"{held.folder.path} holds {found[0]} as {held.entry(found[0]).dtype}: quantised "
+                f"{held.folder.path} holds {stored[0]} as {held.entry(stored[0]).dtype}: quantised "
                 "weights cannot be changed. Take the model in float16, bfloat16 or float32."
             )
 
@@ -119,8 +119,8 @@ def fill(module: nn.Module, folder: Path) -> None:
     config = json_object(folder / CONFIG)
     quantised = config.get(QUANTISED, {})
     check_files(folder, quantised.get("files", {}))
-    told = quantised.get("layers", {})
-    for name, one in told.items():
+    forms = quantised.get("layers", {})
+    for name, one in forms.items():
         put_form(module, name, one)
     tensors = load_file(folder / WHOLE)
     own = module.state_dict()
@@ -134,7 +134,7 @@ def fill(module: nn.Module, folder: Path) -> None:
             f"factory that the folder was written with, {config.get(FACTORY_KEY)}."
         )
     module.load_state_dict(tensors, strict=False)
-    for name in told:
+    for name in forms:
         finish_form(module, name)
     for name, value in config.items():
         if name not in (FACTORY_KEY, LAYERS_KEY, QUANTISED) and config_of(module) is not None:

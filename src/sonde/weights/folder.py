@@ -77,8 +77,8 @@ class ModelFolder:
                 "folder cannot be written. Open the model with sentence-transformers and save "
                 "it again: it puts the transformer into the folder itself."
             )
-        told = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
-        if told.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
+        config = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
+        if config.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
             back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
             raise InputError(
                 f"{path}: its weights are quantised or packed, and cannot be changed. Take the "
@@ -121,8 +121,8 @@ class ModelFolder:
     @cached_property
     def files(self) -> tuple[str, ...]:
         """All files in the folder, including links, as paths with slashes."""
-        found = (file for file in self.path.rglob("*") if file.is_file())
-        return tuple(sorted(file.relative_to(self.path).as_posix() for file in found))
+        every_file = (file for file in self.path.rglob("*") if file.is_file())
+        return tuple(sorted(file.relative_to(self.path).as_posix() for file in every_file))
 
     @cached_property
     def _stages(self) -> frozenset[Path]:

@@ -192,10 +192,10 @@ def planned(module: nn.Module, changes: Mapping[str, Change], method: str) -> Re
     StateError
         If the model's class can have no such bias.
     """
-    known = module.state_dict().keys()
+    own_names = module.state_dict().keys()
     config: dict[str, Any] = {}
     added: dict[str, Change] = {}
-    for name in changes.keys() - known:
+    for name in changes.keys() - own_names:
         if name in added or config_of(module) is None:
             continue
         option, zeros = _bias_option(module, name)
@@ -209,15 +209,15 @@ def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str
     """Return the configuration option that adds a bias, and all biases that it adds, as zeros."""
     config = config_of(module)
     kind: Any = type(module)
-    known = module.state_dict().keys()
+    own_names = module.state_dict().keys()
     for option, value in vars(config).items():
         if "bias" not in option or value is not False:
             continue
         twin = deepcopy(config)
         setattr(twin, option, True)
         with torch.device("meta"):
-            made = kind(twin).state_dict()
-        new = {n: made[n].shape for n in made.keys() - known}
+            twin_state = kind(twin).state_dict()
+        new = {n: twin_state[n].shape for n in twin_state.keys() - own_names}
         if name in new:
             return {option: True}, {n: Exchange(torch.zeros(shape)) for n, shape in new.items()}
     raise StateError(
@@ -229,13 +229,13 @@ def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str
 
 def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any) -> Layer:
     """Return the layer that gives a module's output, alone or as the last term of a sum."""
-    found = sums_at(module, [site], inputs)[0]
-    last = found.terms[-1] if found.terms else None
+    sums = sums_at(module, [site], inputs)[0]
+    last = sums.terms[-1] if sums.terms else None
     linear = affine.left is not None or affine.scale != 1.0
-    is_sum = len(found.terms) + len(found.fixed) > 1
-    if not isinstance(last, Layer) or (linear and (found.other or is_sum)):
+    is_sum = len(sums.terms) + len(sums.fixed) > 1
+    if not isinstance(last, Layer) or (linear and (sums.other or is_sum)):
         part = ModuleNames(module).modules[site.path]
-        raise _no_layer(site, part, found.other, is_sum)
+        raise _no_layer(site, part, sums.other, is_sum)
     return last
 
 

@@ -105,12 +105,12 @@ def put_part(module: nn.Module, part: nn.Module, new: nn.Module) -> None:
     """Replace a part by a module, under each of its names."""
     above, seen = [module], {id(module)}
     for one in above:  # grows; names of all modules would take longer than all else here
-        for own, found in one._modules.items():
-            if found is part:
+        for own, child in one._modules.items():
+            if child is part:
                 one._modules[own] = new
-            elif found is not None and id(found) not in seen:
-                seen.add(id(found))
-                above.append(found)
+            elif child is not None and id(child) not in seen:
+                seen.add(id(child))
+                above.append(child)
 
 
 def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -145,11 +145,11 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
 
 def _packed_tensors(part: nn.Module, tensors: Mapping[str, Told]) -> nn.Module:
     """Store tensors of a part in smaller forms, without changing the part's class."""
-    for leaf, told in tensors.items():
+    for leaf, form in tensors.items():
         old = part._parameters.get(leaf)
-        if old is None or list(old.shape) != list(told["shape"]):
-            raise _unlike(part, f"a part with {leaf} of the shape {told['shape']}")
-        hold_in_place(part, leaf, SharedTensor if "slots" in told else QuantTensor, told)
+        if old is None or list(old.shape) != list(form["shape"]):
+            raise _unlike(part, f"a part with {leaf} of the shape {form['shape']}")
+        hold_in_place(part, leaf, SharedTensor if "slots" in form else QuantTensor, form)
     return part
 
 

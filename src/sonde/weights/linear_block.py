@@ -33,5 +33,5 @@ class LinearBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"], *_: Any, **others: Any) -> Any:
         """Return ``x W^T + bias``; arguments such as masks and caches are not used."""
-        made = functional.linear(x, self.weight, self.bias)
-        return (made,) if self.first else made
+        output = functional.linear(x, self.weight, self.bias)
+        return (output,) if self.first else output

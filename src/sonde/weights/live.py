@@ -136,11 +136,11 @@ def dequantised(model: Model | nn.Module) -> Model:
 def _plain_layer(part: Any) -> nn.Linear:
     """Return a linear layer with the weights of a layer of ``quantize_dynamic``."""
     weight, bias = part.weight().dequantize(), part.bias()
-    found = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    found.weight = nn.Parameter(weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = nn.Parameter(weight)
     if bias is not None:
-        found.bias = nn.Parameter(bias.detach().clone())
-    return found.train(part.training)
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer.train(part.training)
 
 
 def _plain(name: str, x: Tensor) -> Tensor:

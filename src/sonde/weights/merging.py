@@ -189,9 +189,9 @@ def merge_models(
                 (new / file).parent.mkdir(parents=True, exist_ok=True)
                 write_hashed(new / file, pieces_of(first.path / file))
         make_directory(patch)
-        told = list(hashed)
-        write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": told})
-    return Merged(output, len(chosen), len(first.places) - len(chosen), told, method_of(rule))
+        listed = list(hashed)
+        write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": listed})
+    return Merged(output, len(chosen), len(first.places) - len(chosen), listed, method_of(rule))
 
 
 @dataclass(frozen=True)
@@ -223,14 +223,14 @@ class _Aligned:
 def _aligned(folders: Sequence[ModelFolder]) -> list[_Aligned]:
     """Return folders of one class, even if versions name their tensors differently."""
     base, *others = map(LoadedFolder, folders)
-    said = {n: base.names.loaded.get(n, n) for n in base.folder.places}
-    found = [_Aligned(base.folder, {n: n for n in base.folder.places}, said)]
+    own_names = {n: base.names.loaded.get(n, n) for n in base.folder.places}
+    aligned = [_Aligned(base.folder, {n: n for n in base.folder.places}, own_names)]
     for one in others:
         loaded = one.names.loaded
-        names = {n if n in said else base.places.get(loaded.get(n, n), n): n
+        names = {n if n in own_names else base.places.get(loaded.get(n, n), n): n
                  for n in one.folder.places}  # fmt: skip
-        found.append(_Aligned(one.folder, names, said))
-    return found
+        aligned.append(_Aligned(one.folder, names, own_names))
+    return aligned
 
 
 def method_of(rule: Any) -> str:
@@ -277,10 +277,10 @@ def _chosen(
     InputError
         Naming the first difference.
     """
-    first, said = sources[0], sources[0].said
+    first, names_of = sources[0], sources[0].said
 
     def is_kept(name: str, patterns: Iterable[str] = keep) -> bool:
-        return _matches(name, patterns) or _matches(said.get(name, name), patterns)
+        return _matches(name, patterns) or _matches(names_of.get(name, name), patterns)
 
     kept = {n for n in first.stored if is_kept(n)}
     unused = [p for p in keep if not any(is_kept(n, [p]) for f in sources for n in f.stored)]
@@ -288,16 +288,16 @@ def _chosen(
         raise InputError(f"merge_models: no tensor of {names[0]} matches {unused[0]!r}.")
     for other, name in zip(sources[1:], names[1:], strict=True):
         _check_vocabulary(first.folder, other.folder, names[0], name)
-        mine = {n for n in other.stored if not is_kept(n)}
-        apart = sorted((first.stored.keys() - kept) ^ mine)
+        own = {n for n in other.stored if not is_kept(n)}
+        apart = sorted((first.stored.keys() - kept) ^ own)
         if apart:
-            has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
+            has, lacks = (name, names[0]) if apart[0] in own else (names[0], name)
             raise InputError(
                 f"merge_models: {has} has {apart[0]}, but {lacks} does not: they were not made "
                 f"from the same base. Give models with the same base, or list {apart[0]!r} among "
                 "the tensors to keep."
             )
-        for n in mine:
+        for n in own:
             one, its = first.entry(n).shape, other.entry(n).shape
             if one != its:
                 raise InputError(
@@ -322,12 +322,12 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
-    found = []
+    vocabularies = []
     for folder in (one, other):
         path = folder.path / TOKENIZER
         model = json_object(path).get("model") if path.is_file() else None
-        found.append(model.get("vocab") if isinstance(model, dict) else None)
-    if None not in found and found[0] != found[1]:
+        vocabularies.append(model.get("vocab") if isinstance(model, dict) else None)
+    if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise InputError(
             f"merge_models: {name2} has another vocabulary than {name}, so their embeddings "
             "stand for different tokens. Give models with the same base."

@@ -82,24 +82,24 @@ class AtSites:
         InputError
             If nothing was fitted there, or something else was.
         """
-        found = self.given
-        if isinstance(found, Mapping):
-            found = found.get(site, found.get(site.partition(":")[0]))
-        elif isinstance(found, Results):
-            found = found.result(type(self.instrument), site)
-        if isinstance(found, Tensor):
-            found = self.instrument.fit(found)
-        elif isinstance(found, State) and not isinstance(found, Result):
+        held = self.given
+        if isinstance(held, Mapping):
+            held = held.get(site, held.get(site.partition(":")[0]))
+        elif isinstance(held, Results):
+            held = held.result(type(self.instrument), site)
+        if isinstance(held, Tensor):
+            held = self.instrument.fit(held)
+        elif isinstance(held, State) and not isinstance(held, Result):
             (name,) = self.instrument.reads()
-            found = self.instrument.result(**{name: found})
+            held = self.instrument.result(**{name: held})
         method = type(self.instrument)
-        if not isinstance(found, get_type_hints(method.result)["return"]):
+        if not isinstance(held, get_type_hints(method.result)["return"]):
             raise InputError(
                 f"{self.owner}.plan: expected {method.__name__} fitted at {site}, got "
-                f"{type(found).__name__}. Fit it: sonde.fit({method.__name__}(), sonde.read(model, "
+                f"{type(held).__name__}. Fit it: sonde.fit({method.__name__}(), sonde.read(model, "
                 f"data, sites=['{site}'], reducer='tokens'))."
             )
-        return found
+        return held
 
 
 def bound(owner: str, needs: Mapping[str, Need], model: Model, fitted: Any) -> dict[str, Any]:
@@ -120,16 +120,16 @@ def bound(owner: str, needs: Mapping[str, Need], model: Model, fitted: Any) -> d
     """
     examples = {name: need for name, need in needs.items() if isinstance(need, Examples)}
     by_name = isinstance(fitted, Mapping) and bool(examples or needs.keys() & fitted.keys())
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, need in needs.items():
         if isinstance(need, Examples):
             given = fitted.get(name) if by_name else None
             if given is None and not need.optional:
                 raise _missing(owner, examples, name)
-            found[name] = None if given is None else _opened(owner, name, need, model, given)
+            inputs[name] = None if given is None else _opened(owner, name, need, model, given)
         else:
-            found[name] = AtSites(owner, need, fitted.get(name) if by_name else fitted)
-    return found
+            inputs[name] = AtSites(owner, need, fitted.get(name) if by_name else fitted)
+    return inputs
 
 
 def _missing(owner: str, examples: Mapping[str, Examples], name: str) -> InputError:
@@ -180,15 +180,15 @@ def finite_examples(owner: str, name: str, inputs: Inputs) -> Inputs:
         bad += batch.order[~whole].tolist()
     if not bad:
         return inputs
-    told = (
+    words = (
         f"{owner}.plan: {plural(len(bad), 'example')} of {len(inputs):,} in {name!r} "
         f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite or are too large to "
         f"square, first example {min(bad)}"
     )
     if len(bad) > MOST_LEFT_OUT * len(inputs) or not isinstance(inputs, ItemInputs):
         raise InputError(
-            f"{told}. Expected at most {MOST_LEFT_OUT:.0%} of such examples. Clean the examples, "
+            f"{words}. Expected at most {MOST_LEFT_OUT:.0%} of such examples. Clean the examples, "
             "or leave these out."
         )
-    warnings.warn(f"{told}. They are left out.", SondeWarning, stacklevel=5)
+    warnings.warn(f"{words}. They are left out.", SondeWarning, stacklevel=5)
     return inputs.at(np.setdiff1d(np.arange(len(inputs)), bad))

@@ -46,13 +46,13 @@ def with_own_config(
     new = plan.fold(module)
     wanted = _shapes(new)
     for options in _options(config, module, plan, counts or {}):
-        found = replace(plan, config={**plan.config, **options})
-        if _shapes(_built(module, found, "meta")) != wanted:
+        configured = replace(plan, config={**plan.config, **options})
+        if _shapes(_built(module, configured, "meta")) != wanted:
             continue
-        built = _built(module, found, "cpu")
+        built = _built(module, configured, "cpu")
         assert built is not None  # it was built on no device before
         if _answers_alike(built, new, inputs):
-            return found
+            return configured
     return plan
 
 
@@ -118,7 +118,7 @@ def _built(module: nn.Module, plan: RewritePlan, device: str) -> nn.Module | Non
             built = kind(config)
         except Exception:  # whatever a class raises for numbers that do not fit one another
             return None
-    for name, told in plan.told_on_disk().items():
-        if "kept" not in told:  # such a layer is an ordinary one again when it has its weight
-            put_form(built, name, told)
+    for name, form in plan.told_on_disk().items():
+        if "kept" not in form:  # such a layer is an ordinary one again when it has its weight
+            put_form(built, name, form)
     return built.eval()

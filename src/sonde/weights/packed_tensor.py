@@ -50,9 +50,9 @@ class PackedTensor(Tensor):
         cls, source: Unpacks, shape: Any, dtype: torch.dtype, device: torch.device
     ) -> "PackedTensor":
         """Return a tensor without storage."""
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # pyright: ignore[reportAttributeAccessIssue]
-        made.source = source
-        return made
+        wrapper = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper.source = source
+        return wrapper
 
     def unpacked(self, part: Any = slice(None)) -> Float[Tensor, "..."]:
         """Return the weight, or some rows of its first axis, as a plain tensor."""
@@ -64,8 +64,8 @@ class PackedTensor(Tensor):
         kwargs = kwargs or {}
         own = _OWN.get(func)
         with torch._C.DisableTorchFunctionSubclass():
-            found = NotImplemented if own is None else own(*args, **kwargs)
-            return func(*args, **kwargs) if found is NotImplemented else found
+            result = NotImplemented if own is None else own(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -131,10 +131,10 @@ def _moved_apart(packed: Tensor, bits: int) -> Tensor:
 
 def _bytes(wide: Tensor) -> UInt8[Tensor, "*batch n"]:
     """Return the bytes of wide integers, with the lowest byte first."""
-    found = wide.view(torch.uint8)
+    as_bytes = wide.view(torch.uint8)
     if sys.byteorder == "big":
-        found = found.unflatten(-1, (-1, wide.element_size())).flip(-1).flatten(-2)
-    return found
+        as_bytes = as_bytes.unflatten(-1, (-1, wide.element_size())).flip(-1).flatten(-2)
+    return as_bytes
 
 
 def _check_bits(bits: int) -> None:

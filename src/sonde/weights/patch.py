@@ -77,11 +77,11 @@ class Patch:
         StoreError
             If there is none, or it is not whole.
         """
-        told = read_told(path)
+        facts = read_told(path)
         kept = path / KEPT
-        if "kept" in told and (not kept.is_file() or file_hash(kept) != told["kept"]):
+        if "kept" in facts and (not kept.is_file() or file_hash(kept) != facts["kept"]):
             raise StoreError(f"{kept} is missing or damaged. Take it from a backup.")
-        return cls(path, told)
+        return cls(path, facts)
 
     @staticmethod
     def write(
@@ -116,14 +116,14 @@ class Patch:
         for file in others:
             (path / FILES / file).parent.mkdir(parents=True, exist_ok=True)
             write_hashed(path / FILES / file, pieces_of(old.path / file))
-        told = {
+        facts = {
             **asdict(step),
             "tensors": tensors,
             "before": {file: file_hash(old.path / file) for file in old.files},
             "after": dict(after),
             "kept": write_hashed(path / KEPT, file_pieces(entries)),
         }
-        write_told(path, told)
+        write_told(path, facts)
 
     @cached_property
     def kept(self) -> WeightFile:
@@ -160,10 +160,10 @@ class Patch:
 
 def earlier_patch(folder: Path) -> Patch | None:
     """Return the patch beside an edited model, or None if there is no patch."""
-    found = patch_of(folder)
-    if not (found / TOLD).is_file():
+    path = patch_of(folder)
+    if not (path / TOLD).is_file():
         return None
-    patch = Patch.open(found)
+    patch = Patch.open(path)
     patch.check_applies(folder)
     return patch
 

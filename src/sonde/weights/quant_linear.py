@@ -66,15 +66,15 @@ class Grid:
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "out in"]:
         """Return ``(code - 2^(bits - 1)) * scale + offset``."""
-        found = codes.to(torch.promote_types(dtype, torch.float32)).sub_(2 ** (self.bits - 1))
+        numbers = codes.to(torch.promote_types(dtype, torch.float32)).sub_(2 ** (self.bits - 1))
         full = codes.shape[1] // self.group
-        parts = found[:, : full * self.group].unflatten(1, (full, self.group))
-        rest = found[:, full * self.group :]
+        parts = numbers[:, : full * self.group].unflatten(1, (full, self.group))
+        rest = numbers[:, full * self.group :]
         # in place; the product of few bits is exact, so the sum alone is rounded
         parts.mul_(scale[:, :full, None]).add_(offset[:, :full, None])
         if rest.shape[1]:
             rest.mul_(scale[:, full:]).add_(offset[:, full:])
-        return found.to(dtype)
+        return numbers.to(dtype)
 
 
 class QuantLinear(nn.Module):
@@ -226,11 +226,11 @@ class QuantLinear(nn.Module):
 
     def _without_hooks(self) -> "QuantLinear":
         """Return a layer with the same codes, without hooks or bias."""
-        made = QuantLinear(
+        layer = QuantLinear(
             self.in_features, self.out_features, self.grid.bits, self.grid.group, bias=False
         )
-        made.codes, made.scale, made.offset = self.own_codes(), self.scale, self.offset
-        return made
+        layer.codes, layer.scale, layer.offset = self.own_codes(), self.scale, self.offset
+        return layer
 
     def by_blocks(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """Multiply in float32, block of outputs by block, without keeping an unpacked weight."""
@@ -304,11 +304,11 @@ class NoGradient(torch.autograd.Function):
 
 def plain_linear(weight: Float[Tensor, "out in"], bias: Tensor | None) -> nn.Linear:
     """Return a plain linear layer with a weight and a copy of a bias."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = nn.Parameter(weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
-    return made
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
 
 
 _FASTEST: dict[Any, tuple[str, int]] = {}
@@ -324,7 +324,7 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
                 start = time.perf_counter()
                 call()
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def kernels() -> dict[str, str]:

@@ -130,13 +130,13 @@ def read_from(owner: nn.Module, leaf: str, source: nn.Module) -> None:
 def open_packed(module: nn.Module) -> None:
     """Replace codes by ordinary parameters, in every part of a module; ties are kept."""
     owners = [part for part in module.modules() if isinstance(part, PackedOwner)]
-    made: dict[HeldTensor, nn.Parameter] = {}
+    opened: dict[HeldTensor, nn.Parameter] = {}
     for part in owners:
         for held in map(part.held, part.packed_leaves):
-            if held not in made:
-                made[held] = nn.Parameter(held.tensor.unpacked())
+            if held not in opened:
+                opened[held] = nn.Parameter(held.tensor.unpacked())
     left: list[tuple[Any, str, nn.Parameter]] = [
-        (part, leaf, made[part.held(leaf)]) for part in owners for leaf in part.packed_leaves
+        (part, leaf, opened[part.held(leaf)]) for part in owners for leaf in part.packed_leaves
     ]
     for owner, leaf, parameter in left:
         owner._modules.pop(PREFIX + leaf, None)
@@ -166,5 +166,5 @@ def _class_of(plain: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module
 
 
 def _empty(plain: type[nn.Module], leaves: tuple[str, ...]) -> nn.Module:
-    made = _class_of(plain, leaves)
-    return made.__new__(made)
+    cls = _class_of(plain, leaves)
+    return cls.__new__(cls)

@@ -111,19 +111,19 @@ def residual_writers(
     """
     module = module_of(model)
     last = resolve(module, site)[-1]
-    found = sums_at(module, [last], inputs)[0]
-    if found.other:
+    sums = sums_at(module, [last], inputs)[0]
+    if sums.other:
         raise StateError(
             f"residual_writers: at {last} the residual stream is not a sum of outputs of "
-            f"linear layers: {found.other}. Open the edit with sonde.editing instead."
+            f"linear layers: {sums.other}. Open the edit with sonde.editing instead."
         )
-    unsaved = [name for name in found.fixed if name not in module.state_dict()]
+    unsaved = [name for name in sums.fixed if name not in module.state_dict()]
     if unsaved:
         raise StateError(
             f"residual_writers: at {last} the residual stream also contains {unsaved[0]}, "
             "which is not saved with the weights. Open the edit with sonde.editing instead."
         )
-    return (*found.fixed, *found.terms)
+    return (*sums.fixed, *sums.terms)
 
 
 def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, tuple[str, ...]]:
@@ -191,7 +191,7 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
         for name, one in seen.items()
         if not one.other
     }
-    added = {name for found in layers.values() if len(found) > 1 for name in found}
+    added = {name for terms in layers.values() if len(terms) > 1 for name in terms}
     return {name: f for name, f in layers.items() if f and (not added or added.intersection(f))}
 
 
@@ -237,10 +237,10 @@ def run(module: nn.Module, inputs: Any = None, mode: "_SumWatch | None" = None) 
     finally:
         for part in trained:
             part.training = True
-    found = find(output, None)
-    if found is None:
+    tensor = find(output, None)
+    if tensor is None:
         raise StateError("fold: the model returned no floating-point tensor.")
-    return found
+    return tensor
 
 
 def _called(module: nn.Module, inputs: Any) -> Any:
@@ -328,9 +328,9 @@ class _SumWatch(OperationMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if any(isinstance(x, Tensor) and x in self.varies for x in tree_leaves((args, kwargs))):
-            for made in tree_leaves(out):
-                if isinstance(made, Tensor):
-                    self.varies[made] = None
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self.varies[leaf] = None
         keeps = name in _KEEPS or (name == "index" and len(args[1]) < args[0].ndim)
         if keeps and isinstance(out, Tensor) and id(args[0]) in self.sums:
             self._put(out, self.sums[id(args[0])])

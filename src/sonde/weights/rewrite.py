@@ -111,16 +111,16 @@ class RewritePlan:
                     "same tensor. Leave out both blocks, or neither."
                 )
         made_for = {name: tensor_hash(named[name]) for name in (*changes, *gone) if name in named}
-        found = {name: dict(told) for name, told in (forms or {}).items()}
+        all_forms = {name: dict(form) for name, form in (forms or {}).items()}
         for name, change in changes.items():
-            told, owner = change.form(module, name), name.rpartition(".")[0]
-            if told:
-                known = found.get(owner, {})
-                several = {key: {**known.get(key, {}), **told[key]}
-                           for key in ("shapes", "tensors") if key in told}  # fmt: skip
-                found[owner] = {**known, **told, **several}
+            form, owner = change.form(module, name), name.rpartition(".")[0]
+            if form:
+                earlier = all_forms.get(owner, {})
+                several = {key: {**earlier.get(key, {}), **form[key]}
+                           for key in ("shapes", "tensors") if key in form}  # fmt: skip
+                all_forms[owner] = {**earlier, **form, **several}
         ties = _ties(module, changes)
-        return cls(dict(changes), made_for, method, figures or {}, ties, {}, found, kept)
+        return cls(dict(changes), made_for, method, figures or {}, ties, {}, all_forms, kept)
 
     @cached_property
     def parted(self) -> Mapping[str, tuple[str, ...]]:
@@ -189,8 +189,8 @@ class RewritePlan:
                 )
         dtype = next((x.dtype for x in named.values() if x.is_floating_point()), None)
         new = with_tensors(module, {})
-        for name, told in self.told().items():
-            put_form(new, name, told)
+        for name, form in self.told().items():
+            put_form(new, name, form)
         left = dict[str, Tensor]()
         for name, change in self.changes.items():
             place, old = self._place(name), named.get(name)
@@ -200,8 +200,8 @@ class RewritePlan:
             else:
                 left[place] = _rounded(name, change.of(old), old, dtype)
         put_tensors(new, left)
-        told = {**self.config, **({TIED: False} if self.parted else {})}
-        for name, value in told.items():
+        form = {**self.config, **({TIED: False} if self.parted else {})}
+        for name, value in form.items():
             if config_of(new) is not None:
                 setattr(config_of(new), name, value)
         return new
@@ -211,30 +211,30 @@ class RewritePlan:
 
         A configuration uses these names.
         """
-        found = dict[str, Mapping[str, Any]]()
+        forms = dict[str, Mapping[str, Any]]()
         for name, kept in self.blocks.items():
-            found[name] = {**self.forms.get(name, {}), "blocks": list(kept)}
-        more = {self._place(n): told for n, told in self.forms.items() if n not in self.blocks}
-        return found | more
+            forms[name] = {**self.forms.get(name, {}), "blocks": list(kept)}
+        more = {self._place(n): form for n, form in self.forms.items() if n not in self.blocks}
+        return forms | more
 
     def told_on_disk(self) -> dict[str, Mapping[str, Any]]:
         """Return the forms that the options in ``config`` do not describe."""
-        found = self.told()
+        forms = self.told()
         if not self.config:
-            return found
-        for name, told in list(found.items()):
-            if "linear" in told:
-                blocks = [min(i, place) for place, i in enumerate(told["blocks"])]
-                found[name] = {**told, "blocks": blocks}
-            elif told.keys() & SHAPES:
-                del found[name]
-        return found
+            return forms
+        for name, form in list(forms.items()):
+            if "linear" in form:
+                blocks = [min(i, place) for place, i in enumerate(form["blocks"])]
+                forms[name] = {**form, "blocks": blocks}
+            elif form.keys() & SHAPES:
+                del forms[name]
+        return forms
 
     def _place(self, name: str) -> str:
-        found = self.renamed(name)
-        if found is None:
+        place = self.renamed(name)
+        if place is None:
             raise StateError(f"RewritePlan: {name} is changed, and its block is left out.")
-        return found
+        return place
 
     def save(self, model: Model | str | Path, output: str | Path) -> "Saved":
         """Write the edited model to a folder, and its patch beside it. See ``save_edited``."""
@@ -273,15 +273,15 @@ class Rewrite(ABC):
         InputError
             If it reads examples alone, or nothing.
         """
-        found = [need for need in self.reads().values() if isinstance(need, Instrument)]
-        if not found:
+        needed = [need for need in self.reads().values() if isinstance(need, Instrument)]
+        if not needed:
             name = type(self).__name__
             raise InputError(
                 f"{name}.instruments: expected a rewrite that reads fitted results, got a "
                 f"rewrite that reads {', '.join(self.reads()) or 'weights alone'}. Call "
                 f"{name}().plan(model, ...) instead of fitting it."
             )
-        return found
+        return needed
 
     def check(self, model: Model) -> None:  # noqa: B027 (most say all else in ``planned``)
         """Raise if no data can give a plan, judged by weights and parameters only.

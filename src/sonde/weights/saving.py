@@ -100,11 +100,11 @@ def save_edited(
     StateError
         If the weights in the folder are not those that the plan was made for.
     """
-    said = name or (model.name if isinstance(model, Model) else str(model))
+    called = name or (model.name if isinstance(model, Model) else str(model))
     if not isinstance(model, Model):
-        return _saved(folder_of(model), plan, Path(output), said, layers)
+        return _saved(folder_of(model), plan, Path(output), called, layers)
     with source_folder(model) as source:
-        return _saved(source, plan, Path(output), said, layers)
+        return _saved(source, plan, Path(output), called, layers)
 
 
 def _saved(
@@ -160,9 +160,9 @@ def _planned(
     """Return the new version of each loaded tensor, and the new configuration entries."""
     new: dict[str, NewTensor] = {}
     config = dict(plan.config)
-    told = plan.told() if FACTORY_KEY in held.folder.config() else plan.told_on_disk()
-    if told:
-        config[QUANTISED] = {**OPENED_BY_SONDE, "layers": told}
+    forms = plan.told() if FACTORY_KEY in held.folder.config() else plan.told_on_disk()
+    if forms:
+        config[QUANTISED] = {**OPENED_BY_SONDE, "layers": forms}
     for name, change in plan.changes.items():
         path, leaf = name.rpartition(".")[::2]
         if name not in plan.made_for:
@@ -170,12 +170,12 @@ def _planned(
             own = sibling[0].removesuffix("weight") + leaf if sibling else name
             new[own] = NewTensor(None, change, beside=sibling[0] if sibling else None)
             continue
-        found = _found(held, name, plan)
+        stored_name = _found(held, name, plan)
         group = (name, *plan.parted.get(name, ()))
         if plan.parted.get(name):
             _check_tie(held.folder, group)
             config[TIED] = False
-        own = _own_name(held, name, found) or (name if plan.ties.get(name) else found)
+        own = _own_name(held, name, stored_name) or (name if plan.ties.get(name) else stored_name)
         if name in plan.reshaped:
             also = {*plan.ties.get(name, ())} - {*group}  # tied still, to the packed tensor
             for old in (own, *(n for n in also if n in held.files)):
@@ -184,12 +184,12 @@ def _planned(
             path = own.removesuffix(leaf)
             for part, value in change.replaced().items():
                 one = None if part else change
-                new[path + (part or leaf)] = NewTensor(None, one, value, beside=found)
+                new[path + (part or leaf)] = NewTensor(None, one, value, beside=stored_name)
         else:
-            new[own] = NewTensor(found, change)
+            new[own] = NewTensor(stored_name, change)
         for other in set(group[1:]) - plan.changes.keys():
-            if _own_name(held, other, found) is None:
-                new[other] = NewTensor(found, None)
+            if _own_name(held, other, stored_name) is None:
+                new[other] = NewTensor(stored_name, None)
     for above, kept in plan.blocks.items():
         new = _renumbered(held, new, above, kept)
     return new, config
@@ -210,18 +210,18 @@ def _renumbered(
         path = path.partition(".")[2]
     inside = re.compile(rf"((?:.*\.)?{re.escape(path)})\.(-?\d+)\.(.*)")
     every = (*held.files, *(n for n in new if n not in held.files))
-    parts = {name: found for name in every if path and (found := inside.fullmatch(name))}
+    parts = {name: match for name in every if path and (match := inside.fullmatch(name))}
     if not parts:
         raise StateError(
             f"save_edited: {held.folder.path} has no blocks called {above}.0, {above}.1."
         )
     prefix = next(iter(parts.values()))[1]
     moved, left = dict[str, NewTensor](), dict(new)
-    for name, found in parts.items():
+    for name, match in parts.items():
         own = left.pop(name, None) or NewTensor(name, None)
-        if int(found[2]) in kept and not own.gone:
+        if int(match[2]) in kept and not own.gone:
             beside = own.beside or own.source or next(iter(parts))
-            moved[f"{prefix}.{kept.index(int(found[2]))}.{found[3]}"] = replace(own, beside=beside)
+            moved[f"{prefix}.{kept.index(int(match[2]))}.{match[3]}"] = replace(own, beside=beside)
     gone = {n: NewTensor(n, None, gone=True) for n in parts if n in held.files and n not in moved}
     stays = {n for n, w in moved.items() if w.source == n and w.change is None}
     return {**left, **gone, **{n: w for n, w in moved.items() if n not in stays}}
@@ -229,8 +229,8 @@ def _renumbered(
 
 def _own_name(held: LoadedFolder, name: str, found: str) -> str | None:
     """Return the loaded tensor with this name, not a tied one."""
-    mine = held.named_like(name)
-    return found if found in mine else mine[0] if mine else None
+    names = held.named_like(name)
+    return found if found in names else names[0] if names else None
 
 
 def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
@@ -242,8 +242,8 @@ def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
         If there is none.
     """
     wanted = plan.made_for[name]
-    for known in (name, *plan.ties.get(name, ())):
-        for candidate in held.named_like(known):
+    for candidate_name in (name, *plan.ties.get(name, ())):
+        for candidate in held.named_like(candidate_name):
             x = held.tensor(candidate)
             if wanted in (tensor_hash(x.to(dtype)) for dtype in (x.dtype, *FLOATS)):
                 return candidate
@@ -276,13 +276,16 @@ def _write(
     small: dict[str, bytes] = {}
     for file, one in old.weights.items():
         if file in touched:
-            mine = {n: w for n, w in written.items() if w.file == file}
-            stays = {n: e for n, e in one.entries.items() if n in mine or n not in written}
-            entries = {**stays, **{n: w.entry for n, w in mine.items() if w.entry is not None}}
-            entries = {n: e for n, e in entries.items() if n not in mine or mine[n].entry}
+            in_file = {n: w for n, w in written.items() if w.file == file}
+            stays = {n: e for n, e in one.entries.items() if n in in_file or n not in written}
+            entries = {**stays, **{n: w.entry for n, w in in_file.items() if w.entry is not None}}
+            entries = {n: e for n, e in entries.items() if n not in in_file or in_file[n].entry}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
-    if told := config.get(QUANTISED, {}).get("layers"):
-        config = {**config, QUANTISED: {**OPENED_BY_SONDE, "layers": told, "files": dict(after)}}
+    if layers_told := config.get(QUANTISED, {}).get("layers"):
+        config = {
+            **config,
+            QUANTISED: {**OPENED_BY_SONDE, "layers": layers_told, "files": dict(after)},
+        }
     if QUANTISED in config and FACTORY_KEY not in old.config():
         fusions = old.config().get(GUARD_KEY) or {}
         config = {**config, GUARD_KEY: {**fusions, NEEDS_SONDE: True}}

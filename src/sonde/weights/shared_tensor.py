@@ -104,9 +104,9 @@ class SharedStack(Change):
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
         """Return the shape and the number of distinct matrices, their rank and their columns."""
         slots, n_out, rank = self.left.shape
-        told = {"slots": slots, "rank": rank, "columns": self.columns.shape[1]}
+        options = {"slots": slots, "rank": rank, "columns": self.columns.shape[1]}
         shape = [len(self.slot), n_out, self.right.shape[2]]
-        return {"tensors": {self.leaf: {**told, "shape": shape}}}
+        return {"tensors": {self.leaf: {**options, "shape": shape}}}
 
     def replaced(self) -> dict[str, Tensor]:
         """Return all parts, numbers in the narrowest dtype that holds them exactly."""
@@ -117,8 +117,8 @@ class SharedStack(Change):
     def words(self) -> str:
         """Return the number of distinct matrices, their rank and their columns."""
         slots, _, rank = self.left.shape
-        told = f"{slots} of {len(self.slot)} matrices stored"
-        return f"{told}, rank {rank} and {self.columns.shape[1]} columns" if rank else told
+        text = f"{slots} of {len(self.slot)} matrices stored"
+        return f"{text}, rank {rank} and {self.columns.shape[1]} columns" if rank else text
 
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         parts = (self.left, self.right, self.columns, self.values)

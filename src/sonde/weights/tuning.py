@@ -64,8 +64,8 @@ def require_truth(owner: str, model: Model, **sides: Inputs | None) -> None:
             continue
         losses = row_losses(model, with_copy(model.module), inputs)
         with torch.no_grad():
-            known = any(bool(losses(batch).known.any()) for batch in each_batch(inputs))
-        if not known:
+            is_known = any(bool(losses(batch).known.any()) for batch in each_batch(inputs))
+        if not is_known:
             raise InputError(
                 f"{owner}.plan: expected labels, or texts of two tokens or more, in {name!r}, "
                 f'got {len(inputs)} examples without labels. Pass labels too: {{"{name}": (x, '
@@ -149,8 +149,8 @@ def mean_loss(trainee: Trainee, batch: InputBatch) -> Tensor:
     batch : InputBatch
         Batch of inputs with answers.
     """
-    found = trainee.losses(batch)
-    return found.losses.sum() / max(1, int(found.known.sum()))
+    losses = trainee.losses(batch)
+    return losses.losses.sum() / max(1, int(losses.known.sum()))
 
 
 class Cycle:

@@ -63,19 +63,19 @@ def undo(model: str | Path, output: str | Path) -> Path:
 def _patch(folder: Path) -> Patch:
     if not folder.is_dir():
         raise InputError(f"undo: expected the folder of an edited model, got {folder}.")
-    found = patch_of(folder)
-    if not found.is_dir():
+    path = patch_of(folder)
+    if not path.is_dir():
         raise InputError(
-            f"undo: there is no patch {found}. Only a model that sonde edited can be "
+            f"undo: there is no patch {path}. Only a model that sonde edited can be "
             "restored, and its patch must lie beside it under the model's name."
         )
-    patch = Patch.open(found)
+    patch = Patch.open(path)
     if "sources" in patch.told:
         sources: list[dict[str, Any]] = patch.told["sources"]
         named = ", ".join(str(source["model"]) for source in sources)
         raise InputError(
             f"undo: {folder} was merged from {named}: no model was overwritten. Open "
-            f"the original that you want; {found / 'patch.json'} has their hashes."
+            f"the original that you want; {path / 'patch.json'} has their hashes."
         )
     return patch
 
@@ -102,8 +102,10 @@ def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
 def _names(header: bytes, patch: Patch) -> list[str]:
     """Return the tensors in a weight file's header, in the order of their bytes."""
     try:
-        told: dict[str, Any] = json.loads(header[8:])
-        told.pop("__metadata__", None)
-        return sorted(told, key=lambda name: tuple(map(int, told[name]["data_offsets"])))
+        header_json: dict[str, Any] = json.loads(header[8:])
+        header_json.pop("__metadata__", None)
+        return sorted(
+            header_json, key=lambda name: tuple(map(int, header_json[name]["data_offsets"]))
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise StoreError(f"{patch.path} is damaged: it keeps no header of weights.") from None

@@ -70,8 +70,8 @@ class UnpackedLinear(nn.Module, ABC):
         """Return ``x W^T`` without a gradient, block of outputs by block."""
         wide, step = x.float(), max(1, BLOCK // max(self.in_features, 1))
         parts = [slice(i, i + step) for i in range(0, self.out_features, step)]
-        made = [functional.linear(wide, self.rows(part)) for part in parts]
-        return torch.cat(made, -1).to(x.dtype)
+        products = [functional.linear(wide, self.rows(part)) for part in parts]
+        return torch.cat(products, -1).to(x.dtype)
 
 
 class StackLinear(UnpackedLinear):

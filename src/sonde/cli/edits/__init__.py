@@ -51,13 +51,13 @@ def overview() -> str:
     parts = [_HEAD]
     for word, command in EDITS.items():
         summary = (inspect.getdoc(command) or "").partition("\n\n")[0]
-        told = (summary, f"Differs: {told_by(command, 'Differs')}")
-        parts += [word, *(indent(fill(" ".join(x.split()), width - 2), "  ") for x in told)]
+        texts = (summary, f"Differs: {told_by(command, 'Differs')}")
+        parts += [word, *(indent(fill(" ".join(x.split()), width - 2), "  ") for x in texts)]
         parts += [filled(f"  Example: {told_by(command, 'Example')}"), ""]
     return "\n".join([*parts, filled(_FOOT)])
 
 
 def told_by(command: type[Any], label: str) -> str:
     """Return the paragraph of a command's docstring that begins with a label."""
-    found = re.search(rf"^{label}: (.+?)(?:\n\n|\Z)", inspect.getdoc(command) or "", re.M | re.S)
-    return found[1] if found else ""
+    match = re.search(rf"^{label}: (.+?)(?:\n\n|\Z)", inspect.getdoc(command) or "", re.M | re.S)
+    return match[1] if match else ""

@@ -64,7 +64,7 @@ class MergeModels:
         names = ("weight", "density", "remove", "seed")
         typed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         base, *others = self.models
-        found = merge_models(
+        merged = merge_models(
             base,
             others,
             self.output,
@@ -74,17 +74,17 @@ class MergeModels:
             **typed,
         )
         facts = {
-            "folder": str(found.folder),
-            "method": found.method,
-            "n_merged": found.n_merged,
-            "n_kept": found.n_kept,
-            "sources": list(found.sources),
+            "folder": str(merged.folder),
+            "method": merged.method,
+            "n_merged": merged.n_merged,
+            "n_kept": merged.n_kept,
+            "sources": list(merged.sources),
         }
         if self.printing.json:
             say_json(facts)
-        kept = f", {found.n_kept} kept from the base" if found.n_kept else ""
-        note(f"wrote {self.output}: {found.n_merged} tensors merged by {found.method}{kept}")
-        kind = kind_of_folder(found.folder)
+        kept = f", {merged.n_kept} kept from the base" if merged.n_kept else ""
+        note(f"wrote {self.output}: {merged.n_merged} tensors merged by {merged.method}{kept}")
+        kind = kind_of_folder(merged.folder)
         if kind is not None and kind[1] == "causal":
             note(f"sonde edit judge {base} {self.output} shows what the merge changed")
         return 0

@@ -130,20 +130,20 @@ def read_facts(path: Path) -> "list[Fact]":
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--facts: {path} cannot be read: {reason_of(error)}.") from None
-    found: list[Fact] = []
+    facts: list[Fact] = []
     for i, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            made = json.loads(line)
-            more = {name: tuple(made.get(name, ())) for name in ("paraphrases", "neighbours")}
-            found.append(Fact(*(made[key] for key in KEYS), **more))
+            entry = json.loads(line)
+            more = {name: tuple(entry.get(name, ())) for name in ("paraphrases", "neighbours")}
+            facts.append(Fact(*(entry[key] for key in KEYS), **more))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"--facts: line {i} of {path} does not describe a fact: {error}. Write one "
                 'object on each line: {"prompt": ..., "subject": ..., "target": ...}, with lists '
                 '"paraphrases" and "neighbours" if you have them.'
             ) from None
-    if not found:
+    if not facts:
         raise InputError(f"--facts: {path} is empty. Write one fact on each line.")
-    return found
+    return facts

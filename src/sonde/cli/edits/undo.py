@@ -37,10 +37,10 @@ class Undo:
         from sonde.weights import undo
         from sonde.weights.patch import Patch, patch_of
 
-        told = Patch.open(patch_of(self.model)).told if patch_of(self.model).is_dir() else {}
+        facts = Patch.open(patch_of(self.model)).told if patch_of(self.model).is_dir() else {}
         undo(self.model, self.output)
-        files = told["before"]
+        files = facts["before"]
         if self.printing.json:
-            say_json({"folder": str(self.output), "model": told["model"], "files": files})
-        note(f"restored {told['model']} to {self.output}: {plural(len(files), 'file')}")
+            say_json({"folder": str(self.output), "model": facts["model"], "files": files})
+        note(f"restored {facts['model']} to {self.output}: {plural(len(files), 'file')}")
         return 0

@@ -73,12 +73,12 @@ class ReadingComparison(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the readings, if a model was run, at the tolerance of the states' type."""
-        found = checked(evidence)
-        if found is None:
+        self_check = checked(evidence)
+        if self_check is None:
             return self.not_applicable("no model was run")
-        tau = self.tolerance_16_bit if found.is_narrow else self.tolerance
-        tau = max(tau, min(SHAPES * found.rounding, self.tolerance_16_bit))
-        return self.compare(found, tau, evidence)
+        tau = self.tolerance_16_bit if self_check.is_narrow else self.tolerance
+        tau = max(tau, min(SHAPES * self_check.rounding, self.tolerance_16_bit))
+        return self.compare(self_check, tau, evidence)
 
     @abstractmethod
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:

@@ -106,14 +106,14 @@ class SiteRule(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Measure every site and report the worst."""
-        found = self.measured(evidence)
-        if isinstance(found, Check):
-            return found
-        sites = {s.name: s for s in evidence.sites if s.name in found.values}
-        levels = {n: self.level(s, found.values[n], evidence) for n, s in sites.items()}
+        measured = self.measured(evidence)
+        if isinstance(measured, Check):
+            return measured
+        sites = {s.name: s for s in evidence.sites if s.name in measured.values}
+        levels = {n: self.level(s, measured.values[n], evidence) for n, s in sites.items()}
         sign = -1 if self.below else 1
-        name = max(sites, key=lambda n: (_rank(levels[n]), sign * found.values[n]))
-        site, value, at = sites[name], found.values[name], levels[name]
+        name = max(sites, key=lambda n: (_rank(levels[n]), sign * measured.values[n]))
+        site, value, at = sites[name], measured.values[name], levels[name]
         figure = Figure(
             self.figure_name,
             value,
@@ -124,9 +124,9 @@ class SiteRule(Rule):
             **self.basis(site, value, evidence),
         )
         if at is None:
-            return self.clear(figure, **found.tables)
+            return self.clear(figure, **measured.tables)
         seen: dict[str, Level] = {n: own[0] for n, own in levels.items() if own}
-        worst = Worst(site, value, *at, seen, figure, found)
+        worst = Worst(site, value, *at, seen, figure, measured)
         fields = {
             "level": worst.level,
             "sentence": sentence(*self.said(worst, evidence)),
@@ -136,7 +136,7 @@ class SiteRule(Rule):
             **self.more(worst),
         }
         return self.raised(
-            Finding(self.code, figure=figure, **fields), **found.tables, **found.if_raised
+            Finding(self.code, figure=figure, **fields), **measured.tables, **measured.if_raised
         )
 
 

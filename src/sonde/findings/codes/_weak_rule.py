@@ -58,20 +58,20 @@ class WeakGroupRule(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for groups on one half of the rows and measure their loss on the other half."""
-        found = self.found(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        n_groups = len(torch.unique(found.group))
+        weak = self.found(evidence)
+        if isinstance(weak, str):
+            return self.not_applicable(weak)
+        n_groups = len(torch.unique(weak.group))
         if n_groups < self.least:
             return too_few(self, n_groups, self.least, counted_as(evidence))
         groups = sorted(
-            self.confirmed(found), key=lambda group: self.is_expected(evidence, found, group)
+            self.confirmed(weak), key=lambda group: self.is_expected(evidence, weak, group)
         )
         if not groups:
-            seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
+            seen = max(weak.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
             return self.clear(None if seen is None else self._figure(seen))
-        tables = self.tables(evidence, found, groups)
-        return self.raised(self._finding(evidence, found, groups), **tables)
+        tables = self.tables(evidence, weak, groups)
+        return self.raised(self._finding(evidence, weak, groups), **tables)
 
     def _figure(self, group: WeakGroup) -> Figure:
         return Figure(

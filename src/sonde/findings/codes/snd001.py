@@ -101,10 +101,10 @@ class SND001(Rule):
             f"{bad[first]:,} of {plural(total[first], 'row')} of OTHER hold NaN, infinity or a "
             f"number too large to square at {shortened(first)}; no row of DATA does"
         )
-        said = "The comparison of DATA and OTHER leaves these rows out."
+        advice = "The comparison of DATA and OTHER leaves these rows out."
         return self.raised_with(
             level="error",
-            sentence=sentence(f"{text}{_chance(evidence, first)}.", said),
+            sentence=sentence(f"{text}{_chance(evidence, first)}.", advice),
             figure=Figure(
                 "nonfinite_rows", float(bad[first]), unit="rows", threshold=0.0,
                 n_rows=total[first], n_groups=other.n_groups, flags=("nonfinite",),
@@ -116,12 +116,12 @@ class SND001(Rule):
 
     def _padding(self, evidence: Evidence, figure: Figure) -> Check:
         """Raise a note if only padded positions were non-finite in the self-check; else pass."""
-        found = checked(evidence)
-        if found is None or not found.padding:
+        self_check = checked(evidence)
+        if self_check is None or not self_check.padding:
             return self.clear(figure)
-        names = [key.removesuffix(":out") for key in found.padding]
+        names = [key.removesuffix(":out") for key in self_check.padding]
         text = f"Padded positions hold NaN or infinity at {places(names)}; no real token does."
-        seen = f"{plural(found.n_rows, 'text')} padded in the self-check."
+        seen = f"{plural(self_check.n_rows, 'text')} padded in the self-check."
         return self.raised_with(
             level="note",
             sentence=sentence(text, seen),
@@ -146,7 +146,7 @@ def _chance(evidence: Evidence, site: str) -> str:
         return ""
     counts: list[tuple[int, int]] = []
     for side in (evidence, evidence.versus.other):
-        bad, total = (found.get(site, 0) for found in _counts(side))
+        bad, total = (count_of.get(site, 0) for count_of in _counts(side))
         n = min(total, side.n_groups)
         counts.append((round(bad * n / max(1, total)), n))
     return f" (Fisher's exact test of both fractions: p = {chance_of_counts(*counts):.2g})"
@@ -157,11 +157,11 @@ def _counts(evidence: Evidence) -> tuple[dict[str, int], dict[str, int]]:
 
     Sites without a finite row have no evidence and come last.
     """
-    known = [s.schema.key for s in evidence.sites]
+    sites = [s.schema.key for s in evidence.sites]
     kinds = [k[10:] for k in evidence.counters if k.startswith("nonfinite|")]
     kinds = [k for k in kinds if not k.endswith(f"|{ENTRY}")]
     listed = dict.fromkeys(k.split("|")[0] for k in kinds)
-    order = [*known, *(k for k in listed if k not in known)]
+    order = [*sites, *(k for k in listed if k not in sites)]
     bad: dict[str, int] = {}
     total: dict[str, int] = {}
     for site in order:

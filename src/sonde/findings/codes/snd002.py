@@ -61,10 +61,10 @@ class SND002(Rule):
         """Compare both fractions at every site with their limits and report the worst level."""
         if not evidence.sites:
             return self.withheld("no site has finite rows")
-        found = [r for s in evidence.sites for r in self._at(s)]
-        hits = [r for r in found if r[0] is not None]
+        tested = [r for s in evidence.sites for r in self._at(s)]
+        hits = [r for r in tested if r[0] is not None]
         if not hits:
-            site, share = max(((r[3], r[2]) for r in found if r[1] == "p"), key=lambda p: p[1])
+            site, share = max(((r[3], r[2]) for r in tested if r[1] == "p"), key=lambda p: p[1])
             figure = self._figure("rounding_share", share, self.precision_note, site, evidence)
             return self.clear(figure)
         level, kind, value, site, limit = max(hits, key=lambda r: (LEVELS.index(r[0]), r[2]))

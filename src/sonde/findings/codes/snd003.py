@@ -67,19 +67,19 @@ class SND003(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """List the layers that look untrained by every test."""
-        found = evidence.get(find_fresh_layers)
-        if not isinstance(found, FreshLayers) or not (found.n or found.norms or found.zeros):
+        layers = evidence.get(find_fresh_layers)
+        if not isinstance(layers, FreshLayers) or not (layers.n or layers.norms or layers.zeros):
             return self.not_applicable("no linear layer of 512 weights or more ran")
-        fresh = (*found.tables, *found.fresh, *found.inner)
-        share = len(fresh) / max(found.n, 1)
+        fresh = (*layers.tables, *layers.fresh, *layers.inner)
+        share = len(fresh) / max(layers.n, 1)
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
-        if found.zeros:
-            return self._of_zeros(found)
-        if not fresh and not found.norms:
+        if layers.zeros:
+            return self._of_zeros(layers)
+        if not fresh and not layers.norms:
             return self.clear(figure)
         if not fresh:
-            return self._of_norms(evidence, found)
-        is_whole = found.share >= self.whole
+            return self._of_norms(evidence, layers)
+        is_whole = layers.share >= self.whole
         first = fresh[0]
         named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
         who = "The whole model looks" if is_whole and not _is_right(evidence) else named
@@ -92,12 +92,12 @@ class SND003(Rule):
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
         return self.raised_with(
             level,
-            sentence(f"{text}{bias}.", f"{plural(found.n, 'layer')} tested."),
+            sentence(f"{text}{bias}.", f"{plural(layers.n, 'layer')} tested."),
             figure,
             sites=tuple(dict.fromkeys(f.module or f.path for f in fresh)),
             effect=min(1.0, share),
             next=read_command(first.module or first.path),
-            trial=_new_head(evidence) if _is_head(found) else None,
+            trial=_new_head(evidence) if _is_head(layers) else None,
         )
 
     def _of_zeros(self, found: FreshLayers) -> Check:
@@ -135,8 +135,8 @@ class SND003(Rule):
 
 def _new_head(evidence: Evidence) -> Trial | None:
     """Return the trial of a retrained head in place of a head with random weights."""
-    made = new_head(evidence)
-    return None if made is None else replace(made, scope="part")
+    trial = new_head(evidence)
+    return None if trial is None else replace(trial, scope="part")
 
 
 def _is_head(found: FreshLayers) -> bool:

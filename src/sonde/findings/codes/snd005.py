@@ -93,16 +93,16 @@ class SND005(Rule):
 
     @staticmethod
     def _harm(evidence: Evidence) -> str:
-        found = checked(evidence)
-        if found is None:
+        self_check = checked(evidence)
+        if self_check is None:
             return ""
-        said = []
-        if found.repeat is not None and found.repeat.worst > found.tau:
-            said.append("two runs differ")
-        if found.company is not None and found.company.worst > found.tau:
-            said.append("the result for a row depends on other rows of the batch")
-        text = " and ".join(said)
-        return f"{text[:1].upper()}{text[1:]}." if said else ""
+        reasons = []
+        if self_check.repeat is not None and self_check.repeat.worst > self_check.tau:
+            reasons.append("two runs differ")
+        if self_check.company is not None and self_check.company.worst > self_check.tau:
+            reasons.append("the result for a row depends on other rows of the batch")
+        text = " and ".join(reasons)
+        return f"{text[:1].upper()}{text[1:]}." if reasons else ""
 
     @staticmethod
     def _reading(model: ModelEvidence) -> str:

@@ -94,8 +94,8 @@ class SND007(ReadingComparison):
         )
 
     def _unable(self, found: SelfCheck) -> Check:
-        known = [found.reasons[name] for name in REASONS if name in found.reasons]
-        reason = known[0] if known else "the model could not be run with padding"
+        reasons = [found.reasons[name] for name in REASONS if name in found.reasons]
+        reason = reasons[0] if reasons else "the model could not be run with padding"
         if reason.startswith("needs"):
             return self.withheld(reason)
         return self.not_applicable(reason)

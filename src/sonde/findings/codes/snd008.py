@@ -46,9 +46,9 @@ class SND008(ReadingComparison):
         if model is None or model.padding_side != "left":
             return self.not_applicable("the processor does not pad on the left")
         if found.left is None:
-            known = [found.reasons[name] for name in REASONS if name in found.reasons]
+            reasons = [found.reasons[name] for name in REASONS if name in found.reasons]
             return self.not_applicable(
-                known[0] if known else "the model was not run with left padding"
+                reasons[0] if reasons else "the model was not run with left padding"
             )
         if found.left.worst <= tau:
             return self.alike(found, found.left, tau)

@@ -59,20 +59,20 @@ class SND012(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Find the first batch norm whose statistics do not fit its inputs."""
-        found = evidence.get(variant_evidence)
-        if not isinstance(found, VariantEvidence) or not found.norms:
+        variants = evidence.get(variant_evidence)
+        if not isinstance(variants, VariantEvidence) or not variants.norms:
             return self.not_applicable("no batch norm with running statistics ran on enough rows")
-        worst = max(found.norms, key=lambda n: n.misfit)
-        bad = [n for n in found.norms if n.misfit >= self.note]
+        worst = max(variants.norms, key=lambda n: n.misfit)
+        bad = [n for n in variants.norms if n.misfit >= self.note]
         if not bad:
-            return self.clear(self._figure(worst, found, self.note))
+            return self.clear(self._figure(worst, variants, self.note))
         moved = [n for n in bad if not n.unmoved]
         first = (moved or bad)[0]
-        severe = worst.misfit >= self.warning and not all(n.untrained for n in found.norms)
-        severe = severe and (found.refitted is None or found.refitted.holds)
+        severe = worst.misfit >= self.warning and not all(n.untrained for n in variants.norms)
+        severe = severe and (variants.refitted is None or variants.refitted.holds)
         level: Level = "warning" if severe else "note"
         limit = self.warning if severe else self.note
-        return self._raised(found, bad, first, worst, level, limit)
+        return self._raised(variants, bad, first, worst, level, limit)
 
     def _figure(self, worst: NormFit, found: VariantEvidence, limit: float) -> Figure:
         return Figure(
@@ -105,10 +105,10 @@ class SND012(Rule):
             more += " It is the first norm, so the inputs are scaled differently than in training."
         else:
             more += f" The first norm, {found.norms[0].path}, fits."
-        said, fix = _of_trial(found.refitted, alone)
+        gain, fix = _of_trial(found.refitted, alone)
         return self.raised_with(
             level,
-            sentence(off, said or more, more if said else ""),
+            sentence(off, gain or more, more if gain else ""),
             self._figure(worst, found, limit),
             sites=tuple(n.path for n in bad) if alone is None else (alone.path,),
             effect=min(1.0, worst.misfit / (1 + worst.misfit)),

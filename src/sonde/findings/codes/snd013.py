@@ -77,20 +77,20 @@ class SND013(SiteRule):
         if not sites:
             least = min(least_groups_for_silence(s.dim) for s in bounded)
             return too_few(self, g, least, counted_as(evidence))
-        found = {s.name: d for s in sites if (d := slope(s, evidence)) is not None}
-        if not found:
+        slopes = {s.name: d for s in sites if (d := slope(s, evidence)) is not None}
+        if not slopes:
             return self.not_applicable(
                 "rows are means over positions, which hide saturated positions"
             )
-        shares = {n: float((d < self.passes).double().mean()) for n, d in found.items()}
+        shares = {n: float((d < self.passes).double().mean()) for n, d in slopes.items()}
         return Measured(shares, if_raised={"shares": shares})
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
         """Return the level, which is a note at most for gates."""
-        found = super().level(site, value, evidence)
-        if found and any(word in f".{site.name.lower()}." for word in GATES):
+        reached_level = super().level(site, value, evidence)
+        if reached_level and any(word in f".{site.name.lower()}." for word in GATES):
             return "note", self.note
-        return found
+        return reached_level
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Describe how many units are saturated."""

@@ -82,17 +82,17 @@ class SND014(SiteRule):
             return too_few(self, most, self.rows, "rows")
         fed = fed_by_few(evidence, self.numbers)
         sites = [s for s in evidence.sites if s.dim >= self.units and s.name not in fed]
-        found = {s.name: self._copies(s) for s in sites}
+        copies = {s.name: self._copies(s) for s in sites}
         for s in sites:
-            if bool(found[s.name].any()) and asked_for(s, evidence, self.explained):
-                del found[s.name]
-        if not found:
+            if bool(copies[s.name].any()) and asked_for(s, evidence, self.explained):
+                del copies[s.name]
+        if not copies:
             return self.not_applicable(
                 f"no site has {self.units} units, {self.numbers} inputs, and a task that needs "
                 "more than one or two numbers"
             )
-        shares = {n: float(c.double().mean()) for n, c in found.items()}
-        return Measured(shares, if_raised={"shares": shares}, kept=found)
+        shares = {n: float(c.double().mean()) for n, c in copies.items()}
+        return Measured(shares, if_raised={"shares": shares}, kept=copies)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
         """Return the number of pooled rows, on which copies were counted."""

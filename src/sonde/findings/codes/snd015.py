@@ -113,36 +113,36 @@ class SND015(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for a form of the inputs on which the model is more accurate."""
-        found = evidence.get(variant_evidence)
-        if not isinstance(found, VariantEvidence):
+        variants = evidence.get(variant_evidence)
+        if not isinstance(variants, VariantEvidence):
             return self.not_applicable("no model was run")
-        check = self._of_all_rows(evidence, found)
-        if found.stored is not None:
-            check = self._of_stored(evidence, found, found.stored, check)
-        for mended in found.mended:
+        check = self._of_all_rows(evidence, variants)
+        if variants.stored is not None:
+            check = self._of_stored(evidence, variants, variants.stored, check)
+        for mended in variants.mended:
             if check.state == "clear":
                 check = self._of_some_rows(mended, check)
-        for mended in reversed(found.mended):
+        for mended in reversed(variants.mended):
             if check.state == "clear":
                 check = self._of_wrong_rows(mended, check)
         return self._of_tensors(evidence, check) if check.state == "clear" else check
 
     def _of_tensors(self, evidence: Evidence, clear: Check) -> Check:
         """Judge the form of one input tensor that the selection rows chose."""
-        found = evidence.get(tensor_trials)
-        if not isinstance(found, TensorTrials):
+        tried = evidence.get(tensor_trials)
+        if not isinstance(tried, TensorTrials):
             return clear
-        trial, numbers = found.trial, found.trial.measure == "error"
+        trial, numbers = tried.trial, tried.trial.measure == "error"
         own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
         least = max(self.gain_of_numbers if numbers else self.gain, self.lost * (1 - own))
         figure = Figure(
             "gain", trial.gain, unit="share", null=0.0, p=trial.p, n_rows=n, threshold=least
         )  # fmt: skip
         if trial.gain < least or trial.p >= self.level or (numbers and then <= 0):
-            return self.clear(figure, f"none of {found.n_tried:,} forms of the inputs does better")
+            return self.clear(figure, f"none of {tried.n_tried:,} forms of the inputs does better")
         before, after = (_reached(score, numbers) for score in (own, then))
         text = (
-            f"With its inputs {found.form.words}, the model {after} on {plural(n, 'row')} held out "
+            f"With its inputs {tried.form.words}, the model {after} on {plural(n, 'row')} held out "
             f"from this choice; with unchanged inputs, it {before}."
         )
         is_whole = trial.gain >= self.part * (1 - own)
@@ -153,12 +153,12 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=min(1.0, trial.gain),
-            fix=f"{found.form.line}{fix}",
+            fix=f"{tried.form.line}{fix}",
             trial=trial,
             location=Location(
-                tensors=found.form.tensors,
-                columns=found.form.columns,
-                answers=not found.form.tensors,  # other rows: inputs and targets do not meet
+                tensors=tried.form.tensors,
+                columns=tried.form.columns,
+                answers=not tried.form.tensors,  # other rows: inputs and targets do not meet
             ),
         )
 
@@ -259,8 +259,8 @@ class SND015(Rule):
             best = found.restored[1]
             order, chooses = found.judged
             trial = _trial(evidence, order, chooses, (found.restored[0], best))
-        known = None if other.finding is None else other.finding.trial
-        if known is not None and known.holds and (trial is None or trial.gain < known.gain - 0.05):
+        rival = None if other.finding is None else other.finding.trial
+        if rival is not None and rival.holds and (trial is None or trial.gain < rival.gain - 0.05):
             return other
         figure = Figure(
             "columns_off", len(stored.off) / stored.n_columns, unit="share", null=0.0,
@@ -355,8 +355,8 @@ class SND015(Rule):
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
     ) -> Check:
-        known = [t for t in others if not math.isnan(t.misfit)]
-        best = min(known, key=lambda t: t.misfit, default=None)
+        with_misfit = [t for t in others if not math.isnan(t.misfit)]
+        best = min(with_misfit, key=lambda t: t.misfit, default=None)
         if best is None or math.isnan(given.misfit):
             return self.clear(
                 Figure("gain", 0.0), "neither the answers nor the norms distinguish the forms"

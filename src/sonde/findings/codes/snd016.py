@@ -96,19 +96,23 @@ class SND016(Rule):
         """Measure dominance at every site, on all rows."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
-        found = {s.name: d for s in evidence.sites if (d := dominance(s, self.steady)) is not None}
-        if not found:
+        dominances = {
+            s.name: d for s in evidence.sites if (d := dominance(s, self.steady)) is not None
+        }
+        if not dominances:
             return self.not_applicable("no site has two units that vary")
-        hits = [s for s in evidence.sites if s.name in found and self._is_hit(found[s.name])]
+        hits = [
+            s for s in evidence.sites if s.name in dominances and self._is_hit(dominances[s.name])
+        ]
         other = self._only_in_other(evidence, bool(hits))
         if not hits and other is None:
-            worst = max(found, key=lambda name: found[name].ratio)
+            worst = max(dominances, key=lambda name: dominances[name].ratio)
             site = next(s for s in evidence.sites if s.name == worst)
-            return self.clear(self._figure(found[worst], evidence, site))
+            return self.clear(self._figure(dominances[worst], evidence, site))
         if not hits and other is not None:
             return self._raised([other[0]], {other[0].name: other[1]}, evidence, "warning", True)
         rounded = any(rounding_share(s) >= SND002().precision_warning for s in hits)
-        return self._raised(hits, found, evidence, "warning" if rounded else "note", False)
+        return self._raised(hits, dominances, evidence, "warning" if rounded else "note", False)
 
     def _is_hit(self, d: Dominance) -> bool:
         return d.ratio >= self.massive or (d.share >= self.share and d.fair >= self.fair)

@@ -56,15 +56,15 @@ class SND017(Rule):
             return self.not_applicable("no site has rows of tokens")
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
-        found = [(s, b, r) for s in sites for b in BUCKETS if (r := _ratio(s, b)) is not None]
-        if not found:
+        ratios = [(s, b, r) for s in sites for b in BUCKETS if (r := _ratio(s, b)) is not None]
+        if not ratios:
             return self.not_applicable("every token is the first of its text or a special token")
-        site, bucket, ratio = max(found, key=lambda f: f[2])
+        site, bucket, ratio = max(ratios, key=lambda f: f[2])
         figure = Figure(
             "norm_per_other_tokens", ratio, unit="ratio", threshold=self.note,
             n_rows=site.all.scalars.n, n_groups=evidence.n_groups,
         )  # fmt: skip
-        hits = [f for f in found if f[2] >= self.note]
+        hits = [f for f in ratios if f[2] >= self.note]
         if not hits:
             return self.clear(figure)
         names = list(dict.fromkeys(s.name for s, b, _ in hits if b == bucket))

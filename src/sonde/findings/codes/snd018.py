@@ -79,10 +79,10 @@ class SND018(SiteRule):
         most = max(len(s.sample.draw) for s in sites)
         if most < self.rows:
             return too_few(self, most, self.rows, "rows")
-        found = {s.name: share for s in sites if (share := self._share(s)) is not None}
-        if not found:
+        shares = {s.name: share for s in sites if (share := self._share(s)) is not None}
+        if not shares:
             return self.withheld(f"no unit has {self.active} values other than zero")
-        return Measured(found)
+        return Measured(shares)
 
     def limits(self) -> dict[str, float]:
         """Return the smallest fraction of units that is a note."""

@@ -72,10 +72,10 @@ class SND020(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every layer with the same layer of other blocks."""
-        found = evidence.get(find_fresh_layers)
-        if not isinstance(found, FreshLayers):
+        layers = evidence.get(find_fresh_layers)
+        if not isinstance(layers, FreshLayers):
             return self.not_applicable("no model was run")
-        large = all_groups(found, self.siblings)
+        large = all_groups(layers, self.siblings)
         if not large:
             return self.not_applicable(
                 f"fewer than {self.siblings} blocks have a layer of the same name"

@@ -122,9 +122,9 @@ class SND022(SiteRule):
         """Return the level; at most a note if later layers recover the directions."""
         room = self._room(evidence)
         limits = {level: 1 + (limit - 1) * room for level, limit in self.limits().items()}
-        found = reached(value, **limits, below=True)
-        is_mild = found is not None and found[0] == "warning"
-        return ("note", limits["warning"]) if is_mild and self._widens(evidence) else found
+        reached_level = reached(value, **limits, below=True)
+        is_mild = reached_level is not None and reached_level[0] == "warning"
+        return ("note", limits["warning"]) if is_mild and self._widens(evidence) else reached_level
 
     def _room(self, evidence: Evidence) -> float:
         """Return the part of the limits, beyond one direction, that the answers' width leaves."""
@@ -158,8 +158,10 @@ class SND022(SiteRule):
 def map_width(evidence: Evidence) -> int:
     """Return one less than the classes of a map of classes; 3 if the model answers no map."""
     heads = evidence.get(judge_heads)
-    found = heads.found if isinstance(heads, Heads) else ()
-    widths = [len(h.parts) - 1 for h in found if h.measure == "pixel_accuracy" and len(h.parts) > 1]
+    judged = heads.found if isinstance(heads, Heads) else ()
+    widths = [
+        len(h.parts) - 1 for h in judged if h.measure == "pixel_accuracy" and len(h.parts) > 1
+    ]
     return max(widths, default=3)
 
 

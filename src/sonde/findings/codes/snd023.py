@@ -81,10 +81,10 @@ class SND023(SiteRule):
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
         """Return the level; at most a note if rows differ again at the last site."""
-        found = super().level(site, value, evidence)
+        level = super().level(site, value, evidence)
         last = spread_per_mean(evidence.sites[-1])
         is_used = last is None or last < self.note
-        return found if found is None or is_used else ("note", self.note)
+        return level if level is None or is_used else ("note", self.note)
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Describe how much rows differ."""

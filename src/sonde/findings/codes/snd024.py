@@ -63,8 +63,8 @@ class SND024(SiteRule):
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
         """Return the level; at most a note if the model pools its tokens afterwards."""
-        found = super().level(site, value, evidence)
-        return ("note", self.note) if found and self._is_late(site, evidence) else found
+        level = super().level(site, value, evidence)
+        return ("note", self.note) if level and self._is_late(site, evidence) else level
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Describe how much variance is left inside examples."""

@@ -92,12 +92,12 @@ class SND025(SiteRule):
     @staticmethod
     def _blocks(evidence: Evidence, model: ModelEvidence) -> list[SiteEvidence]:
         """Return the sites of modules with parameters that follow another site, or run first."""
-        found: list[SiteEvidence] = []
+        blocks: list[SiteEvidence] = []
         for site in evidence.sites:
             facts = model.sites.get(site.schema.key)
             if facts and facts.n_parameters and (facts.follows or facts.is_first):
-                found.append(site)
-        return found
+                blocks.append(site)
+        return blocks
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Describe how little these blocks change their input, compared with the others."""

@@ -97,9 +97,9 @@ class SND027(SiteRule):
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Describe the number of dimensions of the outputs."""
-        site, (found, possible) = worst.site, worst.kept
+        site, (rank, possible) = worst.site, worst.kept
         return (
-            f"Outputs of {places([site.name])} lie in {plural(found, 'dimension')} of "
+            f"Outputs of {places([site.name])} lie in {plural(rank, 'dimension')} of "
             f"{possible:,} possible ({site.dim:,} units). {plural(worst.figure.n_rows, 'row')}.",
             worst.also(f"Also below {self.note:g}"),
         )

@@ -96,6 +96,6 @@ def _of_one_token(lens: LensEvidence) -> float:
     """Return the largest cost of predicting a single token too rarely."""
     if lens.texts is None:
         return 0.0
-    seen, said = (x.double().sum(0) for x in (lens.texts.seen, lens.texts.said))
-    share, expected = seen / seen.sum(), (said / said.sum()).clamp(min=1e-9)
+    seen, predicted = (x.double().sum(0) for x in (lens.texts.seen, lens.texts.said))
+    share, expected = seen / seen.sum(), (predicted / predicted.sum()).clamp(min=1e-9)
     return float(torch.special.xlogy(share, share / expected).max())

@@ -114,12 +114,12 @@ class SND032(Rule):
             halves.append(collapse(part, part.labels, x[half], label[half]))
         n_groups = len(torch.unique(group))
         se = float(half_error(torch.tensor(halves), group)) if len(halves) > 2 else math.nan
-        known = math.isfinite(se)
+        has_error = math.isfinite(se)
         return Figure(
             "nc1",
             value,
-            value - 1.96 * se if known else None,
-            value + 1.96 * se if known else None,
+            value - 1.96 * se if has_error else None,
+            value + 1.96 * se if has_error else None,
             "ratio",
             threshold=self.nc1,
             direction="below",

@@ -50,11 +50,11 @@ class SND033(LabelRule):
         """Compare each class with the median recall."""
         tail = self.level / len(found.names)
         judged = recalls(found, found.best, tail)
-        known = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]
-        middle = statistics.median(recall for _, recall, *_ in known)
+        measured = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]
+        middle = statistics.median(recall for _, recall, *_ in measured)
         limit = middle - self.below
-        poor = sorted((r for r in known if r[3] < limit), key=lambda r: (r[1], r[0]))
-        k, recall, low, high, n = poor[0] if poor else min(known, key=lambda r: (r[1], r[0]))
+        poor = sorted((r for r in measured if r[3] < limit), key=lambda r: (r[1], r[0]))
+        k, recall, low, high, n = poor[0] if poor else min(measured, key=lambda r: (r[1], r[0]))
         figure = Figure(
             "recall",
             recall,

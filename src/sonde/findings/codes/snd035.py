@@ -105,8 +105,8 @@ class SND035(LabelRule):
         if not values:
             return self.not_applicable("no length, size or brightness is known, or all are equal")
         tail = self.level / (2 * len(values) * len(found.names))
-        told = self._told(values, found.truth[one], len(found.names), tail)
-        worst = max(told, key=lambda t: t.low)
+        separations = self._told(values, found.truth[one], len(found.names), tail)
+        worst = max(separations, key=lambda t: t.low)
         severe = worst.low > self.warning
         figure = Figure(
             f"auroc_of_{worst.nuisance}",
@@ -119,7 +119,7 @@ class SND035(LabelRule):
             n_groups=len(one),
             confidence=1 - 2 * tail,
         )
-        table = [vars(t) | {"label": found.names[t.label]} for t in told]
+        table = [vars(t) | {"label": found.names[t.label]} for t in separations]
         if worst.low <= self.note:
             return self.clear(figure, nuisances=table)
         finding = self._finding(evidence, found, worst, figure, severe, values, one)
@@ -128,7 +128,7 @@ class SND035(LabelRule):
     def _told(
         self, values: dict[str, Tensor], truth: Int[Tensor, "row"], n_classes: int, tail: float
     ) -> list[_Told]:
-        found = []
+        separations = []
         for nuisance, value in values.items():
             for k in range(n_classes):
                 rest, own = value[truth != k], value[truth == k]
@@ -136,10 +136,10 @@ class SND035(LabelRule):
                     continue
                 area = auroc(rest, own).value
                 area = max(area, 1 - area)
-                found.append(
+                separations.append(
                     _Told(nuisance, k, area, *auroc_bounds(area, len(rest), len(own), tail))
                 )
-        return found
+        return separations
 
     def _finding(
         self,
@@ -151,8 +151,8 @@ class SND035(LabelRule):
         values: dict[str, Tensor],
         one: Int[Tensor, "row"],
     ) -> Finding:
-        mine = found.truth[one] == worst.label
-        own, rest = (float(values[worst.nuisance][m].median()) for m in (mine, ~mine))
+        of_class = found.truth[one] == worst.label
+        own, rest = (float(values[worst.nuisance][m].median()) for m in (of_class, ~of_class))
         logits = found.shared.column("logits")
         # what a file weighs hangs on what it shows: only a model that leans on it makes it a fault
         tail, used = "", worst.nuisance not in OF_FILES and not _has_no_task(evidence)
@@ -197,12 +197,12 @@ class SND035(LabelRule):
         """
         logits = found.shared.column("logits")
         assert logits is not None  # the caller asks for the same
-        mine, value = found.truth[one] == worst.label, values[worst.nuisance]
-        own, rest = value[mine].median(), value[~mine].median()
+        of_class, value = found.truth[one] == worst.label, values[worst.nuisance]
+        own, rest = value[of_class].median(), value[~of_class].median()
         near_own = (value - rest).abs() > (value - own).abs()
         label = torch.tensor(found.numbers)[found.truth[one]]
         right = (logits[found.where][one].argmax(1) == label).double()
-        against = near_own != mine
+        against = near_own != of_class
         if int(against.sum()) < self.rows:
             return False
         return float(right[against].mean()) >= float(right.mean()) - self.lost

@@ -73,16 +73,16 @@ class SND036(LabelRule):
         numbers, rows = number_answers(evidence), number_rows(evidence)
         if isinstance(numbers, str) or isinstance(rows, str):
             return super().check(evidence)
-        _, said, truth = rows
+        _, answers, truth = rows
         n = len(torch.unique(numbers.group))
         site, error = numbers.probes[numbers.best]
         gain = (numbers.mean - error) / numbers.mean.mean()
         reached, noise = float(gain.mean()), float(gain.std()) / n**0.5
-        size = float(said.std() / truth.std())
+        size = float(answers.std() / truth.std())
         bound = float(norm.isf(self.level / 2)) / n**0.5
         figure = Figure(
             "correlation", numbers.correlation, null=0.0, threshold=bound, direction="below",
-            n_rows=len(said), n_groups=n,
+            n_rows=len(answers), n_groups=n,
         )  # fmt: skip
         if abs(numbers.correlation) > bound or reached > 3 * noise:
             return self.clear(figure)
@@ -92,7 +92,7 @@ class SND036(LabelRule):
             f"The model's answers do not follow the targets (correlation "
             f"{number(numbers.correlation, 2)}), nor do its states (R^2 of the best held-out "
             f"probe: {number(reached, 2)}), but they vary as much as the targets: these look like "
-            f"the targets of other rows. {plural(len(said), 'row')}."
+            f"the targets of other rows. {plural(len(answers), 'row')}."
         )
         return self.raised_with(
             "warning", sentence(text), figure, sites=(site,), effect=1.0,

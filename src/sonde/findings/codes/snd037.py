@@ -173,9 +173,9 @@ class SND037(ClassAnswersRule):
         figure = self._figure("error_lag", lag, found.group)
         if not self._holds(figure, self.lag):
             return self.clear(figure)
-        made = rescaled(evidence)
-        known = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
-        mends = made is not None and made.error**2 < (1 - known) * spread
+        rescaled_answers = rescaled(evidence)
+        baseline = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
+        mends = rescaled_answers is not None and rescaled_answers.error**2 < (1 - baseline) * spread
         if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
             return self.clear(figure, "the model's outputs hardly correlate with the targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
@@ -184,8 +184,8 @@ class SND037(ClassAnswersRule):
             f"last layer {number(last)}, that of the mean alone {number(spread**0.5)}."
         )
         hint = f"Its outputs follow the targets (correlation {number(found.correlation)})."
-        if made is not None and mends:
-            hint = f"With {made.words} the error is {number(made.error)}."
+        if rescaled_answers is not None and mends:
+            hint = f"With {rescaled_answers.words} the error is {number(rescaled_answers.error)}."
         return self.raised_with(
             "warning",
             sentence(text, hint, f"{plural(len(lag), 'row')}."),
@@ -193,23 +193,23 @@ class SND037(ClassAnswersRule):
             sites=(key,),
             effect=min(1.0, figure.value),
             next=read_command(key),
-            fix=_advice(made) if made and mends else "",
-            trial=made.trial if made and mends else new_head(evidence),
-            location=Location(answers=True) if made and mends else None,
+            fix=_advice(rescaled_answers) if rescaled_answers and mends else "",
+            trial=rescaled_answers.trial if rescaled_answers and mends else new_head(evidence),
+            location=Location(answers=True) if rescaled_answers and mends else None,
         )
 
     def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:
         if lens.n_groups < LEAST_ROWS:
             return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
-        least, known = self.nats, lens.unigram
-        said = f"the tokens' frequencies alone give a loss of {number(known)}"
-        if lens.counted + self.counted < known + self.nats and _counts_win(lens):
-            least, known = self.counted, lens.counted
-            said = (
+        least, reached_by = self.nats, lens.unigram
+        words = f"the tokens' frequencies alone give a loss of {number(reached_by)}"
+        if lens.counted + self.counted < reached_by + self.nats and _counts_win(lens):
+            least, reached_by = self.counted, lens.counted
+            words = (
                 f"counts of sequences of {plural(lens.counted_tokens, 'token')} in the other "
-                f"texts give a loss of {number(known)}"
+                f"texts give a loss of {number(reached_by)}"
             )
-        value, se = lens.final - known, lens.final_se
+        value, se = lens.final - reached_by, lens.final_se
         figure = Figure(
             "loss_lag",
             value,
@@ -229,7 +229,7 @@ class SND037(ClassAnswersRule):
                 figure, "the model's probabilities are nearly even, as if it were untrained"
             )
         text = (
-            f"The model's loss is {number(lens.final)} nats per token; {said}. "
+            f"The model's loss is {number(lens.final)} nats per token; {words}. "
             f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'text')}."
         )
         sites = lens.sites[-1:]
@@ -238,7 +238,7 @@ class SND037(ClassAnswersRule):
             text,
             figure,
             sites=sites,
-            effect=min(1.0, value / max(known, 1e-9)),
+            effect=min(1.0, value / max(reached_by, 1e-9)),
             next=read_command(sites[0]) if sites else None,
             fix="Load the weights again, the head first, and check whether the tokenizer is "
             "the model's own.",

@@ -43,22 +43,25 @@ class SND041(Rule):
         """Count the inputs with equal content."""
         if not evidence.sites:
             return self.withheld("no row can be read")
-        found = copies(evidence.data)
-        share = found.n_extra / max(found.n, 1)
+        duplicates = copies(evidence.data)
+        share = duplicates.n_extra / max(duplicates.n, 1)
         figure = Figure(
-            "duplicate_share", share, unit="share", threshold=self.warning, n_rows=found.n
+            "duplicate_share", share, unit="share", threshold=self.warning, n_rows=duplicates.n
         )
-        if found.n_extra == 0:
+        if duplicates.n_extra == 0:
             return self.clear(
                 figure, "only the part that was read was compared" if self._part(evidence) else ""
             )
-        severe = share >= self.warning or bool(found.contradicting)
-        split = set(found.contradicting)
-        order = [*found.contradicting, *(i for i in range(len(found.sets)) if i not in split)]
-        sets = [found.sets[i] for i in order]
+        severe = share >= self.warning or bool(duplicates.contradicting)
+        split = set(duplicates.contradicting)
+        order = [
+            *duplicates.contradicting,
+            *(i for i in range(len(duplicates.sets)) if i not in split),
+        ]
+        sets = [duplicates.sets[i] for i in order]
         return self.raised_with(
             "warning" if severe else "note",
-            self._sentence(found, share),
+            self._sentence(duplicates, share),
             figure,
             examples=tuple(i for s in sets for i in s),
             figures=tuple(float(len(s)) for s in sets for _ in s),

@@ -65,12 +65,12 @@ class SND042(Rule):
                 "a row is one token or patch, and rows of texts with the same beginning are equal; "
                 "--reducer mean compares whole texts"
             )
-        found = near_duplicates(evidence)
-        if not found:
+        pairs_at = near_duplicates(evidence)
+        if not pairs_at:
             return self.not_applicable(f"no site has {NEAR_UNITS} units or more")
-        at, pairs = min(found.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
+        at, pairs = min(pairs_at.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
         share = len(pairs) / n
-        p = min(1.0, pairs.p * len(found))
+        p = min(1.0, pairs.p * len(pairs_at))
         severe = share >= self.warning
         figure = Figure(
             "near_duplicate_share",
@@ -84,11 +84,13 @@ class SND042(Rule):
         )
         if len(pairs) < self.least or p >= self.level:
             n_near = len(pairs) + pairs.n_alike
-            if n_near >= self.least and pairs.chance(n_near) * len(found) < self.level:
+            if n_near >= self.least and pairs.chance(n_near) * len(pairs_at) < self.level:
                 return self.withheld(_alike(pairs.n_alike))
             return self.clear(figure, _unseen(evidence, n))
         raised = [
-            i for i, q in found.items() if len(q) >= self.least and q.p * len(found) < self.level
+            i
+            for i, q in pairs_at.items()
+            if len(q) >= self.least and q.p * len(pairs_at) < self.level
         ]
         sites = tuple(evidence.sites[i].schema.key for i in raised)
         return self.raised_with(

@@ -64,14 +64,14 @@ class SND046(ClassAnswersRule):
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
         """Compare the recall of every class with that of the probe."""
         own = found.right.double()
-        mine = [labels.truth == k for k in range(len(labels.names))]
-        recall = torch.stack([own[m].mean() for m in mine])
-        figures = [self._figure(found, labels, k, m) for k, m in enumerate(mine)]
+        of_class = [labels.truth == k for k in range(len(labels.names))]
+        recall = torch.stack([own[m].mean() for m in of_class])
+        figures = [self._figure(found, labels, k, m) for k, m in enumerate(of_class)]
         lags = torch.tensor([f.value for f in figures])
         worst = figures[int(lags.argmax())]
-        middle = float(recall.median() if len(mine) > 2 else recall.max())
-        known, moved = labels.sites[-1].accuracy, logit_constant(evidence)
-        if found.accuracy <= max(found.majority, known / 2) and not self._mends(moved, known):
+        middle = float(recall.median() if len(of_class) > 2 else recall.max())
+        probe, moved = labels.sites[-1].accuracy, logit_constant(evidence)
+        if found.accuracy <= max(found.majority, probe / 2) and not self._mends(moved, probe):
             # What names hardly any class rightly misses one by chance: SND037 or SND039 tell that.
             return self.clear(
                 worst, "the whole model is far less accurate than a probe of its last layer"
@@ -118,10 +118,10 @@ class SND046(ClassAnswersRule):
         figure: Figure,
     ) -> Check:
         k = missed[0]
-        mine = labels.truth == k
+        of_class = labels.truth == k
         names = [shortened(labels.names[j], 20) for j in missed]
-        own = percent(float(found.right[mine].double().mean()))
-        probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
+        own = percent(float(found.right[of_class].double().mean()))
+        probe = percent(float((labels.sites[-1].even[of_class] == k).double().mean()))
         text = (
             f"The model recognises {own} of the rows of {names[0]}, a linear probe on its last "
             f"layer recognises {probe} ({plural(figure.n_rows, 'row')}); on all rows its "
@@ -131,7 +131,7 @@ class SND046(ClassAnswersRule):
         moved = logit_constant(evidence)
         trial = None if moved is None or not moved.trial.holds else moved.trial
         fix = "" if moved is None or trial is None else _mending(moved)
-        missing = torch.nonzero(mine & ~found.right).flatten()
+        missing = torch.nonzero(of_class & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(
             "warning",
@@ -141,7 +141,7 @@ class SND046(ClassAnswersRule):
             examples=tuple(examples_at(evidence, wrong.tolist())),
             figures=found.given(missing),
             classes=tuple(labels.names[j] for j in missed),
-            effect=min(1.0, figure.value * float(mine.double().mean())),
+            effect=min(1.0, figure.value * float(of_class.double().mean())),
             next=class_command(labels.names[missed[0]]),
             fix=fix,
             trial=trial,

@@ -72,23 +72,23 @@ class SND047(Rule):
         if len(first) < self.rows:
             return too_few(self, len(first), self.rows)
         where = first[torch.argsort(shared.order[first], stable=True)]
-        found = _tried(evidence, where)
+        order = _tried(evidence, where)
         raised = {
             name: seen
-            for name, seen in found.items()
-            if seen.value - seen.null > self.share and seen.p * len(found) < self.level
+            for name, seen in order.items()
+            if seen.value - seen.null > self.share and seen.p * len(order) < self.level
         }
         at = (
-            LABELS if LABELS in raised else max(found, key=lambda k: found[k].value - found[k].null)
+            LABELS if LABELS in raised else max(order, key=lambda k: order[k].value - order[k].null)
         )
-        seen = found[at]
+        seen = order[at]
         figure = Figure(
             "share_between_tenths",
             seen.value,
             unit="share",
             null=seen.null,
             threshold=seen.null + self.share,
-            p=min(1.0, seen.p * len(found)),
+            p=min(1.0, seen.p * len(order)),
             n_rows=len(where),
             n_groups=len(where),
         )
@@ -123,10 +123,10 @@ class SND047(Rule):
         ordered = label[where]
         cut = len(ordered) * 4 // 5
         before, after = ordered[:cut].unique(), ordered[cut:].unique()
-        known = int((ordered.unique() >= 0).sum())
-        alone = known - int((torch.isin(before, after) & (before >= 0)).sum())
+        total = int((ordered.unique() >= 0).sum())
+        alone = total - int((torch.isin(before, after) & (before >= 0)).sum())
         return (
-            f"Of {plural(known, 'class', 'classes')} {alone} would be on one side of such a split."
+            f"Of {plural(total, 'class', 'classes')} {alone} would be on one side of such a split."
             if alone
             else ""
         )
@@ -136,19 +136,19 @@ def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
     """Return the variance between tenths of the file, of labels and of states at a few sites."""
     shared = shared_rows(evidence)
     label = shared.column("label")
-    found: dict[str, Ordered] = {}
+    orders: dict[str, Ordered] = {}
     classes = torch.zeros(len(where), dtype=torch.int64)
     if label is not None and bool((label[where] >= 0).any()):
         classes = torch.unique(label[where], return_inverse=True)[1]
         if 1 < int(classes.max()) + 1 <= CLASSES and not evidence.data.by_name:
-            found[LABELS] = of_tenths(one_hot(classes).double())
+            orders[LABELS] = of_tenths(one_hot(classes).double())
     for i in spread_sites(len(evidence.sites), SITES):
         rows = _centred(shared.x(i)[where], classes)
         width = min(WIDTH, *rows.shape)
         left, size, _ = torch.linalg.svd(rows, full_matrices=False)
         kept = size[:width] > 1e-9 * size[0].clamp(min=1e-300)
-        found[evidence.sites[i].schema.key] = of_tenths(left[:, :width][:, kept])
-    return found
+        orders[evidence.sites[i].schema.key] = of_tenths(left[:, :width][:, kept])
+    return orders
 
 
 def _centred(rows: Tensor, classes: Tensor) -> Tensor:

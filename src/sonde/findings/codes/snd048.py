@@ -82,10 +82,10 @@ class SND048(Rule):
         if not keys:
             return self.not_applicable("no column of the data numbers its rows")
         truth = label[where]
-        found = {n: of_neighbours(truth[torch.from_numpy(k)]) for n, k in keys.items()}
-        worst = max(found, key=lambda n: found[n].value - found[n].null)
-        seen = found[worst]
-        p = min(1.0, seen.p * len(found))
+        orders = {n: of_neighbours(truth[torch.from_numpy(k)]) for n, k in keys.items()}
+        worst = max(orders, key=lambda n: orders[n].value - orders[n].null)
+        seen = orders[worst]
+        p = min(1.0, seen.p * len(orders))
         figure = Figure(
             "equal_neighbours", seen.value, unit="share", null=seen.null,
             threshold=seen.null + self.above, p=p, n_rows=len(where), n_groups=len(where),
@@ -99,11 +99,11 @@ class SND048(Rule):
         numbers = [_number(v) for v in values]
         if any(number is None for number in numbers):
             return None
-        known = np.array(numbers, dtype=np.float64)
-        distinct = len(np.unique(known)) >= self.unique * len(known)
-        if not distinct or float(known.max() - known.min()) > self.dense * max(n, len(known)):
+        array = np.array(numbers, dtype=np.float64)
+        distinct = len(np.unique(array)) >= self.unique * len(array)
+        if not distinct or float(array.max() - array.min()) > self.dense * max(n, len(array)):
             return None
-        return np.argsort(known, kind="stable")
+        return np.argsort(array, kind="stable")
 
     def _raised(self, evidence: Evidence, name: str, seen: Ordered, figure: Figure) -> Check:
         is_input = name in evidence.data.inputs
@@ -129,8 +129,8 @@ class SND048(Rule):
 
 
 def _columns(evidence: Evidence, examples: Sequence[int]) -> Mapping[str, Sequence[Any]]:
-    found = evidence.data.key_columns
-    return {} if found is None else found(examples)
+    columns = evidence.data.key_columns
+    return {} if columns is None else columns(examples)
 
 
 def _number(value: Any) -> int | None:
@@ -143,5 +143,5 @@ def _number(value: Any) -> int | None:
         return int(value) if value.is_integer() else None
     if not isinstance(value, str) or len(value.split()) != 1:
         return None
-    found = _NUMBER.findall(value)
-    return int(found[-1]) if found else None
+    digits = _NUMBER.findall(value)
+    return int(digits[-1]) if digits else None

@@ -139,12 +139,12 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         yield _Series("error", "the answers", 1 - right.double().numpy()[order])
     elif not isinstance(numbers, str):
         off = np.full(len(order), np.nan)
-        rows, said, truth = (x.double().numpy() for x in numbers)
-        off[rows.astype(int)] = np.abs(said - truth)
+        rows, answers, truth = (x.double().numpy() for x in numbers)
+        off[rows.astype(int)] = np.abs(answers - truth)
         limit = NEAR * truth.std()
         yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
         pair = np.full((2, len(order)), np.nan)
-        pair[:, rows.astype(int)] = _standard(said), _standard(truth)
+        pair[:, rows.astype(int)] = _standard(answers), _standard(truth)
         pair = pair[:, order]
         places = shared.order.numpy()[rows.astype(int)] if shared.order is not None else rows
         ranked: Any = spearmanr(places, truth)
@@ -177,23 +177,23 @@ def _of_column(name: str, cells: Sequence[Any]) -> Iterator[_Series]:
         return
     if missing.any():
         yield _Series("missing", name, missing.astype(float))
-    known = ~missing
-    if len(np.unique(x[known])) < 3:
+    is_known = ~missing
+    if len(np.unique(x[is_known])) < 3:
         return
     same = np.zeros(len(x))
     same[1:] = x[1:] == x[:-1]
-    yield _Series("stuck", name, np.where(known, same, np.nan))
-    values, counts = np.unique(x[known], return_counts=True)
+    yield _Series("stuck", name, np.where(is_known, same, np.nan))
+    values, counts = np.unique(x[is_known], return_counts=True)
     often = values[counts >= max(8, 0.03 * len(x))]
     if len(often) and len(often) <= 20:
         scores = [_cusum((x == value).astype(float))[1] for value in often]
         value = float(often[int(np.argmax(scores))])
-        yield _Series("value", name, np.where(known, x == value, np.nan), value)
+        yield _Series("value", name, np.where(is_known, x == value, np.nan), value)
 
 
 def _number(cell: Any) -> float:
-    found = None if cell is None or cell == "" else as_number(cell)
-    return np.nan if found is None else float(found)
+    number = None if cell is None or cell == "" else as_number(cell)
+    return np.nan if number is None else float(number)
 
 
 def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
@@ -232,16 +232,16 @@ def _change(
     were found before. Either side needs rows of several stretches of alike states: what differs
     between two recordings is no change.
     """
-    known = ~np.isnan(series.x)
-    x, at = series.x[known], examples[known]
+    is_known = ~np.isnan(series.x)
+    x, at = series.x[is_known], examples[is_known]
     flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
-    classes = None if classes is None or not _sorted(classes[known]) else classes[known]
+    classes = None if classes is None or not _sorted(classes[is_known]) else classes[is_known]
     flat = flat if classes is None else _within(flat, classes)
     if len(x) < LEAST_ROWS:
         return None
-    found = [_cusum(flat)[0], *(int(known[:cut].sum()) for cut in cuts)]
-    block = rows_per_block(flat[:, None], found, classes)
-    stretch = 1 if states is None else rows_per_block(states[known], found, classes)
+    starts = [_cusum(flat)[0], *(int(is_known[:cut].sum()) for cut in cuts)]
+    block = rows_per_block(flat[:, None], starts, classes)
+    stretch = 1 if states is None else rows_per_block(states[is_known], starts, classes)
     means = _block_means(flat, block)
     k, _ = _cusum(means[::2])
     rest = np.arange(len(means) * block).reshape(-1, block)[1::2]
@@ -254,7 +254,7 @@ def _change(
             return None
         chance, gap = _chance_within(flat, classes, early.ravel(), late.ravel(), block)
     elif series.pair is not None:
-        chance = _less_related(series.pair[:, known], early.ravel(), late.ravel(), block)
+        chance = _less_related(series.pair[:, is_known], early.ravel(), late.ravel(), block)
     else:
         chance = _chance(series.kind, x, flat, early, late)
     early, late = early.ravel(), late.ravel()
@@ -405,13 +405,13 @@ def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | No
     """Return the answers: classes, or numbers with a tolerance of a third of the targets' sd."""
     columns, numbers = answer_columns(evidence), number_rows(evidence)
     if not isinstance(columns, str):
-        said, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
-        return _Answers(said[order], np.where(label < 0, np.nan, label)[order], 0.0)
+        answers, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
+        return _Answers(answers[order], np.where(label < 0, np.nan, label)[order], 0.0)
     if isinstance(numbers, str):
         return None
-    at, said, truth = (x.double().numpy() for x in numbers)
+    at, answers, truth = (x.double().numpy() for x in numbers)
     both = np.full((2, len(order)), np.nan)
-    both[:, at.astype(int)] = said, truth
+    both[:, at.astype(int)] = answers, truth
     return _Answers(both[0][order], both[1][order], NEAR * float(truth.std()))
 
 
@@ -499,30 +499,30 @@ class SND049(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for a change in every series."""
-        found = changes_in_file(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        if not found:
+        changes = changes_in_file(evidence)
+        if isinstance(changes, str):
+            return self.not_applicable(changes)
+        if not changes:
             return self.clear(Figure("difference", 0.0, unit="share", threshold=self.difference))
-        first, n = found[0], evidence.data.n
+        first, n = changes[0], evidence.data.n
         figure = Figure(
             "difference", abs(first.after - first.before), unit="share", null=0.0,
             threshold=self.difference if first.kind != "level" else None, p=first.p,
             n_rows=n,
         )  # fmt: skip
-        said = [_said(change, n) for change in found[:4]]
-        text = f"{'; '.join(said)}."
+        texts = [_said(change, n) for change in changes[:4]]
+        text = f"{'; '.join(texts)}."
         return self.raised_with(
             "note" if first.kind == "level" else "warning",
             sentence(text[:1].upper() + text[1:]),
             figure,
-            examples=tuple(dict.fromkeys(change.row for change in found)),
+            examples=tuple(dict.fromkeys(change.row for change in changes)),
             effect=min(1.0, abs(first.after - first.before)) if first.kind != "level" else 0.3,
-            trial=next((c.trial for c in found if c.trial is not None), None),
-            fix=_fix(first) or next(filter(None, map(_fix, found)), ""),
+            trial=next((c.trial for c in changes if c.trial is not None), None),
+            fix=_fix(first) or next(filter(None, map(_fix, changes)), ""),
             location=Location(
-                columns=tuple({c.name for c in found} & set(evidence.data.inputs)),
-                rows=(min(c.row for c in found), n),
+                columns=tuple({c.name for c in changes} & set(evidence.data.inputs)),
+                rows=(min(c.row for c in changes), n),
             ),
         )
 

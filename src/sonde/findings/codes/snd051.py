@@ -46,11 +46,11 @@ class SND051(Rule):
         """Compare DATA with OTHER at every site."""
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
-        found = compare(evidence)
-        if found is None:
+        comparison = compare(evidence)
+        if comparison is None:
             n = min(evidence.n_groups, evidence.versus.other.n_groups)
             return too_few(self, n, LEAST_GROUPS, f"{counted_as(evidence)} on each side")
-        worst = max(found.sites, key=lambda s: (s.low, s.auroc))
+        worst = max(comparison.sites, key=lambda s: (s.low, s.auroc))
         severe = worst.low > self.warning and worst.p < LEVEL
         figure = Figure(
             "auroc",
@@ -60,17 +60,17 @@ class SND051(Rule):
             null=0.5,
             threshold=self.warning if severe else self.note,
             p=worst.p,
-            n_rows=found.n_data + found.n_other,
-            n_groups=found.n_data + found.n_other,
-            confidence=1 - 2 * LEVEL / len(found.sites),
+            n_rows=comparison.n_data + comparison.n_other,
+            n_groups=comparison.n_data + comparison.n_other,
+            confidence=1 - 2 * LEVEL / len(comparison.sites),
         )
-        first = found.first(self.note)
+        first = comparison.first(self.note)
         if first is None:
             return self.clear(figure, "differences below the limit are possible")
-        sites = tuple(s.key for s in found.sites if s.low > self.note and s.p < LEVEL)
+        sites = tuple(s.key for s in comparison.sites if s.low > self.note and s.p < LEVEL)
         return self.raised_with(
             "warning" if severe else "note",
-            self._sentence(evidence, found),
+            self._sentence(evidence, comparison),
             figure,
             sites=sites,
             effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
@@ -87,9 +87,9 @@ class SND051(Rule):
             near = found.length_auroc > worst.auroc - self.length
             tail += ", so length explains the difference." if near else "."
         where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")
-        mine, theirs = two_names(evidence)
+        own, theirs = two_names(evidence)
         return (
-            f"{theirs} is separated from {mine} {where} with AUROC {number(worst.auroc)} "
+            f"{theirs} is separated from {own} {where} with AUROC {number(worst.auroc)} "
             f"({number(worst.low)} to {number(worst.high)}; 0.5 is no difference).{tail} "
             f"{found.n_data:,} and {found.n_other:,} {counted_as(evidence)}."
         )

@@ -63,24 +63,24 @@ class SND052(Rule):
         """Count alarms on OTHER."""
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
-        found = alarms(evidence)
-        if not isinstance(found, Alarms):
-            return self.withheld(found)
-        total = found.total
+        alarm = alarms(evidence)
+        if not isinstance(alarm, Alarms):
+            return self.withheld(alarm)
+        total = alarm.total
         if not total.possible:
             needed = total.calibration.needed(total.alpha)
             what = (
                 f"held-out {counted_as(evidence)} for a false-alarm rate of {percent(total.alpha)}"
             )
             return too_few(self, total.calibration.n, needed, what)
-        hits = [a for a in found.each if self._holds(found, a)]
-        figure = self._figure(found, hits[0] if hits else found.each[0])
+        hits = [a for a in alarm.each if self._holds(alarm, a)]
+        figure = self._figure(alarm, hits[0] if hits else alarm.each[0])
         if not hits:
-            least = min(found.corrected(a.chance(a.n)) for a in found.each)
+            least = min(alarm.corrected(a.chance(a.n)) for a in alarm.each)
             theirs = two_names(evidence)[1]
             few = f"{plural(total.n, 'row')} of {theirs}: too few rows for p below {self.level:g}"
             return self.clear(figure, few if least >= self.level else "")
-        return self._raised(evidence, found, hits[0], figure)
+        return self._raised(evidence, alarm, hits[0], figure)
 
     def _holds(self, found: Alarms, alarm: Alarm) -> bool:
         surely = found.corrected(alarm.p) < self.level
@@ -89,7 +89,7 @@ class SND052(Rule):
     def _raised(self, evidence: Evidence, found: Alarms, alarm: Alarm, figure: Figure) -> Check:
         beyond = alarm.scores > alarm.calibration.threshold(alarm.alpha)
         worst = alarm.worst(int(beyond.sum()))
-        said, explained = self._answers(evidence, beyond)
+        answers, explained = self._answers(evidence, beyond)
         sites = tuple(dict.fromkeys(key for _, key in alarm.names))
         counts = (
             f"{alarm.n_alarms:,} of {plural(alarm.n, 'row')}, threshold from "
@@ -97,7 +97,7 @@ class SND052(Rule):
         )
         return self.raised_with(
             "note" if explained else "warning",
-            sentence(self._lead(evidence, found), said, counts),
+            sentence(self._lead(evidence, found), answers, counts),
             figure,
             sites=sites,
             examples=tuple(examples_at(evidence.versus.other, worst)),
@@ -109,11 +109,11 @@ class SND052(Rule):
         )
 
     def _lead(self, evidence: Evidence, found: Alarms) -> str:
-        first, (mine, theirs) = found.each[0], two_names(evidence)
+        first, (own, theirs) = found.each[0], two_names(evidence)
         low, high = clopper_pearson(first.n_alarms, first.n)
         text = (
             f"{percent(first.rate)} of {theirs} ({percent(low)} to {percent(high)}) score above "
-            f"the threshold that {percent(first.alpha)} of rows like {mine} exceed"
+            f"the threshold that {percent(first.alpha)} of rows like {own} exceed"
         )
         if found.lead is None:
             return f"{text}."
@@ -124,10 +124,10 @@ class SND052(Rule):
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return the model's accuracy on OTHER in words, and whether it explains the alarms."""
-        mine, theirs = right_rows(evidence), right_rows(evidence.versus.other, new_classes=True)
-        if mine is None or theirs is None:
+        own, theirs = right_rows(evidence), right_rows(evidence.versus.other, new_classes=True)
+        if own is None or theirs is None:
             return "", False
-        data, other = float(mine.nanmean()), float(theirs.nanmean())
+        data, other = float(own.nanmean()), float(theirs.nanmean())
         there = float(theirs[beyond].nanmean())
         mine_name, other_name = two_names(evidence)
         text = f"The model's accuracy is {percent(other)} on {other_name}"

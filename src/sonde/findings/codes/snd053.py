@@ -111,17 +111,17 @@ class SND053(Rule):
 
     def _leak(self, evidence: Evidence) -> _Leak:
         other = evidence.versus.other_data
-        mine = {evidence.data.keys[i]: i for i in reversed(list(first_pieces(evidence.data)))}
+        first_of = {evidence.data.keys[i]: i for i in reversed(list(first_pieces(evidence.data)))}
         items = first_pieces(other)
-        shared = [i for i in items if other.keys[i] in mine]
+        shared = [i for i in items if other.keys[i] in first_of]
         short = {i for i in shared if _is_short(other, i)}
-        site, pairs = _near(evidence, set(mine))
+        site, pairs = _near(evidence, set(first_of))
         rows: tuple[int, ...] = ()
         if pairs is not None:
             order = shared_rows(evidence.versus.other).order
             assert order is not None
             rows = tuple(order[pairs.row].tolist())
-        partners = {i: mine[other.keys[i]] for i in shared}
+        partners = {i: first_of[other.keys[i]] for i in shared}
         if pairs is not None:
             partners |= dict(zip(rows, examples_at(evidence, pairs.partner.tolist()), strict=True))
         return _Leak(
@@ -136,14 +136,14 @@ class SND053(Rule):
         )
 
     def _sentence(self, evidence: Evidence, leak: _Leak, near: bool) -> str:
-        parts, (mine, theirs) = [], two_names(evidence)
+        parts, (own, theirs) = [], two_names(evidence)
         if leak.exact:
-            parts.append(_copies(shared_content(evidence), leak, mine, theirs))
+            parts.append(_copies(shared_content(evidence), leak, own, theirs))
         if near:
             chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
                 f"{plural(len(leak.near), 'more row')} of {theirs} are near-copies of rows of "
-                f"{mine} (p = {chance})."
+                f"{own} (p = {chance})."
             )
         if leak.short:
             parts.append(
@@ -189,12 +189,12 @@ def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
         for i in near_duplicates(evidence)
         if (key := evidence.sites[i].schema.key) in there
     }
-    found: list[tuple[str, NearPairs]] = []
+    pairs_at: list[tuple[str, NearPairs]] = []
     for i, (y, x) in ends.items():
         dim = near_duplicates(evidence)[i].dim
         far = next((rows for j, rows in ends.items() if j > i), None)
         how = {"dim": dim, "lengths": both, "elsewhere": far}
         pairs = near_pairs(y, theirs.group[fresh], x, own.group, **how)
         rows = torch.nonzero(fresh).flatten()[pairs.row]
-        found.append((evidence.sites[i].schema.key, NearPairs(**{**vars(pairs), "row": rows})))
-    return min(found, key=lambda f: (f[1].p, -len(f[1]))) if found else ("", None)
+        pairs_at.append((evidence.sites[i].schema.key, NearPairs(**{**vars(pairs), "row": rows})))
+    return min(pairs_at, key=lambda f: (f[1].p, -len(f[1]))) if pairs_at else ("", None)

@@ -55,24 +55,24 @@ class SND054(Rule):
         """Compare the labels of both data sets."""
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
-        found = label_comparison(evidence)
-        if found is None or found.shift is None:
+        comparison = label_comparison(evidence)
+        if comparison is None or comparison.shift is None:
             return self.not_applicable("the labels of both data sets are not known")
-        n = min(int(counts.sum()) for counts in found.labels)
+        n = min(int(counts.sum()) for counts in comparison.labels)
         if n < LEAST:
             return too_few(self, n, LEAST, "labels on each side")
-        value, p = found.shift
+        value, p = comparison.shift
         figure = Figure(
             "share_difference", value, unit="share", null=0.0, threshold=self.difference, p=p,
-            n_rows=int(found.labels[1].sum()),
+            n_rows=int(comparison.labels[1].sum()),
         )  # fmt: skip
-        new, total = found.only(1), int(found.labels[1].sum())
-        n_new = sum(int(found.labels[1][found.classes.index(name)]) for name in new)
+        new, total = comparison.only(1), int(comparison.labels[1].sum())
+        n_new = sum(int(comparison.labels[1][comparison.classes.index(name)]) for name in new)
         if n_new >= 0.01 * total:
             return self._raised(evidence, self._new(evidence, new, n_new, total), figure, new)
         if value < self.difference or p >= self.level:
             return self.clear(figure)
-        return self._raised(evidence, self._moved(evidence, found), figure, ())
+        return self._raised(evidence, self._moved(evidence, comparison), figure, ())
 
     def _raised(self, evidence: Evidence, text: str, figure: Figure, new: tuple[str, ...]) -> Check:
         return self.raised_with(
@@ -84,22 +84,22 @@ class SND054(Rule):
         )
 
     def _new(self, evidence: Evidence, new: tuple[str, ...], n: int, total: int) -> str:
-        mine, theirs = two_names(evidence)
+        own, theirs = two_names(evidence)
         names = listed([shortened(name, 20) for name in new], 3)
         text = (
-            f"{plural(n, 'row')} of {theirs} ({percent(n / total)}) have labels that {mine} does "
+            f"{plural(n, 'row')} of {theirs} ({percent(n / total)}) have labels that {own} does "
             f"not have: {names}."
         )
         is_judged = accuracy(evidence, of_other=True) is not None
         return f"{text} They count as wrong in the accuracy on {theirs}." if is_judged else text
 
     def _moved(self, evidence: Evidence, found: LabelComparison) -> str:
-        mine, theirs = two_names(evidence)
+        own_name, theirs = two_names(evidence)
         shares = [counts / counts.sum() for counts in found.labels]
         k = int(np.argmax(np.abs(shares[1] - shares[0])))
         text = (
             f"{shortened(found.classes[k], 20)!r} is {percent(float(shares[0][k]))} of the "
-            f"labels of {mine} and {percent(float(shares[1][k]))} of {theirs} (over all labels "
+            f"labels of {own_name} and {percent(float(shares[1][k]))} of {theirs} (over all labels "
             "the proportions differ by "
             f"{number(100 * float(np.abs(shares[1] - shares[0]).sum() / 2))} percentage points)."
         )

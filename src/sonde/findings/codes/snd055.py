@@ -58,41 +58,41 @@ class SND055(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the columns that both data sets have."""
-        found = column_comparison(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        moves = [m for m in found.moves if m.effect >= self.effect or m.kind in _SMALL]
+        comparison = column_comparison(evidence)
+        if isinstance(comparison, str):
+            return self.not_applicable(comparison)
+        moves = [m for m in comparison.moves if m.effect >= self.effect or m.kind in _SMALL]
         if not moves:
             figure = Figure("largest_difference", 0.0, unit="share", null=0.0,
-                            threshold=self.effect, n_rows=sum(found.n_rows))  # fmt: skip
+                            threshold=self.effect, n_rows=sum(comparison.n_rows))  # fmt: skip
             return self.clear(figure)
         worst = max(moves, key=lambda m: m.effect)
         figure = Figure(
             "largest_difference", worst.effect, unit="share", null=0.0, threshold=self.effect,
-            p=min(m.p for m in moves), n_rows=sum(found.n_rows),
+            p=min(m.p for m in moves), n_rows=sum(comparison.n_rows),
         )  # fmt: skip
         return self.raised_with(
             "warning" if any(m.is_input for m in moves) else "note",
-            self._sentence(evidence, found),
+            self._sentence(evidence, comparison),
             figure,
             effect=min(1.0, worst.effect),
-            fix=_fix(evidence, found, moves),
+            fix=_fix(evidence, comparison, moves),
         )
 
     def _sentence(self, evidence: Evidence, found: ColumnComparison) -> str:
         theirs = two_names(evidence)[1]
-        said = list(dict.fromkeys(m.said for m in found.moves))
+        texts = list(dict.fromkeys(m.said for m in found.moves))
         text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} changed in {theirs}: "
         if found.n_columns == 1 or all(m.column in _PICTURE_CAUSES for m in found.moves):
             text = f"In {theirs} "
         kept: list[str] = []
-        for line in said:
-            more = len(said) - len(kept) - 1
+        for line in texts:
+            more = len(texts) - len(kept) - 1
             tail = f"; and {more} more." if more else "."
             if len(text) + sum(len(k) + 2 for k in kept) + len(line) + len(tail) > LONGEST:
                 break
             kept.append(line)
-        rest = len(said) - len(kept)
+        rest = len(texts) - len(kept)
         return f"{text}{'; '.join(kept)}{f'; and {rest} more' if rest else ''}."
 
 

@@ -58,9 +58,9 @@ class SND061(WeakGroupRule):
 
     def found(self, evidence: Evidence) -> WeakRows | str:
         """Return the groups in which the model may be less accurate."""
-        found = weak_rows(evidence)
-        if found is not None:
-            return found
+        weak = weak_rows(evidence)
+        if weak is not None:
+            return weak
         reason = class_answers(evidence)
         return reason if isinstance(reason, str) else "no answers"
 

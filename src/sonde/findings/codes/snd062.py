@@ -79,15 +79,15 @@ class SND062(Rule):
         names = present[counts[present] < self.rare * len(truth) / max(len(present), 1)]
         if len(names) == 0:
             return self.not_applicable("no class is rare")
-        mine = torch.isin(truth, names)
-        n = len(torch.unique(group[mine]))
+        is_rare = torch.isin(truth, names)
+        n = len(torch.unique(group[is_rare]))
         if n < self.least:
             return too_few(self, n, self.least, f"{counted_as(evidence)} of rare classes")
-        low, high = _interval(right[mine], group[mine], 1 - self.level)
-        below, above = _interval(right[~mine], group[~mine], 1 - self.level)
+        low, high = _interval(right[is_rare], group[is_rare], 1 - self.level)
+        below, above = _interval(right[~is_rare], group[~is_rare], 1 - self.level)
         figure = Figure(
             "rare_class_gap",
-            float(right[~mine].mean() - right[mine].mean()),
+            float(right[~is_rare].mean() - right[is_rare].mean()),
             below - high,
             above - low,
             "share",
@@ -103,14 +103,14 @@ class SND062(Rule):
         rare = sorted(names.tolist(), key=lambda k: recall[k])
         named = [class_name(evidence.data, k) for k in rare]
         text = (
-            f"The model is correct on {percent(float(right[mine].mean()))} of "
-            f"{plural(int(mine.sum()), 'row')} of rare classes "
+            f"The model is correct on {percent(float(right[is_rare].mean()))} of "
+            f"{plural(int(is_rare.sum()), 'row')} of rare classes "
             f"({listed([shortened(name, 20) for name in named], 2)}), and on the other inputs "
-            f"on {percent(float(right[~mine].mean()))}."
+            f"on {percent(float(right[~is_rare].mean()))}."
         )
         even = percent(sum(recall.values()) / len(recall))
         more = f"Accuracy {percent(float(right.mean()))}, its mean over classes {even}."
-        rows = where[torch.nonzero(mine & (right == 0)).flatten()]
+        rows = where[torch.nonzero(is_rare & (right == 0)).flatten()]
         key = evidence.sites[-1].schema.key
         return self.raised_with(
             "warning",

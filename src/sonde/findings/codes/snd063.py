@@ -64,5 +64,5 @@ def _weak_numbers(evidence: Evidence) -> WeakRows | str:
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
         return numbers
-    where, said, truth = numbers
-    return weak_losses(evidence, where, (said - truth).abs() / truth.std())
+    where, answers, truth = numbers
+    return weak_losses(evidence, where, (answers - truth).abs() / truth.std())

@@ -67,20 +67,22 @@ class SND065(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the least variable mark or, without a mark, the part with the most certain drop."""
-        found = _shortcuts(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        telling = [s for s in found.tried if self._tells(s) and s.drop >= self.drop]
+        shortcuts = _shortcuts(evidence)
+        if isinstance(shortcuts, str):
+            return self.not_applicable(shortcuts)
+        telling = [s for s in shortcuts.tried if self._tells(s) and s.drop >= self.drop]
         if not telling:
-            drop = max((s.drop for s in found.tried), default=0.0)
-            figure = Figure("drop", drop, unit="share", threshold=self.drop, n_rows=found.n_rows)
+            drop = max((s.drop for s in shortcuts.tried), default=0.0)
+            figure = Figure(
+                "drop", drop, unit="share", threshold=self.drop, n_rows=shortcuts.n_rows
+            )
             return self.clear(figure)
         sure = [s for s in telling if s.low > 0]
         if not sure:
             return self.clear(self._figure(max(telling, key=lambda s: s.low)))
         # without the mark of one of two classes a row belongs to the other: less constant, that
         worst = max(sure, key=lambda s: (mark := self._is_mark(s), -s.spread if mark else s.low))
-        return self.raised(self._finding(evidence, worst, found))
+        return self.raised(self._finding(evidence, worst, shortcuts))
 
     def _tells(self, found: Shortcut) -> bool:
         alike = found.spread <= self.spread or found.marked >= self.nearly_all
@@ -145,5 +147,5 @@ class SND065(Rule):
 @once
 def _shortcuts(evidence: Evidence) -> ShortcutEvidence | str:
     """Return the parts that were tested, or the reason why none could be tested."""
-    found = evidence.get(shortcut_evidence)
-    return "no model was run" if found is None else found
+    shortcuts = evidence.get(shortcut_evidence)
+    return "no model was run" if shortcuts is None else shortcuts

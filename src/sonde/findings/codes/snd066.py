@@ -145,8 +145,8 @@ class _Kind:
 
 
 def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
-    seen, said = texts.seen, texts.said
-    n = float(said.sum())
+    seen, predicted = texts.seen, texts.said
+    n = float(predicted.sum())
     members: dict[str, list[int]] = {}
     for i, word in texts.words.items():
         if i in texts.special:  # the end of a text is expected, and comes in no text
@@ -155,7 +155,7 @@ def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
             members.setdefault(name, []).append(i)
     for name, ids in members.items():
         at = torch.tensor(ids)
-        expected, came = said[:, at].sum(1).double(), seen[:, at].sum(1).double()
+        expected, came = predicted[:, at].sum(1).double(), seen[:, at].sum(1).double()
         a, b = float(expected.sum()) / n, float(came.sum()) / n
         yield _Kind(name, a, b, _divergence(b, a), _z(came - expected, expected))
 
@@ -166,10 +166,10 @@ def _z(gap: Float[Tensor, "text"], expected: Float[Tensor, "text"]) -> float:
     return abs(float(gap.sum())) / math.sqrt(spread)
 
 
-def _divergence(seen: float, said: float) -> float:
+def _divergence(seen: float, expected: float) -> float:
     """Return the Kullback-Leibler divergence of two frequencies, in nats."""
-    said = min(max(said, 1e-9), 1 - 1e-9)
-    parts = ((seen, said), (1 - seen, 1 - said))
+    expected = min(max(expected, 1e-9), 1 - 1e-9)
+    parts = ((seen, expected), (1 - seen, 1 - expected))
     return sum(p * math.log(p / q) for p, q in parts if p > 0)
 
 
@@ -181,5 +181,5 @@ def kinds_of(word: str) -> list[str]:
     >>> kinds_of(" The"), kinds_of("&")
     (['capital letters', 'small letters', 'blanks'], ['punctuation', 'signs &'])
     """
-    found = [name for name, is_kind in KINDS.items() if is_kind(word)]
-    return found + [f"signs {c}" for c in string.punctuation if c in word]
+    kinds = [name for name, is_kind in KINDS.items() if is_kind(word)]
+    return kinds + [f"signs {c}" for c in string.punctuation if c in word]

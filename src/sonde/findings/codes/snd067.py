@@ -77,27 +77,27 @@ class SND067(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for tokens whose loss stands out."""
-        found, lens = evidence.get(token_rows), evidence.get(measure_lens)
-        if not isinstance(found, TokenRows) or not isinstance(lens, LensEvidence):
+        tokens, lens = evidence.get(token_rows), evidence.get(measure_lens)
+        if not isinstance(tokens, TokenRows) or not isinstance(lens, LensEvidence):
             return self.not_applicable("the model does not predict a next token")
-        worst = found.odd[0].beyond if found.odd else 0.0
+        worst = tokens.odd[0].beyond if tokens.odd else 0.0
         figure = Figure(
             "loss_beyond_counts", worst, unit="nats", null=0.0, n_rows=lens.n_rows,
             n_groups=lens.n_groups,
         )  # fmt: skip
-        if not found.odd:
+        if not tokens.odd:
             return self.clear(figure)
         if untrained_share(evidence) >= self.untrained:
             return self.clear(figure, "the model's layers look untrained")
-        if found.rows is not None and found.p < self.level:
-            own, new = float(found.given.mean()), float(found.changed.mean())
+        if tokens.rows is not None and tokens.p < self.level:
+            own, new = float(tokens.given.mean()), float(tokens.changed.mean())
             form = best_text(evidence)
             least = 0.0 if form is None else (1 - form.ratio) / self.forms
             if new < min((1 - max(self.share, least)) * own, lens.unigram):
-                return self._of_pairs(found, figure, own, new)
+                return self._of_pairs(tokens, figure, own, new)
         if lens.final > lens.counted:
             return self.clear(figure, "the model predicts worse than counts at most tokens")
-        return self._of_tokens(found, figure)
+        return self._of_tokens(tokens, figure)
 
     def _of_pairs(self, found: TokenRows, figure: Figure, own: float, new: float) -> Check:
         pairs = listed([f"{_word(found, a)} and {_word(found, b)}" for a, b in found.pairs], 3)

@@ -83,40 +83,44 @@ class SND068(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for a change that restores the answers."""
-        found = evidence.get(part_trials)
-        if isinstance(found, str) and found in FINE:
-            return self.clear(Figure("loss_fall", 0.0, unit="share"), found)
-        if not isinstance(found, PartTrials):
-            return self.not_applicable(found or "no model was run")
-        before, after, n = float(found.given.mean()), float(found.changed.mean()), len(found.given)
-        least = self.tokens if found.of_tokens else self.share
+        trials = evidence.get(part_trials)
+        if isinstance(trials, str) and trials in FINE:
+            return self.clear(Figure("loss_fall", 0.0, unit="share"), trials)
+        if not isinstance(trials, PartTrials):
+            return self.not_applicable(trials or "no model was run")
+        before, after, n = (
+            float(trials.given.mean()),
+            float(trials.changed.mean()),
+            len(trials.given),
+        )
+        least = self.tokens if trials.of_tokens else self.share
         figure = Figure(
             "loss_fall", 1 - after / before if before > 0 else 0.0, unit="share", null=0.0,
-            threshold=least, p=found.p, n_rows=n, n_groups=n,
+            threshold=least, p=trials.p, n_rows=n, n_groups=n,
         )  # fmt: skip
-        gained = math.isnan(found.right) or found.mended - found.right >= self.right
+        gained = math.isnan(trials.right) or trials.mended - trials.right >= self.right
         lens = evidence.get(measure_lens)
-        if found.of_tokens and lens is not None:
+        if trials.of_tokens and lens is not None:
             gained = after < lens.unigram
-        trial = found.trial
+        trial = trials.trial
         answers = trial is not None and trial.measure == "accuracy" and trial.p < self.level / 2
         level = self.level
-        if found.change is not None and found.change.alone:  # one of few that come first
-            level = max(level, self.family / max(found.n_tried, 1))
-        is_sure = found.p < level or answers
-        if found.change is None or figure.value < least or not is_sure or not gained:
+        if trials.change is not None and trials.change.alone:  # one of few that come first
+            level = max(level, self.family / max(trials.n_tried, 1))
+        is_sure = trials.p < level or answers
+        if trials.change is None or figure.value < least or not is_sure or not gained:
             return self.clear(
-                figure, f"none of {plural(found.n_tried, 'change')} restores the answers"
+                figure, f"none of {plural(trials.n_tried, 'change')} restores the answers"
             )
-        change = found.change
-        if math.isnan(found.right):
-            words = f"{number(after, 3)} {found.unit} instead of {number(found.own, 3)}"
+        change = trials.change
+        if math.isnan(trials.right):
+            words = f"{number(after, 3)} {trials.unit} instead of {number(trials.own, 3)}"
             text = f"With {change.words}, the model's loss is {words}"
         else:
-            words = f"correct on {percent(found.mended)} instead of {percent(found.right)}"
+            words = f"correct on {percent(trials.mended)} instead of {percent(trials.right)}"
             text = f"With {change.words}, the model is {words}"
-        rows = plural(n, "text" if found.of_tokens else "row")
-        rest = f"({rows} held out from the choice, of {found.n_tried} changes tried)."
+        rows = plural(n, "text" if trials.of_tokens else "row")
+        rest = f"({rows} held out from the choice, of {trials.n_tried} changes tried)."
         path = change.paths[0]
         is_slight = trial is not None and trial.measure == "error" and trial.gain < self.slight
         return self.raised_with(
@@ -128,5 +132,5 @@ class SND068(Rule):
             effect=min(1.0, figure.value),
             next=read_command(path) if path != "logits" else None,
             fix=f"{change.line}: {words}.",
-            trial=found.trial,
+            trial=trials.trial,
         )

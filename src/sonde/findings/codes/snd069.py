@@ -88,37 +88,37 @@ class SND069(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare the model's confidence with its accuracy."""
-        found, answers, columns = (
+        sure, answers, columns = (
             sureness(evidence), class_answers(evidence), answer_columns(evidence),
         )  # fmt: skip
-        if isinstance(found, str) or isinstance(answers, str) or isinstance(columns, str):
-            return self.not_applicable(str(found))
-        gap = found.sure - found.right
+        if isinstance(sure, str) or isinstance(answers, str) or isinstance(columns, str):
+            return self.not_applicable(str(sure))
+        gap = sure.sure - sure.right
         figure = Figure(
-            "sureness_gap", gap, gap - Z * found.se, gap + Z * found.se, "share", null=0.0,
-            n_rows=found.n, n_groups=found.n,
+            "sureness_gap", gap, gap - Z * sure.se, gap + Z * sure.se, "share", null=0.0,
+            n_rows=sure.n, n_groups=sure.n,
         )  # fmt: skip
-        if found.right <= answers.majority + self.over:
-            return self._of_guesses(found, answers, figure)
-        if not is_off(found, self.over, self.under, self.fall, self.errors):
+        if sure.right <= answers.majority + self.over:
+            return self._of_guesses(sure, answers, figure)
+        if not is_off(sure, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
-        how = "overconfident" if found.temperature > 1 else "underconfident"
+        how = "overconfident" if sure.temperature > 1 else "underconfident"
         if gap > 0:
             loud = gap >= self.much_over
         else:
             loud = -gap >= self.much_under and are_probabilities(columns[0])
-        loud = loud or (gap > 0 and found.fall >= self.halved)
+        loud = loud or (gap > 0 and sure.fall >= self.halved)
         text = (
-            f"The model is {how}: its mean confidence is {percent(found.sure)}, "
-            f"its accuracy {percent(found.right)} (expected calibration error "
-            f"{percent(found.error)}; "
-            f"{plural(found.n, 'row')})."
+            f"The model is {how}: its mean confidence is {percent(sure.sure)}, "
+            f"its accuracy {percent(sure.right)} (expected calibration error "
+            f"{percent(sure.error)}; "
+            f"{plural(sure.n, 'row')})."
         )
-        better = helps(found)
-        mended = f"the loss falls by {percent(found.fall)}, the expected calibration error is"
+        better = helps(sure)
+        mended = f"the loss falls by {percent(sure.fall)}, the expected calibration error is"
         # a model that is often wrong has another fault: its probabilities are no cause of that
-        trial = found.trial if better and found.right >= self.fine else None
-        surest = [(i, p) for i, p in found.wrong if p >= self.certain] if gap > 0 else []
+        trial = sure.trial if better and sure.right >= self.fine else None
+        surest = [(i, p) for i, p in sure.wrong if p >= self.certain] if gap > 0 else []
         return self.raised_with(
             "warning" if loud else "note",
             sentence(text),
@@ -126,8 +126,8 @@ class SND069(Rule):
             examples=tuple(i for i, _ in surest),
             figures=tuple(p for _, p in surest),
             effect=min(1.0, abs(gap)),
-            fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
-            f"instead of {percent(found.given)} (rows held out from the choice)."
+            fix=f"logits = logits / {number(sure.temperature)}: {mended} {percent(sure.mended)} "
+            f"instead of {percent(sure.given)} (rows held out from the choice)."
             if better
             else NO_TEMPERATURE,
             trial=trial,

@@ -89,8 +89,8 @@ class SND070(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Search for blocks whose spectra are separate from the others."""
-        found, parts = evidence.get(compare_blocks), evidence.get(part_trials)
-        if not isinstance(found, BlockTraining):
+        blocks, parts = evidence.get(compare_blocks), evidence.get(part_trials)
+        if not isinstance(blocks, BlockTraining):
             return self.not_applicable("fewer than four blocks of the same class ran")
         lens = evidence.get(measure_lens)
         fine = isinstance(lens, LensEvidence) and lens.final <= lens.counted
@@ -101,31 +101,31 @@ class SND070(Rule):
             )
         if not isinstance(parts, PartTrials):
             return self.not_applicable(str(parts))
-        low = less_trained(found, self.ratio)
-        high = [i for i in range(len(found.paths)) if i not in low]
-        named = [found.edge[i] for i in low]
+        low = less_trained(blocks, self.ratio)
+        high = [i for i in range(len(blocks.paths)) if i not in low]
+        named = [blocks.edge[i] for i in low]
         figure = Figure(
             "edge", math.exp(sum(named) / len(named)) if named else 1.0, unit="ratio", null=1.0,
             threshold=math.exp(self.most), direction="below",
         )  # fmt: skip
         if not low or max(named) > self.most:
             return self.clear(figure)
-        rest = math.exp(sum(found.edge[i] for i in high) / len(high))
-        paths = [found.paths[i] for i in low]
+        rest = math.exp(sum(blocks.edge[i] for i in high) / len(high))
+        paths = [blocks.paths[i] for i in low]
         text = (
             f"{places(paths)} {'looks' if len(low) == 1 else 'look'} far less trained than "
-            f"{places([found.paths[i] for i in high])}: the largest singular values of their "
+            f"{places([blocks.paths[i] for i in high])}: the largest singular values of their "
             f"weights are {percent(figure.value)} of those of random weights; in the other "
             f"blocks {percent(rest)}"
         )
-        sizes = [math.exp(sum(found.size[i] for i in some) / len(some)) for some in (low, high)]
+        sizes = [math.exp(sum(blocks.size[i] for i in some) / len(some)) for some in (low, high)]
         return self.raised_with(
             "warning",
             sentence(
                 f"{text}.",
                 f"The root mean square of the weights is {number(sizes[0])} in these blocks and "
                 f"{number(sizes[1])} in the others.",
-                f"{plural(len(found.paths), 'block')}.",
+                f"{plural(len(blocks.paths), 'block')}.",
             ),
             figure,
             sites=tuple(paths),

@@ -58,22 +58,22 @@ class SND072(Rule):
         table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
-        found, n = stand_ins(table), len(table.values)
-        share = max((s.n for s in found), default=0) / n
+        values, n = stand_ins(table), len(table.values)
+        share = max((s.n for s in values), default=0) / n
         figure = Figure("stand_in_share", share, unit="share", threshold=self.warning, n_rows=n)
-        if not found:
+        if not values:
             return self.clear(figure)
-        severe = any(s.sure and s.n >= self.warning * n for s in found)
-        worst = found[0]
-        rows = np.flatnonzero(_held(table, found))
+        severe = any(s.sure and s.n >= self.warning * n for s in values)
+        worst = values[0]
+        rows = np.flatnonzero(_held(table, values))
         return self.raised_with(
             "warning" if severe else "note",
-            _sentence(table, found, n),
+            _sentence(table, values, n),
             figure,
             examples=table.examples(rows),
             effect=min(1.0, 0.2 + len(rows) / n),
             fix="" if not table.are_named else _fix(table, worst),
-            location=Location(columns=tuple(dict.fromkeys(table.names[s.column] for s in found))),
+            location=Location(columns=tuple(dict.fromkeys(table.names[s.column] for s in values))),
             next=rows_command(self.code),
         )
 
@@ -88,15 +88,15 @@ def _held(table: InputTable, found: list[StandIn]) -> np.ndarray:
 def _sentence(table: InputTable, found: list[StandIn], n: int) -> str:
     text = ""
     for i, s in enumerate(found):
-        said = (
+        words = (
             f"{shortened(table.names[s.column], 30)} is {number(s.value, 6)} in {s.n:,} of "
             f"{plural(n, 'row')} ({percent(s.n / n)}); its other values lie from "
             f"{number(s.low, 3)} to {number(s.high, 3)}"
         )
         tail = f"; and {len(found) - i - 1} more." if len(found) - i - 1 else "."
-        if text and len(text) + len(said) + len(tail) + 2 > LONGEST:
+        if text and len(text) + len(words) + len(tail) + 2 > LONGEST:
             return f"{text}; and {len(found) - i} more."
-        text = f"{text}; {said}" if text else said
+        text = f"{text}; {words}" if text else words
     return f"{text}."
 
 

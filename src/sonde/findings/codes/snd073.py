@@ -38,8 +38,8 @@ class IdleColumns:
 
 def idle_columns(table: InputTable, least_missing: float) -> IdleColumns:
     """Return the columns that are constant, copies, or often missing."""
-    known = [table.known(j) for j in range(table.values.shape[1])]
-    constant = [j for j, x in enumerate(known) if len(x) and x.min() == x.max()]
+    columns = [table.known(j) for j in range(table.values.shape[1])]
+    constant = [j for j, x in enumerate(columns) if len(x) and x.min() == x.max()]
     shares = [(j, table.missing.get(n, 0) / table.n_read) for j, n in enumerate(table.names)]
     missing = sorted((s for s in shares if s[1] >= least_missing), key=lambda s: (-s[1], s[0]))
     return IdleColumns(tuple(constant), _copies(table, set(constant)), tuple(missing))
@@ -60,7 +60,7 @@ def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool
     norm = np.sqrt((z**2).sum(0))
     z = z / np.where(norm > 0, norm, 1)
     close = np.abs(z.T @ z) > 1 - 1e-6
-    found: list[tuple[int, int, bool]] = []
+    copies: list[tuple[int, int, bool]] = []
     for b in range(len(chosen)):
         for a in np.flatnonzero(close[:b, b]).tolist():
             sign = np.sign(z[:, a] @ z[:, b])
@@ -69,9 +69,9 @@ def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool
             first, second = chosen[a], chosen[b]
             equal = bool((x[:, first] == x[:, second]).all())
             if equal or len(np.unique(x[:, second])) > 2:
-                found.append((second, first, equal))
+                copies.append((second, first, equal))
                 break
-    return tuple(found)
+    return tuple(copies)
 
 
 @final
@@ -112,9 +112,9 @@ class SND073(Rule):
         table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
-        found, n = idle_columns(table, self.note), len(table.names)
-        share = found.missing[0][1] if found.missing else 0.0
-        count = len({*found.constant, *(c[0] for c in found.copies)})
+        idle, n = idle_columns(table, self.note), len(table.names)
+        share = idle.missing[0][1] if idle.missing else 0.0
+        count = len({*idle.constant, *(c[0] for c in idle.copies)})
         figure = Figure("idle_columns", float(count), unit="columns", n_rows=len(table.values))
         if share >= self.note:
             figure = Figure("missing_share", share, unit="share", threshold=self.note,
@@ -123,10 +123,10 @@ class SND073(Rule):
             return self.clear(figure)
         return self.raised_with(
             "warning" if share >= self.warning else "note",
-            sentence(*_texts(table, found)),
+            sentence(*_texts(table, idle)),
             figure,
             effect=max(count / n, share),
-            common=share < self.note and not found.copies,
+            common=share < self.note and not idle.copies,
             next=read_command(evidence.sites[0].schema.key) if evidence.sites else None,
         )
 
@@ -135,14 +135,14 @@ def _texts(table: InputTable, found: IdleColumns) -> list[str]:
     names = [shortened(name, 24) for name in table.names]
     texts: list[str] = []
     if found.missing:
-        said = [f"{names[j]} in {percent(share)}" for j, share in found.missing]
-        texts.append(f"Numbers are missing: {listed(said, 2)} of {plural(table.n_read, 'row')}.")
+        shares = [f"{names[j]} in {percent(share)}" for j, share in found.missing]
+        texts.append(f"Numbers are missing: {listed(shares, 2)} of {plural(table.n_read, 'row')}.")
     if found.copies:
-        said = [
+        shares = [
             f"{names[b]} {'equals' if equal else 'is a multiple (plus a constant) of'} {names[a]}"
             for b, a, equal in found.copies
         ]
-        texts.append(f"{listed(said, 2)}.")
+        texts.append(f"{listed(shares, 2)}.")
     if found.constant:
         verb = "has" if len(found.constant) == 1 else "have"
         of = plural(len(table.values), "row")

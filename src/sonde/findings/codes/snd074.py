@@ -95,9 +95,9 @@ def telling_column(evidence: Evidence, table: InputTable, ratio: float) -> Telli
     own, usual = errors[j][judged], _errors(rows, np.zeros(len(rows.y)))[judged]
     model = _of_model(evidence, rows, judged)
     alone, without = float(own.mean()), float(usual.mean())
-    said = TellingColumn(j, alone, without, np.nan, model, 1.0, len(own), rows.is_number)
+    telling = TellingColumn(j, alone, without, np.nan, model, 1.0, len(own), rows.is_number)
     if not without > 0 or alone > ratio * without or alone > model + 0.01:
-        return said
+        return telling
     others = _of_others(rows, j, evidence.data.seed)[judged]
     p = _chance(others - own, rows.group[judged], rows.is_number)
     return TellingColumn(
@@ -112,8 +112,8 @@ def _labelled(evidence: Evidence, table: InputTable) -> _Rows | str:
     is_number = data.target is not None
     label = data.target if data.target is not None else data.label
     y = label.numpy()[table.order]
-    known = np.isfinite(y) if data.target is not None else y >= 0
-    keep = np.flatnonzero(known & np.isfinite(table.values).all(1))
+    has_target = np.isfinite(y) if data.target is not None else y >= 0
+    keep = np.flatnonzero(has_target & np.isfinite(table.values).all(1))
     draw = np.random.default_rng(data.seed)
     most = min(ROWS, max(FEW_ROWS, NUMBERS // table.values.shape[1]))
     keep = np.sort(draw.permutation(keep)[:most])
@@ -162,12 +162,12 @@ def _of_others(rows: _Rows, column: int, seed: int) -> Float[np.ndarray, "row"]:
         return _errors(rows, np.zeros(len(rows.y)))
     spread = x[rows.fits].std(0)
     x = (x - x[rows.fits].mean(0)) / np.where(spread > 0, spread, 1)
-    found = []
+    errors = []
     for model in _predictors(rows.is_number, seed):
-        said = model.fit(x[rows.fits], rows.y[rows.fits]).predict(x)
-        wrong = (said - rows.y) ** 2 if rows.is_number else (said != rows.y).astype(float)
-        found.append(wrong)
-    return min(found, key=lambda e: float(e[~rows.fits].mean()))
+        predicted = model.fit(x[rows.fits], rows.y[rows.fits]).predict(x)
+        wrong = (predicted - rows.y) ** 2 if rows.is_number else (predicted != rows.y).astype(float)
+        errors.append(wrong)
+    return min(errors, key=lambda e: float(e[~rows.fits].mean()))
 
 
 def _predictors(is_number: bool, seed: int) -> list[Any]:
@@ -184,13 +184,13 @@ def _predictors(is_number: bool, seed: int) -> list[Any]:
 
 def _correlates(x: Float[np.ndarray, "row column"], column: int) -> Float[np.ndarray, "column"]:
     """Return each column's correlation with one column: Pearson or rank, the larger."""
-    found = np.zeros(x.shape[1])
+    correlations = np.zeros(x.shape[1])
     for values in (x, rankdata(x, axis=0)):
         z = values - values.mean(0)
         norm = np.sqrt((z**2).sum(0))
         r = np.abs(z.T @ z[:, column]) / np.where(norm > 0, norm, 1) / (norm[column] or 1)
-        found = np.maximum(found, r)
-    return found
+        correlations = np.maximum(correlations, r)
+    return correlations
 
 
 def _of_model(evidence: Evidence, rows: _Rows, judged: Bool[np.ndarray, "row"]) -> float:
@@ -202,19 +202,19 @@ def _of_model(evidence: Evidence, rows: _Rows, judged: Bool[np.ndarray, "row"]) 
         numbers = number_rows(evidence)
         if isinstance(numbers, str):
             return float("nan")
-        where, said, truth = numbers
+        where, answers, truth = numbers
         spread = float(truth.var(correction=0))
-        wrong = dict(zip(shared.order[where].tolist(), ((said - truth) ** 2 / spread).tolist(),
+        wrong = dict(zip(shared.order[where].tolist(), ((answers - truth) ** 2 / spread).tolist(),
                          strict=True))  # fmt: skip
     else:
         right = right_rows(evidence)
         if right is None:
             return float("nan")
-        known = torch.isfinite(right)
-        pairs = zip(shared.order[known].tolist(), right[known].tolist(), strict=True)
+        is_judged = torch.isfinite(right)
+        pairs = zip(shared.order[is_judged].tolist(), right[is_judged].tolist(), strict=True)
         wrong = {example: 1.0 - hit for example, hit in pairs}
-    found = [wrong[e] for e in rows.order[judged].tolist() if e in wrong]
-    return float(np.mean(found)) if len(found) >= FOR_MODEL else float("nan")
+    errors = [wrong[e] for e in rows.order[judged].tolist() if e in wrong]
+    return float(np.mean(errors)) if len(errors) >= FOR_MODEL else float("nan")
 
 
 def _chance(
@@ -223,8 +223,8 @@ def _chance(
     """Return the one-sided p-value of the lead, from the groups in which both predictors differ."""
     gain, member = torch.from_numpy(lead), torch.from_numpy(group)
     if is_number:
-        found: Any = ttest_1samp(group_means(gain, member).numpy(), 0.0, alternative="greater")
-        return float(found.pvalue)
+        test: Any = ttest_1samp(group_means(gain, member).numpy(), 0.0, alternative="greater")
+        return float(test.pvalue)
     return sign_test(*gains_and_losses(gain, member))
 
 
@@ -280,27 +280,27 @@ class SND074(Rule):
         table = evidence.get(read_table)
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
-        found = telling_column(evidence, table, self.ratio)
-        if isinstance(found, str):
-            return self.not_applicable(found)
+        telling = telling_column(evidence, table, self.ratio)
+        if isinstance(telling, str):
+            return self.not_applicable(telling)
         low, high = (None, None)
-        value = 1.0 - found.error
-        if not found.is_number:
-            low, high = wilson(round(value * found.n), found.n)
+        value = 1.0 - telling.error
+        if not telling.is_number:
+            low, high = wilson(round(value * telling.n), telling.n)
         figure = Figure(
-            "r2_of_one_column" if found.is_number else "accuracy_of_one_column", value, low, high,
-            null=1.0 - found.usual, p=found.p, n_rows=found.n, n_groups=found.n,
+            "r2_of_one_column" if telling.is_number else "accuracy_of_one_column", value, low, high,
+            null=1.0 - telling.usual, p=telling.p, n_rows=telling.n, n_groups=telling.n,
         )  # fmt: skip
-        if np.isnan(found.others) or found.error > self.ratio * found.usual:
+        if np.isnan(telling.others) or telling.error > self.ratio * telling.usual:
             return self.clear(figure)
-        leads = found.error <= self.lead * found.others and found.p < self.level
-        if not leads and np.isnan(found.model) and found.error > found.others:
+        leads = telling.error <= self.lead * telling.others and telling.p < self.level
+        if not leads and np.isnan(telling.model) and telling.error > telling.others:
             return self.clear(figure, "all other columns together predict the label better")
         return self.raised_with(
             "warning" if leads else "note",
-            _sentence(table, found),
+            _sentence(table, telling),
             figure,
-            effect=min(1.0, max(0.0, found.others - found.error) / max(found.usual, 1e-9)),
+            effect=min(1.0, max(0.0, telling.others - telling.error) / max(telling.usual, 1e-9)),
             next=read_command(evidence.sites[0].schema.key) if evidence.sites else None,
         )
 

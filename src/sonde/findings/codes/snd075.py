@@ -77,29 +77,29 @@ def words_of(name: str) -> list[str]:
 
 
 def _impossible(table: InputTable, column: int) -> OddColumn | None:
-    x, known = table.values[:, column], table.known(column)
+    x, values = table.values[:, column], table.known(column)
     words = words_of(table.names[column])
     changes = {"change", "delta", "diff", "difference", "log", "error", "std", "z", "scaled", "net"}
-    if not len(known) or changes & {*words}:
+    if not len(values) or changes & {*words}:
         return None
     for word in words:
         if word in LIMITS:
             low, high = LIMITS[word]
             beyond = (x < low) | (x > high)
-            if 0 < beyond.sum() <= RARE * len(known):
+            if 0 < beyond.sum() <= RARE * len(values):
                 return OddColumn(column, word, low, high, beyond)
     return None
 
 
 def _dates(table: InputTable, column: int) -> OddColumn | None:
     """Return the column as dates if all its numbers are dates written as YYYYMMDD."""
-    x, known = table.values[:, column], table.known(column)
-    if len(np.unique(known)) < DATES or known.min() < 19000101 or known.max() > 21001231:
+    x, values = table.values[:, column], table.known(column)
+    if len(np.unique(values)) < DATES or values.min() < 19000101 or values.max() > 21001231:
         return None
-    is_date = _are_dates(known)
-    if is_date.mean() < 0.99 or not (known % 1 == 0).all():
+    is_date = _are_dates(values)
+    if is_date.mean() < 0.99 or not (values % 1 == 0).all():
         return None
-    return OddColumn(column, "", known.min(), known.max(), np.isfinite(x), "YYYYMMDD")
+    return OddColumn(column, "", values.min(), values.max(), np.isfinite(x), "YYYYMMDD")
 
 
 def _are_dates(x: Float[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
@@ -142,19 +142,19 @@ class SND075(Rule):
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")
         constants = {(s.column, s.value) for s in stand_ins(table)}
-        found = [c for c in odd_columns(table) if not _are_constants(table, c, constants)]
+        odd_values = [c for c in odd_columns(table) if not _are_constants(table, c, constants)]
         n = len(table.values)
-        impossible = [c for c in found if not c.form]
+        impossible = [c for c in odd_values if not c.form]
         held = np.zeros(n, dtype=bool)
         for odd in impossible:
             held |= odd.rows
         share = float(held.mean())
         figure = Figure("impossible_share", share, unit="share", null=0.0, n_rows=n)
-        if not found:
+        if not odd_values:
             return self.clear(figure)
         return self.raised_with(
             "warning",
-            sentence(*(_said(table, odd, n) for odd in found)),
+            sentence(*(_said(table, odd, n) for odd in odd_values)),
             figure,
             examples=table.examples(np.flatnonzero(held)),
             effect=min(1.0, 0.1 + share),

@@ -62,8 +62,8 @@ class SND077(Rule):
         if not any(levels):
             return self.clear(figure)
         texts = [
-            f"{int(found.sum()):,} of {plural(n, 'text')} ({percent(share)}) hold {what}."
-            for found, share, level, what in zip(
+            f"{int(is_such.sum()):,} of {plural(n, 'text')} ({percent(share)}) hold {what}."
+            for is_such, share, level, what in zip(
                 (marked, broken), shares, levels,
                 ("HTML tags or entities", "lost or wrongly decoded characters"), strict=True,
             )

@@ -60,27 +60,27 @@ class SND078(Rule):
             if by_language
             else f"only scripts were identified; to identify languages: {install_extra('text')}"
         )
-        known = [name for name in names if name is not None]
-        if len(known) < LEAST_TEXTS:
+        languages = [name for name in names if name is not None]
+        if len(languages) < LEAST_TEXTS:
             return self.withheld(
-                f"{plural(len(known), 'text is', 'texts are')} long enough to identify their "
+                f"{plural(len(languages), 'text is', 'texts are')} long enough to identify their "
                 "language"
             )
-        counts = Counter(known)
+        counts = Counter(languages)
         main, n = counts.most_common(1)[0]
-        least = max(5.0, self.least * len(known))
+        least = max(5.0, self.least * len(languages))
         others = {name: c for name, c in counts.most_common() if name != main and c >= least}
-        share = sum(others.values()) / len(known)
+        share = sum(others.values()) / len(languages)
         figure = Figure("other_languages", share, unit="share", threshold=self.note,
-                        n_rows=len(known))  # fmt: skip
+                        n_rows=len(languages))  # fmt: skip
         if share < self.note:
             return self.clear(figure, reason)
         parts = {main: n, **others}
-        said = listed([f"{name} {percent(c / len(known))}" for name, c in parts.items()], 4)
+        shares = listed([f"{name} {percent(c / len(languages))}" for name, c in parts.items()], 4)
         what = "languages" if by_language else "scripts"
         is_other = np.array([name is not None and name in others for name in names])
         one = largest_class(evidence.data, writing.order, is_other.astype(float))
-        text = f"The texts are of {len(parts)} {what}: {said} of {plural(len(known), 'text')}"
+        text = f"The texts are of {len(parts)} {what}: {shares} of {plural(len(languages), 'text')}"
         return self.raised_with(
             "note",
             sentence(f"{text}.", "" if one is None else one.said),

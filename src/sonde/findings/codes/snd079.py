@@ -100,7 +100,7 @@ class SND079(Rule):
         splits = [(n, words) for words, (_, way) in SPLIT.items()
                   if (n := _ratio(writing, way)) >= self.ratio]  # fmt: skip
         merged = _merged(evidence, writing, writing.tokens)
-        told = _told(evidence, writing) if "capitals" in lost else None
+        telling = _told(evidence, writing) if "capitals" in lost else None
         texts: list[str] = []
         words = ""
         if splits:
@@ -111,25 +111,25 @@ class SND079(Rule):
                 f"{plural(len(merged), 'text')} of {len(writing.texts):,} have the same tokens "
                 "as a text with another label."
             )
-        if told is not None and told[2] > self.told:
+        if telling is not None and telling[2] > self.told:
             texts.append(
-                f"Capitals predict {shortened(told[0], 24)!r} (AUROC {number(told[1])}), but "
+                f"Capitals predict {shortened(telling[0], 24)!r} (AUROC {number(telling[1])}), but "
                 "the tokenizer removes them."
             )
         figure = Figure("tokens_by_writing", max((n for n, _ in splits), default=1.0), unit="ratio",
                         threshold=self.ratio, n_rows=len(writing.texts))  # fmt: skip
         if not texts and not lost:
             return self.clear(figure)
-        said = [f"{name} (in {percent(share)} of texts)" for name, share in lost.items()]
-        if said:
-            texts.append(f"The tokenizer removes {listed(said)}.")
-        warns = bool(splits) or len(texts) > bool(said)
+        losses = [f"{name} (in {percent(share)} of texts)" for name, share in lost.items()]
+        if losses:
+            texts.append(f"The tokenizer removes {listed(losses)}.")
+        warns = bool(splits) or len(texts) > bool(losses)
         return self.raised_with(
             "warning" if warns else "note",
             sentence(*texts),
             figure,
             examples=writing.examples(merged),
-            classes=(told[0],) if told is not None and told[2] > self.told else (),
+            classes=(telling[0],) if telling is not None and telling[2] > self.told else (),
             effect=0.5 if warns else 0.05,
             common=not warns,
             fix=f"{SPLIT[words][0]}, as far as the texts allow." if splits else "",
@@ -163,11 +163,11 @@ def _ratio(writing: Writing, way: Callable[[str], str]) -> float:
 def _merged(evidence: Evidence, writing: Writing, tokens: Tokens) -> list[int]:
     """Return the texts whose tokens equal those of a text with another label."""
     label = evidence.data.label[torch.from_numpy(writing.order)].tolist()
-    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    by_ids: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, ids in enumerate(tokens.ids):
         if label[i] >= 0 and len(writing.texts[i]) < SIGNS:
-            found[tuple(ids)].append(i)
-    return sorted(i for some in found.values() if len({label[i] for i in some}) > 1 for i in some)
+            by_ids[tuple(ids)].append(i)
+    return sorted(i for some in by_ids.values() if len({label[i] for i in some}) > 1 for i in some)
 
 
 def _told(evidence: Evidence, writing: Writing) -> tuple[str, float, float] | None:
@@ -175,15 +175,15 @@ def _told(evidence: Evidence, writing: Writing) -> tuple[str, float, float] | No
     label = evidence.data.label[torch.from_numpy(writing.order)]
     share = torch.tensor([capitals(t) for t in writing.texts], dtype=torch.float64)
     classes = torch.unique(label[label >= 0]).tolist()
-    found: list[tuple[float, float, int]] = []
+    separations: list[tuple[float, float, int]] = []
     for k in classes:
         own, rest = share[label == k], share[(label >= 0) & (label != k)]
         if min(len(own), len(rest)) >= LEAST:
             area = auroc(rest, own).value
             area = max(area, 1 - area)
             low, _ = auroc_bounds(area, len(rest), len(own), 0.001 / (2 * len(classes)))
-            found.append((low, area, k))
-    if not found:
+            separations.append((low, area, k))
+    if not separations:
         return None
-    low, area, k = max(found)
+    low, area, k = max(separations)
     return class_name(evidence.data, k), area, low

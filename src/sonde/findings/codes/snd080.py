@@ -51,24 +51,24 @@ class SND080(Rule):
         writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
-        found = max(
+        repeated = max(
             (shared_words(writing.texts, side, self.holders) for side in SIDES),
             key=lambda shared: (len(shared.words) >= self.words, shared.share),
         )
         n = len(writing.texts)
         figure = Figure(
-            "shared_characters", found.share, unit="share", threshold=self.note, n_rows=n
+            "shared_characters", repeated.share, unit="share", threshold=self.note, n_rows=n
         )
-        if len(found.words) < self.words or found.share < self.note:
+        if len(repeated.words) < self.words or repeated.share < self.note:
             return self.clear(figure)
-        severe = found.share >= self.warning and evidence.data.has_labels
-        said = shortened(" ".join(found.words), SHOWN)
+        severe = repeated.share >= self.warning and evidence.data.has_labels
+        words = shortened(" ".join(repeated.words), SHOWN)
         return self.raised_with(
             "warning" if severe else "note",
-            f"{len(found.holders):,} of {plural(n, 'text')} {found.side} with the same "
-            f"{plural(len(found.words), 'word')} ({said!r}), {percent(found.share)} of all "
+            f"{len(repeated.holders):,} of {plural(n, 'text')} {repeated.side} with the same "
+            f"{plural(len(repeated.words), 'word')} ({words!r}), {percent(repeated.share)} of all "
             "characters on average.",
             figure,
-            examples=writing.examples(found.holders[:20]),
-            effect=min(1.0, found.share) if severe else 0.05,
+            examples=writing.examples(repeated.holders[:20]),
+            effect=min(1.0, repeated.share) if severe else 0.05,
         )

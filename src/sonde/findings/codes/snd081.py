@@ -62,18 +62,18 @@ class SND081(Rule):
         writing = evidence.get(text_writing)
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
-        found = word_order(writing.texts, evidence.data.seed)
-        if found.mean < self.pairs:
+        order = word_order(writing.texts, evidence.data.seed)
+        if order.mean < self.pairs:
             return self.not_applicable("too few pairs of words occur in several texts")
-        figure = Figure("shared_word_pairs", found.ratio, unit="ratio", null=1.0,
-                        threshold=self.ratio, direction="below", n_rows=found.n)  # fmt: skip
-        end = found.ratio + 3 * found.error
-        if end >= self.ratio or end < 1 / self.ratio or found.sentences < self.sentences:
+        figure = Figure("shared_word_pairs", order.ratio, unit="ratio", null=1.0,
+                        threshold=self.ratio, direction="below", n_rows=order.n)  # fmt: skip
+        end = order.ratio + 3 * order.error
+        if end >= self.ratio or end < 1 / self.ratio or order.sentences < self.sentences:
             return self.clear(figure)
         return self.raised_with(
             "warning",
-            f"The order of words is random: {plural(found.found, 'pair')} of neighbouring words "
-            f"occur in several of {plural(found.n, 'text')}, {number(found.ratio)} times as many "
+            f"The order of words is random: {plural(order.found, 'pair')} of neighbouring words "
+            f"occur in several of {plural(order.n, 'text')}, {number(order.ratio)} times as many "
             "as after shuffling the words of each text.",
             figure,
             effect=0.5,

@@ -75,43 +75,43 @@ class SND082(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare related words with unrelated words in the table."""
-        found = evidence.get(compare_vocabulary)
-        if not isinstance(found, VocabularyFit):
-            return self.not_applicable(found or "no model was run")
+        fit = evidence.get(compare_vocabulary)
+        if not isinstance(fit, VocabularyFit):
+            return self.not_applicable(fit or "no model was run")
         figure = Figure(
-            "nearer_pairs", found.nearer, found.nearer - 2 * found.error,
-            found.nearer + 2 * found.error, unit="share", null=0.5, threshold=self.nearer,
-            direction="below", n_rows=found.n,
+            "nearer_pairs", fit.nearer, fit.nearer - 2 * fit.error,
+            fit.nearer + 2 * fit.error, unit="share", null=0.5, threshold=self.nearer,
+            direction="below", n_rows=fit.n,
         )  # fmt: skip
-        if found.nearer + 3 * found.error >= self.nearer:
+        if fit.nearer + 3 * fit.error >= self.nearer:
             return self.clear(figure)
-        if found.near < found.by_chance + self.structure:
+        if fit.near < fit.by_chance + self.structure:
             return self.clear(figure, "the table of embeddings looks untrained")
-        shifted = found.step != 0 and found.stepped >= self.restored
+        shifted = fit.step != 0 and fit.stepped >= self.restored
         fresh = untrained_share(evidence) >= self.untrained
         if fresh and not shifted:
             return self.clear(figure, "the model's layers look untrained")
         text = (
-            f"Token ids do not fit {found.path}: of {plural(found.n, 'pair')} such as "
-            f"{found.example[0]!r} and {found.example[1]!r}, {percent(found.nearer)} are nearer "
+            f"Token ids do not fit {fit.path}: of {plural(fit.n, 'pair')} such as "
+            f"{fit.example[0]!r} and {fit.example[1]!r}, {percent(fit.nearer)} are nearer "
             "than unrelated words (chance: 50 %)."
         )
         more = ""
         if shifted:
-            size, side = abs(found.step), "lower" if found.step < 0 else "higher"
-            more = f"With every id {size} {side}, {percent(found.stepped)} are nearer."
+            size, side = abs(fit.step), "lower" if fit.step < 0 else "higher"
+            more = f"With every id {size} {side}, {percent(fit.stepped)} are nearer."
         return self.raised_with(
             "warning" if shifted or self._is_poor(evidence) else "note",
             sentence(text, more),
             figure,
-            sites=(found.path,),
-            effect=min(1.0, 2 * abs(self.nearer - found.nearer) + 0.5),
+            sites=(fit.path,),
+            effect=min(1.0, 2 * abs(self.nearer - fit.nearer) + 0.5),
         )
 
     def _is_poor(self, evidence: Evidence) -> bool:
         """Return whether a classifier is no better than the commonest label."""
-        found = class_answers(evidence)
-        if isinstance(found, str):
+        answers = class_answers(evidence)
+        if isinstance(answers, str):
             return False
-        error = (found.majority * (1 - found.majority) / max(len(found.truth), 1)) ** 0.5
-        return found.accuracy < found.majority + 3 * error
+        error = (answers.majority * (1 - answers.majority) / max(len(answers.truth), 1)) ** 0.5
+        return answers.accuracy < answers.majority + 3 * error

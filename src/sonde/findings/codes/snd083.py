@@ -41,14 +41,16 @@ class SND083(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Report the most severe inputs first."""
-        found = evidence.get(find_idle_tensors)
-        if not isinstance(found, IdleTensors):
-            return self.not_applicable(found or "no model was run")
-        figure = Figure("idle_inputs", float(len(found.found)), unit="inputs", n_rows=found.n_rows)
-        ranked = sorted(found.found, key=lambda idle: _level(idle) != "error")
+        idle_inputs = evidence.get(find_idle_tensors)
+        if not isinstance(idle_inputs, IdleTensors):
+            return self.not_applicable(idle_inputs or "no model was run")
+        figure = Figure(
+            "idle_inputs", float(len(idle_inputs.found)), unit="inputs", n_rows=idle_inputs.n_rows
+        )
+        ranked = sorted(idle_inputs.found, key=lambda idle: _level(idle) != "error")
         if not ranked:
             return self.clear(figure)
-        texts = [_said(idle, found.n_rows) for idle in ranked[:3]]
+        texts = [_said(idle, idle_inputs.n_rows) for idle in ranked[:3]]
         if len(ranked) > len(texts):
             texts.append(f"{plural(len(ranked) - len(texts), 'more input')} of this kind.")
         level = _level(ranked[0])
@@ -56,7 +58,7 @@ class SND083(Rule):
             level,
             sentence(*texts),
             figure,
-            effect=1.0 if level == "error" else 1 / (1 + found.n_tensors),
+            effect=1.0 if level == "error" else 1 / (1 + idle_inputs.n_tensors),
             fix=_fix(ranked[0]),
             location=_location(ranked),
         )

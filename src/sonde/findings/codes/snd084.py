@@ -60,19 +60,21 @@ class SND084(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """List the weights by kind, the commonest kind first."""
-        found = evidence.get(altered_weights)
-        if not isinstance(found, AlteredWeights) or not found.n:
+        altered = evidence.get(altered_weights)
+        if not isinstance(altered, AlteredWeights) or not altered.n:
             return self.not_applicable("no weight of 64 entries or more ran")
-        share = len(found.found) / found.n
+        share = len(altered.found) / altered.n
         figure = Figure("altered_weights", share, unit="share", null=0.0, threshold=0.0)
-        if not found.found:
+        if not altered.found:
             return self.clear(figure)
-        kinds = {one.kind: [x for x in found.found if x.kind == one.kind] for one in found.found}
+        kinds = {
+            one.kind: [x for x in altered.found if x.kind == one.kind] for one in altered.found
+        }
         ranked = sorted(kinds.values(), key=len, reverse=True)
-        paths = tuple(dict.fromkeys(p for one in found.found for p in (one.path, one.other) if p))
+        paths = tuple(dict.fromkeys(p for one in altered.found for p in (one.path, one.other) if p))
         return self.raised_with(
             "note" if share >= self.purpose else "warning",
-            sentence(*(_said(some) for some in ranked), f"{plural(found.n, 'weight')} tested."),
+            sentence(*(_said(some) for some in ranked), f"{plural(altered.n, 'weight')} tested."),
             figure,
             sites=paths,
             effect=min(1.0, 0.5 + share / 2),

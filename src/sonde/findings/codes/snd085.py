@@ -90,16 +90,16 @@ class SND085(Rule):
         )
         rows = torch.argsort(worst.counts, descending=True, stable=True)
         rows = rows[worst.counts[rows] > 0]
-        told = [one for one, _, _ in shown if one.tensor == worst.tensor]
-        columns = tuple(dict.fromkeys(one.index for one in told if one.index >= 0))
+        alike = [one for one, _, _ in shown if one.tensor == worst.tensor]
+        columns = tuple(dict.fromkeys(one.index for one in alike if one.index >= 0))
         return self.raised_with(
             "warning" if severe else "note",
             sentence(
                 _said(worst),
                 f"The losses of rows rise with the number of such entries (rank correlation "
                 f"{number(rho, 2)})." if p < limit else "",
-                f"{plural(len(told) - 1, 'more column or channel', 'more columns or channels')}."
-                if len(told) > 1 else "",
+                f"{plural(len(alike) - 1, 'more column or channel', 'more columns or channels')}."
+                if len(alike) > 1 else "",
                 f"{plural(len(repeated.order), 'row')}.",
             ),
             figure,
@@ -116,25 +116,25 @@ class SND085(Rule):
 
 def _losses(evidence: Evidence, repeated: RepeatedValues) -> Float[Tensor, "row"]:
     """Return the loss of each row that was read; NaN if it is not known."""
-    found, order = torch.full((len(repeated.order),), torch.nan), shared_rows(evidence).order
+    losses, order = torch.full((len(repeated.order),), torch.nan), shared_rows(evidence).order
     if order is None:
-        return found
+        return losses
     place = {example: i for i, example in enumerate(repeated.order.tolist())}
     examples = order.tolist()
     for i, answer in known_answers(evidence).items():
         loss, at = answer.get("loss"), place.get(examples[i])
         if loss is not None and at is not None:
-            found[at] = float(loss)
-    return found
+            losses[at] = float(loss)
+    return losses
 
 
 def _rising(one: Repeated, loss: Float[Tensor, "row"]) -> tuple[float, float]:
     """Return the rank correlation of counts and losses, and its one-sided p-value."""
-    known = ~loss.isnan()
-    counts = one.counts[known]
+    is_known = ~loss.isnan()
+    counts = one.counts[is_known]
     if len(counts) < LEAST or bool((counts == counts[0]).all()):
         return 0.0, 1.0
-    test = spearmanr(counts.numpy(), loss[known].numpy(), alternative="greater")
+    test = spearmanr(counts.numpy(), loss[is_known].numpy(), alternative="greater")
     rho, p = float(test.statistic), float(test.pvalue)  # type: ignore[attr-defined]
     return (rho, p) if rho == rho else (0.0, 1.0)
 

@@ -43,15 +43,15 @@ class AnswerCounts(Statistic[AnswerCountsState]):
         self, logits: Float[Tensor, "row class"], label: Int[Tensor, "row"]
     ) -> AnswerCountsState:
         """Return the counts of a batch."""
-        known = label >= 0
-        logits, label = logits[known].detach(), label[known]
+        is_known = label >= 0
+        logits, label = logits[is_known].detach(), label[is_known]
         finite = torch.isfinite(logits).all(1)
         if logits.shape[1] == 1:
             answers = [(logits[:, 0] > cut).long() for cut in (0.0, 0.5)]
         else:
             answers = [logits.nan_to_num(nan=-torch.inf).argmax(1)] * 2
         correct = torch.stack([(finite & (answer == label)).sum() for answer in answers])
-        return AnswerCountsState(int(known.sum()), correct.cpu(), int((~finite).sum()))
+        return AnswerCountsState(int(is_known.sum()), correct.cpu(), int((~finite).sum()))
 
     def merge(self, a: AnswerCountsState, b: AnswerCountsState) -> AnswerCountsState:
         """Return the counts of both sets of rows."""

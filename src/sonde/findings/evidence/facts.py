@@ -45,8 +45,8 @@ def by_answers(data: DataEvidence, logits: Tensor | None) -> DataEvidence:
     if data.target is None:
         return data
     single = logits is not None and logits.ndim == 2 and logits.shape[1] == 1
-    known = data.target[torch.isfinite(data.target)]
-    binary = bool(torch.isin(known, torch.tensor([-1.0, 0.0, 1.0], dtype=known.dtype)).all())
+    targets = data.target[torch.isfinite(data.target)]
+    binary = bool(torch.isin(targets, torch.tensor([-1.0, 0.0, 1.0], dtype=targets.dtype)).all())
     if data.has_labels and (binary or not single):
         return replace(data, target=None)
     return replace(data, label=torch.full_like(data.label, -1))
@@ -100,13 +100,13 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
 
 def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
     """Read a stream of another kind once, keeping its columns but no rows."""
-    found: dict[int, _Example] = {}
+    by_order: dict[int, _Example] = {}
     for batch in stream:
         for i, (order, start) in enumerate(zip(batch.order.tolist(), _starts(batch), strict=True)):
             size = int(batch.extra["size"][i]) if "size" in batch.extra else 0
             document = batch.keys[i], int(batch.occurrence[i])
-            found[order] = _Example(batch.ids[i], document, int(batch.label[i]), start, size)
-    examples = [found[order] for order in sorted(found)]
+            by_order[order] = _Example(batch.ids[i], document, int(batch.label[i]), start, size)
+    examples = [by_order[order] for order in sorted(by_order)]
     return DataEvidence(
         name=name,
         fingerprint=data_fingerprint(stream),
@@ -139,9 +139,9 @@ def _starts(batch: Batch) -> list[int]:
     """Return the position in its document of each example's first row."""
     key = next(iter(batch.rows))
     far = torch.iinfo(torch.int64).max
-    found = torch.full((len(batch.order),), far, dtype=torch.int64)
-    found.scatter_reduce_(0, batch.example[key], batch.position[key].long(), "amin")
-    return found.tolist()
+    starts = torch.full((len(batch.order),), far, dtype=torch.int64)
+    starts.scatter_reduce_(0, batch.example[key], batch.position[key].long(), "amin")
+    return starts.tolist()
 
 
 def _pieces(examples: Sequence[_Example]) -> Int[Tensor, "example"]:

@@ -87,50 +87,50 @@ class ScanStatistics:
     @cached_property
     def roles(self) -> dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]]:
         """Return the statistic, the rows and the filter of each (role, site)."""
-        found: dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]] = {}
+        roles: dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]] = {}
         before = self.entry
         if before is not None:
             first = self.pooled[0].key
-            found["all.received", first] = (Moments("diag"), (before.key,), Every())
+            roles["all.received", first] = (Moments("diag"), (before.key,), Every())
         for site in self.pooled:
             for role, statistic in self._pooled_statistics(site).items():
-                found[role, site.key] = (statistic, (site.key,), Every())
+                roles[role, site.key] = (statistic, (site.key,), Every())
             key = self.all_key(site)
-            found["all.scalars", site.key] = (Scalars(), (key,), WithSinks())
-            found["all.norms", site.key] = (TokenNorms(), (key,), WithSinks())
-            found["all.extremes", site.key] = (Extremes(), (key,), WithSinks())
+            roles["all.scalars", site.key] = (Scalars(), (key,), WithSinks())
+            roles["all.norms", site.key] = (TokenNorms(), (key,), WithSinks())
+            roles["all.extremes", site.key] = (Extremes(), (key,), WithSinks())
             if key != site.key:
                 full = Moments("full" if site.dim <= WIDEST_FULL else "diag")
-                found["all.eighth", site.key] = (full, (key,), Subsample())
-                found["all.groups", site.key] = (GroupMeans(), (key,), Every())
+                roles["all.eighth", site.key] = (full, (key,), Subsample())
+                roles["all.groups", site.key] = (GroupMeans(), (key,), Every())
             if before is not None and before.dim == site.dim and before.axes == site.axes:
                 pair = (self.all_key(before), key)
-                found["all.update", site.key] = (UpdateMoments(), pair, Every())
+                roles["all.update", site.key] = (UpdateMoments(), pair, Every())
             before = site
         first = self.pooled[0].key
         for column in self.columns:
-            found[f"column.{column}", first] = (
+            roles[f"column.{column}", first] = (
                 HashSample(SAMPLE, column=column),
                 (first,),
                 Every(),
             )
         if self.labelled and "logits" in self.columns:
-            found["answers", first] = (AnswerCounts(), (first,), AsScored())
-        return found
+            roles["answers", first] = (AnswerCounts(), (first,), AsScored())
+        return roles
 
     def _pooled_statistics(self, site: SiteSchema) -> dict[str, Statistic[Any]]:
         wide = site.dim > WIDEST_FULL
-        found: dict[str, Statistic[Any]] = {
+        statistics: dict[str, Statistic[Any]] = {
             "scalars": Scalars(),
             "sample": HashSample(SAMPLE),
         }
         if self.labelled:
-            found["classes"] = ClassMoments("diag" if wide else "pooled")
+            statistics["classes"] = ClassMoments("diag" if wide else "pooled")
         else:
-            found["moments"] = Moments("diag" if wide else "full")
+            statistics["moments"] = Moments("diag" if wide else "full")
         if self.whole_groups:
-            found["neighbours"] = NeighbourSums()
-        return found
+            statistics["neighbours"] = NeighbourSums()
+        return statistics
 
     def _requests(self, role: str, site: str) -> list[Request]:
         """Return a role's requests; roles shared with detectors are split into parts."""
@@ -142,8 +142,8 @@ class ScanStatistics:
 
     def requests(self) -> dict[str, Request]:
         """Return every request by id."""
-        found = {r.id: r for name in self.roles for r in self._requests(*name)}
-        return dict(sorted(found.items()))
+        by_id = {r.id: r for name in self.roles for r in self._requests(*name)}
+        return dict(sorted(by_id.items()))
 
     def state(self, role: str, site: str, states: States) -> Any:
         """Return the state of a role at a site over all rows, or None if it saw no row."""
@@ -156,8 +156,8 @@ class ScanStatistics:
 
     def sites(self, states: States, counters: dict[str, int]) -> tuple[SiteEvidence, ...]:
         """Return the evidence of every site that saw at least one finite row."""
-        found = [self._site(schema, states, counters) for schema in self.pooled]
-        return tuple(s for s in found if s is not None)
+        read = [self._site(schema, states, counters) for schema in self.pooled]
+        return tuple(s for s in read if s is not None)
 
     def _site(
         self, schema: SiteSchema, states: States, counters: dict[str, int]
@@ -210,8 +210,8 @@ class ScanStatistics:
     def sampled_columns(self, states: States) -> dict[str, HashSampleState]:
         """Return the sampled columns at the first site."""
         first = self.pooled[0].key
-        found = {c: self.state(f"column.{c}", first, states) for c in self.columns}
-        return {c: s for c, s in found.items() if s is not None}
+        columns = {c: self.state(f"column.{c}", first, states) for c in self.columns}
+        return {c: s for c, s in columns.items() if s is not None}
 
 
 def _diagonal(every: ScalarsState) -> MomentsState:

@@ -260,9 +260,9 @@ class EvidenceParts:
 
     def having(self, known: Mapping[Gatherer[Any], Any]) -> "EvidenceParts":
         """Return a copy with some parts replaced."""
-        found = EvidenceParts(self._stream, {**self._known, **known}, self._only, self._cut)
-        found.missed = self.missed
-        return found
+        parts = EvidenceParts(self._stream, {**self._known, **known}, self._only, self._cut)
+        parts.missed = self.missed
+        return parts
 
     def stop(self) -> None:
         """Compute no further parts: parts that were not requested yet are None from now on."""

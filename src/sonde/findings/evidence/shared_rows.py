@@ -53,9 +53,9 @@ class SharedRows:
         values = self.evidence.column(name, self.evidence.sites[0])
         if values is None:
             return None
-        found = values.detach().cpu()[self.index[0]]
+        rows = values.detach().cpu()[self.index[0]]
         of_classes = name == "logits" and self.evidence.data.has_labels
-        return two_logits(found) if of_classes else found
+        return two_logits(rows) if of_classes else rows
 
 
 def two_logits(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class2"]:
@@ -84,11 +84,11 @@ def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]
         return tuple(torch.arange(len(d)) for d in draws)
     shared = set(draws[0].tolist()).intersection(*(d.tolist() for d in draws[1:]))
     wanted = [d for d in draws[0].tolist() if d in shared]
-    found = []
+    places = []
     for draw in draws:
         at = {d: i for i, d in enumerate(draw.tolist())}
-        found.append(torch.tensor([at[d] for d in wanted], dtype=torch.int64))
-    return tuple(found)
+        places.append(torch.tensor([at[d] for d in wanted], dtype=torch.int64))
+    return tuple(places)
 
 
 def groups_at(evidence: Evidence, order: Int[Tensor, "row"]) -> Int[Tensor, "row"]:

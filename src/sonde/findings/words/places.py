@@ -23,22 +23,22 @@ def places(names: Sequence[str], at_most: int = 3) -> str:
     >>> places([f"blocks.{i}" for i in range(4, 12)]), places(["conv1", "body.0", "body.2"])
     ('blocks.4-11', 'conv1, body.0 and body.2')
     """
-    found: list[tuple[str, int, int, str]] = []
+    runs: list[tuple[str, int, int, str]] = []
     texts: list[str | None] = []
     for name in names:
         match = _NUMBERED.match(name)
         if match is None:
-            found.append((name, -1, -1, ""))
+            runs.append((name, -1, -1, ""))
             texts.append(name)
             continue
         start, number, rest = match[1], int(match[2]), match[3]
-        if found and found[-1][0] == start and found[-1][3] == rest and found[-1][2] == number - 1:
-            found[-1] = (start, found[-1][1], number, rest)
+        if runs and runs[-1][0] == start and runs[-1][3] == rest and runs[-1][2] == number - 1:
+            runs[-1] = (start, runs[-1][1], number, rest)
         else:
-            found.append((start, number, number, rest))
+            runs.append((start, number, number, rest))
             texts.append(None)
     joined = [
-        text if text is not None else _run(*run) for text, run in zip(texts, found, strict=True)
+        text if text is not None else _run(*run) for text, run in zip(texts, runs, strict=True)
     ]
     return listed([shortened(text) for text in joined], at_most)
 
@@ -61,8 +61,8 @@ def sentence(*parts: str) -> str:
 
 def two_names(evidence: Evidence) -> tuple[str, str]:
     """Return the names of the two data sets for sentences."""
-    mine, theirs = told_apart_names(evidence.data.name, evidence.versus.other_data.name)
-    return shortened(mine, 24), shortened(theirs, 24)
+    own, theirs = told_apart_names(evidence.data.name, evidence.versus.other_data.name)
+    return shortened(own, 24), shortened(theirs, 24)
 
 
 def rows_of(site: SiteEvidence, evidence: Evidence) -> str:

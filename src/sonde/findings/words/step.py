@@ -171,14 +171,14 @@ def _folder(options: Mapping[str, Any]) -> str:
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
     """Return options as command-line flags."""
-    found: list[str] = []
+    flags: list[str] = []
     for name, value in options.items():
-        found.append(f"--{name.replace('_', '-')}")
+        flags.append(f"--{name.replace('_', '-')}")
         if isinstance(value, list | tuple):
-            found += map(str, value)
+            flags += map(str, value)
         elif value is not True:
-            found.append(str(value))
-    return found
+            flags.append(str(value))
+    return flags
 
 
 def _expression(name: str, value: Any) -> str:

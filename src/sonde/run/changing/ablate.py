@@ -91,10 +91,10 @@ def ablate(
     """
     calm = negative if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
-    found, options = subject.model, subject.options
-    places = _writers(found)
+    loaded, options = subject.model, subject.options
+    places = _writers(loaded)
     fitted = fit_on(
-        found,
+        loaded,
         DirectionalAblation(),
         contrast(positive, negative, limit=limit),
         "blocks" if site == "auto" else site,
@@ -104,20 +104,20 @@ def ablate(
     )
     candidates = {site: fitted.result(method, site) for method, site in fitted.names}
     target = [
-        side(found, "positive", positive, -1, **options),
-        side(found, "negative", negative, 1, **options),
+        side(loaded, "positive", positive, -1, **options),
+        side(loaded, "negative", negative, 1, **options),
     ]
     showing, usual = (one.inputs for one in target)
-    choice = choose_ablation(found, candidates, showing, usual, sites=places, max_kl=max_kl)
+    choice = choose_ablation(loaded, candidates, showing, usual, sites=places, max_kl=max_kl)
     edit = choice.direction.edit(strength)
     how = f"directional_ablation at {choice.site}, strength {strength:g}"
     words = (data_name(positive), data_name(negative))
     deed = Deed(
         word="ablate",
         subject=subject,
-        plan=replace(fold_writers(found, edit), method=how),
-        act=edit_act(found, edit, places),
-        controls=edit_controls(found, edit, places),
+        plan=replace(fold_writers(loaded, edit), method=how),
+        act=edit_act(loaded, edit, places),
+        controls=edit_controls(loaded, edit, places),
         target=target,
         told=f"{words[0]} less likely than {words[1]}",
         sites=[choice.site],

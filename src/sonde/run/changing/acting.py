@@ -175,9 +175,9 @@ def open_subject(
         If something is at ``output``, the model cannot be written, or has no such neutral data.
     """
     folder, options = Path(output), {**reading, "limit": limit}
-    found = open_for_change(model, folder, device)
-    open_inputs(found, neutral, **{**options, "limit": 1})
-    return Subject(found, folder, neutral, options)
+    opened = open_for_change(model, folder, device)
+    open_inputs(opened, neutral, **{**options, "limit": 1})
+    return Subject(opened, folder, neutral, options)
 
 
 def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
@@ -189,9 +189,9 @@ def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
         If something is at ``output``, or the model cannot be written.
     """
     check_output(output)
-    found = load(model, device=device)
-    check_change(found, output)
-    return found
+    opened = load(model, device=device)
+    check_change(opened, output)
+    return opened
 
 
 def fit_on(
@@ -236,7 +236,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     tables = deed.tables() if is_written else ()
-    said = language_of(model, deed.act, judgement, neutral, deed) if is_written else None
+    language = language_of(model, deed.act, judgement, neutral, deed) if is_written else None
     saved = save_edited(model, deed.plan, output, name=model.name) if is_written else None
     document = edit_document(
         deed.word,
@@ -250,7 +250,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         tables=tables,
         samples=_shown(deed) if saved and show_inputs else (),
         notes=deed.notes,
-        language=said,
+        language=language,
     )
     if saved and is_factory(model.name):
         factory = model.name.partition("@")[0]
@@ -341,11 +341,11 @@ def some_inputs(model: Model, data: Any, **options: Any) -> Inputs:
     same everywhere; the report states the error of the sample.
     """
     limit = min(options.pop("limit", None) or JUDGED, JUDGED)
-    found = open_inputs(model, data, limit=limit, **options)
-    first = next(found.batches(0, len(found)), None)
+    inputs = open_inputs(model, data, limit=limit, **options)
+    first = next(inputs.batches(0, len(inputs)), None)
     n_tokens = 1.0 if first is None or first.length is None else float(first.length.double().mean())
     cost = 2.0 * count_weights(model.module) * n_tokens * PASSES
-    return found.first(max(LEAST_JUDGED, int(OPERATIONS / max(cost, 1.0))))
+    return inputs.first(max(LEAST_JUDGED, int(OPERATIONS / max(cost, 1.0))))
 
 
 def _shown(deed: Deed) -> Sequence[dict[str, str]]:
@@ -359,25 +359,25 @@ def samples(model: Model, act: Act, inputs: Inputs) -> Sequence[dict[str, str]]:
     """
     if model.task != "causal" or model.processor is None:
         return []
-    found: list[dict[str, str]] = []
+    pairs: list[dict[str, str]] = []
     for batch in inputs.batches(0, min(N_SAMPLES, len(inputs))):
         ids, mask = batch.kwargs["input_ids"], batch.mask
         for row in range(len(ids)):
             own = ids[row] if mask is None else ids[row][mask[row]]
             prompt = own[:PROMPT][None].to(next(model.module.parameters()).device)
-            told = {"prompt": _decoded(model, prompt[0])}
+            texts = {"prompt": _decoded(model, prompt[0])}
             for word, opened in (("before", None), ("after", act)):
                 with torch.no_grad():
-                    told[word] = _continued(model, prompt, opened)
-            found.append(told)
-    return found[:N_SAMPLES]
+                    texts[word] = _continued(model, prompt, opened)
+            pairs.append(texts)
+    return pairs[:N_SAMPLES]
 
 
 def _continued(model: Model, prompt: Any, act: Act | None) -> str:
     with nullcontext(model.module) if act is None else act() as module:
-        made: Any = module
-        with in_eval(made):
-            out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        generator: Any = module
+        with in_eval(generator):
+            out = generator.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     return _decoded(model, out[0, prompt.shape[1] :])
 
 

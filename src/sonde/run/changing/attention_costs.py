@@ -82,10 +82,10 @@ def pattern_costs(
         raise InputError("pattern_costs: expected at least one example, got none.")
     named = [site + FIGURE for site in sites]  # rows of probs are as wide as their texts are long
     stream = live_stream(model, inputs, named, "mean", logits_asked=True)
-    found = [site.key.partition(FIGURE)[0] for site in stream.schema]
+    attentions = [site.key.partition(FIGURE)[0] for site in stream.schema]
     logits = stream.logits_key
-    trials = [*found, ALL] if len(found) > 1 else found
-    measured = {site: _Outside(limit) for site in found}
+    trials = [*attentions, ALL] if len(attentions) > 1 else attentions
+    measured = {site: _Outside(limit) for site in attentions}
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in trials}
     with Bar("attention", len(inputs) * (1 + len(trials)), shown=progress) as bar:
         for batch in inputs.batches(0, len(inputs)):
@@ -97,7 +97,7 @@ def pattern_costs(
                 with editing(
                     model,
                     measured[trial] if alone else limit,
-                    [trial] if alone else found,
+                    [trial] if alone else attentions,
                     here=True,
                 ):
                     new = answers(model, model.module, batch, logits)

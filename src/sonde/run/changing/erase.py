@@ -148,36 +148,36 @@ def erase(
     concept.check()
     calm = concept.neutral if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
-    found, options = subject.model, subject.options
+    loaded, options = subject.model, subject.options
     if not site:
-        raise InputError(f"sonde edit erase: expected --site. {_choice(found)}")
+        raise InputError(f"sonde edit erase: expected --site. {_choice(loaded)}")
     try:
-        require_foldable(found, site, _any_erasure)
+        require_foldable(loaded, site, _any_erasure)
     except StateError as error:
-        raise InputError(f"sonde edit erase: {error} {_choice(found)}") from error
+        raise InputError(f"sonde edit erase: {error} {_choice(loaded)}") from error
     instrument = find(method)()
     rows, how = concept.rows("train", limit)
     fitted = fit_on(
-        found, instrument, rows, site, reducer=reducer, progress=progress, **reading, **how
+        loaded, instrument, rows, site, reducer=reducer, progress=progress, **reading, **how
     )
     place, eraser = fitted.names[0][1], fitted.result(instrument)
     edit = eraser.edit(strength)
     try:
-        plan = fold_edit(found, edit, place)
+        plan = fold_edit(loaded, edit, place)
     except StateError as error:
         raise InputError(f"sonde edit erase: {error}") from error
-    target = [side(found, part, *word, **options) for part, word in concept.sides().items()]
+    target = [side(loaded, part, *word, **options) for part, word in concept.sides().items()]
 
     @cache
     def probes() -> tuple[EditTable, Efficacy]:
-        return _probes(found, edit, place, concept, {"reducer": reducer, **reading})
+        return _probes(loaded, edit, place, concept, {"reducer": reducer, **reading})
 
     deed = Deed(
         word="erase",
         subject=subject,
         plan=replace(plan, method=f"{method} at {site}, strength {strength:g}"),
-        act=edit_act(found, edit, [place]),
-        controls=edit_controls(found, edit, [place]),
+        act=edit_act(loaded, edit, [place]),
+        controls=edit_controls(loaded, edit, [place]),
         target=target,
         told=concept.told,
         sites=[place],
@@ -228,8 +228,8 @@ def _probes(
         for k in later
     )
     chance, linear = before[later[0]].majority, (before[later[0]].linear, after[later[0]].linear)
-    known = linear[0] - chance
-    erased = (linear[0] - linear[1]) / known if known > 0 else float("nan")
+    above_chance = linear[0] - chance
+    erased = (linear[0] - linear[1]) / above_chance if above_chance > 0 else float("nan")
     meaning = "fraction of a linear probe's accuracy above chance that is gone at the site"
     return EditTable(title, columns, rows), Efficacy(min(1.0, erased), meaning)
 

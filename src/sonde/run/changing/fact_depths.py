@@ -62,8 +62,8 @@ def _subject_tokens(model: Model, facts: Sequence[Fact], texts: FactTexts) -> Te
     for i, fact in enumerate(facts):
         end = fact.prompt.rindex(fact.subject) + len(fact.subject)
         begin = end - len(fact.subject)
-        found = model.processor(fact.prompt, return_offsets_mapping=True)["offset_mapping"]
-        for j, (start, stop) in enumerate(found):
+        offsets = model.processor(fact.prompt, return_offsets_mapping=True)["offset_mapping"]
+        for j, (start, stop) in enumerate(offsets):
             marks[i, j] = stop > start and start < end and stop > begin
     return marks
 

@@ -48,9 +48,9 @@ class FactFigures:
     @property
     def merit(self) -> tuple[float, float]:
         """The smallest measured figure after the change, and the sum of all."""
-        found = (self.efficacy[1], self.generality[1], self.specificity)
-        known = [value for value in found if not math.isnan(value)]
-        return min(known), sum(known)
+        values = (self.efficacy[1], self.generality[1], self.specificity)
+        numbers = [value for value in values if not math.isnan(value)]
+        return min(numbers), sum(numbers)
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,18 @@ def made_wordings(fact: Fact) -> tuple[str, ...]:
     >>> made_wordings(Fact("The capital of France is", "France", " Rome"))[-1]
     "France's capital is"
     """
-    found = [context + fact.prompt for context in CONTEXTS]
+    wordings = [context + fact.prompt for context in CONTEXTS]
     match = OF.match(fact.prompt)
     if match and match["subject"] == fact.subject:
         what, verb = match["what"], match["verb"]
         of = f"the {what} of {fact.subject}"
-        found += [
+        wordings += [
             f"{fact.subject}, whose {what} {verb}",
             f"Question: what {verb} {of}? Answer: {of} {verb}",
             f"Everybody knows the name of {of}, which {verb}",
             f"{fact.subject}'s {what} {verb}",
         ]
-    return tuple(found)
+    return tuple(wordings)
 
 
 def made_neighbours(model: Model, fact: Fact) -> tuple[str, ...]:
@@ -129,11 +129,11 @@ def made_neighbours(model: Model, fact: Fact) -> tuple[str, ...]:
         return ()
     chances = next_chances(model, model.module, [fact.prompt, *prompts])
     sure, answer = chances.max(1)
-    found: dict[int, str] = {}
+    neighbours: dict[int, str] = {}
     for prompt, p, token in zip(prompts, sure[1:].tolist(), answer[1:].tolist(), strict=True):
         if p >= CONFIDENT and token != int(answer[0]):
-            found.setdefault(token, prompt)
-    return tuple([*found.values()][:MOST])
+            neighbours.setdefault(token, prompt)
+    return tuple([*neighbours.values()][:MOST])
 
 
 def embedding_layer(module: nn.Module) -> nn.Module | None:
@@ -144,12 +144,12 @@ def embedding_layer(module: nn.Module) -> nn.Module | None:
 
 def next_chances(model: Model, module: nn.Module, prompts: Sequence[str]) -> Tensor:
     """Return the probabilities of the next token after each prompt, (prompt, token)."""
-    found: list[Tensor] = []
+    chances: list[Tensor] = []
     with torch.no_grad(), in_eval(module):
         for prompt in prompts:
             ids = encoded(model, prompt)
-            found.append(module(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(0))
-    return torch.stack(found).cpu()
+            chances.append(module(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(0))
+    return torch.stack(chances).cpu()
 
 
 def encoded(model: Model, text: str) -> Tensor:
@@ -207,5 +207,5 @@ def _gives(model: Model, module: nn.Module, prompt: str, target: str) -> bool:
     while n > 1 and not torch.equal(start[0, :n], whole[0, :n]):
         n -= 1  # the last token of the prompt goes on into the target
     with torch.no_grad(), in_eval(module):
-        said = module(input_ids=whole, use_cache=False).logits[0, n - 1 : -1].argmax(1)
-    return bool((said == whole[0, n:]).all())
+        predicted = module(input_ids=whole, use_cache=False).logits[0, n - 1 : -1].argmax(1)
+    return bool((predicted == whole[0, n:]).all())

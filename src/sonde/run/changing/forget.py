@@ -94,18 +94,18 @@ def forget(
             "edit forget: expected --retain, the training data that the model must not "
             "forget, got none. Name this data, or name the class to forget with --of-class."
         )
-    found = open_for_change(model, output, device)
+    opened = open_for_change(model, output, device)
     kept = data if retain is None else retain
     words = {"forget": data, "retain": kept, "held": held}
-    sides = _sides(found, words, of_class, {**reading, "limit": limit})
-    plan = rule.plan(found, sides)
-    act, calm = plan_act(found, plan), sides["retain"].first(JUDGED)
+    sides = _sides(opened, words, of_class, {**reading, "limit": limit})
+    plan = rule.plan(opened, sides)
+    act, calm = plan_act(opened, plan), sides["retain"].first(JUDGED)
     judgement = judge(
-        found,
+        opened,
         act,
         [JudgedSide("forget", sides["forget"].first(JUDGED), -1)],
         calm,
-        controls=plan_controls(found, plan),
+        controls=plan_controls(opened, plan),
         progress=progress,
     )
     if judgement.too_large and not force:
@@ -115,18 +115,18 @@ def forget(
         )
     notes = idle_note(judgement, force=force)
     only = "" if of_class is None else f", class {of_class}"
-    told: dict[str, Any] = {
-        "model": found.name,
+    facts: dict[str, Any] = {
+        "model": opened.name,
         "method": plan.method,
         "target": f"{data_name(data)}{only} less likely",
         "neutral": data_name(kept),
     }
     if notes and not force:
-        document = edit_document("forget", judgement, places=list(plan.changes), **told)
+        document = edit_document("forget", judgement, places=list(plan.changes), **facts)
         return Change(document, None, judgement, notes)
-    anew = Retrain().plan(found, sides).fold(found) if retrain else None
-    became = forgotten(found, plan.fold(found), **sides, retrained=anew)
-    saved = save_edited(found, plan, output, name=found.name)
+    anew = Retrain().plan(opened, sides).fold(opened) if retrain else None
+    became = forgotten(opened, plan.fold(opened), **sides, retrained=anew)
+    saved = save_edited(opened, plan, output, name=opened.name)
     document = edit_document(
         "forget",
         judgement,
@@ -134,8 +134,8 @@ def forget(
         output=str(output),
         tables=tables_of(became),
         notes=_remarks(became),
-        language=language_of(found, act, judgement, calm),
-        **told,
+        language=language_of(opened, act, judgement, calm),
+        **facts,
     )
     return Change({**document, "forgotten": became.json()}, output, judgement, notes)
 
@@ -152,7 +152,7 @@ def _sides(
     model: Model, words: dict[str, Any], of_class: str | None, options: dict[str, Any]
 ) -> dict[str, ItemInputs]:
     """Return the data by part: forget, retain, and held if it was given."""
-    found: dict[str, ItemInputs] = {}
+    sides: dict[str, ItemInputs] = {}
     for part, word in words.items():
         if word is None:
             continue
@@ -160,10 +160,10 @@ def _sides(
         data = open_inputs(model, word, split=split, **options)
         if of_class is not None:
             data = data.of_class(of_class, without=part == "retain")
-        found[part] = data
+        sides[part] = data
         if not len(data):
             raise InputError(f"--{part}: expected examples, got none. Give it other data.")
-    return found
+    return sides
 
 
 def _remarks(found: Forgotten) -> list[str]:
@@ -188,8 +188,10 @@ def tables_of(found: Forgotten) -> list[EditTable]:
         "after": found.attack,
         "trained anew": found.attack_retrained,
     }
-    told = tuple((n, float(m.value), m.low, m.high) for n, m in attacks.items() if m is not None)
-    if told:
+    attack_rows = tuple(
+        (n, float(m.value), m.low, m.high) for n, m in attacks.items() if m is not None
+    )
+    if attack_rows:
         title = "Membership attack by low loss, forgotten against unseen examples; 0.5 is chance"
-        tables.append(EditTable(title, ("model", "AUROC", "low", "high"), told))
+        tables.append(EditTable(title, ("model", "AUROC", "low", "high"), attack_rows))
     return tables

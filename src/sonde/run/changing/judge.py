@@ -98,9 +98,9 @@ class Judgement:
     @property
     def control(self) -> tuple[float, float]:
         """Mean and standard deviation of the effects of random changes; NaN without any."""
-        found = torch.tensor(self.controls, dtype=torch.float64)
-        spread = float(found.std()) if len(found) > 1 else float("nan")
-        return float(found.mean()), spread
+        rises = torch.tensor(self.controls, dtype=torch.float64)
+        spread = float(rises.std()) if len(rises) > 1 else float("nan")
+        return float(rises.mean()), spread
 
     @property
     def beyond_control(self) -> float:
@@ -124,14 +124,14 @@ class Judgement:
     @property
     def too_large(self) -> str:
         """Reason why the change is too large to accept; empty if it is not too large."""
-        said: list[str] = []
+        reasons: list[str] = []
         if self.size > LARGEST_SIZE:
-            said.append(f"it moves states by {self.size:.3g} of their standard deviations")
+            reasons.append(f"it moves states by {self.size:.3g} of their standard deviations")
         worst = max(self.loss.value, self.kl.value)
         if worst > LARGEST_DAMAGE:
-            said.append(f"it costs {worst:.3g} nats on neutral data")
+            reasons.append(f"it costs {worst:.3g} nats on neutral data")
         limits = f"limits: {LARGEST_SIZE:g} standard deviations, {LARGEST_DAMAGE:g} nats"
-        return f"{' and '.join(said)} ({limits})" if said else ""
+        return f"{' and '.join(reasons)} ({limits})" if reasons else ""
 
     def json(self) -> dict[str, Any]:
         """Return the judgement as JSON values for reports."""
@@ -271,8 +271,8 @@ class _ModelTrial:
         parts: list[Tensor] = []
         with act() as module:
             for batch in inputs.batches(0, len(inputs)):
-                found = answers(self.model, module, batch, self.logits)
-                parts.append(found.per_example(found.log_p_of_truth, len(batch)))
+                answered = answers(self.model, module, batch, self.logits)
+                parts.append(answered.per_example(answered.log_p_of_truth, len(batch)))
                 self.bar.advance(len(batch))
         return torch.cat(parts)
 
@@ -359,17 +359,17 @@ def difference(rises: Tensor, keys: Sequence[bytes]) -> Difference:
     keys : sequence of bytes
         The group of each example.
     """
-    known = ~rises.isnan()
-    n = int(known.sum())
+    is_known = ~rises.isnan()
+    n = int(is_known.sum())
     if not n:
         raise InputError(
             "judge: expected examples whose correct answer is known (labels, or texts of at "
             "least two tokens), got none. Give data with labels."
         )
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    group = torch.tensor([numbers[key] for key in keys])[known]
-    se = group_error(rises[known] / n, group, len(group.unique()))
-    return Difference(float(rises[known].mean()), se, n)
+    group = torch.tensor([numbers[key] for key in keys])[is_known]
+    se = group_error(rises[is_known] / n, group, len(group.unique()))
+    return Difference(float(rises[is_known].mean()), se, n)
 
 
 def _together(target: Sequence[JudgedSide], by_side: Mapping[str, Difference]) -> Difference:

@@ -71,28 +71,28 @@ def judge_edit(
     InputError
         If the model does not write texts.
     """
-    found = load(model, device=device)
-    if not writes_texts(found):
+    original = load(model, device=device)
+    if not writes_texts(original):
         raise InputError(
-            f"judge_edit: expected a language model with its tokenizer, got {found!r}. Use "
+            f"judge_edit: expected a language model with its tokenizer, got {original!r}. Use "
             "sonde.evaluate or sonde.compare for other models."
         )
-    act, asked = _act(found, changed, device), [facts] if isinstance(facts, Fact) else [*facts]
+    act, asked = _act(original, changed, device), [facts] if isinstance(facts, Fact) else [*facts]
     options = {**reading, "limit": limit}
-    neutral = None if data is None else some_inputs(found, data, **options)
+    neutral = None if data is None else some_inputs(original, data, **options)
     words = {"positive": (positive, 1), "negative": (negative, -1)}
-    sides = [side(found, n, w, s, **options) for n, (w, s) in words.items() if w is not None]
+    sides = [side(original, n, w, s, **options) for n, (w, s) in words.items() if w is not None]
     figures = measure_language(
-        found,
+        original,
         act,
-        facts=FactPrompts.of(found, asked) if asked else None,
+        facts=FactPrompts.of(original, asked) if asked else None,
         neutral=neutral,
-        **_moved(found, act, sides, neutral, progress=progress),
+        **_moved(original, act, sides, neutral, progress=progress),
     )
     document = edit_document(
         "judge",
         None,
-        model=found.name,
+        model=original.name,
         method=changed if isinstance(changed, str) else getattr(changed, "name", "a given change"),
         places=[],
         target="what was asked for",
@@ -128,9 +128,9 @@ def _moved(
     if not sides:
         damage = measure_damage(model, act, calm)
         return {"kept": damage.kept, "rise_nats": damage.means(calm)[0].value}
-    found = judge(model, act, sides, calm, progress=progress)
+    judgement = judge(model, act, sides, calm, progress=progress)
     return {
-        "efficacy": Efficacy(found.separation),
-        "kept": found.kept,
-        "rise_nats": found.loss.value,
+        "efficacy": Efficacy(judgement.separation),
+        "kept": judgement.kept,
+        "rise_nats": judgement.loss.value,
     }

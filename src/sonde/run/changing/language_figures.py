@@ -139,11 +139,11 @@ def measure_language(
         Texts that the model continues, besides some requests.
     """
     asked = None if facts is None else measure_facts(model, act, facts)
-    told = () if facts is None else facts.facts[:PROMPTS]
+    asked_facts = () if facts is None else facts.facts[:PROMPTS]
     starts = {
         "requests": prompts_of(model),
         "neutral texts": _starts(model, neutral),
-        "facts": [fact.prompt + fact.target for fact in told],
+        "facts": [fact.prompt + fact.target for fact in asked_facts],
     }
     wrote = {kind: measure_writing(model, act, some) for kind, some in starts.items() if some}
     return LanguageFigures((*_target_lines(asked, efficacy, kept), *_text_lines(wrote, rise_nats)))
@@ -219,11 +219,11 @@ def _starts(model: Model, neutral: Inputs | None) -> list[str]:
     """Return the first tokens of some neutral texts."""
     if neutral is None:
         return []
-    found: list[str] = []
+    starts: list[str] = []
     for batch in neutral.batches(0, min(PROMPTS, len(neutral))):
         ids, mask = batch.kwargs["input_ids"], batch.mask
         for row in range(len(ids)):
             own = ids[row] if mask is None else ids[row][mask[row].to(ids.device)]
             text = model.processor.decode(own[:START].tolist(), skip_special_tokens=True)
-            found.append(str(text))
-    return [text for text in found if text][:PROMPTS]
+            starts.append(str(text))
+    return [text for text in starts if text][:PROMPTS]

@@ -72,18 +72,18 @@ def limit_attention(
     if limit < 1:
         raise InputError(f"--limit: expected at least 1, got {limit}.")
     edit = LimitAttention(pattern, grid, prefix, strength=strength)
-    found = load(model, device=device)
-    whole = open_inputs(found, data, **reading)
+    opened = load(model, device=device)
+    whole = open_inputs(opened, data, **reading)
     inputs = whole if len(whole) <= limit else whole.drawn(limit, SEED)
     named = sites.split(",") if isinstance(sites, str) else sites
     ports = [site if ":" in site else site + PORT for site in named]
-    costs = pattern_costs(found, inputs, edit, ports, progress=progress)
+    costs = pattern_costs(opened, inputs, edit, ports, progress=progress)
     layers = [cost for cost in costs if cost.site != ALL]
     far = [cost for cost in layers if cost.is_far(max_kl)]
     document = edit_document(
         "attention",
         None,
-        model=found.name,
+        model=opened.name,
         method=f"LimitAttention({pattern!r}), strength {strength:g}",
         places=[cost.site for cost in layers],
         target=f"answers to {data_name(data)}, {plural(len(inputs), 'example')}",
@@ -129,19 +129,19 @@ def _verdict(
     )
     if not far:
         worst = max(layers, key=lambda cost: cost.kl.value)
-        said = (
+        words = (
             f"No layer clearly needs attention beyond {pattern}: limiting a single layer "
             "costs at most "
         )
-        return said + f"{worst.kl.value:.3g} nats" + (f" ({whole})." if whole else ".")
+        return words + f"{worst.kl.value:.3g} nats" + (f" ({whole})." if whole else ".")
     names = _short([cost.site for cost in layers])
     order = sorted(far, key=lambda cost: -cost.kl.value)
     shown = ", ".join(f"{names[c.site]} ({c.kl.value:.2g})" for c in order[:3])
     more = f" and {len(order) - 3} more" if len(order) > 3 else ""
     need = "needs" if len(far) == 1 else "need"
-    said = f"{len(far)} of {plural(len(layers), 'layer')} {need} attention beyond {pattern}: "
-    said += f"{shown}{more}"
-    return said + (f"; {whole}." if whole else " nats.")
+    words = f"{len(far)} of {plural(len(layers), 'layer')} {need} attention beyond {pattern}: "
+    words += f"{shown}{more}"
+    return words + (f"; {whole}." if whole else " nats.")
 
 
 def _short(sites: list[str]) -> dict[str, str]:

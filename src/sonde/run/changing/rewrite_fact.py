@@ -103,33 +103,33 @@ def rewrite_fact(
     require_task(model, ("causal",), "rewrite_fact: expected a causal language model")
     calm = data if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
-    found = subject.model
-    prompts = FactPrompts.of(found, asked)
+    loaded = subject.model
+    prompts = FactPrompts.of(loaded, asked)
     tried = prompts.n_neighbours >= LEAST and layer == "auto"
-    places = _layers(found, layer, asked, TRIED if tried else 1)
+    places = _layers(loaded, layer, asked, TRIED if tried else 1)
     search: dict[str, Any] = {"steps": steps, "largest": largest}
     how = {"sites": [f"{p}:in" for p in places], "reducer": "tokens", "split": "train"}
-    stream = read(found, data, **how, **subject.options)
+    stream = read(loaded, data, **how, **subject.options)
     fitted = fit(SecondMoment(ridge=ridge), stream, progress=progress)
     plans = {
         place: (
             RankOneEdit(asked[0], place, **search)
             if len(asked) == 1
             else BatchEdit(asked, [place], **search)
-        ).plan(found, fitted)
+        ).plan(loaded, fitted)
         for place in places
     }
-    place = _best(found, plans, prompts.half(0))
+    place = _best(loaded, plans, prompts.half(0))
     plan, held = plans[place], prompts if len(plans) == 1 else prompts.half(1)
-    answers = FactAnswers(found, asked, PREFIXES)
+    answers = FactAnswers(loaded, asked, PREFIXES)
     figures = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
     first, more = asked[0], f", and {len(asked) - 1} more" if len(asked) > 1 else ""
     deed = Deed(
         word="rewrite-fact",
         subject=subject,
         plan=plan,
-        act=plan_act(found, plan),
-        controls=plan_controls(found, plan),
+        act=plan_act(loaded, plan),
+        controls=plan_controls(loaded, plan),
         target=[JudgedSide("target", answers)],
         told=f"{first.prompt!r} goes on with {first.target!r}{more}",
         sites=[f"{place}:out"],
@@ -176,13 +176,13 @@ def _layers(model: Model, layer: str, facts: Sequence[Fact], n: int) -> list[str
         return [resolve(model.module, layer)[0].path]
     places: dict[str, None] = {}
     for block in (site.path for site in resolve(model.module, "blocks")):
-        found = linear_layers(model.module, block)
-        if not found:
+        in_block = linear_layers(model.module, block)
+        if not in_block:
             raise InputError(
                 f"sonde edit rewrite-fact: expected a linear layer in {block}, got none. Name one "
                 "with --layer."
             )
-        places[found[-1]] = None
+        places[in_block[-1]] = None
     last = [*places]
     if n == 1 or len(last) <= n:
         return last if len(last) <= n else [last[round(DEPTH * (len(last) - 1))]]
@@ -192,8 +192,8 @@ def _layers(model: Model, layer: str, facts: Sequence[Fact], n: int) -> list[str
 
 def _apart(order: Sequence[int], n: int, gap: int) -> list[int]:
     """Return the first ``n`` numbers of an order, leaving out those within ``gap`` of another."""
-    found: list[int] = []
+    apart: list[int] = []
     for i in order:
-        if all(abs(i - j) > gap for j in found):
-            found.append(i)
-    return found[:n]
+        if all(abs(i - j) > gap for j in apart):
+            apart.append(i)
+    return apart[:n]

@@ -66,20 +66,22 @@ def search_backdoor(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
-    found, notes = load_for_gradients(model, device=device)
+    opened, notes = load_for_gradients(model, device=device)
     if folder is not None:
-        check_change(found, folder)
-    clean = open_inputs(found, data, limit=limit, **reading)
-    finding = find_backdoor(found, clean, steps=steps, progress=progress)
+        check_change(opened, folder)
+    clean = open_inputs(opened, data, limit=limit, **reading)
+    finding = find_backdoor(opened, clean, steps=steps, progress=progress)
     names = dict(enumerate(clean.label_names))
     change = Change({})
     plan: RewritePlan | None = None
     if folder is not None:
-        plan, change = _remove(found, clean, finding, folder, names, force=force, progress=progress)
+        plan, change = _remove(
+            opened, clean, finding, folder, names, force=force, progress=progress
+        )
     document = edit_document(
         "find-backdoor",
         change.judgement,
-        model=found.name,
+        model=opened.name,
         method="find_backdoor" if plan is None else plan.method,
         places=[] if plan is None else list(plan.changes),
         target="images with the trigger that are classified correctly",
@@ -133,11 +135,9 @@ def _tables(
 ) -> list[EditTable]:
     sizes = finding.size.tolist()
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    found = tuple((names.get(c, str(c)), round(sizes[c], 4)) for c in order)
+    rows = tuple((names.get(c, str(c)), round(sizes[c], 4)) for c in order)
     tables = [
-        EditTable(
-            "Fraction of the image that the smallest patch covers", ("class", "share"), found
-        ),
+        EditTable("Fraction of the image that the smallest patch covers", ("class", "share"), rows),
         EditTable(
             "The trigger: # bright, o dark, . not covered",
             ("line",),

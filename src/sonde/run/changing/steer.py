@@ -113,18 +113,18 @@ def steer(
     """
     calm = negative if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
-    found = subject.model
-    _require_foldable(found, site)
+    loaded = subject.model
+    _require_foldable(loaded, site)
     fitted = steering_directions(
-        found, positive, negative, site=site, method=method, reducer=reducer, limit=limit,
+        loaded, positive, negative, site=site, method=method, reducer=reducer, limit=limit,
         progress=progress, **reading,
     )  # fmt: skip
     steering, place = _chosen(fitted, site, method)
     if strength is None:
         strength = largest_strength(
-            found,
-            lambda strength: edit_act(found, steering.edit(strength), [place]),
-            some_inputs(found, calm, **subject.options),
+            loaded,
+            lambda strength: edit_act(loaded, steering.edit(strength), [place]),
+            some_inputs(loaded, calm, **subject.options),
             [place],
         )
     deed = _deed(subject, steering, place, strength, (positive, negative), method)
@@ -171,9 +171,9 @@ def save_control_vector(
     strength : float, optional
         In spreads of the states; by default 2.
     """
-    found = [fitted.result(method, site) for method, site in fitted.names]
+    results = [fitted.result(method, site) for method, site in fitted.names]
     scale = VECTOR_STRENGTH if strength is None else strength
-    vectors = {n: scale * r.spread * r.vector for n, r in enumerate(found)}
+    vectors = {n: scale * r.spread * r.vector for n, r in enumerate(results)}
     kind = getattr(model.config, "model_type", "") or type(model.module).__name__
     write_control_vector(output, kind, vectors)
     return len(vectors) - 1

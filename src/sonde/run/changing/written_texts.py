@@ -134,18 +134,18 @@ def _written(model: Model, module: Any, asked: Sequence[list[int]], n: int) -> l
         out = module.generate(
             ids, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0
         )
-    found: list[Text] = []
+    texts: list[Text] = []
     for row, prompt in zip(out, asked, strict=True):
         new = row[longest:].tolist()
         stop = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
-        found.append((torch.tensor(prompt + new[:stop], device=device), len(prompt)))
-    return found
+        texts.append((torch.tensor(prompt + new[:stop], device=device), len(prompt)))
+    return texts
 
 
 def _end_ids(module: Any) -> frozenset[int]:
     """Return the tokens that end a text."""
-    found = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    ids = found if isinstance(found, list) else [found]
+    configured = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in ids if i is not None)
 
 
@@ -170,8 +170,8 @@ def _entropy(texts: Sequence[Text]) -> float:
 
 
 def _refusals(model: Model, texts: Sequence[Text]) -> float:
-    said = [str(model.processor.decode(ids[n:].tolist())) for ids, n in texts]
-    return sum(map(is_refusal, said)) / len(said)
+    decoded = [str(model.processor.decode(ids[n:].tolist())) for ids, n in texts]
+    return sum(map(is_refusal, decoded)) / len(decoded)
 
 
 def is_refusal(text: str) -> bool:

@@ -71,9 +71,9 @@ def encode_file(
     raw = _read(path)
     target = path.with_name(path.name + SUFFIX) if output is None else Path(output)
     _refuse_same(path, target)
-    found = _language_model(model, device)
-    coder = SequenceCoder(found, progress=progress, window=window, rows=rows)
-    contents = contents_of(raw, found)
+    language_model = _language_model(model, device)
+    coder = SequenceCoder(language_model, progress=progress, window=window, rows=rows)
+    contents = contents_of(raw, language_model)
     coded = write_contents(contents, coder)
     atomic_write(target, coded)
     document = {
@@ -85,8 +85,8 @@ def encode_file(
         "n_tokens": len(contents.ids),
         "bits_per_token": 8 * len(coded) / max(1, len(contents.ids)),
         "plain_bytes": plain_sizes(raw, contents),
-        "model": found.name,
-        "model_bytes": model_bytes(found.module),
+        "model": language_model.name,
+        "model_bytes": model_bytes(language_model.module),
     }
     return CodedFile(target, document)
 
@@ -121,9 +121,9 @@ def decode_file(
     """
     path = Path(file)
     raw, target = _read(path), _decoded_path(path, output)
-    found = _language_model(model, device)
-    contents = read_contents(raw, SequenceCoder(found, progress=progress))
-    decoded = file_of(contents, found)
+    language_model = _language_model(model, device)
+    contents = read_contents(raw, SequenceCoder(language_model, progress=progress))
+    decoded = file_of(contents, language_model)
     atomic_write(target, decoded)
     document = {"output": str(target), "kind": contents.kind, "file_bytes": len(decoded)}
     return CodedFile(target, document)

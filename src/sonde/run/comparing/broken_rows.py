@@ -33,10 +33,10 @@ def broken_rows(first: Fitted, second: Fitted, key: str) -> Comparison | None:
 
     None if neither side has such a row, or counted its rows.
     """
-    found = [_broken(bundle, key) for bundle in (first, second)]
-    if None in found or not any(count[0] for count in found if count):
+    counts = [_broken(bundle, key) for bundle in (first, second)]
+    if None in counts or not any(count[0] for count in counts if count):
         return None
-    (a, n), (b, m) = (count for count in found if count)
+    (a, n), (b, m) = (count for count in counts if count)
     units = [_independent(bundle, rows) for bundle, rows in ((first, n), (second, m))]
     return _compared(
         (a, n), (b, m), (units[0], units[1]), "rows with NaN, infinity or huge numbers"
@@ -52,12 +52,12 @@ def missing_values(first: Fitted, second: Fitted) -> dict[str, Comparison]:
     if not one or not other:
         return {}
     n, m = int(one["rows"]), int(other["rows"])
-    found: dict[str, Comparison] = {}
+    comparisons: dict[str, Comparison] = {}
     for name in dict.fromkeys((*one["columns"], *other["columns"])):
         counts = (one["columns"].get(name, 0), n), (other["columns"].get(name, 0), m)
         if counts[0][0] or counts[1][0]:
-            found[name] = _compared(*counts, (n, m), "rows without a value")
-    return found
+            comparisons[name] = _compared(*counts, (n, m), "rows without a value")
+    return comparisons
 
 
 def _broken(bundle: Fitted, key: str) -> Count | None:

@@ -149,24 +149,24 @@ def drift(
     named = _known(first, second, len(keys), level) if shifts is None else shifts
     chosen = [named] if isinstance(named, Shift) else list(named)
     tasks = [Task(shift, (key,)) for shift in chosen for key in keys]
-    made = Drift({}, {}, rows=_sameness(first, second, keys), identical=_identical(first, second))
+    result = Drift({}, {}, rows=_sameness(first, second, keys), identical=_identical(first, second))
     with Bar("drift", len(tasks), progress) as bar:
         for name, task in zip(names_of(tasks), tasks, strict=True):
-            _note(made, name, first, second, task, asked=shifts is not None)
+            _note(result, name, first, second, task, asked=shifts is not None)
             bar.advance(1)
     if shifts is None:
-        _count_rows_left_out(made, first, second, keys)
-    if not made.found and not made.left_out:
+        _count_rows_left_out(result, first, second, keys)
+    if not result.found and not result.left_out:
         raise InputError(
             "drift: expected bundles that both hold the states of a shift, got none. "
             "Fit both with hotelling, unit_shift or another; `sonde methods detect` lists them."
         )
     for key in keys:
-        sides = [c.sides for (_, site), c in made.found.items() if site == key]
+        sides = [c.sides for (_, site), c in result.found.items() if site == key]
         where = _direction(first, second, key, sides) if sides else None
         if where is not None:
-            made.directions[key] = where
-    return made
+            result.directions[key] = where
+    return result
 
 
 def _count_rows_left_out(made: Drift, first: Fitted, second: Fitted, keys: list[str]) -> None:
@@ -185,8 +185,8 @@ def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, ask
     try:
         one, other = (_side(bundle, task) for bundle in (first, second))
         if one is not None and other is not None:
-            found = one.side.compare(other.side)
-            made.found[name] = _withheld(found, made, first, second, task.keys[0])
+            comparison = one.side.compare(other.side)
+            made.found[name] = _withheld(comparison, made, first, second, task.keys[0])
             made.basis[name] = (one.basis, other.basis)
         elif asked:
             made.left_out[name] = (
@@ -236,10 +236,12 @@ def _side(bundle: Fitted, task: Task) -> _Found | None:
     beside = sample(bundle, key)
     if beside is not None and "sample" not in states:
         states["sample"] = beside.state
-    found = [e for e in held.values() if e is not None]
-    groups = groups_of(bundle, side.n, found[0].part)  # the side counts the rows of its first state
+    held_states = [e for e in held.values() if e is not None]
+    groups = groups_of(
+        bundle, side.n, held_states[0].part
+    )  # the side counts the rows of its first state
     side = replace(side, states=states, groups=groups, data=_data(bundle))
-    return _Found(side, " and ".join(dict.fromkeys(e.basis for e in found)))
+    return _Found(side, " and ".join(dict.fromkeys(e.basis for e in held_states)))
 
 
 def _data(bundle: Fitted) -> str:
@@ -250,10 +252,10 @@ def _data(bundle: Fitted) -> str:
 
 def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleState, int]]:
     """Return each bundle's sample of rows at a site, if it has one, with its number of groups."""
-    found = [(bundle, sample(bundle, key)) for bundle in (first, second)]
+    samples = [(bundle, sample(bundle, key)) for bundle in (first, second)]
     return [
         (e.state, groups_of(bundle, e.state.n, e.part))
-        for bundle, e in found
+        for bundle, e in samples
         if e is not None and isinstance(e.state, HashSampleState)
     ]
 
@@ -267,10 +269,10 @@ def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
         both = [state for state, _ in _sampled(first, second, key)]
         if len(both) < 2 or not len(both[0].draw):
             continue
-        mine, theirs = (set(state.draw.tolist()) for state in both)
-        if mine == theirs:
+        own, theirs = (set(state.draw.tolist()) for state in both)
+        if own == theirs:
             return "same"
-        shared = "some" if mine & theirs else shared
+        shared = "some" if own & theirs else shared
     return shared
 
 

@@ -127,10 +127,10 @@ def _notes(
             "of their histograms, so changes inside the bin are not detected. "
             "unit_shift(test='mean') detects them."
         )
-    known = sum(not math.isnan(p) for p in adjusted.values())
-    if known / (MOST_TIMES + 1) > level:
+    n_known = sum(not math.isnan(p) for p in adjusted.values())
+    if n_known / (MOST_TIMES + 1) > level:
         notes.append(
-            f"With {known} comparisons, no permutation test can pass the correction by itself; "
+            f"With {n_known} comparisons, no permutation test can pass the correction by itself; "
             "fit fewer sites, or use --correction bh."
         )
     return notes
@@ -139,10 +139,10 @@ def _notes(
 def _site(
     site: str, found: Drift, adjusted: dict[Key, float], moved: set[Key], level: float
 ) -> dict[str, Any]:
-    mine = [key for key, _ in found if key[1] == site]
-    known = [key for key in mine if not math.isnan(adjusted[key])]
-    best = min(known, key=lambda key: adjusted[key], default=None)
-    unit_key = next((k for k in mine if isinstance(found[k], UnitComparison)), None)
+    keys_here = [key for key, _ in found if key[1] == site]
+    comparable = [key for key in keys_here if not math.isnan(adjusted[key])]
+    best = min(comparable, key=lambda key: adjusted[key], default=None)
+    unit_key = next((k for k in keys_here if isinstance(found[k], UnitComparison)), None)
     units = None if unit_key is None else found[unit_key]
     named = _units(units, found_moved=unit_key in moved, level=level)
     turned = next(
@@ -150,8 +150,8 @@ def _site(
     )
     return {
         "site": site,
-        "moved": any(key in moved for key in mine) if known else None,
-        "by": [method for method, place in mine if (method, place) in moved],
+        "moved": any(key in moved for key in keys_here) if comparable else None,
+        "by": [method for method, place in keys_here if (method, place) in moved],
         "adjusted": None if best is None else adjusted[best],
         "clearest": None if best is None else best[0],
         "direction": _direction(found, site),
@@ -175,11 +175,13 @@ def _direction(found: Drift, site: str) -> dict[str, Any] | None:
 
 def _vector(found: Drift) -> dict[str, Any] | None:
     """Return the largest change's direction in standard deviations, or None if all are noise."""
-    known = {s: d for s, d in found.directions.items() if d.beyond_noise and len(d.vector)}
-    if not known:
+    beyond = {s: d for s, d in found.directions.items() if d.beyond_noise and len(d.vector)}
+    if not beyond:
         return None
-    site = max(known, key=lambda s: (known[s].deviations or 0.0) * (known[s].beyond_noise or 0.0))
-    vector = known[site].vector
+    site = max(
+        beyond, key=lambda s: (beyond[s].deviations or 0.0) * (beyond[s].beyond_noise or 0.0)
+    )
+    vector = beyond[site].vector
     whole = len(vector) <= WIDEST_VECTOR
     return {"site": site, "vector": vector.tolist() if whole else None}
 

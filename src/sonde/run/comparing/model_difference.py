@@ -107,8 +107,8 @@ def _code(module: nn.Module) -> tuple[str, str, str]:
         source = inspect.getsource(kind)
     except (OSError, TypeError):  # typed into a shell, or built in
         source = ""
-    known = hashlib.sha256(source.encode()).hexdigest()
-    return kind.__qualname__, known, module.extra_repr()
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    return kind.__qualname__, digest, module.extra_repr()
 
 
 def _written(processor: Any) -> str:
@@ -116,5 +116,5 @@ def _written(processor: Any) -> str:
     if processor is None:
         return ""
     words: Any = getattr(processor, "get_vocab", None)
-    known = "" if words is None else sorted(words().items(), key=lambda pair: str(pair[0]))
-    return f"{type(processor).__name__} {known}"
+    vocabulary = "" if words is None else sorted(words().items(), key=lambda pair: str(pair[0]))
+    return f"{type(processor).__name__} {vocabulary}"

@@ -145,7 +145,7 @@ def compare_numbers(
     """
     if list(inputs.group_keys) != list(others.group_keys):
         return None
-    found: list[tuple[Tensor, Tensor]] = []
+    sides: list[tuple[Tensor, Tensor]] = []
     for model, data in ((first, inputs), (second, others)):
         key, parts, order = live_stream(model, data).logits_key, list[Tensor](), list[Tensor]()
         with Bar("answers", len(data), shown=progress) as bar:
@@ -158,17 +158,17 @@ def compare_numbers(
                 bar.advance(len(batch))
         if not parts:
             return None
-        found.append((torch.cat(parts), torch.cat(order)))
-    (a, rows), (b, same_rows) = found
+        sides.append((torch.cat(parts), torch.cat(order)))
+    (a, rows), (b, same_rows) = sides
     if not torch.equal(rows, same_rows):
         return None
     target = _targets(inputs, rows)
-    known = torch.isfinite(a) & torch.isfinite(b)
-    spread = float(a[known].std(correction=0))
-    gap = (a - b)[known] / max(spread, 1e-300)
+    is_known = torch.isfinite(a) & torch.isfinite(b)
+    spread = float(a[is_known].std(correction=0))
+    gap = (a - b)[is_known] / max(spread, 1e-300)
     r2 = tuple(_r2(x, target) for x in (a, b))
     return TwoNumbers(
-        n=int(known.sum()),
+        n=int(is_known.sum()),
         same=float((gap.abs() <= EQUAL).double().mean()),
         difference=float(gap.square().mean()) ** 0.5,
         r2=(r2[0], r2[1]),
@@ -178,10 +178,10 @@ def compare_numbers(
 def _numbers(model: Model, batch: InputBatch, key: str) -> Float[Tensor, "row"] | None:
     with Session(model.module) as session:
         output = session.run(*place_of(model.module, batch).call(batch.args, batch.kwargs))
-    found = find(output, key)
-    if found is None or found.numel() != len(batch):
+    tensor = find(output, key)
+    if tensor is None or tensor.numel() != len(batch):
         return None
-    return found.detach().reshape(-1).double().cpu()
+    return tensor.detach().reshape(-1).double().cpu()
 
 
 def _targets(inputs: Inputs, rows: Tensor) -> Float[Tensor, "row"]:
@@ -197,10 +197,10 @@ def _targets(inputs: Inputs, rows: Tensor) -> Float[Tensor, "row"]:
 
 
 def _r2(x: Float[Tensor, "row"], target: Float[Tensor, "row"]) -> float:
-    known = torch.isfinite(x) & torch.isfinite(target)
-    if int(known.sum()) < 2:
+    is_known = torch.isfinite(x) & torch.isfinite(target)
+    if int(is_known.sum()) < 2:
         return math.nan
-    return 1 - float((x - target)[known].square().mean() / target[known].var(correction=0))
+    return 1 - float((x - target)[is_known].square().mean() / target[is_known].var(correction=0))
 
 
 def compare_answers(
@@ -283,9 +283,9 @@ def summary(
     names : mapping of int to str, optional
         Names of classes.
     """
-    known = ~each[:, 0].isnan()
-    each, numbers = each[known], {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    group = torch.tensor([numbers[key] for key in keys], dtype=torch.int64)[known]
+    is_known = ~each[:, 0].isnan()
+    each, numbers = each[is_known], {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    group = torch.tensor([numbers[key] for key in keys], dtype=torch.int64)[is_known]
     n, mean = len(each), each.nanmean(0).tolist()
     se = group_error(each[:, 0] / max(n, 1), group, len(group.unique()))
     right, loss = each[:, 3] - each[:, 2], each[:, 5] - each[:, 4]
@@ -306,8 +306,8 @@ def _change(
     gain: Float[Tensor, "example"], group: Int[Tensor, "example"], is_signs: bool
 ) -> PairedChange | None:
     """Return the mean paired change over examples with a label; None if no example has one."""
-    known = gain.isfinite()
-    gain, group = gain[known], group[known]
+    is_known = gain.isfinite()
+    gain, group = gain[is_known], group[is_known]
     n = len(gain)
     if not n:
         return None
@@ -325,14 +325,14 @@ def _classes(
     each: Float[Tensor, "example figure"], group: Int[Tensor, "example"], names: Mapping[int, str]
 ) -> tuple[ClassChange, ...]:
     """Return the accuracy of both models by class, the largest loss first."""
-    known = (each[:, 6] >= 0) & each[:, 2].isfinite() & each[:, 3].isfinite()
-    each, group, found = each[known], group[known], list[ClassChange]()
+    is_known = (each[:, 6] >= 0) & each[:, 2].isfinite() & each[:, 3].isfinite()
+    each, group, changes = each[is_known], group[is_known], list[ClassChange]()
     classes = each[:, 6].unique().long().tolist()
     for k in classes:
-        mine = each[:, 6] == k
-        before, after = each[mine, 2], each[mine, 3]
-        better, worse = gains_and_losses(after - before, group[mine])
+        of_class = each[:, 6] == k
+        before, after = each[of_class, 2], each[of_class, 3]
+        better, worse = gains_and_losses(after - before, group[of_class])
         p = min(1.0, len(classes) * sign_test(worse, better))
         right = float(before.mean()), float(after.mean())
-        found.append(ClassChange(names.get(k, str(k)), int(mine.sum()), right, p))
-    return tuple(sorted(found, key=lambda c: c.right[1] - c.right[0]))
+        changes.append(ClassChange(names.get(k, str(k)), int(of_class.sum()), right, p))
+    return tuple(sorted(changes, key=lambda c: c.right[1] - c.right[0]))

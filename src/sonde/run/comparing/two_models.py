@@ -172,11 +172,13 @@ def compare_models(first: Fitted, second: Fitted, *, progress: bool = True) -> T
             "use --reducer mean or last."
         )
     both = tuple(one.values()) + tuple(two.values())
-    found = LayerCKA(max(LEAST_ROWS, *(len(s.draw) for s in both))).result(samples=both)
+    similarity = LayerCKA(max(LEAST_ROWS, *(len(s.draw) for s in both))).result(samples=both)
     k = len(one)
-    value = torch.as_tensor(found.value)[:k, k:]
+    value = torch.as_tensor(similarity.value)[:k, k:]
     error = (
-        torch.full_like(value, math.nan) if found.se is None else torch.as_tensor(found.se)[:k, k:]
+        torch.full_like(value, math.nan)
+        if similarity.se is None
+        else torch.as_tensor(similarity.se)[:k, k:]
     )
     others, matches = list(two), list[SiteMatch]()
     with Bar("compare", k, shown=progress) as bar:
@@ -203,7 +205,7 @@ def compare_models(first: Fitted, second: Fitted, *, progress: bool = True) -> T
 
 
 def _samples(fitted: Fitted, which: str) -> dict[str, HashSampleState]:
-    found: dict[str, HashSampleState] = {}
+    samples: dict[str, HashSampleState] = {}
     for site in fitted.header["sites"]:
         held = sample(fitted, site["text"])
         counters = fitted.header["counters"]
@@ -219,8 +221,8 @@ def _samples(fitted: Fitted, which: str) -> dict[str, HashSampleState]:
                 f"compare: the {which} fit holds no sample of rows at {site['text']}. Fit "
                 "RowSample on both."
             )
-        found[site["text"]] = held.state
-    return found
+        samples[site["text"]] = held.state
+    return samples
 
 
 def _most_alike(row: Float[Tensor, "other"]) -> int:

@@ -106,8 +106,8 @@ def model_findings(
     replaced = [m for m in moved if _is_replaced(m)]
     renumbered = [m for m in replaced if m.found_same >= SAME]
     strange = [m for m in replaced if m not in renumbered]
-    made = (_place(named, moved), _renumbered(renumbered), _strange(strange, difference))
-    return tuple(finding for finding in made if finding is not None)
+    findings = (_place(named, moved), _renumbered(renumbered), _strange(strange, difference))
+    return tuple(finding for finding in findings if finding is not None)
 
 
 def _nothing(found: TwoModels, named: list[SiteMatch]) -> ModelFinding:
@@ -126,43 +126,43 @@ def _place(named: list[SiteMatch], moved: list[SiteMatch]) -> ModelFinding:
     first, most = moved[0], max(moved, key=_size)
     before = named[: named.index(first)]
     start = f"No layer changed before {first.site}. " if before else ""
-    said = (
+    text = (
         f"{start}{len(moved)} of {plural(len(named), 'layer')} changed; the largest change is at "
         f"{most.site}, {_size(most):.2g} standard deviations (CKA {most.cka:.2f})."
     )
-    return ModelFinding("CMP002", "note", said, tuple(m.site for m in moved))
+    return ModelFinding("CMP002", "note", text, tuple(m.site for m in moved))
 
 
 def _renumbered(matches: list[SiteMatch]) -> ModelFinding | None:
     if not matches:
         return None
     first = matches[0]
-    said = (
+    text = (
         f"The units of {_places(matches)} are the same in another order: they are no more "
         "similar to the units of "
     )
-    said += f"the same number than to other units, but {first.found_same:.0%} have a counterpart."
-    return ModelFinding("CMP003", "note", said, tuple(m.site for m in matches))
+    text += f"the same number than to other units, but {first.found_same:.0%} have a counterpart."
+    return ModelFinding("CMP003", "note", text, tuple(m.site for m in matches))
 
 
 def _strange(matches: list[SiteMatch], difference: ModelDifference | None) -> ModelFinding | None:
     if not matches:
         return None
     first = matches[0]
-    said = (
+    text = (
         f"The units of {_places(matches)} are no more similar to the units of the same number "
         "than to "
     )
-    said += f"other units, and {first.found_again:.0%} have a counterpart (CKA {first.cka:.2f}): "
+    text += f"other units, and {first.found_again:.0%} have a counterpart (CKA {first.cka:.2f}): "
     if difference is not None and not difference.weights:
-        said = f"{said[:-2]}. {difference.sentence()}"
-        return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
+        text = f"{text[:-2]}. {difference.sentence()}"
+        return ModelFinding("CMP004", "warning", text, tuple(m.site for m in matches))
     turned = sum(map(_is_turned, matches))
     kinds = ("rotated", turned), ("re-initialised or trained anew", len(matches) - turned)
     here = [f"{kind} ({n})" if 0 < turned < len(matches) else kind for kind, n in kinds if n]
-    said += f"{', '.join(here)}."
-    said += f" {difference.sentence()}" if difference is not None else ""
-    return ModelFinding("CMP004", "warning", said, tuple(m.site for m in matches))
+    text += f"{', '.join(here)}."
+    text += f" {difference.sentence()}" if difference is not None else ""
+    return ModelFinding("CMP004", "warning", text, tuple(m.site for m in matches))
 
 
 def _places(matches: list[SiteMatch]) -> str:

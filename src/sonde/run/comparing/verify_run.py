@@ -109,18 +109,18 @@ class _Pass:
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             self._wrong(path, f"the plan is damaged: {error}")
             return None, None
-        found = hashlib.blake2b(text.rstrip("\n").encode(), digest_size=16).hexdigest()
-        return found, n_units
+        digest = hashlib.blake2b(text.rstrip("\n").encode(), digest_size=16).hexdigest()
+        return digest, n_units
 
     def _listed(self) -> list[tuple[Path, Range]]:
         """Return the state files named by a range of units, with their ranges."""
-        found: list[tuple[Path, Range]] = []
+        ranges: list[tuple[Path, Range]] = []
         folder = self.directory / STATES
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             place = Range.named(path.name)
             if place is not None and path.is_file():
-                found.append((path, place))
-        return found
+                ranges.append((path, place))
+        return ranges
 
     def _state(self, path: Path, place: Range, tick: Callable[[int], None]) -> bool:
         self._count(path)

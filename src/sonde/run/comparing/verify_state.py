@@ -72,12 +72,12 @@ def _version_of(path: Path) -> int:
             envelope = json.loads(
                 json.loads(file.read(min(length, _HEAD_BYTES)))["__metadata__"]["sonde"]
             )
-        found = [envelope["version"], envelope["header"].get("version", 0)]
+        versions = [envelope["version"], envelope["header"].get("version", 0)]
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}.") from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return 0
-    return max((version for version in found if type(version) is int), default=0)
+    return max((version for version in versions if type(version) is int), default=0)
 
 
 def _verify_bundle(path: Path, header: dict[str, Any], checked: dict[str, int]) -> Soundness:

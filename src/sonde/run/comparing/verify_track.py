@@ -34,12 +34,12 @@ def verify_track(directory: str | Path, tick: Callable[[int], None] = lambda _: 
     notes: list[str] = []
     sound: list[Path] = []
     for step in track.steps:
-        found = verify_state(track.file(step))
+        soundness = verify_state(track.file(step))
         for name in checked:
-            checked[name] += found.checked.get(name, 0)
-        faults += found.faults
-        notes += found.notes
-        sound += [track.file(step)] if found.is_sound else []
+            checked[name] += soundness.checked.get(name, 0)
+        faults += soundness.faults
+        notes += soundness.notes
+        sound += [track.file(step)] if soundness.is_sound else []
         tick(1)
     left = tuple(sorted(directory.glob(f"*{TEMPORARY}*")))
     faults += _other_kinds(sound)

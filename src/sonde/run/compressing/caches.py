@@ -206,15 +206,15 @@ class Sums:
     def add(self, whole: Tensor, logits: Tensor, texts: _Texts, groups: Sequence[bytes]) -> None:
         """Add a batch: the predictions with the whole cache, and those with the smaller one."""
         expected = whole[:, texts.n_prompt :].double()
-        found = logits.double().log_softmax(-1)
-        apart = kl_divergence(expected, found)
+        log_q = logits.double().log_softmax(-1)
+        apart = kl_divergence(expected, log_q)
         counted = texts.counted
         for row, own, group in zip(apart, counted, groups, strict=True):
             if bool(own.any()):
                 self.texts.append(float(row[own].mean()))
                 self.groups.append(group)
         self.tokens.append(apart[counted].cpu())
-        self.same.append((expected.argmax(-1) == found.argmax(-1))[counted].cpu())
+        self.same.append((expected.argmax(-1) == log_q.argmax(-1))[counted].cpu())
 
     def trial(self, rule: Form) -> CacheTrial:
         """Return the costs over all batches."""

@@ -47,9 +47,9 @@ def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs
            ]  # fmt: skip
     groups = list(inputs.group_keys)
     unit = groups if len({*groups}) > 1 else own
-    known = sorted({*unit}, key=_draw)
-    n_held = min(len(known) - 1, math.ceil(len(known) * held / (fitted + held)))
-    ours = {*known[:n_held]}
+    distinct = sorted({*unit}, key=_draw)
+    n_held = min(len(distinct) - 1, math.ceil(len(distinct) * held / (fitted + held)))
+    ours = {*distinct[:n_held]}
     order = sorted(range(len(inputs)), key=lambda i: _draw(own[i]))
     sides = [[i for i in order if (unit[i] in ours) == is_held] for is_held in (False, True)]
     first, second = (
@@ -88,8 +88,8 @@ def enough_examples(model: Model, inputs: ItemInputs) -> int:
     n = min(4, len(inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)  # so few examples may miss a layer
-        found = layer_grams(model, inputs, stop=n, progress=False).states.values()
-    return max(math.ceil(ROWS_PER_INPUT * len(s.mean) * n / s.n) for s in found if s.n)
+        states = layer_grams(model, inputs, stop=n, progress=False).states.values()
+    return max(math.ceil(ROWS_PER_INPUT * len(s.mean) * n / s.n) for s in states if s.n)
 
 
 def _draw(key: bytes) -> bytes:

@@ -111,31 +111,31 @@ def compare_caches(
     """
     if limit < 1:
         raise InputError(f"--limit: expected at least 1, got {limit}.")
-    known = cache_kinds()
+    kinds = cache_kinds()
     for word in rules:
-        if word not in known:
+        if word not in kinds:
             raise InputError(
-                f"cache: no cache is called {word!r}.{near(word, known)} Known: {', '.join(known)}."
+                f"cache: no cache is called {word!r}.{near(word, kinds)} Known: {', '.join(kinds)}."
             )
     forms = [
         kind(**{name: value})
-        for kind, name in (known[word] for word in rules or known)
+        for kind, name in (kinds[word] for word in rules or kinds)
         for value in (bits if name == "bits" else budgets)
     ]
     settings = tuple(dict.fromkeys(form.setting for form in forms))
     expected = "cache: expected a language model, which generates with a cache of keys and values"
     require_task(model, LANGUAGE, expected)
-    found = load(
+    model_loaded = load(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
     )
-    if found.task not in LANGUAGE:
-        kind = type(found.module).__name__
-        raise InputError(f"{expected}, got {kind} ({found.task}). Nothing was read.")
-    inputs = open_inputs(found, data, batch_size=batch_size, **reading).first(limit)
+    if model_loaded.task not in LANGUAGE:
+        kind = type(model_loaded.module).__name__
+        raise InputError(f"{expected}, got {kind} ({model_loaded.task}). Nothing was read.")
+    inputs = open_inputs(model_loaded, data, batch_size=batch_size, **reading).first(limit)
     first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
     if first is not None:
         forms = [suited(form, first.shape[1]) for form in forms]
-    trials = try_caches(found, inputs, forms, step=step, progress=progress)
+    trials = try_caches(model_loaded, inputs, forms, step=step, progress=progress)
     best = smallest(trials, max_kl)
     document = {
         "trials": [trial.json() for trial in trials],

@@ -203,24 +203,24 @@ def compress_model(
             raise InputError(f"--{word}: expected at least 1, got {n}.")
     rule, output = wish.rule(), Path(output)
     check_output(output)
-    found = load(model, device=device)
-    check_change(found, output, plain=True)
+    loaded = load(model, device=device)
+    check_change(loaded, output, plain=True)
     if rule is not None:
-        rule.check(found)
-    job = _Job(found, *_examples(found, data, limit, held, reading), output, wish, progress)
+        rule.check(loaded)
+    job = _Job(loaded, *_examples(loaded, data, limit, held, reading), output, wish, progress)
     best, tried, notes = job.best(rule)
-    new = best.plan.fold(found)
-    sites = inside(found, new, job.held, best.plan.renamed)
-    times = speeds(found, new, job.held) if timing else []
-    with source_folder(found) as source:
-        saved = save_edited(source, best.plan, output, name=found.name)
+    new = best.plan.fold(loaded)
+    sites = inside(loaded, new, job.held, best.plan.renamed)
+    times = speeds(loaded, new, job.held) if timing else []
+    with source_folder(loaded) as source:
+        saved = save_edited(source, best.plan, output, name=loaded.name)
         n_bytes = [weight_bytes(at) for at in (source, output)]
     with removed_on_error(output):
         document = compress_document(
-            found,
+            loaded,
             new,
             best.plan,
-            name=found.name,
+            name=loaded.name,
             data=data_name(data),
             output=output,
             bytes_on_disk=n_bytes,
@@ -247,10 +247,10 @@ def budget_bytes(word: int | str | None) -> int | None:
     """
     if word is None or isinstance(word, int):
         return word
-    told = re.fullmatch(r"([0-9.]+) ?([KMG]I?B)?", word.strip().upper())
-    if told is None or told[1].count(".") > 1 or told[1] == ".":
+    match = re.fullmatch(r"([0-9.]+) ?([KMG]I?B)?", word.strip().upper())
+    if match is None or match[1].count(".") > 1 or match[1] == ".":
         raise InputError(f"--budget: expected bytes as 100MiB or 2GB, got {word!r}.")
-    return math.floor(float(told[1]) * UNITS[told[2] or ""])
+    return math.floor(float(match[1]) * UNITS[match[2] or ""])
 
 
 def _examples(
@@ -303,8 +303,8 @@ class _Job:
             return tried(None), [], notes
         word = (wish.method or "gptq").partition("(")[0]
         settings = sized_settings(self.model, word, wish.layers or None)
-        found = fitting(settings, tried, budget=wish.budget, max_kl=wish.max_kl)
-        return (*found, notes)
+        chosen = fitting(settings, tried, budget=wish.budget, max_kl=wish.max_kl)
+        return (*chosen, notes)
 
     def _sought(self) -> tuple[Trial, list[SizeTrial]]:
         """Return the best trial that fits the budget or divergence, and every trial."""
@@ -313,13 +313,13 @@ class _Job:
         key = search_key(self.model, self.ours, self.held) + "".join(wish.layers)
         asked, given = pairs_to_seek(str(wish.method)), {"layers": wish.layers or None}
         file = TrialFile(path, key)
-        made = list(
+        tried = list(
             trials(self.model, self.ours, self.held, asked, file, callback_of(self.progress), given)
         )
-        best = fitting_trial(made, wish.budget, wish.max_kl)
+        best = fitting_trial(tried, wish.budget, wish.max_kl)
         rule = method_asked(best.method, Target.of(best.size), given)
         plan = without_unpacked(rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours)))
-        return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), made
+        return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), tried
 
     def _calibration(self, rule: Any) -> tuple[Any, tuple[str, ...]]:
         """Return the examples, or their moments if the method takes moments, and notes."""
@@ -343,11 +343,11 @@ def _nameable(rule: Any, layers: Sequence[str]) -> dict[str, str]:
     """Return the options that would also compress convolutions and embeddings, by kind of layer."""
     names = set() if rule is None else {f.name for f in fields(rule)}
     by_grid, all_layers = "bits" in names, "--layers '*'"
-    found = {"convolution": f"--to 50% {all_layers}" if by_grid else all_layers}
+    commands = {"convolution": f"--to 50% {all_layers}" if by_grid else all_layers}
     if by_grid and not layers:
-        found["embedding"] = all_layers
+        commands["embedding"] = all_layers
     is_named = bool(layers) and not by_grid
-    return {} if is_named or "layers" not in names or "rank" in names else found
+    return {} if is_named or "layers" not in names or "rank" in names else commands
 
 
 def _reads(rule: Rewrite) -> bool:
@@ -358,8 +358,8 @@ def _reads(rule: Rewrite) -> bool:
 
 def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
     """Return a note on the layer with the fewest rows per input, and how many examples it needs."""
-    known = {name: state for name, state in grams.states.items() if state.n}
-    lacks = {name: len(state.mean) / state.n for name, state in known.items()}
+    with_rows = {name: state for name, state in grams.states.items() if state.n}
+    lacks = {name: len(state.mean) / state.n for name, state in with_rows.items()}
     if not lacks:
         return ()
     name = max(lacks, key=lambda name: lacks[name])

@@ -64,7 +64,7 @@ def compress_document(
         The options that pack what was left: by ``convolution``, ``embedding``.
     """
     packed = _packed(model.module, plan)
-    found = {
+    document = {
         "schema": SCHEMA,
         "model": name,
         "data": data,
@@ -87,7 +87,7 @@ def compress_document(
         "figures": dict(plan.figures),
         "tried": [dict(one) for one in tried],
     }
-    return finite_json(found)
+    return finite_json(document)
 
 
 def _number_types(module: nn.Module) -> str:
@@ -121,19 +121,19 @@ def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
 
     Bytes include the scales and all else that a packed layer needs. Removed blocks have no bytes.
     """
-    named, made = module.state_dict(), dict[str, tuple[str, int, int]]()
+    named, layers = module.state_dict(), dict[str, tuple[str, int, int]]()
     for name in plan.reshaped:
         change = plan.changes[name]
         n_bytes = sum(x.numel() * x.element_size() for x in change.replaced().values())
         layer = name.removesuffix(".weight")
-        made[layer] = change.words(), named[name].numel(), n_bytes
+        layers[layer] = change.words(), named[name].numel(), n_bytes
     for name, x in named.items():
         if plan.renamed(name) is None:
             layer = block_of(name, plan.blocks)
-            made[layer] = "left out", made.get(layer, ("", 0, 0))[1] + x.numel(), 0
+            layers[layer] = "left out", layers.get(layer, ("", 0, 0))[1] + x.numel(), 0
     return [
         {"layer": layer, "form": form, "numbers": n, "bytes": n_bytes, "bits": 8 * n_bytes / n}
-        for layer, (form, n, n_bytes) in sorted(made.items())
+        for layer, (form, n, n_bytes) in sorted(layers.items())
     ]
 
 
@@ -141,7 +141,7 @@ def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
     """Return the modules whose tensors kept their size, largest first; shared ones count once."""
     seen: set[int] = set()
     smaller = {plan.renamed(name) for name in plan.reshaped}
-    found: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for name, part in module.named_modules():
         own = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
                for x in part.parameters(recurse=False)}  # fmt: skip
@@ -150,5 +150,5 @@ def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
         if new and f"{name}.weight" not in smaller:
             kind, n_bytes = type(part).__name__, sum(new.values())
             holds = HOLDS.get(kind_of(part) or "", kind)
-            found.append({"layer": name or kind, "kind": kind, "holds": holds, "bytes": n_bytes})
-    return sorted(found, key=lambda one: -one["bytes"])
+            kept.append({"layer": name or kind, "kind": kind, "holds": holds, "bytes": n_bytes})
+    return sorted(kept, key=lambda one: -one["bytes"])

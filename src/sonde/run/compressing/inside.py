@@ -81,17 +81,17 @@ def inside(
     same = {key: ends[str(replace(site, path=places[site] or ""))] for key, site in keys.items()}
     widths = sum(kind.dim for kind in first.schema)
     limit = max(64, min(MOST_ROWS, MOST_BYTES // (8 * widths)))
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {kind.key: [] for kind in first.schema}
-    counts = dict.fromkeys(found, 0)
+    pairs_of: dict[str, list[tuple[Tensor, Tensor]]] = {kind.key: [] for kind in first.schema}
+    counts = dict.fromkeys(pairs_of, 0)
     streams = (stream.batches(0, len(stream)) for stream in (first, second))
     for one, other in zip(*streams, strict=True):
-        for key, pairs in found.items():
+        for key, pairs in pairs_of.items():
             room = limit - counts[key]
             pairs.append((one.rows[key][:room].cpu(), other.rows[same[key]][:room].cpu()))
             counts[key] += len(pairs[-1][0])
         if min(counts.values()) >= limit:
             break
-    return [_compared(key, pairs) for key, pairs in found.items()]
+    return [_compared(key, pairs) for key, pairs in pairs_of.items()]
 
 
 def _compared(site: str, pairs: list[tuple[Tensor, Tensor]]) -> SiteFidelity:

@@ -48,20 +48,20 @@ class Target:
         InputError
             If the text is no size.
         """
-        said = text.strip().lower()
-        if found := re.fullmatch(r"([1-8](?:\.\d+)?)[ -]?bits?", said):
-            bits = float(found[1])
-            return cls(said, "bits", int(bits) if bits.is_integer() else bits)
-        if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
-            if float(found[1]) == 0:
+        word = text.strip().lower()
+        if form := re.fullmatch(r"([1-8](?:\.\d+)?)[ -]?bits?", word):
+            bits = float(form[1])
+            return cls(word, "bits", int(bits) if bits.is_integer() else bits)
+        if form := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", word):
+            if float(form[1]) == 0:
                 raise InputError(f"--to: expected to remove more than 0 %, got {text!r}.")
-            return cls(said, "remove", float(found[1]) / 100)
-        if re.fullmatch(r"\d+:\d+", said):
-            return cls(said, "pattern", said)
-        if found := re.fullmatch(r"rank[ =-]?(\d+)", said):
-            return cls(said, "rank", int(found[1]))
-        if found := re.fullmatch(r"(\d+)[ -]?blocks?", said):
-            return cls(said, "blocks", int(found[1]))
+            return cls(word, "remove", float(form[1]) / 100)
+        if re.fullmatch(r"\d+:\d+", word):
+            return cls(word, "pattern", word)
+        if form := re.fullmatch(r"rank[ =-]?(\d+)", word):
+            return cls(word, "rank", int(form[1]))
+        if form := re.fullmatch(r"(\d+)[ -]?blocks?", word):
+            return cls(word, "blocks", int(form[1]))
         raise InputError(f"--to: expected {SIZES}, got {text!r}.")
 
 
@@ -103,10 +103,10 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
     if text is None:
         target = target or Target.of("4bit")
         text = word_for(target)
-    found = parse_methods(text, _known)
-    if len(found) != 1:
+    parsed = parse_methods(text, _known)
+    if len(parsed) != 1:
         raise InputError(f"--method: expected one method, got {text!r}.")
-    method, word = found[0], text.partition("(")[0].replace("-", "_")
+    method, word = parsed[0], text.partition("(")[0].replace("-", "_")
     has = {f.name for f in fields(method)}
     asked = {name: value for name, value in given.items() if value is not None}
     if target is not None:
@@ -135,9 +135,9 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
 
 
 def _known(word: str) -> type[Any]:
-    known = weight_methods()
-    if word not in known:
+    kinds = weight_methods()
+    if word not in kinds:
         raise InputError(
-            f"--method: no method is called {word!r}.{near(word, known)} Known: {', '.join(known)}."
+            f"--method: no method is called {word!r}.{near(word, kinds)} Known: {', '.join(kinds)}."
         )
-    return known[word]
+    return kinds[word]

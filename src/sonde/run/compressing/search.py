@@ -71,8 +71,8 @@ class SizeTrial:
     def kl(self) -> float:
         """Mean divergence of the answers in nats, or 1 - cosine; infinite if it is not finite."""
         cosine = self.fidelity.get("cosine")
-        found = self.fidelity["kl"] if cosine is None or math.isnan(cosine) else 1.0 - cosine
-        return float("inf") if found is None else float(found)
+        divergence = self.fidelity["kl"] if cosine is None or math.isnan(cosine) else 1.0 - cosine
+        return float("inf") if divergence is None else float(divergence)
 
     def __str__(self) -> str:
         return f"{self.size} by {self.method}"
@@ -99,18 +99,18 @@ class TrialFile:
 
     def known(self) -> dict[tuple[str, str], SizeTrial]:
         """Return the trials of this key by size and method; damaged lines are skipped."""
-        found: dict[tuple[str, str], SizeTrial] = {}
+        trials: dict[tuple[str, str], SizeTrial] = {}
         if not self.path.exists():
-            return found
+            return trials
         for line in self.path.read_text("utf-8", "replace").splitlines():
             try:
-                told = json.loads(line)
-                if told.pop("key") == self.key:
-                    trial = SizeTrial(**told)
-                    found[trial.size, trial.method] = trial
+                entry = json.loads(line)
+                if entry.pop("key") == self.key:
+                    trial = SizeTrial(**entry)
+                    trials[trial.size, trial.method] = trial
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue
-        return found
+        return trials
 
     def add(self, trial: SizeTrial) -> None:
         """Append a trial to the file."""
@@ -126,7 +126,7 @@ class TrialFile:
 def search_key(model: Model, ours: Inputs, held: Inputs) -> str:
     """Return a hash of the model and the examples that the trials of a search depend on."""
     module = model.module
-    told = [
+    facts = [
         fingerprint(module, full=True),
         config_hash(model.config, module),
         structure(module),
@@ -135,7 +135,7 @@ def search_key(model: Model, ours: Inputs, held: Inputs) -> str:
         ours.identity(),
         held.identity(),
     ]
-    return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def trials(
@@ -169,13 +169,13 @@ def trials(
     InputError
         If every method refuses the model: the error of the last method.
     """
-    known, grams, given = file.known(), list[LayerGrams](), given or {}
+    earlier, grams, given = file.known(), list[LayerGrams](), given or {}
     rules = {pair: method_asked(pair[1], Target.of(pair[0]), given) for pair in asked}
     n_made = 0
     for i, (pair, rule) in enumerate(rules.items()):
-        if pair in known:
+        if pair in earlier:
             n_made += 1
-            yield known[pair]
+            yield earlier[pair]
             continue
         progress(f"{i + 1} of {len(rules)}: {pair[0]} by {pair[1]}")
         read: dict[str, Any] = {}
@@ -193,8 +193,8 @@ def trials(
             if pair == asked[-1] and not n_made:
                 raise
             continue
-        found: Fidelity = fidelity(model, plan.fold(model), held)
-        trial = SizeTrial(*pair, planned_bytes(model, plan), found.json())
+        measured: Fidelity = fidelity(model, plan.fold(model), held)
+        trial = SizeTrial(*pair, planned_bytes(model, plan), measured.json())
         file.add(trial)
         n_made += 1
         yield trial
@@ -250,19 +250,19 @@ def pairs_to_seek(method: str) -> list[tuple[str, str]]:
         return [*USUAL, *SHAPES]
     has = {f.name for f in fields(method_asked(method, None, {}))}
     sizes = [size for name, own in OWN_SIZES.items() if name in has for size in own]
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for size in sizes:
         try:
             method_asked(method, Target.of(size), {})
         except InputError:  # such as one bit of a method that knows no fewer than two
             continue
-        found.append((size, method))
-    if not found:
+        pairs.append((size, method))
+    if not pairs:
         raise InputError(
             f"--budget and --max-kl: the size of method {method} cannot be searched. Use "
             "--method gptq, or --method any."
         )
-    return found
+    return pairs
 
 
 def asked_pairs(sizes: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -278,20 +278,20 @@ def asked_pairs(sizes: Sequence[str], methods: Sequence[str]) -> list[tuple[str,
     if not methods:
         fit = [pair for pair in USUAL if pair[0] in sizes]
         return fit + [(size, _default(size)) for size in sizes if size not in dict(fit)]
-    known = sizes or tuple(dict.fromkeys(size for size, _ in USUAL))
-    found, refused = list[tuple[str, str]](), list[str]()
+    sizes_asked = sizes or tuple(dict.fromkeys(size for size, _ in USUAL))
+    pairs, refused = list[tuple[str, str]](), list[str]()
     for method in methods:
         method_asked(method, None, {})  # an unknown word is refused here
-        for size in known:
+        for size in sizes_asked:
             try:
                 method_asked(method, Target.of(size), {})
             except InputError as error:
                 refused.append(str(error))
             else:
-                found.append((size, method))
-    if not found:
+                pairs.append((size, method))
+    if not pairs:
         raise InputError(refused[0])
-    return found
+    return pairs
 
 
 def _default(size: str) -> str:

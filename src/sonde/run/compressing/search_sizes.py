@@ -97,24 +97,24 @@ def search_sizes(
         If a size or a method is unknown, or every method refuses the model.
     """
     asked = asked_pairs(to, methods)
-    found = load(model, device=device)
-    with source_folder(found) as source:
+    loaded = load(model, device=device)
+    with source_folder(loaded) as source:
         ModelFolder.open(source).plain()
         n_bytes = weight_bytes(source)
-    inputs = open_inputs(found, data, split="train", limit=8 * (limit + held), **reading)
+    inputs = open_inputs(loaded, data, split="train", limit=8 * (limit + held), **reading)
     ours, others = chosen_parts(inputs, limit, held)
-    require_divergence(found, others)
-    file = TrialFile(Path(trial_file), search_key(found, ours, others))
-    made = list(trials(found, ours, others, asked, file, callback_of(progress)))
+    require_divergence(loaded, others)
+    file = TrialFile(Path(trial_file), search_key(loaded, ours, others))
+    every = list(trials(loaded, ours, others, asked, file, callback_of(progress)))
     document = search_document(
-        made,
-        found.name,
+        every,
+        loaded.name,
         data_name(data),
         n_bytes,
         max_kl,
         {"calibrated_on": len(ours), "compared_on": len(others)},
     )
-    return SizeSearch(document, made)
+    return SizeSearch(document, every)
 
 
 def search_document(
@@ -128,8 +128,8 @@ def search_document(
     """Return the JSON of a search, its trials by size."""
     best = best_trials(made)
     ordered = sorted(made, key=lambda t: (t.n_bytes, t.kl))
-    told = [asdict(t) | {"best": t in best} for t in ordered]
+    listed = [asdict(t) | {"best": t in best} for t in ordered]
     return finite_json(
         {"schema": SCHEMA, "model": model, "data": data, "bytes": n_bytes, "max_kl": max_kl,
-         **rows, "trials": told}
+         **rows, "trials": listed}
     )  # fmt: skip

@@ -46,10 +46,10 @@ class Trial:
 
     def json(self) -> dict[str, Any]:
         """Return the setting with its bytes and its KL, or 1 - cosine for vectors."""
-        told = self.setting
-        assert told is not None  # only what a search tried is listed
-        return {"method": told.method, "size": f"{told.bits}bit", "group": told.group,
-                "bytes": told.n_bytes, "kl": self.fidelity.loss}  # fmt: skip
+        setting = self.setting
+        assert setting is not None  # only what a search tried is listed
+        return {"method": setting.method, "size": f"{setting.bits}bit", "group": setting.group,
+                "bytes": setting.n_bytes, "kl": self.fidelity.loss}  # fmt: skip
 
 
 def require_divergence(model: Model, inputs: Inputs) -> None:
@@ -103,22 +103,22 @@ def fitting(
             f"--budget: no setting needs at most {budget:,} bytes; the nearest is {by_size[0]} "
             f"with {by_size[0].n_bytes:,} bytes. Layers that are not packed keep their size."
         )
-    made: list[Trial] = []
+    trials: list[Trial] = []
     if max_kl is None:
-        made += map(tried, below[-MOST_TRIED:])
-        return min(made, key=lambda t: t.fidelity.loss), made
+        trials += map(tried, below[-MOST_TRIED:])
+        return min(trials, key=lambda t: t.fidelity.loss), trials
     low, high = 0, len(below)
     while low < high:
         middle = (low + high) // 2
-        made.append(tried(below[middle]))
-        low, high = (low, middle) if made[-1].fidelity.kl <= max_kl else (middle + 1, high)
-    fine = [t for t in made if t.fidelity.kl <= max_kl]
+        trials.append(tried(below[middle]))
+        low, high = (low, middle) if trials[-1].fidelity.kl <= max_kl else (middle + 1, high)
+    fine = [t for t in trials if t.fidelity.kl <= max_kl]
     if not fine:
-        near = min(made, key=lambda t: t.fidelity.kl)
+        near = min(trials, key=lambda t: t.fidelity.kl)
         more = "" if budget is None else " within --budget"
         raise InputError(
             f"--max-kl: none of the tried settings{more} has a KL divergence of at most "
             f"{max_kl:g} nats; the nearest is {near.setting} with {near.fidelity.kl:.3g} nats. "
             "Raise --max-kl."
         )
-    return min(fine, key=lambda t: t.setting.n_bytes if t.setting else 0), made
+    return min(fine, key=lambda t: t.setting.n_bytes if t.setting else 0), trials

@@ -58,11 +58,11 @@ def sized_settings(model: Model, method: str, layers: Sequence[str] | None = Non
     packed = RTN(bits=8, group=128, layers=layers).plan(model).packed
     shapes = [tuple(model.module.get_parameter(name).shape) for name in packed]
     rest = whole - sum(width * prod(shape) for shape in shapes)
-    found: list[Setting] = []
+    settings: list[Setting] = []
     for bits in BITS:
         for group in GROUPS:
             grid = Grid(bits, group)
             new = sum(prod(lead) * (packed_length(n, bits) + 4 * grid.n_groups(n))
                       for *lead, n in shapes)  # fmt: skip
-            found.append(Setting(method, bits, group, rest + new + HEADER * len(shapes)))
-    return found
+            settings.append(Setting(method, bits, group, rest + new + HEADER * len(shapes)))
+    return settings

@@ -119,8 +119,8 @@ def _median_of_pairs(before: list[float], after: list[float]) -> tuple[float, tu
     """
     each = sorted(a / max(b, 1e-12) for a, b in zip(before, after, strict=True))
     n, rank = len(each), int(binom.ppf(0.025, len(each), 0.5))
-    found = (each[rank - 1], each[n - rank]) if rank else (0.0, UNBOUNDED)
-    return statistics.median(each), found
+    interval = (each[rank - 1], each[n - rank]) if rank else (0.0, UNBOUNDED)
+    return statistics.median(each), interval
 
 
 def _wait(module: nn.Module) -> None:

@@ -299,9 +299,9 @@ def _method_lines(
     lines: dict[str, Line] = {}
     seen: set[str] = set()
     for task, (word, _) in zip(tasks, names_of(tasks), strict=True):
-        mine = {i: r for i, r in requests([task], split).items() if i not in seen and i in wanted}
-        seen |= set(mine)
-        taken = max(0.0, seconds(mine) - nothing) if mine else 0.0
+        own = {i: r for i, r in requests([task], split).items() if i not in seen and i in wanted}
+        seen |= set(own)
+        taken = max(0.0, seconds(own) - nothing) if own else 0.0
         rate = lines.get(word, Line(0.0, 0.0)).rate + taken / max(1.0, amount(part))
         lines[word] = Line(0.0, rate)
     return lines
@@ -315,7 +315,7 @@ def _cheaper(
     per: Mapping[str, float],
 ) -> tuple[Cheaper, ...]:
     """Return the changes that would save most, each with the time that is left."""
-    found: list[Cheaper] = []
+    changes: list[Cheaper] = []
     forward, whole = parts.get(FORWARD, 0.0), sum(parts.values()) or 1.0
     if forward > DOMINATES * whole:
         if job != "read":
@@ -323,12 +323,12 @@ def _cheaper(
             size = round(len(stream) * sum(per[k] * width for k, width in widths.items()))
             change = f"from rows on disk (sonde read once, {gib(size)}), each further {job}"
             others = sum(s for name, s in parts.items() if name != FORWARD)
-            found.append(Cheaper(change, max(seconds - forward, others)))
-        found.append(Cheaper("a tenth of the examples (--limit)", seconds / 10))
+            changes.append(Cheaper(change, max(seconds - forward, others)))
+        changes.append(Cheaper("a tenth of the examples (--limit)", seconds / 10))
     methods = {k: s for k, s in parts.items() if k not in (FORWARD, "everything else")}
     for name, taken in sorted(methods.items(), key=lambda part: -part[1])[:1]:
         if len(methods) > 1 and taken > 0.1 * whole:
-            found.append(Cheaper(f"without {name}", seconds - taken))
+            changes.append(Cheaper(f"without {name}", seconds - taken))
     if len(stream.schema) > 1 and forward < DOMINATES * whole:
-        found.append(Cheaper("half of the sites (--sites)", forward + (seconds - forward) / 2))
-    return tuple(found)
+        changes.append(Cheaper("half of the sites (--sites)", forward + (seconds - forward) / 2))
+    return tuple(changes)

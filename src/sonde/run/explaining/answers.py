@@ -39,28 +39,30 @@ def answers_of(
     if tokens is not None:
         next_one = Objective("prob").at(tokens)
         sure = next_one.of(tokens.outputs).tolist()
-        known: list[tuple[Any, ...]] = [
+        answered: list[tuple[Any, ...]] = [
             (None, _token_text(model, token), p)
             for token, p in zip(next_one.target.tolist(), sure, strict=True)
         ]
     elif numbers is not None:
         truths = [t if t == t else None for t in targets] or [None] * len(numbers)
-        known = [(truth, said, None) for truth, said in zip(truths, numbers.tolist(), strict=True)]
+        answered = [
+            (truth, names, None) for truth, names in zip(truths, numbers.tolist(), strict=True)
+        ]
     elif logits is not None:
         sure, answer = logits.double().softmax(1).max(1)
         labels = [_named(t, classes) if t >= 0 and classes else None for t in batch.label.tolist()]
-        said = [_named(k, classes) for k in answer.tolist()]
-        known = list(zip(labels, said, sure.tolist(), strict=True))
+        names = [_named(k, classes) for k in answer.tolist()]
+        answered = list(zip(labels, names, sure.tolist(), strict=True))
     else:
         return []
     verb = {} if tokens is None else {"verb": "goes on with"}
-    found: list[dict[str, Any]] = [
-        {"truth": truth, "answer": said, "confidence": sure, "strongest": [], "without": None}
+    lines: list[dict[str, Any]] = [
+        {"truth": truth, "answer": names, "confidence": sure, "strongest": [], "without": None}
         | verb
-        for truth, said, sure in known
+        for truth, names, sure in answered
     ]
     if best is None:
-        return found
+        return lines
     function = tokens or SiteFunction(model, batch, site)
     places = ExamplePlaces.of(function, baseline or Baseline())
     order = places.order(places.scores(best.found), 0)
@@ -73,8 +75,8 @@ def answers_of(
         fed, mask = function.call.fed, function.call.mask
         rest = Objective().fixed(outputs, fed, mask).target
     if rest is None or (rest.ndim != 2 and tokens is None and numbers is None):
-        return found
-    for i, one in enumerate(found):
+        return lines
+    for i, one in enumerate(lines):
         one["strongest"] = order[i, : int(n_gone[i])].tolist()
         if tokens is not None:
             one["without"] = _token_text(model, int(rest[i]))
@@ -82,7 +84,7 @@ def answers_of(
             one["without"] = f"{float(rest[i]):.4g}"
         else:
             one["without"] = _named(int(rest[i].argmax()), classes)
-    return found
+    return lines
 
 
 def _token_text(model: Model, token: int) -> str:

@@ -78,13 +78,13 @@ class Choice:
             inputs = inputs.at(_named(self.ids, inputs))
         name = self.label if self.pair is None else self.pair[0]
         pool = (inputs if name is None else inputs.of_class(name)).drawn(POOL, seed)
-        said = answer_numbers(model, pool) if pool.own_labels else None
+        answered = answer_numbers(model, pool) if pool.own_labels else None
         truth, target = pool.listing.label, pool.listing.target
-        if self.wrong and said is None and target is not None:
+        if self.wrong and answered is None and target is not None:
             off = np.abs(_numbers(model, pool) - target)
             worst = np.argsort(np.where(np.isnan(off), -1, off), kind="stable")[::-1]
             return pool.at(np.sort(worst[: min(n, int(np.isfinite(off).sum()))]))
-        if said is None:
+        if answered is None:
             if self.wrong or self.pair is not None:
                 raise InputError(
                     "explain: expected labels that are the model's classes, to find wrong "
@@ -92,12 +92,12 @@ class Choice:
                     "(--classes). For a language model, choose texts by their loss: sonde "
                     "scan --rows FILE, then explain --rows FILE."
                 )
-            said = truth
+            answered = truth
         kept = np.arange(len(pool))
         if self.wrong:
-            kept = np.flatnonzero((said != truth) & (truth >= 0))
+            kept = np.flatnonzero((answered != truth) & (truth >= 0))
         if self.pair is not None:
-            kept = np.flatnonzero(said == pool.class_number(self.pair[1]))
+            kept = np.flatnonzero(answered == pool.class_number(self.pair[1]))
         if not len(kept):
             asked = f"among {plural(len(pool), 'row')}"
             raise InputError(
@@ -106,7 +106,7 @@ class Choice:
             )
         # a folder is sorted: its first rows are of one class, one day, one file
         kept = np.random.default_rng(seed).permutation(kept)
-        return pool.at(spread(kept, truth, said, n, pool.listing.group_keys))
+        return pool.at(spread(kept, truth, answered, n, pool.listing.group_keys))
 
 
 def spread(
@@ -151,13 +151,13 @@ def _groups_in_turn(rows: list[int], groups: Sequence[bytes]) -> list[int]:
 def one_number(model: Model, batch: InputBatch) -> Float[Tensor, "row"] | None:
     """Return the predictions of a regression, or None unless the model gives one number per row."""
     with torch.no_grad():
-        found = find_logits(watch(model.module, batch, ()).output)
-    is_usable = found is not None and found.numel() == len(found)
-    return found.double().cpu().flatten() if is_usable and found is not None else None
+        logits = find_logits(watch(model.module, batch, ()).output)
+    is_usable = logits is not None and logits.numel() == len(logits)
+    return logits.double().cpu().flatten() if is_usable and logits is not None else None
 
 
 def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
-    said = np.full(len(inputs), np.nan)
+    answers = np.full(len(inputs), np.nan)
     for batch in inputs.batches(0, len(inputs)):
         numbers = one_number(model, batch)
         if numbers is None:
@@ -166,8 +166,8 @@ def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
                 "can be measured, got another kind of output. Name a column of classes "
                 "(--label-column)."
             )
-        said[batch.order.numpy()] = numbers.numpy()
-    return said
+        answers[batch.order.numpy()] = numbers.numpy()
+    return answers
 
 
 def _table(path: Path) -> pa.Table:
@@ -193,30 +193,30 @@ def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
     table = _table(path)
     if "row" in table.column_names:
         wanted = [row for row in table["row"].to_pylist() if row is not None]
-        found = np.isin(inputs.source_rows, wanted)
+        is_listed = np.isin(inputs.source_rows, wanted)
     else:
-        found = np.isin(inputs.ids, list(map(str, table["id"].to_pylist())))
-    if not found.any():
+        is_listed = np.isin(inputs.ids, list(map(str, table["id"].to_pylist())))
+    if not is_listed.any():
         raise InputError(f"--rows: expected rows of {inputs.source.name} in {path}, got none.")
-    return np.flatnonzero(found)
+    return np.flatnonzero(is_listed)
 
 
 def _named(words: Sequence[str], inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
     """Return the inputs that the words name; a word that matches none is split at commas."""
-    found: set[int] = set()
+    rows: set[int] = set()
     for word in words:
-        mine = _of_name(word, inputs)
-        for part in [word] if mine else filter(None, word.split(",")):
-            one = mine or _of_name(part.strip(), inputs)
+        of_word = _of_name(word, inputs)
+        for part in [word] if of_word else filter(None, word.split(",")):
+            one = of_word or _of_name(part.strip(), inputs)
             if not one:
-                known = [*inputs.ids[:POOL], *map(inputs.place, range(min(POOL, len(inputs))))]
+                labels = [*inputs.ids[:POOL], *map(inputs.place, range(min(POOL, len(inputs))))]
                 raise InputError(
                     "--id: expected an id, a location or the number of a row of "
-                    f"{inputs.source.name}, got {part.strip()!r}.{near(part.strip(), known)} The "
+                    f"{inputs.source.name}, got {part.strip()!r}.{near(part.strip(), labels)} The "
                     f"first input is {inputs.ids[0]}, {inputs.place(0)}."
                 )
-            found.update(one)
-    return np.array(sorted(found), dtype=np.int64)
+            rows.update(one)
+    return np.array(sorted(rows), dtype=np.int64)
 
 
 def _of_name(word: str, inputs: ItemInputs) -> list[int]:
@@ -229,5 +229,5 @@ def _of_name(word: str, inputs: ItemInputs) -> list[int]:
         lambda i: source.where(int(inputs.listing.row[i])),
         lambda i: str(rows[i]),
     )
-    found = ([i for i in every if name(i) == word] for name in names)
-    return next((which for which in found if which), [])
+    matches = ([i for i in every if name(i) == word] for name in names)
+    return next((which for which in matches if which), [])

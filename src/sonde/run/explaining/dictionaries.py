@@ -45,20 +45,20 @@ class DictionaryFile:
         """
         path = Path(path)
         if path.suffix != ".sonde":
-            found = load_dictionary(path)
-            return cls(path, found, site or str(found.conventions.get("site") or ""))
+            dictionary = load_dictionary(path)
+            return cls(path, dictionary, site or str(dictionary.conventions.get("site") or ""))
         fitted = Fitted.load(path)
-        known = [
+        dictionaries = [
             (result, key[1])
             for key, result in fitted
             if isinstance(result, Dictionary) and (site is None or key[1] in (site, f"{site}:out"))
         ]
-        if len(known) != 1:
+        if len(dictionaries) != 1:
             raise InputError(
-                f"--dictionary: expected one dictionary in {path}, got {len(known)} among "
+                f"--dictionary: expected one dictionary in {path}, got {len(dictionaries)} among "
                 f"{', '.join(f'{word} at {place}' for word, place in fitted.names)}. Name its site."
             )
-        return cls(path, *known[0], fitted.header)
+        return cls(path, *dictionaries[0], fitted.header)
 
     def check(self, model: Model) -> None:
         """Raise a StateError if the dictionary was fitted on another model."""
@@ -107,16 +107,16 @@ def parse_features(words: Sequence[str]) -> dict[int, float]:
     >>> parse_features(["123=4", "7=-0.5"])
     {123: 4.0, 7: -0.5}
     """
-    found: dict[int, float] = {}
+    strengths: dict[int, float] = {}
     for word in words:
         name, _, value = word.partition("=")
         try:
-            found[int(name)] = float(value)
+            strengths[int(name)] = float(value)
         except ValueError as error:
             raise InputError(
                 f"--feature: expected NUMBER=VALUE, such as 123=4, got {word!r}."
             ) from error
-    return found
+    return strengths
 
 
 def feature_effects(

@@ -83,11 +83,11 @@ def loss_recovered(
     losses = [
         _loss(model, inputs, logits, _act(model, edit, site)) for edit in (None, rebuilt, mean)
     ]
-    known = ~losses[0].isnan()
-    if not bool(known.any()):
+    is_known = ~losses[0].isnan()
+    if not bool(is_known.any()):
         return None
-    clean, rebuilt_loss, mean_loss = (float(loss[known].mean()) for loss in losses)
-    return LossRecovered(clean, rebuilt_loss, mean_loss, int(known.sum()))
+    clean, rebuilt_loss, mean_loss = (float(loss[is_known].mean()) for loss in losses)
+    return LossRecovered(clean, rebuilt_loss, mean_loss, int(is_known.sum()))
 
 
 def _mean(model: Model, inputs: Inputs, site: str) -> Tensor:
@@ -115,6 +115,6 @@ def _loss(
     parts: list[Tensor] = []
     for batch in inputs.batches(0, min(MOST, len(inputs))):
         with act():
-            found = answers(model, model.module, batch, logits)
-        parts.append(found.per_example(-found.log_p_of_truth, len(batch)))
+            answered = answers(model, model.module, batch, logits)
+        parts.append(answered.per_example(-answered.log_p_of_truth, len(batch)))
     return torch.cat(parts)

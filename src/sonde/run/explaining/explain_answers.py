@@ -157,26 +157,26 @@ def explain_answers(
     chosen = Choice() if choice is None else choice
     chosen.check()
     given = _dictionary(dictionary, site)
-    found, notes = _load(
+    opened, notes = _load(
         given, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
         processor=processor,
     )  # fmt: skip
-    if is_embedding := isinstance(found.module, SentenceEncoder):
-        found = similarity_to(found, _text(target))
+    if is_embedding := isinstance(opened.module, SentenceEncoder):
+        opened = similarity_to(opened, _text(target))
     objective = Objective() if is_embedding else _objective(target, answer)
-    is_causal, named = found.task == "causal", chosen.rows is not None or bool(chosen.ids)
+    is_causal, named = opened.task == "causal", chosen.rows is not None or bool(chosen.ids)
     options = dict(reading)
     if is_causal and options.get("max_length") is None and not answer and not named:
         options["max_length"] = TOKENS  # a next token can be asked for anywhere, and costs less
         notes = (*notes, f"note: texts are read in chunks of {TOKENS} tokens (--max-length).")
-    every = in_sorted_order(found, open_inputs(found, data, **options, logits=True, seed=seed))
+    every = in_sorted_order(opened, open_inputs(opened, data, **options, logits=True, seed=seed))
     n = limit or max(PIECES if is_causal else USUAL, min(len(chosen.ids), MOST))
-    inputs = replace(chosen.of(found, every, n, seed), batch_size=n)
+    inputs = replace(chosen.of(opened, every, n, seed), batch_size=n)
     columns = inputs.typed.get("number_columns") or ()
-    baseline = _mean_row(found, every, seed) if columns and site == INPUT else None
+    baseline = _mean_row(opened, every, seed) if columns and site == INPUT else None
     refused: dict[str, str] = {}
     batch, judged = explain(
-        found,
+        opened,
         inputs,
         asked,
         objective,
@@ -185,31 +185,31 @@ def explain_answers(
         directory=directory,
         baseline=baseline,
         seconds=seconds or math.inf,
-        ready=None if say is None else _FirstLook(say, inputs.place, found.processor, columns),
+        ready=None if say is None else _FirstLook(say, inputs.place, opened.processor, columns),
         refused=partial(_note_refusal, refused, say),
     )
     led = leading(judged) if is_embedding or target == "predicted" else None
-    classes = _classes(found, inputs, judged[0].inputs["label"])
-    own, known = classes if inputs.own_labels else {}, inputs.listing.target
-    targets = () if known is None else known[batch.order.numpy()].tolist()
+    classes = _classes(opened, inputs, judged[0].inputs["label"])
+    own, numbers = classes if inputs.own_labels else {}, inputs.listing.target
+    targets = () if numbers is None else numbers[batch.order.numpy()].tolist()
     document = explain_document(
         judged,
         batch,
-        model=found.name,
+        model=opened.name,
         data=data_name(data),
         features=columns,
         classes=classes,
-        answers=answers_of(found, batch, led, site, own, targets, baseline),
+        answers=answers_of(opened, batch, led, site, own, targets, baseline),
         where=[inputs.place(i) for i in batch.order.tolist()],
         baseline=baseline,
         not_run=[w for w in map(name_of, asked) if w not in {o.word for o in judged} | {*refused}],
         refused=refused,
     )
     if given is not None:
-        document["features"] = given.effects(found, batch, objective)
+        document["features"] = given.effects(opened, batch, objective)
     is_shown = show_inputs and site == INPUT
     n_shown = len(document["examples"]) if is_shown else 0
-    return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
+    return Explained(document, judged, _drawn(opened, batch, n_shown, bool(columns)), notes)
 
 
 def _check_amounts(limit: int | None, seconds: float) -> None:
@@ -232,8 +232,8 @@ class _FirstLook:
 
     def __call__(self, batch: InputBatch, word: str, found: Attribution) -> None:
         """Print the strongest positions of the first inputs, or that the method is computed."""
-        known = [self._largest(batch, found, i) for i in range(min(FIRST, found.n))]
-        if self.is_said or not any(known):
+        largest = [self._largest(batch, found, i) for i in range(min(FIRST, found.n))]
+        if self.is_said or not any(largest):
             self.say(f"note: the attribution by {word} is computed; its tests follow.")
             return
         self.is_said = True
@@ -241,7 +241,7 @@ class _FirstLook:
             f"note: a first attribution by {word}, not tested yet; the parts of the input that "
             "change the answer most are"
         )
-        for i, names in enumerate(known):
+        for i, names in enumerate(largest):
             if names:
                 self.say(f"  {self.place(int(batch.order[i]))}: {', '.join(names)}")
 
@@ -301,20 +301,20 @@ def _load(
     given: DictionaryFile | None, model: Any, **options: Any
 ) -> tuple[Model, tuple[str, ...]]:
     """Return the model, compared with that of a dictionary before packed layers are unpacked."""
-    found = load(model, **options)
+    loaded = load(model, **options)
     if given is not None:
-        given.check(found)
-    return load_for_gradients(found)
+        given.check(loaded)
+    return load_for_gradients(loaded)
 
 
 def _dictionary(path: str | Path | None, site: str) -> DictionaryFile | None:
     """Return the dictionary of a file, checked to have a site; None if no file is named."""
     if path is None:
         return None
-    found = DictionaryFile.read(path, None if site == INPUT else site)
-    if not found.site:
+    dictionary = DictionaryFile.read(path, None if site == INPUT else site)
+    if not dictionary.site:
         raise InputError(f"--dictionary: {path} does not name its site. Name it with --sites.")
-    return found
+    return dictionary
 
 
 def _classes(model: Model, inputs: ItemInputs, labels: list[str]) -> dict[str, str]:

@@ -127,21 +127,21 @@ def explain_units(
     InputError
         If the model cannot be run, or there is not one site.
     """
-    found = load(
+    loaded = load(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
     )
     if reading.get("reducer", "auto") == "auto":
         reading["reducer"] = "positions"  # a row for each token or patch
-    stream = read(found, data, sites=site, **reading)
+    stream = read(loaded, data, sites=site, **reading)
     if not isinstance(stream, LiveStream):
-        raise InputError(f"units: expected a model that can be run, got {found.name}.")
+        raise InputError(f"units: expected a model that can be run, got {loaded.name}.")
     if len(stream.schema) != 1:
         raise InputError(f"units: expected one site, got {len(stream.schema)}. Name one.")
     (place,) = stream.schema
     features, loss = None, None
     if dictionary is not None:
-        features, _ = open_dictionary(Path(dictionary), found, str(place.site))
-        loss = loss_recovered(found, stream.inputs, features, str(place.site))
+        features, _ = open_dictionary(Path(dictionary), loaded, str(place.site))
+        loss = loss_recovered(loaded, stream.inputs, features, str(place.site))
     with dropped_on_error(directory):
         atlas = fit_atlas(
             stream,
@@ -160,7 +160,7 @@ def explain_units(
     document = model_atlas(
         atlas,
         stream,
-        model=found.name,
+        model=loaded.name,
         data=data_name(data),
         dictionary=features,
         dictionary_file="" if dictionary is None else str(dictionary),

@@ -58,17 +58,17 @@ def find_attributor(word: str) -> type[Attributor]:
     import sonde.explain as family
 
     members = (getattr(family, name) for name in family.__all__)
-    known = {
+    kinds = {
         snake_case(m.__name__): m
         for m in members
         if isinstance(m, type) and issubclass(m, Attributor) and m is not Attributor
     }
-    if word not in known:
+    if word not in kinds:
         raise InputError(
-            f"no attribution is called {word!r}.{near(word, known)} There are "
-            f"{', '.join(sorted(known))}."
+            f"no attribution is called {word!r}.{near(word, kinds)} There are "
+            f"{', '.join(sorted(kinds))}."
         )
-    return known[word]
+    return kinds[word]
 
 
 def name_of(method: Attributor) -> str:
@@ -200,14 +200,14 @@ def _judged(
     step: Callable[[], None],
     ready: Ready | None,
 ) -> Judged:
-    found = method.explain(model, batch, objective=objective, site=site)
+    explained = method.explain(model, batch, objective=objective, site=site)
     if ready is not None:
-        ready(batch, name_of(method), found)
+        ready(batch, name_of(method), explained)
     step()
     curves: list[dict[str, Any]] = []
     gains: list[Tensor] = []
     for kind in (Deletion, Insertion):
-        result = kind(baseline, n_random).judge(model, batch, found, objective=test, site=site)
+        result = kind(baseline, n_random).judge(model, batch, explained, objective=test, site=site)
         null = float("nan") if result.null is None else float(torch.as_tensor(result.null))
         spread = {"random": null, "random_spread": result.null_spread}
         curves.append({"value": float(result), "se": result.se, **spread})
@@ -215,14 +215,14 @@ def _judged(
         step()
         worth = result.change
     signs = FaithfulnessViolation(baseline=baseline).judge(
-        model, batch, found, objective=_unsaturated(model, batch, test, site), site=site
+        model, batch, explained, objective=_unsaturated(model, batch, test, site), site=site
     )
     violation = {
         "value": float(signs),
         "low": signs.low,
         "high": signs.high,
         "base_rate": signs.base_rate,
-        "signed": found.signed,
+        "signed": explained.signed,
     }
     redrawn = SanityChecks(stages=1).judge(model, batch, method, objective=objective, site=site)
     sanity = {"value": float(redrawn), "se": redrawn.se, "passed": redrawn.is_passed}
@@ -235,7 +235,7 @@ def _judged(
         "wrong": [None if v != v else v for v in signs.wrong.tolist()],
         "label": _labels(model, batch, test, site),
     }
-    return Judged(name_of(method), found, curves[0], curves[1], violation, sanity, inputs)
+    return Judged(name_of(method), explained, curves[0], curves[1], violation, sanity, inputs)
 
 
 def _unsaturated(model: Model, batch: InputBatch, test: Objective, site: str) -> Objective:
@@ -256,8 +256,10 @@ def best_of(judged: Sequence[Judged]) -> Judged | None:
 
     Attributions that can be believed on all inputs go before those that hold on a class alone.
     """
-    known = [one for one in judged if one.is_believable]
-    return max(known, key=lambda one: (one.verdicts[0].is_believable, one.effect), default=None)
+    believable = [one for one in judged if one.is_believable]
+    return max(
+        believable, key=lambda one: (one.verdicts[0].is_believable, one.effect), default=None
+    )
 
 
 def leading(judged: Sequence[Judged]) -> Judged | None:

@@ -61,8 +61,8 @@ class Verdict:
     def json(self) -> dict[str, Any]:
         """Return the results by name."""
         names = ("label", "n", "gain", "effect", "p", "better", "wrong", "moved")
-        said = {"believable": self.is_believable, "open": self.is_open}
-        return {name: getattr(self, name) for name in names} | said
+        verdict = {"believable": self.is_believable, "open": self.is_open}
+        return {name: getattr(self, name) for name in names} | verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,10 @@ class Judged:
         return [whole, *(self._verdict(label, LEVEL / len(judged)) for label in judged)]
 
     def _verdict(self, label: str | None, level: float) -> Verdict:
-        mine = torch.tensor([label is None or own == label for own in self.inputs["label"]])
-        gain, worth, wrong = (_numbers(self.inputs[k])[mine] for k in ("gain", "worth", "wrong"))
+        of_label = torch.tensor([label is None or own == label for own in self.inputs["label"]])
+        gain, worth, wrong = (
+            _numbers(self.inputs[k])[of_label] for k in ("gain", "worth", "wrong")
+        )
         mean, size = float(gain.mean()), float(worth.abs().mean())
         return Verdict(
             label=label,
@@ -141,8 +143,8 @@ class Judged:
         By the t-distribution over inputs, or over inputs of a class; two attributions are compared
         input by input. Infinite with fewer than two inputs.
         """
-        mine = torch.tensor([label is None or own == label for own in self.inputs["label"]])
-        each = self._effects(mine) - (0.0 if other is None else other._effects(mine))
+        of_label = torch.tensor([label is None or own == label for own in self.inputs["label"]])
+        each = self._effects(of_label) - (0.0 if other is None else other._effects(of_label))
         if len(each) < 2:
             return -math.inf, math.inf
         width = student.ppf(0.975, len(each) - 1) * float(each.std()) / len(each) ** 0.5  # pyright: ignore[reportUnknownMemberType]

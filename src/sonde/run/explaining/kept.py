@@ -61,8 +61,8 @@ class KeptExplanations:
             return cls(None)
         keys = [key.hex() for key in batch.keys]
         weights = fingerprint(model.module, full=True)
-        known = [weights, model_record(model.module), forward_code(model.module)]
-        asked = [known, keys, repr(objective), site, n_random]
+        model_facts = [weights, model_record(model.module), forward_code(model.module)]
+        asked = [model_facts, keys, repr(objective), site, n_random]
         return cls(directory, digest(json.dumps(asked)))
 
     def judged(self, method: Attributor, judge: Callable[[], Judged]) -> Judged:
@@ -75,10 +75,10 @@ class KeptExplanations:
                 return _read(path)
             except StateError:  # damaged: judged again
                 pass
-        found = judge()
+        result = judge()
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(path, found)
-        return found
+        _write(path, result)
+        return result
 
 
 def remove_kept(directory: Path | None) -> None:
@@ -92,38 +92,38 @@ def remove_kept(directory: Path | None) -> None:
 
 
 def _write(path: Path, one: Judged) -> None:
-    found = one.found
+    attribution = one.found
     empty = torch.zeros(0)
-    gap = empty if found.gap is None else found.gap.detach().cpu()
-    value = torch.as_tensor(found.value).detach().cpu()
-    state = AttributionState(value, found.objective.detach().cpu(), gap)
-    said = {
+    gap = empty if attribution.gap is None else attribution.gap.detach().cpu()
+    value = torch.as_tensor(attribution.value).detach().cpu()
+    state = AttributionState(value, attribution.objective.detach().cpu(), gap)
+    facts = {
         "word": one.word,
-        "n": found.n,
-        "flags": list(found.flags),
-        "conventions": found.conventions,
-        "feature_axis": found.feature_axis,
-        "explained": [asdict(one) for one in found.inputs],
+        "n": attribution.n,
+        "flags": list(attribution.flags),
+        "conventions": attribution.conventions,
+        "feature_axis": attribution.feature_axis,
+        "explained": [asdict(one) for one in attribution.inputs],
         **{name: getattr(one, name) for name in TESTS},
     }
-    write_state(path, {"format": FORMAT, "judged": json.dumps(said)}, {"found": state})
+    write_state(path, {"format": FORMAT, "judged": json.dumps(facts)}, {"found": state})
 
 
 def _read(path: Path) -> Judged:
     header, states = read_state(path, {"found": AttributionState})
-    state, said = states["found"], json.loads(header["judged"])
+    state, facts = states["found"], json.loads(header["judged"])
     assert isinstance(state, AttributionState)
-    found = Attribution(
+    attribution = Attribution(
         value=state.value,
         objective=state.objective,
         gap=state.gap if len(state.gap) else None,
-        n=said["n"],
-        flags=tuple(said["flags"]),
-        conventions=said["conventions"],
-        feature_axis=said["feature_axis"],
+        n=facts["n"],
+        flags=tuple(facts["flags"]),
+        conventions=facts["conventions"],
+        feature_axis=facts["feature_axis"],
         inputs=tuple(
             ExplainedInput(one["name"], tuple(one["shape"]), one["axis"])
-            for one in said.get("explained", ())
+            for one in facts.get("explained", ())
         ),
     )
-    return Judged(said["word"], found, **{name: said[name] for name in TESTS})
+    return Judged(facts["word"], attribution, **{name: facts[name] for name in TESTS})

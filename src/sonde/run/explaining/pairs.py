@@ -50,8 +50,8 @@ def read_pairs(path: Path) -> list[TextPair]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"trace: {path} cannot be read: {reason_of(error)}.") from error
-    known = {f.name for f in fields(TextPair)}
-    found: list[TextPair] = []
+    names = {f.name for f in fields(TextPair)}
+    pairs: list[TextPair] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -60,7 +60,7 @@ def read_pairs(path: Path) -> list[TextPair]:
         except json.JSONDecodeError as error:
             raise InputError(f"trace: {path}:{number} is not JSON: {error}.") from error
         values = row if isinstance(row, dict) else {}
-        given = {name: values[name] for name in known if values.get(name) is not None}
+        given = {name: values[name] for name in names if values.get(name) is not None}
         if {"clean", "corrupt", "answer"} - given.keys() or not all(
             isinstance(v, str) for v in given.values()
         ):
@@ -68,10 +68,10 @@ def read_pairs(path: Path) -> list[TextPair]:
                 "trace: expected the texts clean, corrupt and answer (and optionally "
                 f"instead) in {path}:{number}, got {sorted(values)}."
             )
-        found.append(TextPair(**given))
-    if not found:
+        pairs.append(TextPair(**given))
+    if not pairs:
         raise InputError(f"trace: expected at least one pair of texts in {path}, got none.")
-    return found
+    return pairs
 
 
 def encoded(model: Model, pair: TextPair) -> EncodedPair:
@@ -116,10 +116,10 @@ def encoded(model: Model, pair: TextPair) -> EncodedPair:
 
 def _check(clean: list[int], corrupt: list[int], tokenizer: Any) -> None:
     if len(clean) != len(corrupt):
-        said = " and ".join(repr(texts_of(side, tokenizer)[-12:]) for side in (clean, corrupt))
+        tokens = " and ".join(repr(texts_of(side, tokenizer)[-12:]) for side in (clean, corrupt))
         raise InputError(
             f"trace: expected texts with the same number of tokens, got {len(clean)} and "
-            f"{len(corrupt)}: {said}. States are copied to the same position: replace words "
+            f"{len(corrupt)}: {tokens}. States are copied to the same position: replace words "
             "so that the number of tokens stays the same."
         )
     if clean == corrupt:
@@ -134,12 +134,12 @@ def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -
     whole = ids(text + answer)
     if whole[: len(read)] == read and len(whole) > len(read):
         return whole[len(read) :]
-    found = list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
-    if not found:
+    tokens = list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+    if not tokens:
         raise InputError(
             f"trace: the answer {answer!r} has no token. Include the leading space: ' Mary'."
         )
-    return found
+    return tokens
 
 
 def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]]:
@@ -166,10 +166,10 @@ def _inputs(
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-    found: dict[str, Any] = {"input_ids": ids.to(device)}
+    inputs: dict[str, Any] = {"input_ids": ids.to(device)}
     if not bool(mask.all()):
-        found["attention_mask"] = mask.to(device)
+        inputs["attention_mask"] = mask.to(device)
     takes = inspect.signature(model.module.forward).parameters
     if answers == [[]] and "logits_to_keep" in takes:
-        found["logits_to_keep"] = 1  # the last position alone is looked at
-    return found
+        inputs["logits_to_keep"] = 1  # the last position alone is looked at
+    return inputs

@@ -42,7 +42,7 @@ def seen_rows(
     places: dict[tuple[int, int], set[int]] = {}
     for low, high, position in wanted:
         places.setdefault((low, high), set()).add(position)
-    found: dict[tuple[int, int, int], dict[str, Any]] = {}
+    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
     pictures: dict[str, str] = {}
     room = MOST_PICTURES
     for raw in inputs.batches(0, n):
@@ -59,9 +59,11 @@ def seen_rows(
                 if picture is not None:
                     pictures[str(number)], room = picture, room - len(picture)
             label = int(raw.label[i])
-            known = {"l": inputs.label_names[label]} if 0 <= label < len(inputs.label_names) else {}
+            labelled = (
+                {"l": inputs.label_names[label]} if 0 <= label < len(inputs.label_names) else {}
+            )
             for position in asked:
-                row: dict[str, Any] = {"e": number, "p": position, **known}
+                row: dict[str, Any] = {"e": number, "p": position, **labelled}
                 at = position - first
                 if pieces and 0 <= at < len(pieces):
                     row["t"] = [
@@ -70,8 +72,8 @@ def seen_rows(
                         "".join(pieces[at + 1 : at + 1 + AFTER]),
                     ]
                 if not pieces or 0 <= at < len(pieces):
-                    found.setdefault((word[0], word[1], position), row)
-    return found, pictures
+                    rows.setdefault((word[0], word[1], position), row)
+    return rows, pictures
 
 
 def _picture(raw: Any, example: int) -> str | None:

@@ -73,13 +73,13 @@ def trace(
             if len(pairs) > 1:
                 error.add_note(f"pair {number}")
             raise
-    found: list[Traced] = []
+    results: list[Traced] = []
     alone = len(given) == 1
     with Bar("trace", len(given), shown=progress and not alone) as bar:
         for pair in given:
-            found.append(_traced(model, pair, sites, how, progress and alone))
+            results.append(_traced(model, pair, sites, how, progress and alone))
             bar.advance(1)
-    return found
+    return results
 
 
 def _traced(

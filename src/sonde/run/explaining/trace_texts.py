@@ -79,11 +79,11 @@ def trace_texts(
         [pairs] if isinstance(pairs, TextPair) else read_pairs(Path(pairs)) if is_file else pairs
     )
     require_task(model, ("causal",), "trace: expected a language model with a tokenizer")
-    found, notes = load_for_gradients(model, **options)
-    traced = trace(found, asked, sites, how, progress=progress)
+    opened, notes = load_for_gradients(model, **options)
+    traced = trace(opened, asked, sites, how, progress=progress)
     document = trace_document(
         traced,
-        model=found.name,
+        model=opened.name,
         data=str(pairs) if is_file else None,
         how=how,
         show_inputs=show_inputs,

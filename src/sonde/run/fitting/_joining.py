@@ -78,8 +78,8 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
 
 def _one_model(mine: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
     """Join what two headers say about the model; the hash of the code is None if the two differ."""
-    found = its | {k: v for k, v in mine.items() if v is not None}
-    return found if same_code(mine.get(CODE), its.get(CODE)) else found | {CODE: None}
+    joined = its | {k: v for k, v in mine.items() if v is not None}
+    return joined if same_code(mine.get(CODE), its.get(CODE)) else joined | {CODE: None}
 
 
 def _require_alike(a: Bundle, b: Bundle) -> None:
@@ -100,16 +100,16 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
             "parameters and sites."
         )
     if spec_of(a.tasks) != spec_of(b.tasks):
-        mine, theirs = (_wanted(bundle) for bundle in (a, b))
+        own, theirs = (_wanted(bundle) for bundle in (a, b))
         raise StateError(
             "Fitted.merge: the bundles hold different methods on the same states, "
-            f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
+            f"{sorted(own - theirs)[:3]} and {sorted(theirs - own)[:3]}. Fit both with the "
             "same methods and parameters."
         )
     _require_alike_parts(a, b)
-    mine, its = a.header["model"], b.header["model"]
+    own, its = a.header["model"], b.header["model"]
     others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
-    apart = describe_difference(its, mine, MODEL_FACTS)
+    apart = describe_difference(its, own, MODEL_FACTS)
     if apart is not None:
         raise StateError(
             "Fitted.merge: expected bundles of the same model, but the second bundle's model is "
@@ -121,9 +121,9 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         )
     mine_known, its_known = a.header.get(BEHAVIOUR), b.header.get(BEHAVIOUR)
     if mine_known is not None and its_known is not None and same_inputs(mine_known, its_known):
-        require_alike(mine_known, its_known, mine, its, "Fitted.merge")
+        require_alike(mine_known, its_known, own, its, "Fitted.merge")
     else:
-        warn_of_parts(mine, its, "Fitted.merge")
+        warn_of_parts(own, its, "Fitted.merge")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
     if seeds[0] != seeds[1]:
@@ -249,11 +249,11 @@ def _samples(
     a: Bundle, b: Bundle
 ) -> Iterator[tuple[HashSample, tuple[HashSampleState, HashSampleState]]]:
     for name, request in a.requests.items():
-        kind, mine, its = request.statistic, a.states.get(name), b.states.get(name)
-        if not isinstance(mine, HashSampleState) or not isinstance(its, HashSampleState):
+        kind, own, its = request.statistic, a.states.get(name), b.states.get(name)
+        if not isinstance(own, HashSampleState) or not isinstance(its, HashSampleState):
             continue
         if isinstance(kind, HashSample):
-            yield kind, (mine, its)
+            yield kind, (own, its)
 
 
 def _first(names: tuple[str, ...]) -> str:

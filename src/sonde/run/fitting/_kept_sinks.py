@@ -40,8 +40,8 @@ def with_value_of_sinks(
         The rows that were left out.
     """
     every = all(read.where == Every() for read in instrument.all_reads().values())
-    known = all(has_influence(term.statistic) for term in terms)
-    if not every or not known or torch.as_tensor(result.value).numel() != 1:
+    is_known = all(has_influence(term.statistic) for term in terms)
+    if not every or not is_known or torch.as_tensor(result.value).numel() != 1:
         return result
     with torch.no_grad():
         merged: dict[str, Any] = {}

@@ -37,14 +37,14 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             "merge_calibrations: expected two calibrations of the same fitted bundle, got "
             "bundles with different states. Calibrate the same file with the same m."
         )
-    mine, theirs = a.header.get("calibrations", []), b.header.get("calibrations", [])
-    twice = {c["data"] for c in mine} & {c["data"] for c in theirs}
+    own, theirs = a.header.get("calibrations", []), b.header.get("calibrations", [])
+    twice = {c["data"] for c in own} & {c["data"] for c in theirs}
     if twice:
         raise StateError(
             "merge_calibrations: both bundles were calibrated on the same data (fingerprint "
             f"{min(twice)[:12]}): its scores would count twice."
         )
-    if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
+    if {c.get("by") for c in own} != {c.get("by") for c in theirs}:
         raise StateError(
             "merge_calibrations: the bundles were calibrated separately for the classes of "
             "different columns. Calibrate both with the same column."
@@ -58,17 +58,17 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
         )
     joined = {i: merge_pair(r.statistic, a.states[i], b.states[i]) for i, r in held.items()}
     data = {**a.header["data"], "label_names": [*names]}
-    header = {**a.header, "calibrations": [*mine, *theirs], "data": data}
+    header = {**a.header, "calibrations": [*own, *theirs], "data": data}
     return replace(a, states={**a.states, **joined}, header=header)
 
 
 def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
     """Return, by id, the requests for scores of held-out rows, which calibrate the detectors."""
-    found: dict[str, Request] = {}
+    requests: dict[str, Request] = {}
     for task in tasks:
         for (group,) in reads_of(task, split).get("held_scores", []):
-            found[group.id] = group
-    return dict(sorted(found.items()))
+            requests[group.id] = group
+    return dict(sorted(requests.items()))
 
 
 def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:

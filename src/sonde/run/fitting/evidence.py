@@ -46,12 +46,12 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEviden
     In this order: the stored state; moments computed from the moments of classes; the state of the
     stored sample of rows. None if the bundle holds none of them.
     """
-    found = stored(bundle, statistic, key)
-    if found is None and isinstance(statistic, HashSample):
+    held = stored(bundle, statistic, key)
+    if held is None and isinstance(statistic, HashSample):
         return _sampled(bundle, statistic, key)
-    if found is None and statistic == Moments():
-        found = _from_classes(bundle, key)
-    return _from_sample(bundle, statistic, key) if found is None else found
+    if held is None and statistic == Moments():
+        held = _from_classes(bundle, key)
+    return _from_sample(bundle, statistic, key) if held is None else held
 
 
 def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
@@ -82,17 +82,17 @@ def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence |
 
     The sample is cut to the ``m`` rows with the smallest sampling keys.
     """
-    found = _largest(bundle, key, HashSample(m))
-    return _largest(bundle, key, HashSample(m, groups="one")) if found is None else found
+    largest = _largest(bundle, key, HashSample(m))
+    return _largest(bundle, key, HashSample(m, groups="one")) if largest is None else largest
 
 
 def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> StateEvidence | None:
     """Return the requested sample, or a sample of one row per group if only that is stored."""
     if wanted.column != "x":
         return None
-    found = _largest(bundle, key, wanted)
-    if found is not None or wanted.groups:
-        return found
+    largest = _largest(bundle, key, wanted)
+    if largest is not None or wanted.groups:
+        return largest
     each = _largest(bundle, key, replace(wanted, groups="one"))
     if each is None or not groups_of(bundle, _state_of(each).n, each.part):
         return None
@@ -113,21 +113,21 @@ def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | No
         and (request.statistic.column, request.keys) == ("x", (key,))
         and request.where in (Every(), AsScored())
     }
-    made = [found for kind in kinds if (found := _cut(bundle, kind, key, wanted)) is not None]
-    return max(made, key=lambda e: len(_state_of(e).draw), default=None)
+    samples = [cut for kind in kinds if (cut := _cut(bundle, kind, key, wanted)) is not None]
+    return max(samples, key=lambda e: len(_state_of(e).draw), default=None)
 
 
 def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> StateEvidence | None:
     """Return the requested sample cut from a stored one, or None if the cut would be biased."""
-    found = stored(bundle, kind, key)
-    if found is None or not isinstance(found.state, HashSampleState):
+    held = stored(bundle, kind, key)
+    if held is None or not isinstance(held.state, HashSampleState):
         return None
-    state = found.state
-    if not (kind.groups in (wanted.groups, True) or _is_alike(bundle, state, kind, found.part)):
+    state = held.state
+    if not (kind.groups in (wanted.groups, True) or _is_alike(bundle, state, kind, held.part)):
         return None
     kept = state.whole_groups() if kind.groups is True else slice(None)
     columns = (state.rows[kept], state.draw[kept], state.group[kept], state.group_draw[kept])
-    return replace(found, state=replace(wanted.observe(*columns), n=state.n))
+    return replace(held, state=replace(wanted.observe(*columns), n=state.n))
 
 
 def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Part) -> bool:
@@ -153,9 +153,9 @@ def _from_classes(bundle: Fitted, key: str) -> StateEvidence | None:
         kind = request.statistic
         full = isinstance(kind, ClassMoments) and kind.scatter in ("pooled", "full")
         if full and (request.keys, request.where) == ((key,), Every()):
-            found = stored(bundle, kind, key)
-            if found is not None and isinstance(found.state, ClassMomentsState):
-                return replace(found, state=found.state.total)
+            held = stored(bundle, kind, key)
+            if held is not None and isinstance(held.state, ClassMomentsState):
+                return replace(held, state=held.state.total)
     return None
 
 
@@ -168,14 +168,14 @@ def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEv
     if len(state.draw) == 0 or (statistic == Moments() and state.rows.shape[1] > WIDEST_FULL):
         return None
     with torch.no_grad():
-        made = statistic.observe(state.rows)
-    return StateEvidence(made, f"{held.basis}, {len(state.draw):,} sampled", held.part)
+        observed = statistic.observe(state.rows)
+    return StateEvidence(observed, f"{held.basis}, {len(state.draw):,} sampled", held.part)
 
 
 def moments(bundle: Fitted, key: str) -> MomentsState | None:
     """Return mean and full scatter of a site, else mean and diagonal scatter, else None."""
     for kind in (Moments(), Moments("diag")):
-        found = evidence(bundle, kind, key)
-        if found is not None and isinstance(found.state, MomentsState):
-            return found.state
+        held = evidence(bundle, kind, key)
+        if held is not None and isinstance(held.state, MomentsState):
+            return held.state
     return None

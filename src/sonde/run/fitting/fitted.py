@@ -77,12 +77,12 @@ class Fitted:
     @cached_property
     def requests(self) -> dict[str, Request]:
         """The request of every state in the bundle, by id."""
-        found = requests_of(self.tasks, self.sample, self.split)
+        wanted = requests_of(self.tasks, self.sample, self.split)
         following = next_tasks(self.tasks, self.states, self.split)
         while following:
-            found.update(requests_of(following, None, self.split))
+            wanted.update(requests_of(following, None, self.split))
             following = next_tasks(following, self.states, self.split)
-        return dict(sorted(found.items()))
+        return dict(sorted(wanted.items()))
 
     @cached_property
     def _results(self) -> dict[int, Result]:
@@ -122,19 +122,19 @@ class Fitted:
             If the bundle has no such result, or several.
         """
         places = (str(site), f"{site}:out")
-        mine = [
+        matching = [
             i
             for i, (_, place) in enumerate(self.names)
             if self._is(i, method) and (site is None or place in places)
         ]
-        if len(mine) != 1:
-            known = ", ".join(f"{w} at {s}" for w, s in self.names[:20])
+        if len(matching) != 1:
+            names = ", ".join(f"{w} at {s}" for w, s in self.names[:20])
             what = method if isinstance(method, str) else word_of(method)
             raise StateError(
                 f"Fitted.result: expected one result of {what!r} at {site or 'its only site'}, "
-                f"got {len(mine)}. The bundle has: {known}."
+                f"got {len(matching)}. The bundle has: {names}."
             )
-        return self._result(mine[0])
+        return self._result(matching[0])
 
     def _is(self, i: int, method: str | type[Instrument] | Instrument) -> bool:
         instrument = self.tasks[i].instrument
@@ -166,15 +166,15 @@ class Fitted:
 
     def _with_lengths(self, result: Result, name: Key) -> Result:
         """Return a scorer with the lengths of the examples that calibrated it."""
-        found = [
+        lengths = [
             Lengths(*rest)
             for seen in self.header.get("calibrations", ())
             for word, site, *rest in seen.get("lengths", ())
             if (word, site) == name
         ]
-        if not found or not isinstance(result, CalibratedScorer):
+        if not lengths or not isinstance(result, CalibratedScorer):
             return result
-        return replace(result, lengths=functools.reduce(Lengths.merge, found))
+        return replace(result, lengths=functools.reduce(Lengths.merge, lengths))
 
     @property
     def _copies(self) -> tuple[int, int]:
@@ -270,9 +270,9 @@ class Fitted:
         _, states = read_state(path, _types(wanted))
         check_states(states, path)
         kept = {k: v for k, v in header.items() if k not in ("entries", "split", "sample")}
-        found = cls(tuple(tasks), states, kept, split, sample, further)
-        _log.info("%s: %r", path, found)
-        return found
+        fitted = cls(tuple(tasks), states, kept, split, sample, further)
+        _log.info("%s: %r", path, fitted)
+        return fitted
 
     def merge(self, other: "Fitted") -> "Fitted":
         """Return the bundle that holds the units of both bundles.

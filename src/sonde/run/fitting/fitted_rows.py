@@ -47,9 +47,9 @@ def _places(result: Result) -> list[dict[str, Any]]:
     """Return the columns of a measure's table other than its numbers, e.g. unit and position."""
     if isinstance(result, Scorer) or (isinstance(result.value, Tensor) and result.value.ndim):
         return []
-    found = result.table()
-    names = [name for name in found.column_names if name not in ("value", "se", "null")]
-    return found.select(names).to_pylist() if names else []
+    table = result.table()
+    names = [name for name in table.column_names if name not in ("value", "se", "null")]
+    return table.select(names).to_pylist() if names else []
 
 
 def _n_classes(result: Result) -> int | None:

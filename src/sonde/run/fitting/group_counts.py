@@ -24,16 +24,16 @@ LAST = np.uint64(2**64 - 1)
 def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
     """Return the counts of examples and groups for the header of a bundle."""
     members = Counter(stream.group_keys)
-    found: dict[str, Any] = {"n_examples": len(stream), "n_groups": len(members)}
+    counts: dict[str, Any] = {"n_examples": len(stream), "n_groups": len(members)}
     live = innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
     if isinstance(inputs, ItemInputs) and inputs.missing is not None:
-        found["missing"] = inputs.missing
+        counts["missing"] = inputs.missing
     if split is not None:
         held = split.is_held(_draws_of(members, split.seed)).numpy()
         sizes = np.fromiter(members.values(), dtype=np.int64, count=len(members))
-        found["held"] = {"n_examples": int(sizes[held].sum()), "n_groups": int(held.sum())}
-    return found
+        counts["held"] = {"n_examples": int(sizes[held].sum()), "n_groups": int(held.sum())}
+    return counts
 
 
 def kept_draws(keys: Sequence[bytes], seed: int) -> np.ndarray:
@@ -52,8 +52,8 @@ def group_draws(stream: Stream) -> str:
     The draws tell how many groups two bundles share: exactly if both bundles keep all their draws,
     else as an estimate from the draws that lie below the last kept draw of both.
     """
-    found = _draws_of(Counter(stream.group_keys), stream.seed)
-    return _draws_as_hex(found.numpy().view(np.uint64))
+    draws = _draws_of(Counter(stream.group_keys), stream.seed)
+    return _draws_as_hex(draws.numpy().view(np.uint64))
 
 
 def counts_in(header: Header, part: Part = "all") -> tuple[int, int]:
@@ -87,22 +87,22 @@ def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, He
 
     A group that both have counts once if both headers keep draws.
     """
-    mine, its = a["data"], b["data"]
+    own, its = a["data"], b["data"]
     first, second = _draws_in(a), _draws_in(b)
-    found: dict[str, Any] = _sums(mine, its)
-    if "missing" in mine or "missing" in its:
-        found["missing"] = _missing_in_both(mine.get("missing"), its.get("missing"))
-    if "held" in mine and "held" in its:
-        found["held"] = _sums(mine["held"], its["held"])
+    sums: dict[str, Any] = _sums(own, its)
+    if "missing" in own or "missing" in its:
+        sums["missing"] = _missing_in_both(own.get("missing"), its.get("missing"))
+    if "held" in own and "held" in its:
+        sums["held"] = _sums(own["held"], its["held"])
     if first is None or second is None:
-        return found, {}
-    cut = [d[-1] for d, one in ((first, mine), (second, its)) if 0 < len(d) < one["n_groups"]]
+        return sums, {}
+    cut = [d[-1] for d, one in ((first, own), (second, its)) if 0 < len(d) < one["n_groups"]]
     end = min(cut, default=LAST)
-    found["n_groups"] = _distinct(found["n_groups"], first, second, end)
-    if "held" in found and split is not None:
+    sums["n_groups"] = _distinct(sums["n_groups"], first, second, end)
+    if "held" in sums and split is not None:
         one, other = (d[_is_held(d, split)] for d in (first, second))
-        found["held"]["n_groups"] = _distinct(found["held"]["n_groups"], one, other, end)
-    return found, {"group_draws": _draws_as_hex(np.union1d(first, second))}
+        sums["held"]["n_groups"] = _distinct(sums["held"]["n_groups"], one, other, end)
+    return sums, {"group_draws": _draws_as_hex(np.union1d(first, second))}
 
 
 def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
@@ -125,8 +125,8 @@ def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> 
     groups, ``n`` is the number of distinct groups times ``1 + s``.
     """
     union, shared = np.union1d(first, second), np.intersect1d(first, second)
-    known, twice = int((union <= end).sum()), int((shared <= end).sum())
-    return max(len(union), round(n * known / (known + twice))) if known else n
+    n_once, twice = int((union <= end).sum()), int((shared <= end).sum())
+    return max(len(union), round(n * n_once / (n_once + twice))) if n_once else n
 
 
 def split_draws(stream: Stream) -> torch.Tensor:
@@ -143,8 +143,8 @@ def groups_between(a: Header, b: Header, cuts: tuple[Split, Split]) -> int:
     if first is None or second is None:
         return 0
     shared = np.intersect1d(first, second)
-    mine, its = (_is_held(shared, split) for split in cuts)
-    return int((mine != its).sum())
+    own, its = (_is_held(shared, split) for split in cuts)
+    return int((own != its).sum())
 
 
 def _draws_of(groups: Counter[bytes], seed: int) -> torch.Tensor:

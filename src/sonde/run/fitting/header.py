@@ -83,9 +83,9 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     identity = stream.identity()
     require_cleared(header, stream)
     if isinstance(stream, LiveStream):
-        live, known = stream.model, header["model"]
-        identity["config"] = known_config_hash(live.config, live.module, known.get("config"))
-        identity["structure"] = known_structure(live.module, known.get("structure"))
+        live, fitted_model = stream.model, header["model"]
+        identity["config"] = known_config_hash(live.config, live.module, fitted_model.get("config"))
+        identity["structure"] = known_structure(live.module, fitted_model.get("structure"))
     warn_unknown(header["model"], identity, "score")
     for kind, names in (("model", MODEL_FACTS[::-1]), ("reading", READING_FIELDS)):
         apart = describe_difference(identity, header[kind], names)
@@ -99,9 +99,9 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     require_same_recipe(recipe_in(header), recipe_of(stream))
     schema = {s.key: s for s in stream.schema}
     for site in header["sites"]:
-        mine = schema.get(site["text"])
-        if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
-            got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
+        column = schema.get(site["text"])
+        if column is None or column.dim != site["dim"] or str(column.reducer) != site["reducer"]:
+            got = "nothing" if column is None else f"dim={column.dim}, reducer {column.reducer}"
             raise StateError(
                 f"score: expected dim={site['dim']}, reducer {site['reducer']} at {site['text']} "
                 f"(as fitted), got {got}."

@@ -38,21 +38,21 @@ def require_same_behaviour(
     StateError
         Naming the parts that may be the cause.
     """
-    known = header.get(BEHAVIOUR)
-    if known is not None and is_watched(module):
+    behaviour = header.get(BEHAVIOUR)
+    if behaviour is not None and is_watched(module):
         return  # an edit that is open belongs to the user, and counts no part of the model
-    if known is None:
+    if behaviour is None:
         warn_of_parts(header["model"], here, who)
         return
     try:
-        states = states_of(module, known)
+        states = states_of(module, behaviour)
     except Exception as error:
         raise StateError(
             f"{who}: the model raises {type(error).__name__} on inputs on which the model of the "
             f"fit ran: {error} Fit again."
         ) from error
-    mine = {**known, "states": states, "dtype": dtype_of(module)}
-    require_alike(known, mine, header["model"], here, who)
+    own = {**behaviour, "states": states, "dtype": dtype_of(module)}
+    require_alike(behaviour, own, header["model"], here, who)
 
 
 def require_alike(
@@ -117,11 +117,13 @@ def warn_of_parts(fitted: Mapping[str, Any], here: Mapping[str, Any], who: str) 
 
 def _uncertain(fitted: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Return sentences about the parts that differ and may be the cause; empty if none do."""
-    mine, its = here.get(PARTS), fitted.get(PARTS)
-    if mine is None or its is None:
+    own, its = here.get(PARTS), fitted.get(PARTS)
+    if own is None or its is None:
         return ""
-    found = [describe_part(name, mine, its) for name in difference_of_parts(mine, its)]
+    differences = [describe_part(name, own, its) for name in difference_of_parts(own, its)]
     if not same_code(fitted.get(CODE), here.get(CODE)):
-        found.append("the code of a forward method, or of a function that it calls, has changed")
-    more = f", and {len(found) - 3} further parts differ" if len(found) > 3 else ""
-    return f"{'; '.join(found[:3])}{more}." if found else ""
+        differences.append(
+            "the code of a forward method, or of a function that it calls, has changed"
+        )
+    more = f", and {len(differences) - 3} further parts differ" if len(differences) > 3 else ""
+    return f"{'; '.join(differences[:3])}{more}." if differences else ""

@@ -94,13 +94,13 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
             If the detector needs more than rows, or too few rows are held out for ``alpha``.
         """
         detector = self._detector()
-        found = self._rows(X, reset=True, least=2)
-        rows = torch.from_numpy(found)
+        checked = self._rows(X, reset=True, least=2)
+        rows = torch.from_numpy(checked)
         if (n_finite := int(finite_rows(rows).sum())) < 2:
             raise InputError(
                 f"OutlierDetector.fit: expected at least 2 finite rows, got {n_finite}."
             )
-        self.classes_, label = _classes(y, len(found))
+        self.classes_, label = _classes(y, len(checked))
         stream = Stream.of(
             rows,
             label=None if label is None else torch.from_numpy(label),
@@ -159,10 +159,10 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
 
     def _rows(self, X: Any, *, reset: bool, least: int = 1) -> Rows:
         types: list[Literal["float64", "float32"]] = ["float64", "float32"]
-        found: Any = validate_data(
+        checked: Any = validate_data(
             self, X, reset=reset, dtype=types, ensure_all_finite=False, ensure_min_samples=least
         )
-        return found if found.flags.writeable else found.copy()
+        return checked if checked.flags.writeable else checked.copy()
 
     def _threshold(self, rows: Float[torch.Tensor, "row dim"]) -> float:
         if isinstance(self.scorer_, CalibratedScorer):

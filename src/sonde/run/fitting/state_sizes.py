@@ -31,10 +31,10 @@ def state_sizes(bundle: Fitted) -> list[dict[str, Any]]:
             readers.setdefault(name, set()).add(word_of(task.instrument))
     for name in requests_of((), bundle.sample, bundle.split):
         readers.setdefault(name, set())
-    found: list[dict[str, Any]] = []
+    sizes: list[dict[str, Any]] = []
     for name, request in bundle.requests.items():
         state = bundle.states.get(name)
-        found.append(
+        sizes.append(
             {
                 "site": " & ".join(request.keys),
                 "statistic": type(request.statistic).__name__,
@@ -44,4 +44,4 @@ def state_sizes(bundle: Fitted) -> list[dict[str, Any]]:
             }
         )
     order = {site["text"]: i for i, site in enumerate(bundle.header["sites"])}
-    return sorted(found, key=lambda s: (order.get(s["site"].split(" & ")[0], 0), -s["bytes"]))
+    return sorted(sizes, key=lambda s: (order.get(s["site"].split(" & ")[0], 0), -s["bytes"]))

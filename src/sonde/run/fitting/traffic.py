@@ -8,11 +8,11 @@ TRAFFIC: Final = "traffic"
 
 def joined_traffic(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Return the joined traffic field of two headers, empty if neither has one."""
-    told = [header[TRAFFIC] for header in (a, b) if header.get(TRAFFIC)]
-    if not told:
+    records = [header[TRAFFIC] for header in (a, b) if header.get(TRAFFIC)]
+    if not records:
         return {}
-    spans = [span for one in told for span in one["spans"]]
-    seconds = max(one["commit_seconds"] for one in told)
-    name = "+".join(one["name"] for one in told)
+    spans = [span for one in records for span in one["spans"]]
+    seconds = max(one["commit_seconds"] for one in records)
+    name = "+".join(one["name"] for one in records)
     joined = {"name": name, "commit_seconds": seconds}
     return {TRAFFIC: {**joined, "spans": sorted(spans, key=lambda span: span["begin"])}}

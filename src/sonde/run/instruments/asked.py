@@ -40,24 +40,24 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
     InputError
         If two methods ask for different values of an option.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for instrument in instruments:
         for name, value in instrument.reading().items():
             if value == POSITIONS:
                 continue
-            if found.setdefault(name, value) != value:
+            if options.setdefault(name, value) != value:
                 raise InputError(
                     f"{type(instrument).__name__}: expected {name}={value!r}, but another "
-                    f"method needs {found[name]!r}. Fit the two methods in separate runs."
+                    f"method needs {options[name]!r}. Fit the two methods in separate runs."
                 )
     wishes = [wants_positions(i) for i in instruments if reads_rows(i)]
     if wishes and all(wishes):
-        found.setdefault("reducer", POSITIONS)
+        options.setdefault("reducer", POSITIONS)
     others = [i for i in instruments if "sites" not in i.reading() and reads_rows(i)]
-    if others and found.get("sites") == HEAD_INPUT:
-        reducer = found.pop("reducer", None)
-        found["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
-    return found
+    if others and options.get("sites") == HEAD_INPUT:
+        reducer = options.pop("reducer", None)
+        options["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
+    return options
 
 
 def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
@@ -141,9 +141,9 @@ def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | 
     if site.site.port == "in" and site.module == "Linear":
         return True
     assert batch.logits is not None
-    made = HeadWeightsState(weight, bias).logits(batch.rows[site.key].to(weight.device).float())
-    for i, logits in enumerate(batch.logits.to(made)):
-        error = (made[(batch.example[site.key] == i).to(made.device)] - logits).abs().amax(1)
+    again = HeadWeightsState(weight, bias).logits(batch.rows[site.key].to(weight.device).float())
+    for i, logits in enumerate(batch.logits.to(again)):
+        error = (again[(batch.example[site.key] == i).to(again.device)] - logits).abs().amax(1)
         if len(error) and bool(error.min() > CLOSE * (logits.max() - logits.min())):
             return False
     return True
@@ -201,10 +201,12 @@ def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
     for keys in joint:
         sizes = {grids[key]: key for key in reversed(keys) if key in grids}
         if len(sizes) > 1:
-            found = " and ".join(f"{h} x {w} at {key}" for (h, w), key in list(sizes.items())[::-1])
+            shapes = " and ".join(
+                f"{h} x {w} at {key}" for (h, w), key in list(sizes.items())[::-1]
+            )
             raise InputError(
                 "fit: expected the same grid of patches at all sites that are read together, "
-                f"got {found}. Read sites with the same grid, or use the reducer 'mean'."
+                f"got {shapes}. Read sites with the same grid, or use the reducer 'mean'."
             )
 
 

@@ -61,22 +61,22 @@ def homes() -> dict[str, Home]:
     snake_case: ``padim`` for PaDiM in ``padim.py``, ``paired_leace`` for PairedLEACE.
     """
     root = Path(sonde.__file__).parent
-    found: dict[str, Home] = {}
+    by_word: dict[str, Home] = {}
     for family in FAMILIES:
         for name, (module, own) in homes_of(root / family / "__init__.py").items():
             if name[0].isupper():
                 stem = module.rpartition(".")[2]
                 spelled = stem.replace("_", "") == name.lower()
-                found.setdefault(stem if spelled else snake_case(name), Home(family, module, own))
-    return found
+                by_word.setdefault(stem if spelled else snake_case(name), Home(family, module, own))
+    return by_word
 
 
 def method_of(word: str) -> Method | None:
     """Return the method with this word, from sonde or a plug-in, or None."""
     home = homes().get(word)
-    found = None if home is None else home.load()
-    if home is not None and found is not None and _is_instrument(found):
-        return Method(word, home.family, found)
+    cls = None if home is None else home.load()
+    if home is not None and cls is not None and _is_instrument(cls):
+        return Method(word, home.family, cls)
     return _announced().get(word)
 
 
@@ -85,13 +85,13 @@ def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument
     own = {word_of_class(cls): cls for cls in further}
     if word in own:
         return own[word]
-    found = method_of(word)
-    if found is None:
-        known = [*methods(), *own]
+    method = method_of(word)
+    if method is None:
+        words = [*methods(), *own]
         raise InputError(
-            f"no method is called {word!r}.{near(word, known)} `sonde methods` lists them all."
+            f"no method is called {word!r}.{near(word, words)} `sonde methods` lists them all."
         )
-    return found.cls
+    return method.cls
 
 
 def word_of_class(cls: type[Instrument]) -> str:
@@ -134,7 +134,7 @@ def _is_instrument(found: Any) -> TypeGuard[type[Instrument]]:
 @cache
 def _announced() -> dict[str, Method]:
     """Return the methods of other distributions; skip unusable methods with a warning."""
-    found: dict[str, Method] = {}
+    announced: dict[str, Method] = {}
     for point in entry_points(group=PLUG_INS):
         name = point.dist.name if point.dist is not None else point.value
         try:
@@ -145,13 +145,13 @@ def _announced() -> dict[str, Method]:
         home = homes().get(point.name)
         if not _is_instrument(cls):
             _leave_out(point.name, name, "it is not a subclass of sonde.core.Instrument")
-        elif point.name in found or (home is not None and _is_instrument(home.load())):
+        elif point.name in announced or (home is not None and _is_instrument(home.load())):
             _leave_out(point.name, name, "another method has this word")
         elif point.name != word_of_class(cls):
             _leave_out(point.name, name, f"its class is called {word_of_class(cls)!r} in files")
         else:
-            found[point.name] = Method(point.name, PLUG_IN, cls, name)
-    return found
+            announced[point.name] = Method(point.name, PLUG_IN, cls, name)
+    return announced
 
 
 def _leave_out(word: str, distribution: str, why: str) -> None:

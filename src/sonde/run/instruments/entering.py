@@ -42,9 +42,9 @@ KINDS: dict[str, type] = {
 
 def entry_of_method(method: Method) -> Listed:
     """Return the entry of an instrument, also of an instrument from another distribution."""
-    found = _entry(method.family, method.cls.__name__, method.cls)
-    assert found is not None  # instruments are a kind
-    return replace(found, distribution=method.distribution)
+    entry = _entry(method.family, method.cls.__name__, method.cls)
+    assert entry is not None  # instruments are a kind
+    return replace(entry, distribution=method.distribution)
 
 
 def entries() -> tuple[Listed, ...]:
@@ -52,15 +52,15 @@ def entries() -> tuple[Listed, ...]:
 
     A function is left out if a fitted method has its name, as both do the same.
     """
-    found: list[Listed] = []
+    listed: list[Listed] = []
     for family in FAMILIES:
         room = importlib.import_module(f"sonde.{family}")
-        made = [_entry(family, name, getattr(room, name)) for name in room.__all__]
-        words = {m.name for m in made if m and m.is_fitted}
-        mine = [m for m in made if m and (m.kind != "function" or m.name not in words)]
+        exported = [_entry(family, name, getattr(room, name)) for name in room.__all__]
+        words = {m.name for m in exported if m and m.is_fitted}
+        shown = [m for m in exported if m and (m.kind != "function" or m.name not in words)]
         order = [*FITTED, *KINDS, "method", "function"]
-        found += sorted(mine, key=lambda m: (not m.is_fitted and order.index(m.kind), m.name))
-    return tuple(found)
+        listed += sorted(shown, key=lambda m: (not m.is_fitted and order.index(m.kind), m.name))
+    return tuple(listed)
 
 
 def _entry(family: str, name: str, found: Any) -> Listed | None:

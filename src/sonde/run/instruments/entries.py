@@ -70,8 +70,8 @@ def place_of(method: str, site: str) -> str:
     'layers.{0..11}:out (12)'
     """
     word, keys = method.partition("(")[0], site.split(" & ")
-    known = method_of(word)
-    if known is not None and not reads_rows(known.cls(**known.cls.examples[0])):
+    of_word = method_of(word)
+    if of_word is not None and not reads_rows(of_word.cls(**of_word.cls.examples[0])):
         return "logits"
     return site if len(keys) == 1 else _shared_once(keys)
 

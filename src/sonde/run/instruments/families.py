@@ -66,9 +66,9 @@ class Listed:
 
     def json(self) -> dict[str, Any]:
         """Return the entry of ``sonde methods --json``."""
-        said = {key: value for key, value in asdict(self).items() if key != "description"}
-        said |= {"word": said.pop("name"), "class": said.pop("export"), "summary": self.summary}
-        return said if self.kind != "function" else {**said, "class": ""}
+        entry = {key: value for key, value in asdict(self).items() if key != "description"}
+        entry |= {"word": entry.pop("name"), "class": entry.pop("export"), "summary": self.summary}
+        return entry if self.kind != "function" else {**entry, "class": ""}
 
 
 def snake_case(name: str) -> str:

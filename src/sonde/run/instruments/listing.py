@@ -23,18 +23,18 @@ def listed() -> tuple[Listed, ...]:
     root = Path(sonde.__file__).parent
     kept, stamp = root / "__pycache__" / "methods.json", _stamp(root)
     with suppress(OSError, ValueError, TypeError, KeyError):
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["stamp"] == stamp:
-            return tuple(Listed(**entry) for entry in found["methods"])
+        kept_list = json.loads(kept.read_text(encoding="utf-8"))
+        if kept_list["stamp"] == stamp:
+            return tuple(Listed(**entry) for entry in kept_list["methods"])
     from sonde.files.durable import atomic_write
     from sonde.run.instruments.entering import entries
 
-    made = entries()
-    said = {"stamp": stamp, "methods": [asdict(entry) for entry in made]}
+    fresh = entries()
+    content = {"stamp": stamp, "methods": [asdict(entry) for entry in fresh]}
     with suppress(OSError):
         kept.parent.mkdir(exist_ok=True)
-        atomic_write(kept, json.dumps(said).encode(), durable=False)
-    return made
+        atomic_write(kept, json.dumps(content).encode(), durable=False)
+    return fresh
 
 
 def _stamp(root: Path) -> str:
@@ -42,6 +42,6 @@ def _stamp(root: Path) -> str:
     seen = blake2b(digest_size=16)
     for folder, _, names in sorted(os.walk(root)):
         for name in sorted(name for name in names if name.endswith(".py")):
-            found = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - 900 files, quickly
-            seen.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+            status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - 900 files, quickly
+            seen.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return seen.hexdigest()

@@ -27,8 +27,8 @@ def next_task(task: Task, states: States, split: Split | None) -> Task | None:
 
 def next_tasks(tasks: Iterable[Task], states: States, split: Split | None) -> list[Task]:
     """Return the tasks of the next pass."""
-    found = [next_task(task, states, split) for task in tasks]
-    return [task for task in found if task is not None]
+    following = [next_task(task, states, split) for task in tasks]
+    return [task for task in following if task is not None]
 
 
 def last_task(task: Task, states: States, split: Split | None) -> Task:

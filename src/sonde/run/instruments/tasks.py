@@ -76,16 +76,16 @@ def assign(
         places = readable
         fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
         for keys in fitting:
-            mine = instrument.at_width(widths[keys[0]]) if len(keys) == 1 else instrument
+            own = instrument.at_width(widths[keys[0]]) if len(keys) == 1 else instrument
             if grouped or not all(by_key[key].reducer.one_row for key in keys):
-                mine = mine.in_groups()
-            if split is not None and isinstance(mine, Detector):
+                own = own.in_groups()
+            if split is not None and isinstance(own, Detector):
                 reducers = [str(by_key[key].reducer) for key in keys]
-                how = reduction_at(reducers, reduction, mine.reduces)
-                _check_reduction(mine, how)
-                tasks.append(Task(Calibrated.of(mine, how), keys))
+                how = reduction_at(reducers, reduction, own.reduces)
+                _check_reduction(own, how)
+                tasks.append(Task(Calibrated.of(own, how), keys))
             else:
-                tasks.append(Task(mine, keys))
+                tasks.append(Task(own, keys))
         if len(fitting) < max(1, len(places)):
             skipped.append(_skipped(instrument, places, fitting, widths))
     if not tasks:
@@ -141,10 +141,10 @@ def _has_reducer(instrument: Instrument, sites: Sequence[SiteSchema]) -> bool:
 
 def _unreadable(instrument: Instrument, schema: Sequence[SiteSchema]) -> str:
     asked = instrument.reading()["reducer"]
-    found = sorted({str(s.reducer) for s in schema})
+    reducers = sorted({str(s.reducer) for s in schema})
     return (
         f"{type(instrument).__name__}: expected rows of the reducer {asked!r}, got "
-        f"{', '.join(found)}. Read with reducer={asked!r}."
+        f"{', '.join(reducers)}. Read with reducer={asked!r}."
     )
 
 
@@ -265,10 +265,10 @@ def requests_of(
     tasks: Sequence[Task], sample: ErrorSample | None, split: Split | None
 ) -> dict[str, Request]:
     """Return every distinct request of the tasks and their error bars."""
-    found = requests(tasks, split)
+    wanted = requests(tasks, split)
     if sample is not None:
         keys = sorted({k for t in tasks for k in t.keys})
         for key in keys:
             for column, where in product(sample.columns, sample.filters):
-                found.update((r.id, r) for r in sample.request(key, column, where))
-    return dict(sorted(found.items()))
+                wanted.update((r.id, r) for r in sample.request(key, column, where))
+    return dict(sorted(wanted.items()))

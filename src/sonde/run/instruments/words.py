@@ -25,13 +25,13 @@ def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
         If a word or a parameter does not exist, a value is wrong, or a rewrite reads examples.
     """
     several = [given] if isinstance(given, Asked) else given
-    made: list[Any] = []
+    instruments: list[Any] = []
     for one in several:
         if isinstance(one, Rewrite):
-            made += one.instruments()
+            instruments += one.instruments()
         else:
-            made += parse_methods(one) if isinstance(one, str) else [one]
-    return made
+            instruments += parse_methods(one) if isinstance(one, str) else [one]
+    return instruments
 
 
 def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
@@ -74,13 +74,13 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
         raise InputError("METHODS: expected a method name such as mahalanobis or knn(k=10).")
     cls = find(node.func.id)
-    known = list(inspect.signature(cls).parameters)
+    names = list(inspect.signature(cls).parameters)
     parameters = {}
     for keyword in node.keywords:
-        if keyword.arg not in {*known, *former_names(cls).values()}:
+        if keyword.arg not in {*names, *former_names(cls).values()}:
             raise InputError(
                 f"METHODS: {node.func.id} has no parameter {keyword.arg!r}."
-                f"{answer_to(str(keyword.arg), known)}"
+                f"{answer_to(str(keyword.arg), names)}"
             )
         try:
             parameters[keyword.arg] = ast.literal_eval(keyword.value)

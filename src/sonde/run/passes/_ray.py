@@ -224,5 +224,5 @@ def _packed(ray: Any, job: Job) -> np.ndarray:
 def _reason_of(error: Exception) -> str:
     """Return the lines of Ray's message that give the cause, without ids."""
     lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("actor_id:", "namespace:"))]
-    return " ".join(said)[:400]
+    texts = [line for line in lines if line and not line.startswith(("actor_id:", "namespace:"))]
+    return " ".join(texts)[:400]

@@ -36,13 +36,13 @@ def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> s
     """
     live = innermost(stream)
     asks = isinstance(live, LiveStream)
-    found = {
+    reasons = {
         TWICE: any(has_stages(task) for task in tasks),
         GRADIENT: asks and live.objective is not None,
         MOVED: asks and live.perturb is not None,
         DEEP: asks and deep and getattr(live.model.processor, "padding_side", None) is not None,
     }
-    return "; ".join(text for text, is_so in found.items() if is_so)
+    return "; ".join(text for text, is_so in reasons.items() if is_so)
 
 
 def say_cost(

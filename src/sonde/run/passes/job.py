@@ -38,8 +38,8 @@ class Job(ABC):
         live = innermost(self.stream)
         if not isinstance(live, LiveStream):
             return []
-        found = {p.device for p in live.model.module.parameters()}
-        real = [device for device in found if device.type not in ("cpu", "meta")]
+        all_devices = {p.device for p in live.model.module.parameters()}
+        real = [device for device in all_devices if device.type not in ("cpu", "meta")]
         return sorted(real, key=lambda device: (device.type, device.index or 0))
 
     def tensors(self) -> list[torch.Tensor]:

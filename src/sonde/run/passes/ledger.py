@@ -151,8 +151,8 @@ class Ledger:
         Several levels of small states are merged before a file is written: the more commits wait,
         the less each costs.
         """
-        while (found := self._next_merge()) is not None:
-            top, parts = found
+        while (merge := self._next_merge()) is not None:
+            top, parts = merge
             try:
                 states, counters = self._folded(parts)
             except StateError:
@@ -225,15 +225,15 @@ class Ledger:
         for leftover in self._leftovers():
             durable.remove(leftover)
         text = (canonical_json(self.plan.json()) + "\n").encode()
-        found = _head_of(path, len(text) + 1)
-        if found not in (None, text) and not fresh:
+        head = _head_of(path, len(text) + 1)
+        if head not in (None, text) and not fresh:
             raise StoreError(
                 f"Ledger: {self.directory} holds a run of another plan ({self._difference(path)}). "
                 "Run with --fresh to delete that run, or write to another path."
             )
-        self.resumed = found == text and not fresh
-        if found != text:
-            durable.atomic_write(path, text, self.durable, once=found is None)
+        self.resumed = head == text and not fresh
+        if head != text:
+            durable.atomic_write(path, text, self.durable, once=head is None)
         for place in self._listed():
             if fresh or not self._is_sound(place):
                 self._remove(place)
@@ -241,10 +241,10 @@ class Ledger:
 
     def _difference(self, path: Path) -> str:
         """Return in what the plan that a directory holds differs from this plan."""
-        mine = json.loads(canonical_json(self.plan.json()))
+        own = json.loads(canonical_json(self.plan.json()))
         try:
             its = json.loads(path.read_text("utf-8"))
-            one, other = mine.pop("stream"), its.pop("stream")
+            one, other = own.pop("stream"), its.pop("stream")
         except (ValueError, KeyError):
             return "its file cannot be read"
         apart = describe_difference(one, other, MODEL_FACTS)
@@ -260,8 +260,8 @@ class Ledger:
 
     def _listed(self) -> list[Range]:
         """Return every range that has a file, in order; a longer range before those inside it."""
-        found = (Range.named(path.name) for path in self._states.iterdir())
-        nodes_only = (r for r in found if r is not None and r.is_node(self.plan.n_units))
+        named = (Range.named(path.name) for path in self._states.iterdir())
+        nodes_only = (r for r in named if r is not None and r.is_node(self.plan.n_units))
         return sorted(nodes_only, key=lambda r: (r.start, -r.stop))
 
     def _committed(self) -> list[Range]:

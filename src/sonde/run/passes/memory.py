@@ -82,15 +82,15 @@ class Estimate:
 def sizes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> dict[str, int]:
     """Return the largest size in bytes of each request's state."""
     width = {s.key: s.dim for s in schema}
-    known: dict[tuple[str, tuple[int, ...]], int] = {}
-    found: dict[str, int] = {}
+    alike: dict[tuple[str, tuple[int, ...]], int] = {}
+    size_of: dict[str, int] = {}
     for i, request in wanted.items():
         dims = tuple(width.get(k, 1) for k in request.keys)
         like = request.digest, dims
-        if like not in known:
-            known[like] = request.statistic.size_bytes(*dims)
-        found[i] = known[like]
-    return found
+        if like not in alike:
+            alike[like] = request.statistic.size_bytes(*dims)
+        size_of[i] = alike[like]
+    return size_of
 
 
 def state_bytes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
@@ -107,12 +107,12 @@ def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_
 
 def rows_of_an_example(stream: Stream) -> dict[str, float]:
     """Return the rows per example at each site, or their mean in the first batch if they vary."""
-    found = dict.fromkeys((s.key for s in stream.schema), 1.0)
+    rows = dict.fromkeys((s.key for s in stream.schema), 1.0)
     varying = [s.key for s in stream.schema if not s.reducer.one_row]
     if varying and len(stream):
         first = stream.first_batch()
-        found |= {key: len(first.example[key]) / len(first) for key in varying}
-    return found
+        rows |= {key: len(first.example[key]) / len(first) for key in varying}
+    return rows
 
 
 def estimate(
@@ -176,14 +176,14 @@ def state_sizes(
     """
     width = {s.key: s.dim for s in schema}
     line = cache(_line)
-    found = sizes(wanted, schema)
+    size_of = sizes(wanted, schema)
     for i, request in wanted.items():
         if not request.statistic.holds_rows or request.keys[0] not in n_rows:
             continue
         few, slope = line(request.statistic, *(width.get(k, 1) for k in request.keys))
         beyond = max(0.0, n_rows[request.keys[0]] / FEW - 1)
-        found[i] = min(found[i], math.ceil(few + beyond * slope)) if slope else found[i]
-    return found
+        size_of[i] = min(size_of[i], math.ceil(few + beyond * slope)) if slope else size_of[i]
+    return size_of
 
 
 def _line(statistic: Statistic[Any], *dims: int) -> tuple[int, int]:

@@ -59,20 +59,20 @@ def unit_batches(stream: Stream, plan: Plan, unit: int, tick: Tick) -> Iterator[
     the end for the remaining examples. So the work at the unit's end counts as its own step.
     """
     first, last = plan.bounds[unit], plan.bounds[unit + 1]
-    told = 0
+    ticked = 0
 
     def batches() -> Iterator[Batch]:
-        nonlocal told
+        nonlocal ticked
         done, since = 0, -math.inf
         for batch in stream.batches(first, last):
             yield batch
             done += len(batch)
             if time.monotonic() - since >= STEP_SECONDS and done < last - first:
-                tick(done - told)
-                told, since = done, time.monotonic()
+                tick(done - ticked)
+                ticked, since = done, time.monotonic()
 
     yield batches()
-    tick(last - first - told)
+    tick(last - first - ticked)
 
 
 def _put_finished(
@@ -82,8 +82,8 @@ def _put_finished(
     first = start
     for level, states in tree:
         last = first + (1 << level)
-        mine = _total(counts[first - start : last - start])
-        ledger.put(first, last, states, dict(mine))
+        total = _total(counts[first - start : last - start])
+        ledger.put(first, last, states, dict(total))
         first = last
 
 

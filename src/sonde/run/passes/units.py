@@ -60,16 +60,16 @@ def nodes(start: int, stop: int, n_units: int) -> list[Range]:
     >>> [(r.start, r.stop) for r in nodes(3, 11, 11)]
     [(3, 4), (4, 8), (8, 11)]
     """
-    found: list[Range] = []
+    ranges: list[Range] = []
     while start < stop:
         length = start & -start if start else 1 << n_units.bit_length()
         while not Range(start, min(start + length, n_units)).is_node(n_units) or (
             min(start + length, n_units) > stop
         ):
             length >>= 1
-        found.append(Range(start, min(start + length, n_units)))
-        start = found[-1].stop
-    return found
+        ranges.append(Range(start, min(start + length, n_units)))
+        start = ranges[-1].stop
+    return ranges
 
 
 def join_units(a: Units, b: Units) -> Units:
@@ -117,16 +117,16 @@ def gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
     >>> gaps(0, 8, [Range(2, 4)])
     [(0, 2), (4, 8)]
     """
-    found: list[tuple[int, int]] = []
+    missing: list[tuple[int, int]] = []
     for place in done:
         if place.stop <= start or place.start >= stop:
             continue
         if place.start > start:
-            found.append((start, place.start))
+            missing.append((start, place.start))
         start = max(start, place.stop)
     if start < stop:
-        found.append((start, stop))
-    return found
+        missing.append((start, stop))
+    return missing
 
 
 def add_counters(a: Counters, b: Counters) -> Counters:

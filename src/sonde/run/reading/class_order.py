@@ -61,13 +61,13 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
     if len(names) < 2 or class_names(model) is not None:
         return inputs
     pool = inputs.drawn(ROWS, seed)
-    said = answer_numbers(model, pool, len(names))
+    answered = answer_numbers(model, pool, len(names))
     truth = np.asarray(pool.listing.label)
-    if said is None or not (truth >= 0).any():
+    if answered is None or not (truth >= 0).any():
         return inputs
-    said, truth = said[truth >= 0], truth[truth >= 0]
-    order = best_order(torch.from_numpy(said), torch.from_numpy(truth), len(names)).numpy()
-    right, best = float((said == truth).mean()), float((order[said] == truth).mean())
+    answered, truth = answered[truth >= 0], truth[truth >= 0]
+    order = best_order(torch.from_numpy(answered), torch.from_numpy(truth), len(names)).numpy()
+    right, best = float((answered == truth).mean()), float((order[answered] == truth).mean())
     chance = 1 / len(names)
     if right < chance + BEYOND_CHANCE * (1 - chance) or best > 1.2 * right:
         return inputs
@@ -92,13 +92,13 @@ def answer_numbers(
     model: Model, inputs: ItemInputs, n_classes: int | None = None
 ) -> Int[np.ndarray, "row"] | None:
     """Return the index of each row's largest logit, or None unless ``n_classes`` logits exist."""
-    said = np.full(len(inputs), -1, dtype=np.int64)
+    answers = np.full(len(inputs), -1, dtype=np.int64)
     for batch in inputs.batches(0, len(inputs)):
         logits = class_logits(model, batch)
         if logits is None or n_classes not in (None, logits.shape[1]):
             return None
-        said[batch.order.numpy()] = logits.argmax(1).numpy()
-    return said
+        answers[batch.order.numpy()] = logits.argmax(1).numpy()
+    return answers
 
 
 def class_logits(model: Model, batch: InputBatch) -> Float[Tensor, "row class"] | None:

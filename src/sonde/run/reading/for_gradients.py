@@ -16,11 +16,11 @@ def load_for_gradients(model: Any, **options: Any) -> tuple[Model, tuple[str, ..
     **options
         Of ``sonde.load``.
     """
-    found = load(model, **options)
-    plain = unpacked(found)
-    if plain is found:
-        return found, ()
+    loaded = load(model, **options)
+    plain = unpacked(loaded)
+    if plain is loaded:
+        return loaded, ()
     return plain, (
-        f"note: {found.name}: packed layers are unpacked, because no gradient flows through "
+        f"note: {loaded.name}: packed layers are unpacked, because no gradient flows through "
         "packed layers",
     )

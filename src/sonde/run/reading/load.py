@@ -58,7 +58,7 @@ def load(
         )
     if engine == "vllm":
         device = "cpu"  # the weights that say which model it is; vLLM chooses its own device
-    found = loading.load(
+    loaded = loading.load(
         model,
         device,
         dtype,
@@ -70,8 +70,8 @@ def load(
     if engine == "vllm":
         from sonde.engines.vllm import on_vllm
 
-        return on_vllm(found)
-    return found
+        return on_vllm(loaded)
+    return loaded
 
 
 def _fill(module: nn.Module, folder: Path) -> None:

@@ -24,8 +24,8 @@ def notes_of(stream: Stream) -> list[str]:
     """
     if isinstance(stream, ArrayStream):
         return [*sample_note(len(stream), stream.sample_of), *_unlabelled(stream.label)]
-    inputs, said = items_of(stream), _logits_note(stream)
-    return said if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label), *said]
+    inputs, texts = items_of(stream), _logits_note(stream)
+    return texts if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label), *texts]
 
 
 def _logits_note(stream: Stream) -> list[str]:
@@ -55,9 +55,9 @@ def _unjudged_note(live: LiveStream) -> list[str]:
     inputs = live.inputs
     if not rows or not isinstance(inputs, ItemInputs) or not (inputs.listing.label >= 0).any():
         return []
-    told = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
+    outputs = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
     return [
-        f"answers are not evaluated: it is not known whether the model's output {told} contains "
+        f"answers are not evaluated: it is not known whether the model's output {outputs} contains "
         "logits of classes or an embedding. If it contains logits, pass --logits "
         f"{rows[0] or '0'}."
     ]

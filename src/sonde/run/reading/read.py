@@ -248,11 +248,11 @@ def _check_options(options: dict[str, Any]) -> None:
     InputError
         With similar names, or with where else to give the option.
     """
-    known = [*inspect.signature(open_inputs).parameters][2:]
+    names = [*inspect.signature(open_inputs).parameters][2:]
     of_this = [*inspect.signature(read).parameters]
     for name in options:
-        if name not in known or name in OF_GENERATION:
-            elsewhere = SAID_ELSEWHERE.get(name) or near(name, [*of_this, *known])
+        if name not in names or name in OF_GENERATION:
+            elsewhere = SAID_ELSEWHERE.get(name) or near(name, [*of_this, *names])
             raise InputError(f"read: there is no option {name!r}.{elsewhere}")
 
 
@@ -402,7 +402,7 @@ def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]
         raise InputError("read: expected a model and a table of data to take columns from.")
     inputs = stream.inputs
     wanted = {int(row) for row in inputs.listing.row}
-    found: dict[str, dict[int, Any]] = {name: {} for name in names}
+    values_of: dict[str, dict[int, Any]] = {name: {} for name in names}
     for number, row in enumerate(inputs.source.rows()):
         if number not in wanted:
             continue
@@ -412,5 +412,7 @@ def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]
                     f"{inputs.source.where(number)}: expected the column {name!r}, got only "
                     f"{', '.join(row)}.{near(name, row)}"
                 )
-            found[name][number] = row[name]
-    return {name: [values[int(r)] for r in inputs.listing.row] for name, values in found.items()}
+            values_of[name][number] = row[name]
+    return {
+        name: [values[int(r)] for r in inputs.listing.row] for name, values in values_of.items()
+    }

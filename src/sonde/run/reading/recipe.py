@@ -34,14 +34,14 @@ def recipe_of(stream: Stream) -> Recipe:
     ``max_length``, ``long`` and ``span`` say how texts were cut, and ``generate`` what continued
     them. Plain arrays have none.
     """
-    found = _encoded(stream.identity().get("data"))
-    return {**found, "options": _options(stream)} if found else {}
+    encoded = _encoded(stream.identity().get("data"))
+    return {**encoded, "options": _options(stream)} if encoded else {}
 
 
 def recipe_in(header: Mapping[str, Any]) -> Recipe:
     """Return the recipe in a header, or an empty recipe if the header has none."""
-    found = header.get("recipe")
-    return found if isinstance(found, dict) else {}
+    recipe = header.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _encoded(data: Any) -> Recipe:
@@ -54,26 +54,26 @@ def _encoded(data: Any) -> Recipe:
     encoding = data.get("prompts", data).get("encoding")
     if encoding is None:
         return {}
-    found: Recipe = {"generate": data.get("generate")}
+    recipe: Recipe = {"generate": data.get("generate")}
     if encoding.get("kind") == "image":
-        found["pixels"] = encoding.get("processor")
+        recipe["pixels"] = encoding.get("processor")
     if encoding.get("kind") == "numbers":
-        found["columns"] = encoding.get("inputs")
+        recipe["columns"] = encoding.get("inputs")
     if "long" in encoding:
-        found |= {name: encoding.get(name) for name in CUTTING}
-    return found
+        recipe |= {name: encoding.get(name) for name in CUTTING}
+    return recipe
 
 
 def _options(stream: Stream) -> dict[str, Any]:
     """Return the options of ``sonde.read`` that opened a live stream."""
     live = innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(inputs, ReplayInputs):
         if all(isinstance(value, PLAIN) for value in inputs.generate.values()):
-            found["generate"] = dict(inputs.generate)
+            options["generate"] = dict(inputs.generate)
         inputs = inputs.prompts
-    return {**inputs.typed, **found} if isinstance(inputs, ItemInputs) else found
+    return {**inputs.typed, **options} if isinstance(inputs, ItemInputs) else options
 
 
 def columns_of(stream: Stream) -> dict[str, Any]:
@@ -88,15 +88,15 @@ def default_options(
 
     Columns that the data do not have are left out. So are image options if a processor is given.
     """
-    found = recipe_in(header).get("options")
-    if not isinstance(found, dict) or (isinstance(model, str) and model == ARRAYS):
+    options = recipe_in(header).get("options")
+    if not isinstance(options, dict) or (isinstance(model, str) and model == ARRAYS):
         return {}
     own = "processor" in given
     return kept_for(
         data,
         {
             name: value
-            for name, value in found.items()
+            for name, value in options.items()
             if name in OPTIONS and name not in given and not (own and name.startswith("image_"))
         },
     )
@@ -113,17 +113,17 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
     require_same_columns(fitted, here, what)
     names = [n for n in ("pixels", "generate", *CUTTING) if n in fitted and n in here]
     for name in (n for n in names if fitted[n] != here[n]):
-        mine, its = here[name], fitted[name]
-        if name == "pixels" and all(str(v).startswith(PILLOW) for v in (mine, its)):
+        own, its = here[name], fitted[name]
+        if name == "pixels" and all(str(v).startswith(PILLOW) for v in (own, its)):
             raise StateError(
                 f"{what}: the state was fitted on images that were preprocessed differently: "
-                f"{mine} here, {its} in the fit. Leave image_size, image_mean and image_std "
+                f"{own} here, {its} in the fit. Leave image_size, image_mean and image_std "
                 "out (--image-size --image-mean --image-std): they are taken from the state. "
                 "Or fit again."
             )
         word = "the image processor " if name == "pixels" else f"{name}="
         warnings.warn(
-            f"{what}: rows are read with {word}{mine!r}, but the state was fitted with {its!r}: "
+            f"{what}: rows are read with {word}{own!r}, but the state was fitted with {its!r}: "
             "its p-values and thresholds hold only for rows that are read in the same way. "
             "Leave this option out, or calibrate again.",
             SondeWarning,
@@ -139,18 +139,18 @@ def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
     StateError
         With both lists of columns.
     """
-    its, mine = fitted.get("columns"), here.get("columns")
-    if its is not None and mine is not None and its != mine:
+    its, own = fitted.get("columns"), here.get("columns")
+    if its is not None and own is not None and its != own:
         raise StateError(
             f"{what}: expected rows of the columns of numbers {', '.join(its)}, as the state was "
-            f"fitted, got {', '.join(mine)}. Name them in that order: number_columns="
+            f"fitted, got {', '.join(own)}. Name them in that order: number_columns="
             f"(--number-columns {','.join(its)})."
         )
 
 
 def common(a: Recipe, b: Recipe) -> Recipe:
     """Return the fields in which two recipes agree."""
-    found = {name: a[name] for name in a if name in b and a[name] == b[name]}
-    mine, its = a.get("options", {}), b.get("options", {})
-    same = {name: mine[name] for name in mine if name in its and mine[name] == its[name]}
-    return {**found, "options": same} if "options" in a and "options" in b else found
+    shared = {name: a[name] for name in a if name in b and a[name] == b[name]}
+    own, its = a.get("options", {}), b.get("options", {})
+    same = {name: own[name] for name in own if name in its and own[name] == its[name]}
+    return {**shared, "options": same} if "options" in a and "options" in b else shared

@@ -49,15 +49,15 @@ def held_scores(
     for batch in batches:
         if groups is not None:
             groups.see(batch.order)
-        for name, found in batch.found.items():
+        for name, scored in batch.found.items():
             if groups is None:
-                keep(name, found)
+                keep(name, scored)
                 continue
-            over, waiting[name] = groups.complete(found.after(waiting.get(name)))
+            over, waiting[name] = groups.complete(scored.after(waiting.get(name)))
             keep(name, over)
         bar.advance(len(batch.order))
-    for name, found in waiting.items():
-        keep(name, found)
+    for name, scored in waiting.items():
+        keep(name, scored)
     empty = [f"{word} at {site}" for (word, site), state in states.items() if state is None]
     if empty:
         raise InputError(f"calibrate: expected in-distribution rows, got none for {empty[0]}.")

@@ -91,11 +91,11 @@ def scored_batches(asked: Asked, stream: Stream) -> Iterator[ScoredBatch]:
     for batch in stream:
         whole.check(batch)
         check_places(batch, asked.tasks, asked.scorers)
-        found = {
+        by_name = {
             name: _of_batch(batch, task, asked.scorers[name], asked)
             for name, task in asked.tasks.items()
         }
-        yield ScoredBatch(torch.as_tensor(batch.order), found)
+        yield ScoredBatch(torch.as_tensor(batch.order), by_name)
 
 
 @dataclass(frozen=True)
@@ -146,16 +146,16 @@ def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
     rank = torch.zeros_like(entry) if asked.rank is None else asked.rank[entry]
-    known = batch
+    labelled = batch
     if asked.labels is not None:
-        known = replace(batch, label=asked.labels[torch.as_tensor(batch.order)])
-    of = torch.nonzero(_usual_rows(known, task, joined)).flatten()
+        labelled = replace(batch, label=asked.labels[torch.as_tensor(batch.order)])
+    of = torch.nonzero(_usual_rows(labelled, task, joined)).flatten()
     of = row = of[least(rank[of], draw[of], example[of])]
     scored = scores[row]
     if instrument.reduction is not None:
-        made = scorer.reduced(scores, example, instrument.reduction, *columns)
-        inside = torch.isin(made.example, example[of])
-        scored, row = made.score[inside], made.row[inside]
+        reduced = scorer.reduced(scores, example, instrument.reduction, *columns)
+        inside = torch.isin(reduced.example, example[of])
+        scored, row = reduced.score[inside], reduced.row[inside]
     label = classes_of(asked.by, further, len(example))[row]
     first = least(position, draw, example)[example[of]]
     return Found(scored, label, draw[first], entry[of], torch.bincount(example)[example[of]])

@@ -81,7 +81,7 @@ def score_batches(
     for batch in stream:
         whole.check(batch)
         check_places(batch, tasks, scorers)
-        found = {
+        columns_of = {
             name: record(
                 batch,
                 name,
@@ -93,8 +93,8 @@ def score_batches(
             for name, scorer in scorers.items()
         }
         if explain:
-            found = with_layers(found, hows, scorers, explain)
-        for columns in found.values():
+            columns_of = with_layers(columns_of, hows, scorers, explain)
+        for columns in columns_of.values():
             yield pa.RecordBatch.from_pydict(columns, schema=schema_of_parts(explain))
 
 
@@ -169,13 +169,13 @@ class ScoredRows:
 
     def first(self, n: int) -> "ScoredRows":
         """Return the scores of the first ``n`` examples of the batch."""
-        mine = self.example < n
-        n_rows = int(mine.sum())
+        is_first = self.example < n
+        n_rows = int(is_first.sum())
         if n_rows == len(self.example):
             return self
         kept: Any = slice(n_rows)  # copies come last, and a slice costs less than an index
-        if not bool(mine[kept].all()):
-            kept = torch.nonzero(mine).flatten()
+        if not bool(is_first[kept].all()):
+            kept = torch.nonzero(is_first).flatten()
         p = self.p[kept] if isinstance(kept, slice) else [self.p[i] for i in kept.tolist()]
         chosen = {c: getattr(self, c)[kept] for c in ("score", "example", "position", "row")}
         return replace(self, p=p, **chosen)
@@ -221,11 +221,11 @@ def scored_rows(
     of_row, position = joined.example, joined.position
     label, row, every = classes_of(by, classes, len(of_row)), torch.arange(len(of_row)), scores
     members = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
-    found = None
+    reduced = None
     if how is not None:
-        found = scorer.reduced(scores, members, how, *columns)
-        row, scores, label = found.row, found.score, label[found.row]
-    p = _p_values(scorer, scores, how, label, (found, every, members))
+        reduced = scorer.reduced(scores, members, how, *columns)
+        row, scores, label = reduced.row, reduced.score, label[reduced.row]
+    p = _p_values(scorer, scores, how, label, (reduced, every, members))
     needed = dict(zip(needs, columns, strict=True))
     place = of_row[row], position[row], p, row
     return ScoredRows(scores, *place, every, needed, who, members, position)
@@ -242,7 +242,7 @@ def record(
     """Return the table columns for one detector and batch."""
     method, key = name
     named, row = found.example.tolist(), found.row
-    made = {
+    columns = {
         "id": [batch.ids[i] for i in named],
         "row": [None] * len(named)
         if source is None
@@ -256,10 +256,10 @@ def record(
     }
     if explain:
         who = found.who
-        made |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
-        made |= units_of(scorer, found.needed, row, explain)
-        made |= positions_of(found.every, found.members, found.at, row, explain)
-    return made
+        columns |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
+        columns |= units_of(scorer, found.needed, row, explain)
+        columns |= positions_of(found.every, found.members, found.at, row, explain)
+    return columns
 
 
 def in_order_of_arrival(who: Int[Tensor, "row 4"]) -> Int[Tensor, "row"]:
@@ -279,10 +279,10 @@ def _p_values(
 ) -> list[float | None]:
     if not isinstance(scorer, CalibratedScorer) or scorer.reduction != how:
         return [None] * len(scores)
-    found, every, example = of_rows
-    if found is None or how is None:
+    reduced, every, example = of_rows
+    if reduced is None or how is None:
         return scorer.p_value(scores, label).tolist()
-    return p_of_examples(scorer, found, label, every, example, how).tolist()
+    return p_of_examples(scorer, reduced, label, every, example, how).tolist()
 
 
 def class_columns(by: str | None) -> tuple[str, ...]:

@@ -181,8 +181,8 @@ def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> st
 def calibration_of(fitted: Fitted, key: Key) -> Any:
     """Return a detector's calibration over all classes, or None if it has none."""
     scorer = fitted.scorers.get(key)
-    found = scorer.calibration if isinstance(scorer, CalibratedScorer) else None
-    return getattr(found, "whole", found)
+    calibration = scorer.calibration if isinstance(scorer, CalibratedScorer) else None
+    return getattr(calibration, "whole", calibration)
 
 
 def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
@@ -192,10 +192,10 @@ def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
     id, as of plain arrays whose rows make one example, the input is known by its id alone.
     """
     pairs = [list(zip(p["id"].to_pylist(), p["row"].to_pylist(), strict=True)) for p in parts]
-    if any(set(mine) != set(pairs[0]) for mine in pairs[1:]):
-        pairs = [[(name, None) for name, _ in mine] for mine in pairs]
-    number = {name: i for i, name in enumerate(dict.fromkeys(n for mine in pairs for n in mine))}
-    return [np.array([number[name] for name in mine]) for mine in pairs]
+    if any(set(names) != set(pairs[0]) for names in pairs[1:]):
+        pairs = [[(name, None) for name, _ in names] for names in pairs]
+    number = {name: i for i, name in enumerate(dict.fromkeys(n for names in pairs for n in names))}
+    return [np.array([number[name] for name in names]) for names in pairs]
 
 
 def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
@@ -206,10 +206,14 @@ def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
 
 def held_scores(fitted: Fitted, key: Key) -> Float[Tensor, "n"] | None:
     """Return the sorted scores that calibrated a detector, or None if it is not calibrated."""
-    found = calibration_of(fitted, key)
-    if found is None:
+    calibration = calibration_of(fitted, key)
+    if calibration is None:
         return None
-    held = [found.scores] if isinstance(found, Calibration) else [found.scores, found.tail]
+    held = (
+        [calibration.scores]
+        if isinstance(calibration, Calibration)
+        else [calibration.scores, calibration.tail]
+    )
     return torch.cat(held).sort().values
 
 
@@ -232,20 +236,20 @@ def _speak(
     n_several = 0
     n_rows = np.bincount(member, minlength=len(lines))
     first = _first(member, _p_of(spoken), scores_of(spoken))
-    for line, said, n in zip(lines, spoken.take(first).to_pylist(), n_rows, strict=True):
-        line |= {name: said[name] for name in ("position", "site", "instrument", "score")}
-        line["p"] = said["p"] if n == 1 else None
-        n_several += line["p"] != said["p"]
+    for line, spoken_row, n in zip(lines, spoken.take(first).to_pylist(), n_rows, strict=True):
+        line |= {name: spoken_row[name] for name in ("position", "site", "instrument", "score")}
+        line["p"] = spoken_row["p"] if n == 1 else None
+        n_several += line["p"] != spoken_row["p"]
         if line["p"] is not None and lowest <= alpha:
             line["alarm"] = line["p"] <= alpha
     return n_several
 
 
 def _line(line: dict[str, Any], place: Callable[[int], str | None] | None) -> dict[str, Any]:
-    known = None if place is None or line["row"] is None else place(line["row"])
+    where = None if place is None or line["row"] is None else place(line["row"])
     loudest = {"loudest": line["instrument"], "loudest_site": line["site"], "loudest_p": line["p"]}
     empty = dict.fromkeys(("site", "instrument", "score", "p", "alarm"))
-    return {**line, **empty, **loudest, "place": known}
+    return {**line, **empty, **loudest, "place": where}
 
 
 def _first(member: np.ndarray, p: np.ndarray, height: np.ndarray) -> np.ndarray:

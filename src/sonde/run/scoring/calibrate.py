@@ -130,15 +130,15 @@ def calibrate(
         _require_table(column, model)
         labels = _labels(fitted, model, data, column, options)
         options |= {"label_column": column} | by_column(fitted, data, options, column)
-    said: By | None = "label" if column is not None else cast("By | None", by)
+    by_whom: By | None = "label" if column is not None else cast("By | None", by)
     if pooled_below < 0 or (pooled_below and by is None):
         raise InputError(
             f"calibrate: expected pooled_below of at least 1 together with by, got {pooled_below} "
             f"and by={by!r}. It pools classes with few scores."
         )
-    kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta, pooled_below=pooled_below)
+    kept = Kept(m=m, by=by_whom, guarantee=guarantee, delta=delta, pooled_below=pooled_below)
     tasks = _calibrated_tasks(fitted, kept, reduction)
-    stream = open_for(fitted, model, data, said, new_classes=False, **options)
+    stream = open_for(fitted, model, data, by_whom, new_classes=False, **options)
     in_groups = column is None or column != (options.get("group_column") or GROUP)
     require_same_model(fitted.header, stream)
     stream = with_classes(stream, fitted.label_names)
@@ -151,7 +151,7 @@ def calibrate(
     say_cost(stream, shown=progress)
     groups = Groups.of(stream) if in_groups else None
     rank = None if groups is None else groups.rank
-    asked = Asked(tasks, fitted.scorers, said, rank, labels)
+    asked = Asked(tasks, fitted.scorers, by_whom, rank, labels)
     scored, n_threads = _scored(asked, stream, crew, threads)
     with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
         held, lengths = held_scores(scored, tasks, kept, groups, bar)
@@ -164,13 +164,13 @@ def calibrate(
         (request,) = held_requests([task], fitted.split)
         states[request] = held[name]
     seen = {"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})
-    seen["lengths"] = [[*name, *vars(found).values()] for name, found in lengths.items()]
+    seen["lengths"] = [[*name, *vars(calibrated).values()] for name, calibrated in lengths.items()]
     if scales := column_scales(stream):
         seen["columns"] = scales
-    header = _header(fitted, stream, seen, has_names=said == "label")
-    found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
-    _ = found.scorers  # a class without scores is told now
-    return found
+    header = _header(fitted, stream, seen, has_names=by_whom == "label")
+    calibrated = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
+    _ = calibrated.scorers  # a class without scores is told now
+    return calibrated
 
 
 def _scored(
@@ -198,10 +198,10 @@ def _header(
 def _require_other_data(fitted: Fitted, n: int, fingerprint: str) -> None:
     """Raise if the data are empty, or are those that the bundle was fitted on."""
     if n == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
-        found = f"the {plural(n, 'example')} of the fit" if n else "none"
+        which = f"the {plural(n, 'example')} of the fit" if n else "none"
         raise InputError(
             "calibrate: expected at least one example that the detectors were not fitted on, got "
-            f"{found}. Calibrate on other rows."
+            f"{which}. Calibrate on other rows."
         )
 
 

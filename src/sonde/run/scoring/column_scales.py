@@ -26,13 +26,13 @@ def column_scales(stream: Stream) -> dict[str, list[float]]:
     n = len(stream)
     chosen = np.unique(np.linspace(0, n - 1, min(n, MOST_ROWS)).round().astype(int))
     columns: dict[str, list[Any]] = inputs.key_columns(chosen.tolist())
-    found: dict[str, list[float]] = {}
+    scales: dict[str, list[float]] = {}
     for name in inputs.encoder.identity()["inputs"]:
-        known = [x for v in columns.get(name, ()) if (x := as_number(v)) is not None]
-        values = np.array(known, dtype=np.float64)
+        numbers = [x for v in columns.get(name, ()) if (x := as_number(v)) is not None]
+        values = np.array(numbers, dtype=np.float64)
         values = values[np.isfinite(values)]
         if len(values):
             median = float(np.median(values))
             scale = TO_STANDARD * float(np.median(np.abs(values - median)))
-            found[name] = [median, scale or float(values.std())]
-    return found
+            scales[name] = [median, scale or float(values.std())]
+    return scales

@@ -38,15 +38,15 @@ def curves(
         ``threshold_of``; ``roc`` with the points ``fpr tpr`` (at most 400 of them) and the band
         ``grid low high``.
     """
-    found = []
+    lines = []
     for (instrument, site), a, b in pairs_of(usual, unusual):
         scores = scores_of(a), scores_of(b)
         bins = histogram(*scores)
         bins["threshold"] = threshold_of([a, b], alpha)
         truth = np.r_[np.zeros(len(scores[0])), np.ones(len(scores[1]))]
         curve = roc_points(np.concatenate(scores), truth, groups_of(a, b), resamples, seed)
-        found.append({"instrument": instrument, "site": site, "histogram": bins, "roc": curve})
-    return found
+        lines.append({"instrument": instrument, "site": site, "histogram": bins, "roc": curve})
+    return lines
 
 
 def histogram(usual: Any, unusual: Any = (), bins: int = BINS) -> dict[str, Any]:
@@ -108,15 +108,15 @@ def roc_points(
     scores: Any, unusual: Any, group: Any, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, list[float]]:
     """Return the ROC curve as lists: all corners, or 400 of them if it has more."""
-    found = roc(scores, unusual, group, resamples=resamples, seed=seed)
-    fpr, tpr = found.fpr.numpy(), found.tpr.numpy()
+    curve = roc(scores, unusual, group, resamples=resamples, seed=seed)
+    fpr, tpr = curve.fpr.numpy(), curve.tpr.numpy()
     corner = np.ones(len(fpr), dtype=bool)
     across = np.diff(fpr)[:-1] * np.diff(tpr)[1:] - np.diff(fpr)[1:] * np.diff(tpr)[:-1]
     corner[1:-1] = np.abs(across) > 1e-15
     kept = np.flatnonzero(corner)
     if len(kept) > MOST_POINTS:
         kept = kept[np.unique(np.linspace(0, len(kept) - 1, MOST_POINTS).round().astype(int))]
-    lines = {name: getattr(found, name).tolist() for name in ("grid", "low", "high")}
+    lines = {name: getattr(curve, name).tolist() for name in ("grid", "low", "high")}
     return {"fpr": fpr[kept].tolist(), "tpr": tpr[kept].tolist(), **lines}
 
 

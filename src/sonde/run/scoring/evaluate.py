@@ -74,8 +74,8 @@ def pairs_of(
         checked(usual, "the usual rows"),
         checked(unusual, "the unusual rows"),
     )
-    known = set(keys_of(unusual))
-    both = [(k, part_of(usual, k), part_of(unusual, k)) for k in keys_of(usual) if k in known]
+    names = set(keys_of(unusual))
+    both = [(k, part_of(usual, k), part_of(unusual, k)) for k in keys_of(usual) if k in names]
     if not both:
         raise InputError(
             "evaluate: the two tables have no detector at one site in common. Score both with the "
@@ -91,7 +91,7 @@ def _separation_figures(
     truth = np.r_[np.zeros(usual.num_rows), np.ones(unusual.num_rows)]
     group = groups_of(usual, unusual)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    found = {
+    metrics = {
         "auroc": auroc(scores, truth, group, **options),
         "aupr": aupr(scores, truth, group, **options),
         "aupr_usual": aupr(scores, truth, group, positive="usual", **options),
@@ -99,7 +99,7 @@ def _separation_figures(
         "fpr_at_95tpr_usual": fpr_at_tpr(scores, truth, group, positive="usual", **options),
     }
     row: dict[str, Any] = {"n_usual": usual.num_rows, "n_unusual": unusual.num_rows}
-    for name, metric in found.items():
+    for name, metric in metrics.items():
         row |= ends(name, metric)
     return row | _alarms(usual, unusual, alpha)
 

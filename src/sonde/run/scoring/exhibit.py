@@ -97,21 +97,21 @@ class Exhibits:
             known_places = places(self.stream)
             change = hashed_id if self.hashed else str
             self._places = {change(name): place for name, place in known_places.items()}
-        known = [
+        indices = [
             place for place in self._places.get(line["id"], ()) if place[0] <= line["position"]
         ]
-        if not known:
+        if not indices:
             return None
-        index = max(known)[1]
+        index = max(indices)[1]
         batch = next(iter(self._source.batches(index, index + 1)), None)
         if batch is None:
             return None
         batch = with_examples(batch, torch.as_tensor(batch.order) == index)
         scorer = self.fitted.scorers[name]
-        found = record(batch, name, scorer, scored_rows(batch, task, scorer, None))
+        columns = record(batch, name, scorer, scored_rows(batch, task, scorer, None))
         raw = self._raw(index) if self.inputs else None
-        made = self._exhibit(found, batch, task.keys[0], raw, line)
-        return replace(made, place=self._place(index))
+        exhibit = self._exhibit(columns, batch, task.keys[0], raw, line)
+        return replace(exhibit, place=self._place(index))
 
     @cached_property
     def _place(self) -> Place:
@@ -184,22 +184,22 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
 
     Of several equal examples the first counts; chunks of a document are several places.
     """
-    found: dict[str, dict[int, int]] = {}
+    rows_of: dict[str, dict[int, int]] = {}
     if isinstance(stream, LiveStream):
         inputs = stream.inputs
         inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
         for raw in inputs.batches(0, len(stream)):
             first = [0] * len(raw) if raw.first is None else raw.first.tolist()
             for name, index, at in zip(raw.ids, raw.order.tolist(), first, strict=True):
-                found.setdefault(name, {}).setdefault(at, index)
+                rows_of.setdefault(name, {}).setdefault(at, index)
     else:
         for batch in stream.batches(0, len(stream)):
             key = next(iter(batch.rows))
             rows = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
             for example, at in rows:
-                known = found.setdefault(batch.ids[int(example)], {})
-                known.setdefault(at, int(batch.order[example]))
-    return {name: sorted(known.items()) for name, known in found.items()}
+                rows_here = rows_of.setdefault(batch.ids[int(example)], {})
+                rows_here.setdefault(at, int(batch.order[example]))
+    return {name: sorted(rows_here.items()) for name, rows_here in rows_of.items()}
 
 
 def pixels_of(raw: InputBatch) -> Tensor | None:

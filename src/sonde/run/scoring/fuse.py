@@ -72,8 +72,8 @@ def with_fused(
     """
     keys = keys_of(scored)
     if rule not in (*get_args(Rule), *COMBINED):
-        known = ", ".join((*get_args(Rule), *COMBINED))
-        raise InputError(f"fuse: expected a rule of {known}, got {rule!r}.")
+        rules = ", ".join((*get_args(Rule), *COMBINED))
+        raise InputError(f"fuse: expected a rule of {rules}, got {rule!r}.")
     if (rule == "learned") != (unusual is not None):
         raise InputError(
             "fuse: expected scores of known outliers (--unusual) with the rule 'learned', and "
@@ -90,16 +90,16 @@ def with_fused(
         together = COMBINED[rule](p)
         score = -together.log()
     else:
-        found = fused_of(fitted, keys, rule, unusual, seed)
-        score, together = found.score(_scores(parts)), found.p_value(_scores(parts))
-    said = {
+        fused = fused_of(fitted, keys, rule, unusual, seed)
+        score, together = fused.score(_scores(parts)), fused.p_value(_scores(parts))
+    columns = {
         "site": [" & ".join(dict.fromkeys(site for _, site in keys))] * len(score),
         "instrument": [f"fuse({rule})"] * len(score),
         "score": score.tolist(),
         "p": together.tolist(),
     }
     lines = _lines(parts, p.argmin(1))
-    for name, values in said.items():
+    for name, values in columns.items():
         i = lines.schema.get_field_index(name)
         lines = lines.set_column(
             i, scored.schema.field(i), pa.array(values, scored.schema.types[i])
@@ -112,9 +112,9 @@ def fused_of(
 ) -> FusedScore:
     """Return the fused score, calibrated on the held-out rows of a bundle."""
     draw, held, kept = held_rows(fitted, keys)
-    known = None if unusual is None else _scores(_aligned(unusual, keys))
+    other = None if unusual is None else _scores(_aligned(unusual, keys))
     return fuse(
-        held, draw.numpy(), rule=rule, out_of_distribution=known, guarantee=kept.guarantee,
+        held, draw.numpy(), rule=rule, out_of_distribution=other, guarantee=kept.guarantee,
         delta=kept.delta, seed=seed,
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
     """
     parts = [part_of(scored, key) for key in keys]
     order = _names(parts[0])
-    found = [parts[0]]
+    aligned = [parts[0]]
     for key, part in zip(keys[1:], parts[1:], strict=True):
         names = _names(part)
         if names.keys() != order.keys():
@@ -171,17 +171,17 @@ def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
                 f"lines of {keys[0][0]} at {keys[0][1]} and {len(names):,} of {key[0]} at "
                 f"{key[1]}. Score all detectors on the same kind of rows."
             )
-        found.append(part.take([names[name] for name in order]))
-    return found
+        aligned.append(part.take([names[name] for name in order]))
+    return aligned
 
 
 def _names(part: pa.Table) -> dict[tuple[Any, int], int]:
     seen: Counter[Any] = Counter()
-    found: dict[tuple[Any, int], int] = {}
+    numbers: dict[tuple[Any, int], int] = {}
     for i, name in enumerate(part["id"].to_pylist()):
-        found[name, seen[name]] = i
+        numbers[name, seen[name]] = i
         seen[name] += 1
-    return found
+    return numbers
 
 
 def _scores(parts: list[pa.Table]) -> Float[Tensor, "row key"]:

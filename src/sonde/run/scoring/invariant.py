@@ -142,14 +142,14 @@ class InvariantReader:
             Returns the batch of the examples of these numbers, each below ``n``, with repeats.
         n : int
         """
-        made = make(range(n))
-        filling = self._filling(made, make)
+        inputs = make(range(n))
+        filling = self._filling(inputs, make)
         if n > 1 and ALONE in filling:
             parts = [self.read(lambda numbers, i=i: make([i] * len(numbers)), 1) for i in range(n)]
             return _joined(parts)
         if filling.forward > n:
-            made = make([*range(n), *([n - 1] * (filling.forward - n))])
-        batch = first_examples(self._batch(made), n)
+            inputs = make([*range(n), *([n - 1] * (filling.forward - n))])
+        batch = first_examples(self._batch(inputs), n)
         return InvariantBatch(batch, self._scored(batch, filling.scoring))
 
     def read_padded(self, made: InputBatch) -> InvariantBatch:
@@ -175,10 +175,10 @@ class InvariantReader:
         if self.is_single or not self.scorers:
             return Filling(1, 1)
         shape, length = shape_of(made)
-        known = self.smallest.setdefault(shape, {})
-        if not any(length <= 2 * other and other <= 2 * length for other in known):
-            known[length] = self._measured(make, length)
-        near = [(o, f) for o, f in known.items() if length <= 2 * o and o <= 2 * length]
+        fillings = self.smallest.setdefault(shape, {})
+        if not any(length <= 2 * other and other <= 2 * length for other in fillings):
+            fillings[length] = self._measured(make, length)
+        near = [(o, f) for o, f in fillings.items() if length <= 2 * o and o <= 2 * length]
         return Filling(*(_least([(o, f[i]) for o, f in near], length) for i in range(2)))
 
     def _batch(self, made: InputBatch) -> Batch:
@@ -205,13 +205,13 @@ class InvariantReader:
         alone = first_examples(every, 1)
 
         def read(numbers: Sequence[int]) -> list[bytes]:
-            made = varied_inputs(make([0] * len(numbers)), numbers)
-            return self._read_parts(self._batch(made))
+            inputs = varied_inputs(make([0] * len(numbers)), numbers)
+            return self._read_parts(self._batch(inputs))
 
         def scores(numbers: Sequence[int]) -> list[bytes]:
             batch = varied_rows(with_copies(alone, len(numbers) - 1), numbers)
-            found = self._scores(batch).values()
-            return _parts(len(numbers), [(one.example, one.score) for one in found])
+            scored = self._scores(batch).values()
+            return _parts(len(numbers), [(one.example, one.score) for one in scored])
 
         n_read = sum(x.numel() for x in alone.rows.values())
         return Filling(
@@ -221,10 +221,10 @@ class InvariantReader:
 
     def _read_parts(self, batch: Batch) -> list[bytes]:
         """Return each example's bytes of all columns that a detector reads."""
-        found = [*((batch.example[key], rows) for key, rows in batch.rows.items())]
+        tensors = [*((batch.example[key], rows) for key, rows in batch.rows.items())]
         if batch.logits is not None and self.reads_logits:
-            found.append((torch.arange(len(batch)), batch.logits))
-        return _parts(len(batch), found)
+            tensors.append((torch.arange(len(batch)), batch.logits))
+        return _parts(len(batch), tensors)
 
 
 def _reads_logits(scorer: Scorer) -> bool:
@@ -246,14 +246,14 @@ def _smallest(
         for i, part in zip(numbers, of(numbers), strict=True):
             if wanted.setdefault(i, part) != part:
                 return ALONE
-    found = top
+    size_found = top
     for size in reversed(sizes):
         for first in range(0, n, size):
             numbers = [(first + i) % n for i in range(size)]
             if any(wanted[i] != part for i, part in zip(numbers, of(numbers), strict=True)):
-                return found
-        found = size
-    return found
+                return size_found
+        size_found = size
+    return size_found
 
 
 def _joined(parts: Sequence[InvariantBatch]) -> InvariantBatch:
@@ -356,17 +356,17 @@ def _tables(
 ) -> Iterator[pa.RecordBatch]:
     def make(numbers: Sequence[int]) -> InputBatch:
         which = [chosen[i] for i in numbers]
-        made = inputs.assembled(index[which], [items[i] for i in which])
-        if made is None or len(made) != len(which):
+        assembled = inputs.assembled(index[which], [items[i] for i in which])
+        if assembled is None or len(assembled) != len(which):
             raise InputError(
                 "score: batch_invariant needs items that can all be decoded. Leave out --skip-bad, "
                 "or the broken items."
             )
-        return made
+        return assembled
 
-    found = reader.read(make, len(chosen))
+    read = reader.read(make, len(chosen))
     lines = {
-        name: record(found.batch, name, scorer, found.scored[name], explain, source)
+        name: record(read.batch, name, scorer, read.scored[name], explain, source)
         for name, scorer in reader.scorers.items()
     }
     if explain:

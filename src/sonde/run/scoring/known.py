@@ -46,9 +46,11 @@ class KnownItems:
     def groups(self, column: str | None) -> dict[int, str]:
         """Return each item's group: from the column, default ``group``, else the item alone."""
         named = column or GROUP
-        known = any(named in row for row in self.items.values())
-        found = self.column(named) if known or column is not None else {}
-        return {i: f"group {found[i]}" if i in found else f"item {i}" for i in self.items}
+        has_column = any(named in row for row in self.items.values())
+        named_groups = self.column(named) if has_column or column is not None else {}
+        return {
+            i: f"group {named_groups[i]}" if i in named_groups else f"item {i}" for i in self.items
+        }
 
     def parts(self, scored: pa.Table) -> Iterator[tuple[Key, pa.Table, list[int]]]:
         """Yield the lines of each detector and site, with the index of each line's item.

@@ -57,15 +57,15 @@ def evaluate_errors(
         If errors are no numbers or all the same, or an item has several lines.
     """
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    found = []
+    rows = []
     for one, wrong, items in _judged(scored, data, column, group_column):
         scores, group = one.scores, list(one.group)
         row = {"instrument": one.key[0], "site": one.key[1], "n": len(group)}
         row |= {"groups": len(set(group)), "left_out": len(items) - len(group)}
         row |= ends("prr", prediction_rejection(scores, -wrong, group, **options))
         row |= _tells(scores, wrong, group, options)
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def trust_errors(
@@ -82,10 +82,10 @@ def trust_errors(
     Parameters are as in ``evaluate_errors``, the result is as in ``trust_of``. None if an error is
     neither 0 nor 1.
     """
-    found = list(_judged(scored, data, column, group_column))
-    if not all(set(wrong.tolist()) <= {0.0, 1.0} for _, wrong, _ in found):
+    judged = list(_judged(scored, data, column, group_column))
+    if not all(set(wrong.tolist()) <= {0.0, 1.0} for _, wrong, _ in judged):
         return None
-    return trust_of([one for one, _, _ in found], resamples=resamples, seed=seed)
+    return trust_of([one for one, _, _ in judged], resamples=resamples, seed=seed)
 
 
 def evaluate_errors_by(
@@ -126,20 +126,20 @@ def evaluate_errors_by(
         )
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     judged = list(_judged(scored, data, column, group_column))
-    found = []
+    rows = []
     for name in names:
         for one, wrong, items in judged:
             here = np.array([values.get(i) == name for i in items if i is not None])
             if not here.any():
                 continue
-            mine, group = wrong[here], [g for g, h in zip(one.group, here, strict=True) if h]
-            row = {"value": name, "instrument": one.key[0], "site": one.key[1], "n": len(mine)}
-            row |= {"groups": len(set(group)), "wrong": float(mine.mean())}
+            errors, group = wrong[here], [g for g, h in zip(one.group, here, strict=True) if h]
+            row = {"value": name, "instrument": one.key[0], "site": one.key[1], "n": len(errors)}
+            row |= {"groups": len(set(group)), "wrong": float(errors.mean())}
             row |= dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
-            if set(mine.tolist()) == {0.0, 1.0}:
-                row |= ends("auroc", auroc(one.scores[here], mine, group, **options))
-            found.append(row)
-    return found
+            if set(errors.tolist()) == {0.0, 1.0}:
+                row |= ends("auroc", auroc(one.scores[here], errors, group, **options))
+            rows.append(row)
+    return rows
 
 
 def _judged(
@@ -149,11 +149,11 @@ def _judged(
 
     An item whose error is unknown is given as None; it has no score and no error.
     """
-    known = KnownItems.of(data)
-    errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
+    items = KnownItems.of(data)
+    errors = {i: _error(v, i, column) for i, v in items.column(column).items()}
     errors = {i: v for i, v in errors.items() if v >= 0}
-    groups = known.groups(group_column)
-    for (instrument, site), part, numbers in known.parts(scored):
+    groups = items.groups(group_column)
+    for (instrument, site), part, numbers in items.parts(scored):
         _require_once(numbers, instrument, site)
         kept = [k for k, i in enumerate(numbers) if i in errors]
         wrong = np.array([errors[numbers[k]] for k in kept])
@@ -169,15 +169,15 @@ def _judged(
 
 def _error(value: Any, item: int, column: str) -> float:
     try:
-        found = float(value)
+        error = float(value)
     except (TypeError, ValueError):
-        found = np.nan
-    if not (np.isfinite(found) and (found >= 0 or found == -1)):
+        error = np.nan
+    if not (np.isfinite(error) and (error >= 0 or error == -1)):
         raise InputError(
             f"evaluate: expected in column {column!r} the error of each answer, a number of "
             f"at least 0 (0 = correct, 1 = wrong), got {value!r:.40} for item {item}."
         )
-    return found
+    return error
 
 
 def _require_once(numbers: list[int], instrument: str, site: str) -> None:

@@ -71,30 +71,30 @@ def evaluate_pixels(
     InputError
         If no mask has an unusual pixel, a mask belongs to no image, or patches have no grid.
     """
-    known = KnownItems.of(data)
-    truths = _Masks(known, masks, data, image_column)
-    found = []
-    for (instrument, site), part, numbers in known.parts(scored):
+    items = KnownItems.of(data)
+    truths = _Masks(items, masks, data, image_column)
+    rows = []
+    for (instrument, site), part, numbers in items.parts(scored):
         lines: dict[int, list[int]] = {}
         for k, number in enumerate(numbers):
             lines.setdefault(number, []).append(k)
         scores, place = scores_of(part), part["position"].to_numpy()
-        mine = [truths.of(i) for i in lines]
-        n_masked = sum(bool(mask.any()) for mask in mine)
+        masks_here = [truths.of(i) for i in lines]
+        n_masked = sum(bool(mask.any()) for mask in masks_here)
         if n_masked == 0:
             raise InputError(
                 "evaluate: expected masks with anomalous pixels, got none in the "
-                f"{len(mine):,} scored images."
+                f"{len(masks_here):,} scored images."
             )
         maps = [
             _map(scores[k], place[k], mask.shape, grid, sigma)
-            for k, mask in zip(lines.values(), mine, strict=True)
+            for k, mask in zip(lines.values(), masks_here, strict=True)
         ]
-        row = {"instrument": instrument, "site": site, "n": len(mine), "n_masked": n_masked}
+        row = {"instrument": instrument, "site": site, "n": len(masks_here), "n_masked": n_masked}
         options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-        row |= ends("pixel_auroc", pixel_auroc(maps, mine, **options))
-        found.append(row | ends("aupro", aupro(maps, mine, **options)))
-    return found
+        row |= ends("pixel_auroc", pixel_auroc(maps, masks_here, **options))
+        rows.append(row | ends("aupro", aupro(maps, masks_here, **options)))
+    return rows
 
 
 def _map(
@@ -156,31 +156,31 @@ class _Masks:
         named = {
             _stem(str(row.get(self.image, "")), data): i for i, row in self.known.items.items()
         }
-        found: dict[int, Path] = {}
+        files: dict[int, Path] = {}
         for row in MediaFolder(folder).rows():
             stem = _stem(str(row["image"]), folder)
             item = named.get(stem, named.get(stem.removesuffix(ENDING)))
-            if item is None or item in found:
+            if item is None or item in files:
                 raise InputError(
                     f"evaluate: expected one mask for an image of {self.known.source.name}, got "
                     f"{row['image']}, whose name matches "
                     f"{'no image' if item is None else 'an image that already has a mask'}."
                 )
-            found[item] = row["image"]
-        return found
+            files[item] = row["image"]
+        return files
 
     def of(self, item: int) -> np.ndarray:
         """Return a mask of the anomalous pixels of an item."""
         row = self.known.items[item]
-        found = self.files.get(item) if self.column is None else row.get(self.column)
+        value = self.files.get(item) if self.column is None else row.get(self.column)
         try:
-            if is_missing(found):
+            if is_missing(value):
                 image = decode(stored(row, self.image, self.base))
                 return np.zeros((image.height, image.width), dtype=bool)
-            if isinstance(found, list | np.ndarray):
-                values = np.asarray(found)
+            if isinstance(value, list | np.ndarray):
+                values = np.asarray(value)
             else:
-                values = np.asarray(decode(stored({"mask": found}, "mask", self.base)))
+                values = np.asarray(decode(stored({"mask": value}, "mask", self.base)))
         except InputError as error:
             raise InputError(f"evaluate: the mask of item {item}: {error}") from error
         return (values if values.ndim == 2 else values[..., :3].any(-1)) != 0

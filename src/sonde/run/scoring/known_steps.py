@@ -61,15 +61,15 @@ def evaluate_steps(
     InputError
         If the data are no trajectories, no trajectory is wrong, or lines do not match the steps.
     """
-    known = KnownItems.of(data)
-    lengths = {i: len(steps) for i, steps in known.column(STEPS).items()}
+    items = KnownItems.of(data)
+    lengths = {i: len(steps) for i, steps in items.column(STEPS).items()}
     first = {
         i: first_error_of(row.get(label_column or "label"), row.get("first_error"), lengths[i])
-        for i, row in known.items.items()
+        for i, row in items.items.items()
         if i in lengths
     }
-    found = []
-    for (instrument, site), part, numbers in known.parts(scored):
+    rows = []
+    for (instrument, site), part, numbers in items.parts(scored):
         steps = _Steps.of(part, numbers, lengths, first, alpha)
         if not steps.first.any():
             raise InputError(
@@ -79,8 +79,8 @@ def evaluate_steps(
         kept = len({i for i in numbers if first[i] >= RIGHT})
         row = {"instrument": instrument, "site": site, "n": kept}
         row |= {"n_wrong": int(steps.first.sum()), "left_out": len(set(numbers)) - kept}
-        found.append(row | steps.figures({"resamples": resamples, "seed": seed}))
-    return found
+        rows.append(row | steps.figures({"resamples": resamples, "seed": seed}))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,16 @@ class _Steps:
 
     def figures(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return how well scores and alarms find the first wrong step of a trajectory."""
-        known, whose = self.counted, self.trajectory
+        counted, whose = self.counted, self.trajectory
         row = ends("localised", localisation(self.score, self.first, whose, **options))
         row |= dict.fromkeys(f"{name}{end}" for name in ("auroc", *NO_ALARM)
                              for end in ("", "_low", "_high"))  # fmt: skip
-        if not self.named and len(set(self.first[known].tolist())) == 2:
-            truth = self.first[known]
-            row |= ends("auroc", auroc(self.score[known], truth, whose[known], **options))
+        if not self.named and len(set(self.first[counted].tolist())) == 2:
+            truth = self.first[counted]
+            row |= ends("auroc", auroc(self.score[counted], truth, whose[counted], **options))
         if self.alarm is not None:
-            flagged = self.alarm[known]
-            row |= ends("f1", step_f1(flagged, self.first[known], whose[known], **options))
+            flagged = self.alarm[counted]
+            row |= ends("f1", step_f1(flagged, self.first[counted], whose[counted], **options))
             row |= ends("joint", joint_match(self.alarm, self.first, whose, **options))
         return row
 

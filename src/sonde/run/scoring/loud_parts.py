@@ -53,12 +53,12 @@ def units_of(
     chosen = {name: column[row.to(column.device)] for name, column in columns.items()}
     strange = ~finite_entries(chosen["x"]).cpu()
     with torch.no_grad():
-        found = scorer.contributions(*chosen.values())
-    if found is None:
+        parts = scorer.contributions(*chosen.values())
+    if parts is None:
         return nothing
-    found = found.double().cpu()
-    most = found.topk(min(n, found.shape[1]), dim=1)
-    total = found.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    parts = parts.double().cpu()
+    most = parts.topk(min(n, parts.shape[1]), dim=1)
+    total = parts.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     units, shares = most.indices.tolist(), (most.values / total).tolist()
     for i in torch.nonzero(strange.any(dim=1)).flatten().tolist():
         units[i], shares[i] = torch.nonzero(strange[i]).flatten()[:n].tolist(), None
@@ -80,13 +80,13 @@ def positions_of(
     order = order[torch.argsort(example[order], stable=True)]
     count = torch.bincount(example)
     start = count.cumsum(0) - count
-    found: dict[str, list[Any]] = {"positions": [], "position_scores": []}
+    columns: dict[str, list[Any]] = {"positions": [], "position_scores": []}
     for k in example[row].tolist():
         size, first = int(count[k]), int(start[k])
         best = order[first : first + min(n, size)]
-        found["positions"].append(position[best].tolist() if size > 1 else None)
-        found["position_scores"].append(scores[best].tolist() if size > 1 else None)
-    return found
+        columns["positions"].append(position[best].tolist() if size > 1 else None)
+        columns["position_scores"].append(scores[best].tolist() if size > 1 else None)
+    return columns
 
 
 def layers_of(
@@ -107,23 +107,23 @@ def layers_of(
                 place = ranked.setdefault((name[0], line.where), [])
                 place.append((line.p, -beyond, name[1]))
     best = {place: sorted(sites)[:n] for place, sites in ranked.items()}
-    found: dict[Key, dict[str, list[Any]]] = {}
+    columns_of: dict[Key, dict[str, list[Any]]] = {}
     for name, several in lines.items():
-        mine = [best.get((name[0], line.where)) for line in several]
-        found[name] = {
-            "layers": [None if b is None else [site for *_, site in b] for b in mine],
-            "layer_p": [None if b is None else [p for p, *_ in b] for b in mine],
+        best_of = [best.get((name[0], line.where)) for line in several]
+        columns_of[name] = {
+            "layers": [None if b is None else [site for *_, site in b] for b in best_of],
+            "layer_p": [None if b is None else [p for p, *_ in b] for b in best_of],
         }
-    return found
+    return columns_of
 
 
 def _scale(scorer: Scorer) -> tuple[float, float] | None:
     """Return the median of the held-out scores, and how far their 90 % quantile is above it."""
     if not isinstance(scorer, CalibratedScorer):
         return None
-    found = scorer.calibration
-    found = found.whole if isinstance(found, ClassCalibration) else found
-    values = _held(found)
+    calibration = scorer.calibration
+    calibration = calibration.whole if isinstance(calibration, ClassCalibration) else calibration
+    values = _held(calibration)
     middle, high = values.quantile(0.5).item(), values.quantile(0.9).item()
     return middle, max(high - middle, torch.finfo(torch.float64).tiny)
 

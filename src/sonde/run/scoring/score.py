@@ -123,9 +123,11 @@ def score(
         for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
-    made = in_data_order(pa.Table.from_batches(batches, schema=schema_of_parts(explain)), stream)
-    _say_without_row(made, stream)
-    return made
+    in_order = in_data_order(
+        pa.Table.from_batches(batches, schema=schema_of_parts(explain)), stream
+    )
+    _say_without_row(in_order, stream)
+    return in_order
 
 
 def in_data_order(table: pa.Table, stream: Stream) -> pa.Table:

@@ -180,8 +180,8 @@ def keys_of(table: pa.Table) -> list[tuple[str, str]]:
 def part_of(table: pa.Table, key: tuple[str, str]) -> pa.Table:
     """Return the rows of one instrument and site."""
     pc: Any = compute
-    mine = pc.and_(pc.equal(table["instrument"], key[0]), pc.equal(table["site"], key[1]))
-    return table.filter(mine)
+    is_part = pc.and_(pc.equal(table["instrument"], key[0]), pc.equal(table["site"], key[1]))
+    return table.filter(is_part)
 
 
 def scores_of(table: pa.Table) -> np.ndarray:

@@ -114,11 +114,13 @@ def trust_of(
     chosen, other = candidates[best], masks[1][best]
     group = np.unique(np.asarray(chosen.group)[other], return_inverse=True)[1]
     truth = chosen.unusual[other]
-    found = ends("auroc", auroc(chosen.scores[other], truth, group, resamples=resamples, seed=seed))
-    low = found["auroc_low"]
+    separation = ends(
+        "auroc", auroc(chosen.scores[other], truth, group, resamples=resamples, seed=seed)
+    )
+    low = separation["auroc_low"]
     return {
         **empty,
-        **found,
+        **separation,
         "instrument": chosen.key[0],
         "site": chosen.key[1],
         "chosen_auroc": values[best],
@@ -138,8 +140,8 @@ def _halves(candidates: Sequence[Candidate], seed: int) -> tuple[set[str], set[s
     drawn = dict(zip(names, base_hashes([n.encode() for n in names], "split", seed), strict=True))
     halves: tuple[set[str], set[str]] = set(), set()
     for kind in (False, True):
-        mine = sorted((n for n in names if has[n] is kind), key=lambda name: drawn[name])
-        for i, name in enumerate(mine):
+        of_kind = sorted((n for n in names if has[n] is kind), key=lambda name: drawn[name])
+        for i, name in enumerate(of_kind):
             halves[i % 2].add(name)
     return halves
 

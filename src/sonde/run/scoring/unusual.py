@@ -35,15 +35,15 @@ def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
     """
     if n < 0:
         raise InputError(f"most_unusual: expected a number of at least 0, got {n}.")
-    found: dict[str, list[dict[str, Any]]] = {}
+    lines_of: dict[str, list[dict[str, Any]]] = {}
     for instrument in dict.fromkeys(key[0] for key in keys_of(table)):
         best: dict[str, tuple[tuple[float, float], dict[str, Any]]] = {}
         for key in keys_of(table):
             if key[0] == instrument:
                 _take(best, part_of(table, key), n)
         order = sorted(best.values(), key=lambda pair: pair[0])[:n]
-        found[instrument] = [line for _, line in order]
-    return found
+        lines_of[instrument] = [line for _, line in order]
+    return lines_of
 
 
 def _take(best: dict[str, Any], part: pa.Table, n: int) -> None:

@@ -131,16 +131,16 @@ class WeakGroups:
         """
         require_same_model(self.header, stream)
         stream = with_classes(stream, tuple(self.header["data"]["label_names"]))
-        found: dict[tuple[str, int | None], list[bool | None]] = {}
+        by_name: dict[tuple[str, int | None], list[bool | None]] = {}
         source, items = stream.source_rows, items_of(stream)
         for batch in stream:
             each = [_holds(group, batch, items) for group in self.groups]
             for i, order in enumerate(batch.order.tolist()):
                 name = batch.ids[i], None if source is None else int(source[order])
-                mine = [holds[i] for holds in each]
-                before = found.get(name, mine)
-                found[name] = [_either(a, b) for a, b in zip(before, mine, strict=True)]
-        return found
+                of_row = [holds[i] for holds in each]
+                before = by_name.get(name, of_row)
+                by_name[name] = [_either(a, b) for a, b in zip(before, of_row, strict=True)]
+        return by_name
 
 
 def with_groups(answers: pa.Table, weak: WeakGroups, stream: Stream) -> pa.Table:
@@ -161,13 +161,13 @@ def with_groups(answers: pa.Table, weak: WeakGroups, stream: Stream) -> pa.Table
         group, and not known for some group), and ``group_accuracy``, the lowest accuracy of these.
     """
     members = weak.members(stream)
-    told, accuracy = [], []
+    numbers, accuracy = [], []
     for line in answers.select(["id", "row"]).to_pylist():
-        mine = members.get((line["id"], line["row"]), [None])
-        here = [n for n, holds in enumerate(mine, 1) if holds]
-        told.append(here if here or None not in mine else None)
+        in_groups = members.get((line["id"], line["row"]), [None])
+        here = [n for n, holds in enumerate(in_groups, 1) if holds]
+        numbers.append(here if here or None not in in_groups else None)
         accuracy.append(min((weak.groups[n - 1].figures["accuracy"] for n in here), default=None))
-    answers = answers.append_column("groups", pa.array(told, pa.list_(pa.int64())))
+    answers = answers.append_column("groups", pa.array(numbers, pa.list_(pa.int64())))
     return answers.append_column("group_accuracy", pa.array(accuracy, pa.float64()))
 
 
@@ -204,29 +204,29 @@ def _condition(raw: dict[str, Any], states: Mapping[str, State | None]) -> Condi
 
 def _holds(group: KnownGroup, batch: Batch, items: Any) -> list[bool | None]:
     """Return for each example whether all conditions hold, or None if that is unknown."""
-    found: list[bool | None] = [True] * len(batch)
+    held: list[bool | None] = [True] * len(batch)
     for condition in group.conditions:
         for i, holds in enumerate(_known(condition, batch, items)):
-            both = found[i], holds
-            found[i] = False if False in both else None if None in both else True
-    return found
+            both = held[i], holds
+            held[i] = False if False in both else None if None in both else True
+    return held
 
 
 def _known(condition: Condition, batch: Batch, items: Any) -> list[bool | None]:
     """Return for each example whether a condition holds, or None if that is unknown."""
-    found: list[bool | None] = [None] * len(batch)
+    flags: list[bool | None] = [None] * len(batch)
     if isinstance(condition, Nearest):
         x = batch.rows[condition.source].detach().cpu()
         holds = condition.holds(x.nan_to_num(0, 0, 0)).tolist()
         finite = torch.isfinite(x).all(1).tolist()
-        for i, is_finite, mine in zip(
+        for i, is_finite, value in zip(
             batch.example[condition.source].tolist(), finite, holds, strict=True
         ):
-            found[i] = mine if is_finite else None
-        return found
+            flags[i] = value if is_finite else None
+        return flags
     values = _values(condition, batch, items)
     if values is None:
-        return found
+        return flags
     if isinstance(condition, Beyond):
         numbers = [float("nan") if v is None else float(v) for v in map(as_number, values)]
         return condition.holds(torch.tensor(numbers, dtype=torch.float64)).tolist()

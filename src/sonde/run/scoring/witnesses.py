@@ -71,5 +71,5 @@ def _varied(x: Tensor, numbers: Sequence[int]) -> Tensor:
         return x
     noise = torch.rand(MOST, *x.shape[1:], generator=torch.Generator().manual_seed(0)) / STEP
     noise[0] = 0
-    mine = noise[torch.as_tensor(numbers)].to(x)
-    return torch.where(x == 0, mine, x * (1 - mine))
+    noise_here = noise[torch.as_tensor(numbers)].to(x)
+    return torch.where(x == 0, noise_here, x * (1 - noise_here))

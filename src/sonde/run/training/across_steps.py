@@ -85,10 +85,10 @@ def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
 def samples_of(fitted: Fitted) -> dict[str, HashSampleState]:
     """Return the row samples in the states of a step, at no more than 8 evenly spaced sites."""
     sites = [site["text"] for site in fitted.header["sites"]]
-    found = {sites[i]: sample(fitted, sites[i], MOST_ROWS) for i in chosen(sites, MOST_SITES)}
+    samples = {sites[i]: sample(fitted, sites[i], MOST_ROWS) for i in chosen(sites, MOST_SITES)}
     return {
         site: held.state
-        for site, held in found.items()
+        for site, held in samples.items()
         if held is not None and isinstance(held.state, HashSampleState)
     }
 
@@ -102,7 +102,7 @@ def across_steps(samples: Samples) -> list[SiteAcrossSteps]:
         For each site the sample at each step. A site with one step or fewer than 16 rows that all
         steps hold is left out.
     """
-    made: list[SiteAcrossSteps] = []
+    results: list[SiteAcrossSteps] = []
     for site, at in samples.items():
         steps = sorted(at)
         held = tuple(at[step] for step in steps)
@@ -112,9 +112,11 @@ def across_steps(samples: Samples) -> list[SiteAcrossSteps]:
         similarity = LayerCKA(MOST_ROWS).result(held)
         rows = dict(zip(steps, joined.rows, strict=True))
         wide = max(x.shape[1] for x in joined.rows)
-        found = emergence(rows, group=joined.group, k=FEATURES) if len(joined) > wide + 1 else None
-        made.append(SiteAcrossSteps(site, tuple(steps), similarity, found))
-    return made
+        emerged = (
+            emergence(rows, group=joined.group, k=FEATURES) if len(joined) > wide + 1 else None
+        )
+        results.append(SiteAcrossSteps(site, tuple(steps), similarity, emerged))
+    return results
 
 
 def charts_across_steps(found: Sequence[SiteAcrossSteps]) -> list[Chart]:
@@ -138,15 +140,15 @@ def charts_across_steps(found: Sequence[SiteAcrossSteps]) -> list[Chart]:
     y = ChartAxis("cka", title="CKA", zero=False)
     title = f"Similarity of each step to step {last:,}"
     charts = [curves(title, rows, "step", y, by="site")]
-    told = [
+    lines = [
         {"step": step, "site": one.site, "explained": value}
         for one in found
         if one.explained is not None
         for step, value in zip((*one.steps,), (*one.explained.tolist(), 1.0), strict=True)
     ]
-    if told:
+    if lines:
         title = f"Fraction of the features of step {last:,} that the states of each step predict"
-        charts.append(curves(title, told, "step", "explained", by="site"))
+        charts.append(curves(title, lines, "step", "explained", by="site"))
     return charts + [_map(one) for one in found if len(one.steps) > 2]
 
 

@@ -148,7 +148,7 @@ def train_arm(
     if average is not None:
         other = replace(model, module=average.module)
     arm = Arm(module, own, teacher=other, average=average)
-    known = _identity(model, examples, losses, recipe, teacher)
+    identity = _identity(model, examples, losses, recipe, teacher)
     with (
         Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
         _attached(model, arm, recipe.weight) as terms,
@@ -159,7 +159,7 @@ def train_arm(
             _begin(trainee, terms, next(_epoch(examples, recipe.seed, 0)), recipe.seed)
             moved += terms.parameters()
         descent = Descent("sonde train", moved, recipe.rate)
-        keeper = _Keeper(checkpoint, known, arm, terms, descent)
+        keeper = _Keeper(checkpoint, identity, arm, terms, descent)
         keeper.resume()
         bar.advance(min(descent.n_steps * examples.batch_size, recipe.epochs * len(examples)))
         with keeper:
@@ -263,15 +263,15 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
 
 def _last_tensors(module: nn.Module, least: int) -> set[str]:
     """Return the names of the last parameters that together hold at least `least` numbers."""
-    found: set[str] = set()
+    names: set[str] = set()
     n = 0
     for name, parameter in reversed(list(module.named_parameters())):
         if n >= least:
             break
         if parameter.is_floating_point():
-            found.add(name)
+            names.add(name)
             n += parameter.numel()
-    return found
+    return names
 
 
 def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> None:
@@ -286,9 +286,9 @@ def _step(
 ) -> dict[str, float]:
     """Take an optimiser step and return the values of the losses before it."""
     with torch.enable_grad():
-        told = trainee.answers(batch)
-        known = (told.truth >= 0).sum().clamp(min=1)
-        task = -told.log_p_of_truth.sum() / known
+        answers = trainee.answers(batch)
+        n_known = (answers.truth >= 0).sum().clamp(min=1)
+        task = -answers.log_p_of_truth.sum() / n_known
         row = {"step": float(descent.n_steps), "task": float(task.detach())}
         if terms is None and not task.requires_grad:
             raise InputError("sonde train: the task loss depends on no trained parameter. Choose "

@@ -240,12 +240,12 @@ Log = Callable[[dict[str, float], int], object]
 
 def figures_of(fitted: Fitted) -> dict[str, float]:
     """Return every finite scalar result by ``sonde/METHOD/SITE``."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for (method, site), result in fitted:
         value = result.table().to_pylist()
         if len(value) == 1 and math.isfinite(value[0]["value"]):
-            found[f"sonde/{method}/{site}"] = value[0]["value"]
-    return found
+            figures[f"sonde/{method}/{site}"] = value[0]["value"]
+    return figures
 
 
 def log_of(target: Any) -> Log:

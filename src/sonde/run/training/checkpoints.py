@@ -150,24 +150,24 @@ def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
     place = Path(folder)
     folders = [p for p in place.iterdir() if p.is_dir()] if place.is_dir() else []
     steps = sorted((int(m[1]), path) for path in folders if (m := _STEP.search(path.name)))
-    found = [(step, path) for step, path in steps if (path / "config.json").is_file()]
-    if found and len(found) < len(steps):
-        left_out = [path.name for step, path in steps if (step, path) not in found]
+    readable = [(step, path) for step, path in steps if (path / "config.json").is_file()]
+    if readable and len(readable) < len(steps):
+        left_out = [path.name for step, path in steps if (step, path) not in readable]
         warnings.warn(
             f"{plural(len(left_out), 'folder')} of {place} without a config.json left out: "
             f"{', '.join(left_out)}. Copy the config.json of the model into these folders.",
             SondeWarning,
             stacklevel=2,
         )
-    if not found:
+    if not readable:
         raise InputError(
             f"expected checkpoints in {place}, folders such as checkpoint-500 with a config.json; "
             "got none."
         )
-    for (step, path), (other, again) in itertools.pairwise(found):
+    for (step, path), (other, again) in itertools.pairwise(readable):
         if step == other:
             raise InputError(f"expected one checkpoint of step {step}, got {path} and {again}.")
-    return found
+    return readable
 
 
 @renamed(progress="begun")
@@ -202,15 +202,15 @@ def record_checkpoints(
     StateError
         If the track holds steps of other instruments, sites, data or checkpoints.
     """
-    known = [(step, path) for step, path in folders if step in track.steps]
+    recorded = [(step, path) for step, path in folders if step in track.steps]
     file = Path(track.directory) / WEIGHTS
-    is_kept = bool(known) and file.is_file()
+    is_kept = bool(recorded) and file.is_file()
     digests = _digests_in(file) if is_kept else {}
-    for step, path in known:
+    for step, path in recorded:
         if digests.get(str(step)) not in (None, weights_digest(path)):
             raise track.other_checkpoint(step)
-    if known:
-        step, path = known[0]
+    if recorded:
+        step, path = recorded[0]
         settled = prepare(list(instruments), opened(str(path)), calibrate=0.0, reduction="auto")
         track.check_reading(step, settled)
     for step, path in folders:

@@ -59,14 +59,14 @@ def train_document(
         for name, arm in (("with", first), ("without", plain))
         if arm is not None
     }
-    found = {
+    document = {
         "schema": SCHEMA,
         **names,
         "recipe": asdict(recipe),
         "trained_on": n_trained,
         "held": len(held),
         "answers": int(before.n.sum()),
-        "before": {told: compared(before, None, name) for name, told in FIGURES.items()},
+        "before": {field: compared(before, None, name) for name, field in FIGURES.items()},
         "seeds": seeds,
         "gain": {
             "accuracy": _gain(seeds, "accuracy", grain=1 / max(float(before.n.sum()), 1)),
@@ -86,7 +86,7 @@ def train_document(
         "conflict": [row["conflict"] for row in first.curve if "conflict" in row],
         "undo": f"sonde edit undo {names['output']} -o {names['output']}-undone",
     }
-    return finite_json(found)
+    return finite_json(document)
 
 
 def _seed(
@@ -101,11 +101,11 @@ def _seed(
         name: task_figures(model, arm.module, held) for name, arm in arms.items() if arm is not None
     }
     other = tasks.get("without", before)
-    gain = {told: compared(tasks["with"], other, field) for field, told in FIGURES.items()}
+    gain = {title: compared(tasks["with"], other, field) for field, title in FIGURES.items()}
     gain["accuracy"] |= mcnemar(tasks["with"], other)
     return {
         **{
-            name: {told: compared(task, None, field) for field, told in FIGURES.items()}
+            name: {title: compared(task, None, field) for field, title in FIGURES.items()}
             for name, task in tasks.items()
         },
         "gain": gain,

@@ -45,12 +45,12 @@ def task_figures(model: Model, module: nn.Module, held: ItemInputs) -> TaskFigur
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for batch in held.batches(0, len(held)):
-            told = losses.answers(batch)
-            known = told.truth >= 0
+            answers = losses.answers(batch)
+            is_known = answers.truth >= 0
             index = [groups.setdefault(key, len(groups)) for key in batch.group_keys]
-            group = torch.tensor(index)[told.example][known]
-            right = (told.log_p.argmax(1) == told.truth)[known]
-            parts.append((group, -told.log_p_of_truth[known].double(), right.double()))
+            group = torch.tensor(index)[answers.example][is_known]
+            right = (answers.log_p.argmax(1) == answers.truth)[is_known]
+            parts.append((group, -answers.log_p_of_truth[is_known].double(), right.double()))
     group, nats, right = (torch.cat(part) for part in zip(*parts, strict=True))
     zeros = torch.zeros(3, len(groups), dtype=torch.float64)
     for into, x in zip(zeros, (nats, right, torch.ones_like(nats)), strict=True):
@@ -65,10 +65,10 @@ def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str
     """
 
     def mean(weights: Tensor) -> Tensor:
-        found = (weights @ getattr(one, name)) / (weights @ one.n)
+        means = (weights @ getattr(one, name)) / (weights @ one.n)
         if other is None:
-            return found
-        return found - (weights @ getattr(other, name)) / (weights @ other.n)
+            return means
+        return means - (weights @ getattr(other, name)) / (weights @ other.n)
 
     figure = measured(mean, torch.arange(len(one.n)), Bootstrap())
     return {"value": float(figure), "low": figure.low, "high": figure.high}
@@ -116,19 +116,19 @@ def term_values(
     evaluated batch by batch, as by ``Terms.evaluate``. Parameters of a loss are not trained here.
     """
     label = torch.cat([batch.label for batch in held.batches(0, len(held))])
-    found = {}
+    values = {}
     for key, loss in losses.items():
         sites = (key,) if isinstance(key, str) else key
         name = f"{type(loss).__name__}({', '.join(sites)})"
         if any(site.endswith(":probs") for site in sites) or _takes_whole_states(loss):
-            found[name] = _by_batch(replace(model, module=module), held, {key: loss}, teacher)
+            values[name] = _by_batch(replace(model, module=module), held, {key: loss}, teacher)
             continue
         rows = [_states_of_held(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
         with torch.no_grad():
             value = copy.deepcopy(loss).eval()(*rows, **({"label": label} if takes_label else {}))
-        found[name] = float(value)
-    return found
+        values[name] = float(value)
+    return values
 
 
 def _takes_whole_states(loss: nn.Module) -> bool:

@@ -71,26 +71,26 @@ def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
         If a word names no layer or no site, a layer that cannot stand behind a module, or leaves
         out a parameter that the layer needs.
     """
-    found: list[AskedLayer] = []
+    asked: list[AskedLayer] = []
     for word in words:
         method, _, site = word.rpartition("@")
         if not method or not site:
             raise InputError(f"--insert: expected LAYER@SITE, as unit_gate@blocks.3, got {word!r}.")
         for make in parse_methods(method, _find):
-            found.append(AskedLayer(method, site, *make()))
-            _require_insertable(found[-1])
-    return found
+            asked.append(AskedLayer(method, site, *make()))
+            _require_insertable(asked[-1])
+    return asked
 
 
 def _require_insertable(asked: AskedLayer) -> None:
     """Raise if no parameters allow a layer behind a module, or a required parameter is missing."""
     kind, word, at = asked.kind, snake_case(asked.kind.__name__), f"--insert {asked.word}"
     if _needed(kind) is None:
-        known = ", ".join(one.word for one in listed_layers())
+        names = ", ".join(one.word for one in listed_layers())
         raise InputError(
             f"{at}@{asked.site}: expected a layer that keeps the shape of one site, starts as "
             f"the identity and has parameters to train, got {kind.__name__}. Use it in Python "
-            f"(sonde.layers.{kind.__name__}), or insert one of these layers: {known}."
+            f"(sonde.layers.{kind.__name__}), or insert one of these layers: {names}."
         )
     needed = [n for n in _parameters(kind) if _is_required(kind, n) and n != "dim"]
     if missing := [name for name in needed if name not in asked.given]:
@@ -114,11 +114,11 @@ def check_places(model: Model, asked: Sequence[AskedLayer]) -> None:
     names = ModuleNames(model.module)
     for one in asked:
         try:
-            found = places_of(one.site, names)
+            places = places_of(one.site, names)
         except SiteError as error:
             raise SiteError(f"--insert {one.word}@{one.site}: {error}") from error
-        if len(found) != 1:
-            raise SiteError(f"--insert: expected one site, got {len(found)} at {one.site}.")
+        if len(places) != 1:
+            raise SiteError(f"--insert: expected one site, got {len(places)} at {one.site}.")
 
 
 def _starting(asked: AskedLayer, layer: Layer) -> Layer:
@@ -222,7 +222,7 @@ def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFi
     paths = {id(part): path for path, part in module.named_modules()}
     n_all = sum(p.numel() for p in module.parameters())
     reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
-    trained, found = replace(model, module=module), list[LayerFigures]()
+    trained, figures = replace(model, module=module), list[LayerFigures]()
     for site, layer in layers.items():
         path = paths[id(layer)]
         try:
@@ -230,8 +230,8 @@ def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFi
         except SiteError:  # the layer takes the states in an order that has no rows of this kind
             change = _relative_change(trained, path, held, "flat")
         n = layer.n_parameters
-        found.append(LayerFigures(type(layer).__name__, site, n, n / n_all, change))
-    return found
+        figures.append(LayerFigures(type(layer).__name__, site, n, n / n_all, change))
+    return figures
 
 
 def _relative_change(model: Model, path: str, held: Inputs, reducer: str) -> float:
@@ -249,12 +249,12 @@ def _relative_change(model: Model, path: str, held: Inputs, reducer: str) -> flo
 
 def listed_layers() -> list[Listed]:
     """Return the layers that can be inserted and trained, in alphabetical order."""
-    found = [
+    entries = [
         Listed(word, needs, (inspect.getdoc(kind) or "").split("\n")[0])
         for word, kind in _kinds().items()
         if (needs := _needed(kind)) is not None
     ]
-    return sorted(found, key=lambda one: one.word)
+    return sorted(entries, key=lambda one: one.word)
 
 
 def _trains(kind: type[Layer], given: dict[str, Any]) -> bool:
@@ -289,9 +289,9 @@ def _find(word: str) -> Any:
     """Return a lookup function for layers that stores their parameters."""
     kinds = _kinds()
     if word not in kinds:
-        known = ", ".join(one.word for one in listed_layers())
+        words = ", ".join(one.word for one in listed_layers())
         raise InputError(
-            f"--insert: no layer is called {word!r}.{near(word, kinds)} Known: {known}."
+            f"--insert: no layer is called {word!r}.{near(word, kinds)} Known: {words}."
         )
     kind = kinds[word]
 

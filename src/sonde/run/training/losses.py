@@ -44,11 +44,11 @@ class Listed:
 
 def listed() -> list[Listed]:
     """Return all losses of ``sonde.train``, in alphabetical order."""
-    found = [
+    entries = [
         Listed(word, _needs(kind), (inspect.getdoc(kind) or "").split("\n")[0], _has_value(kind))
         for word, kind in _kinds().items()
     ]
-    return sorted(found, key=lambda one: one.word)
+    return sorted(entries, key=lambda one: one.word)
 
 
 def weights_of(words: str, n_losses: int) -> float | tuple[float, ...]:
@@ -60,19 +60,19 @@ def weights_of(words: str, n_losses: int) -> float | tuple[float, ...]:
         If a weight is no finite number above 0, or there are too few or too many.
     """
     try:
-        found = tuple(float(word) for word in words.split(","))
+        weights = tuple(float(word) for word in words.split(","))
     except ValueError:
         raise InputError(
             f"--weight: expected a number, or several as 0.1,0.5, got {words!r}."
         ) from None
-    if not all(0 < one < float("inf") for one in found):
+    if not all(0 < one < float("inf") for one in weights):
         raise InputError(f"--weight: expected finite numbers above 0, got {words}.")
-    if len(found) not in (1, n_losses):
+    if len(weights) not in (1, n_losses):
         raise InputError(
             f"--weight: expected one weight, or one for each of {n_losses} losses, got "
-            f"{len(found)}."
+            f"{len(weights)}."
         )
-    return found[0] if len(found) == 1 else found
+    return weights[0] if len(weights) == 1 else weights
 
 
 def attached(
@@ -98,9 +98,9 @@ def attached(
 
     def find(word: str) -> type[nn.Module]:
         if word not in kinds:
-            known = ", ".join(one.word for one in listed() if one.is_usable)
+            words = ", ".join(one.word for one in listed() if one.is_usable)
             raise InputError(
-                f"--terms: no loss is called {word!r}.{near(word, kinds)} Known: {known}."
+                f"--terms: no loss is called {word!r}.{near(word, kinds)} Known: {words}."
             )
         _require_usable(word, kinds[word])
         return kinds[word]
@@ -112,16 +112,16 @@ def attached(
             f"{len(sites)}."
         )
     each = list(sites) * (len(losses) if len(sites) == 1 else 1)
-    found: dict[str | tuple[str, ...], nn.Module] = {}
+    losses_at: dict[str | tuple[str, ...], nn.Module] = {}
     for loss, site in zip(losses, each, strict=True):
         key = _key(loss, site, has_teacher)
-        if key in found:
+        if key in losses_at:
             raise InputError(
                 f"--terms: two losses read {site}. Give each a site of its own, or train with "
                 "sonde.training in Python."
             )
-        found[key] = loss
-    return found
+        losses_at[key] = loss
+    return losses_at
 
 
 def _require_usable(word: str, kind: type[nn.Module]) -> None:

@@ -37,8 +37,8 @@ def check_rank(module: nn.Module, rank: int) -> None:
     InputError
         Names the largest rank.
     """
-    found = (module.get_submodule(name) for name in _linear(module))
-    most = max((min(part.weight.shape) for part in found if _has_matrix(part)), default=rank)
+    parts = (module.get_submodule(name) for name in _linear(module))
+    most = max((min(part.weight.shape) for part in parts if _has_matrix(part)), default=rank)
     if rank > most:
         raise InputError(
             f"--scope: expected {PREFIX}:1 to {PREFIX}:{most} for the linear layers of "

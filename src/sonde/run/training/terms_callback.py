@@ -144,9 +144,9 @@ class TermsCallback(TrainerCallback):
         self._unused = False
 
     def _figures(self) -> dict[str, float]:
-        made = {f"sonde/{name}": sum(x) / len(x) for name, x in self._sums.items()}
+        means = {f"sonde/{name}": sum(x) / len(x) for name, x in self._sums.items()}
         self._sums = {}
-        return made
+        return means
 
     def _hook(self) -> None:
         """Register the loss hook again so that it runs after the model's other hooks."""
@@ -166,8 +166,8 @@ class TermsCallback(TrainerCallback):
             )
         named = arguments(model, args, kwargs)
         columns = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim == 1}
-        told = next((named[name] for name in LABELS if _is_label(named.get(name))), None)
-        columns |= {} if told is None else {"label": told}
+        label = next((named[name] for name in LABELS if _is_label(named.get(name))), None)
+        columns |= {} if label is None else {"label": label}
         columns |= {"logits": output["logits"]} if "logits" in output else {}
         given: dict[str, Any] = {n: x for n, x in columns.items() if n in self.terms.takes}
         value = self.terms.loss(**given)

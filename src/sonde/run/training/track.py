@@ -133,10 +133,10 @@ class Track:
             self.file(step).unlink(missing_ok=True)
 
     def _compare(self, header: Mapping[str, Any], tasks: Sequence[Task], step: int) -> None:
-        mine = {**header, "entries": [entry_of(task) for task in tasks]}
+        own = {**header, "entries": [entry_of(task) for task in tasks]}
         there = read_header(self.file(step))
         for name in ALIKE:
-            if mine.get(name) != there.get(name):
+            if own.get(name) != there.get(name):
                 what = "instruments" if name == "entries" else name
                 raise StateError(
                     f"Track: {self.directory} holds steps recorded with other {what}. Run with "
@@ -152,10 +152,10 @@ class Track:
             If it was not recorded.
         """
         if step not in self.steps:
-            known = [str(s) for s in self.steps]
-            held = f"only {len(known)} others" if known else "no step at all"
+            steps = [str(s) for s in self.steps]
+            held = f"only {len(steps)} others" if steps else "no step at all"
             raise StoreError(
-                f"Track.at: {self.directory} has no step {step}, {held}.{near(str(step), known)}"
+                f"Track.at: {self.directory} has no step {step}, {held}.{near(str(step), steps)}"
             )
         return Fitted.load(self.file(step), self.instruments)
 
@@ -211,14 +211,14 @@ class Track:
         rows = self.table().to_pylist()
         vectors = {(r["method"], r["site"]) for r in rows if r["index"] > 0}
         rows = [r for r in rows if (r["method"], r["site"]) not in vectors]
-        known = sorted({r["method"] for r in rows})
-        chosen = list(methods) or known
-        unknown = [m for m in chosen if m not in known]
-        if unknown or not known:
+        names = sorted({r["method"] for r in rows})
+        chosen = list(methods) or names
+        unknown = [m for m in chosen if m not in names]
+        if unknown or not names:
             raise InputError(
                 f"Track.chart: {self.directory} has no curve of "
                 f"{unknown[0] if unknown else 'anything'}; recorded: "
-                f"{', '.join(known) or 'nothing'}.{near(unknown[0], known) if unknown else ''}"
+                f"{', '.join(names) or 'nothing'}.{near(unknown[0], names) if unknown else ''}"
             )
         return _curves([r for r in rows if r["method"] in chosen])
 

@@ -67,15 +67,15 @@ def track_document(track: Track) -> dict[str, Any]:
 
 def _curve(method: str, site: str, at: dict[int, Result], steps: list[int]) -> dict[str, Any]:
     """Return the curve of a measure; for vectors the median, with ``low`` and ``high``."""
-    found = [torch.as_tensor(at[s].value).double().flatten() if s in at else None for s in steps]
+    tensors = [torch.as_tensor(at[s].value).double().flatten() if s in at else None for s in steps]
     curve: dict[str, Any] = {"method": method, "site": site}
     curve["flags"] = sorted({flag for result in at.values() for flag in result.flags})
-    if all(value is None or len(value) == 1 for value in found):
+    if all(value is None or len(value) == 1 for value in tensors):
         values = [_known(at, step, "value") for step in steps]
         return curve | {"values": values, "errors": [_known(at, step, "se") for step in steps]}
-    parts = [_percentiles(value) for value in found]
+    parts = [_percentiles(value) for value in tensors]
     low, median, high = ([part[i] for part in parts] for i in range(3))
-    entries = max(len(value) for value in found if value is not None)
+    entries = max(len(value) for value in tensors if value is not None)
     no_errors = [None] * len(steps)
     return curve | {
         "values": median, "errors": no_errors, "low": low, "high": high, "entries": entries
@@ -84,12 +84,12 @@ def _curve(method: str, site: str, at: dict[int, Result], steps: list[int]) -> d
 
 def _percentiles(value: Tensor | None) -> list[float | None]:
     """Return the 10th, 50th and 90th percentile of the finite entries."""
-    known = torch.empty(0) if value is None else value[value.isfinite()]
-    return np.quantile(known, (0.1, 0.5, 0.9)).tolist() if len(known) else [None, None, None]
+    finite = torch.empty(0) if value is None else value[value.isfinite()]
+    return np.quantile(finite, (0.1, 0.5, 0.9)).tolist() if len(finite) else [None, None, None]
 
 
 def _across(one: SiteAcrossSteps) -> dict[str, Any]:
-    found = one.emergence
+    emergence = one.emergence
     return {
         "site": one.site,
         "steps": one.steps,
@@ -98,8 +98,10 @@ def _across(one: SiteAcrossSteps) -> dict[str, Any]:
         "to_last": one.to_last.tolist(),
         "errors": one.errors.tolist(),
         "explained": None if one.explained is None else one.explained.tolist(),
-        "lateness": None if found is None else float(found),
-        "lateness_error": None if found is None or found.se is None else float(found.se),
+        "lateness": None if emergence is None else float(emergence),
+        "lateness_error": None
+        if emergence is None or emergence.se is None
+        else float(emergence.se),
     }
 
 

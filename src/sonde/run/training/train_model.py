@@ -146,21 +146,21 @@ def train_model(
                 seeds=seeds, held=held, limit=limit)  # fmt: skip
     output, asked = Path(output), asked_layers(tuple(insert))
     check_output(output)
-    found = load(model, device=device)
-    check_change(without_layers(found), output)
-    check_places(found, asked)
-    check_scope(without_layers(found).module, scope or "all")
-    ours, others = _examples(found, data, limit, held, {**reading, "batch_size": batch_size})
-    require_truth("sonde train", found, examples=ours.first(64), held=others.first(64))
+    loaded = load(model, device=device)
+    check_change(without_layers(loaded), output)
+    check_places(loaded, asked)
+    check_scope(without_layers(loaded).module, scope or "all")
+    ours, others = _examples(loaded, data, limit, held, {**reading, "batch_size": batch_size})
+    require_truth("sonde train", loaded, examples=ours.first(64), held=others.first(64))
     if teacher not in (None, EMA):
         teacher = load(teacher, device=device)
-    job = _Job(found, ours, asked, terms, tuple(sites), teacher, seed)
+    job = _Job(loaded, ours, asked, terms, tuple(sites), teacher, seed)
     recipe, kept = job.recipe(epochs, rate, str(weight), scope), run_directory(output)
     if fresh:
         shutil.rmtree(kept, ignore_errors=True)
     pairs = job.pairs(recipe, kept, scope, seeds, alone=alone, progress=progress)
     names = {
-        "model": found.name,
+        "model": loaded.name,
         "data": data_name(data),
         "terms_typed": terms or "",
         "sites_typed": list(sites),
@@ -168,9 +168,9 @@ def train_model(
         "scope_without": None if alone else job.scope_without(scope),
         "output": str(output),
     }
-    document = train_document(found, others, pairs, recipe, names=names, n_trained=len(ours))
+    document = train_document(loaded, others, pairs, recipe, names=names, n_trained=len(ours))
     new = pairs[0][0].module
-    patch = _save(found, new, output, document["gain"]["loss"]["value"])
+    patch = _save(loaded, new, output, document["gain"]["loss"]["value"])
     trained = Trained(document, output, patch, new, kept)
     if not keep_checkpoints:
         trained.forget()

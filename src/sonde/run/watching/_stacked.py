@@ -66,8 +66,8 @@ class Stacked:
                 torch.bmm(gap[:, :, gap.shape[2] - block.shape[1] :], block).square().sum(2)
                 for block in self.blocks
             ]
-            found = torch.stack(parts).sum(0)
-        return dict(zip(self.keys, found.unbind(), strict=True))
+            sums = torch.stack(parts).sum(0)
+        return dict(zip(self.keys, sums.unbind(), strict=True))
 
 
 def triangle(

@@ -164,11 +164,11 @@ def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[WatchedDetector]:
     """Return the guard's detectors on ``device``; all detectors if ``methods`` is None."""
-    found = []
+    watches = []
     methods = [methods] if isinstance(methods, str) else methods
     held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
-    known = {*fitted.scorers, *(word for word, _ in fitted.scorers)}
-    if unknown := [name for name in methods or () if name not in known]:
+    names = {*fitted.scorers, *(word for word, _ in fitted.scorers)}
+    if unknown := [name for name in methods or () if name not in names]:
         raise StateError(
             f"Guard: expected a detector among {held}, which the probe holds, got {unknown[0]!r}."
         )
@@ -181,15 +181,15 @@ def watches_of(
         how = scorer.reduction if isinstance(scorer, CalibratedScorer) else None
         limit = _threshold(name, scorer, alpha)
         single = in_single(scorer, device)
-        found.append(
+        watches.append(
             WatchedDetector(name, task.keys, task.instrument.span, single, needs, limit, how)
         )
-    if not found:
+    if not watches:
         raise StateError(
             f"Guard: expected a probe with a detector, got a probe with {held}. Fit one, e.g. "
             "mahalanobis."
         )
-    return found
+    return watches
 
 
 def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[str, Any]) -> None:
@@ -251,8 +251,8 @@ def scored(
         )
     if watch.reduction is None or not len(example):
         return ScoredForward(scores, example, position, label)
-    found = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
-    row = found.row
+    reduced = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
+    row = reduced.row
     return ScoredForward(
-        found.score, example[row], position[row], None if label is None else label[row]
+        reduced.score, example[row], position[row], None if label is None else label[row]
     )

@@ -82,29 +82,29 @@ class GuardedText:
     @property
     def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
         """Conformal p-values of the calibrated detectors."""
-        steps, found = list(self.steps), dict[Key, Tensor]()
+        steps, p_of = list(self.steps), dict[Key, Tensor]()
         for i, watch in self._seen(steps):
             scores = torch.cat([s.scores.split(list(s.counts))[i] for s in steps])
-            known = [label for s in steps if (label := s.label[i]) is not None]
-            p = watch.p_value(scores, torch.cat(known) if known else None)
+            labels = [label for s in steps if (label := s.label[i]) is not None]
+            p = watch.p_value(scores, torch.cat(labels) if labels else None)
             if p is not None:
-                found[watch.name] = p
-        return found
+                p_of[watch.name] = p
+        return p_of
 
     def table(self) -> pa.Table:
         """Return the table of ``sonde.score`` for the text: a line per row, site and detector."""
         scores, p_values = self.scores, self.p_values
         example, position = self.example, self.position
         parts = []
-        for name, found in scores.items():
-            n, p = len(found), p_values.get(name)
+        for name, row_scores in scores.items():
+            n, p = len(row_scores), p_values.get(name)
             columns = {
                 "id": [str(i) for i in example[name].tolist()],
                 "row": example[name].tolist(),
                 "position": position[name].tolist(),
                 "site": [name[1]] * n,
                 "instrument": [name[0]] * n,
-                "score": found.tolist(),
+                "score": row_scores.tolist(),
                 "p": [None] * n if p is None else p.tolist(),
             }
             parts.append(pa.Table.from_pydict(columns, schema=SCHEMA))
@@ -277,14 +277,14 @@ class Guard:
         StateError
             With ``here``, if this thread or task has not called the model.
         """
-        found = self._latest.own() if here else self._latest.get()
-        if here and found is None:
+        text = self._latest.own() if here else self._latest.get()
+        if here and text is None:
             raise StateError(
                 "Guard.last: expected this thread or task to have called the guarded model, got "
                 f"{plural(self.n_forwards, 'forward pass', 'forward passes')} of other threads "
                 "or tasks. Read Guard.last in the function that calls the model."
             )
-        return GuardedText(self._watches) if found is None else found
+        return GuardedText(self._watches) if text is None else text
 
     @property
     def scores(self) -> dict[Key, Float[Tensor, "row"]]:
@@ -319,19 +319,19 @@ class Guard:
         title = f"Guard: {plural(self.n_forwards, 'forward')}, {plural(self.n_alarms, 'alarm')}"
         text, rows = self.last(), []
         p_values = text.p_values
-        for key, found in text.scores.items():
+        for key, scores in text.scores.items():
             p = p_values.get(key)
             least = "" if p is None else f"{p.min().item():.3g}"
             n_alarms = sum((alarm.method, alarm.site) == key for alarm in text.alarms)
-            rows.append((*key, f"{found.max().item():.6g}", least, n_alarms))
+            rows.append((*key, f"{scores.max().item():.6g}", least, n_alarms))
         columns = ("method", "site", "largest score", "smallest p", "alarms in the last text")
         return html_table(title, columns, rows, len(rows))
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
         """Score the rows of a forward pass, in the thread that runs it."""
-        known = {} if self._stacked is None else self._stacked.scores(without_sinks(batch))
+        stacked = {} if self._stacked is None else self._stacked.scores(without_sinks(batch))
         parts = [
-            scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)
+            scored(w, batch, cut, stacked.get(w.name[1]) if w.name in self._together else None)
             for w in self._watches
         ]
         counts = tuple(len(p.scores) for p in parts)
@@ -365,9 +365,9 @@ class Guard:
 
     def _limits(self, step: GuardStep) -> Float[Tensor, "score"]:
         is_fixed = all(label is None for label in step.label)
-        known = self._thresholds.get(step.counts) if is_fixed else None
-        if known is not None:
-            return known
+        thresholds = self._thresholds.get(step.counts) if is_fixed else None
+        if thresholds is not None:
+            return thresholds
         each = zip(self._watches, step.counts, step.label, strict=True)
         limits = torch.cat([w.thresholds(self.alpha, n, label) for w, n, label in each])
         if is_fixed:

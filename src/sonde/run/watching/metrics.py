@@ -59,13 +59,13 @@ class PrometheusMetrics:
                 f"installed. Run: {install_extra('serve')}"
             ) from None
         self.registry = client.CollectorRegistry() if registry is None else registry
-        labels, mine = ("method", "site"), self.registry
-        self._forwards = client.Counter("sonde_forwards", FORWARDS, registry=mine)
-        self._passed = client.Counter("sonde_forwards_passed_by", PASSED, registry=mine)
-        self._rows = client.Counter("sonde_rows", ROWS, labels, registry=mine)
-        self._alarms = client.Counter("sonde_alarms", ALARMS, labels, registry=mine)
+        labels, own_registry = ("method", "site"), self.registry
+        self._forwards = client.Counter("sonde_forwards", FORWARDS, registry=own_registry)
+        self._passed = client.Counter("sonde_forwards_passed_by", PASSED, registry=own_registry)
+        self._rows = client.Counter("sonde_rows", ROWS, labels, registry=own_registry)
+        self._alarms = client.Counter("sonde_alarms", ALARMS, labels, registry=own_registry)
         self._p = client.Histogram(
-            "sonde_p_value", P_VALUES, labels, buckets=BUCKETS, registry=mine
+            "sonde_p_value", P_VALUES, labels, buckets=BUCKETS, registry=own_registry
         )
 
     def forward(self) -> None:

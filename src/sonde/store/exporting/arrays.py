@@ -131,8 +131,8 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
         _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
     )
     names = array_names([s.key for s in store.schema])
-    said = {**facts_of(store, facts.n_rows), "arrays": list(names.values())}
-    head: dict[str, Any] = {"__metadata__": {KEY: written(said), SEAL: BLANK}}
+    about = {**facts_of(store, facts.n_rows), "arrays": list(names.values())}
+    head: dict[str, Any] = {"__metadata__": {KEY: written(about), SEAL: BLANK}}
     end = 0
     half = {names[s.key] for s in store.schema if s.dtype == "bfloat16"}
     for array in arrays:
@@ -274,8 +274,8 @@ def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[by
     """Return each row's text: as byte strings, or as rows of zero-padded bytes."""
 
     def take(batch: Batch, example: np.ndarray) -> np.ndarray:
-        found = np.array(of(batch), dtype=f"S{width}")[example]
-        return found.view(np.uint8).reshape(-1, width) if native else found
+        column = np.array(of(batch), dtype=f"S{width}")[example]
+        return column.view(np.uint8).reshape(-1, width) if native else column
 
     return _walk(store, take)
 

@@ -39,26 +39,26 @@ def describe_export(path: str | Path) -> dict[str, Any]:
 
 
 def _parquet(path: Path) -> dict[str, Any]:
-    found = parquet.read_metadata(path)
-    schema = found.schema.to_arrow_schema()
-    return _table(schema, found.num_rows, path.stat().st_size)
+    metadata = parquet.read_metadata(path)
+    schema = metadata.schema.to_arrow_schema()
+    return _table(schema, metadata.num_rows, path.stat().st_size)
 
 
 def _lance(path: Path) -> dict[str, Any]:
-    found = lance_module().dataset(str(path))
+    dataset = lance_module().dataset(str(path))
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    facts = _table(found.schema, found.count_rows(), size)
-    indexed = [name for index in found.describe_indices() for name in index.field_names]
+    facts = _table(dataset.schema, dataset.count_rows(), size)
+    indexed = [name for index in dataset.describe_indices() for name in index.field_names]
     return {**facts, "indexed": indexed}
 
 
 def _table(schema: pa.Schema, n_rows: int, size: int) -> dict[str, Any]:
-    found = said((schema.metadata or {}).get(KEY.encode(), b""))
+    about = said((schema.metadata or {}).get(KEY.encode(), b""))
     return {
-        "kind": "table of rows of a store" if found else "table",
+        "kind": "table of rows of a store" if about else "table",
         "n_rows": n_rows,
         "columns": {field.name: str(field.type) for field in schema},
-        **_told(found),
+        **_told(about),
         "size_bytes": size,
     }
 
@@ -70,7 +70,7 @@ def _told(found: dict[str, Any]) -> dict[str, Any]:
 def _npz(path: Path) -> dict[str, Any]:
     arrays: dict[str, str] = {}
     with zipfile.ZipFile(path) as archive:
-        found = said(archive.comment)
+        about = said(archive.comment)
         for entry in archive.infolist():
             with archive.open(entry) as member:
                 version = np.lib.format.read_magic(member)
@@ -78,7 +78,7 @@ def _npz(path: Path) -> dict[str, Any]:
                 read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(member)
             arrays[entry.filename.removesuffix(".npy")] = _shown(dtype.str.lstrip("<|="), shape)
-    return {"kind": "arrays", "arrays": arrays, **_told(found), "size_bytes": path.stat().st_size}
+    return {"kind": "arrays", "arrays": arrays, **_told(about), "size_bytes": path.stat().st_size}
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
             raise InputError(f"info: {path} is not a safetensors file.")
         head = json.loads(file.read(length))
     metadata = head.pop("__metadata__", {})
-    found = said(metadata.get(KEY, ""))
+    about = said(metadata.get(KEY, ""))
     arrays = {name: _shown(e["dtype"], e["shape"]) for name, e in head.items()}
-    return {"kind": "arrays", "arrays": arrays, **_told(found), "size_bytes": size}
+    return {"kind": "arrays", "arrays": arrays, **_told(about), "size_bytes": size}
 
 
 def _shown(dtype: str, shape: Any) -> str:

@@ -39,7 +39,7 @@ def written(facts: dict[str, Any]) -> str:
 def said(text: bytes | str) -> dict[str, Any]:
     """Return the facts in a file's text, or an empty dict if it is not a JSON object."""
     try:
-        found = json.loads(text)
+        facts = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}

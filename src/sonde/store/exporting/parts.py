@@ -92,15 +92,15 @@ def chosen_kinds(store: Store, names: Sequence[str] | None) -> dict[str, str]:
         If the store has no such column.
     """
     sets = [part.manifest.columns for part in data_sets(store)]
-    known = {n: k for n, k in sets[0].items() if all(other.get(n) == k for other in sets[1:])}
+    common = {n: k for n, k in sets[0].items() if all(other.get(n) == k for other in sets[1:])}
     for name in names or ():
-        if name not in known:
-            listed = ", ".join(known) or "none"
+        if name not in common:
+            listed = ", ".join(common) or "none"
             raise InputError(
-                f"export: the store has no column {name!r}.{near(name, known)} It has {listed}; "
+                f"export: the store has no column {name!r}.{near(name, common)} It has {listed}; "
                 "columns are chosen when the store is written."
             )
-    return known if names is None else {name: known[name] for name in names}
+    return common if names is None else {name: common[name] for name in names}
 
 
 def data_sets(store: Store) -> list[DataSet]:
@@ -185,17 +185,17 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
 
 def names_of(label: np.ndarray, names: Sequence[str]) -> list[str | None]:
     """Return the name of each class number; None for no label or a class without a name."""
-    known: dict[int, str] = dict(enumerate(names))
-    return [known.get(i) for i in label.tolist()]
+    by_number: dict[int, str] = dict(enumerate(names))
+    return [by_number.get(i) for i in label.tolist()]
 
 
 def text_of(key: bytes) -> str:
     """Return a key as text if it is printable UTF-8, otherwise as hexadecimal digits."""
     try:
-        found = key.decode("utf-8")
+        text = key.decode("utf-8")
     except UnicodeDecodeError:
         return key.hex()
-    return found if found.isprintable() else key.hex()
+    return text if text.isprintable() else key.hex()
 
 
 def column_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:

@@ -52,13 +52,13 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
     rows = _CountedRows(table, tick)
     try:
         reader = pa.RecordBatchReader.from_batches(table.schema, rows.batches())
-        found = lance.write_dataset(reader, str(aside), mode="create")
+        dataset = lance.write_dataset(reader, str(aside), mode="create")
         for name, n_finite in rows.n_finite.items():
             if n_finite:
-                _index(found, name, n_finite)
-        if found.count_rows() != rows.n:
+                _index(dataset, name, n_finite)
+        if dataset.count_rows() != rows.n:
             raise StoreError(
-                f"export: the written Lance file contains {found.count_rows()} of {rows.n} "
+                f"export: the written Lance file contains {dataset.count_rows()} of {rows.n} "
                 "rows. Export it again."
             )
         _list_files(aside)
@@ -66,10 +66,10 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
         replace(aside, path)
         sync_directory(path.parent)
     except Exception as error:
-        told = rows.failed or _told(error, path)
-        if told is error:
+        reason = rows.failed or _told(error, path)
+        if reason is error:
             raise
-        raise told from error
+        raise reason from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return rows.n
@@ -99,9 +99,9 @@ def _told(error: Exception, path: Path) -> Exception:
     """Return an error of Lance as a write error if the system caused it, else unchanged."""
     if isinstance(error, SondeError):
         return error
-    found = _OS_ERROR.search(str(error))
-    if found is not None:
-        number = int(found[1])
+    match = _OS_ERROR.search(str(error))
+    if match is not None:
+        number = int(match[1])
         return write_error(path, OSError(number, os.strerror(number)))
     if isinstance(error, OSError):
         return write_error(path, OSError(error.errno or errno.EIO, error.strerror or str(error)))

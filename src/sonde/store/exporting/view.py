@@ -53,13 +53,13 @@ class View:
 
     def fields(self) -> list[pa.Field]:
         """Return the columns of the plot."""
-        found = [pa.field("x", pa.float64()), pa.field("y", pa.float64())]
+        fields_of_view = [pa.field("x", pa.float64()), pa.field("y", pa.float64())]
         if self.neighbors:
-            found += [
+            fields_of_view += [
                 pa.field("neighbors", _NEIGHBORS),
                 pa.field("neighbor_ids", pa.list_(pa.string())),
             ]
-        return found
+        return fields_of_view
 
     def columns(self, part: ExportPart) -> list[pa.Array]:
         """Return the columns of some rows, with nulls for rows that are not finite."""
@@ -67,9 +67,9 @@ class View:
         finite, x = finite_rows(x), x.double()
         place = (x - self.mean) @ self.plane
         lost = (~finite).numpy()
-        found = [pa.array(place[:, i].numpy(), mask=lost) for i in (0, 1)]
+        arrays = [pa.array(place[:, i].numpy(), mask=lost) for i in (0, 1)]
         if not self.neighbors:
-            return found
+            return arrays
         near, distance = self._nearest(x, part.first)
         sizes = finite.int() * near.shape[1]  # lists that are null are empty: older Arrow wants it
         ends = pa.array(np.cumsum([0, *sizes.tolist()], dtype=np.int32))
@@ -80,7 +80,7 @@ class View:
         lists = [pa.ListArray.from_arrays(ends, values) for values in (numbers, far)]
         texts = pa.array(self.ids, pa.string()).take(index)
         return [
-            *found,
+            *arrays,
             pa.StructArray.from_arrays(lists, fields=list(_NEIGHBORS), mask=mask),
             pa.ListArray.from_arrays(ends, texts, mask=mask),
         ]
@@ -94,8 +94,8 @@ class View:
         for start in range(0, len(x), _ROWS_AT_ONCE):
             rows = x[start : start + _ROWS_AT_ONCE]
             own = torch.arange(first + start, first + start + len(rows))
-            far, found = nearest(rows, self.rows, k, group=own, group2=self.number)
-            near.append(found)
+            far, neighbours = nearest(rows, self.rows, k, group=own, group2=self.number)
+            near.append(neighbours)
             distance.append(far)
         return torch.cat(near), torch.cat(distance)
 
@@ -107,10 +107,10 @@ def view_of(store: Store, key: str, m: int, neighbors: int) -> View:
     ids: list[str] = []
     first = 0
     for batch in store.select([key]).in_order():
-        x, mine, at = _finite(batch, key, first)
+        x, own_draw, at = _finite(batch, key, first)
         first += len(batch.example[key])
         rows = x if rows is None else torch.cat([rows, x])
-        draw, number = torch.cat([draw, mine]), torch.cat([number, at])
+        draw, number = torch.cat([draw, own_draw]), torch.cat([number, at])
         ids += list(_ids(batch, key, at - first + len(batch.example[key])))
         if len(draw) > 2 * m:
             rows, draw, number, ids = _smallest(m, rows, draw, number, ids)

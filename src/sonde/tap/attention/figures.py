@@ -29,15 +29,15 @@ def figures(
     first_query : int or None
         Which key is the first query's own token; None if the keys belong to another text.
     """
-    made = {
+    functions = {
         "entropy": partial(_share, probs, seen),
         "entropy_nats": partial(_nats, probs),
         "first": partial(_first, probs, seen),
     }
     if first_query is not None:
-        made["self"] = partial(_own, probs, first_query)
-        made["distance"] = partial(_distance, probs, first_query)
-    return made
+        functions["self"] = partial(_own, probs, first_query)
+        functions["distance"] = partial(_distance, probs, first_query)
+    return functions
 
 
 def _nats(probs: Probs) -> Tensor:

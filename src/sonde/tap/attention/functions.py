@@ -71,8 +71,8 @@ class FunctionsWatched(TorchFunctionMode):
         given = probs.transpose(1, 2)
         new = self.source.new(probs.shape[2], probs.shape[3])
         seen = scores > torch.finfo(scores.dtype).min / 2
-        made = figures(given, seen, new.start if self.source.same_text else None)
-        left = self.watched.seen("probs", given, made, in_sight=seen)
+        measures = figures(given, seen, new.start if self.source.same_text else None)
+        left = self.watched.seen("probs", given, measures, in_sight=seen)
         return probs if left is given else left.transpose(1, 2)
 
     def _product(self, func: Callable[..., Tensor], probs: Tensor, value: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     same_text = all(named.get(name) is None for name in OTHER_TEXT)
     if cache is None or not callable(getattr(cache, "get_seq_length", None)):
         return KeySource(same_text=same_text)
-    known = not same_text and bool(getattr(cache, "is_updated", {}).get(layer))
-    return KeySource(int(cache.get_seq_length(layer or 0)), True, same_text, known)
+    is_updated = not same_text and bool(getattr(cache, "is_updated", {}).get(layer))
+    return KeySource(int(cache.get_seq_length(layer or 0)), True, same_text, is_updated)
 
 
 def attend(
@@ -217,8 +217,8 @@ def _seen_probs(
     """Return probabilities, (example, head, query, key), after hooks changed them."""
     given = probs.transpose(1, 2)
     in_sight = None if seen is None else seen[..., : probs.shape[-1]]
-    made = figures(given, in_sight, first_query)
-    left = watched.seen("probs", given, made, in_sight=in_sight)
+    measures = figures(given, in_sight, first_query)
+    left = watched.seen("probs", given, measures, in_sight=in_sight)
     return probs if left is given else left.transpose(1, 2)
 
 

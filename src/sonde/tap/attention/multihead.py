@@ -43,8 +43,8 @@ def observe(
         return None
     probs = call.probs(q, k)
     first = 0 if bound.arguments["query"] is bound.arguments["key"] and not call.n_more else None
-    made = figures(probs, call.in_sight, first)
-    seen = watched.seen("probs", probs, made, in_sight=call.in_sight)
+    measures = figures(probs, call.in_sight, first)
+    seen = watched.seen("probs", probs, measures, in_sight=call.in_sight)
     heads = call.heads(seen, v)
     kept = watched.seen("heads", heads, lengths=lengths[0])
     if not is_changed and seen is probs and kept is heads:

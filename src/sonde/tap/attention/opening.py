@@ -116,5 +116,5 @@ def _before(
 def _after(watch: AttentionWatch, module: nn.Module, args: Any, output: Any) -> Any:
     """Return the output that hooks changed, or None to keep the module's own output."""
     watch.leave()
-    made = watch.notes.pop(id(module), None)
-    return made if isinstance(module, nn.MultiheadAttention) else None
+    noted = watch.notes.pop(id(module), None)
+    return noted if isinstance(module, nn.MultiheadAttention) else None

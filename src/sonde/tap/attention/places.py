@@ -48,8 +48,8 @@ def attentions_at(path: str, names: ModuleNames) -> list[str]:
         return [path]
     inside = f"{path}." if path else ""
     parts = [(n, m) for n, m in names.primary() if n == path or n.startswith(inside)]
-    if found := [name for name, module in parts if is_attention(module)]:
-        return found
+    if attentions := [name for name, module in parts if is_attention(module)]:
+        return attentions
     may = [name for name, module in parts if calls_functions(module)]
     return [a for a in may if not any(b.startswith(f"{a}." if a else "") for b in may if b != a)]
 
@@ -62,14 +62,14 @@ def attention_at(path: str, port: str, names: ModuleNames) -> str:
     SiteError
         If there is none, or several.
     """
-    found = attentions_at(path, names)
-    if len(found) == 1:
-        return found[0]
+    attentions = attentions_at(path, names)
+    if len(attentions) == 1:
+        return attentions[0]
     kind = type(names.modules[path]).__name__
-    if found:
+    if attentions:
         raise SiteError(
-            f"Site: {path!r} ({kind}) holds {len(found)} attention layers: "
-            f"{', '.join(found[:8])}. Name one of them, as in {found[0]}:{port}."
+            f"Site: {path!r} ({kind}) holds {len(attentions)} attention layers: "
+            f"{', '.join(attentions[:8])}. Name one of them, as in {attentions[0]}:{port}."
         )
     raise SiteError(
         f"Site: expected an attention layer for the port {port}, got {path!r} ({kind}): neither "

@@ -107,9 +107,9 @@ class WatchedAttention:
         """Return a module's watches, or None if it has none or a backward pass is running."""
         if torch._C._current_graph_task_id() != -1:
             return None
-        mine = [w for w in (*_everywhere, *_OPEN.get()) if id(module) in w.owners]
-        mine.sort(key=lambda w: not w.edits)
-        return cls(module, mine) if mine else None
+        watches = [w for w in (*_everywhere, *_OPEN.get()) if id(module) in w.owners]
+        watches.sort(key=lambda w: not w.edits)
+        return cls(module, watches) if watches else None
 
     def wants(self, port: str) -> bool:
         """Return whether a hook is registered at a port."""

@@ -204,15 +204,15 @@ def _check_kernel(module: nn.Module) -> None:
 
 def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
     """Return the layers of a cache; adjacent layers with one packing form groups of its size."""
-    found, group = list[Any](), None
+    layers, group = list[Any](), None
     for layer, form in zip(plain, forms, strict=True):
         if isinstance(form, CachePacking):
             if group is None or group.packing is not form or len(group.layers) == form.layers:
                 group = PackingGroup(form)
-            found.append(PackingLayer(group))
+            layers.append(PackingLayer(group))
         else:
-            found.append(layer if form is None else EvictingLayer(form))
-    return found
+            layers.append(layer if form is None else EvictingLayer(form))
+    return layers
 
 
 def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> EvictingCache | None:

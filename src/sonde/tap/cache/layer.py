@@ -166,8 +166,8 @@ class GrowingLayer(CacheLayerMixin):
     @property
     def size_bytes(self) -> int:
         """Bytes that the layer stores between two calls."""
-        found = [getattr(self, name) for name in self.held]
-        return sum(x.numel() * x.element_size() for x in found if x is not None)
+        tensors = [getattr(self, name) for name in self.held]
+        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 class EvictingLayer(GrowingLayer):
@@ -410,8 +410,8 @@ def _picked(
     """Return the vectors in some slots of each head, copied whole."""
     rows, heads, slots, width = x.shape
     first = torch.arange(rows * heads, device=x.device).view(rows, heads, 1) * slots
-    found = x.reshape(-1, width).index_select(0, (first + slot).flatten())
-    return found.view(*slot.shape, width)
+    picked = x.reshape(-1, width).index_select(0, (first + slot).flatten())
+    return picked.view(*slot.shape, width)
 
 
 def _last_lowest(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,8 +111,8 @@ class Coming(ComingRotation):
     def each(self, n: int) -> Float[Tensor, "row next width width2"]:
         """Return the rotation matrix of a query at each of the next ``n`` positions."""
         cos, sin = self._planes(n)
-        found = [self._matrix(cos[:, i], sin[:, i]) for i in range(n)]
-        return torch.stack(found, 1)
+        matrices = [self._matrix(cos[:, i], sin[:, i]) for i in range(n)]
+        return torch.stack(matrices, 1)
 
     def mean(self, n: int) -> Float[Tensor, "row width width2"]:
         """Return the mean matrix of ``each``, since rotation is linear in cosines and sines."""
@@ -166,10 +166,10 @@ def turn_of(attention: nn.Module, named: dict[str, Any]) -> Turn | None:
     for size in (width, cos.shape[-1]):
         turn = partial(_turned, own, size)
         try:
-            found = turn(plain.float(), cos.float(), sin.float())
+            again = turn(plain.float(), cos.float(), sin.float())
         except RuntimeError:  # the function wants the part that is rotated
             continue
-        if torch.allclose(found, turned.float(), rtol=1e-2, atol=1e-2 * float(turned.abs().max())):
+        if torch.allclose(again, turned.float(), rtol=1e-2, atol=1e-2 * float(turned.abs().max())):
             return turn
     raise SiteError(_unknown(attention))
 

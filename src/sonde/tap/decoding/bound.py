@@ -87,8 +87,8 @@ class BoundRule(LogitsProcessor):
 
 def end_tokens(module: nn.Module) -> tuple[int, ...]:
     """Return the ids at which a model's own settings end a text."""
-    found = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
-    several = found if isinstance(found, list | tuple) else [found]
+    configured = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list | tuple) else [configured]
     return tuple(int(i) for i in several if i is not None)
 
 
@@ -150,12 +150,12 @@ class _Group:
 
     def values(self, logits: Tensor, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the values read, by name."""
-        found: dict[str, Tensor] = {}
+        logits_of: dict[str, Tensor] = {}
         for name, read in self._reads.items():
             x = states.get(name, logits)
             is_layer = isinstance(read, OtherLogits) and read.layer is not None
-            found[name] = self._layers.logits(x) if is_layer else x
-        return found
+            logits_of[name] = self._layers.logits(x) if is_layer else x
+        return logits_of
 
     def check(self, own: "_Group", model: Model | nn.Module) -> None:
         """Raise if a model cannot read the texts of the generating model."""
@@ -170,15 +170,15 @@ class _Group:
 
 def _grouped(reads: Mapping[str, Read], model: Model | nn.Module) -> list[_Group]:
     """Return a group for the generating model's own calls, then one for each other run."""
-    found: dict[tuple[int, int], tuple[Any, Any, dict[str, Read]]] = {}
+    groups: dict[tuple[int, int], tuple[Any, Any, dict[str, Read]]] = {}
     own = model.module if isinstance(model, Model) else model
-    found[id(own), id(None)] = (model, None, {})
+    groups[id(own), id(None)] = (model, None, {})
     for name, read in reads.items():
         its = model if read.model is None else read.model
         module = its.module if isinstance(its, Model) else its
         key = id(module), id(read.prompt)
-        found.setdefault(key, (its, read.prompt, {}))[2][name] = read
-    return [_Group(its, prompt, named) for its, prompt, named in found.values()]
+        groups.setdefault(key, (its, read.prompt, {}))[2][name] = read
+    return [_Group(its, prompt, named) for its, prompt, named in groups.values()]
 
 
 def _lone(sites: Sequence[Site], pattern: str) -> Site:

@@ -48,10 +48,10 @@ class LastStates(threading.local):
         SiteError
             If a site did not run.
         """
-        found, self._states = self._states, {}
-        if missing := [str(site) for name, (site, _) in self._sites.items() if name not in found]:
+        states, self._states = self._states, {}
+        if missing := [str(site) for name, (site, _) in self._sites.items() if name not in states]:
             raise SiteError(f"Decode: {', '.join(missing)} did not run. Read a module that runs.")
-        return found
+        return states
 
     def _after(self, name: str, site: Site, module: nn.Module, args: Any, output: Any) -> None:
         self._keep(name, site, find(output, site.key))

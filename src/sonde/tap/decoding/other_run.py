@@ -116,8 +116,8 @@ class OtherRun:
         finally:
             TRAINING.give(held)
         if cached:
-            found = cache_of(output)
-            self._cache = found if hasattr(found, "reorder_cache") else None
+            returned = cache_of(output)
+            self._cache = returned if hasattr(returned, "reorder_cache") else None
         return output
 
 

@@ -80,9 +80,9 @@ def left_out(
     ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
 ) -> Float[Tensor, "pos row token"]:
     """Return the next token's logits after leaving out each token of the texts in turn."""
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     for position in range(ids.shape[1]):
         keep = mask.clone()
         keep[:, position] = False
-        found.append(logits(*packed(ids, keep)))
-    return torch.stack(found)
+        parts.append(logits(*packed(ids, keep)))
+    return torch.stack(parts)

@@ -16,11 +16,11 @@ def check_vocabulary(model: Model | nn.Module, other: Model | nn.Module) -> None
     InputError
         With the sizes, or a token on which the tokenizers differ.
     """
-    mine, its = _size(model), _size(other)
+    own, its = _size(model), _size(other)
     advice = "Take models that were trained with one tokenizer."
-    if mine is not None and its is not None and mine != its:
+    if own is not None and its is not None and own != its:
         raise InputError(
-            f"Decode: expected models with the same vocabulary, got {mine} tokens of "
+            f"Decode: expected models with the same vocabulary, got {own} tokens of "
             f"{_name(model)} and {its} of {_name(other)}. {advice}"
         )
     words, others = _words(model), _words(other)

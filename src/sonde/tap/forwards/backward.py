@@ -79,12 +79,12 @@ class Backward:
         """Return the gradient of the objective at each site, reduced like the site's rows."""
         scalar = value(self.objective, output, logits, batch)
         edges = [(kind, edge) for kind in kinds for edge in self._edges.get(kind.key, ())]
-        found = torch.autograd.grad(
+        slopes = torch.autograd.grad(
             scalar, [edge for _, edge in edges], retain_graph=self._keeps, allow_unused=True
         )
         parts: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            for (kind, _), gradient in zip(edges, found, strict=True):
+            for (kind, _), gradient in zip(edges, slopes, strict=True):
                 if gradient is None:
                     raise SiteError(
                         f"Guard: no gradient reached {str(kind.site)!r}: the objective does not "

@@ -34,9 +34,9 @@ class CarriedLogits:
         InputError
             If the call does not go on where the forward before it ended.
         """
-        said, end, marks = self._said, self._end, self._marks
+        carried, end, marks = self._said, self._end, self._marks
         self.clear()
-        if not call.past or not said:
+        if not call.past or not carried:
             return
         now = _marks(cache_in(call.named), call.past)
         order = _order(marks, now) if call.past == end else None
@@ -46,7 +46,7 @@ class CarriedLogits:
                 f"pass with {end} tokens, got another cache with {call.past} tokens. Generate "
                 "without an assistant model, or call the model on the finished text."
             )
-        self._said = {key: logits[order.to(logits.device)] for key, logits in said.items()}
+        self._said = {key: logits[order.to(logits.device)] for key, logits in carried.items()}
 
     def said(self, key: str) -> Tensor | None:
         """Return a site's logits for the first token of this call, (example, vocabulary)."""
@@ -58,13 +58,13 @@ class CarriedLogits:
 
     def end(self, call: CallArguments, output: Any) -> None:
         """Store the logits of this call if it returned a cache that can be continued."""
-        said, fed, past = self._saying, call.fed, call.past
+        saying, fed, past = self._saying, call.fed, call.past
         self.clear()
         cache = cache_in(call.named)
         cache = cache_of(output) if cache is None else cache
-        if said and cache is not None and fed is not None:
+        if saying and cache is not None and fed is not None:
             end = past + fed.shape[-1]
-            self._said, self._end, self._marks = said, end, _marks(cache, end).clone()
+            self._said, self._end, self._marks = saying, end, _marks(cache, end).clone()
 
 
 def _marks(cache: Any, length: int) -> Tensor:

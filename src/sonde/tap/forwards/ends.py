@@ -60,11 +60,11 @@ class Ends:
 
     def _tokens(self) -> tuple[frozenset[int], frozenset[int]]:
         """Return the end tokens, and the tokens that may follow an end token."""
-        said = self.config
+        config = self.config
         for name in ("generation_config", "config"):
-            said = getattr(self.root, name, None) if said is None else said
-        ends = _ids(getattr(said, "eos_token_id", None))
-        return ends, ends | self.padding | _ids(getattr(said, "pad_token_id", None))
+            config = getattr(self.root, name, None) if config is None else config
+        ends = _ids(getattr(config, "eos_token_id", None))
+        return ends, ends | self.padding | _ids(getattr(config, "pad_token_id", None))
 
 
 def _ids(said: Any) -> frozenset[int]:

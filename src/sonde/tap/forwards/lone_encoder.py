@@ -43,11 +43,11 @@ class EncoderRun:
     def times(self, named: dict[str, Any]) -> int:
         """Return how often a decoder call repeats each row of this run (beams), or 0."""
         given, own = named.get("encoder_outputs"), self._output
-        found = None if given is None else next(iter(leaves(given).values()), None)
-        if own is None or found is None or len(found) % len(own):
+        whole = None if given is None else next(iter(leaves(given).values()), None)
+        if own is None or whole is None or len(whole) % len(own):
             return 0
-        times = len(found) // len(own)
-        return times if found is own or torch.equal(found[::times], own) else 0
+        times = len(whole) // len(own)
+        return times if whole is own or torch.equal(whole[::times], own) else 0
 
     def repeated_ids(self, times: int) -> Tensor | None:
         """Return the tokens, repeated like the rows, or None without repeats or tokens."""

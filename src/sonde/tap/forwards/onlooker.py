@@ -186,9 +186,9 @@ class Onlooker:
         """Return the texts that a call continues, found by its cache or else the caller's last."""
         if not call.past:
             return WatchedText()
-        known = self._texts.get(cache_in(call.named))
-        known = self._latest.own() if known is None else known
-        return WatchedText() if known is None else known
+        text = self._texts.get(cache_in(call.named))
+        text = self._latest.own() if text is None else text
+        return WatchedText() if text is None else text
 
     def _begin_encoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WatchedCall | None:
         if self.session.state is not None or in_perturbed_forward():
@@ -293,8 +293,10 @@ class Onlooker:
             output = now.backward.released(output)
         moved: dict[str, Tensor] = {}
         if self._step is not None:
-            found = moved_logits(self.root, *now.given, self._step, output, self._watching.output)
-            moved["perturbed_logits"] = found
+            perturbed = moved_logits(
+                self.root, *now.given, self._step, output, self._watching.output
+            )
+            moved["perturbed_logits"] = perturbed
         batch = forward.batch(frame, kept, grad, moved)
         self._keep_text(now, output)
         with torch.no_grad():

@@ -36,7 +36,9 @@ def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Wa
             advice = near(kind.site.path, modules)
             raise SiteError(f"Site: expected a module {kind.site.path!r}, got none.{advice}")
         grouped.setdefault((kind.site.path, kind.site.port), []).append(kind)
-    return [WatchedSite(modules[path], port, tuple(mine)) for (path, port), mine in grouped.items()]
+    return [
+        WatchedSite(modules[path], port, tuple(sites)) for (path, port), sites in grouped.items()
+    ]
 
 
 @dataclass(eq=False)

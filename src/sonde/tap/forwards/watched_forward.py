@@ -134,11 +134,11 @@ class WatchedForward:
             return frame, leaf
         logits = kind.reduction.axes.last_dim(leaf)
         self._carried.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
-        said = None if start else self._carried.said(kind.key)
-        if said is None:
+        carried = None if start else self._carried.said(kind.key)
+        if carried is None:
             return frame, leaf
         at = words.index(call.axis)
-        return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
+        return self._window(-1, frame), torch.cat([carried.unsqueeze(at), leaf], at)
 
     def _window(self, start: int, frame: Frame) -> Frame:
         """Return the frame of the tokens from ``start`` on, cached."""

@@ -112,14 +112,14 @@ class StepRecorder:
             return None
         if not torch.equal(torch.cat(self.ids, dim=1).cpu(), frame.batch.kwargs["input_ids"]):
             return None
-        found: dict[str, tuple[Tensor, Hashable]] = {}
+        rows_of: dict[str, tuple[Tensor, Hashable]] = {}
         for name, grown in self.grown.items():
             with at_site(name):
                 rows = grown.rows(frame)
             if rows is None:
                 return None
-            found[name] = rows
-        return found
+            rows_of[name] = rows
+        return rows_of
 
 
 def may_record(kinds: Sequence[Kind]) -> bool:

@@ -65,18 +65,18 @@ class RowLosses:
         """Run the module on a batch that is padded on the right."""
         n = len(batch)
         if callable(self.loss):
-            found = self.loss(self._output(batch), batch)
-            if not isinstance(found, Tensor) or found.shape != (n,):
+            per_row = self.loss(self._output(batch), batch)
+            if not isinstance(per_row, Tensor) or per_row.shape != (n,):
                 raise InputError(
                     f"loss: expected a tensor of {n} losses, one for each example, got "
-                    f"{getattr(found, 'shape', type(found).__name__)}."
+                    f"{getattr(per_row, 'shape', type(per_row).__name__)}."
                 )
-            return BatchLosses(found, torch.ones(n, dtype=torch.bool))
-        told = self.answers(batch)
+            return BatchLosses(per_row, torch.ones(n, dtype=torch.bool))
+        answers = self.answers(batch)
         if self.loss == "sampled":
-            truth = self._sampled(told, batch) if drawn is None else drawn
-            told = replace(told, truth=truth)
-        return cross_entropy(told, n)
+            truth = self._sampled(answers, batch) if drawn is None else drawn
+            answers = replace(answers, truth=truth)
+        return cross_entropy(answers, n)
 
     def answers(self, batch: InputBatch) -> Answers:
         """Return the module's answers on a batch that is padded on the right."""
@@ -134,8 +134,8 @@ def cross_entropy(told: Answers, n: int) -> BatchLosses:
     """
     each = -told.log_p_of_truth
     losses = each.new_zeros(n).index_add(0, told.example, each)
-    known = torch.zeros(n, dtype=torch.long).index_add_(0, told.example, (told.truth >= 0).long())
-    return BatchLosses(losses, known > 0, told)
+    n_known = torch.zeros(n, dtype=torch.long).index_add_(0, told.example, (told.truth >= 0).long())
+    return BatchLosses(losses, n_known > 0, told)
 
 
 def one_of(batch: InputBatch, row: int) -> InputBatch:

@@ -79,7 +79,7 @@ class Finder:
             waiting = _further(graph, [e for e in waiting if not split[e.path]], alone)
         alone |= {e.name for e in waiting}
         return Meetings(
-            {name: tuple(found) for name, found in uses.items() if name not in alone},
+            {name: tuple(met) for name, met in uses.items() if name not in alone},
             tuple(name for name in parameters if name in alone),
             trial.plain,
         )
@@ -130,9 +130,11 @@ class _Trial:
         self.plain.update(gradients_at(self.losses, nodes))
         scaled = gradients_at(self.losses * scale, nodes)
         alike = {node: _scales(self.plain[node], scaled[node], scale) for node in nodes}
-        told = {path: alike[node] for path, node in unknown.items()}
-        self.known.update({path: found for path, found in told.items() if found is not None})
-        return {**self.known, **{path: bool(found) for path, found in told.items()}}
+        decided = {path: alike[node] for path, node in unknown.items()}
+        self.known.update(
+            {path: is_alike for path, is_alike in decided.items() if is_alike is not None}
+        )
+        return {**self.known, **{path: bool(is_alike) for path, is_alike in decided.items()}}
 
 
 def gradients_at(
@@ -142,8 +144,8 @@ def gradients_at(
     if not nodes:
         return {}
     edges = [edge(node) for node in nodes]
-    found = torch.autograd.grad(losses.sum(), edges, retain_graph=True, allow_unused=True)
-    return dict(zip(nodes, found, strict=True))
+    slopes = torch.autograd.grad(losses.sum(), edges, retain_graph=True, allow_unused=True)
+    return dict(zip(nodes, slopes, strict=True))
 
 
 def _scales(plain: Tensor | None, scaled: Tensor | None, scale: Tensor) -> bool | None:

@@ -62,8 +62,8 @@ class Summed(GradientRule):
         n_axes = values.ndim - 1
         aligned = (1,) * (n_axes - len(self.shape)) + self.shape
         axes = [1 + a for a in range(n_axes) if aligned[a] == 1 != values.shape[1 + a]]
-        found = values.sum(axes, keepdim=True) if axes else values
-        return found.reshape(len(values), *self.shape)
+        summed = values.sum(axes, keepdim=True) if axes else values
+        return summed.reshape(len(values), *self.shape)
 
 
 @final
@@ -78,8 +78,8 @@ class Lookup(GradientRule):
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the gradient of the whole table for each row."""
         index, gradient = self.index[start:stop], self.gradient[start:stop]
-        found = gradient.new_zeros(len(index), self.n_entries, gradient.shape[2])
-        return found.scatter_add_(1, index[..., None].expand_as(gradient), gradient)
+        summed = gradient.new_zeros(len(index), self.n_entries, gradient.shape[2])
+        return summed.scatter_add_(1, index[..., None].expand_as(gradient), gradient)
 
     def squares(self) -> Tensor:
         """Return the table of squares, from the entries that each row looks up."""
@@ -111,8 +111,8 @@ class Kernel(GradientRule):
         grouped = patches.reshape(len(patches) * groups, -1, patches.shape[2])
         wanted = gradient.flatten(0, 1).flatten(2)
         wanted = wanted.reshape(len(grouped), -1, wanted.shape[2])
-        found = torch.bmm(wanted, grouped.mT)
-        return found.reshape(-1, k, *self.shape).sum(1)
+        summed = torch.bmm(wanted, grouped.mT)
+        return summed.reshape(-1, k, *self.shape).sum(1)
 
     def _patches(self, x: Tensor) -> Tensor:
         """Return image patches, (example, channel x kernel, position)."""

@@ -152,8 +152,8 @@ def squared_gradients(
                 place = place_of(live.module, batch)
                 compute = RowLosses(live, live.module, loss, logits, place, seed)
             with Session(live.module), torch.enable_grad(), _differentiable(chosen):
-                losses, known = _add(sums, finder, compute, batch, chosen)
-            total, n = total + losses, n + known
+                losses, n_known = _add(sums, finder, compute, batch, chosen)
+            total, n = total + losses, n + n_known
             bar.advance(len(batch))
     _check(sums, n)
     name = loss if isinstance(loss, str) else getattr(loss, "__qualname__", "callable")
@@ -169,17 +169,17 @@ def _add(
     chosen: Mapping[str, Tensor],
 ) -> tuple[float, int]:
     """Add the squares of a batch; return the sum of its losses and the number of known losses."""
-    found = compute(batch)
-    squares, alone = squares_together(finder, found.losses, chosen)
+    computed = compute(batch)
+    squares, alone = squares_together(finder, computed.losses, chosen)
 
     def loss_of(row: int) -> Tensor:
-        return compute(one_of(batch, row), found.drawn_for(row)).losses
+        return compute(one_of(batch, row), computed.drawn_for(row)).losses
 
     if alone:
         squares |= squares_alone(loss_of, len(batch), {name: chosen[name] for name in alone})
     for name, values in squares.items():
         sums[name] += values
-    return float(found.losses.detach().double().sum()), int(found.known.sum())
+    return float(computed.losses.detach().double().sum()), int(computed.known.sum())
 
 
 def _chosen(module: nn.Module, names: Collection[str] | None) -> dict[str, Tensor]:
@@ -245,7 +245,7 @@ def squares_together(
         The second are parameters whose rows cannot be told apart in the batch.
     """
     meetings = finder.find(losses, parameters)
-    nodes = {use.node: None for found in meetings.uses.values() for use in found}
+    nodes = {use.node: None for met in meetings.uses.values() for use in met}
     missing = [node for node in nodes if node not in meetings.gradients]
     gradients = {**meetings.gradients, **gradients_at(losses, missing)}
     sums: dict[str, Tensor] = {}
@@ -279,8 +279,8 @@ def squares_alone(
         loss = losses(row).sum()
         if not loss.requires_grad:
             continue
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, found, strict=True):
+        slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, slopes, strict=True):
             if gradient is not None:
                 sums[name] += gradient.double().square()
     return sums

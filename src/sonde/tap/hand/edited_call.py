@@ -52,8 +52,8 @@ class EditedCall:
         if not has_tokens:
             row, texts = self._row(len(x), x.device), self.texts
             return EditContext(row=row, n_rows=texts.n_first, step=texts.step, call=n_before)
-        known = self._of_tokens(x.shape[0], x.shape[1], x.device)
-        return known if n_before == known.call else replace(known, call=n_before)
+        whole = self._of_tokens(x.shape[0], x.shape[1], x.device)
+        return whole if n_before == whole.call else replace(whole, call=n_before)
 
     def _of_tokens(self, n: int, length: int, device: torch.device) -> EditContext:
         key = n, length, device
@@ -97,12 +97,12 @@ class EditedCall:
                     "where='all'."
                 )
             context = self._of_tokens(*key)
-            found = places.select(context, self._prompt_length(length))
+            chosen = places.select(context, self._prompt_length(length))
             if context.mask is not None:
-                found = found & context.mask
-            n_found = int(torch.count_nonzero(found))
-            some = 0 < n_found < found.numel()
-            self._selected[key] = found.unsqueeze(2) if some else n_found > 0
+                chosen = chosen & context.mask
+            n_found = int(torch.count_nonzero(chosen))
+            some = 0 < n_found < chosen.numel()
+            self._selected[key] = chosen.unsqueeze(2) if some else n_found > 0
         return self._selected[key]
 
     def is_gathered(self, x: Shaped[Tensor, "row *axes"]) -> bool:

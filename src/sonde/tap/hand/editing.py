@@ -109,8 +109,8 @@ def editing(
         raise InputError(f"editing: expected cache to be 'refuse' or 'keep', got {cache!r}.")
     module = model.module if isinstance(model, Model) else model
     check_readable(module)
-    found = resolve(module, sites)
-    editor = _Editor(module, edit, found, TermPlaces.of(where), gate, others or {}, here=here)
+    resolved = resolve(module, sites)
+    editor = _Editor(module, edit, resolved, TermPlaces.of(where), gate, others or {}, here=here)
     editor.keeps_cache = cache == "keep"
     with editor.session:
         for session in open_sessions():
@@ -303,8 +303,8 @@ class _Editor:
 
     def _forward(self) -> _EditedForward:
         """Return the call running in this context; the user may call parts by themselves."""
-        found = self.session.state
-        return self.outside if found is None else found
+        running = self.session.state
+        return self.outside if running is None else running
 
     def _is_turn(self, spot: _Spot) -> bool:
         """Return whether to edit this call of a module, and count the call."""
@@ -333,8 +333,8 @@ class _Editor:
             rows = self.gate.rows(leaf, now.call, spot.site, spot.module, self.root)
             now.asked[spot.name] = rows
             if len(now.asked) == len(self.asked):
-                found = [now.asked[each.name] for each in self.asked]
-                now.texts.decided = self.gate.decide(found)
+                states = [now.asked[each.name] for each in self.asked]
+                now.texts.decided = self.gate.decide(states)
 
     def _after(self, spot: _Spot, output: Any) -> Any:
         if not self._is_turn(spot):

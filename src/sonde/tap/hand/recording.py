@@ -75,10 +75,10 @@ class CallRecorder:
         finally:
             self._stack.pop()
         changed = {key for key, x in given.items() if x._version != versions[key]}
-        found = leaves(output)
-        call.same = {o: i for o, y in found.items() for i, x in given.items() if x is y}
+        returned = leaves(output)
+        call.same = {o: i for o, y in returned.items() for i, x in given.items() if x is y}
         is_view = any(
-            _shares(y, x) for o, y in found.items() if o not in call.same for x in given.values()
+            _shares(y, x) for o, y in returned.items() if o not in call.same for x in given.values()
         )
         is_said = changed <= set(call.same.values())
         call.can_skip = is_plain(output) and not is_view and is_said
@@ -97,10 +97,10 @@ def intercepted(modules: Sequence[nn.Module], around: Around) -> Iterator[None]:
 
     Several threads may intercept one module, each for itself, and end in any order.
     """
-    mine = _Interception(frozenset(map(id, modules)), around)
+    interception = _Interception(frozenset(map(id, modules)), around)
     hold_eager()
     hold_unfused()
-    token = _OPEN.set((*_OPEN.get(), mine))
+    token = _OPEN.set((*_OPEN.get(), interception))
     taken: list[nn.Module] = []
     try:
         for module in modules:
@@ -205,7 +205,7 @@ def calls_of(
     args, kwargs : tuple, dict
         What ``root`` is called with.
     """
-    found: list[tuple[nn.Module, Tensor]] = []
+    calls: list[tuple[nn.Module, Tensor]] = []
     copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # the originals keep their ids taken
 
     def around(
@@ -213,9 +213,9 @@ def calls_of(
     ) -> Any:
         x = args[0] if args else next(iter(kwargs.values()))
         _, copy = copies.setdefault((id(x), x._version), (x, x.detach().clone()))
-        found.append((module, copy))
+        calls.append((module, copy))
         return forward(*args, **kwargs)
 
     with Session(root), intercepted(modules, around), torch.no_grad():
         root(*args, **kwargs)
-    return found
+    return calls

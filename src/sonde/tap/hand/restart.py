@@ -114,7 +114,7 @@ class RecordedForward:
         SiteError
             If a site did not run, or its module returned what cannot be kept.
         """
-        found: dict[str, Tensor] = {}
+        states_of: dict[str, Tensor] = {}
         for site in resolve(self.module, sites):
             call = self._call(site)
             leaf = None if call is None or site.port != "out" else find(call.output, site.key)
@@ -123,8 +123,8 @@ class RecordedForward:
                     f"RecordedForward.states: {site} holds no recorded tensor. Name the output of "
                     "a module that ran, or read it by a Tap."
                 )
-            found[str(site)] = leaf
-        return found
+            states_of[str(site)] = leaf
+        return states_of
 
     def from_site(self, site: Pattern, value: Tensor) -> Any:
         """Return the model's output with other states at a site.

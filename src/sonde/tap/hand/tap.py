@@ -68,8 +68,8 @@ class TappedRows:
             return
         with self._lock:
             for reduction, places, held in self.waiting.groups():
-                found = self._memory.keep(reduction.stacked(held, frame)[0])
-                for (parts, at), rows in zip(places, found.unbind(), strict=True):
+                kept = self._memory.keep(reduction.stacked(held, frame)[0])
+                for (parts, at), rows in zip(places, kept.unbind(), strict=True):
                     parts[at] = rows
 
 
@@ -371,12 +371,12 @@ class Tap:
         SiteError
             If a site did not run in it.
         """
-        found = self._latest.get()
-        if found is not None:
-            found.place()
-        taken = {} if found is None else found.taken
+        forward = self._latest.get()
+        if forward is not None:
+            forward.place()
+        taken = {} if forward is None else forward.taken
         if missing := [name for name in self._names if name not in taken]:
-            calls = {} if found is None else found.calls
+            calls = {} if forward is None else forward.calls
             raise SiteError(
                 f"Tap.rows: {', '.join(missing)} did not run in the last forward pass (calls "
                 f"seen: {calls}). Run the model inside the with block, or read "

@@ -97,32 +97,32 @@ class TermPlaces:
         generated, position = cast(Tensor, context.generated), cast(Tensor, context.position)
         if self.is_all or {"prompt", "generated"} <= self.words:
             return torch.ones_like(generated)
-        found = torch.zeros_like(generated)
+        chosen = torch.zeros_like(generated)
         if "prompt" in self.words:
-            found = ~generated
+            chosen = ~generated
         if "generated" in self.words:
-            found = generated
+            chosen = generated
         if "last" in self.words and prompt_length:
-            found = found | _last(context.mask, generated, prompt_length)
+            chosen = chosen | _last(context.mask, generated, prompt_length)
         if self.positions:
-            found = found | torch.isin(position, torch.tensor(self.positions).to(position))
+            chosen = chosen | torch.isin(position, torch.tensor(self.positions).to(position))
         if self.ids:
             if context.tokens is None:
                 raise SiteError(
                     "editing: where=TokenIds(...) needs the ids of the tokens, but the model "
                     "was called without token ids for these states. Name positions instead."
                 )
-            found = found | torch.isin(context.tokens, torch.tensor(self.ids).to(context.tokens))
-        return found
+            chosen = chosen | torch.isin(context.tokens, torch.tensor(self.ids).to(context.tokens))
+        return chosen
 
 
 def _last(mask: Tensor | None, generated: Tensor, prompt_length: int) -> Tensor:
     """Return the last real token of each prompt."""
-    found = torch.zeros_like(generated)
+    is_last = torch.zeros_like(generated)
     if mask is None:
-        found[:, prompt_length - 1] = True
-        return found
+        is_last[:, prompt_length - 1] = True
+        return is_last
     prompt = mask[:, :prompt_length]
     last = prompt_length - 1 - prompt.flip(1).to(torch.uint8).argmax(1)
-    found[torch.arange(len(found), device=found.device), last] = True
-    return found & mask
+    is_last[torch.arange(len(is_last), device=is_last.device), last] = True
+    return is_last & mask

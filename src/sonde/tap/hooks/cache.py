@@ -20,10 +20,10 @@ NAMES = ("cache", *OLDER)
 def cache_in(named: Mapping[str, Any]) -> Any:
     """Return the cache among the arguments or the outputs of a call, or None."""
     for name in NAMES:
-        found = named.get(name)
+        cache = named.get(name)
         # A model of one's own may call anything "cache": a switch, a tensor.
-        if found is not None and (name in OLDER or _holds_positions(found)):
-            return found
+        if cache is not None and (name in OLDER or _holds_positions(cache)):
+            return cache
     return None
 
 

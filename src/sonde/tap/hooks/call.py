@@ -59,9 +59,9 @@ class CallArguments:
         self._has_target = decodes(root, self.named) if decoding is None else decoding
         self.axis = "pos2" if self._has_target else "pos"
         self._masks = {name: _mask(self.named.get(name), self.past) for name in MASKS}
-        known, n_fed = known_names(root), None if self.fed is None else self.fed.shape[-1]
+        names, n_fed = known_names(root), None if self.fed is None else self.fed.shape[-1]
         meaning = MaskMeaning() if meaning is None else meaning
-        real = meaning.real_in(self.named, known, self.past, n_fed)
+        real = meaning.real_in(self.named, names, self.past, n_fed)
         self._masks[REAL] = self._masks[REAL] if real is None else real
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
@@ -134,38 +134,38 @@ class CallArguments:
         ids = self.named.get("input_ids", otherwise)
         if not isinstance(ids, Tensor):
             return None
-        found = torch.isin(ids.cpu(), special)
+        is_special = torch.isin(ids.cpu(), special)
         mask = self._masks["attention_mask"]
         past = 0 if self._has_target else self.past
         real = None if mask is None else mask[:, past:].cpu()
-        return found if real is None or real.shape != found.shape else found & real
+        return is_special if real is None or real.shape != is_special.shape else is_special & real
 
 
 def encoder_of(root: nn.Module) -> nn.Module | None:
     """Return the encoder of an encoder-decoder of ``transformers``, or None for other models."""
     is_pair = is_encoder_decoder(root.__dict__.get("config"))
     find = getattr(root, "get_encoder", None) if is_pair else None
-    found = None if find is None else find()
-    return found if isinstance(found, nn.Module) and found is not root else None
+    encoder = None if find is None else find()
+    return encoder if isinstance(encoder, nn.Module) and encoder is not root else None
 
 
-def _mask(found: Any, past: int) -> Tensor | None:
+def _mask(masks: Any, past: int) -> Tensor | None:
     """Return the mask of real tokens, cached tokens first, from a mask for each query.
 
     For caches of a fixed size ``generate`` makes such masks. A padded query looks at nothing, or
     not at itself. A sliding window's cache does not tell which of the tokens before the call are
     real.
     """
-    if is_dict(found):
-        kinds = [found.get("full_attention"), *found.values()]
-        found = next((x for x in kinds if isinstance(x, Tensor)), None)
-    if isinstance(found, Tensor) and found.ndim == 4:
-        return real_of_pairs(sights(found), past, found.shape[2])
-    is_plain = isinstance(found, Tensor) and found.ndim == 2
-    return found.to(torch.bool, copy=True) if is_plain else None
+    if is_dict(masks):
+        kinds = [masks.get("full_attention"), *masks.values()]
+        masks = next((x for x in kinds if isinstance(x, Tensor)), None)
+    if isinstance(masks, Tensor) and masks.ndim == 4:
+        return real_of_pairs(sights(masks), past, masks.shape[2])
+    is_plain = isinstance(masks, Tensor) and masks.ndim == 2
+    return masks.to(torch.bool, copy=True) if is_plain else None
 
 
 def fed_tokens(named: Mapping[str, Any]) -> Tensor | None:
     """Return the ids of the tokens whose states a call computes, or None."""
-    found = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
-    return next((ids for ids in found if isinstance(ids, Tensor)), None)
+    candidates = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
+    return next((ids for ids in candidates if isinstance(ids, Tensor)), None)

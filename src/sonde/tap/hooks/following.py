@@ -77,10 +77,10 @@ class Running:
 
 def state_of(owner: object) -> Any:
     """Return the state of the innermost forward pass in this context, or None."""
-    found = _INNERMOST.get()
-    while found is not None and found.owner is not owner:
-        found = found.outer
-    return None if found is None else found.state
+    running = _INNERMOST.get()
+    while running is not None and running.owner is not owner:
+        running = running.outer
+    return None if running is None else running.state
 
 
 def innermost() -> Running | None:
@@ -90,19 +90,19 @@ def innermost() -> Running | None:
 
 def running_inside(outer: Running | None) -> list[Running]:
     """Return this context's forward passes that began inside another one, innermost first."""
-    found, inside = _INNERMOST.get(), list[Running]()
-    while found is not None and found is not outer:
-        inside.append(found)
-        found = found.outer
+    running, inside = _INNERMOST.get(), list[Running]()
+    while running is not None and running is not outer:
+        inside.append(running)
+        running = running.outer
     return inside
 
 
 def running_in(owner: object, frame: FrameType | None) -> Running | None:
     """Return the forward pass of a session that a frame calls, or None."""
-    found = _INNERMOST.get()
-    while found is not None and not (found.owner is owner and found.frame is frame):
-        found = found.outer
-    return found
+    running = _INNERMOST.get()
+    while running is not None and not (running.owner is owner and running.frame is frame):
+        running = running.outer
+    return running
 
 
 def calling_frame() -> FrameType | None:

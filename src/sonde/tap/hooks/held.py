@@ -34,14 +34,14 @@ class Held(Generic[Value]):
     @contextmanager
     def held(self, value: Value | None) -> Iterator[None]:
         """Set a value, or none, inside a block."""
-        mine = (caller(), value)
+        entry = (caller(), value)
         with self._lock:
-            self._open = (*self._open, mine)
+            self._open = (*self._open, entry)
         try:
             yield
         finally:
             with self._lock:
-                self._open = tuple(one for one in self._open if one is not mine)
+                self._open = tuple(one for one in self._open if one is not entry)
 
     def get(self) -> Value | None:
         """Return the value set for the running caller.
@@ -51,17 +51,17 @@ class Held(Generic[Value]):
         StateError
             If it opened no block, and several others did.
         """
-        found = self._open
-        if not found:
+        entries = self._open
+        if not entries:
             return None
         me = caller()
-        for who, value in reversed(found):
+        for who, value in reversed(entries):
             if who is me:
                 return value
-        if any(who is not found[0][0] for who, _ in found):
+        if any(who is not entries[0][0] for who, _ in entries):
             raise StateError(
                 f"{self._name}: expected a block that this thread or task opened, got blocks of "
                 "several other threads or tasks: it is not known which block applies to this "
                 "call. Open the block in the thread or task that calls the model."
             )
-        return found[-1][1]
+        return entries[-1][1]

@@ -33,13 +33,13 @@ class Holding:
         """Set true flags to False; return these objects and those already kept at False."""
         with self._lock:
             held = self._readers
-            mine = list(compress(objects, map(self._get, objects)))
+            taken = list(compress(objects, map(self._get, objects)))
             if held:
-                mine += [o for o in objects if id(o) in held and not self._get(o)]
-            for o in mine:
+                taken += [o for o in objects if id(o) in held and not self._get(o)]
+            for o in taken:
                 self._readers[id(o)] = self._readers.get(id(o), 0) + 1
                 setattr(o, self.name, False)
-        return mine
+        return taken
 
     def give(self, mine: Iterable[Any]) -> None:
         """Restore what ``take`` returned."""

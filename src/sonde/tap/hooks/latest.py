@@ -70,15 +70,15 @@ class Latest(Generic[Value]):
 
     def get(self) -> Value | None:
         """Return the last value of the running caller, or else the last of all callers."""
-        found = self.own()
-        return self.last if found is None else found
+        own = self.own()
+        return self.last if own is None else own
 
     def values(self) -> list[Value]:
         """Return the last value of each living caller, and the last of all callers."""
         with self._lock:
-            found = list(self._own.values())
+            own = list(self._own.values())
         last = () if self.last is None else (cast(Value, self.last),)
-        return [*found, *(x for x in last if all(x is not one for one in found))]
+        return [*own, *(x for x in last if all(x is not one for one in own))]
 
     def clear(self) -> None:
         """Drop all values."""

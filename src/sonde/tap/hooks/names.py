@@ -28,10 +28,10 @@ class ModuleNames:
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """Every module by stripped name, aliases included, in order of registration."""
-        found: dict[str, nn.Module] = {}
+        by_name: dict[str, nn.Module] = {}
         for name, module in _named(self.root, ()):
-            found[name] = module
-        return found
+            by_name[name] = module
+        return by_name
 
     @cached_property
     def canonical(self) -> dict[int, str]:
@@ -51,8 +51,10 @@ class ModuleNames:
     @cached_property
     def _makes_weights(self) -> frozenset[int]:
         """The ids of modules that compute weights of others (spectral norm, for instance)."""
-        made = [m.parametrizations for m in self.modules.values() if is_parametrized(m)]
-        return frozenset(id(m) for one in made if isinstance(one, nn.Module) for m in one.modules())
+        parametrizations = [m.parametrizations for m in self.modules.values() if is_parametrized(m)]
+        return frozenset(
+            id(m) for one in parametrizations if isinstance(one, nn.Module) for m in one.modules()
+        )
 
     def primary(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield each module once, by its first name, except modules that compute weights."""

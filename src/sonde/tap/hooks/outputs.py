@@ -146,9 +146,9 @@ def find_input(
             f"got inputs {sorted(inside)}."
         )
     for index, value in enumerate(args):
-        found = find(value, None)
-        if found is not None:
-            return str(index), found
+        tensor = find(value, None)
+        if tensor is not None:
+            return str(index), tensor
     if isinstance(kwargs.get("hidden_states"), Tensor):
         return "hidden_states", kwargs["hidden_states"]
     for name, value in named.items():
@@ -225,11 +225,11 @@ def name_of_input(
     SiteError
         If there is no such tensor.
     """
-    found, x = find_input(module, args, kwargs, key)
+    place, x = find_input(module, args, kwargs, key)
     named = named_inputs(module, args, kwargs)
-    if found in named:
-        return found
-    start = _positional(module, args)[int(found)]
+    if place in named:
+        return place
+    start = _positional(module, args)[int(place)]
     inside = [name for name in named if name == start or name.startswith(f"{start}_")]
     return next(name for name in inside if named[name] is x)
 
@@ -278,10 +278,10 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a forward method, cached for methods of classes."""
     if not isinstance(forward, MethodType):
         return inspect.signature(forward)
-    known = _SIGNATURES.get(forward.__func__)
-    if known is None:
-        known = _SIGNATURES[forward.__func__] = inspect.signature(forward)
-    return known
+    signature = _SIGNATURES.get(forward.__func__)
+    if signature is None:
+        signature = _SIGNATURES[forward.__func__] = inspect.signature(forward)
+    return signature
 
 
 def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:

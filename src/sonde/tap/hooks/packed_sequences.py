@@ -26,11 +26,11 @@ def unpacked(packed: PackedSequence) -> Tensor:
     >>> [len(part) for part in unpacked(given).unbind()]
     [1, 3]
     """
-    version, known = packed.data._version, packed.__dict__.get(_NESTED)
-    if known is None or known[0] != version:
-        found = torch.nested.as_nested_tensor(unpack_sequence(packed), layout=torch.jagged)
-        known = packed.__dict__[_NESTED] = version, found
-    return known[1]
+    version, kept = packed.data._version, packed.__dict__.get(_NESTED)
+    if kept is None or kept[0] != version:
+        nested = torch.nested.as_nested_tensor(unpack_sequence(packed), layout=torch.jagged)
+        kept = packed.__dict__[_NESTED] = version, nested
+    return kept[1]
 
 
 def packed_like(packed: PackedSequence, nested: Tensor) -> PackedSequence:

@@ -70,10 +70,10 @@ class Begin:
     """Hook before a module that records its call."""
 
     def __init__(self, module: nn.Module) -> None:
-        found = list(inspect.signature(module.forward).parameters.values())
+        parameters = list(inspect.signature(module.forward).parameters.values())
         by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        self.places = tuple(p.name for p in found if p.kind in by_place)
-        self.known = tuple(p.name for p in found)
+        self.places = tuple(p.name for p in parameters if p.kind in by_place)
+        self.known = tuple(p.name for p in parameters)
         self.takes_cache = any(name in CACHES for name in self.known)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -159,8 +159,8 @@ def mask_in(
         if _asks_others(call.named):
             continue
         sides = _of_pair(call, [c.module for c in calls[i + 1 :]])
-        found = find_mask(call.named, partial(_is_of_tokens, call, meaning))
-        masks = ([] if found is None else [found]) if sides is None else sides
+        named_mask = find_mask(call.named, partial(_is_of_tokens, call, meaning))
+        masks = ([] if named_mask is None else [named_mask]) if sides is None else sides
         fits, others = _fitting([_real(*m, meaning) for m in masks], n, length, past)
         misfits += others
         if len(fits) > 1 and not torch.equal(fits[0], fits[1]):
@@ -198,8 +198,8 @@ def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, 
     if not any(name in call.known for name in OF_DECODER):
         return None
     target = [(name, m) for name in OF_DECODER if (m := call.named.get(name)) is not None]
-    found = find_mask(call.named, lambda *_: False)
-    source = [] if found is None else [found]
+    named_mask = find_mask(call.named, lambda *_: False)
+    source = [] if named_mask is None else [named_mask]
     if not any(name in call.known for name in NAMES):
         return target
     encoder = encoder_of(call.module) or call.module._modules.get("encoder")

@@ -357,15 +357,15 @@ class Session:
                     "With here=True, only calls of the thread or task that opened the block are "
                     "observed. Leave here=True out to observe every caller."
                 )
-            said = f"0 of {plural(n, 'forward pass', 'forward passes')} of {kind}. {because}"
+            text = f"0 of {plural(n, 'forward pass', 'forward passes')} of {kind}. {because}"
         else:
-            said = (
+            text = (
                 f"0 forward passes of {kind}, though its sites ran "
                 f"{plural(self.n_outside, 'time')}: in a part that was called by itself, or by "
                 ".forward(), which skips hooks. Call the module itself, or open the session on "
                 "the part."
             )
-        warnings.warn(f"{self._owner}: saw {said}", SondeWarning, stacklevel=5)
+        warnings.warn(f"{self._owner}: saw {text}", SondeWarning, stacklevel=5)
 
     def _to_eval(self) -> None:
         self._stack.callback(TRAINING.give, TRAINING.take(self._every_module()))
@@ -374,8 +374,10 @@ class Session:
         return self._modules if self._modules is not None else list(self.root.modules())
 
     def _freeze(self) -> None:
-        known = self._parameters if self._parameters is not None else list(self.root.parameters())
-        self._stack.callback(REQUIRES_GRAD.give, REQUIRES_GRAD.take(known))
+        parameters = (
+            self._parameters if self._parameters is not None else list(self.root.parameters())
+        )
+        self._stack.callback(REQUIRES_GRAD.give, REQUIRES_GRAD.take(parameters))
 
 
 # A hook that another thread is putting on or taking off may be called without ``kwargs``.

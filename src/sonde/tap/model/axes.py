@@ -156,8 +156,8 @@ def _filled_up(where: str, leaf: TensorLayout) -> SiteError:
 
 def _told_axis(module: nn.Module, ndim: int) -> int | None:
     """Return the axis of input and output features that a module declares, or None."""
-    told = getattr(module, "features_axis", None)
-    return told % ndim if isinstance(told, int) and -ndim <= told < ndim else None
+    axis = getattr(module, "features_axis", None)
+    return axis % ndim if isinstance(axis, int) and -ndim <= axis < ndim else None
 
 
 def _one_length(probe: Probe) -> int | None:
@@ -178,12 +178,12 @@ def _require_dense(leaf: TensorLayout, where: str) -> None:
 
 def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
     """Return possible axis names: one choice for each axis that could hold the features."""
-    found = []
+    choices = []
     for dim in fixed:
         named = ["dim" if i == dim else word for i, word in enumerate(words)]
         _name_space(named, [i for i in fixed if i != dim])
-        found.append(repr(" ".join(named)))
-    return " or ".join(found)
+        choices.append(repr(" ".join(named)))
+    return " or ".join(choices)
 
 
 def pads_itself(root: nn.Module) -> bool:

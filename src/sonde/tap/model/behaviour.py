@@ -52,23 +52,23 @@ def behaviour_of(
         Most rows that the model has room for at once; further rows are not drawn.
     """
     room = min(ROWS, most)
-    made: Behaviour = {
+    behaviour: Behaviour = {
         "inputs": None if batch.packed else _described(batch, room),
         "types": {name: _name(t) for name, t in place.types.items()},
         "dtype": dtype_of(module),
         "sites": _spread(list(dict.fromkeys(paths))),
     }
-    if made["inputs"] is None:
+    if behaviour["inputs"] is None:
         return None
     try:
-        made["states"] = states_of(module, made)
-        again = states_of(module, made, seed=1)
+        behaviour["states"] = states_of(module, behaviour)
+        again = states_of(module, behaviour, seed=1)
     except Exception as error:  # whatever a model raises on inputs that it is not made for
         _log.debug("the model does not run on drawn inputs: %s", error)
         return None
-    distances = distances_of(made["states"], again)
-    fixed = made["states"] and all(d <= tolerance(made) for d in distances.values())
-    return made if fixed else None
+    distances = distances_of(behaviour["states"], again)
+    fixed = behaviour["states"] and all(d <= tolerance(behaviour) for d in distances.values())
+    return behaviour if fixed else None
 
 
 def states_of(
@@ -92,17 +92,17 @@ def states_of(
     if dtype is not None and _name(dtype) != known["dtype"]:
         types = dict.fromkeys([*map(str, range(len(args))), *kwargs], dtype)
     args, kwargs = _by_name(module, *Place(device, types).call(args, kwargs))
-    found: dict[str, list[list[float]]] = {}
+    states: dict[str, list[list[float]]] = {}
     sites = [path for path in known["sites"] if path in names]
-    watched = [(names[path], partial(_keep, found, path)) for path in sites]
+    watched = [(names[path], partial(_keep, states, path)) for path in sites]
     session = Session(module, outputs=watched)
     with untouched(module), without_autocast(device), session:  # whoever asks
         seed_everything(module, seed)
         output = session.run(args, kwargs)
     for key, x in leaves(output).items():
-        if x.is_floating_point() and len(found) <= SITES + 1:
-            _keep(found, f"output {key}".rstrip(), x)
-    return found
+        if x.is_floating_point() and len(states) <= SITES + 1:
+            _keep(states, f"output {key}".rstrip(), x)
+    return states
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -152,25 +152,25 @@ def distances_of(
     known : Mapping[str, Sequence[Sequence[float]]]
         States that a file contains, by site.
     """
-    found: dict[str, float] = {}
+    distances: dict[str, float] = {}
     for name in here.keys() & known.keys():
         a, b = (torch.tensor(x[name], dtype=torch.float64) for x in (here, known))
         if a.shape != b.shape:
-            found[name] = math.inf
+            distances[name] = math.inf
             continue
         size = torch.maximum(a[:, 0], b[:, 0]).clamp(min=1e-30)
         apart = (a - b).square().mean(1).sqrt() / size
-        found[name] = float(apart.nan_to_num(math.inf).median())
-    return dict(sorted(found.items()))
+        distances[name] = float(apart.nan_to_num(math.inf).median())
+    return dict(sorted(distances.items()))
 
 
 def _by_name(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments; a lone one by position if a forward gives it another name."""
-    known = inspect.signature(module.forward).parameters
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    if args or len(kwargs) != 1 or free or known.keys() >= kwargs.keys():
+    parameters = inspect.signature(module.forward).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if args or len(kwargs) != 1 or free or parameters.keys() >= kwargs.keys():
         return args, kwargs
     return tuple(kwargs.values()), {}
 
@@ -189,8 +189,8 @@ def _keep(found: dict[str, list[list[float]]], path: str, output: Any) -> None:
     A model may run its rows in parts, one after the other: further calls are recorded until there
     are as many rows as are drawn at most.
     """
-    x, known = find(output, None), found.get(path, [])
-    if len(known) >= ROWS or x is None or x.is_nested or x.numel() == 0:
+    x, earlier = find(output, None), found.get(path, [])
+    if len(earlier) >= ROWS or x is None or x.is_nested or x.numel() == 0:
         return
     rows = x.detach().reshape(len(x), -1) if x.ndim else x.detach().reshape(1, 1)
     step = -(-rows.shape[1] // WIDEST)
@@ -200,7 +200,7 @@ def _keep(found: dict[str, list[list[float]]], path: str, output: Any) -> None:
     size = rows.square().mean(1, keepdim=True).sqrt()
     both = torch.cat([size, rows @ onto / math.sqrt(rows.shape[1])], 1)
     more = [[float(f"{v:.7g}") for v in row] for row in both.tolist()]
-    found[path] = [*known, *more[: ROWS - len(known)]] if known else more
+    found[path] = [*earlier, *more[: ROWS - len(earlier)]] if earlier else more
 
 
 def _described(batch: InputBatch, room: int) -> dict[str, Any] | None:
@@ -236,12 +236,12 @@ def _said(value: Any, n: int, length: int, room: int) -> Any:
     x = value.detach()
     if x.ndim > 1 and length and x.shape[1] == length:
         x = x[:, :TOKENS]
-    said = {"shape": list(x.shape), "dtype": _name(x.dtype)}
+    described = {"shape": list(x.shape), "dtype": _name(x.dtype)}
     if x.ndim and len(x) == n and n:
         rows = max(1, min(room, MOST_NUMBERS // max(x[0].numel(), 1)))
-        said["shape"], x = [rows, *x.shape[1:]], x[:1]
+        described["shape"], x = [rows, *x.shape[1:]], x[:1]
     if not x.numel():
-        return said | {"constant": 0}
+        return described | {"constant": 0}
     if x.is_complex():
         raise TypeError("complex numbers")
     if x.is_floating_point():
@@ -251,18 +251,18 @@ def _said(value: Any, n: int, length: int, room: int) -> Any:
         spread = float(finite.std()) if len(finite) > 1 else 1.0
         low, high = float(finite.min()), float(finite.max())
         if low == high and x.numel() > 1:
-            return said | {"constant": low}
+            return described | {"constant": low}
         return (
-            said
+            described
             | {"mean": _short(finite.mean()), "std": _short(spread)}
             | ({"low": _short(low), "high": _short(high)} if x.numel() > 1 else {})
         )
     low, high = int(x.min()), int(x.max())
     if low == high:
-        return said | {"constant": low}
+        return described | {"constant": low}
     if x.ndim > 1 and bool((x[..., 1:] >= x[..., :-1]).all()) and x.dtype != torch.bool:
-        return said | {"row": x[0].tolist()}  # positions
-    return said | {"low": low, "high": high}
+        return described | {"row": x[0].tolist()}  # positions
+    return described | {"low": low, "high": high}
 
 
 def _short(x: Any) -> float:
@@ -279,8 +279,8 @@ def _made(said: Mapping[str, Any], draw: torch.Generator) -> Any:
     if "value" in said:
         return said["value"]
     if "several" in said:
-        found = [_made(x, draw) for x in said["several"]]
-        return tuple(found) if said["tuple"] else found
+        several = [_made(x, draw) for x in said["several"]]
+        return tuple(several) if said["tuple"] else several
     if "named" in said:
         return {name: _made(x, draw) for name, x in said["named"].items()}
     shape, dtype = said["shape"], getattr(torch, said["dtype"])

@@ -58,14 +58,14 @@ def has_float(path: str, probe: Probe) -> bool:
 
 
 def _lists(names: ModuleNames, probe: Probe | None) -> list[_List]:
-    found = []
+    lists = []
     for path, module in names.primary():
         if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
             members = _members(path, names, probe)
             if members:
                 mixed = not _one_class([names.modules[m] for m in members])
-                found.append(_List(path, members, any(map(names.children, members)), mixed))
-    return found
+                lists.append(_List(path, members, any(map(names.children, members)), mixed))
+    return lists
 
 
 def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, ...]:
@@ -94,14 +94,14 @@ def _named(probe: Probe) -> list[_List]:
 
     Each takes the very tensor that the one before returned.
     """
-    found, names = [], probe.names
+    lists, names = [], probe.names
     for path, _ in names.primary():
         ran = [m for m in names.children(path) if probe.calls(m)]
         for run in _runs(ran, probe, _hands_on):
             blocks = _between_kept(run, probe)
             if len(blocks) > 1 and 2 * len(blocks) >= sum(bool(names.children(m)) for m in ran):
-                found.append(_List(path, blocks, True))
-    return found
+                lists.append(_List(path, blocks, True))
+    return lists
 
 
 def _stream(members: Sequence[str], probe: Probe) -> tuple[str, ...]:
@@ -182,8 +182,8 @@ def _has_rows(path: str, probe: Probe) -> bool:
 
 
 def _is_map(call: ModuleCall) -> bool:
-    found = _returned(call)
-    return found is not None and len(found.shape) >= MAP
+    tensor = _returned(call)
+    return tensor is not None and len(tensor.shape) >= MAP
 
 
 def _deeper(lists: Sequence[_List]) -> list[_List]:

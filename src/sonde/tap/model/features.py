@@ -55,17 +55,17 @@ def by_class(module: nn.Module, ndim: int, key: str = "") -> int | None:
     (1, 2, None)
     """
     own = next((c for c in type(module).__mro__ if "forward" in vars(c)), nn.Module)
-    found = None
+    axis = None
     if own in LAST or (own is nn.MultiheadAttention and key in ("", "0")):
-        found = ndim - 1
+        axis = ndim - 1
     elif own in NORMS:
-        found = ndim - 1 if len(module.normalized_shape) == 1 else None  # pyright: ignore
+        axis = ndim - 1 if len(module.normalized_shape) == 1 else None  # pyright: ignore
     elif own in FIRST or (own is nn.PReLU and module.weight.numel() > 1):  # pyright: ignore
-        found = 1
+        axis = 1
     for n_space, classes in enumerate(CONVOLUTIONS, start=1):
         if own in classes:
-            found = ndim - 1 - n_space
-    return found if found is not None and 0 < found < ndim else None
+            axis = ndim - 1 - n_space
+    return axis if axis is not None and 0 < axis < ndim else None
 
 
 def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | None:
@@ -99,8 +99,8 @@ def by_sizes(shape: Sequence[int], candidates: Iterable[int], module: nn.Module)
 def by_classes(module: nn.Module, ndim: int) -> set[int]:
     """Return the feature axes that the classes of a module's parts suggest."""
     parts = (part for part in module.modules() if not part._modules)
-    found = {by_class(part, ndim) or by_kind_of_pool(part, ndim) for part in parts}
-    return {axis for axis in found if axis is not None}
+    axes = {by_class(part, ndim) or by_kind_of_pool(part, ndim) for part in parts}
+    return {axis for axis in axes if axis is not None}
 
 
 class FeatureAxes:
@@ -123,10 +123,10 @@ class FeatureAxes:
 
     def of(self, x: Tensor) -> int | None:
         """Return the feature axis of a tensor, or None if unknown."""
-        found = self._found.get(x.untyped_storage()._cdata) if _is_plain(x) else None
-        if found is None:
+        place = self._found.get(x.untyped_storage()._cdata) if _is_plain(x) else None
+        if place is None:
             return None
-        _, size, step = found
+        _, size, step = place
         axes = [i for i in range(1, x.ndim) if x.shape[i] == size and x.stride(i) == step]
         return axes[0] if len(axes) == 1 else None
 

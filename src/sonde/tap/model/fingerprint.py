@@ -120,10 +120,10 @@ def _bytes(flat: Tensor) -> bytes:
 def _xor(flat: Tensor) -> int:
     """Return the xor of all words; of all bytes where torch has no xor of the type."""
     try:
-        found = torch.hash_tensor(flat)
+        hashed = torch.hash_tensor(flat)
     except NotImplementedError:
-        found = torch.hash_tensor(words(flat))
-    return int(found.item()) & (2**64 - 1)
+        hashed = torch.hash_tensor(words(flat))
+    return int(hashed.item()) & (2**64 - 1)
 
 
 def config_hash(config: Any, module: nn.Module | None = None) -> str:

@@ -45,21 +45,21 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
     except (SondeError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        said = str(error)
+        message = str(error)
         examples = f"{plural(len(batch), 'example')} from {batch.ids[0]} on"
         if not _is_ours(error):
             error.add_note(f"{IN_FORWARD}{examples}")
         if isinstance(error, NotImplementedError) or not isinstance(error, kinds):
             raise
-        about = (ABOUT_INPUTS if first else ABOUT_SIZES).search(said)
-        if about is None or said.startswith("CUDA error") or _is_ours(error):
+        about = (ABOUT_INPUTS if first else ABOUT_SIZES).search(message)
+        if about is None or message.startswith("CUDA error") or _is_ours(error):
             raise
         shapes = [
             f"{name} {tuple(x.shape)}".strip()
             for name, x in (*(("", x) for x in batch.args), *batch.kwargs.items())
             if isinstance(x, Tensor)
         ]
-        reason = said.partition("\n")[0]
+        reason = message.partition("\n")[0]
         raise ForwardError(
             "the model's forward pass failed on inputs of shape "
             f"{', '.join(shapes) or 'unknown'} ({examples}): {reason.rstrip('.')}. Give inputs "

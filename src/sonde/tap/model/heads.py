@@ -36,9 +36,9 @@ def find_head(module: nn.Module) -> Head | None:
     names = ModuleNames(module)
     inner = names.modules[""]
     get = getattr(inner, "get_output_embeddings", None)
-    found = get() if callable(get) else None
-    if is_linear(found):
-        return _head(found)
+    module_given = get() if callable(get) else None
+    if is_linear(module_given):
+        return _head(module_given)
     linear = [(n, m) for n, m in names.primary() if is_linear(m)]
     if not linear:
         return None

@@ -96,12 +96,12 @@ class Influence:
             return False
         try:
             args, kwargs = sized(self.batch, change, N_ROWS, 0)
-            found = self._of(site, args, kwargs)
-            more = found.shape[axes[0]] - change.pos[0]
+            tensor = self._of(site, args, kwargs)
+            more = tensor.shape[axes[0]] - change.pos[0]
             if more <= 0:
                 return False
             args, kwargs = _filled(args, kwargs, change.pos[0], more, pad)
-            return _is_close(self._of(site, args, kwargs), found)
+            return _is_close(self._of(site, args, kwargs), tensor)
         except Exception:  # whatever a model raises on inputs that are not its data
             return False
 

@@ -16,7 +16,7 @@ OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
 
 
 def logits_key(
-    probe: Probe, task: str, said: str | None, asked: bool, n_classes: int = 0, column: str = ""
+    probe: Probe, task: str, named: str | None, asked: bool, n_classes: int = 0, column: str = ""
 ) -> str | None:
     """Return the key of the logits among the tensors that a model returns, or None.
 
@@ -25,7 +25,7 @@ def logits_key(
     probe : Probe
     task : str
         What the model is.
-    said : str or None
+    named : str or None
         The output that the user named.
     asked : bool
         Whether a method needs logits: then the form alone is enough.
@@ -39,34 +39,34 @@ def logits_key(
     InputError
         If there is no such output, or several could be it and a method needs one.
     """
-    found = {k: leaf for k, leaf in probe.output.items() if leaf.dtype.is_floating_point}
-    if said is not None:
-        said = "" if said == "0" and "" in found else said
-        if said not in found:
+    floats = {k: leaf for k, leaf in probe.output.items() if leaf.dtype.is_floating_point}
+    if named is not None:
+        named = "" if named == "0" and "" in floats else named
+        if named not in floats:
             raise InputError(
-                f"logits: the model returns no output {said!r}, only "
-                f"{_listed(found)}.{near(said, found)} Name one of these (--logits)."
+                f"logits: the model returns no output {named!r}, only "
+                f"{_listed(floats)}.{near(named, floats)} Name one of these (--logits)."
             )
-        return said
+        return named
     if task in OF_LIBRARY:
         return next((k for k in ("logits", "") if k in probe.output), None)
     if task != "tensor":
         return None
-    rows = {k: leaf for k, leaf in found.items() if _is_row(leaf)}
+    rows = {k: leaf for k, leaf in floats.items() if _is_row(leaf)}
     if column in rows and column:
         return column
-    made = [k for k in rows if k in probe.heads]
+    from_heads = [k for k in rows if k in probe.heads]
     several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
     fitting = [k for k, leaf in several.items() if leaf.shape[1] == n_classes]
     if "logits" not in rows and not asked and len(fitting) == 1:
         return fitting[0]  # a box comes from a linear layer too, beside scores that a softmax made
-    if "logits" in rows or len(made) == 1:
-        return "logits" if "logits" in rows else made[0]
-    if len(found) == 1 and {leaf.shape for leaf in found.values()} <= {(ROWS[0],), (ROWS[0], 1)}:
-        return next(iter(found))
+    if "logits" in rows or len(from_heads) == 1:
+        return "logits" if "logits" in rows else from_heads[0]
+    if len(floats) == 1 and {leaf.shape for leaf in floats.values()} <= {(ROWS[0],), (ROWS[0], 1)}:
+        return next(iter(floats))
     if not asked or not several:
         return None
-    return next((k for k in made if k in several), None) or _alone(several, probe)
+    return next((k for k in from_heads if k in several), None) or _alone(several, probe)
 
 
 def other_outputs(probe: Probe, key: str | None) -> list[str]:

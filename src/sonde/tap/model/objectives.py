@@ -49,10 +49,10 @@ def nll(logits: Float[Tensor, "example class"], label: Tensor) -> Float[Tensor, 
     label : Tensor
         Class of each example; -1 for none.
     """
-    known = (label >= 0).to(logits.device)
+    is_known = (label >= 0).to(logits.device)
     logs = torch.log_softmax(logits, dim=-1)
     picked = logs.gather(1, label.clamp(min=0).to(logits.device)[:, None])[:, 0]
-    return -(picked * known).sum()
+    return -(picked * is_known).sum()
 
 
 def check_objective(objective: Objective | None) -> None:

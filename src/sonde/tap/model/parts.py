@@ -66,29 +66,29 @@ def parts(module: nn.Module) -> Facts:
     >>> parts(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.LayerNorm(3)))["1"]
     'ReLU()'
     """
-    found: Facts = {}
+    facts: Facts = {}
     modules = ModuleNames(module).modules
     kinds = dict.fromkeys(type(part) for part in modules.values())
     own = [kind for kind in kinds if package(kind) not in LIBRARIES]
     uses = _uses(own)
     for path, part in modules.items():
         for name, text in _of_part(part, uses):
-            found[f"{path}.{name}" if path and name else path or name] = text
+            facts[f"{path}.{name}" if path and name else path or name] = text
     for kind in own:
-        found |= _of_class(kind, uses.read - uses.assigned)
+        facts |= _of_class(kind, uses.read - uses.assigned)
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
-        found |= dict(_hooks(name.removeprefix("_global_"), getattr(global_hooks, name)))
+        facts |= dict(_hooks(name.removeprefix("_global_"), getattr(global_hooks, name)))
     if adapters := _adapters(modules.values()):
-        found[ADAPTER] = adapters
-    return folded(found)
+        facts[ADAPTER] = adapters
+    return folded(facts)
 
 
 def _of_part(part: nn.Module, uses: Uses) -> Iterator[tuple[str, str]]:
     kind, library = type(part), package(type(part)) in LIBRARIES
     is_torch = package(kind) == "torch"
     soft = "" if is_torch or not library else SOFT  # versions of transformers rename classes
-    said = "" if soft else settings(part)
-    yield "", f"{soft}{kind.__name__.removeprefix('FSDP')}({said})"
+    options = "" if soft else settings(part)
+    yield "", f"{soft}{kind.__name__.removeprefix('FSDP')}({options})"
     if library:
         uses = _own_names(kind)
     for name, value in vars(part).items():
@@ -102,7 +102,7 @@ def _of_part(part: nn.Module, uses: Uses) -> Iterator[tuple[str, str]]:
             if isinstance(value, Tensor) and name in uses.written:
                 continue
             text, is_plain = _said(value)
-            if is_plain and is_torch and said:
+            if is_plain and is_torch and options:
                 continue  # the settings of torch's own modules say it
             if text is not None and (is_plain or name not in uses.changed):
                 yield name, text if is_plain else f"{SOFT}{text}"
@@ -133,19 +133,19 @@ def _hooks(name: str, hooks: Mapping[int, Any]) -> Iterator[tuple[str, str]]:
 
 def _of_class(kind: type[nn.Module], counted: AbstractSet[str]) -> Facts:
     """Return plain attributes of a class and globals of its module that a forward reads."""
-    found: Facts = {}
+    facts: Facts = {}
     spaces = [vars(base) for base in kind.__mro__ if package(base) not in (*LIBRARIES, "builtins")]
     for space in (*spaces, vars(sys.modules.get(kind.__module__, SimpleNamespace()))):
         for name in counted & space.keys():
             if name.startswith("__") or not isinstance(space[name], bool | int | float | str):
                 continue
-            found.setdefault(f"{kind.__name__}:{name}", _said(space[name])[0] or "")
-    return found
+            facts.setdefault(f"{kind.__name__}:{name}", _said(space[name])[0] or "")
+    return facts
 
 
 def _adapters(modules: Iterable[nn.Module]) -> str:
     """Return the adapters of PEFT that act, those that are merged, and their scales."""
-    found: dict[str, None] = {}
+    names_active: dict[str, None] = {}
     for part in modules:
         held = vars(part)
         if not type(part).__module__.startswith("peft.tuners") or "_active_adapter" not in held:
@@ -153,10 +153,12 @@ def _adapters(modules: Iterable[nn.Module]) -> str:
         active = held["_active_adapter"]
         names = [active] if isinstance(active, str) else list(active)
         scales = held.get("scaling") or {}
-        said = [f"{n!r} x {scales[n]:g}" if n in scales else repr(n) for n in names]
-        said += [f"{n!r} (merged)" for n in held.get("merged_adapters") or ()]
-        found.update(dict.fromkeys(["none (disabled)"] if held.get("_disable_adapters") else said))
-    return ", ".join(found)
+        scaled = [f"{n!r} x {scales[n]:g}" if n in scales else repr(n) for n in names]
+        scaled += [f"{n!r} (merged)" for n in held.get("merged_adapters") or ()]
+        names_active.update(
+            dict.fromkeys(["none (disabled)"] if held.get("_disable_adapters") else scaled)
+        )
+    return ", ".join(names_active)
 
 
 def _said(value: Any) -> tuple[str | None, bool]:
@@ -248,9 +250,9 @@ def _cell(cell: Any) -> Any:
 
 def _uses(kinds: Iterable[type[nn.Module]]) -> Uses:
     """Return the names that the forwards of classes read, assign and change inside."""
-    found = [_names(tuple(forward_functions(kind))) for kind in kinds]
-    together = (frozenset[str]().union(*names) for names in zip(*found, strict=True))
-    return Uses(*together) if found else Uses()
+    uses = [_names(tuple(forward_functions(kind))) for kind in kinds]
+    together = (frozenset[str]().union(*names) for names in zip(*uses, strict=True))
+    return Uses(*together) if uses else Uses()
 
 
 @cache

@@ -38,9 +38,9 @@ def perturbed_logits(
     InputError
         If the model reads no floating-point numbers, or returns no logits of a classifier.
     """
-    found = moved_inputs(module, args, kwargs)
-    n, sizes = len(next(iter(found.values()))), _step_sizes(how.std, found)
-    watched = {name: x.detach().clone().requires_grad_(True) for name, x in found.items()}
+    inputs = moved_inputs(module, args, kwargs)
+    n, sizes = len(next(iter(inputs.values()))), _step_sizes(how.std, inputs)
+    watched = {name: x.detach().clone().requires_grad_(True) for name, x in inputs.items()}
     with Session(module, with_grad=True) as session:
         with torch.enable_grad():
             given = {name: x.clone() for name, x in watched.items()}  # a model may write into them
@@ -55,7 +55,7 @@ def perturbed_logits(
         raise InputError("perturb: the logits do not depend on the inputs. Read another model.")
     moved = {
         name: x if slope is None else (x - how.eps * slope.sign() / sizes[name]).to(x.dtype)
-        for (name, x), slope in zip(found.items(), slopes, strict=True)
+        for (name, x), slope in zip(inputs.items(), slopes, strict=True)
     }
     with Session(module) as session:
         output = session.run(*_with(module, args, kwargs, moved))
@@ -72,9 +72,9 @@ def moved_inputs(
     InputError
         If there is none: token ids have no gradient.
     """
-    found = float_inputs(_root(module), args, kwargs, "perturb").varied
-    if found:
-        return {name: x.detach() for name, x in found.items()}
+    varied = float_inputs(_root(module), args, kwargs, "perturb").varied
+    if varied:
+        return {name: x.detach() for name, x in varied.items()}
     kinds = sorted({str(v.dtype) for v in named_inputs(_root(module), args, kwargs).values()})
     raise InputError(
         "perturb: expected inputs of floating-point numbers (images, features), got "

@@ -56,5 +56,5 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
         device = None if hook is None else hook.__dict__.get("execution_device")
         if device is not None:
             return torch.device(device if not isinstance(device, int) else f"cuda:{device}"), dtype
-    found = next((t.device for t in (*module.parameters(), *module.buffers())), None)
-    return (torch.device("cpu") if found is None else found), dtype
+    first_device = next((t.device for t in (*module.parameters(), *module.buffers())), None)
+    return (torch.device("cpu") if first_device is None else first_device), dtype

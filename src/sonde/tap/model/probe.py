@@ -214,8 +214,8 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
     check_readable(model.module)
     _check_shaped(model.module)
     with untouched(model.module) as moved:
-        found = _probed(model, batch, inside)
-    return replace(found, moved=tuple(moved))
+        probed = _probed(model, batch, inside)
+    return replace(probed, moved=tuple(moved))
 
 
 def _check_shaped(root: nn.Module) -> None:
@@ -293,11 +293,11 @@ class _Recorder:
         self, change: SizeChange, n_rows: int, which: int
     ) -> tuple[Trace, dict[str, TensorLayout], str | None]:
         """Run the model, and raise if it swallowed an error of one of its modules."""
-        found = self.run(change, n_rows, which)
+        trace = self.run(change, n_rows, which)
         failed = [name for name, calls in self.open.items() if calls]
         if failed:
             raise RuntimeError(f"{', '.join(failed)} raised an error that the model caught")
-        return found
+        return trace
 
     def run(
         self, change: SizeChange, n_rows: int, which: int
@@ -319,10 +319,10 @@ class _Recorder:
         )
         with session:
             output = session.run(args, kwargs)
-        found = {key: x for key, x in leaves(output).items() if x.is_floating_point()}
-        made = {key: self._maker(x) for key, x in found.items()}
-        heads = {key: name for key, name in made.items() if name is not None}
-        self.ends = heads, frozenset(key for key, x in found.items() if _adds_up(x))
+        tensors = {key: x for key, x in leaves(output).items() if x.is_floating_point()}
+        makers = {key: self._maker(x) for key, x in tensors.items()}
+        heads = {key: name for key, name in makers.items() if name is not None}
+        self.ends = heads, frozenset(key for key, x in tensors.items() if _adds_up(x))
         logits = find_logits(output)
         head = None if logits is None else self._maker(logits)
         return self.trace, _described(output, self.features), head
@@ -351,8 +351,8 @@ class _Recorder:
 
     def _inside(self, name: str, port: str, view: PortView) -> None:
         call = self.open[name][-1][0]
-        found = {key: replace(_describe(x, self.features), features=2) for key, x in view.items()}
-        call.ports[port] = self.tick, found
+        layouts = {key: replace(_describe(x, self.features), features=2) for key, x in view.items()}
+        call.ports[port] = self.tick, layouts
         self.tick += 1
 
     def _number(self, x: Tensor | None) -> int | None:
@@ -388,12 +388,12 @@ def find_logits(output: Any, key: str | None = None) -> Tensor | None:
     One number for each example, ``(example,)``, becomes a column.
     """
     if key is not None:
-        found = find(output, key)
-        return found.unsqueeze(1) if found is not None and found.ndim == 1 else found
+        logits = find(output, key)
+        return logits.unsqueeze(1) if logits is not None and logits.ndim == 1 else logits
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    found = find(output, "logits")
-    return found if found is not None and found.is_floating_point() else None
+    logits = find(output, "logits")
+    return logits if logits is not None and logits.is_floating_point() else None
 
 
 def _described(output: Any, known: FeatureAxes) -> dict[str, TensorLayout]:

@@ -20,9 +20,9 @@ def head_module(probe: Probe) -> nn.Module | None:
     """Return the layer that gives the logits, or None."""
     inner = probe.names.modules[""]
     get = getattr(inner, "get_output_embeddings", None)
-    found = get() if callable(get) else None
-    if isinstance(found, nn.Module):
-        return found
+    given = get() if callable(get) else None
+    if isinstance(given, nn.Module):
+        return given
     return None if probe.head is None else probe.names.modules[probe.head]
 
 
@@ -84,10 +84,10 @@ def modules_between(probe: Probe, head: nn.Module, last: Site) -> list[nn.Module
         if start < call.start and call.end < stop
     ]
     inside.sort()
-    found: list[nn.Module] = []
+    between: list[nn.Module] = []
     end = -1
     for first, finish, name in inside:
         if first > end:
-            found.append(probe.names.modules[name])
+            between.append(probe.names.modules[name])
             end = finish
-    return found
+    return between

@@ -56,9 +56,9 @@ def difference_of_models(here: str, known: str) -> str | None:
     known : str
         Record that a state holds.
     """
-    mine, its = _facts(here), _facts(known)
-    both = [name for name in FACTS if name in mine and name in its]
-    return describe_difference(mine, its, both)
+    own, its = _facts(here), _facts(known)
+    both = [name for name in FACTS if name in own and name in its]
+    return describe_difference(own, its, both)
 
 
 def require_measured_on(module: nn.Module, known: str, what: str, again: str) -> None:

@@ -71,10 +71,10 @@ def axes_here(
     try:
         return guess_axes(x, module, root, axis)
     except SiteError:
-        found = None if given is None else shown_axis(x, module, root, *given, port, key)
-        if found is None:
+        known_axis = None if given is None else shown_axis(x, module, root, *given, port, key)
+        if known_axis is None:
             raise
-        return guess_axes(x, module, root, found)
+        return guess_axes(x, module, root, known_axis)
 
 
 def shown_axis(
@@ -118,9 +118,9 @@ def _axes(
     if path is None:
         return None
     place = path, *at
-    known = _SHOWN.get(root)
-    if root in _SHOWN and (known is None or place in known.axes):
-        return None if known is None else known.axes[place]
+    seen = _SHOWN.get(root)
+    if root in _SHOWN and (seen is None or place in seen.axes):
+        return None if seen is None else seen.axes[place]
     try:
         twin = _unhooked(twin_of(root).eval(), without)
         model = Model(twin, config=twin.__dict__.get("config"))
@@ -130,12 +130,12 @@ def _axes(
                 _SHOWN[root] = _Shown(probe(model, batch))
             shown = _SHOWN[root]
             assert shown is not None
-            found = find_axes(shown.probe, path, 0, *at, None, Influence(model, batch))
+            axes = find_axes(shown.probe, path, 0, *at, None, Influence(model, batch))
     except Exception:  # whatever a model raises on two or three rows, or another size
-        shown, found = _SHOWN.setdefault(root, None), None
+        shown, axes = _SHOWN.setdefault(root, None), None
     if shown is not None:
-        shown.axes[place] = found
-    return found
+        shown.axes[place] = axes
+    return axes
 
 
 def _unhooked(module: nn.Module, kind: type | None) -> nn.Module:

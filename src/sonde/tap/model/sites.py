@@ -55,7 +55,7 @@ def resolve(
     """
     several = [patterns] if isinstance(patterns, str | Site) else list(patterns)
     names = ModuleNames(module) if probe is None else probe.names
-    found: dict[str, Site] = {}
+    by_text: dict[str, Site] = {}
     if weights := [str(pattern) for pattern in several if port_of(pattern) == WEIGHT]:
         raise SiteError(
             f"resolve: expected states of a forward pass, got parameters: {', '.join(weights)}. "
@@ -64,10 +64,10 @@ def resolve(
         )
     for pattern in several:
         for site in _sites_of(pattern, names, probe):
-            found.setdefault(str(site), site)
-    if not found:
+            by_text.setdefault(str(site), site)
+    if not by_text:
         raise SiteError("resolve: expected at least one site, got none. Try sites='blocks'.")
-    return sorted(found.values()) if probe is not None else list(found.values())
+    return sorted(by_text.values()) if probe is not None else list(by_text.values())
 
 
 def places_of(pattern: Pattern, names: ModuleNames) -> list[Site]:
@@ -130,8 +130,8 @@ def _is_number(text: str) -> bool:
 
 def _at_attentions(sites: list[Site], names: ModuleNames) -> list[Site]:
     """Return the attention layers inside modules; skip modules without any if several are given."""
-    found = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
-    return [replace(s, path=attention_at(s.path, s.port, names)) for s in found]
+    attending = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
+    return [replace(s, path=attention_at(s.path, s.port, names)) for s in attending]
 
 
 def _logits_site(site: Site, probe: Probe) -> Site:
@@ -223,10 +223,10 @@ def _near(pattern: str, names: ModuleNames) -> str:
     """Return similar paths, or patterns if the pattern has a ``*``, else the existing ones."""
     paths = [n for n in names.modules if n]
     patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
-    known = patterns if "*" in pattern else paths
+    names_known = patterns if "*" in pattern else paths
     size, last = pattern.count(".") + 1, pattern.rpartition(".")[2]
-    ends = [".".join(n.split(".")[-size:]) for n in known]
-    advice = near(pattern, known) or near(pattern, ends)
+    ends = [".".join(n.split(".")[-size:]) for n in names_known]
+    advice = near(pattern, names_known) or near(pattern, ends)
     alike = [p for p in patterns if "*" in p and p.rpartition(".")[2] == last]
     if not advice and "*" in pattern and alike:
         advice = f" Did you mean {', '.join(alike[:3])}?"
@@ -291,9 +291,9 @@ def outputs_left_out(site: Site, probe: Probe) -> Iterator[LeftOut]:
     if site.port != "out" or site.key is not None or site.path not in probe.trace:
         return
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
-    found = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
-    for key in found[1:]:
-        reason = f"the module returns {len(found)} outputs, and the first, {found[0]!r}, is read."
+    floats = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
+    for key in floats[1:]:
+        reason = f"the module returns {len(floats)} outputs, and the first, {floats[0]!r}, is read."
         yield LeftOut(str(replace(site, key=key)), reason)
 
 
@@ -325,8 +325,8 @@ def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
     names, chosen = probe.names, {site.path for site in read}
     blocks = set(block_paths(names, probe))
     if chosen and not blocks and len(leaves := _leaves(probe)) > MOST_LEAVES:
-        told = f"{len(chosen)} of {len(leaves)} modules are read, evenly spaced"
-        yield LeftOut("auto", f"{told}. Name others to read them (--sites).")
+        how_many = f"{len(chosen)} of {len(leaves)} modules are read, evenly spaced"
+        yield LeftOut("auto", f"{how_many}. Name others to read them (--sites).")
     kinds = {(path.rpartition(".")[0], type(names.modules[path])) for path in blocks}
     for path, module in names.primary() if chosen else ():
         if path in probe.trace and has_float(path, probe):

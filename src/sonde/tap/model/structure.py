@@ -76,10 +76,10 @@ def _hash(lines: list[str]) -> str:
 def _classes(module: nn.Module) -> Iterator[str]:
     for path, part in ModuleNames(module).modules.items():
         kind = type(part)
-        known = _is_known(kind)
-        said = "" if known else f"{kind.__name__.removeprefix('FSDP')}({settings(part)})"
+        is_known = _is_known(kind)
+        described = "" if is_known else f"{kind.__name__.removeprefix('FSDP')}({settings(part)})"
         unsaved = sorted(n for n in part._non_persistent_buffers_set if n in part._buffers)
-        yield f"{path}|{said}|{'' if known else ' '.join(unsaved)}"
+        yield f"{path}|{described}|{'' if is_known else ' '.join(unsaved)}"
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -69,12 +69,12 @@ class _Known:
         """Run one row once, and store the order of its states and inputs."""
         if self.tried or not (sizes := [t.shape for t in _sequences(named) if t.shape[1] > 1]):
             return
-        self.tried, found = True, _seen_alone(root, named, sizes[0][0], sizes[0][1])
-        for part, is_swapped in found.items():
+        self.tried, swapped = True, _seen_alone(root, named, sizes[0][0], sizes[0][1])
+        for part, is_swapped in swapped.items():
             self.seen.setdefault(part, is_swapped)
         shown = {
             self.declared[part] != is_swapped
-            for part, is_swapped in found.items()
+            for part, is_swapped in swapped.items()
             if part in self.declared
         }
         self.of_inputs = shown == {True}
@@ -113,23 +113,23 @@ def known_time_first(
         return _compared(x, _sequences(named))
     if root not in _KNOWN:
         _KNOWN[root] = _Known(root)
-    known = _KNOWN[root]
-    if (flag := known.declared.get(module)) is not None:
+    records = _KNOWN[root]
+    if (flag := records.declared.get(module)) is not None:
         return flag
-    if (found := known.by_mask.get(module)) is not None:
-        return found
-    if module not in known.seen:
-        if (found := _compared(x, _masks(named))) is not None:
-            known.by_mask[module] = found
-            return found
+    if (is_swapped := records.by_mask.get(module)) is not None:
+        return is_swapped
+    if module not in records.seen:
+        if (is_swapped := _compared(x, _masks(named))) is not None:
+            records.by_mask[module] = is_swapped
+            return is_swapped
         inputs = _sequences(named)
-        if (found := _compared(x, inputs)) is not None:
-            known.seen[module] = found
+        if (is_swapped := _compared(x, inputs)) is not None:
+            records.seen[module] = is_swapped
         is_square = x.shape[0] == x.shape[1] > 1 and any(t.shape[:2] == x.shape[:2] for t in inputs)
-        if known.has_parts or (is_square and found is None):
-            known.try_alone(root, named)
-    found = known.seen.get(module)
-    return None if found is None else found != known.of_inputs
+        if records.has_parts or (is_square and is_swapped is None):
+            records.try_alone(root, named)
+    is_swapped = records.seen.get(module)
+    return None if is_swapped is None else is_swapped != records.of_inputs
 
 
 def rows_first(
@@ -155,8 +155,8 @@ def rows_first(
         return x
     if key is not None and key != "0" and isinstance(module, nn.RNNBase):
         return x.transpose(0, 1)
-    found = known_time_first(x, module, root, named)
-    return x.transpose(0, 1) if found else x
+    is_swapped = known_time_first(x, module, root, named)
+    return x.transpose(0, 1) if is_swapped else x
 
 
 def unknown_order(what: str, x: Tensor) -> SiteError:
@@ -176,8 +176,8 @@ def _sequences(named: Mapping[str, Any]) -> list[Tensor]:
 
 def _masks(named: Mapping[str, Any]) -> list[Tensor]:
     """Return the masks of tokens, (row, token) by convention."""
-    found = find_mask(named, lambda *_: False)
-    return [] if found is None else [found[1]]
+    named_mask = find_mask(named, lambda *_: False)
+    return [] if named_mask is None else [named_mask[1]]
 
 
 def _compared(x: Tensor, inputs: Sequence[Tensor]) -> bool | None:
@@ -196,7 +196,7 @@ def _seen_alone(
     Nothing if the model does not run on one row.
     """
     modules = dict(root.named_modules())
-    found: dict[nn.Module, bool] = {}
+    swapped: dict[nn.Module, bool] = {}
     try:
         twin = twin_of(root).eval()
         one = {k: x[:1] if isinstance(x, Tensor) and x.shape[:1] == (n,) else x
@@ -206,7 +206,7 @@ def _seen_alone(
             def note(_m: Any, _a: Any, output: Any, own: nn.Module = modules[path]) -> None:
                 x = find(output, None)
                 if x is not None and x.ndim == 3 and sorted(x.shape[:2]) == [1, length]:
-                    found[own] = x.shape[1] == 1
+                    swapped[own] = x.shape[1] == 1
 
             part.register_forward_hook(note)
         _TRIAL.runs = True
@@ -216,7 +216,7 @@ def _seen_alone(
         return {}
     finally:
         _TRIAL.runs = False
-    return found
+    return swapped
 
 
 def in_trial() -> bool:

@@ -88,10 +88,10 @@ class _Watch:
         """Store the arguments of a call that receives token ids."""
         number = self.counts[path] = self.counts.get(path, -1) + 1
         self.n_calls += 1
-        found = next(filter(None, map(self._name_of, leaves((args, kwargs)).values())), None)
+        name = next(filter(None, map(self._name_of, leaves((args, kwargs)).values())), None)
         given = args, kwargs
         self.open.append(
-            None if found is None else _Call(path, module, number, found, given, self.n_calls)
+            None if name is None else _Call(path, module, number, name, given, self.n_calls)
         )
 
     def after(self, output: Any) -> Any:
@@ -156,8 +156,8 @@ def find_token_tables(
     args, kwargs = with_inputs(root, args, kwargs, lambda _, x: x.clone())
     given = named_inputs(root, args, kwargs)
     ids = token_ids(given)
-    known = {x.untyped_storage().data_ptr(): name for name, x in given.items()}
-    watch = _Watch(ids, known, keeps_graph)
+    names_of = {x.untyped_storage().data_ptr(): name for name, x in given.items()}
+    watch = _Watch(ids, names_of, keeps_graph)
     parts = [(path, part) for path, part in names.primary() if path]
     with Session(
         module,
@@ -171,15 +171,15 @@ def find_token_tables(
     calls, kinds = [c for c, kind in tried if kind], [kind for _, kind in tried if kind]
     own = _own_table(root)
     order = sorted(range(len(calls)), key=lambda i: _rank(calls[i], kinds[i], own), reverse=True)
-    found: list[TokenTable] = []
+    tables: list[TokenTable] = []
     for name in dict.fromkeys(calls[i].ids for i in order):
         first, *rest = (i for i in order if calls[i].ids == name)
         best, others = calls[first], [calls[i].path for i in rest if kinds[i] == TABLE]
         site = Site(best.path, best.number if watch.counts[best.path] else None)
         assert best.output is not None  # noted with the call
-        made = best.output, best.point, outputs
-        found.append(TokenTable(site, best.module, name, tuple(dict.fromkeys(others)), *made))
-    return found
+        tensors = best.output, best.point, outputs
+        tables.append(TokenTable(site, best.module, name, tuple(dict.fromkeys(others)), *tensors))
+    return tables
 
 
 def token_ids(named: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -114,12 +114,12 @@ def changes(batch: InputBatch) -> list[SizeChange]:
     )
     if length is not None:
         pos2 = None if length2 is None else LENGTHS2
-        found = [SizeChange("tokens", pos=LENGTHS, pos2=pos2)]
+        changes_of = [SizeChange("tokens", pos=LENGTHS, pos2=pos2)]
         if _may_hold_pairs(batch, length):
-            found.append(SizeChange("tokens", pos=LENGTHS, pos2=pos2, as_pairs=True))
+            changes_of.append(SizeChange("tokens", pos=LENGTHS, pos2=pos2, as_pairs=True))
         if batch.placeholder is not None:  # none of them may be cut off
-            found.append(SizeChange("tokens", pos=(length, length + 2), pos2=pos2))
-        return [*found, same]
+            changes_of.append(SizeChange("tokens", pos=(length, length + 2), pos2=pos2))
+        return [*changes_of, same]
     if length2 is not None:
         return [same]
     ndim = max((x.ndim for x in _floats(batch)), default=0)

@@ -113,10 +113,10 @@ def watch(
 
 
 def _by_path(sites: Iterable[Site]) -> dict[str, list[Site]]:
-    found: dict[str, list[Site]] = {}
+    by_path: dict[str, list[Site]] = {}
     for site in sites:
-        found.setdefault(site.path, []).append(site)
-    return found
+        by_path.setdefault(site.path, []).append(site)
+    return by_path
 
 
 def _after(sites: Sequence[Site], taken: dict[str, Tensor]) -> Callable[[Any], None]:

@@ -42,20 +42,20 @@ def written_attributes(code: CodeType) -> set[str]:
     """
     steps = list(_steps(code))
     alias: dict[str, str] = {}
-    found: set[str | None] = set()
+    attributes: set[str | None] = set()
     for i, step in enumerate(steps):
         if step.opname == "STORE_FAST" and (name := _attribute(steps, i, alias)):
             alias[step.argval] = name
         elif step.opname in CALLS and _is_in_place(step.argval):
-            found.add(_attribute(steps, i, alias))
+            attributes.add(_attribute(steps, i, alias))
         elif step.opname in STORES:
-            found.add(_attribute(steps, _before_index(steps, i), alias))
+            attributes.add(_attribute(steps, _before_index(steps, i), alias))
         elif "out" in (names := _keywords(steps, i)):
             end = i
             for _ in names[names.index("out") + 1 :]:
                 end = _start(steps, end)
-            found.add(_attribute(steps, end, alias))
-    return {name for name in found if name is not None}
+            attributes.add(_attribute(steps, end, alias))
+    return {name for name in attributes if name is not None}
 
 
 def _steps(code: CodeType) -> Iterator[Step]:

@@ -82,8 +82,8 @@ class Frame:
     def length(self) -> int | None:
         """Number of tokens of each example with padding, or None if unknown."""
         mask, ids = self.masks["pos"], token_ids(self.batch)
-        known = ids if mask is None else mask
-        return None if known is None else known.shape[1]
+        tokens = ids if mask is None else mask
+        return None if tokens is None else tokens.shape[1]
 
     def of_lengths(self, lengths: tuple[int, ...]) -> "Frame":
         """Return these examples with the given numbers of real tokens."""
@@ -96,9 +96,9 @@ class Frame:
 
     def adopt(self, other: "Frame", key: Hashable, layout: Hashable) -> Hashable:
         """Return a layout for rows of another frame of these examples, and store its columns."""
-        mine = ("adopted", key, layout)
-        self._columns[mine] = other.columns(layout)
-        return mine
+        adopted = ("adopted", key, layout)
+        self._columns[adopted] = other.columns(layout)
+        return adopted
 
     @cached_property
     def first(self) -> Int[Tensor, "example"]:
@@ -209,8 +209,8 @@ class Frame:
         return self._selected[key]
 
     def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> RowPlaces:
-        found = (self.batch.special, self.batch.sink) if axis == "pos" else (None, None)
-        special, sink = (None if x is None else x.bool().cpu().flatten()[flat] for x in found)
+        marks = (self.batch.special, self.batch.sink) if axis == "pos" else (None, None)
+        special, sink = (None if x is None else x.bool().cpu().flatten()[flat] for x in marks)
         position = within if self.batch.first is None else self.first[example] + within
         return RowPlaces(example, position, special=special, sink=sink)
 
@@ -258,12 +258,12 @@ class Frame:
             segment = segment.cpu()
             flat = (self.averaged(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
             example, step = flat[:, 0] // length, segment.flatten()[flat[:, 0]]
-            found, owner = torch.unique(
+            pairs, owner = torch.unique(
                 torch.stack([example, step], dim=1), dim=0, return_inverse=True
             )
             self._selected[key] = flat[:, 0].to(self.device)
             self._selected[key, "row"] = owner.to(self.device)
-            self._columns[key] = RowPlaces(found[:, 0].clone(), found[:, 1].clone())
+            self._columns[key] = RowPlaces(pairs[:, 0].clone(), pairs[:, 1].clone())
         return self._selected[key], self._selected[key, "row"]
 
     def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
@@ -326,13 +326,13 @@ class Frame:
         InputError
             If the inputs do not say how the patches lie.
         """
-        found = self._grid(sizes)
-        if found is None:
+        grid = self._grid(sizes)
+        if grid is None:
             raise InputError(
                 f"Reducer 'patches3': expected patches on a grid, got sizes {sizes}. Read the "
                 "reducer 'patches'."
             )
-        return found
+        return grid
 
     def _grid(self, sizes: tuple[int, ...]) -> tuple[int, int] | None:
         if len(sizes) == 2:

@@ -18,22 +18,22 @@ class SharedSelections:
         self._means: dict[Hashable, WholeMean] = {}
 
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        found = self._kept.get(key)
-        if found is None:
+        kept = self._kept.get(key)
+        if kept is None:
             if len(self._kept) >= MOST_SHARED:
                 self._kept.clear()
-            found = self._kept[key] = make()
-        return found
+            kept = self._kept[key] = make()
+        return kept
 
     def mean(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> WholeMean:
         """Return the ``WholeMean`` over all tokens of ``n`` examples."""
         key = (n, length, dtype, device)
-        found = self._means.get(key)
-        if found is None:
+        mean = self._means.get(key)
+        if mean is None:
             if len(self._means) >= MOST_SHARED:
                 self._means.clear()
-            found = self._means[key] = WholeMean(*key)
-        return found
+            mean = self._means[key] = WholeMean(*key)
+        return mean
 
     def pooled(self, n: int) -> tuple[Tensor, ...]:
         """Return example and position of one row per example; every position is 0."""

@@ -40,8 +40,8 @@ class Answers:
 
     def per_example(self, values: Float[Tensor, "answer"], n: int) -> Float[Tensor, "example"]:
         """Return the mean over each example's answers, or NaN without answers."""
-        known = self.truth >= 0
-        where, wide = self.example[known], values[known].double()
+        is_known = self.truth >= 0
+        where, wide = self.example[is_known], values[is_known].double()
         total = torch.zeros(n, dtype=torch.float64).index_add_(0, where, wide)
         return total / torch.zeros_like(total).index_add_(0, where, torch.ones_like(wide))
 
@@ -66,8 +66,8 @@ class Answers:
                 f"classes, got {int(self.truth.max())}. Numbers that are no classes are read with "
                 "target_column (--target-column)."
             )
-        found = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
-        return torch.where(self.truth >= 0, found, torch.zeros_like(found))
+        picked = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
+        return torch.where(self.truth >= 0, picked, torch.zeros_like(picked))
 
 
 def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | None) -> Answers:
@@ -110,18 +110,18 @@ def answers_in(
     InputError
         If the model has no logits, or gives them in a form that is not known.
     """
-    found = None if logits is None else find(output, logits)
-    if found is None:
+    tensor = None if logits is None else find(output, logits)
+    if tensor is None:
         raise InputError(
             f"answers: {type(module).__name__} returns no logits, so its answers are unknown. "
             "Use a classifier or a language model."
         )
-    wide = found if found.dtype == torch.float64 else found.float()
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     n = len(batch)
-    if found.ndim == 2:
+    if tensor.ndim == 2:
         label, rows = batch.label.clone(), wide.cpu()
         # without labels a single number may be the answer of a regression: it stays one column
-        if found.shape[1] == 1 and bool((label >= 0).any()):
+        if tensor.shape[1] == 1 and bool((label >= 0).any()):
             log_p = _log_p_of_two(rows, _are_probabilities(rows, module, batch, logits))
         else:
             log_p = torch.log_softmax(rows, dim=-1)
@@ -129,10 +129,10 @@ def answers_in(
     log_p = torch.log_softmax(wide.cpu(), dim=-1)
     axis = "pos2" if batch.decoder_mask is not None or model.task == "seq2seq" else "pos"
     ids = token_ids(batch, axis)
-    if found.ndim != 3 or ids is None or ids.shape != found.shape[:2]:
+    if tensor.ndim != 3 or ids is None or ids.shape != tensor.shape[:2]:
         raise InputError(
             f"answers: expected logits of (example, classes) or (example, token, vocabulary), got "
-            f"{tuple(found.shape)}. Name the output that holds them."
+            f"{tuple(tensor.shape)}. Name the output that holds them."
         )
     mask = batch.decoder_mask if axis == "pos2" else batch.mask
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu()
@@ -180,7 +180,7 @@ class _Sigmoids(OperationMode):
         self.n, self.outputs = n, list[Tensor]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if "sigmoid" in func.name() and isinstance(found, Tensor) and found.numel() == self.n:
-            self.outputs.append(found.detach().flatten().cpu().clone())
-        return found
+        result = func(*args, **(kwargs or {}))
+        if "sigmoid" in func.name() and isinstance(result, Tensor) and result.numel() == self.n:
+            self.outputs.append(result.detach().flatten().cpu().clone())
+        return result

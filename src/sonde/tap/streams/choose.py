@@ -112,20 +112,20 @@ def _named(
     for pattern in patterns:
         place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")
         by_reducer.setdefault(name, []).append(place)
-    found: dict[Site, Reducer | None] = {}
+    chosen: dict[Site, Reducer | None] = {}
     loose, unreadable = list[Site](), list[LeftOut]()
     for name, places in by_reducer.items():
         sites, left_out = _readable(stream, places)
         unreadable += left_out
         loose += [site for site, is_loose in sites if is_loose]
         for site, _ in sites:
-            if site in found:
+            if site in chosen:
                 raise SiteError(
                     f"Site: {str(site)!r} is named with two reducers. Pass one of the two with "
                     "further=."
                 )
-            found[site] = Reducer.parse(name) if name else None
-    return sorted(found.items(), key=lambda item: item[0]), loose, unreadable
+            chosen[site] = Reducer.parse(name) if name else None
+    return sorted(chosen.items(), key=lambda item: item[0]), loose, unreadable
 
 
 def _readable(
@@ -135,18 +135,18 @@ def _readable(
     module, probe = stream.model.module, stream.probe
     starred = [p for p in places if "*" in str(p)]
     plain = [p for p in places if p not in starred]
-    found = {site: False for site in (resolve(module, plain, probe) if plain else ())}
+    chosen = {site: False for site in (resolve(module, plain, probe) if plain else ())}
     left_out: list[LeftOut] = []
     refused: SiteError | None = None
     for place in (one for pattern in starred for one in places_of(pattern, probe.names)):
         try:
-            found |= {s: True for s in resolve(module, place, probe) if s not in found}
+            chosen |= {s: True for s in resolve(module, place, probe) if s not in chosen}
         except SiteError as error:
             refused = error
             left_out.append(LeftOut(str(place), str(error).removeprefix("Site: ")))
-    if not found and refused is not None:
+    if not chosen and refused is not None:
         raise refused
-    return list(found.items()), left_out
+    return list(chosen.items()), left_out
 
 
 def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
@@ -221,8 +221,8 @@ def _predicts(reducer: str | Reducer) -> bool:
 
 def _check_predicts(site: Site, leaf: TensorLayout, stream: "LiveStream") -> None:
     """Raise if predictions are read elsewhere than at a language model's next-token logits."""
-    found = stream.probe.output
-    logits = found.get("logits", found.get(""))
+    outputs = stream.probe.output
+    logits = outputs.get("logits", outputs.get(""))
     if stream.model.task in NO_NEXT_TOKEN or logits is None or logits.shape != leaf.shape:
         width = "none" if logits is None else f"shape {logits.shape}"
         raise SiteError(
@@ -240,8 +240,8 @@ def _kind(
     key: str, site: Site, reducer: Reducer, axes: Axes, leaf: TensorLayout, module: str
 ) -> Kind:
     reduction = Reduction(reducer, axes)
-    made = torch.float32 if reducer.name == "predictions" else leaf.dtype
-    dtype = str(made).removeprefix("torch.")
+    dtype_made = torch.float32 if reducer.name == "predictions" else leaf.dtype
+    dtype = str(dtype_made).removeprefix("torch.")
     dim = _dim(reducer, axes, leaf)
     places = (axes.prefix, axes.suffix, axes.cls)
     schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), *places)

@@ -210,8 +210,8 @@ class LiveStream(Stream):
     def __repr__(self) -> str:
         # Only a forward tells which sites there are.
         asked = "sites auto" if self.sites == ("auto",) else places([*map(str, self.sites)])
-        known = "kinds" in vars(self)
-        sites = places([f"{s.key} ({s.dim})" for s in self.schema]) if known else asked
+        is_known = "kinds" in vars(self)
+        sites = places([f"{s.key} ({s.dim})" for s in self.schema]) if is_known else asked
         name = self.model.name or type(self.model.module).__name__
         return f"LiveStream({name} on {len(self):,} examples, {sites}, reducer {self.reducer})"
 
@@ -291,9 +291,9 @@ class LiveStream(Stream):
     def checked(self) -> bool:
         """True if rows were checked to depend on their own example; a fault is warned of once."""
         if self.check and len(self):
-            found = fault_of(self) or padding_fault(self)
-            if found is not None:
-                warnings.warn(str(found), SondeWarning, stacklevel=3)
+            fault = fault_of(self) or padding_fault(self)
+            if fault is not None:
+                warnings.warn(str(fault), SondeWarning, stacklevel=3)
         return self.check
 
     def __iter__(self) -> Iterator[Batch]:
@@ -305,11 +305,11 @@ class LiveStream(Stream):
         """The key of the logits in the model's output, or None."""
         asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
         n_classes, columns = len(self.inputs.label_names), self.inputs.label_columns
-        said = self.logits_output
-        if said is not None and len(columns) > 1:
-            said = said.split(",")[0].strip()  # that of the first column of labels
+        named = self.logits_output
+        if named is not None and len(columns) > 1:
+            named = named.split(",")[0].strip()  # that of the first column of labels
         column = columns[0] if columns else ""
-        return logits_key(self.probe, self.model.task, said, asked, n_classes, column)
+        return logits_key(self.probe, self.model.task, named, asked, n_classes, column)
 
     @cached_property
     def found_sinks(self) -> Sinks:
@@ -362,11 +362,11 @@ class LiveStream(Stream):
         inputs, n_ahead = iter(self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
             _say_if_padded(self.model, self.kinds, several[0])
-            made = self._several(reader, several)
-            n_ahead = 1 if self.perturb is not None else _n_ahead(several, made)
-            made.reverse()
-            while made:
-                yield made.pop()
+            joined = self._several(reader, several)
+            n_ahead = 1 if self.perturb is not None else _n_ahead(several, joined)
+            joined.reverse()
+            while joined:
+                yield joined.pop()
 
     def reader(self) -> Reader:
         """Return a reader, which runs the model and returns the rows of this stream."""
@@ -403,8 +403,8 @@ class LiveStream(Stream):
             return self._several(reader, [right_padded(inputs.continued(prompts))])[0]
         batch, recorder = inputs.record(self._marked(prompts), self._tapped_sites)
         batch = self._marked(batch)  # the text is longer than the prompts
-        made = self.recorded(reader, recorder, batch)
-        return self._several(reader, [right_padded(batch)])[0] if made is None else made
+        recorded = self.recorded(reader, recorder, batch)
+        return self._several(reader, [right_padded(batch)])[0] if recorded is None else recorded
 
     def prompt_recorder(self, prompts: InputBatch) -> StepRecorder:
         """Return a recorder of the next forward pass over prompts.

@@ -87,7 +87,7 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
         return
     with untouched(module), torch.no_grad():
         try:
-            found = _beside_alone(stream, few)
+            fault = _beside_alone(stream, few)
         except Exception as error:  # whatever a model raises on inputs that are cut
             _log.debug(
                 "inputs that were given with padding were not compared with inputs without "
@@ -95,14 +95,14 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
                 error,
             )
             return
-    if found is not None:
+    if fault is not None:
         _TOLD.add(module)
         _log.warning(
             "at %s, padded texts give states that differ by %.3g standard deviations between "
             "rows from those of the same texts without padding; the texts were read with "
             "their padding. Give position_ids that count only real tokens, pad on the other "
             "side, or leave the padding out",
-            *found,
+            *fault,
         )
 
 
@@ -129,7 +129,7 @@ def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:
     right = check.read(small.padded("right"), every, seed)
     left = check.read(small.padded("left"), every, seed)
     sides = check.first(left, right)
-    found = check.first(right, alone)
+    fault = check.first(right, alone)
     module = stream.model.module
     if sides is not None and module not in _TOLD:
         _TOLD.add(module)
@@ -137,6 +137,6 @@ def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:
             "at %s, states differ by %.3g standard deviations between rows if texts are "
             "padded on the left instead of on the right; padding on the right was used%s",
             *sides,
-            "" if found is not None else ", which gives the same states as each text by itself",
+            "" if fault is not None else ", which gives the same states as each text by itself",
         )
-    return None if found is None else RowFault(*found, "padding")
+    return None if fault is None else RowFault(*fault, "padding")

@@ -78,15 +78,15 @@ class SiteHooks:
         taken = self._taken
         if taken is None:
             return None
-        found: list[tuple[TakenTensor, Tensor]] = []
+        leaves_here: list[tuple[TakenTensor, Tensor]] = []
         for leaf in self._called():
             x = find(output, leaf.key)
             if x is None:
                 site = str(leaf.kinds[0].site)
                 raise SiteError(f"Site: {site!r} returned no tensor in this forward pass.")
             taken.take(leaf, x, self._calls)
-            found.append((leaf, x))
-        changed = self._watched(taken, output, found) if self.differentiates else output
+            leaves_here.append((leaf, x))
+        changed = self._watched(taken, output, leaves_here) if self.differentiates else output
         self._count(taken)
         return None if changed is output else changed
 
@@ -111,17 +111,17 @@ class SiteHooks:
         taken = self._taken
         if taken is None:
             return None
-        mine = self._called()
-        for leaf in mine:
+        called = self._called()
+        for leaf in called:
             x = find_input(self.module, args, kwargs, leaf.key)[1]
             taken.take(leaf, x, self._calls)
-        for leaf in mine if self.differentiates else ():
+        for leaf in called if self.differentiates else ():
             x = find_input(self.module, args, kwargs, leaf.key)[1]
             own = x.clone() if x.requires_grad else x
             watched = taken.watch(leaf.kinds, own, self._calls)
             args, kwargs = with_input(args, kwargs, x, watched)
         self._count(taken)
-        return (args, kwargs) if self.differentiates and mine else None
+        return (args, kwargs) if self.differentiates and called else None
 
     def _count(self, taken: Taken) -> None:
         call, self._calls = self._calls, self._calls + 1

@@ -43,19 +43,19 @@ def find_sinks(
         blocks = [str(site) for site in resolve(model.module, "blocks")]
     except SiteError:
         return Sinks.NONE
-    found: list[InputBatch] = []
+    batches: list[InputBatch] = []
     for i in range(min(EXAMPLES, len(inputs.group_keys))):
         batch = single(inputs, i)
         ids = None if batch is None else token_ids(batch)
         if batch is not None and batch.decoder_mask is None and _is_long_enough(ids):
-            found.append(cut(batch, TOKENS))
-    if not found:
+            batches.append(cut(batch, TOKENS))
+    if not batches:
         return Sinks.NONE
     try:
-        rows = read(blocks, found)
+        rows = read(blocks, batches)
     except SiteError:
         return Sinks.NONE
-    special = [None if one.special is None else one.special[0].bool().cpu() for one in found]
+    special = [None if one.special is None else one.special[0].bool().cpu() for one in batches]
     return sinks_of(rows, special)
 
 

@@ -237,10 +237,10 @@ class SiteFunction:
         if x.ndim < 3 or self.inputs or site is None:
             return _axis_of_input(x)
         try:
-            found = guess_axes(x, ModuleNames(self.module).modules[site.path], self.module)
+            axes = guess_axes(x, ModuleNames(self.module).modules[site.path], self.module)
         except SiteError:
-            found = self._probed(site)
-        return found.words.index("dim")
+            axes = self._probed(site)
+        return axes.words.index("dim")
 
     @property
     def parts(self) -> tuple[Varied, ...]:
@@ -312,18 +312,18 @@ class SiteFunction:
         """Return the site, or None if inputs are varied, and store the inputs' names."""
         named = self._root, self._args, self._kwargs
         if site != INPUT:
-            (found,) = _one(resolve(self.module, site), site)
-            if found.port == "grad":
+            (place,) = _one(resolve(self.module, site), site)
+            if place.port == "grad":
                 raise SiteError(
                     "SiteFunction: a gradient cannot be the site. Use the port 'out' or 'in'."
                 )
-            if found.path == "" and found.port == "in":
-                name = name_of_input(*named, found.key)
+            if place.path == "" and place.port == "in":
+                name = name_of_input(*named, place.key)
                 every = told_apart(named_inputs(*named))
                 self._require_floats(name, every)
                 self.inputs, self.held = (name,), tuple(n for n in every if n != name)
-                found = replace(found, key=name)
-            return found
+                place = replace(place, key=name)
+            return place
         floats = float_inputs(*named, "SiteFunction")
         given = self._args, self._kwargs, keeps_graph and not floats.varied
         tables = find_token_tables(self.module, *given)
@@ -351,15 +351,15 @@ class SiteFunction:
 
     def _require_floats(self, name: str, every: dict[str, Tensor]) -> None:
         """Raise if an input holds integers, which cannot be interpolated."""
-        found = every.get(name)
-        if found is None or found.is_floating_point():
+        tensor = every.get(name)
+        if tensor is None or tensor.is_floating_point():
             return
         table = find_token_table(self.module, self._args, self._kwargs)
         if table is not None and table.ids == name:
             words = f"Name the module that turns its tokens into numbers: {table.site}."
         else:
             words = "Name a module after it, whose output can be varied."
-        kind = str(found.dtype).removeprefix("torch.")
+        kind = str(tensor.dtype).removeprefix("torch.")
         raise SiteError(
             f"SiteFunction: expected a floating-point input at :in.{name}, got {kind}. {words}"
         )

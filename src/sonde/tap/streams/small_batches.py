@@ -120,8 +120,8 @@ class SmallBatches:
     @property
     def length(self) -> int | None:
         """Tokens of the longest example, or None if the inputs are not tokens."""
-        found = [token_length(s) for s in self.singles]
-        return None if None in found else max((n for n in found if n is not None), default=None)
+        lengths = [token_length(s) for s in self.singles]
+        return None if None in lengths else max((n for n in lengths if n is not None), default=None)
 
     def together(self, which: Sequence[int]) -> InputBatch:
         """Return one batch of some examples of equal size, in the order given."""
@@ -192,8 +192,8 @@ def small_batches(
     Texts are cut to their median length and shorter ones are left out. If fewer than ``least``
     texts would remain, all are cut further, to the length that ``least`` of them have.
     """
-    found = [single(inputs, i) for i in examples]
-    singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
+    every = [single(inputs, i) for i in examples]
+    singles = [s if longest is None else cut(s, longest) for s in every if s is not None]
     names = _parameters(model.module)
     return SmallBatches(
         singles=tuple(_same_targets(_evened(singles, least))),
@@ -246,9 +246,9 @@ def _pad_id(model: Model) -> int:
     size = getattr(model.config, "vocab_size", None)
     owners = (model.processor, model.config)
     for owner in owners[::-1] if model.task == "classifier" else owners:
-        found = getattr(owner, "pad_token_id", None)
-        if isinstance(found, int) and found >= 0 and (size is None or found < size):
-            return found
+        token = getattr(owner, "pad_token_id", None)
+        if isinstance(token, int) and token >= 0 and (size is None or token < size):
+            return token
     return 0
 
 

@@ -94,17 +94,17 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
     """
     inputs = stream.inputs
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
-    found: RowFault | None = None
+    fault: RowFault | None = None
     with untouched(stream.model.module), torch.no_grad():
         for longest in (LONGEST, None):  # some models are for one length only
             try:
                 few = range(min(EXAMPLES, len(inputs)))
-                found = RowCheck(stream, small_batches(stream.model, inputs, few, longest)).fault()
+                fault = RowCheck(stream, small_batches(stream.model, inputs, few, longest)).fault()
             except Exception as error:  # whatever a model raises on inputs that are cut
                 _log.debug("not checked: %s", error)
             else:
                 break
-    return found
+    return fault
 
 
 class RowCheck:
@@ -127,8 +127,8 @@ class RowCheck:
             return None
         seed = self.stream.seed
         together = self._read(every, seed)
-        found = self.first(together, self._read(others, seed + 1))
-        if found is None:
+        difference = self.first(together, self._read(others, seed + 1))
+        if difference is None:
             return None
         same = self.first(together, self._read(every, seed))
         if same is not None:
@@ -136,7 +136,7 @@ class RowCheck:
         again = self.first(together, self._read(every, seed + 1))
         if again is not None:
             return RowFault(*again, "chance")
-        return RowFault(*found, "company")
+        return RowFault(*difference, "company")
 
     def _read(self, which: Sequence[int], seed: int) -> Rows:
         """Return the rows of some examples in this order under a random seed."""

@@ -155,5 +155,5 @@ def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
             rows = [copy.clone() for copy in rows]
         else:
             given = True
-        for (mine, one), own in zip(alike, rows, strict=True):
-            mine.rows[one.leaf.late[place].key][one.call] = own, layout
+        for (alike_slot, one), own in zip(alike, rows, strict=True):
+            alike_slot.rows[one.leaf.late[place].key][one.call] = own, layout

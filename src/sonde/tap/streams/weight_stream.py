@@ -60,8 +60,8 @@ def weight_stream(
             f"weight_stream: expected sites of port weight, got {', '.join(other)}, whose rows "
             "are examples. Read weights in a separate stream, without data."
         )
-    found = {str(s): s for pattern in patterns for s in _having(places_of(pattern, names), names)}
-    for key, site in found.items():
+    site_of = {str(s): s for pattern in patterns for s in _having(places_of(pattern, names), names)}
+    for key, site in site_of.items():
         part = names.modules[site.path]
         rows[key] = matrix_of(part, site)
         dtype = str(rows[key].dtype).removeprefix("torch.")
@@ -149,11 +149,11 @@ def matrix_of(module: nn.Module, site: Site = WHOLE) -> Float[Tensor, "row dim"]
     name = site.key or WEIGHT
     x = getattr(module, name, None)
     if not _is_usable(x):
-        known = [n for n, p in module.named_parameters() if p.is_floating_point()]
+        names = [n for n, p in module.named_parameters() if p.is_floating_point()]
         raise SiteError(
             f"Site: expected a parameter {name!r} of floating-point numbers at {site.path!r} "
             f"({type(module).__name__}), got {_kind(x)}. Parameters below this module: "
-            f"{', '.join(known[:8]) or 'none'}."
+            f"{', '.join(names[:8]) or 'none'}."
         )
     if x.ndim < 2:
         return x.reshape(1, -1)

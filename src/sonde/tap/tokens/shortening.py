@@ -89,17 +89,17 @@ class _ShorterCall:
                 "shortening: expected in each block an attention layer that takes its kernel "
                 "from the AttentionInterface of transformers, got a block without one."
             )
-        found = self.rule.reduce(InsideTokens(self.keys, self.received, real, size, self.n_input))
-        place, member = _places(found, real)
+        reduced = self.rule.reduce(InsideTokens(self.keys, self.received, real, size, self.n_input))
+        place, member = _places(reduced, real)
         if member.shape[2] == real.shape[1]:
             return x  # nothing became fewer
-        weight = (found.weight.to(x.dtype) * real)[:, :, None] * member
+        weight = (reduced.weight.to(x.dtype) * real)[:, :, None] * member
         share = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         self.steps.append(_Step(place, x))
         self.size = (size[:, :, None] * member).sum(1)
         self.real = member.any(1)
         own = torch.arange(place.shape[1], device=x.device).expand_as(place)
-        leads = (found.leader == own) & real
+        leads = (reduced.leader == own) & real
         first = torch.where(leads, place, member.shape[2])  # the slot behind the last is cut off
         position = self.position.new_zeros(len(x), member.shape[2] + 1)
         self.position = position.scatter(1, first, self.position)[:, :-1]
@@ -127,20 +127,20 @@ class Shortening:
     @property
     def index(self) -> Int[Tensor, "row token"] | None:
         """Index of each input token's final token, or -1 if it was dropped."""
-        found = self._latest.get()
-        return None if found is None else found.index
+        latest = self._latest.get()
+        return None if latest is None else latest.index
 
     @property
     def size(self) -> Float[Tensor, "row token2"] | None:
         """Number of input tokens in each final token; 0 at padding."""
-        found = self._latest.get()
-        return None if found is None else found.size
+        latest = self._latest.get()
+        return None if latest is None else latest.size
 
     @property
     def counts(self) -> list[int]:
         """Number of columns after each block."""
-        found = self._latest.get()
-        return [] if found is None else found.counts
+        latest = self._latest.get()
+        return [] if latest is None else latest.counts
 
     def begin(
         self, rule: TokenRule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -42,20 +42,20 @@ def evaluated(
     columns: list[Mapping[str, Any]] = []
     read = {place for term in terms for place in term.places}
     with places.reading(read), _in_eval(module), torch.no_grad():
-        for inputs, told in batches:
+        for inputs, columns_told in batches:
             args, kwargs = _call(inputs)
             module(*args, **kwargs)
             places.collect()
             for n, term in enumerate(terms):
                 if _is_whole(term):
-                    given = arguments(term, dict(told))
+                    given = arguments(term, dict(columns_told))
                     size = len(next(iter(given.values())))
                     sums[n] += size * float(term.value(given, losses[n]))
                     weights[n] += size
             for place in read:
                 if place.views and not place.is_whole:
                     held.setdefault(place, []).append(torch.cat(place.views))
-            columns.append(told)
+            columns.append(columns_told)
             places.forget()
         if not columns:
             raise StateError("Terms.evaluate: expected one batch or more, got none.")

@@ -53,24 +53,24 @@ def loss_arguments(
         columns = {name: gathered_views(x, sizes) for name, x in columns.items()}
         sizes = [len(rows[0]) // len(sizes)] * len(sizes)
     names = inspect.signature(term.loss.forward).parameters
-    made: dict[str, Any] = dict(zip((name for name in names), rows, strict=False))
+    arguments: dict[str, Any] = dict(zip((name for name in names), rows, strict=False))
     is_map = bool(term.places) and term.places[0].is_map
     masks = term.places[0].masks if is_map else []
     real = term.places[0].masks if term.places and not is_map else []
     for name, parameter in names.items():
-        if name in made:
+        if name in arguments:
             continue
         if name == "view" and sizes:
             marks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-            made[name] = marks.to(rows[0].device)
+            arguments[name] = marks.to(rows[0].device)
         elif name in columns:
-            made[name] = repeated(columns[name], sum(sizes), len(sizes))
+            arguments[name] = repeated(columns[name], sum(sizes), len(sizes))
             if sizes and name in OF_ROWS:
-                check_column(term, name, made[name], sum(sizes))
+                check_column(term, name, arguments[name], sum(sizes))
         elif name == "real" and any(mask is not None for mask in real):
-            made[name] = _joined(term.places[0])
+            arguments[name] = _joined(term.places[0])
         elif name == "mask" and masks:
-            made[name] = torch.cat([mask for mask in masks if mask is not None])
+            arguments[name] = torch.cat([mask for mask in masks if mask is not None])
         elif parameter.default is inspect.Parameter.empty and parameter.kind in (
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.KEYWORD_ONLY,
@@ -78,7 +78,7 @@ def loss_arguments(
             raise InputError(
                 f"training: the loss {term.name} needs {name}. Pass terms.loss({name}=...)."
             )
-    return made
+    return arguments
 
 
 def _joined(place: Place) -> Tensor:

@@ -64,20 +64,20 @@ def loss_facts(loss: nn.Module) -> Facts:
 
     Parameters that learn are left out: their first values may be random.
     """
-    found = {CODE: forward_code(loss), "parts": " ".join(path for path, _ in loss.named_modules())}
+    facts = {CODE: forward_code(loss), "parts": " ".join(path for path, _ in loss.named_modules())}
     for path, part in loss.named_modules():
         prefix = f"{path}." if path else ""
-        found[f"{prefix}class"] = _name(type(part))
+        facts[f"{prefix}class"] = _name(type(part))
         for name, value in vars(part).items():
             if name not in OF_TORCH:
-                found[prefix + name] = _said(value)
+                facts[prefix + name] = _said(value)
         held: dict[str, Tensor | None] = {**part._buffers, **part._parameters}
         learned = [name for name, p in part._parameters.items() if p is not None and _learns(p)]
-        found[f"{prefix}learned"] = " ".join(learned)
+        facts[f"{prefix}learned"] = " ".join(learned)
         for name, x in held.items():
             if x is not None and name not in learned:
-                found[prefix + name] = _said(x)
-    return found
+                facts[prefix + name] = _said(x)
+    return facts
 
 
 def _learns(p: nn.Parameter) -> bool:
@@ -92,15 +92,15 @@ def unchanged(before: Facts, now: Facts) -> Facts:
 def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     """Return the name of the first known fact that differs here, or None; parts come first."""
     for name, value in sorted(known.items(), key=lambda fact: fact[0] != PARTS):
-        mine = here.get(name)
-        if name == CODE and mine is not None:
-            if not same_code(value, mine):
+        own_value = here.get(name)
+        if name == CODE and own_value is not None:
+            if not same_code(value, own_value):
                 return name
-        elif name == PARTS and mine is not None:
-            own, its = json.loads(mine), json.loads(value)
-            if found := certain_differences(own, its):
-                return f"part ({describe_part(found[0], own, its)})"
-        elif mine != value:
+        elif name == PARTS and own_value is not None:
+            own, its = json.loads(own_value), json.loads(value)
+            if differences := certain_differences(own, its):
+                return f"part ({describe_part(differences[0], own, its)})"
+        elif own_value != value:
             return name
     return None
 
@@ -174,11 +174,11 @@ class Origin:
 
     def _warn_of_parts(self, known: Facts, here: Facts, owner: str) -> None:
         """Warn of parts of the model that differ and may change what it computes."""
-        mine, its = json.loads(here.get(PARTS, "{}")), json.loads(known.get(PARTS, "{}"))
-        found = [describe_part(name, mine, its) for name in difference_of_parts(mine, its)]
-        if known.get(PARTS) and found and not certain_differences(mine, its):
+        own, its = json.loads(here.get(PARTS, "{}")), json.loads(known.get(PARTS, "{}"))
+        apart = [describe_part(name, own, its) for name in difference_of_parts(own, its)]
+        if known.get(PARTS) and apart and not certain_differences(own, its):
             warnings.warn(
-                f"{owner} was written with a model of which a part differs: {found[0]}. Restore "
+                f"{owner} was written with a model of which a part differs: {apart[0]}. Restore "
                 "that part, unless the model computes the same result.",
                 SondeWarning,
                 stacklevel=5,

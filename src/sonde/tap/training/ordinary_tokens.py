@@ -75,16 +75,18 @@ class GivenInputs:
         model = Model(module, config=getattr(module, "config", None))
         try:
             ports = {site.port for site in wanted} & set(ATTENTION_PORTS)
-            found = probe(model, self.batch, ports)
-            special = SpecialTokens(model, found, self.batch, patch_grid(model, found, self.batch))
+            probed = probe(model, self.batch, ports)
+            special = SpecialTokens(
+                model, probed, self.batch, patch_grid(model, probed, self.batch)
+            )
             influence, axes = Influence(model, self.batch), dict[Site, Axes]()
             for site in wanted:
-                if not found.calls(site.path):
+                if not probed.calls(site.path):
                     continue
-                ran = site.path, last_call(site, found.calls(site.path)), site.port, site.key
+                ran = site.path, last_call(site, probed.calls(site.path)), site.port, site.key
                 try:
-                    told = find_axes(found, *ran, None, influence)
-                    axes[site] = special.marked(told, found.leaf(*ran)[0], str(site))
+                    axes_told = find_axes(probed, *ran, None, influence)
+                    axes[site] = special.marked(axes_told, probed.leaf(*ran)[0], str(site))
                 except SiteError as error:
                     _log.debug("training: the patches of %s are not known: %s", site, error)
         except Exception as error:  # whatever a model raises on two rows, or another size

@@ -115,13 +115,13 @@ class Places:
         if root is None:
             raise InputError(f"training: {pattern!r} needs teacher=, the model to read it from.")
         path, names = pattern.removeprefix(TEACHER), ModuleNames(root)
-        found = places_of(path, names) if port_of(path) == WEIGHT else resolve(root, path)
-        if len(found) != 1:
-            some = ", ".join(map(str, found[:4]))
+        sites = places_of(path, names) if port_of(path) == WEIGHT else resolve(root, path)
+        if len(sites) != 1:
+            some = ", ".join(map(str, sites[:4]))
             raise SiteError(
-                f"training: expected one site, got {len(found)} for {pattern!r}: {some}."
+                f"training: expected one site, got {len(sites)} for {pattern!r}: {some}."
             )
-        (site,) = found
+        (site,) = sites
         if site.port == "grad":
             raise SiteError(f"training: expected states or a weight, got the gradient {site}.")
         if change is not None and (site.port != "out" or of_teacher):
@@ -136,8 +136,8 @@ class Places:
                 f"training: expected at most one loss that changes the states of {name}, got two."
             )
         owner = names.modules[site.path]
-        made = Place(name, site, owner, root, reducer, of_teacher, change, before)
-        return self._places.setdefault(key, made)
+        place = Place(name, site, owner, root, reducer, of_teacher, change, before)
+        return self._places.setdefault(key, place)
 
     def open(self, places: Iterable[Place]) -> None:
         """Register hooks at these positions only: early reads, changes, reads."""
@@ -312,10 +312,10 @@ class Places:
                 own = [place for place in new if place.root is root]
                 token = _LOOKS.set(True)
                 try:
-                    found = given.patch_axes(root, (place.site for place in own))
+                    axes = given.patch_axes(root, (place.site for place in own))
                 finally:
                     _LOOKS.reset(token)
-                self._patches |= {place: found.get(place.site) for place in own}
+                self._patches |= {place: axes.get(place.site) for place in own}
 
     def _after(self, place: Place, output: Any) -> Any:
         if not self._hears(place):
@@ -353,8 +353,8 @@ class Places:
         axes = axes_here(x, place.module, place.root, given)
         dim = axes.words.index("dim") if "dim" in axes.words else x.ndim - 1
         takes = "real" in inspect.signature(place.change.change).parameters
-        told = {"real": None if now is None else now.real(place, x)} if takes else {}
-        new = place.change.change(x.movedim(dim, -1), **told).movedim(-1, dim)
+        marks = {"real": None if now is None else now.real(place, x)} if takes else {}
+        new = place.change.change(x.movedim(dim, -1), **marks).movedim(-1, dim)
         return replaced(output, leaf, new if x is leaf else new.transpose(0, 1))
 
     def _finish(self, forward: TrainedForward) -> None:
@@ -391,10 +391,10 @@ class Places:
         of_encoder = isinstance(output, PortView) and output.of_encoder
         if now.has_target(place, of_encoder=of_encoder):
             axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
-        told = self._patches.get(place)
+        axes_told = self._patches.get(place)
         real = now.masks["pos"]
-        if told is not None and (real is None or real.shape[1] != x.shape[1]):
-            axes = told
+        if axes_told is not None and (real is None or real.shape[1] != x.shape[1]):
+            axes = axes_told
         return Reduction(place.reducer, axes)(wide, now.frame(x))[0]
 
     def _map(self, now: TrainedForward, place: Place, view: PortView) -> tuple[Tensor, Tensor]:

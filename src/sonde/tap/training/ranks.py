@@ -133,9 +133,9 @@ def of_all_ranks(
             given = signature.bind(loss, *args, **kwargs).arguments
             view, n = given.get("view"), len(given[names[0]])
             sizes = [n] if view is None else torch.bincount(view).tolist()
-            found = {k: gathered_views(given[k], sizes) for k in names if k in given}
+            gathered = {k: gathered_views(given[k], sizes) for k in names if k in given}
             first = next(iter(given))
-            rest = {k: v for k, v in (given | found).items() if k != first}
+            rest = {k: v for k, v in (given | gathered).items() if k != first}
             with rows_are_gathered():
                 return forward(loss, **rest)  # pyright: ignore[reportCallIssue]
 

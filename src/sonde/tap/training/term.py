@@ -90,12 +90,12 @@ def made_term(
     if isinstance(loss, Changing) and getattr(loss, "in_forward", True):
         changed = places.add(patterns[0], how, loss)
     read = patterns if changed is None else patterns[1:]
-    found = tuple(places.add(pattern, how) for pattern in read)
+    read_places = tuple(places.add(pattern, how) for pattern in read)
     if changed is not None and getattr(loss, "reads_changed", False):
-        found = (places.add(patterns[0], how, before=True), *found)
+        read_places = (places.add(patterns[0], how, before=True), *read_places)
     schedule = weight if isinstance(weight, Schedule) else Constant(float(weight))
-    told = dict.fromkeys(place.name for place in (changed, *found) if place is not None)
-    return Term(f"{type(loss).__name__}({', '.join(told)})", loss, found, changed, schedule)
+    names = dict.fromkeys(place.name for place in (changed, *read_places) if place is not None)
+    return Term(f"{type(loss).__name__}({', '.join(names)})", loss, read_places, changed, schedule)
 
 
 def _of(key: Key, given: Any, name: str) -> Any:
@@ -145,20 +145,20 @@ def finite_weight(term: Term, step: int) -> float:
     InputError
         If a schedule gives NaN or infinity.
     """
-    found = term.schedule.weight(step)
-    if not math.isfinite(found):
+    weight = term.schedule.weight(step)
+    if not math.isfinite(weight):
         raise InputError(
-            f"training: the weight of the loss {term.name} is {found} at step {step}. Correct its "
+            f"training: the weight of the loss {term.name} is {weight} at step {step}. Correct its "
             f"schedule {term.schedule!r}."
         )
-    return found
+    return weight
 
 
 def check_column(term: Term, name: str, column: Any, n: int) -> None:
     """Raise if a column has the wrong length or invalid class labels."""
     if not isinstance(column, Tensor) or not column.ndim or len(column) != n:
-        told = isinstance(column, Tensor) and column.ndim
-        got = f"{len(column)} entries" if told else f"a single {type(column).__name__}"
+        has_entries = isinstance(column, Tensor) and column.ndim
+        got = f"{len(column)} entries" if has_entries else f"a single {type(column).__name__}"
         raise InputError(
             f"training: expected a tensor with an entry of {name} for each of {n} rows of the loss "
             f"{term.name}, got {got}."
@@ -181,14 +181,16 @@ def check_column(term: Term, name: str, column: Any, n: int) -> None:
 
 def _takes_many(loss: nn.Module) -> bool:
     """Return whether a loss's annotation declares a matrix of labels, a column for each class."""
-    told = inspect.signature(loss.forward).parameters["label"].annotation
-    return any(len(getattr(one, "dims", ())) == 2 for one in get_args(told))
+    annotation = inspect.signature(loss.forward).parameters["label"].annotation
+    return any(len(getattr(one, "dims", ())) == 2 for one in get_args(annotation))
 
 
 def _takes_classes(loss: nn.Module) -> bool:
     """Return whether a loss's annotation declares that labels are integers."""
-    told = inspect.signature(loss.forward).parameters["label"].annotation
-    kinds = [kind for one in (told, *get_args(told)) for kind in getattr(one, "dtypes", ())]
+    annotation = inspect.signature(loss.forward).parameters["label"].annotation
+    kinds = [
+        kind for one in (annotation, *get_args(annotation)) for kind in getattr(one, "dtypes", ())
+    ]
     return any("int" in str(kind) for kind in kinds) and not any("float" in str(k) for k in kinds)
 
 

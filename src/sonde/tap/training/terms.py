@@ -235,8 +235,8 @@ class Terms:
         terms = [term for term in self._terms if term.has_value]
         given = partial(self._arguments, gathers=False)
         with self._lock:
-            found = evaluated(self.module, self._places, terms, batches, given)
-        return dict(zip((term.name for term in terms), found, strict=True))
+            losses = evaluated(self.module, self._places, terms, batches, given)
+        return dict(zip((term.name for term in terms), losses, strict=True))
 
     def step(self) -> None:
         """Advance to the next step; call it after the optimiser's own step.
@@ -268,8 +268,8 @@ class Terms:
         if isinstance(self._teacher, AveragedModel):
             held |= {f"{EMA}.{name}": x for name, x in self._teacher.state_dict().items()}
         over = [n for n, x in enumerate(self._terms) if x.schedule.is_over(self.n_steps)]
-        told = self._origin.facts()
-        return {"losses": held, "n_steps": self.n_steps, "over": over, "origin": told}
+        facts = self._origin.facts()
+        return {"losses": held, "n_steps": self.n_steps, "over": over, "origin": facts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of the same losses; the model's weights may be loaded later.
@@ -304,12 +304,12 @@ class Terms:
         """Write the state to a safetensors file."""
         state = self.state_dict()
         held = {name: x.clone().contiguous() for name, x in state["losses"].items()}
-        told = {
+        metadata = {
             "n_steps": str(self.n_steps),
             "over": " ".join(map(str, state["over"])),
             "origin": json.dumps(state["origin"]),
         }
-        atomic_write(path, safetensors.torch.save(held, told))
+        atomic_write(path, safetensors.torch.save(held, metadata))
 
     def load(self, path: str | Path) -> None:
         """Restore a file written by ``save``, after the model's weights of that step are loaded.
@@ -320,12 +320,12 @@ class Terms:
             If the file belongs to another model, teacher, losses, sites or weights of losses.
         """
         with safetensors.safe_open(str(path), "pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        known = json.loads(told["origin"]) if "origin" in told else None
-        self._origin.check(known, f"Terms.load: {path}", weights=True)
-        over = [int(n) for n in told.get("over", "").split()]
-        self._take({"losses": held, "n_steps": told["n_steps"], "over": over})
+        origin = json.loads(metadata["origin"]) if "origin" in metadata else None
+        self._origin.check(origin, f"Terms.load: {path}", weights=True)
+        over = [int(n) for n in metadata.get("over", "").split()]
+        self._take({"losses": held, "n_steps": metadata["n_steps"], "over": over})
 
     def open(self) -> None:
         """Register hooks at the sites of losses whose schedule has not ended."""

@@ -162,13 +162,13 @@ class ClassAnswersRule(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the answers, or report what is missing."""
-        found = compared_answers(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
+        compared = compared_answers(evidence)
+        if isinstance(compared, str):
+            return self.not_applicable(compared)
         if (stop := blocked(self, evidence)) is not None:
             return stop
-        assert found.labels is not None  # blocked asks for the same
-        return self.judged(evidence, found, found.labels)
+        assert compared.labels is not None  # blocked asks for the same
+        return self.judged(evidence, compared, compared.labels)
 
     @abstractmethod
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
@@ -223,17 +223,17 @@ def _order(evidence: Evidence) -> str:
     right = float((answer == truth).double().mean())
     order = best_order(answer, truth, len(names))
     best = float((order[answer] == truth).double().mean())
-    said = (
+    words = (
         f"; if its outputs are in the order {listed(names, 4)}, it is correct on {percent(right)}"
     )
     usual = ",".join(names)
     if best > 1.2 * right:
         names = tuple(names[k] for k in order.tolist())
-        said += f", in the order {listed(names, 4)} on {percent(best)}"
+        words += f", in the order {listed(names, 4)} on {percent(best)}"
     if 1.2 * right < best <= 2 * right:  # two names may be exchanged: a fault
-        return f"{said}: give the correct order with --classes {shlex.quote(usual)} or another"
+        return f"{words}: give the correct order with --classes {shlex.quote(usual)} or another"
     typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
-    return f"{said}: then pass --classes {typed}"
+    return f"{words}: then pass --classes {typed}"
 
 
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
@@ -267,9 +267,9 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
     numbers = number_answers(evidence)
     if not isinstance(numbers, str):
         return _with_reference(_with_heads(_of_numbers(numbers), evidence), evidence)
-    found = class_answers(evidence)
-    if not isinstance(found, str):
-        return _with_reference(_with_heads(_of_classes(found, evidence), evidence), evidence)
+    classes = class_answers(evidence)
+    if not isinstance(classes, str):
+        return _with_reference(_with_heads(_of_classes(classes, evidence), evidence), evidence)
     heads, counts = evidence.get(judge_heads), evidence.answer_counts
     if counts is not None and counts.n and counts.nonfinite == counts.n:
         return _of_no_answer(counts, evidence.data)
@@ -304,14 +304,14 @@ def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
 
 def _with_reference(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
     """Return the section with the accuracy, or error, of the healthy answers that the user gave."""
-    known = evidence.reference
-    if not isinstance(known, Reference):
+    reference = evidence.reference
+    if not isinstance(reference, Reference):
         return section
-    value = known.mean
-    if known.measure == "error":
-        value = section["commonest"] * math.sqrt(max(0.0, 1 - known.mean))
-    found = {"name": known.name, "value": value, "n_rows": len(known.scores)}
-    return section | {"reference": found}
+    value = reference.mean
+    if reference.measure == "error":
+        value = section["commonest"] * math.sqrt(max(0.0, 1 - reference.mean))
+    entry = {"name": reference.name, "value": value, "n_rows": len(reference.scores)}
+    return section | {"reference": entry}
 
 
 def _of_heads(heads: Heads) -> dict[str, Any]:
@@ -362,13 +362,13 @@ def confusion(evidence: Evidence) -> dict[str, Any] | None:
     sizes = torch.bincount(truth, minlength=k).tolist()
     wrong = [(a, b) for a, b in table if a != b]
     worst = sorted(wrong, key=lambda at: (-table[at], -table[at] / sizes[at[0]], at))[:MOST_PAIRS]
-    known = sorted({i for at in (table if k <= WHOLE_TABLE else worst) for i in at})
-    labels = [i for i in known if k <= WHOLE_TABLE or i in {a for a, _ in worst}]
+    numbers = sorted({i for at in (table if k <= WHOLE_TABLE else worst) for i in at})
+    labels = [i for i in numbers if k <= WHOLE_TABLE or i in {a for a, _ in worst}]
     labels = [i for i in labels if sizes[i]]
     return {
         "labels": [class_name(data, i) for i in labels],
-        "answers": [class_name(data, i) for i in known],
-        "counts": [[table.get((a, b), 0) for b in known] for a in labels],
+        "answers": [class_name(data, i) for i in numbers],
+        "counts": [[table.get((a, b), 0) for b in numbers] for a in labels],
         "sizes": [sizes[a] for a in labels],
         "n_classes": k,
         "pairs": [

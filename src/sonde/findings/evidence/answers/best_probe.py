@@ -78,8 +78,8 @@ class BestProbe:
 
     def on(self, rows: Int[Tensor, "row"]) -> float:
         """Return the probe's mean score on these examples, or on all if few of them are known."""
-        known = [self.scores[i] for i in rows.tolist() if i in self.scores]
-        return sum(known) / len(known) if len(known) >= FEWEST else self.mean
+        scored = [self.scores[i] for i in rows.tolist() if i in self.scores]
+        return sum(scored) / len(scored) if len(scored) >= FEWEST else self.mean
 
 
 @once
@@ -105,27 +105,27 @@ def _probes(evidence: Evidence) -> Iterator[BestProbe]:
     elif order is None:
         return
     elif not isinstance(numbers, str):
-        known = number_rows(evidence)
-        assert not isinstance(known, str)  # number_answers asks for the same
-        where, _, truth = known
+        numbers_known = number_rows(evidence)
+        assert not isinstance(numbers_known, str)  # number_answers asks for the same
+        where, _, truth = numbers_known
         spread = float(numbers.mean.mean())
         for site, error in numbers.probes:
             yield _scored(site, "error", order[where], 1 - error / spread, 0.0)
         yield from _reference(evidence, "error", 0.0)
         x, at = _inputs_at(evidence, order[where])
         if x is not None:
-            said = held_out_numbers(x, truth[at], numbers.group[at])
-            score = 1 - (said - truth[at]).square() / spread
+            predicted = held_out_numbers(x, truth[at], numbers.group[at])
+            score = 1 - (predicted - truth[at]).square() / spread
             yield _scored(INPUTS, "error", order[where][at], score, 0.0)
     elif not isinstance(classes, str) and classes.labels is not None:
-        found = classes.labels
-        rows, majority = order[found.where], found.majority
-        for site in found.sites:
+        probed = classes.labels
+        rows, majority = order[probed.where], probed.majority
+        for site in probed.sites:
             yield _scored(site.key, "accuracy", rows, site.hit, majority)
         yield from _reference(evidence, "accuracy", majority)
         x, at = _inputs_at(evidence, rows)
         if x is not None:
-            hit = _hits(x, found.truth[at], found.group[at])
+            hit = _hits(x, probed.truth[at], probed.group[at])
             yield _scored(INPUTS, "accuracy", rows[at], hit, majority)
 
 
@@ -134,19 +134,23 @@ def reference_lead(evidence: Evidence) -> float:
 
     0 without a reference.
     """
-    known, numbers, classes = evidence.reference, number_answers(evidence), class_answers(evidence)
-    if not isinstance(known, Reference):
+    reference, numbers, classes = (
+        evidence.reference,
+        number_answers(evidence),
+        class_answers(evidence),
+    )
+    if not isinstance(reference, Reference):
         return 0.0
     if not isinstance(numbers, str):
-        return known.mean - (1 - float(numbers.own.mean() / numbers.mean.mean()))
-    return 0.0 if isinstance(classes, str) else known.mean - classes.accuracy
+        return reference.mean - (1 - float(numbers.own.mean() / numbers.mean.mean()))
+    return 0.0 if isinstance(classes, str) else reference.mean - classes.accuracy
 
 
 def _reference(evidence: Evidence, measure: Measure, constant: float) -> Iterator[BestProbe]:
     """Yield the healthy answers that the user gives, if they are judged by this measure."""
-    known = evidence.reference
-    if isinstance(known, Reference) and known.measure == measure:
-        yield BestProbe(REFERENCE, measure, known.mean, constant, known.scores)
+    reference = evidence.reference
+    if isinstance(reference, Reference) and reference.measure == measure:
+        yield BestProbe(REFERENCE, measure, reference.mean, constant, reference.scores)
 
 
 def _scored(
@@ -214,11 +218,11 @@ def input_rows(stream: LiveStream, evidence: Evidence) -> InputRows | None:
 def _floats(small: SmallBatches) -> Float[Tensor, "row dim"]:
     """Return the finite numbers of all floating-point inputs, images pooled to 16 x 16 pixels."""
     batch = small.together(range(len(small)))
-    found = [x.detach().cpu().double() for x in (*batch.args, *batch.kwargs.values())
+    tensors = [x.detach().cpu().double() for x in (*batch.args, *batch.kwargs.values())
              if isinstance(x, Tensor) and x.is_floating_point() and x.ndim > 1]  # fmt: skip
-    found = [
+    tensors = [
         adaptive_avg_pool2d(x, SIDE) if x.ndim == 4 and min(x.shape[-2:]) > SIDE else x
-        for x in found
+        for x in tensors
     ]
-    rows = [x.flatten(1) for x in found] or [torch.zeros(len(small), 0, dtype=torch.float64)]
+    rows = [x.flatten(1) for x in tensors] or [torch.zeros(len(small), 0, dtype=torch.float64)]
     return torch.nan_to_num(torch.cat(rows, 1), posinf=0.0, neginf=0.0)

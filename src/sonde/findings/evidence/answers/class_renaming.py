@@ -50,13 +50,13 @@ class Renaming:
         model is.
         """
         names = self.renamed(found)
-        known = names < found.n_classes
+        is_known = names < found.n_classes
         logs = found.probability.double().clamp(min=1e-12).log()
         losses = []
         for temperature in TEMPERATURES:
             log_p = torch.log_softmax(logs / temperature, 1)
             own = log_p.gather(1, names.clamp(max=found.n_classes - 1)[:, None])[:, 0]
-            losses.append(-float(torch.where(known, own, math.log(1e-12)).mean()))
+            losses.append(-float(torch.where(is_known, own, math.log(1e-12)).mean()))
         counts = torch.unique(names, return_counts=True)[1].double()
         entropy = float(torch.special.entr(counts / counts.sum()).sum())
         return 1 - min(losses) / entropy if entropy > 0 else -math.inf

@@ -61,13 +61,15 @@ def n_classes(truth: Tensor) -> int:
 
     -100 is what torch's losses leave out.
     """
-    known = truth[torch.isfinite(truth) & (truth != IGNORED)]
-    whole = len(known) > 0 and bool((known == known.round()).all()) and float(known.min()) >= -1
-    return int(known.max()) + 1 if whole else 0
+    numbers = truth[torch.isfinite(truth) & (truth != IGNORED)]
+    whole = (
+        len(numbers) > 0 and bool((numbers == numbers.round()).all()) and float(numbers.min()) >= -1
+    )
+    return int(numbers.max()) + 1 if whole else 0
 
 
 def judged(
-    said: Tensor,
+    outputs: Tensor,
     truth: Tensor,
     names: Sequence[str],
     group: Int[Tensor, "row"],
@@ -77,27 +79,33 @@ def judged(
 
     ``are_classes`` says that the answers are classes of positions or pixels.
     """
-    if are_classes and said.shape == truth.shape and truth.ndim == 2:
-        return _of_positions(said, truth, group) | {"of_classes": True}
-    said = said.squeeze(-1) if said.shape == (*truth.shape, 1) else said
-    said = said.squeeze(1) if said.ndim == truth.ndim + 1 and said.shape[1] == 1 else said
-    known = truth[torch.isfinite(truth)]
-    binary = bool(torch.isin(known, torch.tensor([0.0, 1.0, -1.0]).to(known)).all())
-    if said.shape == truth.shape:
+    if are_classes and outputs.shape == truth.shape and truth.ndim == 2:
+        return _of_positions(outputs, truth, group) | {"of_classes": True}
+    outputs = outputs.squeeze(-1) if outputs.shape == (*truth.shape, 1) else outputs
+    outputs = (
+        outputs.squeeze(1) if outputs.ndim == truth.ndim + 1 and outputs.shape[1] == 1 else outputs
+    )
+    numbers = truth[torch.isfinite(truth)]
+    binary = bool(torch.isin(numbers, torch.tensor([0.0, 1.0, -1.0]).to(numbers)).all())
+    if outputs.shape == truth.shape:
         alone = truth.ndim == 2 and truth.shape[1] > 1 and bool((truth.sum(1) == 1).all())
         if alone and binary:
-            return _of_classes(said.argmax(1), truth.argmax(1), "accuracy")
-        whole = bool((said == said.round()).all()) and not binary
-        if truth.ndim >= 3 and (whole or (binary and _is_map_of_classes(said))):
-            return _with_classes(_of_map(said, truth), are_classes)
-        return _of_labels(said, truth, names, group) if binary else _of_numbers(said, truth, names)
-    if said.ndim == 2 and truth.ndim == 1:
+            return _of_classes(outputs.argmax(1), truth.argmax(1), "accuracy")
+        whole = bool((outputs == outputs.round()).all()) and not binary
+        if truth.ndim >= 3 and (whole or (binary and _is_map_of_classes(outputs))):
+            return _with_classes(_of_map(outputs, truth), are_classes)
+        return (
+            _of_labels(outputs, truth, names, group)
+            if binary
+            else _of_numbers(outputs, truth, names)
+        )
+    if outputs.ndim == 2 and truth.ndim == 1:
         n = n_classes(truth)
-        if n == said.shape[1] + 1 and _is_ordered(said):
-            answer = (said > _middle(said)).sum(1)
+        if n == outputs.shape[1] + 1 and _is_ordered(outputs):
+            answer = (outputs > _middle(outputs)).sum(1)
             return _of_classes(answer, truth, "rank_accuracy")
-        if 1 < n <= said.shape[1]:
-            return _of_classes(said.argmax(1), truth, "accuracy")
+        if 1 < n <= outputs.shape[1]:
+            return _of_classes(outputs.argmax(1), truth, "accuracy")
     return None
 
 
@@ -111,16 +119,16 @@ def _of_positions(
     group: Int[Tensor, "row"],
 ) -> dict[str, Any]:
     """Judge a class at each position, such as the tag of each token."""
-    known = torch.isfinite(truth) & (truth >= 0)
-    hit = torch.where(known, (said == truth).double(), math.nan)
-    common = truth[known].mode().values if bool(known.any()) else 0
-    usual = torch.where(known, (truth == common).double(), math.nan)
-    some = known.any(1)
+    is_known = torch.isfinite(truth) & (truth >= 0)
+    hit = torch.where(is_known, (said == truth).double(), math.nan)
+    common = truth[is_known].mode().values if bool(is_known.any()) else 0
+    usual = torch.where(is_known, (truth == common).double(), math.nan)
+    some = is_known.any(1)
     parts: list[Part] = []
-    for k in truth[known].unique().tolist():
-        h = torch.where(known, ((said == k) == (truth == k)).double(), math.nan)
-        is_k = float((truth[known] == k).double().mean())
-        u = torch.where(known, ((truth == k) == (is_k > 0.5)).double(), math.nan)
+    for k in truth[is_known].unique().tolist():
+        h = torch.where(is_known, ((said == k) == (truth == k)).double(), math.nan)
+        is_k = float((truth[is_known] == k).double().mean())
+        u = torch.where(is_known, ((truth == k) == (is_k > 0.5)).double(), math.nan)
         error = _error(h.nanmean(1) - u.nanmean(1), group)
         parts.append(Part(str(int(k)), float(h.nanmean()), float(u.nanmean()), error))
     return {
@@ -145,16 +153,16 @@ def _is_ordered(said: Float[Tensor, "row cut"]) -> bool:
 
 
 def _of_classes(answer: Tensor, truth: Tensor, measure: Kind) -> dict[str, Any] | None:
-    known = torch.isfinite(truth) & (truth >= 0)
-    if not bool(known.any()):
+    is_known = torch.isfinite(truth) & (truth >= 0)
+    if not bool(is_known.any()):
         return None
     answer, truth = answer.double(), truth.double()
-    right = torch.where(known, (answer == truth).double(), math.nan)
-    usual = torch.where(known, (truth == truth[known].mode().values).double(), math.nan)
-    off = float((answer - truth)[known].abs().mean()) if measure == "rank_accuracy" else math.nan
+    right = torch.where(is_known, (answer == truth).double(), math.nan)
+    usual = torch.where(is_known, (truth == truth[is_known].mode().values).double(), math.nan)
+    off = float((answer - truth)[is_known].abs().mean()) if measure == "rank_accuracy" else math.nan
     words = tuple(tuple(str(int(k)) for k in rows.nan_to_num(-1)) for rows in (truth, answer))
-    made = {"measure": measure, "right": right, "usual": usual, "off": off, "words": words}
-    return made | ({"other": _stepped((answer - truth)[known], truth[known])}
+    judgement = {"measure": measure, "right": right, "usual": usual, "off": off, "words": words}
+    return judgement | ({"other": _stepped((answer - truth)[is_known], truth[is_known])}
                    if measure == "accuracy" and truth.ndim == 1 else {})  # fmt: skip
 
 
@@ -183,32 +191,32 @@ def _of_labels(
     group: Int[Tensor, "row"],
 ) -> dict[str, Any] | None:
     """Judge binary answers one by one: several labels of a row, or the pixels of a mask."""
-    known = torch.isfinite(truth) & (truth >= 0)
-    if not bool(known.any()):
+    is_known = torch.isfinite(truth) & (truth >= 0)
+    if not bool(is_known.any()):
         return None
     answer = (said > _middle(said)).double()
-    hit = torch.where(known, (answer == truth).double(), math.nan).reshape(len(said), -1)
-    share = torch.where(known, truth, math.nan).reshape(len(said), -1)
+    hit = torch.where(is_known, (answer == truth).double(), math.nan).reshape(len(said), -1)
+    share = torch.where(is_known, truth, math.nan).reshape(len(said), -1)
     common = (share.nanmean(0) > 0.5).double()
     usual = torch.where(torch.isnan(share), math.nan, (share == common).double())
-    made: dict[str, Any] = {
+    judgement: dict[str, Any] = {
         "right": hit.nanmean(1), "usual": usual.nanmean(1),
         "measure": "accuracy" if truth.ndim == 1 else "label_accuracy",
     }  # fmt: skip
     if truth.ndim >= 3:
-        made |= {"measure": "pixel_accuracy", **_overlaps(answer, truth, known)}
-        made["other"] = _turned(answer, truth, made["right"])
+        judgement |= {"measure": "pixel_accuracy", **_overlaps(answer, truth, is_known)}
+        judgement["other"] = _turned(answer, truth, judgement["right"])
     elif truth.ndim == 2:
         some = ~hit.isnan().all(1)
-        made["whole"] = float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean())
-        made["parts"] = tuple(
+        judgement["whole"] = float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean())
+        judgement["parts"] = tuple(
             Part(name, float(h.nanmean()), float(u.nanmean()), _error(h - u, group))
             for name, h, u in zip(_numbered(names, truth), hit.T, usual.T, strict=True)
         )
-        made["other"] = _exchanged(answer, truth, float(hit.nanmean()))
+        judgement["other"] = _exchanged(answer, truth, float(hit.nanmean()))
         words = _numbered(names, truth)
-        made["words"] = tuple(_listed(rows, words) for rows in (truth, answer))
-    return made
+        judgement["words"] = tuple(_listed(rows, words) for rows in (truth, answer))
+    return judgement
 
 
 def _numbered(names: Sequence[str], truth: Shaped[Tensor, "row label"]) -> tuple[str, ...]:
@@ -223,11 +231,11 @@ def _listed(rows: Shaped[Tensor, "row label"], names: Sequence[str]) -> tuple[st
 
 def _error(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
     """Return the standard error of the mean over groups; infinite for fewer than two groups."""
-    known = torch.isfinite(values)
-    n_groups = len(torch.unique(group[known]))
+    is_known = torch.isfinite(values)
+    n_groups = len(torch.unique(group[is_known]))
     if n_groups < 2:
         return math.inf
-    return group_error(values[known] / int(known.sum()), group[known], n_groups)
+    return group_error(values[is_known] / int(is_known.sum()), group[is_known], n_groups)
 
 
 def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] | None:
@@ -245,27 +253,27 @@ def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] |
 
 
 def _of_map(said: Tensor, truth: Tensor) -> dict[str, Any] | None:
-    known = torch.isfinite(truth) & (truth >= 0)
-    known &= (truth != NOTHING) | (said.max() >= NOTHING)
-    if not bool(known.any()):
+    is_known = torch.isfinite(truth) & (truth >= 0)
+    is_known &= (truth != NOTHING) | (said.max() >= NOTHING)
+    if not bool(is_known.any()):
         return None
-    hit = torch.where(known, (said == truth).double(), math.nan).flatten(1)
-    common = truth[known].mode().values
-    usual = torch.where(known, (truth == common).double(), math.nan).flatten(1)
-    made: dict[str, Any] = {
+    hit = torch.where(is_known, (said == truth).double(), math.nan).flatten(1)
+    common = truth[is_known].mode().values
+    usual = torch.where(is_known, (truth == common).double(), math.nan).flatten(1)
+    judgement: dict[str, Any] = {
         "measure": "pixel_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
-        **_overlaps(said, truth, known), "other": _turned(said, truth, hit.nanmean(1)),
+        **_overlaps(said, truth, is_known), "other": _turned(said, truth, hit.nanmean(1)),
     }  # fmt: skip
-    return made
+    return judgement
 
 
 def _overlaps(said: Tensor, truth: Tensor, known: Tensor) -> dict[str, Any]:
     """Return the intersection over union of each class of the labels, and their mean."""
     parts = []
     for k in truth[known].unique().tolist():
-        mine, its = (said == k) & known, (truth == k) & known
-        union = int((mine | its).sum())
-        parts.append(Part(str(int(k)), int((mine & its).sum()) / max(1, union), 0.0))
+        predicted, its = (said == k) & known, (truth == k) & known
+        union = int((predicted | its).sum())
+        parts.append(Part(str(int(k)), int((predicted & its).sum()) / max(1, union), 0.0))
     mean = sum(p.value for p in parts) / len(parts)
     return {"parts": tuple(parts), "overlap": mean}
 
@@ -277,29 +285,29 @@ def _turned(said: Tensor, truth: Tensor, right: Tensor) -> tuple[str, float] | N
         forms |= {"with height and width exchanged": truth.transpose(-1, -2)}
         forms |= {"turned to the left": truth.rot90(1, (-2, -1))}
         forms |= {"turned to the right": truth.rot90(-1, (-2, -1))}
-    after = {words: float((said == made).double().mean()) for words, made in forms.items()}
+    after = {words: float((said == turned).double().mean()) for words, turned in forms.items()}
     best = max(after, key=lambda words: after[words])
     is_far = after[best] > float(right.nanmean()) + GAIN
     return (f"with their labels {best}", after[best]) if is_far else None
 
 
 def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
-    known = torch.isfinite(truth) & torch.isfinite(said)
-    if not bool(known.any()):
+    is_known = torch.isfinite(truth) & torch.isfinite(said)
+    if not bool(is_known.any()):
         return None
-    own = torch.where(known, (said - truth).square(), math.nan).reshape(len(said), -1).nanmean(1)
-    mean = torch.where(known, truth, math.nan).nanmean(0)
-    far = torch.where(known, (truth - mean).square(), math.nan)
+    own = torch.where(is_known, (said - truth).square(), math.nan).reshape(len(said), -1).nanmean(1)
+    mean = torch.where(is_known, truth, math.nan).nanmean(0)
+    far = torch.where(is_known, (truth - mean).square(), math.nan)
     usual = far.reshape(len(said), -1).nanmean(1)
-    made: dict[str, Any] = {"measure": "rms_error", "right": own, "usual": usual}
+    judgement: dict[str, Any] = {"measure": "rms_error", "right": own, "usual": usual}
     if truth.ndim == 2:
         pairs = zip(_numbered(names, truth), (said - truth).T, (truth - mean).T, strict=True)
-        made["parts"] = tuple(
+        judgement["parts"] = tuple(
             Part(name, *(float(x.square().nanmean()) ** 0.5 for x in (e, m)))
             for name, e, m in pairs
         )
-        made["words"] = _worst_numbers(said, truth, names)
-    return made | _rescaled(said, truth)
+        judgement["words"] = _worst_numbers(said, truth, names)
+    return judgement | _rescaled(said, truth)
 
 
 def _worst_numbers(
@@ -322,8 +330,8 @@ def _rescaled(said: Tensor, truth: Tensor) -> dict[str, Any]:
 
     Every second row fits it, the others judge it by the mean R^2 of their numbers.
     """
-    known = (torch.isfinite(truth) & torch.isfinite(said)).reshape(len(said), -1).all(1)
-    x, y = said[known].double().reshape(int(known.sum()), -1), truth[known].double()
+    is_known = (torch.isfinite(truth) & torch.isfinite(said)).reshape(len(said), -1).all(1)
+    x, y = said[is_known].double().reshape(int(is_known.sum()), -1), truth[is_known].double()
     y = y.reshape(x.shape)
     fits = torch.arange(len(x)) % 2 == 0
     spread = y.var(0, correction=0)
@@ -334,12 +342,12 @@ def _rescaled(said: Tensor, truth: Tensor) -> dict[str, Any]:
         errors = ((given - y).square() / spread)[~fits]
         return float(1 - errors.nan_to_num(1.0).mean())
 
-    found = [
+    tried_forms = [
         (form, reached(form.of(x))) for form in forms_fitted(x[fits].flatten(), y[fits].flatten())
     ]
-    best = max(r for _, r in found)
+    best = max(r for _, r in tried_forms)
     form, after = next(
-        (f, r) for f, r in found if 1 - r <= (1.5 if f.is_known else 1.1) * (1 - best)
+        (f, r) for f, r in tried_forms if 1 - r <= (1.5 if f.is_known else 1.1) * (1 - best)
     )
     if after < max(reached(x), 0.0) + R2_GAIN:
         return {}

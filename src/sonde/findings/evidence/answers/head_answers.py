@@ -161,7 +161,7 @@ def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
     """
     is_number = head.measure == "rms_error"
     of_map = head.measure == "pixel_accuracy"
-    found: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for i, (example, right) in enumerate(zip(head.examples, head.right.tolist(), strict=True)):
         row: dict[str, Any] = {"loss": right if is_number else 1 - right}
         row["right"] = None if is_number or of_map else right == 1
@@ -170,8 +170,8 @@ def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
             row |= {"truth": head.words[0][i], "answer": float(answer) if is_number else answer}
         if head.measure == "rank_accuracy":
             row["loss"] = float(abs(int(row["truth"]) - int(row["answer"])))
-        found[example] = row
-    return found
+        rows[example] = row
+    return rows
 
 
 def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Heads:
@@ -199,29 +199,29 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
     if len(truth) > 1 and (joined := _as_one(given, truth)) is not None:
         names, truth = tuple(truth), {",".join(truth): joined}
     pairs = _paired(given, truth, stream.logits_output)
-    found: list[HeadAnswers] = []
+    heads: list[HeadAnswers] = []
     for column, values in truth.items():
         if column not in pairs:
             reasons[column] = _unfit(column, values, given)
             continue
-        said = given[pairs[column]]
+        answer = given[pairs[column]]
         name = pairs[column] if len(given) > 1 else ""
-        made = judged(said, values[list(order)], names, group, pairs[column] in classes)
-        if made is None:
-            reasons[column] = _unfit(column, values, {pairs[column]: said})
+        judgement = judged(answer, values[list(order)], names, group, pairs[column] in classes)
+        if judgement is None:
+            reasons[column] = _unfit(column, values, {pairs[column]: answer})
             continue
-        kept = torch.isfinite(made["right"])  # rows that have a label
+        kept = torch.isfinite(judgement["right"])  # rows that have a label
         if len(torch.unique(group[kept])) < 2:
             reasons[column] = f"all rows with a label in column {column!r} belong to one group"
             continue
         places = kept.nonzero()[:, 0].tolist()
-        made |= {key: made[key][kept] for key in ("right", "usual")}
-        made["words"] = tuple(
-            tuple(side[i] for i in places if side) for side in made.get("words", ((), ()))
+        judgement |= {key: judgement[key][kept] for key in ("right", "usual")}
+        judgement["words"] = tuple(
+            tuple(side[i] for i in places if side) for side in judgement.get("words", ((), ()))
         )
-        made |= {"examples": tuple(examples[order[i]] for i in places), "group": group[kept]}
-        found.append(HeadAnswers(name=name, column=column, **made))
-    return Heads(tuple(found), reasons)
+        judgement |= {"examples": tuple(examples[order[i]] for i in places), "group": group[kept]}
+        heads.append(HeadAnswers(name=name, column=column, **judgement))
+    return Heads(tuple(heads), reasons)
 
 
 def _as_one(given: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor | None:
@@ -237,19 +237,19 @@ def _truths(
     inputs: ItemInputs, examples: Sequence[int]
 ) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
     """Return label columns with numbers of one shape, and the reasons against the others."""
-    found: dict[str, list[Tensor]] = {}
+    truths: dict[str, list[Tensor]] = {}
     reasons: dict[str, str] = {}
     for name, values in inputs.labels_of(examples).items():
         try:
-            made = [torch.as_tensor(np.asarray(v, dtype=np.float64)) for v in values]
+            tensors = [torch.as_tensor(np.asarray(v, dtype=np.float64)) for v in values]
         except (TypeError, ValueError):
             reasons[name] = f"column {name!r} holds no numbers"
             continue
-        if len({tuple(v.shape) for v in made}) > 1:
+        if len({tuple(v.shape) for v in tensors}) > 1:
             reasons[name] = f"the labels in column {name!r} differ in shape from row to row"
             continue
-        found[name] = made
-    return found, reasons
+        truths[name] = tensors
+    return truths, reasons
 
 
 def _answers(
@@ -262,11 +262,11 @@ def _answers(
     parts: dict[str, list[Tensor]] = {}
     order: list[int] = []
     groups: list[int] = []
-    known: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
     classes: set[str] = set()
     for batch in inputs.batches(0, len(inputs)):
         order += batch.order.tolist()
-        groups += [known.setdefault(key, len(known)) for key in batch.group_keys]
+        groups += [numbers.setdefault(key, len(numbers)) for key in batch.group_keys]
         for key, x in _outputs(stream, batch):
             axis = next((a for t in truth.values() if (a := _axis_of_classes(x, t))), 0)
             classes |= {key} if axis else set()

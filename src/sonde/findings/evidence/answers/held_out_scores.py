@@ -52,10 +52,10 @@ def _fit(
     wide = site.is_wide
     labelled = label >= 0
     if whole and site.classes is not None:
-        mine = held & labelled
-        if not bool(mine.any()):
+        of_side = held & labelled
+        if not bool(of_side.any()):
             return site.classes
-        return without(site.classes, fitted_on(x[mine], label[mine], wide))
+        return without(site.classes, fitted_on(x[of_side], label[of_side], wide))
     rest = ~held & labelled
     return fitted_on(x[rest], label[rest], wide)
 

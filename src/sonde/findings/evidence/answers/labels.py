@@ -126,7 +126,7 @@ def class_counts(data: DataEvidence) -> dict[int, int]:
     for i, label in enumerate(data.label.tolist()):
         if label >= 0:
             groups.setdefault(label, set()).add(data.group_keys[i] if data.grouped else i)
-    return {label: len(found) for label, found in sorted(groups.items())}
+    return {label: len(groups_of) for label, groups_of in sorted(groups.items())}
 
 
 def class_name(data: DataEvidence, number: int) -> str:
@@ -247,12 +247,12 @@ def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, 
     """
     even, out = found.sites[site].even, []
     for k in range(len(found.names)):
-        mine = found.truth == k
-        n = len(torch.unique(found.group[mine]))
+        of_class = found.truth == k
+        n = len(torch.unique(found.group[of_class]))
         if n == 0:
             out.append((math.nan, 0.0, 1.0, 0))
             continue
-        recall = float((even[mine] == k).double().mean())
+        recall = float((even[of_class] == k).double().mean())
         low, high = wilson(round(recall * n), n, 1 - 2 * level)
         out.append((recall, low, high, n))
     return out
@@ -307,32 +307,32 @@ def labels_section(evidence: Evidence, column: str | None = None) -> dict[str, A
     """Return the report's section on labels, or None if the labels cannot be judged."""
     if not usable(evidence):
         return None
-    found = label_evidence(evidence)
+    labels = label_evidence(evidence)
     per_class = {
         name: {"label": name, "n": n, "recall": recall, "low": low, "high": high}
         for name, n, (recall, low, high, _) in zip(
-            found.names, found.counts, recalls(found, found.best, 0.025), strict=True
+            labels.names, labels.counts, recalls(labels, labels.best, 0.025), strict=True
         )
     } | {
         name: {"label": name, "n": n, "recall": None, "low": None, "high": None}
-        for name, n in found.small.items()
+        for name, n in labels.small.items()
     }
     for row in per_class.values():
         if row["recall"] is not None and math.isnan(row["recall"]):
             row |= {"recall": None, "low": None, "high": None}
     return {
         "column": column,
-        "n_rows": found.n_rows,
+        "n_rows": labels.n_rows,
         "classes": [per_class[name] for name in sorted(per_class)][:200],
-        "sites": [{"site": s.key, "value": s.accuracy, "se": s.se} for s in found.sites],
+        "sites": [{"site": s.key, "value": s.accuracy, "se": s.se} for s in labels.sites],
         "paired": [
             {"site": s.key, "gains": t.gains, "losses": t.losses, "p": t.p}
-            for s, t in zip(found.sites, against_best(found), strict=True)
+            for s, t in zip(labels.sites, against_best(labels), strict=True)
         ],
-        "majority": found.majority,
-        "best": found.sites[found.best].key,
+        "majority": labels.majority,
+        "best": labels.sites[labels.best].key,
         "confusions": [
-            {"label": found.names[a], "predicted": found.names[b], "n": n, "share": share}
-            for a, b, n, share in confusions(found, found.best)[:50]
+            {"label": labels.names[a], "predicted": labels.names[b], "n": n, "share": share}
+            for a, b, n, share in confusions(labels, labels.best)[:50]
         ],
     }

@@ -65,12 +65,12 @@ def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
     logits, order = shared.column("logits"), shared.order
     if logits is None or order is None or logits.shape[1] != 1:
         return "the labels are numbers, but the model does not return a single number for a row"
-    said, truth = logits[:, 0].double(), target[order].double()
-    where = torch.nonzero(torch.isfinite(said) & torch.isfinite(truth)).flatten()
-    said, truth = said[where], truth[where]
+    answers, truth = logits[:, 0].double(), target[order].double()
+    where = torch.nonzero(torch.isfinite(answers) & torch.isfinite(truth)).flatten()
+    answers, truth = answers[where], truth[where]
     if len(torch.unique(shared.group[where])) < 2 or not bool(truth.std() > 0):
         return "the targets are all equal, or of one group"
-    return where, said, truth
+    return where, answers, truth
 
 
 @once
@@ -79,7 +79,7 @@ def number_answers(evidence: Evidence) -> NumberAnswers | str:
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
         return numbers
-    where, said, truth = numbers
+    where, answers, truth = numbers
     shared = shared_rows(evidence)
     group = shared.group[where]
     probes = tuple(
@@ -87,11 +87,11 @@ def number_answers(evidence: Evidence) -> NumberAnswers | str:
         for i, site in enumerate(evidence.sites)
     )
     return NumberAnswers(
-        own=(said - truth).square(),
+        own=(answers - truth).square(),
         mean=(truth - truth.mean()).square(),
         probes=probes,
         group=group,
-        correlation=float(torch.corrcoef(torch.stack([said, truth]))[0, 1].nan_to_num()),
+        correlation=float(torch.corrcoef(torch.stack([answers, truth]))[0, 1].nan_to_num()),
     )
 
 
@@ -133,17 +133,17 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
         return None
-    where, said, truth = numbers
+    where, answers, truth = numbers
     shared = shared_rows(evidence)
     fits = chooses(shared.group[where])
     if int(fits.sum()) < LEAST or int((~fits).sum()) < LEAST:
         return None
     order, spread = shared.order, float(truth.var(correction=0))
     assert order is not None  # number_rows asks for it
-    own = 1 - (said - truth)[~fits].square() / spread
-    found: list[Rescaled] = []
-    for form in forms_fitted(said[fits], truth[fits]):
-        squares = (form.of(said[~fits]) - truth[~fits]).square()
+    own = 1 - (answers - truth)[~fits].square() / spread
+    fitted: list[Rescaled] = []
+    for form in forms_fitted(answers[fits], truth[fits]):
+        squares = (form.of(answers[~fits]) - truth[~fits]).square()
         defined = torch.isfinite(squares)
         if float((~defined).double().mean()) <= UNDEFINED:
             squares = torch.where(defined, squares, spread)  # such a row gets the mean
@@ -151,9 +151,9 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
             rows, after = order[where][~fits], 1 - squares / spread
             trial = Trial(form.words, scope, "error", rows, own, after)
             error = float(squares.mean()) ** 0.5
-            found.append(Rescaled(form.words, form.line, error, form.is_known, trial))
-    best = min(f.error for f in found)
-    return next(f for f in found if f.error <= (HALF_MORE if f.is_known else TENTH) * best)
+            fitted.append(Rescaled(form.words, form.line, error, form.is_known, trial))
+    best = min(f.error for f in fitted)
+    return next(f for f in fitted if f.error <= (HALF_MORE if f.is_known else TENTH) * best)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class AnswerForm:
 
 def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[AnswerForm]:
     """Return changes that could turn ``x`` into targets ``y``; the simplest first."""
-    found = [AnswerForm(words, line, form, True) for words, (line, form) in FORMS.items()]
+    forms = [AnswerForm(words, line, form, True) for words, (line, form) in FORMS.items()]
     factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
     power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
     near = abs(abs(factor) / power - 1) < NEAR_POWER
@@ -186,23 +186,23 @@ def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[Answe
         f"its numbers times {slope:.4g} plus {offset:.4g}", f"y = {slope:.4g} * y {offset:+.4g}",
         lambda y: slope * y + offset, _is_standardised(x) or _is_standardised(y),
     )  # fmt: skip
-    found += [of_factor, of_offset, of_line]
+    forms += [of_factor, of_offset, of_line]
     c, d = _line(x, y.log())
-    found.append(AnswerForm(
+    forms.append(AnswerForm(
         f"the exponential of {c:.4g} times its numbers plus {d:.4g}",
         f"y = ({c:.4g} * y {d:+.4g}).exp()", lambda y: (c * y + d).exp(), _is_standardised(x),
     ))  # fmt: skip
     for words, (line, form) in FORMS.items():
-        made = form(x)
-        kept = torch.isfinite(made)
+        formed = form(x)
+        kept = torch.isfinite(formed)
         if int(kept.sum()) < LEAST:
             continue
-        a, b = _line(made[kept], y[kept])
-        found.append(AnswerForm(
+        a, b = _line(formed[kept], y[kept])
+        forms.append(AnswerForm(
             f"{a:.4g} times {words} plus {b:.4g}", f"{line}; y = {a:.4g} * y {b:+.4g}",
             lambda y, f=form, a=a, b=b: a * f(y) + b, _is_standardised(y),
         ))  # fmt: skip
-    return found
+    return forms
 
 
 def _is_standardised(x: Float[Tensor, "row"]) -> bool:
@@ -230,7 +230,7 @@ def held_out_numbers(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "row"]:
     """Return the prediction for each row by a linear regression fitted without the row's fold."""
-    found, fold = torch.full_like(y, float(y.mean())), torch.remainder(group, FOLDS)
+    predicted, fold = torch.full_like(y, float(y.mean())), torch.remainder(group, FOLDS)
     for f in range(FOLDS):
         held = fold == f
         if bool(held.all()) or not bool(held.any()):
@@ -238,7 +238,7 @@ def held_out_numbers(
         rows, mean, level = x[~held], x[~held].mean(0), y[~held].mean()
         centred, n = rows - mean, len(rows)
         shared = centred.T @ (y[~held] - level)[:, None] / n
-        found[held] = (
+        predicted[held] = (
             level + ((x[held] - mean) @ metric_times(centred.T @ centred, n, shared))[:, 0]
         )
-    return found
+    return predicted

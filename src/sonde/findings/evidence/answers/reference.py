@@ -59,13 +59,13 @@ def reference_answers(path: Path | None, data: DataEvidence) -> Reference | None
     """
     if path is None:
         return None
-    said = {str(row["id"]): row["answer"] for row in _rows_of(path)
+    answers = {str(row["id"]): row["answer"] for row in _rows_of(path)
             if row.get("answer") not in (None, "")}  # fmt: skip
-    scores = _numbers(said, data) if data.target is not None else _classes(said, data)
+    scores = _numbers(answers, data) if data.target is not None else _classes(answers, data)
     if len(scores) < LEAST:
         raise InputError(
             f"scan: expected at least {LEAST} answers in {path} to rows of {data.name} with a "
-            f"label, got {len(scores)} (ids in the file: {', '.join([*said][:3]) or 'none'}; in "
+            f"label, got {len(scores)} (ids in the file: {', '.join([*answers][:3]) or 'none'}; in "
             f"the data: {', '.join(map(str, data.ids[:3]))}). Write the file with `sonde scan "
             "HEALTHY DATA --rows FILE`, on the same data."
         )
@@ -100,12 +100,12 @@ def _classes(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
     """Return 1 for each example whose answer is its label, by name or by number."""
     if not (data.has_labels and data.labels_are_models):
         return {}
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
     for example, label in enumerate(data.label.tolist()):
         answer = said.get(str(data.ids[example]))
         if label >= 0 and answer is not None:
-            found[example] = float(str(answer) in (class_name(data, label), str(label)))
-    return found
+            scores[example] = float(str(answer) in (class_name(data, label), str(label)))
+    return scores
 
 
 def _numbers(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
@@ -113,12 +113,12 @@ def _numbers(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
     assert data.target is not None
     truth = data.target.double()
     spread = float(truth[truth.isfinite()].var(correction=0))
-    found: dict[int, float] = {}
+    scores: dict[int, float] = {}
     for example, target in enumerate(truth.tolist()):
         try:
             answer = float(said.get(str(data.ids[example]), math.nan))
         except (TypeError, ValueError):
             continue
         if math.isfinite(answer) and math.isfinite(target) and spread > 0:
-            found[example] = 1 - (answer - target) ** 2 / spread
-    return found
+            scores[example] = 1 - (answer - target) ** 2 / spread
+    return scores

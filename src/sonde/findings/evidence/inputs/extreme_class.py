@@ -53,7 +53,7 @@ def largest_class(
     """
     label = data.label.numpy()[np.asarray(list(order), dtype=np.int64)]
     classes = [k for k in np.unique(label[label >= 0]).tolist() if (label == k).sum() >= LEAST]
-    found: list[tuple[float, OneClass]] = []
+    differences: list[tuple[float, OneClass]] = []
     for k in classes:
         own, rest = values[label == k], values[(label >= 0) & (label != k)]
         if len(rest) < LEAST or own.mean() < ratio * rest.mean() or own.mean() == 0:
@@ -61,5 +61,5 @@ def largest_class(
         test: Any = mannwhitneyu(own, rest, alternative="greater", method="asymptotic")
         if float(test.pvalue) * len(classes) < LEVEL:
             one = OneClass(class_name(data, k), float(own.mean()), float(rest.mean()))
-            found.append((one.own - one.rest, one))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+            differences.append((one.own - one.rest, one))
+    return max(differences, key=lambda pair: pair[0])[1] if differences else None

@@ -87,7 +87,7 @@ def idle_tensors(stream: LiveStream) -> IdleTensors | str:
         n += len(batch)
     if n < LEAST_ROWS:
         return f"needs {LEAST_ROWS} rows or more"
-    found = [idle for one in seen.values() for idle in one.found()]
+    idle_found = [idle for one in seen.values() for idle in one.found()]
     for name, one in seen.items():
         if one.kind == "mask" and one.low == one.high != 0:
             padded = [
@@ -97,8 +97,8 @@ def idle_tensors(stream: LiveStream) -> IdleTensors | str:
             ]
             if padded:
                 count, other = max(padded)
-                found.append(IdleTensor(name, "mask", one.low, other, count / n))
-    return IdleTensors(tuple(found), len(seen), n)
+                idle_found.append(IdleTensor(name, "mask", one.low, other, count / n))
+    return IdleTensors(tuple(idle_found), len(seen), n)
 
 
 def _batches(stream: LiveStream) -> Iterator[InputBatch]:
@@ -175,12 +175,12 @@ class _Seen:
 
 def _ending(given: dict[str, InputTensor]) -> dict[str, Tensor]:
     """Return for each sequence which rows end in several equal entries."""
-    found: dict[str, Tensor] = {}
+    endings: dict[str, Tensor] = {}
     for name, one in given.items():
         if one.kind == "mask" or one.x.ndim not in (2, 3) or one.x.shape[1] <= 2 * END:
             continue
         if one.kind == "numbers" and one.x.ndim == 2:
             continue
         x = one.x.detach().cpu().reshape(len(one.x), one.x.shape[1], -1)
-        found[name] = (x[:, -END:] == x[:, -1:]).flatten(1).all(1) & (x[:, -1] == 0).all(1)
-    return found
+        endings[name] = (x[:, -END:] == x[:, -1:]).flatten(1).all(1) & (x[:, -1] == 0).all(1)
+    return endings

@@ -86,12 +86,12 @@ def parts_of(singles: Sequence[InputBatch], processor: object, names: Sequence[s
 
 
 def _columns(singles: Sequence[InputBatch], x: Tensor, names: Sequence[str]) -> Parts:
-    known = names if len(names) == x.shape[1] else [f"{i + 1}" for i in range(x.shape[1])]
+    all_names = names if len(names) == x.shape[1] else [f"{i + 1}" for i in range(x.shape[1])]
     masks = torch.eye(x.shape[1], dtype=torch.bool)
     blocks = x.detach().cpu().double().T[:, :, None].numpy()
     swap = _pasting(singles, x, masks)
     return Parts(
-        "column", blocks, [f"column {n}" for n in known].__getitem__, swap, swap, x.shape[1]
+        "column", blocks, [f"column {n}" for n in all_names].__getitem__, swap, swap, x.shape[1]
     )
 
 
@@ -207,7 +207,7 @@ class _Texts:
         """Return texts with a token and its phrase, or as many other tokens, replaced."""
         phrase = self.phrase(tokens[part])
         avoid = self.special | set(phrase.values())
-        found = []
+        batches = []
         for row, donor in zip(rows, donors, strict=True):
             text = self.ids[row].clone()
             mask = self._held(text, phrase)
@@ -219,8 +219,8 @@ class _Texts:
             pool = [t for t in self.ids[donor].tolist() if t not in avoid]
             if pool:
                 text[mask] = torch.from_numpy(draw.choice(pool, int(mask.sum()))).to(text)
-            found.append(_given(self.singles[row], text[None]))
-        return found
+            batches.append(_given(self.singles[row], text[None]))
+        return batches
 
     def _held(self, text: Tensor, phrase: dict[int, int]) -> Tensor:
         """Return the positions of a token and its phrase in a text."""

@@ -80,10 +80,10 @@ def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
     chosen = np.arange(n)
     if n > most:
         chosen = np.sort(np.random.default_rng(data.seed).permutation(n)[:most])
-    found = _named(inputs, chosen) or _plain(module, inputs, chosen)
-    if found is None:
+    table = _named(inputs, chosen) or _plain(module, inputs, chosen)
+    if table is None:
         return "the inputs are not rows of numbers"
-    values, names = found
+    values, names = table
     if len(values) < LEAST_ROWS or values.shape[1] > MOST_COLUMNS:
         return f"needs {LEAST_ROWS} rows or more, and {MOST_COLUMNS:,} columns or fewer"
     missing = data.missing or {"rows": len(values), "columns": _unknown(values, names)}
@@ -119,8 +119,8 @@ def _named(inputs: ItemInputs, chosen: np.ndarray) -> tuple[np.ndarray, tuple[st
 
 
 def _number(value: Any) -> float:
-    found = as_number(value)
-    return float("nan") if found is None else found
+    number = as_number(value)
+    return float("nan") if number is None else number
 
 
 def _plain(
@@ -144,10 +144,10 @@ def _columns(module: nn.Module, batch: InputBatch) -> dict[str, Float[Tensor, "r
     """Return the columns of all floating-point vectors among the inputs, by name."""
     given = input_tensors(module, batch)
     tables = {n: one.x for n, one in given.items() if one.kind == "numbers" and one.x.ndim <= 2}
-    found: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
     for name, x in tables.items():
         x = x.detach().double().cpu().reshape(len(x), -1)
         of = "" if len(given) == 1 else f" of {name}"
         is_one = len(given) > 1 and x.shape[1] == 1
-        found |= {name if is_one else f"column {i}{of}": x[:, i] for i in range(x.shape[1])}
-    return found
+        columns |= {name if is_one else f"column {i}{of}": x[:, i] for i in range(x.shape[1])}
+    return columns

@@ -77,18 +77,18 @@ def near_pairs(
     other = x if y is None else y
     other_group = group if group2 is None else group2
     distance, index = nearest(x, other, FAR, group=group, group2=other_group)
-    known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
+    is_known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
     ratio = torch.full((len(x),), torch.inf, dtype=torch.float64)
-    ratio[known] = distance[known, 0] / distance[known, -1]
+    ratio[is_known] = distance[is_known, 0] / distance[is_known, -1]
     dim = local_dimension(distance) if dim is None else dim
-    n = int(known.sum())
+    n = int(is_known.sum())
     eps = min(limit, (chance / (4 * max(n, 1))) ** (1 / dim))
     below = torch.nonzero(ratio < eps).flatten()
     below = below[torch.argsort(ratio[below], stable=True)]
     partner, n_below = index[below, 0], len(below)
     if lengths is not None:
-        told = lengths[0][below] != lengths[1][partner]
-        below, partner = below[told], partner[told]
+        differ = lengths[0][below] != lengths[1][partner]
+        below, partner = below[differ], partner[differ]
     n_alike = n_below - len(below)
     if elsewhere is not None:
         a, b = elsewhere

@@ -46,8 +46,8 @@ class StandIn:
 
 def stand_ins(table: InputTable) -> list[StandIn]:
     """Return the constants that stand for missing values, most frequent first."""
-    found = [s for j in range(table.values.shape[1]) for s in _of_column(j, table.known(j))]
-    return sorted(found, key=lambda s: (not s.sure, -s.n, s.column, s.value))
+    values = [s for j in range(table.values.shape[1]) for s in _of_column(j, table.known(j))]
+    return sorted(values, key=lambda s: (not s.sure, -s.n, s.column, s.value))
 
 
 def _of_column(column: int, x: Float[np.ndarray, "row"]) -> Iterator[StandIn]:

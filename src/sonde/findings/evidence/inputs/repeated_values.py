@@ -97,11 +97,11 @@ def repeated_values(stream: LiveStream) -> RepeatedValues | str:
         if same == len(order):
             whole = torch.cat([p.x.detach().cpu() for p in parts])
             wholes[name] = InputTensor(name, parts[0].kind, whole)
-    found: list[Repeated] = []
+    repeated: list[Repeated] = []
     for one in wholes.values():
         if one.kind != "mask":
-            found += _of_tensor(one, _real(one, wholes))
-    return RepeatedValues(tuple(found), order)
+            repeated += _of_tensor(one, _real(one, wholes))
+    return RepeatedValues(tuple(repeated), order)
 
 
 def _real(one: InputTensor, every: Mapping[str, InputTensor]) -> Bool[Tensor, "row *position"]:
@@ -127,9 +127,11 @@ def _of_tensor(one: InputTensor, real: Bool[Tensor, "row *position"]) -> Iterato
         n = x.shape[axis] if 1 < x.shape[axis] <= MOST_CHANNELS else 0
         parts = [_of_part(one, x.select(axis, i)[:, None], real.select(axis, i)[:, None], axis, i)
                  for i in range(n)]  # fmt: skip
-        known = [part for part in parts if part is not None]
-        if max((k.share for k in known), default=0.0) > max((k.share for k in best), default=0.0):
-            best, of = known, n
+        repeated = [part for part in parts if part is not None]
+        if max((k.share for k in repeated), default=0.0) > max(
+            (k.share for k in best), default=0.0
+        ):
+            best, of = repeated, n
     whole = None if 0 < 2 * len(best) <= of else _of_part(one, x, real, 0, -1)
     yield from best if whole is None else [whole]
 

@@ -66,7 +66,7 @@ def state_series(
     evidence: Evidence, order: Int[np.ndarray, "row"]
 ) -> Float[np.ndarray, "row series"]:
     """Return main directions of the states at the first and the last site, in file order."""
-    shared, found = shared_rows(evidence), list[Float[np.ndarray, "row kept"]]()
+    shared, series = shared_rows(evidence), list[Float[np.ndarray, "row kept"]]()
     for i in sorted({0, len(evidence.sites) - 1}):
         x = shared.x(i).numpy()[order]
         x = x - x.mean(0)
@@ -76,5 +76,5 @@ def state_series(
             x = x @ torch.randn(x.shape[1], WIDTH, generator=draw, dtype=torch.float64).numpy()
         left, size, _ = np.linalg.svd(x, full_matrices=False)
         kept = np.flatnonzero(size[:KEPT] > 1e-9 * max(float(size[0]), 1e-300))
-        found.append(left[:, kept])
-    return np.concatenate(found, 1)
+        series.append(left[:, kept])
+    return np.concatenate(series, 1)

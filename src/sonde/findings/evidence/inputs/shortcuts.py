@@ -125,16 +125,16 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
     weights = count_weights(stream.model.module)
     if weights > USUAL_WEIGHTS and not evidence.deep:
         return "the model is too large for this check; --deep runs it"
-    found = _examples(stream, evidence)
-    if isinstance(found, str):
-        return found
-    parts = parts_of(found.singles, stream.model.processor, evidence.data.inputs)
+    examples = _examples(stream, evidence)
+    if isinstance(examples, str):
+        return examples
+    parts = parts_of(examples.singles, stream.model.processor, evidence.data.inputs)
     if isinstance(parts, str):
         return parts
     if parts.n_numbers > USUAL_NUMBERS and not evidence.deep:
         return "the inputs are too large for this check; --deep runs it"
     with untouched(stream.model.module), torch.no_grad():
-        return _searched(stream, evidence, found, parts)
+        return _searched(stream, evidence, examples, parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +148,8 @@ class _Examples:
 
     def rows(self, use: int, label: int | None = None) -> Rows:
         """Return the rows for a use, all of them or those of class ``label``."""
-        mine = self.use == use
-        return np.flatnonzero(mine if label is None else mine & (self.label == label))
+        used = self.use == use
+        return np.flatnonzero(used if label is None else used & (self.label == label))
 
 
 def _examples(stream: LiveStream, evidence: Evidence) -> _Examples | str:
@@ -168,8 +168,8 @@ def _examples(stream: LiveStream, evidence: Evidence) -> _Examples | str:
     number = label[torch.tensor(kept, dtype=torch.int64)].numpy()
     use = np.zeros(len(kept), dtype=int)
     for k in np.unique(number):
-        mine = number == k
-        use[mine] = np.array([FIT, CONFIRM, CHOOSE, CONFIRM])[np.arange(mine.sum()) % 4]
+        of_class = number == k
+        use[of_class] = np.array([FIT, CONFIRM, CHOOSE, CONFIRM])[np.arange(of_class.sum()) % 4]
     return _Examples(singles, [int(order[r]) for r in kept], number, use)
 
 
@@ -191,17 +191,17 @@ def _searched(
     reach = float(ndtri(1 - LEVEL / (2 * len(classes))))
     tried = []
     for i, k in enumerate(classes):
-        mine, others = choose[found.label[choose] == k], choose[found.label[choose] != k]
+        of_class, others = choose[found.label[choose] == k], choose[found.label[choose] != k]
         held = score[:, i] > bound[:, i, None]
-        marked, spread = held[:, mine].mean(1), _spreads(score[:, i], held, mine, others)
+        marked, spread = held[:, of_class].mean(1), _spreads(score[:, i], held, of_class, others)
         order = np.lexsort((-marked, np.where(marked >= MARKED, spread, np.inf)))
-        likely = _unlike(held[:, mine], order[: np.count_nonzero(marked >= MARKED)])
-        costs = {p: exchange.cost(p, mine[held[p, mine]], others)[0].mean() for p in likely}
+        likely = _unlike(held[:, of_class], order[: np.count_nonzero(marked >= MARKED)])
+        costs = {p: exchange.cost(p, of_class[held[p, of_class]], others)[0].mean() for p in likely}
         if not costs or max(costs.values()) <= 0:
             continue
         part = max(costs, key=lambda p: costs[p])
-        mine, others = rest[found.label[rest] == k], rest[found.label[rest] != k]
-        own = mine[held[part, mine]]
+        of_class, others = rest[found.label[rest] == k], rest[found.label[rest] != k]
+        own = of_class[held[part, of_class]]
         if len(own) < LEAST_MARKED:
             continue
         lost, kept, right = exchange.cost(part, own, others)
@@ -211,9 +211,9 @@ def _searched(
                 label=k,
                 name=class_name(evidence.data, k),
                 where=parts.words(part),
-                marked=len(own) / len(mine),
+                marked=len(own) / len(of_class),
                 elsewhere=float(held[part, others].mean()),
-                spread=float(_spreads(score[:, i], held, mine, others)[part]),
+                spread=float(_spreads(score[:, i], held, of_class, others)[part]),
                 kept=kept,
                 right=right,
                 low=max(-1.0, float(lost.mean()) - error),
@@ -281,12 +281,12 @@ def _scores(
 ) -> Float[np.ndarray, "part class row"]:
     """Return each row's score for each class, by ridge regression on each part."""
     x = blocks - blocks[:, fit].mean(1, keepdims=True)
-    known = x[:, fit]
-    gram = known.transpose(0, 2, 1) @ known
+    fitted = x[:, fit]
+    gram = fitted.transpose(0, 2, 1) @ fitted
     size = np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
     gram += (RIDGE * size + 1e-12)[:, None, None] * np.eye(gram.shape[1])
     y = (target[..., fit] - target[..., fit].mean(-1, keepdims=True)).swapaxes(1, 2)
-    weight = np.linalg.solve(gram, known.transpose(0, 2, 1) @ y)
+    weight = np.linalg.solve(gram, fitted.transpose(0, 2, 1) @ y)
     return (x @ weight).transpose(0, 2, 1)
 
 
@@ -322,8 +322,8 @@ class _Exchange:
         """Return the fraction of other rows classified as this class with its part pasted in."""
         if self.parts.kind == "token":
             return 0.0
-        made = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)
-        return float((class_answers_of(self.stream, made) == self.found.label[own[0]]).mean())
+        exchanged = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)
+        return float((class_answers_of(self.stream, exchanged) == self.found.label[own[0]]).mean())
 
 
 def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
@@ -348,7 +348,7 @@ def answers_of(
             for v in (*one.args, *one.kwargs.values(), one.mask)
         )
         alike.setdefault(shapes, []).append(i)
-    found: dict[int, Tensor] = {}
+    answers: dict[int, Tensor] = {}
     assert stream.logits_key is not None
     for rows in alike.values():
         for some in in_lists(rows, TOGETHER):
@@ -357,5 +357,5 @@ def answers_of(
             logits = find_logits(output, stream.logits_key)
             if logits is None or logits.ndim != 2:
                 return None
-            found |= dict(zip(some, logits.detach().cpu(), strict=True))
-    return torch.stack([found[i] for i in range(len(singles))])
+            answers |= dict(zip(some, logits.detach().cpu(), strict=True))
+    return torch.stack([answers[i] for i in range(len(singles))])

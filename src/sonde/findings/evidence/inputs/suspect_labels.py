@@ -111,31 +111,31 @@ class OneWay:
 @once
 def suspect_labels(evidence: Evidence) -> SuspectLabels:
     """Return the rows to check first, with a planted test. Call ``labels.usable`` first."""
-    found, way = label_evidence(evidence), one_way(evidence)
-    learned = found.truth.clone()
+    labels, way = label_evidence(evidence), one_way(evidence)
+    learned = labels.truth.clone()
     if way is not None:  # labels that are often wrong teach the probe that they are right
         learned[way.rows] = way.of
-    doubts = _doubts(evidence, found, learned, found.truth)
-    n, likely = found.n_rows, doubts.doubt > 0
+    doubts = _doubts(evidence, labels, learned, labels.truth)
+    n, likely = labels.n_rows, doubts.doubt > 0
     draw = torch.Generator().manual_seed(evidence.data.seed)
     order = torch.randperm(n, generator=draw)
     order = order[~likely[order]]
     planted = order[: max(LEAST_PLANTED, round(PLANTED * n))]
     row = torch.nonzero(likely).flatten()
     row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
-    own = model_support(evidence, found)
-    learned_all = own is not None and _share_right(own, found.truth) > LEARNED
-    count = _count(evidence, found)
-    if learned_all or (own is not None and _share_right(own, found.truth) > 1 - count.low / n):
+    own = model_support(evidence, labels)
+    learned_all = own is not None and _share_right(own, labels.truth) > LEARNED
+    count = _count(evidence, labels)
+    if learned_all or (own is not None and _share_right(own, labels.truth) > 1 - count.low / n):
         # The model gives more rows their label than can have a right one.
         doubts = Doubts(count.named, 2 * count.probability - 1) if count.low > 0 else doubts
         row = count.order[: int((doubts.doubt > 0).sum())] if count.low > 0 else row
         return SuspectLabels(row, doubts, 0, 0, count)
     if len(planted) < LEAST_PLANTED:
         return SuspectLabels(row, doubts, 0, 0, count, own is not None)
-    label, learned = found.truth.clone(), learned.clone()
+    label, learned = labels.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
-    again = _doubts(evidence, found, learned, label).doubt
+    again = _doubts(evidence, labels, learned, label).doubt
     # The rows that were doubtful before compete too: without them every exchanged label is found.
     first = torch.argsort(again, descending=True, stable=True)[: len(planted) + len(row)]
     n_found = int(torch.isin(first, planted).sum())
@@ -240,16 +240,16 @@ def one_way(evidence: Evidence) -> OneWay | None:
     probe does not give most of them their label.
     Ask ``labels.usable`` first.
     """
-    found = label_evidence(evidence)
-    score = _scores(evidence, found, found.truth, found.best)
-    half = torch.remainder(found.group // 4, 2) == 0
-    way = _surest(score, found.truth, half, found.group)
-    own = model_support(evidence, found)
+    labels = label_evidence(evidence)
+    score = _scores(evidence, labels, labels.truth, labels.best)
+    half = torch.remainder(labels.group // 4, 2) == 0
+    way = _surest(score, labels.truth, half, labels.group)
+    own = model_support(evidence, labels)
     if way is not None or own is None:
         return way
-    if _is_worse(own, score, found.truth, found.group):
+    if _is_worse(own, score, labels.truth, labels.group):
         return None
-    way = _surest(own.clamp(min=1e-12).log(), found.truth, half, found.group)
+    way = _surest(own.clamp(min=1e-12).log(), labels.truth, half, labels.group)
     if way is None:
         return None
     agrees = score[way.rows, way.of] > score[way.rows, way.called]
@@ -274,10 +274,10 @@ def _surest(
     group: Int[Tensor, "row"],
 ) -> OneWay | None:
     """Return the most significant pair by these class log-odds."""
-    said, names = score.argmax(1), range(score.shape[1])
+    likeliest, names = score.argmax(1), range(score.shape[1])
     pairs = [(a, b) for a in names for b in names if a != b]
-    made = [_pair(score, said, truth, a, b, half, group) for a, b in pairs]
-    kept = [pair for pair in made if pair is not None and pair.p * len(pairs) < 0.001]
+    tested = [_pair(score, likeliest, truth, a, b, half, group) for a, b in pairs]
+    kept = [pair for pair in tested if pair is not None and pair.p * len(pairs) < 0.001]
     return min(kept, key=lambda pair: pair.p, default=None)
 
 
@@ -330,8 +330,8 @@ def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
     """Return the report's list of rows to check first, or None without usable labels."""
     if not usable(evidence):
         return None
-    found, labels = suspect_labels(evidence), label_evidence(evidence)
-    row = found.row[:LISTED]
+    suspects, labels = suspect_labels(evidence), label_evidence(evidence)
+    row = suspects.row[:LISTED]
     shared = labels.where[row].tolist()
     ids = ids_at(evidence, shared)
     rows = [
@@ -339,21 +339,21 @@ def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
             "id": ids[i],
             EXAMPLES: examples_at(evidence, shared[i : i + 1]),
             "label": labels.names[int(labels.truth[row[i]])],
-            "predicted": labels.names[int(found.doubts.named[row[i]])],
-            "share": float(found.doubts.doubt[row[i]]),
+            "predicted": labels.names[int(suspects.doubts.named[row[i]])],
+            "share": float(suspects.doubts.doubt[row[i]]),
         }
         for i in range(len(row))
     ]
     return {
         "rows": rows,
-        "planted": found.planted,
-        "found": found.found,
-        "n": len(found.row),
+        "planted": suspects.planted,
+        "found": suspects.found,
+        "n": len(suspects.row),
         "wrong": {
-            "number": found.count.number,
-            "low": found.count.low,
-            "high": found.count.high,
-            "precision": found.count.precision,
+            "number": suspects.count.number,
+            "low": suspects.count.low,
+            "high": suspects.count.high,
+            "precision": suspects.count.precision,
             "n_rows": labels.n_rows,
         },
     }

@@ -72,20 +72,20 @@ def first_pieces(data: DataEvidence) -> list[int]:
 @once
 def copies(data: DataEvidence) -> Copies:
     """Return the inputs that occur more than once."""
-    found: dict[bytes, list[int]] = defaultdict(list)
+    by_key: dict[bytes, list[int]] = defaultdict(list)
     items = first_pieces(data)
     for i in items:
-        found[data.keys[i]].append(i)
+        by_key[data.keys[i]].append(i)
     blank = bytes_key(b"")
-    sets = sorted((tuple(s) for s in found.values() if len(s) > 1), key=lambda s: (-len(s), s[0]))
+    sets = sorted((tuple(s) for s in by_key.values() if len(s) > 1), key=lambda s: (-len(s), s[0]))
     label = data.label.tolist()
     split = [j for j, s in enumerate(sets) if len({label[i] for i in s if label[i] >= 0}) > 1]
     return Copies(
         n=len(items),
-        n_extra=len(items) - len(found),
+        n_extra=len(items) - len(by_key),
         sets=tuple(sets),
         contradicting=tuple(split),
-        n_blank=len(found.get(blank, ())),
+        n_blank=len(by_key.get(blank, ())),
     )
 
 
@@ -144,8 +144,8 @@ def last_token_lengths(shared: SharedRows) -> Tensor | None:
     site = shared.evidence.sites[0]
     if site.schema.reducer.name != "last" or not OF_TOKENS & {*site.schema.axes.split()}:
         return None
-    found = shared.column("length")
-    return torch.zeros(len(shared.group), dtype=torch.int64) if found is None else found
+    lengths = shared.column("length")
+    return torch.zeros(len(shared.group), dtype=torch.int64) if lengths is None else lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,25 +179,25 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     agrees with them. If the model itself answers that class as surely as for rows of the class, six
     in ten are enough, and two in ten may have the row's label. Ask ``labels.usable`` first.
     """
-    found = label_evidence(evidence)
-    k = min(NEIGHBOURS, found.n_rows - 1)
-    x, truth = found.x(found.best), found.truth
-    distance, index = nearest(x, x, k, group=found.group, group2=found.group)
+    labels = label_evidence(evidence)
+    k = min(NEIGHBOURS, labels.n_rows - 1)
+    x, truth = labels.x(labels.best), labels.truth
+    distance, index = nearest(x, x, k, group=labels.group, group2=labels.group)
     label = truth[index].masked_fill(~torch.isfinite(distance), -1)
-    votes = torch.nn.functional.one_hot(label.clamp(min=0), len(found.names))
+    votes = torch.nn.functional.one_hot(label.clamp(min=0), len(labels.names))
     votes = (votes * (label >= 0)[:, :, None]).sum(1)
     count, named = votes.max(1)
     own = votes.gather(1, truth[:, None])[:, 0]
-    agrees = found.sites[found.best].predicted == named
+    agrees = labels.sites[labels.best].predicted == named
     clear = (own == 0) & (count >= 0.9 * k)
-    likely = (own <= 0.2 * k) & (count >= 0.6 * k) & _model_names(evidence, found, named)
+    likely = (own <= 0.2 * k) & (count >= 0.6 * k) & _model_names(evidence, labels, named)
     clear, likely = clear & agrees, likely & agrees & (named != truth)
     wrong = clear | likely
     row = torch.nonzero(wrong).flatten()
     share = count[row].double() / k
     row = row[torch.argsort(share, descending=True, stable=True)]
     shares = count[row].double() / k
-    return DoubtfulLabels(row, named[row], shares, found.n_rows, int(clear.sum()))
+    return DoubtfulLabels(row, named[row], shares, labels.n_rows, int(clear.sum()))
 
 
 def _model_names(
@@ -275,15 +275,15 @@ def doubtful_rows(evidence: Evidence) -> list[int]:
 def _mislabelled(evidence: Evidence) -> list[dict[str, Any]]:
     if not usable(evidence):
         return []
-    found, doubt = label_evidence(evidence), doubtful_labels(evidence)
+    labels, doubt = label_evidence(evidence), doubtful_labels(evidence)
     rows = doubtful_rows(evidence)
     ids = ids_at(evidence, rows)
     return [
         {
             "id": ids[i],
             EXAMPLES: examples_at(evidence, rows[i : i + 1]),
-            "label": found.names[int(found.truth[doubt.row[i]])],
-            "predicted": found.names[int(doubt.named[i])],
+            "label": labels.names[int(labels.truth[doubt.row[i]])],
+            "predicted": labels.names[int(doubt.named[i])],
             "share": float(doubt.share[i]),
         }
         for i in range(min(NAMED, len(doubt.row)))
@@ -307,16 +307,19 @@ def _far(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _duplicates(data: DataEvidence) -> list[dict[str, Any]]:
-    found, label = copies(data), data.label.tolist()
-    first = [*found.contradicting, *(set(range(len(found.sets))) - set(found.contradicting))]
+    duplicates, label = copies(data), data.label.tolist()
+    first = [
+        *duplicates.contradicting,
+        *(set(range(len(duplicates.sets))) - set(duplicates.contradicting)),
+    ]
     return [
         {
-            "ids": [str(data.ids[i]) for i in found.sets[j][:10]],
-            EXAMPLES: list(found.sets[j][:10]),
-            "n": len(found.sets[j]),
+            "ids": [str(data.ids[i]) for i in duplicates.sets[j][:10]],
+            EXAMPLES: list(duplicates.sets[j][:10]),
+            "n": len(duplicates.sets[j]),
             "labels": [
                 class_name(data, c)
-                for c in sorted({label[i] for i in found.sets[j] if label[i] >= 0})[:10]
+                for c in sorted({label[i] for i in duplicates.sets[j] if label[i] >= 0})[:10]
             ],
         }
         for j in first[:NAMED]

@@ -102,17 +102,17 @@ def _states(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Tensor]:
 def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
     """Return the known columns of the inputs: measured, given by the user, and file names."""
     shared = shared_rows(evidence)
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name in OF_ROWS:
         values = shared.column(name)
         if values is not None:
-            found[name] = values.double().reshape(len(values), -1)[where, 0]
+            columns[name] = values.double().reshape(len(values), -1)[where, 0]
     if evidence.data.own_columns is not None and shared.order is not None:
         own = evidence.data.own_columns(shared.order[where].tolist())
-        found |= {name: _typed(values) for name, values in own.items()}
+        columns |= {name: _typed(values) for name, values in own.items()}
     if shared.order is not None:
-        found |= file_names(evidence, shared.order[where].tolist())
-    return found
+        columns |= file_names(evidence, shared.order[where].tolist())
+    return columns
 
 
 def file_names(evidence: Evidence, examples: Sequence[int]) -> dict[str, list[str]]:
@@ -151,13 +151,13 @@ def standouts(found: WeakRows, group: WeakGroup) -> list[str]:
     """Return the columns in which the members differ most from the rest, most extreme first."""
     inside = torch.zeros(len(found.where), dtype=torch.bool)
     inside[group.rows] = True
-    said: list[tuple[float, str]] = []
+    texts: list[tuple[float, str]] = []
     for name, values in found.columns.items():
         if isinstance(values, Tensor):
-            mine, rest = values[inside].nanmean(), values[~inside].nanmean()
-            z = float((mine - rest) / values[~values.isnan()].std().clamp(min=1e-12))
+            own, rest = values[inside].nanmean(), values[~inside].nanmean()
+            z = float((own - rest) / values[~values.isnan()].std().clamp(min=1e-12))
             if abs(z) >= STANDS_OUT:
-                said.append((abs(z), f"{name} {number(float(mine))}, else {number(float(rest))}"))
+                texts.append((abs(z), f"{name} {number(float(own))}, else {number(float(rest))}"))
             continue
         ((value, n),) = Counter(values[i] for i in group.rows.tolist()).most_common(1)
         here = n / len(group.rows)
@@ -165,8 +165,8 @@ def standouts(found: WeakRows, group: WeakGroup) -> list[str]:
         if here >= 0.5 and here - rest_share >= 0.3:
             z = (here - rest_share) / max(rest_share * (1 - rest_share), 1e-3) ** 0.5
             text = f"{percent(here)} have {name} = {value}, else {percent(rest_share)}"
-            said.append((z, text))
-    return [text for _, text in sorted(said, key=lambda one: -one[0])]
+            texts.append((z, text))
+    return [text for _, text in sorted(texts, key=lambda one: -one[0])]
 
 
 def extreme_units(evidence: Evidence, found: WeakRows, group: WeakGroup) -> tuple[str, list[int]]:

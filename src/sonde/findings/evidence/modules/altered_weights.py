@@ -58,11 +58,11 @@ class AlteredWeights:
 def altered_weights(stream: LiveStream, _: Evidence | None = None) -> AlteredWeights:
     """Return the weights of the modules that ran which are rounded, cut off or copied."""
     weights = dict(_weights(stream))
-    found = list(_copies(weights))
+    altered = list(_copies(weights))
     for (path, name), weight in weights.items():
         if (one := _in_itself(path, name, weight)) is not None:
-            found.append(one)
-    return AlteredWeights(tuple(found), len(weights))
+            altered.append(one)
+    return AlteredWeights(tuple(altered), len(weights))
 
 
 def _weights(stream: LiveStream) -> Iterator[tuple[tuple[str, str], Tensor]]:
@@ -100,11 +100,11 @@ def _copies(weights: Mapping[tuple[str, str], Tensor]) -> Iterator[Altered]:
     for (path, name), weight in weights.items():
         total = float(weight.double().sum())
         key = (tuple(weight.shape), weight.dtype, total, float(weight.double().square().sum()))
-        known = first.setdefault(key, (path, name))
-        if known == (path, name) or not torch.equal(weights[known], weight):
+        earlier = first.setdefault(key, (path, name))
+        if earlier == (path, name) or not torch.equal(weights[earlier], weight):
             continue
         if not _is_repeated(weight):
-            yield Altered(path, name, "copied", 1.0, known[0])
+            yield Altered(path, name, "copied", 1.0, earlier[0])
 
 
 def _is_repeated(weight: Tensor) -> bool:

@@ -34,9 +34,9 @@ def sampled_ends(
     x, y = rows_as_float(before.sample), rows_as_float(site.sample)
     values = []
     for mask in random_halves(site.sample.group):
-        found = _median((y - x)[mask].square().mean(0), x[mask].var(0, correction=0))
-        if found is not None:
-            values.append(found)
+        ratio = _median((y - x)[mask].square().mean(0), x[mask].var(0, correction=0))
+        if ratio is not None:
+            values.append(ratio)
     if len(values) < 2:
         return None, None
     return ends(value, torch.tensor(values, dtype=torch.float64), site.sample.group, n_groups)

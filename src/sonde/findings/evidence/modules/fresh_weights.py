@@ -118,27 +118,27 @@ def find_fresh_layers(stream: LiveStream, evidence: Evidence) -> FreshLayers:
 
 def untrained_share(evidence: Evidence) -> float:
     """Return the fraction of the layers that look untrained; 0 if no model is known."""
-    found = evidence.get(find_fresh_layers)
-    return 0.0 if found is None else found.share
+    layers = evidence.get(find_fresh_layers)
+    return 0.0 if layers is None else layers.share
 
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     """Return the layers of a model that look untrained; runs a few rows if necessary."""
-    found: list[tuple[Fresh, Matrix, float]] = []
+    candidates: list[tuple[Fresh, Matrix, float]] = []
     looked = list(_layers(stream))
     for i, (path, weight, bias) in enumerate(looked):
-        said = _bias(bias, weight.shape[1])
-        law = None if said is None else _law(weight)
-        if law is None or said is None:
+        bias_words = _bias(bias, weight.shape[1])
+        law = None if bias_words is None else _law(weight)
+        if law is None or bias_words is None:
             continue
         edge, p = spectrum_edge(weight, law.spread)
         before, after = ([w for _, w, _ in part] for part in (looked[:i][-1:], looked[i + 1 :][:1]))
-        known = neighbours(weight, before, after)
-        if _combined([law.p, p, *_evenness(weight, law), *known]) > LEVEL:
-            found.append((Fresh(path, law.words, edge, said), weight, law.spread))
-    gains = _gains(stream, seed, {f.path: (w, s) for f, w, s in found})
+        nearness = neighbours(weight, before, after)
+        if _combined([law.p, p, *_evenness(weight, law), *nearness]) > LEVEL:
+            candidates.append((Fresh(path, law.words, edge, bias_words), weight, law.spread))
+    gains = _gains(stream, seed, {f.path: (w, s) for f, w, s in candidates})
     fresh = tuple(
-        f for f, w, _ in found if abs(gains.get(f.path, 1.0) - 1) < 4 * math.sqrt(2 / len(w))
+        f for f, w, _ in candidates if abs(gains.get(f.path, 1.0) - 1) < 4 * math.sqrt(2 / len(w))
     )
     sizes = {
         path: Size(tuple(w.shape), float(w.float().square().mean().sqrt())) for path, w, _ in looked
@@ -338,16 +338,16 @@ def _law(weight: Matrix, own: float = 0.0) -> _Law | None:
         "normal, 0.01": 0.01,
     }
     top = abs(entries[[0, -1]]).max()
-    found = [
+    laws = [
         (_distance(entries, _uniform(entries, bound)), words, bound / 3**0.5, 1.8)
         for words, bound in bounds.items()
         if top <= bound * (1 + 1e-3)
     ]
-    found += [
+    laws += [
         (_distance(entries, ndtr(entries / spread)), words, spread, 3.0)
         for words, spread in spreads.items()
     ]
-    distance, words, spread, kurtosis = min(found, key=lambda law: law[0])
+    distance, words, spread, kurtosis = min(laws, key=lambda law: law[0])
     p = _fit_p(distance, len(entries))
     return _Law(words, spread, kurtosis, p) if p > 1e-3 else None
 
@@ -455,7 +455,7 @@ def _gains(
             as_found=not stream.model.module.training,
             place=stream.probe.place,
         ).tensors
-    found: dict[str, float] = {}
+    gains: dict[str, float] = {}
     for site in sites:
         weight, spread = layers[site.path]
         x = tensors.get(str(site))
@@ -463,5 +463,5 @@ def _gains(
             continue
         rows = x.reshape(-1, x.shape[-1]).float()
         through = (rows @ weight.float().T).square().sum() / (rows.square().sum() * len(weight))
-        found[site.path] = float(through) / spread**2
-    return found
+        gains[site.path] = float(through) / spread**2
+    return gains

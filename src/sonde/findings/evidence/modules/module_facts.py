@@ -208,7 +208,7 @@ def _pools(stream: LiveStream) -> bool:
 
 
 def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, SiteFacts]:
-    found: dict[str, SiteFacts] = {}
+    facts_of: dict[str, SiteFacts] = {}
     before: Tensor | None = None
     n_channels: int | None = None
     is_input = True
@@ -223,18 +223,18 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
             n_channels if follows and isinstance(module, BATCH_NORMS) else _channels(module)
         )
         own = tensors.get(str(site))
-        is_input = is_input and (follows or not found) and _same_numbers(received, own)
-        found[kind.key] = SiteFacts(
+        is_input = is_input and (follows or not facts_of) and _same_numbers(received, own)
+        facts_of[kind.key] = SiteFacts(
             n_parameters=count_weights(module),
             follows=follows,
             ends=_ends(module),
             n_inputs=_inputs(module, received),
-            is_first=not found,
+            is_first=not facts_of,
             n_channels=n_channels,
             is_input=is_input,
         )
         before = own
-    return found
+    return facts_of
 
 
 def _channels(module: nn.Module) -> int | None:

@@ -18,15 +18,15 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
         return set()
     if model.n_numbers is not None and model.n_numbers < n:
         return {site.name for site in evidence.sites}
-    found: set[str] = set()
+    names: set[str] = set()
     for before, site in itertools.pairwise((None, *evidence.sites)):
         facts = model.sites.get(site.schema.key) if site else None
         if not (site and facts):
             continue
         is_narrow = facts.n_inputs is not None and facts.n_inputs < n
-        if is_narrow or (facts.follows and before and (before.dim < n or before.name in found)):
-            found.add(site.name)
-    return found
+        if is_narrow or (facts.follows and before and (before.dim < n or before.name in names)):
+            names.add(site.name)
+    return names
 
 
 def is_input(site: SiteEvidence, evidence: Evidence) -> bool:

@@ -83,7 +83,7 @@ class Trials:
         """Run a batch of the examples ``which`` under a random seed and return rows by site."""
         seed_everything(self.module, seed)
         tensors, output = self._run(batch)
-        frame, found = None, {}
+        frame, rows_of = None, {}
         for key, how in self.sites.items():
             raw = tensors.get(str(how.site))
             if raw is None:
@@ -94,11 +94,11 @@ class Trials:
             if torch.isfinite(x).all() and not torch.isfinite(raw).all() and _has_padding(batch):
                 self.padding.add(key)
             example = torch.tensor(which)[frame.columns(layout).example]
-            found[key] = _sorted(x.double().cpu(), example)
+            rows_of[key] = _sorted(x.double().cpu(), example)
         answers = answers_of(output, self.logits_key, len(which))
         if answers is not None:
-            found[ANSWERS] = _sorted(answers, torch.tensor(which))
-        return found
+            rows_of[ANSWERS] = _sorted(answers, torch.tensor(which))
+        return rows_of
 
     def _run(self, batch: InputBatch) -> tuple[dict[str, Tensor], object]:
         sites = [how.site for how in self.sites.values()]
@@ -127,8 +127,8 @@ class Trials:
 def answers_of(output: object, key: str | None, n: int) -> Float[Tensor, "row dim"] | None:
     """Return the logits of ``n`` examples, else all outputs as rows, or None."""
     logits = None if key is None else find_logits(output, key)
-    found = [logits] if logits is not None else list(leaves(output).values())
-    kept = [x for x in found if x.ndim == 2 and len(x) == n and x.is_floating_point()]
+    tensors = [logits] if logits is not None else list(leaves(output).values())
+    kept = [x for x in tensors if x.ndim == 2 and len(x) == n and x.is_floating_point()]
     return torch.cat([x.detach().cpu().double() for x in kept], 1) if kept else None
 
 

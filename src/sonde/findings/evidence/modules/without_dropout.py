@@ -27,8 +27,8 @@ class _WithoutDropout(TorchFunctionMode):
     ) -> Any:
         name, given = getattr(func, "__name__", ""), dict(kwargs or {})
         if name in _DROPOUTS:
-            found = args[0] if args else given["input"]
-            return (found, None) if name.startswith("native") else found
+            x = args[0] if args else given["input"]
+            return (x, None) if name.startswith("native") else x
         if name == "scaled_dot_product_attention":
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             given |= {"dropout_p": 0.0} if len(args) <= 4 else {}

@@ -42,8 +42,8 @@ class BestText:
 def best_text(evidence: Evidence) -> BestText | None:
     """Return the form with the smallest loss ratio, or None if no form was tried."""
     every = (evidence.get(text_variant_evidence), evidence.get(text_forms))
-    known = [x for x in every if x is not None]
-    tried = [(words, x, loss) for x in known for words, loss in x.losses.items()
+    texts = [x for x in every if x is not None]
+    tried = [(words, x, loss) for x in texts for words, loss in x.losses.items()
              if bool(x.chooses.any()) and not bool(x.chooses.all())]  # fmt: skip
     if not tried:
         return None

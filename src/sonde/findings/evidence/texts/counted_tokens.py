@@ -26,14 +26,14 @@ def counted_losses(
     groups that share its quarter by hash.
     """
     read, fold_of = _read(inputs), _Folds(seed)
-    found: list[Tensor] = [torch.zeros(0)] * len(texts)
+    losses: list[Tensor] = [torch.zeros(0)] * len(texts)
     folds = [fold_of(text.group_keys[0]) for text in texts]
     for fold in sorted(set(folds)):
         counts = _Counts([ids for key, ids in read if fold_of(key) != fold])
         for i, text in enumerate(texts):
             if folds[i] == fold:
-                found[i] = counts.losses(ids_of(text)[0])
-    return found
+                losses[i] = counts.losses(ids_of(text)[0])
+    return losses
 
 
 def ids_of(batch: InputBatch) -> Int[Tensor, "row pos"]:
@@ -55,17 +55,17 @@ class _Folds:
 
 def _read(inputs: Inputs) -> list[tuple[bytes, Ids]]:
     """Return the tokens of the first texts, with their groups."""
-    found: list[tuple[bytes, Ids]] = []
+    texts: list[tuple[bytes, Ids]] = []
     n = 0
     for batch in inputs.batches(0, len(inputs)):
         ids = ids_of(batch)
         for i, key in enumerate(batch.group_keys):
             real = ids[i] if batch.mask is None else ids[i][batch.mask[i].cpu()]
-            found.append((key, real.long()))
+            texts.append((key, real.long()))
             n += len(real)
         if n >= MOST:
             break
-    return found
+    return texts
 
 
 class _Counts:
@@ -100,7 +100,7 @@ class _Counts:
         """Return each token's loss under counts of one, two and three tokens."""
         n = len(text) - 1
         chance = torch.full((n,), 1.0 / (self.size + 1), dtype=torch.float64)
-        found = []
+        parts = []
         for k in range(1, ORDERS + 1):
             code, count, context, total, kinds = self.tables[k - 1]
             runs = self._codes(text, k)[2 - k if k < 2 else 0 :]
@@ -110,8 +110,8 @@ class _Counts:
             better = (own + kinds_after * chance[n - len(runs) :]) / seen.clamp(min=1)
             chance = chance.clone()
             chance[n - len(runs) :] = torch.where(seen > 0, better, chance[n - len(runs) :])
-            found.append(-chance.log())
-        return torch.stack(found)
+            parts.append(-chance.log())
+        return torch.stack(parts)
 
 
 def _looked_up(

@@ -173,8 +173,8 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
         entries = max((v.numel() for v in head.state_dict().values()), default=1)
         budget = OPERATIONS / (2.0 * max(1, entries) * len(blocks))
         wanted = int(min(MOST_ROWS, max(FEWEST, budget)))
-        found = _outcomes(stream, texts, seed, blocks, decode, wanted)
-        return _by_block(stream, found, blocks, min(LEAST_ROWS, wanted))
+        outcomes = _outcomes(stream, texts, seed, blocks, decode, wanted)
+        return _by_block(stream, outcomes, blocks, min(LEAST_ROWS, wanted))
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
@@ -220,7 +220,7 @@ def _outcomes(
     """Return the model's next-token losses, or None if it gives no logits of tokens."""
     finals, doubts, group, targets, n_words = [], [], [], [], 0
     by_block = _ByBlock(decode, len(blocks))
-    counted, said, read = [], [], []
+    counted, predicted, read = [], [], []
     by_counts = counted_losses(stream.inputs, texts, seed)
     expected = torch.zeros((), dtype=torch.float64)
     for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
@@ -243,7 +243,7 @@ def _outcomes(
         doubts.append(torch.special.entr(chance).sum(-1).double().cpu())
         expected = expected + chance.double().sum(0).cpu()
         counted.append(by_counts[g][:, positions])
-        said.append(logits[0, :-1].float().softmax(-1).sum(0).cpu())
+        predicted.append(logits[0, :-1].float().softmax(-1).sum(0).cpu())
         read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
@@ -256,7 +256,7 @@ def _outcomes(
         targets=torch.cat(targets),
         expected=expected / len(final),
         counted=torch.cat(counted, dim=1),
-        texts=_texts(stream.model.processor, read, torch.stack(said)),
+        texts=_texts(stream.model.processor, read, torch.stack(predicted)),
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, targets),
     )
@@ -401,10 +401,10 @@ def _cross_entropy(share: Float[Tensor, "token"], expected: Float[Tensor, "token
 
 
 def _loss(logits: Float[Tensor, "row token"], target: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-    found = torch.nn.functional.cross_entropy(
+    losses = torch.nn.functional.cross_entropy(
         logits.float(), target.to(logits.device), reduction="none"
     )
-    return found.double().cpu()
+    return losses.double().cpu()
 
 
 def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[Tensor, "_chosen"]]:

@@ -159,9 +159,9 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
         if given is None:
             return None
         tokens = ids.shape[1] - 1
-        found, every = dict[str, Tensor](), range(len(texts))
-        changing = {words: made for words, (_, form) in FORMS.items()
-                    if (made := _touching(texts, form))}  # fmt: skip
+        losses, every = dict[str, Tensor](), range(len(texts))
+        changing = {words: touched for words, (_, form) in FORMS.items()
+                    if (touched := _touching(texts, form))}  # fmt: skip
         for words, (changed, few) in budget.affordable(changing, FIRST * tokens, SPELLINGS, PART):
             loss = _as_given(stream, small, texts, changed, few, budget)
             if loss is None or loss.mean() >= given[few].mean():
@@ -171,9 +171,9 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
             else:
                 loss = _as_given(stream, small, texts, changed, every, budget)
                 if loss is not None:
-                    found[words] = loss / tokens
+                    losses[words] = loss / tokens
     batch = small.together(kept)
-    return TextForms(given / tokens, found, batch.order, chooses_by_key(batch.group_keys))
+    return TextForms(given / tokens, losses, batch.order, chooses_by_key(batch.group_keys))
 
 
 def _touching(texts: Sequence[str], form: Form) -> tuple[list[str], list[int]] | None:

@@ -126,5 +126,5 @@ def _losses(stream: LiveStream, texts: Sequence[tuple[int, InputBatch]]) -> dict
     is_said = torch.ones_like(losses, dtype=torch.bool)
     if batch.placeholder is not None:  # nobody predicts a patch of an image
         is_said = ~batch.placeholder[:, 1:].to(losses.device)
-    found = {row: losses[i][is_said[i]].double().cpu() for i, (row, _) in enumerate(texts)}
-    return {row: loss for row, loss in found.items() if len(loss)}
+    by_row = {row: losses[i][is_said[i]].double().cpu() for i, (row, _) in enumerate(texts)}
+    return {row: loss for row, loss in by_row.items() if len(loss)}

@@ -43,7 +43,7 @@ def n_marks(text: str) -> int:
     >>> n_marks("<p>Fish &amp; chips</p>"), n_marks("a < b & c > d;")
     (3, 0)
     """
-    entities = (found[0] for found in _ENTITY.finditer(text))
+    entities = (match[0] for match in _ENTITY.finditer(text))
     return len(_TAG.findall(text)) + sum(html.unescape(entity) != entity for entity in entities)
 
 
@@ -91,8 +91,8 @@ def are_languages(names: Sequence[str]) -> bool:
     """
     codes = {str(code) for code in getattr(_identifier(), "labels", ())}
     every = codes | {*_LANGUAGES.split()}
-    known = [name.casefold() in every for name in names]
-    return sum(known) > len(known) / 2
+    is_language = [name.casefold() in every for name in names]
+    return sum(is_language) > len(is_language) / 2
 
 
 def language_of(text: str) -> str | None:

@@ -101,13 +101,13 @@ def word_order(texts: Sequence[str], seed: int) -> WordOrder:
     split = [words for text in texts if len(words := text.lower().split()) >= FEWEST_WORDS]
     draw = random.Random(seed)
     split = _drawn(split, draw)
-    found = _shared_pairs(split)
+    shared = _shared_pairs(split)
     counts = []
     for _ in range(SHUFFLES if split else 0):
         counts.append(_shared_pairs([draw.sample(words, len(words)) for words in split]))
     mean, spread = (float(np.mean(counts)), float(np.std(counts, ddof=1))) if counts else (0.0, 0.0)
     sentences = sum(map(_has_sentences, split)) / max(len(split), 1)
-    return WordOrder(found, mean, spread, sentences, len(split))
+    return WordOrder(shared, mean, spread, sentences, len(split))
 
 
 def _has_sentences(words: Sequence[str]) -> bool:

@@ -68,7 +68,7 @@ def text_variant_evidence(stream: LiveStream, evidence: Evidence) -> TextVariant
     ids = whole.kwargs.get("input_ids", whole.args[0] if whole.args else None)
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:
         return None
-    found: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
     with untouched(stream.model.module), torch.no_grad():
         given = _loss(stream, whole, ids, {}, ids)
         if given is None:
@@ -81,8 +81,8 @@ def text_variant_evidence(stream: LiveStream, evidence: Evidence) -> TextVariant
             except (IndexError, RuntimeError, ValueError):  # e.g. a position that it does not have
                 continue
             if loss is not None:
-                found[words] = loss
-    return TextVariantEvidence(given, found, whole.order, chooses_by_key(whole.group_keys))
+                losses[words] = loss
+    return TextVariantEvidence(given, losses, whole.order, chooses_by_key(whole.group_keys))
 
 
 def _ways(stream: LiveStream, takes_positions: bool) -> Iterator[tuple[str, Way]]:

@@ -104,11 +104,13 @@ def token_rows(stream: LiveStream, evidence: Evidence) -> TokenRows | None:
     if len(small) < 2 * LEAST or small.singles[0].placeholder is not None:
         return nothing
     with untouched(stream.model.module), torch.no_grad():
-        found = [_exchanged(stream, small, odd, rows, evidence.budget) for rows in _suspected(odd)]
-    known = [f for f in found if f is not None]
-    if not known:
+        exchanged = [
+            _exchanged(stream, small, odd, rows, evidence.budget) for rows in _suspected(odd)
+        ]
+    tried = [f for f in exchanged if f is not None]
+    if not tried:
         return nothing
-    rows, pairs, given, changed = min(known, key=lambda f: float(f[3].mean()))
+    rows, pairs, given, changed = min(tried, key=lambda f: float(f[3].mean()))
     texts = small.together(_judging(small))
     group = words_of(texts.group_keys)
     p = chance_of_gain(-given, -changed, group)
@@ -132,31 +134,31 @@ def odd_tokens(texts: TextAnswers) -> list[OddToken]:
         "at": torch.cat([x[1:] for x in texts.ids]),
     }
     text = torch.cat([torch.full((len(x) - 1,), i) for i, x in enumerate(texts.ids)])
-    found: list[OddToken] = []
+    tokens: list[OddToken] = []
     for side, key in keys.items():
         for token in torch.unique(key).tolist():
-            mine = key == token
-            n = int(mine.sum())
-            few = n < PLACES or len(torch.unique(text[mine])) < TEXTS_WITH
+            of_token = key == token
+            n = int(of_token.sum())
+            few = n < PLACES or len(torch.unique(text[of_token])) < TEXTS_WITH
             if few or n > len(key) // 2:
                 continue
-            here, rest = float(beyond[mine].mean()), float(beyond[~mine].median())
-            error = float(beyond[mine].std()) / n**0.5
+            here, rest = float(beyond[of_token].mean()), float(beyond[~of_token].median())
+            error = float(beyond[of_token].std()) / n**0.5
             if here > BEYOND and here - rest > max(APART, ERRORS * error):
-                found.append(OddToken(int(token), n, side, here, rest))
-    return found
+                tokens.append(OddToken(int(token), n, side, here, rest))
+    return tokens
 
 
 def _suspected(odd: Sequence[OddToken]) -> list[Rows]:
     """Return the rows that may be exchanged: of the embedding, of the head, or of both."""
     n = {side: sum(o.side == side for o in odd) for side in ("after", "at")}
-    found: list[Rows] = []
+    suspected: list[Rows] = []
     if n["after"] > 1:
-        found.append("embedding")
+        suspected.append("embedding")
     if n["at"] > 1:
-        found.append("head")
-    found.append("embedding and head")
-    return found
+        suspected.append("head")
+    suspected.append("embedding and head")
+    return suspected
 
 
 class _Given:
@@ -186,10 +188,10 @@ class _Given:
 
 
 def _swapped(ids: Int[Tensor, "text pos"], pairs: Sequence[tuple[int, int]]) -> Tensor:
-    found = ids.clone()
+    swapped = ids.clone()
     for a, b in pairs:
-        found[ids == a], found[ids == b] = b, a
-    return found
+        swapped[ids == a], swapped[ids == b] = b, a
+    return swapped
 
 
 def _exchanged(

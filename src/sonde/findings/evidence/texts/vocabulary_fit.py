@@ -76,10 +76,10 @@ def vocabulary_fit(stream: LiveStream) -> VocabularyFit | str:
     if not is_tokenizer(tokenizer) or not hasattr(tokenizer, "get_vocab"):
         return "no tokenizer is known"
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    found = _table(stream, 1 + max(vocabulary.values(), default=0))
-    if found is None:
+    table = _table(stream, 1 + max(vocabulary.values(), default=0))
+    if table is None:
         return "no table of token embeddings has a row for each token"
-    return fit_of(*found, vocabulary, stream.seed)
+    return fit_of(*table, vocabulary, stream.seed)
 
 
 def _table(stream: LiveStream, n: int) -> tuple[str, Tensor] | None:
@@ -113,13 +113,13 @@ def fit_of(
 
     if not bool(torch.isfinite(_rows(table, at.flatten())).all() & torch.isfinite(middle).all()):
         return "the table of token embeddings has NaN or infinity"
-    found = VocabularyFit(path, words[0], len(at), *nearer(0))
-    if found.nearer + 3 * found.error >= DOUBT:
-        return found
+    fit = VocabularyFit(path, words[0], len(at), *nearer(0))
+    if fit.nearer + 3 * fit.error >= DOUBT:
+        return fit
     tried = {step: nearer(step)[0] for step in STEPS}
     best = max(tried, key=lambda step: tried[step])
     near, by_chance = _neighbours(some - middle, draw)
-    return replace(found, near=near, by_chance=by_chance, step=best, stepped=tried[best])
+    return replace(fit, near=near, by_chance=by_chance, step=best, stepped=tried[best])
 
 
 def _rows(table: Float[Tensor, "token dim"], at: Int[Tensor, "row"]) -> Float[Tensor, "row dim"]:

@@ -118,15 +118,15 @@ class Writing:
 
     def nuisances(self, classes: Sequence[str]) -> dict[str, Float[np.ndarray, "text"]]:
         """Return nuisances of texts that should not predict a label, language perhaps excluded."""
-        found = {"marks": self.marks.astype(np.float64)}
+        columns = {"marks": self.marks.astype(np.float64)}
         if self.tokens is not None:
-            found["unknown"] = self.tokens.unknown
-        known = [name for name in self.languages if name is not None]
-        if len(known) >= 0.9 * len(self.texts) and not are_languages(classes):
-            main = Counter(known).most_common(1)[0][0]
+            columns["unknown"] = self.tokens.unknown
+        languages = [name for name in self.languages if name is not None]
+        if len(languages) >= 0.9 * len(self.texts) and not are_languages(classes):
+            main = Counter(languages).most_common(1)[0][0]
             other = [0.5 if name is None else float(name != main) for name in self.languages]
-            found["language"] = np.array(other)
-        return found
+            columns["language"] = np.array(other)
+        return columns
 
     def examples(self, texts: Sequence[int] | np.ndarray) -> tuple[int, ...]:
         """Return the examples of some texts."""
@@ -147,34 +147,34 @@ def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
     first = data.key_columns(chosen[:LEAST_TEXTS])
     if not _texts(first, data.inputs) or _are_other_data(evidence, first):
         return "the inputs are not texts"
-    found = _texts(data.key_columns(chosen), data.inputs)
-    if len(found) < LEAST_TEXTS:
+    texts = _texts(data.key_columns(chosen), data.inputs)
+    if len(texts) < LEAST_TEXTS:
         return f"needs {LEAST_TEXTS} different texts"
     processor = stream.model.processor
     tokenizer = getattr(processor, "tokenizer", processor)
     if not is_tokenizer(tokenizer) or is_byte_level(tokenizer):
         tokenizer = None
-    return Writing(tuple(found), np.array(chosen), tokenizer)
+    return Writing(tuple(texts), np.array(chosen), tokenizer)
 
 
 def _are_other_data(evidence: Evidence, columns: Mapping[str, Sequence[Any]]) -> bool:
     """Return whether strings are numbers of a table or names of image files."""
-    known = [columns[name] for name in evidence.data.inputs if name in columns]
-    return bool(set(PICTURE_COLUMNS) & set(evidence.columns)) or all(map(are_numbers, known))
+    values = [columns[name] for name in evidence.data.inputs if name in columns]
+    return bool(set(PICTURE_COLUMNS) & set(evidence.columns)) or all(map(are_numbers, values))
 
 
 def _texts(columns: Mapping[str, Sequence[Any]], inputs: Sequence[str]) -> list[str]:
     """Return the joined text columns of the model's input; empty if a column is not text."""
-    known = [columns[name] for name in inputs if name in columns]
-    if not known or not all(isinstance(v, str) for column in known for v in column):
+    values = [columns[name] for name in inputs if name in columns]
+    if not values or not all(isinstance(v, str) for column in values for v in column):
         return []
-    return ["\n".join(row)[:SIGNS] for row in zip(*known, strict=True)]
+    return ["\n".join(row)[:SIGNS] for row in zip(*values, strict=True)]
 
 
 def read_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[int], ...]:
     """Return the token ids of texts, without special tokens."""
     given = tokenizer(list(texts), add_special_tokens=False, verbose=False, padding=False)
-    return tuple(list(found) for found in given["input_ids"])
+    return tuple(list(ids) for ids in given["input_ids"])
 
 
 def tokens_of(tokenizer: Any, texts: Sequence[str]) -> Tokens:

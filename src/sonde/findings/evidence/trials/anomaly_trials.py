@@ -55,8 +55,8 @@ def refitted_norms(
             continue
         mean = float(after.score[after.chooses].mean())
         if mean > most:
-            said = f"the statistics of these rows in {words}"
-            best, most, chosen = before.tried(after, said, "statistics"), mean, [*norms]
+            change_words = f"the statistics of these rows in {words}"
+            best, most, chosen = before.tried(after, change_words, "statistics"), mean, [*norms]
     if best is None or best.holds or best.gain <= 0:
         return best
     more = thinned(every, evidence.budget.rows(len(every), 0, 2), evidence.data.seed)
@@ -114,8 +114,8 @@ def resized_weights(
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    found = dict(module.named_parameters(recurse=False)).get("weight")
-    return None if found is None else found.data
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return None if weight is None else weight.data
 
 
 def _divided(weights: Sequence[tuple[Tensor, float]]) -> Around:

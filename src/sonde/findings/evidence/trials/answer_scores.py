@@ -71,12 +71,12 @@ class AnswerScores:
     def of(self, output: object) -> Tensor | None:
         """Return the answers in a model's output, by example; None if there are none."""
         if self.head is None:
-            found = None if self.logits_key is None else find_logits(output, self.logits_key)
-            return None if found is None or found.ndim != 2 else found.cpu()
-        found = leaves(output).get(self.head)
-        if found is None or self.kind == "entries":
-            return None if found is None else found.cpu()
-        return found.cpu().reshape(len(found), *self.truth.shape[1:])
+            logits = None if self.logits_key is None else find_logits(output, self.logits_key)
+            return None if logits is None or logits.ndim != 2 else logits.cpu()
+        logits = leaves(output).get(self.head)
+        if logits is None or self.kind == "entries":
+            return None if logits is None else logits.cpu()
+        return logits.cpu().reshape(len(logits), *self.truth.shape[1:])
 
     def known(self, order: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
         """Return which rows have a label or target."""

@@ -251,25 +251,29 @@ def new_head(evidence: Evidence) -> Trial | None:
 
     Every row is judged by a head that was fitted without its group.
     """
-    shared, numbers, found = (
+    shared, numbers, compared = (
         shared_rows(evidence), number_answers(evidence), compared_answers(evidence),
     )  # fmt: skip
     words = "with its head retrained on the last layer's states"
     if shared.order is None:
         return None
     if not isinstance(numbers, str):
-        known = number_rows(evidence)
-        rows = torch.zeros(0, dtype=torch.int64) if isinstance(known, str) else known[0]
+        numbers_known = number_rows(evidence)
+        rows = (
+            torch.zeros(0, dtype=torch.int64)
+            if isinstance(numbers_known, str)
+            else numbers_known[0]
+        )
         if len(rows) != len(numbers.own):
             return None
         spread = float(numbers.mean.mean())
         before, after = (1 - error / spread for error in (numbers.own, numbers.probes[-1][1]))
         own = shared.group[rows]
         return Trial(words, "head", "error", shared.order[rows], before, after, group=own)
-    if isinstance(found, str) or found.labels is None:
+    if isinstance(compared, str) or compared.labels is None:
         return None
-    last = found.labels.sites[-1]
-    where = found.labels.where
-    scores = found.right.double(), last.hit.double()
+    last = compared.labels.sites[-1]
+    where = compared.labels.where
+    scores = compared.right.double(), last.hit.double()
     own = shared.group[where]
     return Trial(words, "head", "accuracy", shared.order[where], *scores, group=own)

@@ -45,7 +45,7 @@ class NormFit:
 
 def batch_norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
     """Return the batch norms with running statistics that ran, in order of execution."""
-    found = [
+    norms = [
         (name, module)
         for name, module in stream.probe.names.modules.items()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -53,7 +53,7 @@ def batch_norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._Bat
         and not module.training
         and stream.probe.calls(name) == 1
     ]
-    return sorted(found, key=lambda pair: stream.probe.order(pair[0], 0, "out"))
+    return sorted(norms, key=lambda pair: stream.probe.order(pair[0], 0, "out"))
 
 
 def in_chunks(small: SmallBatches, size: int = CHUNK) -> Iterator[InputBatch]:

@@ -32,7 +32,7 @@ def pairs_by_jumps(
     blocks : sequence of str
         Names of blocks, by depth.
     """
-    found: list[tuple[tuple[str, str], float]] = []
+    pairs: list[tuple[tuple[str, str], float]] = []
     for names in _of_equal_shapes(modules, blocks):
         x = _statistics([modules[name] for name in names])
         whole = _jumps(x)
@@ -41,18 +41,18 @@ def pairs_by_jumps(
             order[i], order[j] = j, i
             few = len(names) < LEAST_BLOCKS or whole <= 0
             removed = 0.0 if few else 1 - _jumps(x[order]) / whole
-            found.append(((names[i], names[j]), removed))
-    return sorted(found, key=lambda one: -one[1])
+            pairs.append(((names[i], names[j]), removed))
+    return sorted(pairs, key=lambda one: -one[1])
 
 
 def _of_equal_shapes(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[list[str]]:
     """Return lists of blocks whose parameters have equal names and shapes."""
-    found: dict[tuple[object, ...], list[str]] = {}
+    by_shape: dict[tuple[object, ...], list[str]] = {}
     for name in blocks:
         module = modules[name]
         shapes = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
-        found.setdefault((type(module), shapes), []).append(name)
-    return list(found.values())
+        by_shape.setdefault((type(module), shapes), []).append(name)
+    return list(by_shape.values())
 
 
 def _statistics(blocks: Sequence[nn.Module]) -> Float[Tensor, "block feature"]:

@@ -64,11 +64,15 @@ class Sureness:
 @once
 def sureness(evidence: Evidence) -> Sureness | str:
     """Return the calibration of a classifier's answers, or the reason for its absence."""
-    found = class_answers(evidence)
-    if isinstance(found, str):
-        return found
-    known = found.truth < found.n_classes
-    p, truth, group = found.probability[known], found.truth[known], found.group[known]
+    answers = class_answers(evidence)
+    if isinstance(answers, str):
+        return answers
+    is_known = answers.truth < answers.n_classes
+    p, truth, group = (
+        answers.probability[is_known],
+        answers.truth[is_known],
+        answers.group[is_known],
+    )
     if len(p) < LEAST:
         return f"needs {LEAST} rows with a label, {len(p)} present"
     sure, answer = p.max(1)
@@ -84,7 +88,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
     order = shared_rows(evidence).order
     trial = None
     if order is not None:
-        rows = order[found.where[known]][~half]
+        rows = order[answers.where[is_known]][~half]
         words = f"the logits divided by {temperature:.3g}"
         trial = Trial(words, "answers", "probabilities", rows, -before, -after, group=group[~half])
     less, rest = (before - after) / before.mean().clamp(min=1e-9), group[~half]
@@ -100,7 +104,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
         fall_se=group_error(less / len(less), rest, len(torch.unique(rest))),
         n=len(p),
         trial=trial,
-        wrong=_surest(order[found.where[known]], sure, ~right) if order is not None else (),
+        wrong=_surest(order[answers.where[is_known]], sure, ~right) if order is not None else (),
     )
 
 
@@ -123,10 +127,10 @@ def _losses(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> Te
 
 
 def _error(sure: Float[Tensor, "row"], right: Bool[Tensor, "row"]) -> float:
-    found = expected_calibration_error(
+    calibration_error = expected_calibration_error(
         sure.clamp(max=1.0), right.double(), bins=10, binning="mass", resamples=2
     )
-    return float(found.value)
+    return float(calibration_error.value)
 
 
 def is_off(
@@ -147,12 +151,12 @@ def helps(found: Sureness) -> bool:
 
 def sureness_section(evidence: Evidence) -> dict[str, float] | None:
     """Return the report's calibration of a clearly miscalibrated classifier, else None."""
-    found = sureness(evidence)
-    if isinstance(found, str) or not is_off(found) or not helps(found):
+    sure = sureness(evidence)
+    if isinstance(sure, str) or not is_off(sure) or not helps(sure):
         return None
     return {
-        "sure": found.sure,
-        "error": found.error,
-        "temperature": found.temperature,
-        "mended": found.mended,
+        "sure": sure.sure,
+        "error": sure.error,
+        "temperature": sure.temperature,
+        "mended": sure.mended,
     }

@@ -31,19 +31,19 @@ def class_step(evidence: Evidence) -> ClassStep | None:
 
     None if the model is correct on half of the rows as it is, or if the step is correct on fewer.
     """
-    found = class_answers(evidence)
-    if isinstance(found, str):
+    answers = class_answers(evidence)
+    if isinstance(answers, str):
         return None
-    step, first = found.answer - found.truth, chooses(found.group)
+    step, first = answers.answer - answers.truth, chooses(answers.group)
     if min(int(first.sum()), int((~first).sum())) < LEAST:
         return None
     best = int(step[first].mode().values)
     moved = step == best
     judge = ~first
-    before, after = (float(x[judge].double().mean()) for x in (found.right, moved))
-    n_classes = len(torch.unique(found.truth[judge & moved]))
+    before, after = (float(x[judge].double().mean()) for x in (answers.right, moved))
+    n_classes = len(torch.unique(answers.truth[judge & moved]))
     if best == 0 or before >= MOST_RIGHT or after < MOST_RIGHT or n_classes < CLASSES:
         return None
     words = f"all labels moved by {best:+d}"
-    trial = answer_trial(evidence, found.where, words, "answers", found.right, moved)
+    trial = answer_trial(evidence, answers.where, words, "answers", answers.right, moved)
     return None if trial is None or not trial.holds else ClassStep(best, trial)

@@ -81,18 +81,18 @@ def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
     """
     if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
         return {}
-    found: dict[str, Change] = {}
+    changes_of: dict[str, Change] = {}
     for words, (i, factor) in column_factors(names).items():
-        found[words] = one_column(i, factor, 0.0)
+        changes_of[words] = one_column(i, factor, 0.0)
     for i, name in enumerate(names):
-        found[f"with {name} multiplied by -1"] = one_column(i, -1.0, 0.0)
-        found[f"with {name} from Fahrenheit to Celsius"] = one_column(i, 5 / 9, -160 / 9)
-        found[f"with {name} from Celsius to Fahrenheit"] = one_column(i, 9 / 5, 32.0)
-        found |= {f"with {words.format(name)}": _on_column(i, curve)
+        changes_of[f"with {name} multiplied by -1"] = one_column(i, -1.0, 0.0)
+        changes_of[f"with {name} from Fahrenheit to Celsius"] = one_column(i, 5 / 9, -160 / 9)
+        changes_of[f"with {name} from Celsius to Fahrenheit"] = one_column(i, 9 / 5, 32.0)
+        changes_of |= {f"with {words.format(name)}": _on_column(i, curve)
                   for words, curve in _curves_of(x[:, i], COLUMN_CURVES).items()}  # fmt: skip
     for i, j in combinations(range(len(names)), 2):
-        found[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
-    return found
+        changes_of[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
+    return changes_of
 
 
 def _curves_of(
@@ -106,9 +106,9 @@ def _curves_of(
 
 def _on_column(i: int, curve: Change) -> Change:
     def change(x: Inputs) -> Inputs:
-        made = x.clone()
-        made[:, i] = curve(x[:, i])
-        return made
+        changed = x.clone()
+        changed[:, i] = curve(x[:, i])
+        return changed
 
     return change
 
@@ -127,18 +127,18 @@ def one_column(i: int, factor: float, offset: float) -> Change:
     """Return the change of one column of a table."""
 
     def change(x: Inputs) -> Inputs:
-        made = x.clone()
-        made[:, i] = factor * x[:, i] + offset
-        return made
+        changed = x.clone()
+        changed[:, i] = factor * x[:, i] + offset
+        return changed
 
     return change
 
 
 def _exchanged(i: int, j: int) -> Change:
     def change(x: Inputs) -> Inputs:
-        made = x.clone()
-        made[:, [i, j]] = x[:, [j, i]]
-        return made
+        changed = x.clone()
+        changed[:, [i, j]] = x[:, [j, i]]
+        return changed
 
     return change
 
@@ -164,7 +164,7 @@ def changes(
     def unit(x: Inputs) -> Inputs:
         return (x - low) / span
 
-    found: dict[str, Change] = {
+    by_words: dict[str, Change] = {
         "divided by 255": lambda x: x / 255,
         "multiplied by 255": lambda x: x * 255,
         "rescaled to 0..1": unit,
@@ -175,33 +175,33 @@ def changes(
         "mirrored along the last axis": lambda x: x.flip(-1),
     }
     if x.ndim == 4 and x.shape[1] == 3:
-        found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
+        by_words["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
         usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
-        found["rescaled to 0..1 and normalised with ImageNet's constants"] = lambda x: (
+        by_words["rescaled to 0..1 and normalised with ImageNet's constants"] = lambda x: (
             (unit(x) - usual.to(x.device)) / scale.to(x.device)
         )
     axes = (0, *range(2, x.ndim))
     centre, spread = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp(min=1e-12)
     columns = "column" if x.ndim == 2 else "channel"
-    found[f"with each {columns} at mean 0 and variance 1"] = lambda x: (x - centre) / spread
+    by_words[f"with each {columns} at mean 0 and variance 1"] = lambda x: (x - centre) / spread
     if x.ndim == 2:
-        found["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
-        found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
+        by_words["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
+        by_words["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
     if x.ndim == 3:
-        found["with the order of steps reversed"] = lambda x: x.flip(1)
-        found |= _curves_of(x, CURVES) | _sequence_exchanges(x)
+        by_words["with the order of steps reversed"] = lambda x: x.flip(1)
+        by_words |= _curves_of(x, CURVES) | _sequence_exchanges(x)
     picture = picture_shape(x) if pictures or x.ndim == 4 else None
     if picture is None:
-        return found
+        return by_words
     turned = _turned(picture)
     if x.ndim == 4:  # the last axis is that of the columns
         turned.pop("mirrored")
-    found |= turned
+    by_words |= turned
     for power in GAMMAS:
-        found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
+        by_words[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
             dark + room * ((x - dark) / room).clamp(min=0) ** p
         )
-    return _by_promise(found, pixel_moves(picture), span)
+    return _by_promise(by_words, pixel_moves(picture), span)
 
 
 def _by_promise(
@@ -228,7 +228,7 @@ def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
 
     Channels are counted from 0. Axes of more than 12 are left out: the pairs would be too many.
     """
-    found: dict[str, Change] = {}
+    exchanges: dict[str, Change] = {}
     for axis in (1, 2):
         n = x.shape[axis]
         for pair in combinations(range(n if n <= MOST_CHANNELS else 0), 2):
@@ -236,8 +236,8 @@ def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
             order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
             where = "along axis 1" if axis == 1 else "along the last axis"
             words = f"with channels {pair[0]} and {pair[1]} {where} exchanged"
-            found[words] = lambda x, o=order, a=axis: x.index_select(a, x.new_tensor(o).long())
-    return found
+            exchanges[words] = lambda x, o=order, a=axis: x.index_select(a, x.new_tensor(o).long())
+    return exchanges
 
 
 def picture_shape(x: Inputs) -> Sequence[int] | None:

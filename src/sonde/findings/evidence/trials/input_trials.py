@@ -125,22 +125,22 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         return VariantEvidence()
     with untouched(stream.model.module), torch.no_grad():
         fits = norm_fits(stream, small, norms)
-        found = VariantEvidence(fits, probe=probe, n_rows=len(small))
+        variants = VariantEvidence(fits, probe=probe, n_rows=len(small))
         changeable = is_changeable(small.singles[0])
         # What is tried last gets what is left of the budget. Norms inside the model that are far
         # off come before forms of inputs if the first norm, which sees the inputs, is not.
         is_inside = bool(fits) and fits[0].misfit < SEVERE <= max(fit.misfit for fit in fits)
         refitted = _refitted(stream, evidence, small, every, norms, fits) if is_inside else None
         if changeable and names:
-            found = _with_stored(stream, every, evidence, found)
+            variants = _with_stored(stream, every, evidence, variants)
         first = fits[0].misfit if fits else 0.0
         if changeable and (first > MISFIT or judged):
-            found = _with_forms(stream, every, small, norms[:1], evidence, found, judged)
-        found = _judged_on_more(stream, evidence, found)
+            variants = _with_forms(stream, every, small, norms[:1], evidence, variants, judged)
+        variants = _judged_on_more(stream, evidence, variants)
         mended = mended_rows(stream, evidence, rows) if changeable and rows is not None else ()
         if not is_inside:
             refitted = _refitted(stream, evidence, small, every, norms, fits)
-    return replace(found, mended=mended, refitted=refitted)
+    return replace(variants, mended=mended, refitted=refitted)
 
 
 def _with_stored(
@@ -206,31 +206,31 @@ def _judged_on_more(
 
     Rows that did not choose it judge it. The answers to the unchanged inputs are those of the scan.
     """
-    best, known, seed = found.best, _answers_by_order(evidence), evidence.data.seed
+    best, answers, seed = found.best, _answers_by_order(evidence), evidence.data.seed
     if best is None or best.score is None or not found.tried:
         return found
     tried = [best] if best.single is None else [best.single, best]
-    n = evidence.budget.rows(JUDGES, 0, len(tried) + 1 - bool(known))
-    which = [i for i in chosen_examples(stream, n, seed) if not known or i in known]
+    n = evidence.budget.rows(JUDGES, 0, len(tried) + 1 - bool(answers))
+    which = [i for i in chosen_examples(stream, n, seed) if not answers or i in answers]
     if len(which) <= len(found.rows):
         return replace(
             found, best=_surpassing(best, found.tried[0], found.rows, found.chooses, evidence)
         )
     small = small_batches(stream.model, stream.inputs, which, None)
-    forms: dict[str, Change] = {"": found.tried[0].change} if not known else {}
+    forms: dict[str, Change] = {"": found.tried[0].change} if not answers else {}
     forms |= {form.words: form.change for form in tried}
-    made = list(tried_forms(stream, small, forms, (), evidence, True, 1))
-    if known and made:
-        made = [_as_scanned(small, known, evidence), *made]
-    if len(made) < 1 + len(tried) or any(form.score is None for form in made):
+    scored = list(tried_forms(stream, small, forms, (), evidence, True, 1))
+    if answers and scored:
+        scored = [_as_scanned(small, answers, evidence), *scored]
+    if len(scored) < 1 + len(tried) or any(form.score is None for form in scored):
         return replace(found, best=best.single or best)
     order, _ = _judged_rows(small, evidence)
     chose = groups_at(evidence, found.rows[found.chooses])
     judged = [replace(form, score=one.score, logits=one.logits)
-              for form, one in zip(tried, made[1:], strict=True)]  # fmt: skip
+              for form, one in zip(tried, scored[1:], strict=True)]  # fmt: skip
     best = judged[-1] if len(judged) == 1 else replace(judged[-1], single=judged[0])
     chooses = torch.isin(groups_at(evidence, order), chose)
-    given = replace(made[0], misfit=found.tried[0].misfit)
+    given = replace(scored[0], misfit=found.tried[0].misfit)
     return replace(
         found,
         tried=(given, *found.tried[1:]),
@@ -254,20 +254,20 @@ def _stacked(
     Two faults at once, such as channels in reverse order and no normalisation, leave every single
     form far from right. Nothing more is tried where a single form is as right as a probe.
     """
-    known = best_probe(evidence)
-    reach = 1.0 if known is None else known.mean
+    probe = best_probe(evidence)
+    reach = 1.0 if probe is None else probe.mean
     if best.score is None or float(best.score[chooses].mean()) > reach - SLACK:
         return best
     singles = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
     rank = _rank(small, singles, chooses)
     starts = [best, *(t for t in sorted(singles, key=rank) if t.words != best.words)][:KEPT]
-    found = [
-        made
+    stacked = [
+        form
         for start in starts
-        for made in on_top(stream, small, start, best, evidence, part)
-        if made.score is not None and len(made.score) == len(chooses)
+        for form in on_top(stream, small, start, best, evidence, part)
+        if form.score is not None and len(form.score) == len(chooses)
     ]
-    top = min(found, key=_rank(small, found, chooses), default=best)
+    top = min(stacked, key=_rank(small, stacked, chooses), default=best)
     if top.score is None or float((top.score - best.score)[chooses].mean()) <= 0:
         return best
     return top
@@ -367,8 +367,8 @@ def _judged_rows(
 ) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
     """Return the scored rows, and which of them are selection rows."""
     whole, target = small.together(range(len(small))), evidence.data.target
-    known = whole.label >= 0 if target is None else torch.isfinite(target[whole.order])
-    return whole.order[known], chooses_by_key(whole.group_keys)[known]
+    is_known = whole.label >= 0 if target is None else torch.isfinite(target[whole.order])
+    return whole.order[is_known], chooses_by_key(whole.group_keys)[is_known]
 
 
 def _chosen(
@@ -379,18 +379,18 @@ def _chosen(
     evidence: Evidence,
 ) -> Tried | None:
     """Return the form with the best mean on selection rows, with a simplified factor."""
-    known = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
-    if not known or not bool(chooses.any()):
+    scored = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
+    if not scored or not bool(chooses.any()):
         return None
 
     def of_choosing(form: Tried) -> Float[Tensor, "row"]:
         assert form.score is not None
         return form.score[chooses]
 
-    best = max(known, key=lambda form: float(of_choosing(form).mean()))
-    nats = _nats(small, known, chooses)
+    best = max(scored, key=lambda form: float(of_choosing(form).mean()))
+    nats = _nats(small, scored, chooses)
     most = float(of_choosing(best).mean()) - TIED  # answers hardly tell forms apart: losses do
-    tied = [f for f in known if f.words in nats and float(of_choosing(f).mean()) >= most]
+    tied = [f for f in scored if f.words in nats and float(of_choosing(f).mean()) >= most]
     least = min((nats[form.words] for form in tied), default=0.0)  # about as little: the first
     best = next((form for form in tied if nats[form.words] <= SAME * least + NIL), best)
     group = groups_at(evidence, _judged_rows(small, evidence)[0][chooses])
@@ -404,12 +404,12 @@ def _nats(
 ) -> dict[str, float]:
     """Return the mean log loss of the selection rows in each form, by description."""
     label = small.together(range(len(small))).label
-    label, found = label[label >= 0], dict[str, float]()
+    label, nats = label[label >= 0], dict[str, float]()
     for form in known:
         loss = None if form.logits is None else cooled_loss(form.logits, label, chooses)
         if loss is not None:
-            found[form.words] = float(loss[chooses].mean())
-    return found
+            nats[form.words] = float(loss[chooses].mean())
+    return nats
 
 
 def _better_probe(evidence: Evidence) -> float:
@@ -417,7 +417,7 @@ def _better_probe(evidence: Evidence) -> float:
 
     Else NaN.
     """
-    found, numbers = compared_answers(evidence), number_answers(evidence)
+    compared, numbers = compared_answers(evidence), number_answers(evidence)
     if reference_lead(evidence) > GAP:
         return evidence.reference.mean
     if not isinstance(numbers, str):
@@ -425,9 +425,9 @@ def _better_probe(evidence: Evidence) -> float:
         error = numbers.probes[numbers.best][1]
         reached = 1 - float(error.mean() / spread)
         lag, group = (numbers.own - error) / spread, numbers.group
-    elif not isinstance(found, str) and found.labels is not None:
-        site = found.labels.sites[found.labels.best]
-        reached, lag, group = site.accuracy, site.hit - found.right.double(), found.group
+    elif not isinstance(compared, str) and compared.labels is not None:
+        site = compared.labels.sites[compared.labels.best]
+        reached, lag, group = site.accuracy, site.hit - compared.right.double(), compared.group
     else:
         return math.nan
     clear = float(lag.mean()) > ERRORS * float(lag.std()) / max(1, len(torch.unique(group))) ** 0.5
@@ -436,8 +436,8 @@ def _better_probe(evidence: Evidence) -> float:
 
 def _often_wrong(evidence: Evidence) -> bool:
     """Return whether a classifier is wrong on a tenth of the rows and the budget suffices."""
-    found = class_answers(evidence)
-    return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_cheap(evidence)
+    answers = class_answers(evidence)
+    return not isinstance(answers, str) and answers.accuracy < 1 - GAP and _is_cheap(evidence)
 
 
 def _is_cheap(evidence: Evidence) -> bool:

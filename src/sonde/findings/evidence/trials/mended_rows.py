@@ -114,12 +114,12 @@ def wrong_and_right(evidence: Evidence) -> JudgedRows | None:
     """
     numbers, shared, limit = number_rows(evidence), shared_rows(evidence), WRONG
     if not isinstance(numbers, str):
-        where, said, truth = numbers
+        where, answers, truth = numbers
         off = torch.full((len(shared.group),), math.nan, dtype=torch.float64)
-        off[where] = (said - truth).abs() / truth.std(correction=0)
+        off[where] = (answers - truth).abs() / truth.std(correction=0)
         limit = max(limit, 3 * 1.4826 * float(off.nanmedian()))
-    elif (known := right_rows(evidence)) is not None:
-        off = 1 - known
+    elif (is_right := right_rows(evidence)) is not None:
+        off = 1 - is_right
     else:
         return None
     order, one = shared.order, one_per_group(shared.group)
@@ -187,16 +187,16 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             assert one.score is not None
             return (one.score > rows.least).double()[chooses]
 
-        found = simple_form(stream, bad, form, hit, evidence)
-        assert found.score is not None
-        tried[found] = (found.score > rows.least).double()
-        forms[found.words] = found.change
-        return found
+        simplest = simple_form(stream, bad, form, hit, evidence)
+        assert simplest.score is not None
+        tried[simplest] = (simplest.score > rows.least).double()
+        forms[simplest.words] = simplest.change
+        return simplest
 
     near = min(tied, key=lambda form: float(measures[0](forms[form.words](x[chooses])).mean()))
     best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
-    found = (made(simple(form)) for form in dict.fromkeys((near, best)))
-    return tuple(one for one in found if one is not None)
+    simplest = (made(simple(form)) for form in dict.fromkeys((near, best)))
+    return tuple(one for one in simplest if one is not None)
 
 
 def _share_right(form: Tried, least: float) -> float:
@@ -240,7 +240,7 @@ def _scored(
 ) -> tuple[Trial, ...]:
     """Return scores of held-out wrong rows and of correct rows, unchanged and in a form."""
     measure: Measure = "accuracy" if evidence.data.target is None else "error"
-    found: list[Trial] = []
+    trials: list[Trial] = []
     for small, mask, pair in ((bad, judge, wrong), (good, None, right)):
         rows = small.together(range(len(small))).order
         scores = [one.score for one in pair if one is not None and one.score is not None]
@@ -248,9 +248,9 @@ def _scored(
             return ()
         kept = torch.ones(len(rows), dtype=torch.bool) if mask is None else mask
         before, after = scores[0][kept], scores[1][kept]
-        found.append(Trial(right[1].words, "inputs", measure, rows[kept],
+        trials.append(Trial(right[1].words, "inputs", measure, rows[kept],
                            before, after))  # fmt: skip
-    return tuple(found)
+    return tuple(trials)
 
 
 def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, chooses: Tensor) -> float:
@@ -265,9 +265,9 @@ def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, choose
 
 def _given(stream: LiveStream, small: SmallBatches) -> Float[Tensor, "row class"] | None:
     """Return the logits of unchanged rows; None if they are not known."""
-    found = [logits_of(observe(stream, batch, {}), stream) for batch in in_chunks(small)]
-    known = [logits for logits in found if logits is not None]
-    return torch.cat(known) if len(known) == len(found) else None
+    parts = [logits_of(observe(stream, batch, {}), stream) for batch in in_chunks(small)]
+    present = [logits for logits in parts if logits is not None]
+    return torch.cat(present) if len(present) == len(parts) else None
 
 
 # Rows beyond a shifted threshold can be taken for rows in another form: any change that moves them

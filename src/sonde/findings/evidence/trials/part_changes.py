@@ -81,7 +81,7 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
     ran = {n: m for n, m in names.modules.items() if n and probe.calls(n) == 1}
     blocks = [b for b in block_paths(names, probe) if b in ran]
     roles = _roles(ran)
-    found = [
+    changes = [
         *pooled(stream, blocks),
         *_exchanged(names.modules, blocks),
         *_activations(stream),
@@ -91,13 +91,13 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
     ]
     for role, paths in roles.items():
         if len(paths) > 1 and all(_is_linear(ran[p]) for p in paths):
-            found += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
-    found += _identities(ran)
-    found += [_scaled(ran, path, (path,), -1.0) for path in _inner_layers(ran, blocks)]
+            changes += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
+    changes += _identities(ran)
+    changes += [_scaled(ran, path, (path,), -1.0) for path in _inner_layers(ran, blocks)]
     for path in _members(ran, blocks):
-        found += [_scaled(ran, path, (path,), f) for f in FIRST]
-    found += _moved(ran, roles)
-    return found
+        changes += [_scaled(ran, path, (path,), f) for f in FIRST]
+    changes += _moved(ran, roles)
+    return changes
 
 
 def pooled(stream: LiveStream, blocks: Sequence[str]) -> list[PartChange]:
@@ -164,8 +164,8 @@ def _pooling(
     names = inspect.signature(root.forward)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = names.bind_partial(*args, **kwargs).arguments.get("attention_mask")
-        given[0] = found if isinstance(found, Tensor) and found.ndim == 2 else None
+        mask = names.bind_partial(*args, **kwargs).arguments.get("attention_mask")
+        given[0] = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def pooled(_: Any, y: Tensor) -> Tensor:
         mask = given[0]
@@ -182,11 +182,11 @@ def _pooling(
 
 def _roles(ran: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     """Return the modules at the same position in different blocks."""
-    found: dict[str, list[str]] = {}
+    paths_of: dict[str, list[str]] = {}
     for name in ran:
         if _NUMBER.search(name):
-            found.setdefault(_NUMBER.sub("*", name), []).append(name)
-    return {role: tuple(paths) for role, paths in found.items()}
+            paths_of.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return {role: tuple(paths) for role, paths in paths_of.items()}
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -353,8 +353,8 @@ def _means(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    found = dict(module.named_parameters(recurse=False)).get("weight")
-    return None if found is None else found.data
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return None if weight is None else weight.data
 
 
 def _rotations(
@@ -462,8 +462,8 @@ def _further(
 
 
 def _orders(modules: Mapping[str, nn.Module], pairs: Sequence[tuple[str, str]]) -> PartChange:
-    said = ", then ".join(f"{a} and {b}" for a, b in pairs)
-    return _places_of(modules, pairs, f"{said} exchanged")
+    words = ", then ".join(f"{a} and {b}" for a, b in pairs)
+    return _places_of(modules, pairs, f"{words} exchanged")
 
 
 def _layers(block: nn.Module) -> dict[str, Tensor]:
@@ -489,8 +489,8 @@ def _places_of(
 
     def _turn(way: int = 1) -> None:
         for a, b in pairs[::way]:
-            (mine, x), (other, y) = slot(a), slot(b)
-            mine[x], other[y] = other[y], mine[x]
+            (one, x), (other, y) = slot(a), slot(b)
+            one[x], other[y] = other[y], one[x]
 
     named = tuple(itertools.chain.from_iterable(pairs))
     return PartChange(words, f"load the weights again with {words}", named, around)

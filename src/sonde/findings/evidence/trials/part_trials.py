@@ -124,10 +124,10 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     small = thinned(small, _affordable(evidence, small), evidence.data.seed)
     part = FINE_PART if reason else 1.0
     with untouched(stream.model.module), torch.no_grad():
-        found = _searched(stream, evidence, small, part, scores)
-        if isinstance(found, PartTrials) and found.change is not None and found.change.alone:
-            found = _on_more_rows(stream, evidence, whole, found, scores)
-    return found
+        trials = _searched(stream, evidence, small, part, scores)
+        if isinstance(trials, PartTrials) and trials.change is not None and trials.change.alone:
+            trials = _on_more_rows(stream, evidence, whole, trials, scores)
+    return trials
 
 
 def _affordable(evidence: Evidence, small: SmallBatches) -> int:
@@ -146,19 +146,19 @@ def _suffers(evidence: Evidence) -> str:
     lens = evidence.get(measure_lens)
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return "" if lens.final > lens.counted else COUNTS
-    numbers, found = number_answers(evidence), compared_answers(evidence)
+    numbers, compared = number_answers(evidence), compared_answers(evidence)
     if not isinstance(numbers, str):
         spread = float(numbers.mean.mean())
         best = float(numbers.probes[numbers.best][1].mean())
         fine = float(numbers.own.mean()) < min(1.1 * best, spread) + 0.02 * spread
         return ERRS if fine else ""
-    if isinstance(found, str):
-        return _of_heads(evidence) or found
-    reach = found.majority
-    if found.labels is not None:
-        reach = max(reach, found.labels.sites[found.labels.best].accuracy)
-    error = math.sqrt(max(found.accuracy * (1 - found.accuracy), 0.01) / len(found.truth))
-    lags = found.accuracy < reach - 3 * error or found.accuracy < 0.9
+    if isinstance(compared, str):
+        return _of_heads(evidence) or compared
+    reach = compared.majority
+    if compared.labels is not None:
+        reach = max(reach, compared.labels.sites[compared.labels.best].accuracy)
+    error = math.sqrt(max(compared.accuracy * (1 - compared.accuracy), 0.01) / len(compared.truth))
+    lags = compared.accuracy < reach - 3 * error or compared.accuracy < 0.9
     return "" if lags else PROBE
 
 
@@ -172,10 +172,10 @@ def _may_gain(evidence: Evidence, reason: str) -> bool:
     """Return whether a model that matches its probe has an accuracy or R^2 below 97 %."""
     if _of_heads(evidence) and isinstance(compared_answers(evidence), str):
         return True
-    found, numbers = class_answers(evidence), number_answers(evidence)
+    answers, numbers = class_answers(evidence), number_answers(evidence)
     if reason == ERRS and not isinstance(numbers, str):
         return float(numbers.own.mean()) > (1 - BETTER) * float(numbers.mean.mean())
-    return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
+    return reason == PROBE and not isinstance(answers, str) and answers.accuracy < BETTER
 
 
 def _searched(
@@ -220,8 +220,8 @@ def _searched(
     tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
     closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
     closer = _nearest(runs, few, even, closer, part)
-    found = [(runs.mean(change, even), change) for change in closer]
-    best = min(found, key=lambda t: t[0], default=(math.inf, None))[1]
+    means = [(runs.mean(change, even), change) for change in closer]
+    best = min(means, key=lambda t: t[0], default=(math.inf, None))[1]
     return _judged(runs, odd, best, temperature, len(first) + len(closer))
 
 
@@ -275,12 +275,12 @@ def _on_more_rows(
     odd = torch.nonzero(~first_half).flatten().tolist()
     runs = _Runs(stream, evidence, whole, scores)
     for n in MORE_ROWS:
-        hopeful = float(found.changed.mean()) < (1 - HOPE) * float(found.given.mean())
-        done = found.p < SURE or len(found.given) >= min(n, len(odd)) or not hopeful
-        if done or found.temperature is None or found.change is None:
+        hopeful = float(trials.changed.mean()) < (1 - HOPE) * float(trials.given.mean())
+        done = trials.p < SURE or len(trials.given) >= min(n, len(odd)) or not hopeful
+        if done or trials.temperature is None or trials.change is None:
             break
-        found = _judged(runs, odd[:n], found.change, found.temperature, found.n_tried)
-    return found
+        trials = _judged(runs, odd[:n], trials.change, trials.temperature, trials.n_tried)
+    return trials
 
 
 def _nearest(
@@ -350,8 +350,8 @@ class _Runs:
         output = watch(self.stream.model.module, batch, (), around=around, place=place).output
         if self.scores is not None:
             return self.scores.of(output)
-        found = find_logits(output)
-        return None if found is None or found.ndim != 3 else found.cpu()
+        logits = find_logits(output)
+        return None if logits is None or logits.ndim != 3 else logits.cpu()
 
     def mean(self, change: PartChange, which: Sequence[int]) -> float:
         """Return the mean loss of rows under a change; infinite if the model cannot run."""

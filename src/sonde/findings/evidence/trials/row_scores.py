@@ -72,7 +72,7 @@ def row_scores(
     scores = None if causal else answer_scores(stream, evidence, order.tolist())
     if isinstance(scores, str):
         return None
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     for batch in batches:
         try:
             score = _scores_of(_output(stream, batch, around), batch, scores)
@@ -80,12 +80,12 @@ def row_scores(
             return None
         if score is None:
             return None
-        found.append(score)
+        parts.append(score)
     keys = [k for batch in batches for k in batch.group_keys]
-    known = torch.ones(len(order), dtype=torch.bool) if scores is None else scores.known(order)
-    kept = torch.nonzero(known).flatten().tolist()
+    is_known = torch.ones(len(order), dtype=torch.bool) if scores is None else scores.known(order)
+    kept = torch.nonzero(is_known).flatten().tolist()
     measure: Measure = "loss" if scores is None else scores.measure
-    score = torch.cat(found)[kept].double()
+    score = torch.cat(parts)[kept].double()
     return RowScores(order[kept], [keys[i] for i in kept], score, measure)
 
 

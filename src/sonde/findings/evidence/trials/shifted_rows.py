@@ -44,12 +44,12 @@ def shifted_rows(stream: LiveStream) -> list[TensorForm]:
 
     def form_of(lag: int) -> TensorForm:
         def change(given: Mapping[str, Tensor], order: Int[Tensor, "row"]) -> dict[str, Tensor]:
-            found: dict[str, list[Tensor]] = {name: [] for name in given}
+            shifted: dict[str, list[Tensor]] = {name: [] for name in given}
             for row, i in enumerate(order.tolist()):
                 others = inputs_at(min(max(i + lag, 0), n - 1)) or {}
                 for name, x in given.items():
-                    found[name].append(others.get(name, x[row : row + 1]))
-            return {name: torch.cat(parts) for name, parts in found.items()}
+                    shifted[name].append(others.get(name, x[row : row + 1]))
+            return {name: torch.cat(parts) for name, parts in shifted.items()}
 
         when = "after" if lag > 0 else "before"
         steps = f"{abs(lag)} rows" if abs(lag) > 1 else "one row"
@@ -120,9 +120,9 @@ def _on_a_line(
     """Return each number on the line that fits the targets of the rows that choose."""
     y = truth.reshape(len(truth), -1)
     x = answers.double().reshape(len(y), -1)[:, : y.shape[1]]
-    known = (chooses[:, None] & torch.isfinite(y)).double()
-    n, y = known.sum(0).clamp(min=1), torch.nan_to_num(y)
-    centre, level = (known * x).sum(0) / n, (known * y).sum(0) / n
-    slope = (known * (x - centre) * (y - level)).sum(0)
-    slope = slope / (known * (x - centre).square()).sum(0).clamp(min=1e-300)
+    weight = (chooses[:, None] & torch.isfinite(y)).double()
+    n, y = weight.sum(0).clamp(min=1), torch.nan_to_num(y)
+    centre, level = (weight * x).sum(0) / n, (weight * y).sum(0) / n
+    slope = (weight * (x - centre) * (y - level)).sum(0)
+    slope = slope / (weight * (x - centre).square()).sum(0).clamp(min=1e-300)
     return (slope * (x - centre) + level).reshape(answers.shape)

@@ -47,13 +47,13 @@ def simplest_factor(
     top = scores(best)
     if top is None or best <= 0:
         return SimplestFactor(best, best, best)
-    known = sorted({*POWERS, *units, *BETWEEN, best} - {1.0})
-    at = known.index(best)
+    factors = sorted({*POWERS, *units, *BETWEEN, best} - {1.0})
+    at = factors.index(best)
     tied = [best]
-    for side in (known[at + 1 :], known[:at][::-1]):
+    for side in (factors[at + 1 :], factors[:at][::-1]):
         for factor in side:
-            found = scores(factor)
-            if found is None or not _is_tied(found, top, group):
+            scored = scores(factor)
+            if scored is None or not _is_tied(scored, top, group):
                 break
             tied.append(factor)
     kinds = (POWERS, units, BETWEEN)

@@ -144,8 +144,8 @@ def _of_norm(
 def _typical(x: Inputs, mean: Tensor, spread: Tensor) -> float:
     """Return the median misfit of the columns; infinite if half of the deviations are unknown."""
     misfit = _misfit(x, mean, spread)
-    known = misfit[~misfit.isnan()]
-    return float(known.median()) if 2 * len(known) > len(misfit) else math.inf
+    finite = misfit[~misfit.isnan()]
+    return float(finite.median()) if 2 * len(finite) > len(misfit) else math.inf
 
 
 def _misfit(x: Inputs, mean: Tensor, spread: Tensor) -> Float[Tensor, "column"]:

@@ -59,13 +59,13 @@ def crossed_loss(
     With ``biased``, the other half also chooses one class and a bias of its logit: what such a bias
     repairs as well says nothing about the inputs.
     """
-    found = torch.zeros(len(label), dtype=torch.float64)
+    crossed = torch.zeros(len(label), dtype=torch.float64)
     for fits in (half, ~half):
         loss = (_one_bias if biased else cooled_loss)(logits, label, fits)
         if loss is None:
             return None
-        found[~fits] = loss[~fits]
-    return found
+        crossed[~fits] = loss[~fits]
+    return crossed
 
 
 def _one_bias(
@@ -75,11 +75,11 @@ def _one_bias(
     if cooled_loss(logits, label, fits) is None:
         return None
     x = as_logits(two_logits(logits))
-    found = list[Tensor]()
+    losses = list[Tensor]()
     for one in torch.eye(x.shape[1], dtype=torch.float64)[:, :, None]:
         scale, bias = fitted_constants(x[fits], label[fits], one)
-        found.append(cross_entropy(scale * x + bias, label, reduction="none"))
-    return min(found, key=lambda loss: float(loss[fits].mean()))
+        losses.append(cross_entropy(scale * x + bias, label, reduction="none"))
+    return min(losses, key=lambda loss: float(loss[fits].mean()))
 
 
 def fitted_constants(
@@ -101,5 +101,5 @@ def fitted_constants(
     # Not torch's solver: the first optimiser of a process imports torch's compiler, a second.
     start = np.zeros(span.shape[1] + 1)
     weight = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    found = torch.from_numpy(weight).to(logits.dtype)
-    return found[-1].exp(), basis @ found[:-1]
+    solution = torch.from_numpy(weight).to(logits.dtype)
+    return solution[-1].exp(), basis @ solution[:-1]

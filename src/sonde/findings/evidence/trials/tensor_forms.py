@@ -72,14 +72,14 @@ def tensor_forms(given: Mapping[str, InputTensor], names: Sequence[str] = ()) ->
     names : sequence of str, default=()
         Names of the columns, if the only tensor is a table.
     """
-    found: list[TensorForm] = []
+    forms: list[TensorForm] = []
     for one in given.values():
         for axis in _channel_axes(one):
-            found += _of_channels(one, axis, names if len(given) == 1 else ())
-    found += _partners(given)
+            forms += _of_channels(one, axis, names if len(given) == 1 else ())
+    forms += _partners(given)
     for one in given.values():
-        found += _whole(one)
-    return found
+        forms += _whole(one)
+    return forms
 
 
 def index_of(axis: int, i: int, name: str) -> str:
@@ -116,9 +116,9 @@ def affine_form(
         x = given[one.name]
         if i < 0:
             return {one.name: factor * x + offset}
-        made = x.clone()
-        made.select(axis, i).mul_(factor).add_(offset)
-        return {one.name: made}
+        changed = x.clone()
+        changed.select(axis, i).mul_(factor).add_(offset)
+        return {one.name: changed}
 
     words = f"with {where}{times}{plus if offset else ''}"
     columns = () if i < 0 else (i,)
@@ -285,9 +285,9 @@ def _on_channel(
     one: InputTensor, axis: int, i: int, of: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     def change(x: Tensor) -> Tensor:
-        made = x.clone()
-        made.select(axis, i).copy_(of(x.select(axis, i)))
-        return made
+        changed = x.clone()
+        changed.select(axis, i).copy_(of(x.select(axis, i)))
+        return changed
 
     return change
 

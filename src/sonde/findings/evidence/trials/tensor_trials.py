@@ -109,8 +109,8 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
 
 def whole_examples(stream: LiveStream, which: Sequence[int]) -> SmallBatches:
     """Return examples as the model receives them, padding included, of the commonest shape."""
-    found = [next(iter(stream.inputs.batches(i, i + 1)), None) for i in which]
-    singles = [one for one in found if one is not None]
+    batches = [next(iter(stream.inputs.batches(i, i + 1)), None) for i in which]
+    singles = [one for one in batches if one is not None]
     module = stream.model.module
     shapes = [tuple((k, t.x.shape[1:]) for k, t in input_tensors(module, one).items())
               for one in singles]  # fmt: skip
@@ -131,10 +131,10 @@ class _Forms:
         self.whole = small.together(range(len(small)))
         self.given = input_tensors(self.module, self.whole)
         self.names = evidence.data.inputs
-        known = scores.known(self.whole.order)
+        is_known = scores.known(self.whole.order)
         chooses = chooses_by_key(self.whole.group_keys)
-        self.chooses = torch.nonzero(known & chooses).flatten().tolist()
-        self.judges = torch.nonzero(known & ~chooses).flatten().tolist()
+        self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
+        self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
         self.n_tried = 0
 
     def chosen(self) -> TensorTrials | str:
@@ -175,7 +175,7 @@ class _Forms:
 
     def _answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
         """Return the answers in each form, of several forms in one forward pass."""
-        found: list[Tensor] = []
+        answers: list[Tensor] = []
         per = max(1, IN_ONE // len(rows))
         for at in range(0, len(forms), per):
             some = forms[at : at + per]
@@ -183,11 +183,11 @@ class _Forms:
             order = batch.order[: len(rows)]
 
             changed = with_tensors(self.module, batch, _each(some, order))
-            made = self.scores.of(observe(self.stream, changed, {}))
-            if made is None:
+            scored = self.scores.of(observe(self.stream, changed, {}))
+            if scored is None:
                 return []
-            found += made.split(len(rows))
-        return found
+            answers += scored.split(len(rows))
+        return answers
 
     def _losses(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[float]:
         """Return the mean loss of some rows in each form; infinite if it is not known."""
@@ -226,15 +226,15 @@ class _Forms:
         """Return whether constants on the logits, or a line through the numbers, do as well."""
         rows = [*self.chooses, *self.judges]
         chooses = torch.arange(len(rows)) < len(self.chooses)
-        given, made = (self._answers([one], rows)[0] for one in (None, form))
+        given, formed = (self._answers([one], rows)[0] for one in (None, form))
         order = self._order(rows)
         groups = groups_at(self.evidence, order[~chooses])
         if self.scores.kind == "numbers":
-            return line_does_as_well(self.scores, given, made, order, chooses)
+            return line_does_as_well(self.scores, given, formed, order, chooses)
         if self.scores.kind == "entries":
             return False
         label = self.evidence.data.label[order]
-        return constants_do_as_well(given, made, label, chooses, groups)
+        return constants_do_as_well(given, formed, label, chooses, groups)
 
     def _shift(self) -> list[TensorForm]:
         """Return the form with the inputs of other rows that the unchanged rows call for."""
@@ -292,17 +292,17 @@ class _Forms:
         except RuntimeError:
             return [0.0] * len(forms)
         slope = dict(zip(free, grads, strict=True))
-        found: list[float] = []
+        steepness: list[float] = []
         for form in forms:
             new = form.change(given, batch.order)
             parts = [(slope[n] * (x - given[n])).flatten(1).sum(1) for n, x in new.items()
                      if slope.get(n) is not None]  # fmt: skip
             if not parts or any(n not in slope for n in new):
-                found.append(-math.inf)
+                steepness.append(-math.inf)
                 continue
             step = torch.stack(parts).sum(0).double()
-            found.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
-        return found
+            steepness.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
+        return steepness
 
     def _best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
         """Return the form with the least loss on the rows that choose, if it lowers the loss."""
@@ -370,15 +370,15 @@ class _Forms:
         powers = [2.0**k for k in range(-11, 12)]
         factors = [(sign * f, 0.0) for f in powers]
         offsets = [(1.0, s * spread * f) for f in powers[6:17] for s in (1, -1)]
-        found: list[TensorForm] = []
+        refined: list[TensorForm] = []
         for pairs in (factors, offsets):
             for step in (2**0.5, 2**0.25, 2**0.125):
                 at = self._least(one, axis, i, pairs, rows)
                 pairs = [at.numbers, *(_stretched(at.numbers, f) for f in (1 / step, step))]
             at = self._least(one, axis, i, pairs, rows)
             round_ones = [_rounded(at.numbers, digits) for digits in (1, 2)]
-            found.append(self._least(one, axis, i, [*round_ones, at.numbers], rows, first=True))
-        return found
+            refined.append(self._least(one, axis, i, [*round_ones, at.numbers], rows, first=True))
+        return refined
 
     def _least(
         self,

@@ -122,13 +122,13 @@ def on_top(
 
     joined = {f"{start.words}, then {w}": (w, change) for w, change in others.items()}
     forms = {words: composed(change) for words, (_, change) in joined.items()}
-    for made in tried_forms(stream, small, forms, (), evidence, True, part):
-        words, change = joined[made.words]
+    for tried in tried_forms(stream, small, forms, (), evidence, True, part):
+        words, change = joined[tried.words]
         scale = _scale(x, change(x))
         last = Tried(words, None, math.nan, scale, code=standardising_code(words, x))
         lines = [line for line in (start.line, last.line) if line]
         code = f"{lines[0].split('  #')[0]}; {lines[1]}" if len(lines) == 2 else ""
-        yield replace(made, code=code, single=single)
+        yield replace(tried, code=code, single=single)
 
 
 def numbers_of(small: SmallBatches) -> Inputs:
@@ -209,8 +209,8 @@ def score_rows_of(
         answer = two_logits(logits).argmax(1)
         return (answer == label)[label >= 0].double()
     truth, every = data.target[order].double(), data.target.double()
-    known = torch.isfinite(truth)
-    error = (logits[:, 0].double() - truth)[known].square()
+    is_known = torch.isfinite(truth)
+    error = (logits[:, 0].double() - truth)[is_known].square()
     return 1 - error / every[torch.isfinite(every)].var(correction=0)
 
 
@@ -263,18 +263,18 @@ def simple_form(
     if best.words not in factors:
         return best
     column, factor = factors[best.words]
-    made: dict[float, Tried | None] = {factor: best}
+    by_factor: dict[float, Tried | None] = {factor: best}
 
     def scores(by: float) -> Tensor | None:
-        if by not in made:
+        if by not in by_factor:
             forms = {f"with {factor_words(names[column], by)}": one_column(column, by, 0.0)}
-            made[by] = next(tried_forms(stream, small, forms, (), evidence, True), None)
-        form = made[by]
+            by_factor[by] = next(tried_forms(stream, small, forms, (), evidence, True), None)
+        form = by_factor[by]
         return None if form is None or form.score is None else of_choosing(form)
 
-    found = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)], group)
-    chosen = made[found.factor] or best
-    return replace(chosen, range=(found.low, found.high), factor=found.factor)
+    simplest = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)], group)
+    chosen = by_factor[simplest.factor] or best
+    return replace(chosen, range=(simplest.low, simplest.high), factor=simplest.factor)
 
 
 def _nearest_move(
@@ -291,8 +291,8 @@ def _nearest_move(
     while by:
         steps = [step - by, step + by]
         forms = {move_words(s, dim): pixel_move(picture, s, dim) for s in steps if s}
-        for made in tried_forms(stream, small, forms, (), evidence, True):
-            if made.score is not None and of_choosing(made).mean() > of_choosing(best).mean():
-                best, step = made, next(s for s in steps if move_words(s, dim) == made.words)
+        for tried in tried_forms(stream, small, forms, (), evidence, True):
+            if tried.score is not None and of_choosing(tried).mean() > of_choosing(best).mean():
+                best, step = tried, next(s for s in steps if move_words(s, dim) == tried.words)
         by //= 2
     return best

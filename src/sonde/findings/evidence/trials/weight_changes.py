@@ -35,13 +35,13 @@ def weight_changes(ran: Mapping[str, nn.Module]) -> list[PartChange]:
         Modules that ran once, by path.
     """
     small = {n: m for n, m in ran.items() if _matrices(m) and _size(m) <= MOST_WEIGHTS}
-    found = [*_settings(ran), *_statistics(ran), *_residuals(ran)]
-    found += _gates(small)
-    found += itertools.islice(_exchanges(small), MOST_PAIRS)
-    found += _turned(small)
+    changes = [*_settings(ran), *_statistics(ran), *_residuals(ran)]
+    changes += _gates(small)
+    changes += itertools.islice(_exchanges(small), MOST_PAIRS)
+    changes += _turned(small)
     for path, module in small.items():
-        found += [_resized(path, module, f) for f in FACTORS]
-    return found
+        changes += [_resized(path, module, f) for f in FACTORS]
+    return changes
 
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -229,20 +229,20 @@ def _settings(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 def _options(module: nn.Module) -> Iterator[tuple[str, object, object]]:
     """Yield each option of a module that its code reads: name, value and another value."""
-    known = _read_options(type(module))
+    options = _read_options(type(module))
     for name, value in vars(module).items():
-        if name not in known or name == "training" or name.startswith("_"):
+        if name not in options or name == "training" or name.startswith("_"):
             continue
         if isinstance(value, bool):
             yield name, value, not value
         elif isinstance(value, str):
-            yield from ((name, value, new) for new in known[name] if new != value)
+            yield from ((name, value, new) for new in options[name] if new != value)
 
 
 @lru_cache(512)
 def _read_options(kind: type) -> dict[str, tuple[str, ...]]:
     """Return the attributes that a class reads as ``self.name``, with the texts they may equal."""
-    found: dict[str, dict[str, None]] = {}
+    compared: dict[str, dict[str, None]] = {}
     named = {name: dict.fromkeys(texts) for name, texts in _listed_options(kind).items()}
     for cls in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         try:
@@ -251,11 +251,11 @@ def _read_options(kind: type) -> dict[str, tuple[str, ...]]:
             continue
         for node in ast.walk(tree):
             if _is_of_self(node):
-                found.setdefault(node.attr, {})  # type: ignore[attr-defined]
+                compared.setdefault(node.attr, {})  # type: ignore[attr-defined]
             if isinstance(node, ast.Compare) and _is_of_self(node.left):
-                texts = found.setdefault(node.left.attr, {})  # type: ignore[attr-defined]
+                texts = compared.setdefault(node.left.attr, {})  # type: ignore[attr-defined]
                 texts |= dict.fromkeys(_texts(node.comparators))
-    return {name: tuple(texts | named.get(name, {})) for name, texts in found.items()}
+    return {name: tuple(texts | named.get(name, {})) for name, texts in compared.items()}
 
 
 def _listed_options(kind: type) -> dict[str, tuple[str, ...]]:

@@ -93,10 +93,10 @@ def ratios(group: Sequence[tuple[str, float]]) -> list[float]:
 @counted
 def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
     """Return the trial of outlying weights rescaled to the size of their siblings."""
-    found = evidence.get(find_fresh_layers)
-    if found is None:
+    layers = evidence.get(find_fresh_layers)
+    if layers is None:
         return None
-    outliers = size_outliers(all_groups(found, SIBLINGS), RATIO, DEVIATIONS)
+    outliers = size_outliers(all_groups(layers, SIBLINGS), RATIO, DEVIATIONS)
     if not outliers:
         return None
     outliers.sort(key=lambda o: -abs(math.log(o.ratio)))

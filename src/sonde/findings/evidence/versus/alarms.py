@@ -124,8 +124,8 @@ class Alarm:
 
     def _histograms(self, threshold: float | None) -> dict[str, Any] | None:
         """Return histograms of both data sets; larger values count in the last bin."""
-        mine, theirs = self.calibration.scores, self.scores[self.one]
-        finite = mine[torch.isfinite(mine)]
+        own, theirs = self.calibration.scores, self.scores[self.one]
+        finite = own[torch.isfinite(own)]
         if len(finite) < 2:
             return None
         low, high = float(finite.min()), float(finite.max())
@@ -143,7 +143,7 @@ class Alarm:
 
         return {
             "edges": edges.tolist(),
-            "counts_data": counts(mine),
+            "counts_data": counts(own),
             "counts_other": counts(theirs),
             "threshold": _finite(threshold),
         }

@@ -75,29 +75,29 @@ def _reached(stream: LiveStream, some: Sequence[InputBatch], truth: Tensor, numb
     """Return the fraction of correct answers, or R^2."""
     if not numbers:
         return float((class_answers_of(stream, some) == truth.numpy()).mean())
-    said = answers_of(stream, some)
-    if said is None or said.shape[1] != 1:
+    answers = answers_of(stream, some)
+    if answers is None or answers.shape[1] != 1:
         return float("nan")
-    return 1 - float((said[:, 0] - truth).square().mean() / truth.var(correction=0))
+    return 1 - float((answers[:, 0] - truth).square().mean() / truth.var(correction=0))
 
 
 def _vector(one: InputBatch, n: int) -> Tensor | None:
     """Return an example's only tensor if it holds one number for each of ``n`` columns."""
     values = [x for x in (*one.args, *one.kwargs.values()) if isinstance(x, Tensor)]
-    known = len(values) == 1 and values[0].is_floating_point() and values[0].shape[-1] == n
-    return values[0] if known else None
+    is_vector = len(values) == 1 and values[0].is_floating_point() and values[0].shape[-1] == n
+    return values[0] if is_vector else None
 
 
 def _mended(one: InputBatch, moves: Sequence[ColumnMove], inputs: Sequence[str]) -> InputBatch:
     def of(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        made = value.clone()
+        changed = value.clone()
         for move in moves:
             at = inputs.index(move.column)
             source = inputs.index(move.partner) if move.partner else at
-            made[..., at] = value[..., source] / move.factor
-        return made
+            changed[..., at] = value[..., source] / move.factor
+        return changed
 
     kwargs = {name: of(value) for name, value in one.kwargs.items()}
     return replace(one, args=tuple(of(value) for value in one.args), kwargs=kwargs)

@@ -145,14 +145,14 @@ def _missing_moves(evidence: Evidence) -> list[ColumnMove]:
     if not all(sides):
         return []
     n, m = (int(side["rows"]) for side in sides)
-    found: list[ColumnMove] = []
+    moves: list[ColumnMove] = []
     for name, count in sides[1]["columns"].items():
         a, b = sides[0]["columns"].get(name, 0), int(count)
         p = min(1.0, chance_of_counts((a, n), (b, m)) * len(sides[1]["columns"]))
         if p < 0.001 and b / m - a / n >= 0.05:
-            said = f"{name} is missing in {percent(b / m)} of rows, not {percent(a / n)}"
-            found.append(ColumnMove(name, "missing", said, "", b / m - a / n, p, True))
-    return found
+            words = f"{name} is missing in {percent(b / m)} of rows, not {percent(a / n)}"
+            moves.append(ColumnMove(name, "missing", words, "", b / m - a / n, p, True))
+    return moves
 
 
 _RANK: Final[tuple[Kind, ...]] = (
@@ -162,11 +162,11 @@ _RANK: Final[tuple[Kind, ...]] = (
 
 def columns_section(evidence: Evidence) -> list[dict[str, Any]]:
     """Return the columns that changed, as the report lists them."""
-    found = column_comparison(evidence)
-    if isinstance(found, str):
+    comparison = column_comparison(evidence)
+    if isinstance(comparison, str):
         return []
     names = ("column", "kind", "said", "fix", "effect", "p")
-    return [{name: getattr(move, name) for name in names} for move in found.moves]
+    return [{name: getattr(move, name) for name in names} for move in comparison.moves]
 
 
 def _rank(move: ColumnMove) -> tuple[int, float]:
@@ -182,20 +182,22 @@ def _side(evidence: Evidence) -> _Side:
     label = shared.column("label")
     rows = one_per_group(shared.group)
     examples = shared.order[rows].tolist()
-    found: dict[str, Sequence[Any]] = {}
+    columns: dict[str, Sequence[Any]] = {}
     if data.inputs and data.key_columns is not None and data.key_columns(examples[:1]):
         inputs = data.key_columns(examples)
-        found |= {name: inputs[name] for name in data.inputs if name in inputs}
-    found |= data.own_columns(examples)
+        columns |= {name: inputs[name] for name in data.inputs if name in inputs}
+    columns |= data.own_columns(examples)
     for column, name in OF_PICTURES.items():
         x = shared.column(column)
-        if x is not None and name not in found:
-            found[name] = x.double().reshape(len(x), -1)[rows, 0].tolist()
-    known = label is not None and bool((label[rows] >= 0).all())
+        if x is not None and name not in columns:
+            columns[name] = x.double().reshape(len(x), -1)[rows, 0].tolist()
+    has_labels = label is not None and bool((label[rows] >= 0).all())
     names = (
-        [class_name(data, k) for k in label[rows].tolist()] if known and label is not None else ()
+        [class_name(data, k) for k in label[rows].tolist()]
+        if has_labels and label is not None
+        else ()
     )
-    return _Side(found, (shared.group[rows] % 2 == 1).numpy(), names)
+    return _Side(columns, (shared.group[rows] % 2 == 1).numpy(), names)
 
 
 def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
@@ -239,25 +241,25 @@ class Numbers:
     def half(self, confirms: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the known values in both data sets, on the held-out or on the selection rows."""
         sides = zip((self.mine, self.theirs), self.confirms, strict=True)
-        found = [x[(at == confirms) & ~np.isnan(x)] for x, at in sides]
-        return found[0], found[1]
+        halves = [x[(at == confirms) & ~np.isnan(x)] for x, at in sides]
+        return halves[0], halves[1]
 
     def tests(self) -> list["_Test"]:
         """Return this column's tests: on all rows, or on held-out rows for a chosen value."""
         x, y = self.half(True)
-        found: list[_Test] = []
+        all_tests: list[_Test] = []
         lost = [np.isnan(v) for v in (self.mine, self.theirs)]
         if lost[0].any() or lost[1].any():
-            found.append(_Test(self, "missing", *_shares(lost[0], lost[1])))
+            all_tests.append(_Test(self, "missing", *_shares(lost[0], lost[1])))
         if min(len(x), len(y)) < LEAST_ROWS // 2:
-            return found
+            return all_tests
         value = None if self.is_derived else self._stuck()
         if value is not None:
-            found.append(_Test(self, "one value", *_shares(x == value, y == value), value))
-        found.append(
+            all_tests.append(_Test(self, "one value", *_shares(x == value, y == value), value))
+        all_tests.append(
             _Test(self, "other", *moved_by_chance(self.mine[~lost[0]], self.theirs[~lost[1]]))
         )
-        return found
+        return all_tests
 
     def _stuck(self) -> float | None:
         """Return the value whose frequency grew most on the selection rows, or None."""
@@ -316,26 +318,26 @@ class _Test:
         least = {"missing": 0.05, "one value": 0.05, "new values": 0.1}.get(self.kind, 0.15)
         if abs(self.effect) < least:
             return None
-        made = ColumnMove(self.of.column, self.kind, "", "", abs(self.effect), p,
+        moved = ColumnMove(self.of.column, self.kind, "", "", abs(self.effect), p,
                           self.of.column in {*inputs, *OF_PICTURES.values()})  # fmt: skip
         if isinstance(self.of, Words):
-            return replace(made, said=_words(self.of))
+            return replace(moved, said=_words(self.of))
         if self.kind == "missing":
             shares = [float(np.isnan(v).mean()) for v in (self.of.mine, self.of.theirs)]
-            said = f"{self.of.name} is missing in {percent(shares[1])} of rows, not "
-            said += percent(shares[0])
-            return replace(made, said=said) if self.effect > 0 else None
+            words = f"{self.of.name} is missing in {percent(shares[1])} of rows, not "
+            words += percent(shares[0])
+            return replace(moved, said=words) if self.effect > 0 else None
         if self.kind == "one value":
             x, y = self.of.half(True)
             shares = [float((v == self.value).mean()) for v in (x, y)]
-            said = (
+            words = (
                 f"{self.of.name} is {number(self.value, 6)} in {percent(shares[1])} of rows, not "
             )
-            said += percent(shares[0])
+            words += percent(shares[0])
             name = repr(self.of.column)
             fix = f"frame.loc[frame[{name}] == {self.value:.6g}, {name}] = nan"
-            return replace(made, said=said, fix=fix) if shares[1] > 3 * shares[0] else None
-        return _moved(made, self.of, [o for o in others if isinstance(o, Numbers)])
+            return replace(moved, said=words, fix=fix) if shares[1] > 3 * shares[0] else None
+        return _moved(moved, self.of, [o for o in others if isinstance(o, Numbers)])
 
 
 def moved_by_chance(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -368,16 +370,16 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
         gaps = _gap(z, y), _gap(x, c)  # of few rows one of the two may be wide by chance
         if sum(gaps) < 2 * fits and max(gaps) < 1.5 * fits and _gap(z, w) > 2 * fits:
             pair = sorted((name, other.name))
-            said = f"{pair[0]} and {pair[1]} are exchanged"
+            words = f"{pair[0]} and {pair[1]} are exchanged"
             fix = f"frame[{pair!r}] = frame[{pair[::-1]!r}].values"
-            return replace(made, kind="exchanged", said=said, fix=fix, partner=other.name)
+            return replace(made, kind="exchanged", said=words, fix=fix, partner=other.name)
     factor = _factor(a, b)
     if factor is not None and not of.is_derived and _gap(x * factor, y) < fits:
         unit = _unit(factor, _spread_of_factor(a, b))
         factor = unit[0] if unit else factor
-        said = f"{name} is multiplied by {number(factor, 4)}{unit[1] if unit else ''}"
+        words = f"{name} is multiplied by {number(factor, 4)}{unit[1] if unit else ''}"
         fix = f"frame[{name!r}] /= {factor:.6g}"
-        return replace(made, kind="factor", said=said, fix=fix, factor=factor)
+        return replace(made, kind="factor", said=words, fix=fix, factor=factor)
     spread = float(np.subtract(*np.percentile(x, (75, 25)))) / 1.349 or float(x.std()) or 1.0
     away = (float(np.median(y)) - float(np.median(x))) / spread
     say = percent if of.is_derived and max(np.max(x), np.max(y)) <= 1 else number
@@ -385,8 +387,8 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
     if abs(away) < 0.1:
         ends = f"mean {say(float(y.mean()))}, not {say(float(x.mean()))}"
         return replace(made, kind="other", said=f"{name} has another distribution ({ends})")
-    said = f"{name} is {'higher' if away > 0 else 'lower'} ({ends}; {number(abs(away))} sd)"
-    return replace(made, kind="shift", said=said)
+    words = f"{name} is {'higher' if away > 0 else 'lower'} ({ends}; {number(abs(away))} sd)"
+    return replace(made, kind="shift", said=words)
 
 
 def _limit(n: int, m: int) -> float:
@@ -421,13 +423,13 @@ def _spread_of_factor(x: np.ndarray, y: np.ndarray) -> float:
 
 def _unit(factor: float, spread: float) -> tuple[float, str] | None:
     """Return the nearest known factor within ``spread``, and the units that it converts."""
-    found: list[tuple[float, float, str]] = []
-    for known, words in FACTORS.items():
+    candidates: list[tuple[float, float, str]] = []
+    for factor_known, words in FACTORS.items():
         turned = " to ".join(reversed(words.split(" to "))) if " to " in words else words
-        for value, said in ((known, words), (1 / known, turned)):
-            found.append((abs(math.log(factor / value)), value, said))
-    away, value, said = min(found)
-    return (value, f" ({said})" if said else "") if away < spread else None
+        for value, unit_words in ((factor_known, words), (1 / factor_known, turned)):
+            candidates.append((abs(math.log(factor / value)), value, unit_words))
+    away, value, unit_words = min(candidates)
+    return (value, f" ({unit_words})" if unit_words else "") if away < spread else None
 
 
 def _words(of: Words) -> str:
@@ -437,8 +439,8 @@ def _words(of: Words) -> str:
     if share >= 0.05:
         names = listed([repr(shortened(name, 16)) for name in new], 3)
         return f"{of.name} has new values in {percent(share)} of rows: {names}"
-    mine = Counter(of.mine)
-    rates = {k: (mine[k] / len(of.mine), theirs[k] / len(of.theirs)) for k in {*mine, *theirs}}
+    own = Counter(of.mine)
+    rates = {k: (own[k] / len(of.mine), theirs[k] / len(of.theirs)) for k in {*own, *theirs}}
     name, (x, y) = max(rates.items(), key=lambda item: abs(item[1][0] - item[1][1]))
     return f"{of.name} is {shortened(name, 16)!r} in {percent(y)} of rows, not {percent(x)}"
 
@@ -456,10 +458,10 @@ def _pair(
     x, y = mine.columns[name], theirs.columns[name]
     confirms = (mine.confirms, theirs.confirms)
     numbers = [np.array([_number(v) for v in values]) for values in (x, y)]
-    known = [~np.isnan(n) for n in numbers]
+    is_known = [~np.isnan(n) for n in numbers]
     filled = [np.array([v not in (None, "") for v in values]) for values in (x, y)]
-    if known[0].sum() >= 0.9 * filled[0].sum() and known[1].sum() >= 0.5 * filled[1].sum():
-        if len(np.unique(numbers[0][known[0]])) <= 1 and not known[1].any():
+    if is_known[0].sum() >= 0.9 * filled[0].sum() and is_known[1].sum() >= 0.5 * filled[1].sum():
+        if len(np.unique(numbers[0][is_known[0]])) <= 1 and not is_known[1].any():
             return []
         is_derived = name in OF_PICTURES.values()
         return [Numbers(name, name, numbers[0], numbers[1], confirms, is_derived)]
@@ -474,8 +476,8 @@ def _pair(
     return [
         *_kinds_of_texts(name, words, confirms),
         *(
-            Numbers(said.format(name), name, sides[0], sides[1], confirms, is_derived=True)
-            for said, sides in zip(measures, numbers, strict=True)
+            Numbers(pattern.format(name), name, sides[0], sides[1], confirms, is_derived=True)
+            for pattern, sides in zip(measures, numbers, strict=True)
         ),
     ]
 
@@ -484,14 +486,14 @@ def _kinds_of_texts(
     name: str, texts: Sequence[Sequence[str]], confirms: tuple[np.ndarray, np.ndarray]
 ) -> Sequence[Words]:
     """Return languages and scripts in both data sets, without texts of unknown language."""
-    found: list[Words] = []
-    for said, of in KINDS.items():
+    kinds: list[Words] = []
+    for pattern, of in KINDS.items():
         sides = [tuple(word for t in some if (word := of(t)) is not None) for some in texts]
         if min(map(len, sides)) >= LEAST_ROWS:
-            found.append(Words(said.format(name), name, sides[0], sides[1], confirms))
-    return found
+            kinds.append(Words(pattern.format(name), name, sides[0], sides[1], confirms))
+    return kinds
 
 
 def _number(value: Any) -> float:
-    found = None if value is None or value == "" else as_number(value)
-    return math.nan if found is None else float(found)
+    number = None if value is None or value == "" else as_number(value)
+    return math.nan if number is None else float(number)

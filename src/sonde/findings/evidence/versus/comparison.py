@@ -133,19 +133,19 @@ def compare(evidence: Evidence) -> DataComparison | None:
     versus = evidence.versus
     if versus is None or min(evidence.n_groups, versus.other.n_groups) < LEAST_GROUPS:
         return None
-    mine, theirs = shared_rows(evidence), shared_rows(versus.other)
+    own, theirs = shared_rows(evidence), shared_rows(versus.other)
     keys = [s.schema.key for s in evidence.sites]
     both = [(i, s) for i, s in enumerate(versus.other.sites) if s.schema.key in keys]
     sites = []
     for j, site in both:
         i = keys.index(site.schema.key)
         wide = evidence.sites[i].moments.scatter.ndim == 1
-        scores = held_out_scores(mine.x(i), theirs.x(j), mine.group, theirs.group, wide)
+        scores = held_out_scores(own.x(i), theirs.x(j), own.group, theirs.group, wide)
         sites.append(_shift(site, *scores, len(both)))
     if not sites:
         return None
     return DataComparison(
-        tuple(sites), _length_auroc(mine, theirs), evidence.n_groups, versus.other.n_groups
+        tuple(sites), _length_auroc(own, theirs), evidence.n_groups, versus.other.n_groups
     )
 
 
@@ -191,8 +191,8 @@ def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
     Then different shares of labels cannot tell them apart. None if labels are not known, or if
     fewer than 50 groups of a side are left.
     """
-    found = compare(evidence)
-    if found is None or evidence.versus is None:
+    comparison = compare(evidence)
+    if comparison is None or evidence.versus is None:
         return None
     sides = [shared_rows(side) for side in (evidence, evidence.versus.other)]
     names = [_label_names(side) for side in sides]
@@ -204,7 +204,7 @@ def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
     if min(len(torch.unique(s.group[k])) for s, k in zip(sides, kept, strict=True)) < LEAST_GROUPS:
         return None
     keys = [[site.schema.key for site in side.evidence.sites] for side in sides]
-    at = [named.index(found.best.key) for named in keys]
+    at = [named.index(comparison.best.key) for named in keys]
     rows = [s.x(i)[sorted(k)] for s, i, k in zip(sides, at, kept, strict=True)]
     groups = [s.group[sorted(k)] for s, k in zip(sides, kept, strict=True)]
     wide = evidence.sites[at[0]].moments.scatter.ndim == 1
@@ -217,11 +217,11 @@ def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
 
 def _label_names(side: SharedRows) -> dict[str, list[int]]:
     """Return the rows of each label by its name."""
-    label, found = side.column("label"), dict[str, list[int]]()
+    label, by_name = side.column("label"), dict[str, list[int]]()
     for i, k in enumerate([] if label is None else label.tolist()):
         if k >= 0:
-            found.setdefault(class_name(side.evidence.data, k), []).append(i)
-    return found
+            by_name.setdefault(class_name(side.evidence.data, k), []).append(i)
+    return by_name
 
 
 def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
@@ -249,25 +249,31 @@ def scored(evidence: Evidence) -> DetectorScores | str:
         return "there is no second data set (--versus OTHER)"
     if not versus.scorers:
         return "no detector could be fitted on half of DATA"
-    mine, theirs = shared_rows(evidence), shared_rows(versus.other)
+    own_rows, theirs = shared_rows(evidence), shared_rows(versus.other)
     held = _held_rows(evidence, versus.held)
     if held is None:
         return "the order of the rows is not known, so no rows can be held out"
-    usable = [name for name in versus.scorers if _can_score(name, versus, mine, theirs)]
+    usable = [name for name in versus.scorers if _can_score(name, versus, own_rows, theirs)]
     if not usable:
         return "OTHER, or DATA, lacks the sites or columns that the detectors score"
-    own = {name: _scores(versus.scorers[name], mine, name[1])[held] for name in usable}
+    own = {name: _scores(versus.scorers[name], own_rows, name[1])[held] for name in usable}
     other = {name: _scores(versus.scorers[name], theirs, name[1]) for name in usable}
-    return DetectorScores(own, mine.group[held], other, theirs.group)
+    return DetectorScores(own, own_rows.group[held], other, theirs.group)
 
 
 @once
 def alarms(evidence: Evidence) -> Alarms | str:
     """Return the calibrated alarms on OTHER, or the reason for their absence."""
-    found = scored(evidence)
-    if isinstance(found, str):
-        return found
-    return fuse(found.own, found.own_group, found.other, found.other_group, evidence.versus.alpha)
+    detectors = scored(evidence)
+    if isinstance(detectors, str):
+        return detectors
+    return fuse(
+        detectors.own,
+        detectors.own_group,
+        detectors.other,
+        detectors.other_group,
+        evidence.versus.alpha,
+    )
 
 
 def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
@@ -275,14 +281,14 @@ def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
 
     One row of each group counts. A detector that could not be fitted has no AUROC.
     """
-    found = scored(evidence)
+    detectors = scored(evidence)
     rows = []
     for method, key in evidence.versus.asked:
         row: dict[str, Any] = {"method": method, "site": key}
         row |= dict.fromkeys(("auroc", "low", "high"))
-        if isinstance(found, DetectorScores) and (method, key) in found.own:
-            own = found.own[method, key][one_per_group(found.own_group)]
-            other = found.other[method, key][one_per_group(found.other_group)]
+        if isinstance(detectors, DetectorScores) and (method, key) in detectors.own:
+            own = detectors.own[method, key][one_per_group(detectors.own_group)]
+            other = detectors.other[method, key][one_per_group(detectors.other_group)]
             value = auroc(own, other).value
             low, high = auroc_bounds(value, len(own), len(other), (1 - CONFIDENCE) / 2)
             row |= {"auroc": value, "low": low, "high": high}
@@ -325,16 +331,16 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
     """Return the report's section on OTHER, or None without OTHER."""
     if evidence.versus is None:
         return None
-    found, alarm = compare(evidence), alarms(evidence)
-    sites = () if found is None else found.sites
+    comparison, alarm = compare(evidence), alarms(evidence)
+    sites = () if comparison is None else comparison.sites
     section: dict[str, Any] = {
         "n_data": evidence.n_groups,
         "n_other": evidence.versus.other.n_groups,
         "sites": [
             {"site": s.key, "auroc": s.auroc, "low": s.low, "high": s.high, "p": s.p} for s in sites
         ],
-        "length_auroc": None if found is None else found.length_auroc,
-        "best": None if found is None else found.best.key,
+        "length_auroc": None if comparison is None else comparison.length_auroc,
+        "best": None if comparison is None else comparison.best.key,
         "detectors": detector_rows(evidence),
         "alarm": None,
         "lead": None,

@@ -50,11 +50,11 @@ class LabelComparison:
 
     def only(self, side: int) -> tuple[str, ...]:
         """Return the labels that only one data set has (0 is DATA), most rows first."""
-        mine, theirs = self.labels[side], self.labels[1 - side]
-        if not mine.any() or not theirs.any():
+        own, theirs = self.labels[side], self.labels[1 - side]
+        if not own.any() or not theirs.any():
             return ()
-        found = [k for k in np.argsort(-mine, kind="stable") if mine[k] and not theirs[k]]
-        return tuple(self.classes[k] for k in found)
+        classes = [k for k in np.argsort(-own, kind="stable") if own[k] and not theirs[k]]
+        return tuple(self.classes[k] for k in classes)
 
     @property
     def shift(self) -> tuple[float, float] | None:
@@ -94,7 +94,9 @@ def label_comparison(evidence: Evidence) -> LabelComparison | None:
     classes = sorted(set().union(*labels, *answers))
     if not classes:
         return None
-    counted = [np.array([found.get(name, 0) for name in classes]) for found in (*labels, *answers)]
+    counted = [
+        np.array([counts.get(name, 0) for name in classes]) for counts in (*labels, *answers)
+    ]
     table = _answered_as(evidence, classes)
     return LabelComparison(
         classes=tuple(classes),
@@ -125,10 +127,10 @@ def _answered_as(evidence: Evidence, names: list[str]) -> Int[np.ndarray, "class
     logits, label = columns
     table = np.zeros((len(names), len(names)), dtype=np.int64)
     at = {name: i for i, name in enumerate(names)}
-    for truth, said in zip(label.tolist(), logits.argmax(1).tolist(), strict=True):
+    for truth, answer in zip(label.tolist(), logits.argmax(1).tolist(), strict=True):
         if truth >= 0:
             data = evidence.data
-            table[at[class_name(data, truth)], at[class_name(data, said)]] += 1
+            table[at[class_name(data, truth)], at[class_name(data, answer)]] += 1
     return table
 
 
@@ -142,17 +144,17 @@ def _corrected(
     if table is None or not answers.any():
         return None
     sizes = table.sum(1)
-    known = sizes >= LEAST_OF_CLASS
-    if int(known.sum()) < 2 or answers[~known].sum() > 0.02 * answers.sum():
+    is_known = sizes >= LEAST_OF_CLASS
+    if int(is_known.sum()) < 2 or answers[~is_known].sum() > 0.02 * answers.sum():
         return None
-    rates = (table[known] / sizes[known, None])[:, known]
+    rates = (table[is_known] / sizes[is_known, None])[:, is_known]
     if np.linalg.cond(rates) > WORST_CONDITION:
         return None
-    found = nnls(rates.T, answers[known] / answers.sum())[0]
-    if found.sum() <= 0:
+    solution = nnls(rates.T, answers[is_known] / answers.sum())[0]
+    if solution.sum() <= 0:
         return None
     shares = np.zeros(len(sizes))
-    shares[known] = found / found.sum()
+    shares[is_known] = solution / solution.sum()
     return shares
 
 
@@ -162,11 +164,11 @@ def _expected(
     if table is None or not labels.any():
         return None
     sizes = table.sum(1)
-    known = sizes >= LEAST_OF_CLASS
-    if not labels[known].any():
+    is_known = sizes >= LEAST_OF_CLASS
+    if not labels[is_known].any():
         return None
-    recall = table.diagonal()[known] / sizes[known]
-    return float((recall * labels[known]).sum() / labels[known].sum())
+    recall = table.diagonal()[is_known] / sizes[is_known]
+    return float((recall * labels[is_known]).sum() / labels[is_known].sum())
 
 
 def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | None:
@@ -178,10 +180,10 @@ def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | Non
     side = evidence.versus.other if of_other else evidence
     if of_other and right is not None:
         right = right_rows(side, new_classes=True)
-    known = None if right is None else ~torch.isnan(right)
-    if right is None or known is None or not bool(known.any()):
+    is_judged = None if right is None else ~torch.isnan(right)
+    if right is None or is_judged is None or not bool(is_judged.any()):
         return None
-    return _share(right[known] > 0, shared_rows(side).group[known])
+    return _share(right[is_judged] > 0, shared_rows(side).group[is_judged])
 
 
 def _share(right: Bool[Tensor, "row"], group: Int[Tensor, "row"]) -> dict[str, Any]:
@@ -212,31 +214,33 @@ def shared_content(evidence: Evidence) -> SharedContent:
 
 def labels_of_both(evidence: Evidence) -> dict[str, Any]:
     """Return the report's section on labels, answers and copies in OTHER."""
-    found, same = label_comparison(evidence), shared_content(evidence)
+    comparison, same = label_comparison(evidence), shared_content(evidence)
     copies = {"data": same.mine, "n_data": same.n_mine, "other": same.theirs}
     section: dict[str, Any] = {
         "copies": copies | {"n_other": same.n_theirs},
         "accuracy": {
             "data": accuracy(evidence),
             "other": accuracy(evidence, of_other=True),
-            "expected": None if found is None else found.expected,
+            "expected": None if comparison is None else comparison.expected,
         },
         "classes": [],
         "label_shift": None,
         "new": {"data": [], "other": []},
     }
-    if found is None:
+    if comparison is None:
         return section
-    columns = (*found.labels, *found.answers)
+    columns = (*comparison.labels, *comparison.answers)
     totals = [int(column.sum()) for column in columns]
     order = np.argsort(-sum(columns), kind="stable")[:MOST_CLASSES]
     for k in order.tolist():
         shares = [int(c[k]) / n if n else None for c, n in zip(columns, totals, strict=True)]
         named = zip(("labels_data", "labels_other", "answers_data", "answers_other"), shares,
                     strict=True)  # fmt: skip
-        said = None if found.corrected is None else float(found.corrected[k])
-        section["classes"].append({"label": found.classes[k], **dict(named), "corrected": said})
-    section["new"] = {"data": list(found.only(0)), "other": list(found.only(1))}
-    if found.shift is not None:
-        section["label_shift"] = {"difference": found.shift[0], "p": found.shift[1]}
+        corrected = None if comparison.corrected is None else float(comparison.corrected[k])
+        section["classes"].append(
+            {"label": comparison.classes[k], **dict(named), "corrected": corrected}
+        )
+    section["new"] = {"data": list(comparison.only(0)), "other": list(comparison.only(1))}
+    if comparison.shift is not None:
+        section["label_shift"] = {"difference": comparison.shift[0], "p": comparison.shift[1]}
     return section
