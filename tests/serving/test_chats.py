@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import sonde
+from serving.test_hanging import ready, run_apart
 from serving_case import served
 from sonde.detect import Mahalanobis
+from sonde.serving import app
 from sonde.serving.chat_pieces import TextPieces
 from sonde.serving.chat_requests import ChatRequest, ProtocolError
 
@@ -253,3 +255,28 @@ def test_the_official_client_works_unchanged(model, probe):
 def wait_for(client):
     """The name of the model once it is loaded; the client tries again after 503."""
     return client.with_options(max_retries=20).models.list().data[0].id
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the number of forward passes")
+def test_an_answer_ends_when_its_client_has_gone(model):
+    n = 0
+
+    def count(*_):
+        nonlocal n
+        n += 1
+
+    async def scenario():
+        client = await ready(app(model))
+        body = {"prompt": PROMPT, "temperature": 0, "max_tokens": 1}
+        assert (await client.ask("/v1/completions", body))[0] == 200
+        long = body | {"max_tokens": 100, "stop": ["\0"]}
+        assert (await client.ask("/v1/completions", long, stays=0.01))[0] == 499
+        assert (await client.ask("/v1/completions", body))[0] == 200
+
+    hook = model.module.register_forward_hook(count)
+    try:
+        run_apart(scenario())
+    finally:
+        hook.remove()
+    assert n < 50

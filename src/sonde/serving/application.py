@@ -29,6 +29,7 @@ from sonde.serving.binary_tensors import LENGTH_HEADER, split_body, with_data
 from sonde.serving.bodies import (
     FORM,
     JSON,
+    answered_or_gone,
     check_count,
     form_files,
     inputs_in,
@@ -204,17 +205,6 @@ def _random_names() -> Iterator[str]:
         yield from (digits[i : i + 2 * ID_BYTES] for i in range(0, len(digits), 2 * ID_BYTES))
 
 
-async def _answered_or_gone(answering: "asyncio.Future[Any]", request: Request) -> None:
-    """Wait until a request is answered, or raise if its client disconnects before."""
-    message = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({answering, message}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done() and message.result()["type"] == "http.disconnect":
-            raise Refusal(499, "The client disconnected before the answer.")
-    finally:
-        message.cancel()
-
-
 class _Handlers:
     """A handler for each address."""
 
@@ -370,7 +360,7 @@ class _Handlers:
         try:
             done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
             if not done:  # a forward pass is not made for a client that has gone
-                await _answered_or_gone(answering, request)
+                await answered_or_gone(answering, request)
             return name, await answering
         finally:
             answering.cancel()

@@ -62,6 +62,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return _unpacked(b"".join(parts), request.headers.get("content-encoding", ""), limits)
 
 
+async def answered_or_gone(answering: "asyncio.Future[Any]", request: Request) -> None:
+    """Wait until a request is answered, or raise if its client disconnects before."""
+    message = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({answering, message}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and message.result()["type"] == "http.disconnect":
+            raise Refusal(499, "The client disconnected before the answer.")
+    finally:
+        message.cancel()
+
+
 def _unpacked(body: bytes, encoding: str, limits: Limits) -> bytes:
     """Return the content of a body that may be compressed."""
     name = encoding.strip().lower()

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sonde.serving.bodies import parse_json, read_body
+from sonde.serving.bodies import answered_or_gone, parse_json, read_body
 from sonde.serving.chat_answers import ChatAnswers
 from sonde.serving.chat_pieces import TextPieces
 from sonde.serving.chat_requests import ChatRequest, ProtocolError
@@ -127,12 +127,14 @@ class ChatRoutes:
         lengths = list(map(len, prompts))
         if asked.streams:
             return await self._streamed(each, answers, lengths)
+        answering = asyncio.ensure_future(_results(each))
         try:
-            results = [await one.result() for one in each]
-        except asyncio.CancelledError:
+            await answered_or_gone(answering, request)
+            results = await answering
+        finally:
             for one in each:
                 one.pieces.cancelled.set()
-            raise
+            answering.cancel()
         kept = [self._checked(one.name, answer) for one, answer in zip(each, results, strict=True)]
         return JSONResponse(answers.whole(kept, lengths), headers=self._headers(kept, answers.name))
 
@@ -305,6 +307,10 @@ class _Answering:
 
     def _on_piece(self, text: str) -> None:
         self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
+
+
+async def _results(each: list[_Answering]) -> list[Continued]:
+    return [await one.result() for one in each]
 
 
 def withheld(verdict: Verdict | None) -> ProtocolError:
