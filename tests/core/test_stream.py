@@ -83,7 +83,10 @@ X = torch.zeros(4, 2)
         ({"x": {"a": X, "b": torch.zeros(3, 2)}}, r"expected 4 rows at every site, got \{'b': 3\}"),
         ({"x": X, "label": [0, 1]}, "expected 4 entries of label, got 2"),
         ({"x": X, "label": [0.5] * 4}, "whole numbers as label"),
-        ({"x": X, "label": torch.zeros(4, 2)}, r"one class for each row as label, got shape \(4, 2\)"),
+        (
+            {"x": X, "label": torch.zeros(4, 2)},
+            r"one class for each row as label, got shape \(4, 2\)",
+        ),
         ({"x": X, "label": np.zeros(3)}, r"4 entries of label, got shape \(3,\)"),
         ({"x": X, "label": list("abab")}, "Number the classes"),
         ({"x": X, "label": [0, None, 1, 0]}, "Number the classes"),
