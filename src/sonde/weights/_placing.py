@@ -157,7 +157,7 @@ def _entry(held: LoadedFolder, one: NewTensor) -> TensorEntry:
 def _checked(
     held: LoadedFolder,
     shell: nn.Module,
-    found: dict[str, StoredTensor],
+    stored: dict[str, StoredTensor],
     owners: Mapping[str, str],
     together: Set[str],
 ) -> dict[str, StoredTensor]:

@@ -16,7 +16,7 @@ TOLD = "patch.json"
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def write_told(folder: Path, told: Mapping[str, Any]) -> None:
+def write_told(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write ``patch.json`` with its format and a hash of its content."""
     facts = {"format": FORMAT, **facts}
     text = json.dumps({**facts, "seal": _seal(facts)}, indent=2, ensure_ascii=False)

@@ -264,7 +264,7 @@ def _on_more_rows(
     stream: LiveStream,
     evidence: Evidence,
     whole: SmallBatches,
-    found: PartTrials,
+    trials: PartTrials,
     scores: AnswerScores | None,
 ) -> PartTrials:
     """Judge a promising change on more rows, with two more forward passes.
