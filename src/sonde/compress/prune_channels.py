@@ -163,7 +163,7 @@ class PruneChannels(Rewrite):
                 raise InputError(
                     "PruneChannels.plan: no layer with removable channels matches "
                     f"{pattern!r}.{near(pattern, names)}"
-                    f"{f' Not removable: {reasons}.' if told else ''}"
+                    f"{f' Not removable: {reasons}.' if reasons else ''}"
                 )
         if self.layers is not None:
             chosen = [

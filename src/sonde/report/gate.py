@@ -32,7 +32,7 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     value = figure(report, name)
     if value is None:
         names = ", ".join(n for n in MEASURES if figure(report, n) is not None)
-        return f"{name} {side} {limit} (not known{f'; known: {names}' if known else ''})"
+        return f"{name} {side} {limit} (not known{f'; known: {names}' if names else ''})"
     is_beyond = value < float(limit) if side == "<" else value > float(limit)
     return f"{name} {value:.4g} {side} {limit}" if is_beyond else None
 
