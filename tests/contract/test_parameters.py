@@ -35,6 +35,7 @@ CLASSES = [
 ]
 _METRICS = "reads rows of token metrics; these inputs are states"
 UNSEEN: Final = {
+    "patience": "counts reviews of held-out documents, of which these few rows have none",
     "dead_after": "counts minibatches, of which these few rows make too few",
     "PaDiM.max_positions": "a bound of memory, for images of more positions",
     "PatchCore.b": "weighs the score of a whole image; here rows are scored",
