@@ -29,8 +29,9 @@ def dictionary_rows(size: Size) -> list[Row]:
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(0))
     method = SparseAutoencoder(features=features, k=k, batch=n, mixed=1, rate=1e-4)
     learner: Any = method.reads()["trained"]
-    start = learner.close_pass(learner.survey(learner.start(dim), x))
-    batch = learner.examples(start, x)[1].columns
+    draw = torch.arange(n)  # of the group of each row: a tenth of the groups is held out
+    start = learner.close_pass(learner.survey(learner.start(dim), x, draw))
+    batch = learner.prepared(start, x).columns
     live = start.weights.live()
 
     def ours() -> float:
@@ -121,7 +122,7 @@ def _reading_rows(size: Size, dim: int, features: int, k: int) -> list[Row]:
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(1))
     method = SparseAutoencoder(features=features, k=k, batch=size.pick(4096, 64), mixed=1)
     learner: Any = method.reads()["trained"]
-    state = learner.close_pass(learner.survey(learner.start(dim), x))
+    state = learner.close_pass(learner.survey(learner.start(dim), x, torch.arange(n)))
     with tempfile.TemporaryDirectory() as folder:
         store = Store(write_store(Stream.of(x), Path(folder) / "rows"))
 
@@ -134,7 +135,7 @@ def _reading_rows(size: Size, dim: int, features: int, k: int) -> list[Row]:
             now = state
             for batch in store:
                 for rows in batch.rows.values():
-                    now = learner.update(now, rows)
+                    now = learner.update(now, rows, torch.as_tensor(batch.order))
             learner.close_pass(now)
 
         taken = interleaved({"read": read, PLAIN: train, AGAIN: train}, 2, warm_ups=0)
