@@ -79,7 +79,7 @@ def test_shards_add_up():
         assert parts.counts[layer].equal(whole.counts[layer])
         torch.testing.assert_close(parts.grams[layer], whole.grams[layer], rtol=1e-5, atol=1e-5)
     other = mixture(seed=1)
-    with pytest.raises(StateError, match="got layers of two models"):
+    with pytest.raises(StateError, match="got two models"):
         whole.merge(expert_use(other, inputs(other)))
 
 

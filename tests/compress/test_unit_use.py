@@ -43,7 +43,7 @@ def test_shards_add_up():
     parts = unit_use(model, data, stop=4).merge(unit_use(model, data, start=4))
     assert whole.tokens == parts.tokens == 170  # sixteen patches and the class token of each
     assert all(a.equal(b) for a, b in zip(whole.counts, parts.counts, strict=True))
-    with pytest.raises(StateError, match="with the same weights and the same top"):
+    with pytest.raises(StateError, match="the same blocks and the same top"):
         whole.merge(unit_use(model, data, 0.5))
     with pytest.raises(InputError, match="expected tokens at every block, got none"):
         unit_use(model, data, start=4, stop=4)

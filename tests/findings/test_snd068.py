@@ -193,6 +193,7 @@ def test_the_model_is_as_it_was_after_the_trials() -> None:
     assert not any(m._forward_hooks for m in net.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the p-value of the same rows, each there once")
 def test_copies_of_rows_do_not_make_a_change_surer() -> None:
     x, label = (part[:60] for part in rows())

@@ -91,12 +91,12 @@ def wrong_labels(probabilities: Any, label: Any, group: Any = None) -> WrongLabe
 
     Examples
     --------
-    >>> p = torch.tensor([[0.98, 0.02], [0.02, 0.98]]).repeat(100, 1)
-    >>> y = torch.tensor([0, 1]).repeat(100)
-    >>> y[:10] = 1 - y[:10]
+    >>> x = 4 * torch.linspace(-4, 4, 400)
+    >>> p, y = torch.stack([-x, x], 1).sigmoid(), (x > 0).long()
+    >>> y[::20] = 1 - y[::20]
     >>> found = wrong_labels(p, y)
-    >>> round(found.number), sorted(found.order[:10].tolist()) == list(range(10))
-    (10, True)
+    >>> round(found.number), sorted(found.order[:20].tolist()) == list(range(0, 400, 20))
+    (19, True)
     """
     p, y = _checked(probabilities, label)
     n, n_classes = p.shape
