@@ -267,7 +267,9 @@ def test_texts_that_are_cut_into_chunks_are_told_once(capsys):
     probe = fit(Mahalanobis(), sonde.read(model, short, sites="layers.0"), progress=False)
     mixed = [{"text": f"y = {i}\n" * (200 if i == 7 else 3)} for i in range(40)]
     calibrate(probe, model, mixed, progress=True)
-    assert capsys.readouterr().err.count("note: 1 of 40 texts is longer than the context") == 1
+    assert (
+        capsys.readouterr().err.count("note: 1 of 40 texts is longer than the model's context") == 1
+    )
     calibrate(probe, model, mixed, progress=False)
     assert "chunks" not in capsys.readouterr().err
     calibrate(probe, model, mixed[8:], progress=True)

@@ -75,7 +75,8 @@ def test_memory_is_counted_for_batches_as_long_as_texts_may_become(tmp_path):
     how = {"reducer": "tokens", "sites": "model.layers.0", "batch_size": 3}
     stream = sonde.read(MODEL, PROMPTS * 10, generate="max_new_tokens=100", **how)
     with pytest.raises(
-        InputError, match=r"rows that wait to be written .* \(batches of 3 examples\)"
+        InputError,
+        match=r"rows that wait to be written .* \(batches of 3 examples, .* for a forward",
     ):
         write_store(stream, tmp_path / "acts", fill=filled_by(Crew(), memory=1))
     short = sonde.read(MODEL, PROMPTS * 10, **how)

@@ -132,7 +132,7 @@ class HeldOut(State):
         if self.moments is None or self.moments.scatter.ndim == 1:
             return math.nan
         axes = torch.linalg.eigh(trained.covariance.cpu()).eigenvectors.flip(1)[:, :n]
-        own, gap = self.moments, (self.moments.mean - trained.mean).cpu()
+        own, gap = self.moments, self.moments.mean.cpu() - trained.mean.cpu()
         spread = own.scatter.cpu() + own.n * torch.outer(gap, gap)
         left = spread.trace() - ((spread @ axes) * axes).sum()
         return float(left) / self.scatter if self.scatter > 0 else math.nan
