@@ -43,7 +43,7 @@ def llm(folder):
 
 
 def scores_of(plain, prompt, answers):
-    """Score what a guard on transformers sees of the finished texts, one example each."""
+    """Return the scores of a guard on the transformers model that reads each finished text."""
     model, probe = plain
     with sonde.Guard(model, probe, alpha=None) as guard, torch.no_grad():
         found = {}

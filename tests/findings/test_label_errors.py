@@ -9,7 +9,7 @@ from sonde.findings.label_errors import check_labels, read_arrays
 
 
 def digits(n_wrong: int):
-    """Return pixels of digits, labels of which some are wrong, and which."""
+    """Return pixels of digits, their labels with some exchanged, and the exchanged rows."""
     x, y = load_digits(return_X_y=True)
     draw = np.random.default_rng(1)
     bad = draw.choice(len(y), n_wrong, replace=False)

@@ -10,7 +10,7 @@ from sonde.findings.evidence.answers.labels import against_best, label_evidence
 
 
 def sites(n: int, worse: float, seed: int):
-    """Return two sites of which one gets a few rows wrong that the other gets right."""
+    """Return labels and two sites: 'near' contradicts the label of more rows than 'far'."""
     draw = np.random.default_rng(seed)
     label = draw.integers(0, 2, n)
     hard = draw.random(n) < 0.15  # wrong at both sites

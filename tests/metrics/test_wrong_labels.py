@@ -1,4 +1,4 @@
-"""The number of wrong labels, and their order, on labels of which it is known which are wrong."""
+"""The number and the order of wrong labels, on data whose wrong labels are known."""
 
 import numpy as np
 import pytest

@@ -125,9 +125,9 @@ class Fit:
             say_notes(stream, self.printing.quiet)
             say_left_out(stream, self.printing.quiet)
             named_as = (self.model, data) if data is not None else ("MODEL", self.model)
-            remarks_here = remarks(rows, self.output, *named_as, self.reading.typed())
+            texts = remarks(rows, self.output, *named_as, self.reading.typed())
             health = health_texts(healths, self.output, named_as[0])
-            for remark in [*health, *flag_texts(flags), *remarks_here]:
+            for remark in [*health, *flag_texts(flags), *texts]:
                 note(f"note: {remark}.")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
         return 0

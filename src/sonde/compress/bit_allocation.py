@@ -171,9 +171,9 @@ class BitAllocation(Rewrite):
             else:
                 rule = GPTQ(self.widths[low], self.group, layers=(layer.name,), guard=True)
                 plan = rule.planned(model, grams)
-                fidelity_here = fidelity(model, plan.fold(model), calibration, stop=MOST_RUN)
+                changed = fidelity(model, plan.fold(model), calibration, stop=MOST_RUN)
                 lost = max(plan.figures["loss"], 1e-300)
-                cost = fidelity_here.kl / lost if error > 0 else 0.0
+                cost = changed.kl / lost if error > 0 else 0.0
             costs.append(cost)
         return torch.tensor(costs, dtype=torch.float64)
 

@@ -320,9 +320,8 @@ def _read(model: Model, text: str, window: int) -> _Read:
         output = model.module(part, output_hidden_states=True)
         log = output.logits[0].double().log_softmax(-1)
         own = -log[:-1].gather(1, part[0, 1:, None])[:, 0]
-        own_information = torch.cat(
-            [own.new_full((1,), math.log(log.shape[1])), own]
-        )  # the first is unknown
+        first_token = own.new_full((1,), math.log(log.shape[1]))  # nothing predicts it
+        own_information = torch.cat([first_token, own])
         new = slice(half if first else 0, None)
         states.append(output.hidden_states[-1][0].double()[new].cpu())
         information.append(own_information[new].cpu())

@@ -265,12 +265,12 @@ class SequenceCoder(Codec):
         ).digest()
 
     def _start(self) -> int:
-        candidates = (
+        tokens = (
             self.start,
             self._configured("bos_token_id"),
             self._configured("eos_token_id"),
         )
-        return next((k for k in candidates if isinstance(k, int)), 0)
+        return next((k for k in tokens if isinstance(k, int)), 0)
 
     def _vocabulary(self) -> int | None:
         return self.n_tokens or self._configured("vocab_size")

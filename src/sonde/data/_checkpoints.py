@@ -196,12 +196,10 @@ def _fetch(name: str, with_code: bool) -> Path:
     wanted = [*HUB_FILES, *(["*.py"] if with_code else [])]
     choice = {"allow_patterns": wanted, "ignore_patterns": list(HUB_LEFT_OUT)}
     try:
-        folder_fetched = Path(snapshot_download(name, **choice))
-        inside = [
-            str(folder.relative_to(folder_fetched)) for _, folder in stages_of(folder_fetched)
-        ]
+        snapshot = Path(snapshot_download(name, **choice))
+        inside = [str(folder.relative_to(snapshot)) for _, folder in stages_of(snapshot)]
         below = [f"{folder}/{files}" for folder in inside if folder != "." for files in HUB_FILES]
-        return Path(snapshot_download(name, allow_patterns=below)) if below else folder_fetched
+        return Path(snapshot_download(name, allow_patterns=below)) if below else snapshot
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
         reason = "the hub cannot be reached"
     except Exception as error:

@@ -118,11 +118,9 @@ def load(
         )
     if isinstance(model, Model | nn.Module):
         return _live(model, device, dtype, processor)
-    model_loaded = _named(
-        str(model), _How(device, dtype, trust_remote_code, processor, fill, insert)
-    )
-    _log.info("model %s: %s", model_loaded.name, _described(model_loaded.module))
-    return model_loaded
+    loaded = _named(str(model), _How(device, dtype, trust_remote_code, processor, fill, insert))
+    _log.info("model %s: %s", loaded.name, _described(loaded.module))
+    return loaded
 
 
 def _named(name: str, how: _How) -> Model:

@@ -149,8 +149,8 @@ class FeatureEncoder(Encoder):
 
     def size(self, row: Row) -> int:
         """Return the bytes of all tensors."""
-        value = [column_tensor(row.get(n), n) for n in self.inputs]
-        return sum(x.numel() * x.element_size() for x in value)
+        tensors = [column_tensor(row.get(n), n) for n in self.inputs]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Return tensors unchanged."""
@@ -206,20 +206,20 @@ class CallableEncoder(Encoder):
         is_told, lengths, first = False, set[int](), list[Mapping[str, Any]]()
         for i, row in enumerate(rows):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
-                encoder = self._made(row)
-                if isinstance(encoder, Mapping) and i < LOOKED_AT:
-                    first.append(encoder)
-                lengths.add(_length(encoder))
+                item = self._made(row)
+                if isinstance(item, Mapping) and i < LOOKED_AT:
+                    first.append(item)
+                lengths.add(_length(item))
                 if is_told:
                     if len(lengths) > 1 or i >= LOOKED_AT:
                         break
                     continue
-                named = encoder if isinstance(encoder, Mapping) else {}
+                named = item if isinstance(item, Mapping) else {}
                 masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
                 named_mask = find_mask(masks)
                 is_told = named_mask is None or self.meaning.is_told_by(*named_mask)
         own = replace(self, meaning=deepcopy(self.meaning))  # which the masks must not settle yet
-        axes = find_token_axes(own._alone(encoder) for encoder in first)
+        axes = find_token_axes(own._alone(item) for item in first)
         return replace(self, by_length=len(lengths) > 1, token_axes=axes)
 
     def _alone(self, made: Mapping[str, Any]) -> Collated:

@@ -70,14 +70,14 @@ class FisherMerge(MergeRule):
         if any(w is None for w in weights):
             return mean(others)
         total, norm = torch.zeros_like(base), torch.zeros_like(base)
-        for other, part_weight in zip(others, weights, strict=True):
-            assert part_weight is not None  # looked at above
-            if part_weight.shape != base.shape:
+        for other, fisher in zip(others, weights, strict=True):
+            assert fisher is not None  # looked at above
+            if fisher.shape != base.shape:
                 raise ShapeError(
                     f"FisherMerge: expected a diagonal of shape {tuple(base.shape)} for {name}, "
-                    f"got {tuple(part_weight.shape)}. Fit it on this model."
+                    f"got {tuple(fisher.shape)}. Fit it on this model."
                 )
-            weight = part_weight.to(base)
+            weight = fisher.to(base)
             total += weight * other
             norm += weight
         weighted = total / norm.clamp(min=torch.finfo(norm.dtype).tiny)
@@ -150,7 +150,7 @@ class RegMean(MergeRule):
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         _check_count("RegMean", "moments", len(self.moments), len(others))
         layer = name.removesuffix(".weight")
-        states = [part_weight.get(layer) for part_weight in self.moments]
+        states = [model.get(layer) for model in self.moments]
         if layer == name or base.ndim != 2 or any(state is None for state in states):
             return mean(others)
         middle = mean(others)
@@ -171,8 +171,8 @@ class RegMean(MergeRule):
             grams.append(gram)
             answers.append(gram @ apart)
         # Solved around the mean: what no model has inputs for stays the mean.
-        part_weight = solve_normal_equations(torch.stack(grams).sum(0), torch.stack(answers).sum(0))
-        return middle + (part_weight if self.transposed else part_weight.T).to(base)
+        solution = solve_normal_equations(torch.stack(grams).sum(0), torch.stack(answers).sum(0))
+        return middle + (solution if self.transposed else solution.T).to(base)
 
 
 @final

@@ -261,14 +261,8 @@ class Shell:
 
     def _ends(self, settings: dict[str, Any]) -> list[int]:
         config = getattr(self.module, "generation_config", None)
-        configured = settings.pop("eos_token_id", getattr(config, "eos_token_id", None))
-        return (
-            []
-            if configured is None
-            else [configured]
-            if isinstance(configured, int)
-            else list(configured)
-        )
+        ends = settings.pop("eos_token_id", getattr(config, "eos_token_id", None))
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _or_given(own: Callable[..., Any]) -> Callable[..., Any]:

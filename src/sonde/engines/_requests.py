@@ -46,7 +46,7 @@ class FinishedText:
             self.answers[one.index] = before + list(one.token_ids)
 
     def names(self) -> list[str]:
-        """Return the names of the requests that vLLM makes of it, one for each completion."""
+        """Return the names of vLLM's own requests: one request for each completion."""
         return [self.name] if self.n == 1 else [f"{i}_{self.name}" for i in range(self.n)]
 
     def lengths(self) -> dict[str, int]:

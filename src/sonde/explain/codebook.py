@@ -263,8 +263,8 @@ class Codebook:
 
         def total(inputs: Any) -> Tensor:
             apart.clear()
-            loss_here = loss(module(inputs), inputs)
-            return loss_here + self.commitment * torch.stack(apart).sum()
+            task = loss(module(inputs), inputs)
+            return task + self.commitment * torch.stack(apart).sum()
 
         def renew(inputs: Any) -> None:
             if descent.n_steps % RENEWED == 0 and descent.n_steps + RENEWED <= self.steps:

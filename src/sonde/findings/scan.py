@@ -376,13 +376,13 @@ def _evidence(
     )
     if not isinstance(stream, LiveStream):
         return evidence
-    parts_known: dict[Gatherer[Any], Any] = {} if model is None else {read_modules: model}
+    parts: dict[Gatherer[Any], Any] = {} if model is None else {read_modules: model}
     if not complete and stream.model.task != "causal":
-        parts_known[measure_lens] = lens_evidence(stream)  # has nothing to read
+        parts[measure_lens] = lens_evidence(stream)  # has nothing to read
     only = None if evidence.sites else (read_modules, measure_lens)
     return replace(
         evidence,
-        gathered=EvidenceParts(stream, parts_known, only, cut=not complete),
+        gathered=EvidenceParts(stream, parts, only, cut=not complete),
         budget=trial_budget(stream, evidence, settings.progress),
     )
 

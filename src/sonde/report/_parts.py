@@ -55,10 +55,8 @@ def table(
     ``kinds`` says what the cells of a column are: p, share, number, state or code.
     """
     key = names.new("table")
-    kinds_known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
-    kinds = {i: kinds_known[n] for i, n in enumerate(numbers.columns) if n in kinds_known} | (
-        kinds or {}
-    )
+    kind_of = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
+    kinds = {i: kind_of[n] for i, n in enumerate(numbers.columns) if n in kind_of} | (kinds or {})
     right = [
         i > 0 and (kinds.get(i) == "number" or _numeric(numbers, i))
         for i in range(len(numbers.columns))

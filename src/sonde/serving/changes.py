@@ -127,19 +127,15 @@ class _Watched:
         self.n_since += 1
         if len(self.first) < RECENT and not self.has_changed:
             self.first.append(score)
-        verdict_now = self.detector.update(score)
+        verdict = self.detector.update(score)
         self.n += 1
-        gain = (
-            math.log(verdict_now.wealth / (1 + self.before))
-            if verdict_now.wealth > 0
-            else -math.inf
-        )
+        gain = math.log(verdict.wealth / (1 + self.before)) if verdict.wealth > 0 else -math.inf
         if self.rise <= 0:
             self.rise, self.began, self.began_at = 0.0, number, at
             self.n_first = max(0, len(self.first) - 1)
         self.rise = max(0.0, self.rise + gain)
-        self.before = 0.0 if verdict_now.alarm else verdict_now.wealth
-        if not verdict_now.alarm:
+        self.before = 0.0 if verdict.alarm else verdict.wealth
+        if not verdict.alarm:
             return None
         if not self.has_changed:  # changed scores are no reference
             del self.first[self.n_first :]
@@ -244,11 +240,11 @@ class Changes:
         self, verdicts: Sequence[Verdict], at: float, seen: Sequence[Seen] | None = None
     ) -> list[ChangeAlarm]:
         """Add some inputs, in order; return the alarms that opened an event."""
-        verdict_now: list[ChangeAlarm] = []
+        alarms: list[ChangeAlarm] = []
         with self._lock:
             for verdict, one in zip(verdicts, seen or [Seen()] * len(verdicts), strict=True):
-                verdict_now += self._take(self._one(verdict.each, one, at), at)
-        return verdict_now
+                alarms += self._take(self._one(verdict.each, one, at), at)
+        return alarms
 
     def refuse(
         self, contents: Sequence[bytes], about: Sequence[str], at: float

@@ -90,14 +90,14 @@ class ChatRoutes:
         return await self._answered(request, is_chat=False)
 
     def _described(self) -> dict[str, Any]:
-        continuing = self._continuing()
-        described = {
-            "id": continuing.served.name,
+        model = self._continuing()
+        about = {
+            "id": model.served.name,
             "object": "model",
             "created": 0,
             "owned_by": "sonde",
         }
-        return described | {"max_model_len": continuing.context}
+        return about | {"max_model_len": model.context}
 
     def _continuing(self) -> Continuing:
         served = self.service.served()

@@ -82,7 +82,7 @@ def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
     key = columns[0].schema.key
     example = batch.example[key]
     words = batch.column("ids", key).contiguous().numpy()
-    columns_here: dict[str, Any] = {
+    arrays_of: dict[str, Any] = {
         "example": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(16), len(words), [None, pa.py_buffer(words.tobytes())]
         ),
@@ -92,14 +92,14 @@ def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
         "label": _integers(batch.column("label", key), np.int64),
     }
     if key in batch.special:
-        columns_here["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
+        arrays_of["special"] = pa.array(batch.special[key].cpu().numpy().astype(bool))
     if key in batch.sink:
-        columns_here["sink"] = pa.array(batch.sink[key].cpu().numpy().astype(bool))
+        arrays_of["sink"] = pa.array(batch.sink[key].cpu().numpy().astype(bool))
     if key in batch.grid:
-        columns_here["line"] = _integers(batch.grid[key][:, 0], np.int32)
-        columns_here["column"] = _integers(batch.grid[key][:, 1], np.int32)
-    arrays = list(columns_here.values())
-    fields = [pa.field(name, array.type) for name, array in columns_here.items()]
+        arrays_of["line"] = _integers(batch.grid[key][:, 0], np.int32)
+        arrays_of["column"] = _integers(batch.grid[key][:, 1], np.int32)
+    arrays = list(arrays_of.values())
+    fields = [pa.field(name, array.type) for name, array in arrays_of.items()]
     for column in columns:
         arrays.append(to_column(batch.rows[column.schema.key]))
         fields.append(column.field())

@@ -53,8 +53,8 @@ def planned(
         raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
     bounds = tuple(stream.units(unit_size))
     identity = only_sites(stream.identity(), [s.key for s in schema])
-    columns_told = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))
-    wanted = ("store", *columns_told)
+    lines = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))
+    wanted = ("store", *lines)
     return Manifest(
         plan=Plan(identity, wanted, bounds).id,
         bounds=bounds,

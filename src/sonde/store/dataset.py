@@ -142,16 +142,16 @@ def common_schema(sets: Sequence[DataSet]) -> tuple[SiteSchema, ...]:
 
 def class_names(sets: Sequence[DataSet]) -> tuple[str, ...]:
     """Return the name of each class number, which all data sets of a store share."""
-    names_so_far: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
     for part in sets:
-        names = joined_names(names_so_far, part.manifest.label_names)
+        names = joined_names(joined, part.manifest.label_names)
         if names is None:
             raise StoreError(
                 f"Store: {part.directory} numbers its classes differently than the earlier data "
                 "of the store. Write the store again."
             )
-        names_so_far = names
-    return names_so_far
+        joined = names
+    return joined
 
 
 def _hasher() -> Any:

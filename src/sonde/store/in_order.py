@@ -125,7 +125,7 @@ class InOrder(DerivedStream):
     ) -> Iterator[tuple[Batch, dict[str, pa.Array]]]:
         """Yield the examples with these planned numbers, which become ``first``, ``first + 1``."""
         place = {int(number): first + i for i, number in enumerate(planned.tolist())}
-        batches_so_far: list[Batch] = []
+        parts: list[Batch] = []
         tables: list[pa.RecordBatch] = []
         bounds = self.inner.units()
         for unit, members in groupby(np.sort(planned), lambda i: bisect_right(bounds, i) - 1):
@@ -136,12 +136,12 @@ class InOrder(DerivedStream):
                     continue
                 part = with_examples(batch, mask)
                 order = torch.tensor([place[i] for i in part.order.tolist()])
-                batches_so_far.append(replace(part, order=order))
+                parts.append(replace(part, order=order))
                 if table is not None:
                     tables.append(table.filter(pa.array(mask.numpy())))
-        if not batches_so_far:
+        if not parts:
             return
-        whole = join(_joinable(batches_so_far))
+        whole = join(_joinable(parts))
         joined_columns = _joined(tables, columns, pa.array(torch.argsort(whole.order).numpy()))
         yield in_planned_order(whole), joined_columns
 

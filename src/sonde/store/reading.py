@@ -375,10 +375,10 @@ class Store(Stream):
 
     @cached_property
     def _bounds(self) -> list[int]:
-        bounds_so_far = [0]
+        ends = [0]
         for part, start in zip(self._sets, self._starts, strict=False):
-            bounds_so_far += [start + bound for bound in part.manifest.bounds[1:]]
-        return bounds_so_far
+            ends += [start + bound for bound in part.manifest.bounds[1:]]
+        return ends
 
     def select(
         self, sites: str | Site | Sequence[str | Site] = "auto", reducer: str | Reducer = "auto"

@@ -127,9 +127,9 @@ def law_gradients(case: LayerCase) -> None:
             tensors[i] = x
         weights = dict(zip(trained, values[len(floats) :], strict=True))
         buffers = {name: b.clone() for name, b in own.named_buffers()}
-        outputs_here = functional_call(own, weights | fixed | buffers, tuple(tensors))
-        outputs_here = (outputs_here,) if isinstance(outputs_here, Tensor) else tuple(outputs_here)
-        return tuple(y for y in outputs_here if y.is_floating_point())
+        returned = functional_call(own, weights | fixed | buffers, tuple(tensors))
+        returned = (returned,) if isinstance(returned, Tensor) else tuple(returned)
+        return tuple(y for y in returned if y.is_floating_point())
 
     points = [given[i].clone().requires_grad_() for i in floats]
     points += [p.detach().clone().requires_grad_() for p in trained.values()]
@@ -383,11 +383,9 @@ def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
                 x.requires_grad_(x.is_floating_point())
 
             def loss(*states: Tensor) -> Tensor:
-                outputs_here = own(*states)
-                outputs_here = (
-                    [outputs_here] if isinstance(outputs_here, Tensor) else list(outputs_here)
-                )
-                parts = [y for y in outputs_here if isinstance(y, Tensor) and y.is_floating_point()]
+                returned = own(*states)
+                returned = [returned] if isinstance(returned, Tensor) else list(returned)
+                parts = [y for y in returned if isinstance(y, Tensor) and y.is_floating_point()]
                 return torch.stack([torch.sin(1.7 * y + 0.3).mean() for y in parts]).sum()
 
             if reentrant is None:

@@ -281,10 +281,10 @@ def _write(
             entries = {**stays, **{n: w.entry for n, w in in_file.items() if w.entry is not None}}
             entries = {n: e for n, e in entries.items() if n not in in_file or in_file[n].entry}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
-    if layers_told := config.get(QUANTISED, {}).get("layers"):
+    if packed := config.get(QUANTISED, {}).get("layers"):
         config = {
             **config,
-            QUANTISED: {**OPENED_BY_SONDE, "layers": layers_told, "files": dict(after)},
+            QUANTISED: {**OPENED_BY_SONDE, "layers": packed, "files": dict(after)},
         }
     if QUANTISED in config and FACTORY_KEY not in old.config():
         fusions = old.config().get(GUARD_KEY) or {}

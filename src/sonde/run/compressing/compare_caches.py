@@ -125,17 +125,17 @@ def compare_caches(
     settings = tuple(dict.fromkeys(form.setting for form in forms))
     expected = "cache: expected a language model, which generates with a cache of keys and values"
     require_task(model, LANGUAGE, expected)
-    model_loaded = load(
+    loaded = load(
         model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
     )
-    if model_loaded.task not in LANGUAGE:
-        kind = type(model_loaded.module).__name__
-        raise InputError(f"{expected}, got {kind} ({model_loaded.task}). Nothing was read.")
-    inputs = open_inputs(model_loaded, data, batch_size=batch_size, **reading).first(limit)
+    if loaded.task not in LANGUAGE:
+        kind = type(loaded.module).__name__
+        raise InputError(f"{expected}, got {kind} ({loaded.task}). Nothing was read.")
+    inputs = open_inputs(loaded, data, batch_size=batch_size, **reading).first(limit)
     first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
     if first is not None:
         forms = [suited(form, first.shape[1]) for form in forms]
-    trials = try_caches(model_loaded, inputs, forms, step=step, progress=progress)
+    trials = try_caches(loaded, inputs, forms, step=step, progress=progress)
     best = smallest(trials, max_kl)
     document = {
         "trials": [trial.json() for trial in trials],

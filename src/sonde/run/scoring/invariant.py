@@ -246,14 +246,14 @@ def _smallest(
         for i, part in zip(numbers, of(numbers), strict=True):
             if wanted.setdefault(i, part) != part:
                 return ALONE
-    size_found = top
+    smallest = top
     for size in reversed(sizes):
         for first in range(0, n, size):
             numbers = [(first + i) % n for i in range(size)]
             if any(wanted[i] != part for i, part in zip(numbers, of(numbers), strict=True)):
-                return size_found
-        size_found = size
-    return size_found
+                return smallest
+        smallest = size
+    return smallest
 
 
 def _joined(parts: Sequence[InvariantBatch]) -> InvariantBatch:

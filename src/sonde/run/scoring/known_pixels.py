@@ -79,21 +79,21 @@ def evaluate_pixels(
         for k, number in enumerate(numbers):
             lines.setdefault(number, []).append(k)
         scores, place = scores_of(part), part["position"].to_numpy()
-        masks_here = [truths.of(i) for i in lines]
-        n_masked = sum(bool(mask.any()) for mask in masks_here)
+        truth_masks = [truths.of(i) for i in lines]
+        n_masked = sum(bool(mask.any()) for mask in truth_masks)
         if n_masked == 0:
             raise InputError(
                 "evaluate: expected masks with anomalous pixels, got none in the "
-                f"{len(masks_here):,} scored images."
+                f"{len(truth_masks):,} scored images."
             )
         maps = [
             _map(scores[k], place[k], mask.shape, grid, sigma)
-            for k, mask in zip(lines.values(), masks_here, strict=True)
+            for k, mask in zip(lines.values(), truth_masks, strict=True)
         ]
-        row = {"instrument": instrument, "site": site, "n": len(masks_here), "n_masked": n_masked}
+        row = {"instrument": instrument, "site": site, "n": len(truth_masks), "n_masked": n_masked}
         options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-        row |= ends("pixel_auroc", pixel_auroc(maps, masks_here, **options))
-        rows.append(row | ends("aupro", aupro(maps, masks_here, **options)))
+        row |= ends("pixel_auroc", pixel_auroc(maps, truth_masks, **options))
+        rows.append(row | ends("aupro", aupro(maps, truth_masks, **options)))
     return rows
 
 

@@ -223,10 +223,10 @@ def _near(pattern: str, names: ModuleNames) -> str:
     """Return similar paths, or patterns if the pattern has a ``*``, else the existing ones."""
     paths = [n for n in names.modules if n]
     patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
-    names_known = patterns if "*" in pattern else paths
+    candidates = patterns if "*" in pattern else paths
     size, last = pattern.count(".") + 1, pattern.rpartition(".")[2]
-    ends = [".".join(n.split(".")[-size:]) for n in names_known]
-    advice = near(pattern, names_known) or near(pattern, ends)
+    ends = [".".join(n.split(".")[-size:]) for n in candidates]
+    advice = near(pattern, candidates) or near(pattern, ends)
     alike = [p for p in patterns if "*" in p and p.rpartition(".")[2] == last]
     if not advice and "*" in pattern and alike:
         advice = f" Did you mean {', '.join(alike[:3])}?"

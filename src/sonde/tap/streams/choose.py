@@ -240,8 +240,8 @@ def _kind(
     key: str, site: Site, reducer: Reducer, axes: Axes, leaf: TensorLayout, module: str
 ) -> Kind:
     reduction = Reduction(reducer, axes)
-    dtype_made = torch.float32 if reducer.name == "predictions" else leaf.dtype
-    dtype = str(dtype_made).removeprefix("torch.")
+    kept = torch.float32 if reducer.name == "predictions" else leaf.dtype
+    dtype = str(kept).removeprefix("torch.")
     dim = _dim(reducer, axes, leaf)
     places = (axes.prefix, axes.suffix, axes.cls)
     schema = SiteSchema(key, site, reducer, dim, dtype, module, str(axes), *places)

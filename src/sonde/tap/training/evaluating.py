@@ -42,20 +42,20 @@ def evaluated(
     columns: list[Mapping[str, Any]] = []
     read = {place for term in terms for place in term.places}
     with places.reading(read), _in_eval(module), torch.no_grad():
-        for inputs, columns_told in batches:
+        for inputs, given_columns in batches:
             args, kwargs = _call(inputs)
             module(*args, **kwargs)
             places.collect()
             for n, term in enumerate(terms):
                 if _is_whole(term):
-                    given = arguments(term, dict(columns_told))
+                    given = arguments(term, dict(given_columns))
                     size = len(next(iter(given.values())))
                     sums[n] += size * float(term.value(given, losses[n]))
                     weights[n] += size
             for place in read:
                 if place.views and not place.is_whole:
                     held.setdefault(place, []).append(torch.cat(place.views))
-            columns.append(columns_told)
+            columns.append(given_columns)
             places.forget()
         if not columns:
             raise StateError("Terms.evaluate: expected one batch or more, got none.")

@@ -85,8 +85,8 @@ class GivenInputs:
                     continue
                 ran = site.path, last_call(site, probed.calls(site.path)), site.port, site.key
                 try:
-                    axes_told = find_axes(probed, *ran, None, influence)
-                    axes[site] = special.marked(axes_told, probed.leaf(*ran)[0], str(site))
+                    words = find_axes(probed, *ran, None, influence)
+                    axes[site] = special.marked(words, probed.leaf(*ran)[0], str(site))
                 except SiteError as error:
                     _log.debug("training: the patches of %s are not known: %s", site, error)
         except Exception as error:  # whatever a model raises on two rows, or another size

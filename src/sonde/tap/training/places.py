@@ -391,10 +391,10 @@ class Places:
         of_encoder = isinstance(output, PortView) and output.of_encoder
         if now.has_target(place, of_encoder=of_encoder):
             axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
-        axes_told = self._patches.get(place)
+        of_patches = self._patches.get(place)
         real = now.masks["pos"]
-        if axes_told is not None and (real is None or real.shape[1] != x.shape[1]):
-            axes = axes_told
+        if of_patches is not None and (real is None or real.shape[1] != x.shape[1]):
+            axes = of_patches
         return Reduction(place.reducer, axes)(wide, now.frame(x))[0]
 
     def _map(self, now: TrainedForward, place: Place, view: PortView) -> tuple[Tensor, Tensor]:

@@ -105,9 +105,9 @@ def _probes(evidence: Evidence) -> Iterator[BestProbe]:
     elif order is None:
         return
     elif not isinstance(numbers, str):
-        numbers_known = number_rows(evidence)
-        assert not isinstance(numbers_known, str)  # number_answers asks for the same
-        where, _, truth = numbers_known
+        labelled = number_rows(evidence)
+        assert not isinstance(labelled, str)  # number_answers asks for the same
+        where, _, truth = labelled
         spread = float(numbers.mean.mean())
         for site, error in numbers.probes:
             yield _scored(site, "error", order[where], 1 - error / spread, 0.0)

@@ -87,7 +87,7 @@ def idle_tensors(stream: LiveStream) -> IdleTensors | str:
         n += len(batch)
     if n < LEAST_ROWS:
         return f"needs {LEAST_ROWS} rows or more"
-    idle_found = [idle for one in seen.values() for idle in one.found()]
+    idle_inputs = [idle for one in seen.values() for idle in one.found()]
     for name, one in seen.items():
         if one.kind == "mask" and one.low == one.high != 0:
             padded = [
@@ -97,8 +97,8 @@ def idle_tensors(stream: LiveStream) -> IdleTensors | str:
             ]
             if padded:
                 count, other = max(padded)
-                idle_found.append(IdleTensor(name, "mask", one.low, other, count / n))
-    return IdleTensors(tuple(idle_found), len(seen), n)
+                idle_inputs.append(IdleTensor(name, "mask", one.low, other, count / n))
+    return IdleTensors(tuple(idle_inputs), len(seen), n)
 
 
 def _batches(stream: LiveStream) -> Iterator[InputBatch]:

@@ -258,12 +258,8 @@ def new_head(evidence: Evidence) -> Trial | None:
     if shared.order is None:
         return None
     if not isinstance(numbers, str):
-        numbers_known = number_rows(evidence)
-        rows = (
-            torch.zeros(0, dtype=torch.int64)
-            if isinstance(numbers_known, str)
-            else numbers_known[0]
-        )
+        labelled = number_rows(evidence)
+        rows = torch.zeros(0, dtype=torch.int64) if isinstance(labelled, str) else labelled[0]
         if len(rows) != len(numbers.own):
             return None
         spread = float(numbers.mean.mean())

@@ -424,9 +424,9 @@ def _spread_of_factor(x: np.ndarray, y: np.ndarray) -> float:
 def _unit(factor: float, spread: float) -> tuple[float, str] | None:
     """Return the nearest known factor within ``spread``, and the units that it converts."""
     candidates: list[tuple[float, float, str]] = []
-    for factor_known, words in FACTORS.items():
+    for unit, words in FACTORS.items():
         turned = " to ".join(reversed(words.split(" to "))) if " to " in words else words
-        for value, unit_words in ((factor_known, words), (1 / factor_known, turned)):
+        for value, unit_words in ((unit, words), (1 / unit, turned)):
             candidates.append((abs(math.log(factor / value)), value, unit_words))
     away, value, unit_words = min(candidates)
     return (value, f" ({unit_words})" if unit_words else "") if away < spread else None
