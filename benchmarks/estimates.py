@@ -26,16 +26,20 @@ from torch import nn
 
 import sonde
 from sonde.core import Stream
+from sonde.core.reduction import AUTO
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.measure import Covariance
-from sonde.run.fitting import fit as fitting
+from sonde.run.fitting.fit import make_plan, requests_of_pass
+from sonde.run.fitting.prepared import prepare
+from sonde.run.passes.memory import estimate
 from sonde.store import Store, write_store
 
 TIMES = (10, 100)
 WITHIN = 0.25
 WIDTHS = (512, 1024, 2048, 4096, 8192)
 VOCABULARY = 500
+UNIT = 64
 SILENT = ScanSettings(progress=False)
 Job = Callable[[int, Path], tuple[str, Stream, dict[str, Any], Callable[[], Any]]]
 
@@ -174,11 +178,13 @@ def size_of(folder: Path) -> int:
 
 def held(width: int, kind: str) -> list[float]:
     """Return said and true bytes of memory and disk for one wide job."""
-    said: list[Any] = []
-    fitting.check_memory = lambda needed, *_: said.append(needed)  # type: ignore[assignment]
-    peak = [0]
+    peak, method = [0], Covariance("full" if kind == "arrays" else "diag")
     with tempfile.TemporaryDirectory() as name:
         stream = wide(width, kind)
+        settled = prepare(method, stream, 0, AUTO)
+        wanted, _ = requests_of_pass(settled.tasks, settled.stream, settled.split)
+        plan = make_plan(settled.stream, wanted, settled.split, UNIT, None)
+        needed = estimate(wanted, settled.stream, plan)
         directory, done = Path(name) / "run", threading.Event()
 
         def watch() -> None:
@@ -186,9 +192,8 @@ def held(width: int, kind: str) -> list[float]:
                 peak[0] = max(peak[0], size_of(Path(name)))
 
         def work() -> Any:
-            method = Covariance("full" if kind == "arrays" else "diag")
             fitted = sonde.fit(
-                method, stream, directory=directory, unit_size=64, calibrate=0, progress=False
+                method, stream, directory=directory, unit_size=UNIT, calibrate=0, progress=False
             )
             _ = dict(fitted)
             fitted.save(Path(name) / "probe.sonde")
@@ -200,7 +205,7 @@ def held(width: int, kind: str) -> list[float]:
         done.set()
         watcher.join()
         peak[0] = max(peak[0], size_of(Path(name)))
-    return [said[0].total_bytes, taken, said[0].disk_bytes, peak[0]]
+    return [needed.total_bytes, taken, needed.disk_bytes, peak[0]]
 
 
 def wide(width: int, kind: str) -> Stream:

@@ -86,6 +86,16 @@ def test_a_fit_names_what_its_methods_cost():
     assert json.loads(json.dumps(found.document))["schema"] == "sonde-estimate/1"
 
 
+@pytest.mark.truth("the bytes of the states that the fit keeps")
+def test_a_fit_is_estimated_with_the_rows_that_its_errors_take(tmp_path):
+    rows = Stream.of(torch.randn(600, 40, generator=torch.Generator().manual_seed(0)))
+    said = sonde.estimate("fit", rows, methods="covariance", calibrate=0, examples=16)
+    fitted = sonde.fit("covariance", rows, calibrate=0, progress=False)
+    fitted.save(tmp_path / "all.sonde")
+    kept = (tmp_path / "all.sonde").stat().st_size
+    assert 0.9 * kept < said.memory_bytes < 1.3 * kept
+
+
 def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(InputError, match="job read, fit, score or scan, got 'drift'"):
         sonde.estimate("drift", Stream.of(ROWS))

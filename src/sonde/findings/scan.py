@@ -300,9 +300,10 @@ def _plan(
 def pass_of(
     stream: Stream, data: DataEvidence, settings: ScanSettings, split: Split | None
 ) -> tuple[dict[str, Request], Plan]:
-    """Return the requests and the plan of a scan's pass, with the measures that were asked for."""
+    """Return the requests and the plan of a scan's pass, with detectors if there is a split."""
     asked = chosen_measures(stream, settings, split, data.has_labels)
-    return _plan(stream, data, settings, split, [], asked)[1:]
+    detectors = {} if split is None else chosen_detectors(stream, settings.detectors)
+    return _plan(stream, data, settings, split, [*detectors.values()], asked)[1:]
 
 
 def _gathered(

@@ -29,7 +29,7 @@ from sonde.run.estimating.trials import (
     power_of,
     run_trials,
 )
-from sonde.run.fitting.fit import DEFAULT_HELD, fit, make_plan
+from sonde.run.fitting.fit import DEFAULT_HELD, fit, make_plan, requests_of_pass
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.prepared import prepare
 from sonde.run.instruments.entries import names_of
@@ -121,7 +121,7 @@ def estimate_fit(
 ) -> JobEstimate:
     """Estimate the cost of fitting methods, with their results and calibration."""
     settled = prepare(methods, stream, calibrate, reduction)
-    wanted = requests(settled.tasks, settled.split)
+    wanted, _ = requests_of_pass(settled.tasks, settled.stream, settled.split)
     plan = make_plan(settled.stream, wanted, settled.split, unit_size, threads)
     whole = estimate(wanted, settled.stream, plan)
 

@@ -1,7 +1,7 @@
 """``sonde.fit``: fit all instruments at all sites in one pass, or two if an instrument needs it."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.engine.folding import check_whole
 from sonde.engine.progress import Bar
-from sonde.engine.requests import Request, States
+from sonde.engine.requests import Request, States, Task
 from sonde.files.places import to_path
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.header import OWN_LABELS, make_header, unit_entry
@@ -151,8 +151,7 @@ def _all_passes(
     stream, split = settled.stream, settled.split
     asked, following, stage = [*settled.tasks], [*settled.tasks], 0
     while following:
-        sample = error_sample(asked, stream, split)
-        wanted = requests_of(asked, sample, split)
+        wanted, sample = requests_of_pass(asked, stream, split)
         wanted = {i: r for i, r in wanted.items() if i not in states}
         if wanted:
             plan = make_plan(stream, wanted, split, unit_size, settings.threads, stage)
@@ -163,6 +162,14 @@ def _all_passes(
         following, stage = next_tasks(following, states, split), stage + 1
         asked = [*asked, *following]
     return states, units, counters, sample
+
+
+def requests_of_pass(
+    tasks: Sequence[Task], stream: Stream, split: Split | None
+) -> tuple[dict[str, Request], ErrorSample | None]:
+    """Return the requests of a pass for these tasks, and the sample from which errors come."""
+    sample = error_sample(tasks, stream, split)
+    return requests_of(tasks, sample, split), sample
 
 
 def _stage(directory: Path | None, stage: int) -> Path | None:
