@@ -52,6 +52,11 @@ def test_names_of_classes_and_rows_are_kept():
         ({"a": np.ones((3, 2)), "b": np.ones((3, 2)), "y": np.zeros(3, int)}, "--features"),
         ({"X": np.full((3, 2), np.nan), "y": np.zeros(3, int)}, "finite features"),
         ({"X": np.ones((9, 2)), "y": np.array([0] * 8 + [1])}, "in two folds"),
+        ({"X": np.ones((3, 2)), "y": np.array([0, 1, np.nan])}, "1 NaN in 3 labels"),
+        ({"X": np.ones((0, 2)), "y": np.zeros(0, int)}, "a label for each row"),
+        ({"X": np.ones((3, 2)), "y": np.zeros(3, int), "group": np.zeros(2)}, "one group for"),
+        ({"X": np.ones((3, 2)), "y": np.zeros(3, int), "id": np.zeros(2)}, "one id for each"),
+        ({"X": np.full((3, 2), "a"), "y": np.zeros(3, int)}, "finite features"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(arrays, words):

@@ -49,6 +49,16 @@ def test_copies_of_a_row_widen_the_interval():
     assert (many.low, many.high) == pytest.approx((4 * one.low, 4 * one.high), rel=0.1)
 
 
+@pytest.mark.parametrize("form", [torch.as_tensor, np.asarray, list, lambda g: list(map(str, g))])
+def test_groups_count_alike_in_every_form(form):
+    p, label, _ = drawn(150, 12, 3)
+    group = (np.arange(150) // 5).tolist()
+    expected = wrong_labels(p, label, group)
+    seen = wrong_labels(torch.as_tensor(p).requires_grad_(), label, form(group))
+    assert (seen.low, seen.high) == (expected.low, expected.high)
+    assert seen.high - seen.low > wrong_labels(p, label).high - wrong_labels(p, label).low
+
+
 def test_the_order_does_not_depend_on_whether_labels_are_called_wrong():
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
     found = wrong_labels(p, [0, 0, 0])
@@ -64,6 +74,8 @@ def test_the_order_does_not_depend_on_whether_labels_are_called_wrong():
         ([[0.5, 0.5]], [2], "integer labels from 0 to 1"),
         ([[1.0]], [0], "at least two classes"),
         ([[0.5, 0.5]], [0, 1], "a label for each row"),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), "a label for each row"),
+        ([["a", "b"]], [0], "expected"),
     ],
 )
 def test_what_is_no_probability_or_label_is_refused(p, label, words):

@@ -13,6 +13,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.metrics import WrongLabels, wrong_labels
+from sonde.metrics.intervals import members
 from sonde.stats.neighbours import nearest
 
 FOLDS = 5
@@ -132,7 +133,8 @@ def check_labels(
             f"{', '.join(arrays) or 'no array'}."
         )
     given = np.asarray(arrays[named])
-    group = arrays.get("group")
+    _check_rows(arrays, given)
+    group = members(arrays.get("group"), len(given))
     array_name = next((name for name in PROBABILITIES if name in arrays), None)
     if array_name is not None and features is None:
         p = torch.as_tensor(arrays[array_name]).double()
@@ -141,15 +143,28 @@ def check_labels(
     else:
         name = _features_of(arrays, named, features)
         names, label = _classes(given, 0)
-        numbers = None if group is None else np.unique(group, return_inverse=True)[1]
         x = torch.as_tensor(arrays[name].astype("float64")).flatten(1)
-        p = held_out_probabilities(
-            x, label, None if numbers is None else torch.as_tensor(numbers), seed=seed
-        )
+        p = held_out_probabilities(x, label, group, seed=seed)
         source = f"held-out classifiers of the {x.shape[1]} columns of {name}"
-    wrong = wrong_labels(p, label, None if group is None else group.tolist())
+    wrong = wrong_labels(p, label, group)
     ids = [str(one) for one in arrays["id"]] if "id" in arrays else map(str, range(len(given)))
     return CheckedLabels(wrong, label, names, tuple(ids), source)
+
+
+def _check_rows(arrays: Mapping[str, np.ndarray], given: np.ndarray) -> None:
+    """Raise if a row lacks a label, or if groups or ids are not those of the rows."""
+    missing = int(np.isnan(given).sum()) if given.dtype.kind == "f" else 0
+    if missing or not len(given):
+        raise InputError(
+            f"labels: expected a label for each row, got {missing} NaN in {len(given)} labels. "
+            "Leave out rows without a label."
+        )
+    for name in ("group", "id"):
+        if name in arrays and arrays[name].shape != given.shape:
+            raise InputError(
+                f"labels: expected one {name} for each of {len(given)} labels, got shape "
+                f"{arrays[name].shape}."
+            )
 
 
 def _classes(given: np.ndarray, n_columns: int) -> tuple[tuple[str, ...], Int[Tensor, "row"]]:
@@ -176,7 +191,9 @@ def _features_of(arrays: Mapping[str, np.ndarray], named: str, features: str | N
             "Name it with --features."
         )
     name = features or kept[0]
-    if len(arrays[name]) != len(arrays[named]) or not np.isfinite(arrays[name]).all():
+    x = arrays[name]
+    is_finite = x.dtype.kind in "biuf" and bool(np.isfinite(x).all())
+    if len(x) != len(arrays[named]) or not is_finite:
         raise InputError(
             f"labels: expected finite features for each of {len(arrays[named])} labels, got shape "
             f"{arrays[name].shape} in {name}. Leave out rows with NaN or infinity."

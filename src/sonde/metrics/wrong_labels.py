@@ -9,6 +9,8 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.tensors import as_tensor
+from sonde.metrics.intervals import members
 
 RATES: Final = torch.cat([torch.zeros(1), torch.logspace(-4.3, -0.2, 100)]).double()
 """Fractions of wrong labels whose likelihood is computed."""
@@ -152,11 +154,11 @@ def _checked(
     probabilities: Any, label: Any
 ) -> tuple[Float[Tensor, "row class"], Int[Tensor, "row"]]:
     """Return probabilities and labels; raise if they do not fit each other."""
-    p = torch.as_tensor(probabilities).double()
-    y = torch.as_tensor(label)
-    if p.ndim != 2 or y.shape != p.shape[:1] or p.shape[1] < 2:
+    p = as_tensor("wrong_labels", probabilities, "probabilities").detach().cpu().double()
+    y = as_tensor("wrong_labels", label, "labels").detach().cpu()
+    if p.ndim != 2 or y.shape != p.shape[:1] or not len(p) or p.shape[1] < 2:
         raise InputError(
-            "wrong_labels: expected probabilities (row, class) of at least two classes and a label "
+            "wrong_labels: expected rows of probabilities of at least two classes and a label "
             f"for each row, got shapes {tuple(p.shape)} and {tuple(y.shape)}."
         )
     total = p.sum(1)
@@ -177,11 +179,5 @@ def _checked(
 
 def _weights(group: Any, n: int) -> Float[Tensor, "row"]:
     """Return the weight of each row: one over the number of rows of its group."""
-    if group is None:
-        return torch.ones(n, dtype=torch.float64)
-    names = list(group)
-    if len(names) != n:
-        raise InputError(f"wrong_labels: expected a group for each of {n} rows, got {len(names)}.")
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    index = torch.tensor([numbers[name] for name in names])
+    index = members(group, n)
     return 1 / torch.bincount(index)[index].double()
