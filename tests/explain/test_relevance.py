@@ -175,6 +175,23 @@ def test_what_is_computed_in_place_has_the_rule_of_its_function(name):
     assert placed.flags == ()
 
 
+PASSED = {
+    "exponents": (lambda h: h**3, lambda h: h ** torch.full((8,), 3.0).to(h)),
+    "exponent": (lambda h: h**3, lambda h: torch.pow(h, exponent=3)),
+    "product": (lambda h: h * h.relu(), lambda h: torch.mul(h, other=h.relu())),
+    "ratio": (lambda h: h / (1 + h.abs()), lambda h: torch.div(h, other=1 + h.abs())),
+    "curve": (torch.tanh, lambda h: torch.tanh(input=h)),
+    "base": (lambda h: 2**h, lambda h: torch.pow(2, h)),
+}
+
+
+@pytest.mark.truth("the same function with its operands by position")
+@pytest.mark.parametrize("name", PASSED)
+def test_operands_have_one_rule_however_they_are_passed(name):
+    plain, passed = (Relevance().explain(Between(f), rows(4, 5)) for f in PASSED[name])
+    torch.testing.assert_close(passed.value, plain.value)
+
+
 WHOLE = {
     "selu": F.selu,
     "hardtanh": F.hardtanh,

@@ -86,6 +86,9 @@ PRODUCTS: frozenset[Any] = frozenset(
 )
 RATIOS: frozenset[Any] = frozenset({torch.div, Tensor.div, Tensor.__truediv__})
 POWERS: frozenset[Any] = frozenset({torch.pow, Tensor.pow, Tensor.__pow__})
+ATTENTION: frozenset[Any] = frozenset({F.scaled_dot_product_attention})
+OPERANDS = ("input", "other", "mat2", "exponent", "query", "key", "value")
+"""Names of operands that callers may pass by keyword, in the order of their positions."""
 CLOSED: frozenset[Any] = frozenset({F.multi_head_attention_forward})
 IN_PLACE: dict[Any, Any] = {
     twin: func
@@ -197,12 +200,14 @@ class _Rules(TorchFunctionMode):
             return func(*args, **kwargs).detach()
         if func in IN_PLACE:
             return args[0].copy_(self.__torch_function__(IN_PLACE[func], types, args, kwargs))
-        if func is F.scaled_dot_product_attention:
+        if func in CURVES | POWERS | PRODUCTS | RATIOS | ATTENTION:
+            args = (*args, *(kwargs.pop(name) for name in OPERANDS if name in kwargs))
+        if func in ATTENTION:
             query, key, *rest = args
             return func(query.detach(), key.detach(), *rest, **kwargs)
-        if func in POWERS and args[1] in (0.5, -0.5, -1):
+        if func in POWERS and _is_scale(args[1]):
             return func(*args, **kwargs).detach()  # as sqrt, rsqrt and divisors
-        if func in CURVES or func in POWERS:
+        if func in CURVES or (func in POWERS and isinstance(args[0], Tensor)):
             return self._curve(func, args, kwargs)
         if func in NORMS:
             return NORMS[func](*args, **kwargs)
@@ -327,6 +332,12 @@ NORMS: dict[Any, Callable[..., Tensor]] = {
     F.instance_norm: _instance_norm,
     F.normalize: _normalize,
 }
+
+
+def _is_scale(exponent: Any) -> bool:
+    return (not isinstance(exponent, Tensor) or exponent.numel() == 1) and (
+        float(exponent) in (0.5, -0.5, -1.0)
+    )
 
 
 def _both_vary(args: tuple[Any, ...]) -> bool:
