@@ -52,3 +52,25 @@ def test_late_targets_are_named_and_newer_inputs_are_no_fault(forecast) -> None:
     late = _found(net, x[:-2], y[2:])
     assert late is not None
     assert late["fix"].startswith("x, y = x[2:], y[:-2]")
+
+
+class MeanOverTokens(nn.Module):
+    """A regression of sequences of any length, which is off by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.answer = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.read(x).mean(1))
+
+
+@pytest.mark.slow
+def test_neighbours_of_another_length_leave_the_other_forms_to_be_tried() -> None:
+    net, draw = MeanOverTokens().eval(), torch.Generator().manual_seed(1)
+    sequences = [torch.randn(4 + (i % 5 == 0), 3, generator=draw) for i in range(120)]
+    with torch.no_grad():
+        rows = [{"x": x, "label": float(net(x[None])) + 1} for x in sequences]
+    report = sonde.scan(net, rows, batch_size=1, settings=quiet(only=("SND015",)))
+    assert report.json()["verdict"]["failed"] == 0

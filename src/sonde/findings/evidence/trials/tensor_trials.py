@@ -244,11 +244,15 @@ class _Forms:
         if not self.evidence.budget.affords(len(rows) * (1 + len(forms)), PART):
             self.evidence.budget.leave_out(KIND, len(forms))
             return []
-        answers, chooses = self._answers([None, *forms], rows), torch.arange(len(rows))
         self.n_tried += len(forms)
+        try:
+            answers = self._answers([None, *forms], rows)
+        except (RuntimeError, ValueError, IndexError):  # such as a neighbour of another shape
+            return []
         if not answers:
             return []
-        best = chosen_shift(self.scores, answers, self._order(rows), chooses < len(self.chooses))
+        chooses = torch.arange(len(rows)) < len(self.chooses)
+        best = chosen_shift(self.scores, answers, self._order(rows), chooses)
         return [] if best is None else [forms[best]]
 
     def _few(self, n: int) -> list[int]:
