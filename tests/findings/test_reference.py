@@ -13,6 +13,8 @@ from scan._zoo import quiet
 from sonde.core.errors import InputError
 from sonde.findings.document import document
 from sonde.findings.evidence.answers.best_probe import REFERENCE, best_probe
+from sonde.findings.evidence.answers.reference import reference_answers
+from sonde.findings.evidence.record import DataEvidence
 from sonde.report import Report
 from sonde.report.scan import run_scan
 
@@ -83,3 +85,40 @@ def test_a_file_without_healthy_answers_is_refused(damaged, tmp_path, text, said
         sonde.scan(net, _rows(x, y), settings=quiet(only=("SND015",), reference=path))
     with pytest.raises(InputError, match="ends in"):
         sonde.scan(net, _rows(x, y), settings=quiet(reference=tmp_path / "healthy.txt"))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (None, "{}"),
+        (None, "{}.0"),
+        (("no", "yes"), "{}"),
+        (("1", "0"), "{}"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_an_answer_is_a_name_or_else_a_number(tmp_path, names, words, start) -> None:
+    ids, label = [f"r{i}" for i in range(20)], torch.arange(20) % 2
+    data = DataEvidence("data", "", ids, ids, ids, False, label, names, labels_are_models=True)
+    said = [k if i < 15 else 1 - k for i, k in enumerate(label.tolist())]
+    shown = said if names is None or names[0] == "no" else [int(names[k]) for k in said]
+    lines = [f"{i},{words.format(k)}\n" for i, k in zip(ids, shown, strict=True)]
+    path = tmp_path / "healthy.csv"
+    path.write_text(start + "id,answer\n" + "".join(lines), encoding="utf-8")
+    reference = reference_answers(path, data)
+    assert reference is not None
+    assert reference.mean == 0.75
+
+
+def test_rows_of_a_reference_without_an_id_are_left_out_and_broken_ones_are_named(tmp_path):
+    ids, label = [f"r{i}" for i in range(20)], torch.arange(20) % 2
+    data = DataEvidence("data", "", ids, ids, ids, False, label, labels_are_models=True)
+    lines = [json.dumps({"id": i, "answer": k}) for i, k in zip(ids, label.tolist(), strict=True)]
+    path = tmp_path / "healthy.jsonl"
+    path.write_text("\n".join([*lines, '{"answer": 1}']))
+    reference = reference_answers(path, data)
+    assert reference is not None
+    assert len(reference.scores) == 20
+    path.write_text("\n".join([*lines, "[1]"]))
+    with pytest.raises(InputError, match="line 21"):
+        reference_answers(path, data)

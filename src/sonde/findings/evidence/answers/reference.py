@@ -5,17 +5,16 @@ answers to the same inputs say what is possible. The file that ``sonde scan --ro
 earlier version holds them; any table with the columns ``id`` and ``answer`` does.
 """
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyarrow import parquet
-
 from sonde.core.errors import InputError
+from sonde.data.numbers import as_number
+from sonde.data.opening import open_file
+from sonde.data.sources import is_missing
 from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import DataEvidence
 from sonde.findings.trial import Measure
@@ -59,8 +58,7 @@ def reference_answers(path: Path | None, data: DataEvidence) -> Reference | None
     """
     if path is None:
         return None
-    answers = {str(row["id"]): row["answer"] for row in _rows_of(path)
-            if row.get("answer") not in (None, "")}  # fmt: skip
+    answers = _answers_in(path)
     scores = _numbers(answers, data) if data.target is not None else _classes(answers, data)
     if len(scores) < LEAST:
         raise InputError(
@@ -72,53 +70,55 @@ def reference_answers(path: Path | None, data: DataEvidence) -> Reference | None
     return Reference(path.name, "error" if data.target is not None else "accuracy", scores)
 
 
-def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
+def _answers_in(path: Path) -> dict[str, Any]:
+    """Return the answers of a table by id, without those that are missing."""
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"scan: expected a reference that ends in {', '.join(SUFFIXES)}, got {path}."
         )
     try:
-        if path.suffix == ".parquet":
-            rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        elif path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        else:
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
-    except (OSError, ValueError) as error:
+        rows = list(open_file(path).rows()) if path.stat().st_size else []
+    except OSError as error:
         raise InputError(f"scan: the reference {path} cannot be read: {error}.") from error
-    columns = {str(name) for row in rows[:1] for name in row}
+    columns = {*rows[0]} if rows else set[str]()
     if not {"id", "answer"} <= columns:
         raise InputError(
             f"scan: expected the columns id and answer in {path}, got "
             f"{', '.join(sorted(columns)) or 'no rows'}. `sonde scan --rows` writes them."
         )
-    return rows
+    both = ((row.get("id"), row.get("answer")) for row in rows)
+    return {str(i): answer for i, answer in both if not (is_missing(i) or is_missing(answer))}
 
 
-def _classes(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
-    """Return 1 for each example whose answer is its label, by name or by number."""
+def _classes(answers: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
+    """Return 1 for each example whose answer is its class.
+
+    An answer that is the name of a class stands for this class, any other for the class of its
+    number.
+    """
     if not (data.has_labels and data.labels_are_models):
         return {}
+    names = {*map(str, data.label_names or ())}
     scores: dict[int, float] = {}
     for example, label in enumerate(data.label.tolist()):
-        answer = said.get(str(data.ids[example]))
-        if label >= 0 and answer is not None:
-            scores[example] = float(str(answer) in (class_name(data, label), str(label)))
+        answer = answers.get(str(data.ids[example]))
+        if label < 0 or answer is None:
+            continue
+        is_name = str(answer) in names
+        right = str(answer) == class_name(data, label) if is_name else as_number(answer) == label
+        scores[example] = float(right)
     return scores
 
 
-def _numbers(said: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
+def _numbers(answers: Mapping[str, Any], data: DataEvidence) -> dict[int, float]:
     """Return 1 less the squared error of each example, in variances of all targets."""
     assert data.target is not None
     truth = data.target.double()
     spread = float(truth[truth.isfinite()].var(correction=0))
     scores: dict[int, float] = {}
     for example, target in enumerate(truth.tolist()):
-        try:
-            answer = float(said.get(str(data.ids[example]), math.nan))
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(answer) and math.isfinite(target) and spread > 0:
+        answer = as_number(answers.get(str(data.ids[example])))
+        is_known = answer is not None and math.isfinite(answer) and math.isfinite(target)
+        if is_known and spread > 0:
             scores[example] = 1 - (answer - target) ** 2 / spread
     return scores
