@@ -177,8 +177,8 @@ def _check_alike(
     kind: str, here: Mapping[str, Tensor], there: Mapping[str, Tensor], dtype: torch.dtype
 ) -> None:
     """Raise if vLLM's states of a few tokens are not those of transformers."""
-    for path, weights in here.items():
-        gap = float((there[path].float() - weights).norm() / weights.norm())
+    for path, expected in here.items():
+        gap = float((there[path].float() - expected).norm() / expected.norm())
         if not gap <= TOLERANCE.get(dtype, 1e-3):
             raise InputError(
                 f"engine vllm: the states of {kind} behind {path} differ from those of "
