@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from sonde.core.errors import InputError
@@ -49,6 +51,7 @@ def test_names_of_classes_and_rows_are_kept():
     [
         ({"X": np.ones((3, 2))}, "a label for each row"),
         ({"y": np.zeros(3, int)}, "one array of features, got none"),
+        ({"X": np.ones((0, 2)), "y": np.zeros(0, int)}, "array y is empty"),
         ({"a": np.ones((3, 2)), "b": np.ones((3, 2)), "y": np.zeros(3, int)}, "--features"),
         ({"X": np.full((3, 2), np.nan), "y": np.zeros(3, int)}, "finite features"),
         ({"X": np.ones((9, 2)), "y": np.array([0] * 8 + [1])}, "in two folds"),
@@ -68,3 +71,12 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no archive")
     with pytest.raises(InputError, match="cannot be read"):
         read_arrays(tmp_path / "a.npz")
+
+
+def test_floats_of_sixteen_bits_are_read(tmp_path):
+    x, y, _ = digits(0)
+    arrays = {"X": torch.as_tensor(x).bfloat16(), "y": torch.as_tensor(y)}
+    save_file(arrays, tmp_path / "a.safetensors")
+    read = read_arrays(tmp_path / "a.safetensors")
+    assert np.array_equal(read["X"], x)
+    assert np.array_equal(read["y"], y)

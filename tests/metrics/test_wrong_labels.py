@@ -73,6 +73,7 @@ def test_the_order_does_not_depend_on_whether_labels_are_called_wrong():
         ([[2.0, -1.0]], [0], "Apply softmax"),
         ([[0.5, 0.5]], [2], "integer labels from 0 to 1"),
         ([[1.0]], [0], "at least two classes"),
+        (torch.ones(0, 2), torch.ones(0, dtype=torch.int64), "a label for each row"),
         ([[0.5, 0.5]], [0, 1], "a label for each row"),
         (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), "a label for each row"),
         ([["a", "b"]], [0], "expected"),

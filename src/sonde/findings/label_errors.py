@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.data.arrays import load_arrays
+from sonde.data.opening import require_path
 from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.metrics import WrongLabels, wrong_labels
 from sonde.metrics.intervals import members
@@ -95,20 +97,15 @@ class CheckedLabels:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` or ``.safetensors`` file."""
-    if not path.is_file():
-        raise InputError(f"labels: there is no file {path}.")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as opened:
-                return {name: opened[name] for name in opened.files}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+    """Return the arrays of a file that ``load_arrays`` opens; floats of any type in float64."""
+    require_path(path)
+    return {name: _as_array(x) for name, x in load_arrays(path).items()}
 
-            return load_file(path)
-    except Exception as error:  # whatever is wrong with the bytes
-        raise InputError(f"labels: {path} cannot be read: {error}. Write it again.") from error
-    raise InputError(f"labels: expected .npz or .safetensors, got {path}.")
+
+def _as_array(x: Any) -> np.ndarray:
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    return (x.double() if x.is_floating_point() else x).numpy()
 
 
 def check_labels(
