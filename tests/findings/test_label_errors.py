@@ -51,7 +51,7 @@ def test_names_of_classes_and_rows_are_kept():
     [
         ({"X": np.ones((3, 2))}, "a label for each row"),
         ({"y": np.zeros(3, int)}, "one array of features, got none"),
-        ({"X": np.ones((0, 2)), "y": np.zeros(0, int)}, "array y is empty"),
+        ({"X": np.ones((0, 2)), "y": np.zeros(0, int)}, "array of labels is empty"),
         ({"a": np.ones((3, 2)), "b": np.ones((3, 2)), "y": np.zeros(3, int)}, "--features"),
         ({"X": np.full((3, 2), np.nan), "y": np.zeros(3, int)}, "finite features"),
         ({"X": np.ones((9, 2)), "y": np.array([0] * 8 + [1])}, "in two folds"),

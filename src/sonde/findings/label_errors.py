@@ -150,8 +150,10 @@ def check_labels(
 
 def _check_rows(arrays: Mapping[str, np.ndarray], given: np.ndarray) -> None:
     """Raise if a row lacks a label, or if groups or ids are not those of the rows."""
+    if not len(given):
+        raise InputError("labels: the array of labels is empty. Give a label for each row.")
     missing = int(np.isnan(given).sum()) if given.dtype.kind == "f" else 0
-    if missing or not len(given):
+    if missing:
         raise InputError(
             f"labels: expected a label for each row, got {missing} NaN in {len(given)} labels. "
             "Leave out rows without a label."
