@@ -80,3 +80,22 @@ def test_floats_of_sixteen_bits_are_read(tmp_path):
     read = read_arrays(tmp_path / "a.safetensors")
     assert np.array_equal(read["X"], x)
     assert np.array_equal(read["y"], y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exported_states_are_read_with_the_texts_of_their_rows(tmp_path, dtype):
+    """An export holds texts as rows of bytes."""
+    x, label = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    x[:, 0] = 4.0 * label
+    ids = torch.tensor([[ord("r"), 48 + i // 10, 48 + i % 10] for i in range(40)]).to(torch.uint8)
+    arrays = {"x": x.to(dtype), "label": label, "id": ids, "group": ids.clone(), "row": label + 1}
+    save_file(arrays, tmp_path / "a.safetensors")
+    np.savez(
+        tmp_path / "a.npz",
+        x=x.to(dtype).float(),
+        label=label,
+        **{name: ids.numpy().reshape(-1).view("S3") for name in ("id", "group")},
+    )
+    one, two = (check_labels(read_arrays(tmp_path / f"a.{end}")) for end in ("safetensors", "npz"))
+    assert one.rows() == two.rows()
+    assert sorted(row["id"] for row in one.rows())[:2] == ["r00", "r01"]

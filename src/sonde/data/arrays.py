@@ -123,10 +123,10 @@ def open_arrays(
     stream = Stream.of(
         chosen,
         label=None if label is None else _labels(arrays[label], label, path),
-        group=_bytes(arrays.get("group_key")) or _texts(arrays.get("group")),
-        ids=_texts(arrays.get("id")),
+        group=_bytes(arrays.get("group_key")) or texts_of(arrays.get("group")),
+        ids=texts_of(arrays.get("id")),
         keys=_bytes(arrays.get("key")),
-        pair=_texts(arrays.get("pair")),
+        pair=texts_of(arrays.get("pair")),
         side=arrays.get("side"),
         **steps,
         seed=seed,
@@ -257,7 +257,8 @@ def _tensor(name: str, x: np.ndarray, path: Path) -> torch.Tensor:
     return as_tensor("open_arrays", x, name)
 
 
-def _texts(values: Any) -> list[str] | None:
+def texts_of(values: Any) -> list[str] | None:
+    """Return an array of texts, numbers or rows of bytes as one text for each row."""
     if values is None:
         return None
     rows = _bytes(values)

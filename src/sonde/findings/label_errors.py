@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.data.arrays import load_arrays
+from sonde.data.arrays import load_arrays, texts_of
 from sonde.data.opening import require_path
 from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.metrics import WrongLabels, wrong_labels
@@ -24,7 +24,8 @@ WIDE = 2048
 """Dimensions above which the shared covariance is diagonal."""
 LABELS = ("y", "label", "labels")
 PROBABILITIES = ("pred_probs", "probs", "probabilities")
-BESIDE = ("id", "group", "row", "key", "position", "label_name")
+TEXTS = ("id", "group")
+BESIDE = (*TEXTS, "group_key", "row", "key", "position", "label_name")
 """Arrays that are neither features nor labels."""
 
 
@@ -97,12 +98,14 @@ class CheckedLabels:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file that ``load_arrays`` opens; floats of any type in float64."""
+    """Return the arrays of a file that ``load_arrays`` opens: texts, and floats in float64."""
     require_path(path)
-    return {name: _as_array(x) for name, x in load_arrays(path).items()}
+    return {name: _as_array(name, x) for name, x in load_arrays(path).items()}
 
 
-def _as_array(x: Any) -> np.ndarray:
+def _as_array(name: str, x: Any) -> np.ndarray:
+    if name in TEXTS or (isinstance(x, np.ndarray) and x.dtype.kind == "S"):
+        return np.asarray(texts_of(x))  # an export holds texts as bytes
     if not isinstance(x, Tensor):
         return np.asarray(x)
     return (x.double() if x.is_floating_point() else x).numpy()
