@@ -222,7 +222,8 @@ class SequenceCoder(Codec):
     def _refuse_others(self, reader: Reader) -> None:
         name = "SequenceCoder.decode"
         stored, own = reader.bytes(8), self._fingerprint()
-        if stored not in (own, self._fingerprint(of_parts=False)):  # earlier versions
+        # earlier versions left the parts out; all weights are read again only for their streams
+        if stored != own and stored != self._fingerprint(of_parts=False):
             raise StateError(
                 f"{name}: the stream was written with another model (fingerprint {stored.hex()}, "
                 f"this model has {own.hex()}), or with other tokens before or allowed. Pass the "
