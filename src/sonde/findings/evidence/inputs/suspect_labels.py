@@ -72,8 +72,6 @@ class SuspectLabels:
     count : WrongLabels
         Estimated number of wrong labels, from states alone: a model that was trained on these rows
         may have learned their wrong labels.
-    by_model : bool
-        Whether the model's own answers count.
     """
 
     row: Int[Tensor, "suspect"]
@@ -81,7 +79,6 @@ class SuspectLabels:
     planted: int
     found: int
     count: WrongLabels
-    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +129,14 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
         row = count.order[: int((doubts.doubt > 0).sum())] if count.low > 0 else row
         return SuspectLabels(row, doubts, 0, 0, count)
     if len(planted) < LEAST_PLANTED:
-        return SuspectLabels(row, doubts, 0, 0, count, own is not None)
+        return SuspectLabels(row, doubts, 0, 0, count)
     label, learned = labels.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
     again = _doubts(evidence, labels, learned, label).doubt
     # The rows that were doubtful before compete too: without them every exchanged label is found.
     first = torch.argsort(again, descending=True, stable=True)[: len(planted) + len(row)]
     n_found = int(torch.isin(first, planted).sum())
-    return SuspectLabels(row, doubts, len(planted), n_found, count, own is not None)
+    return SuspectLabels(row, doubts, len(planted), n_found, count)
 
 
 def _count(evidence: Evidence, found: LabelEvidence) -> WrongLabels:

@@ -19,7 +19,7 @@ from sonde.core.paired_gains import group_means
 from sonde.findings.evidence.inputs.row_dependence import rows_per_block
 from sonde.findings.evidence.shared_rows import two_logits
 from sonde.findings.evidence.trials.answer_scores import AnswerScores
-from sonde.findings.evidence.trials.tempered_loss import as_logits
+from sonde.findings.evidence.trials.tempered_loss import TEMPERATURES, as_logits
 from sonde.findings.evidence.trials.tensor_forms import TensorForm
 from sonde.findings.trial import LEVEL
 from sonde.tap import LiveStream
@@ -30,7 +30,6 @@ REGRET: Final = 0.05
 """Least regret of the unchanged rows, in nats or in variances of the targets."""
 CLOSED, NEAR = 2 / 3, 0.1
 """Fraction of this regret that a shift must close, and by which shifts count as equal."""
-TEMPERATURES: Final = tuple(2.0 ** (k / 2) for k in range(-6, 14))
 
 
 def shifted_rows(stream: LiveStream) -> list[TensorForm]:

@@ -16,6 +16,8 @@ from sonde.findings.evidence.shared_rows import two_logits
 RIDGE: Final = 1e-4
 TINY: Final = 1e-30
 """Least probability whose logarithm is taken."""
+TEMPERATURES: Final = tuple(2.0 ** (k / 2) for k in range(-6, 14))
+"""Temperatures of a coarse search, from 1/8 to 91."""
 GRID, LEAST_LABELLED = tuple(2 ** (k / 16) for k in range(-64, 105)), 8
 
 

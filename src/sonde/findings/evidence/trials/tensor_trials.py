@@ -30,7 +30,7 @@ from sonde.findings.evidence.trials.shifted_rows import (
     chosen_shift,
     shifted_rows,
 )
-from sonde.findings.evidence.trials.tempered_loss import as_logits
+from sonde.findings.evidence.trials.tempered_loss import TEMPERATURES, as_logits
 from sonde.findings.evidence.trials.tensor_forms import (
     Change,
     TensorForm,
@@ -51,7 +51,6 @@ IN_ONE: Final = 768
 """Rows of one forward pass, of several forms together."""
 MOST_CODES: Final = 48
 SAME, NIL = 1.05, 0.002
-TEMPERATURES: Final = tuple(2.0 ** (k / 2) for k in range(-6, 14))
 WORST: Final = -4.0
 """Least score of a row of a regression in the choice of a form."""
 CORRECT: Final = 0.97
