@@ -39,7 +39,8 @@ class LiveBytes(TorchDispatchMode):
         given = {id(x.untyped_storage()) for x in _tensors((args, kwargs))}
         for x in _tensors(output):
             storage = x.untyped_storage()
-            if id(storage) not in given | self._counted and x.device.type != "meta":
+            is_new = id(storage) not in given and id(storage) not in self._counted
+            if is_new and x.device.type != "meta":
                 self._count(storage)
         return output
 
