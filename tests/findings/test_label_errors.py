@@ -39,6 +39,25 @@ def test_copies_in_one_group_do_not_vouch_for_each_other():
     assert found.wrong.low <= 180 <= found.wrong.high
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_equal_rows_do_not_vouch_for_each_other_under_other_names_either(named):
+    x, y, bad = digits(90)
+    x = x + np.random.default_rng(0).normal(size=x.shape) / 100
+    both = {"X": np.repeat(x, 2, 0), "y": np.repeat(y, 2)}
+    found = check_labels({**both, "group": np.arange(2 * len(y))} if named else both)
+    assert np.isin(found.wrong.order[:180] // 2, bad).mean() > 0.9
+    assert found.wrong.low <= 180 <= found.wrong.high
+
+
+@pytest.mark.parametrize("form", ["one-hot", "column", "names", "floats"])
+def test_labels_of_every_form_give_the_same(form):
+    x, y, _ = digits(120)
+    forms = {"one-hot": np.eye(10)[y], "column": y[:, None], "floats": y.astype(float)}
+    given = forms.get(form, np.array([*"abcdefghij"])[y])
+    found = check_labels({"X": x, "y": given})
+    assert found.wrong.order.tolist() == check_labels({"X": x, "y": y}).wrong.order.tolist()
+
+
 def test_names_of_classes_and_rows_are_kept():
     p = np.array([[0.9, 0.1], [0.1, 0.9], [0.95, 0.05]])
     arrays = {"pred_probs": p, "y": np.array(["cat", "dog", "dog"]), "id": np.array([*"abc"])}
@@ -60,6 +79,9 @@ def test_names_of_classes_and_rows_are_kept():
         ({"X": np.ones((3, 2)), "y": np.zeros(3, int), "group": np.zeros(2)}, "one group for"),
         ({"X": np.ones((3, 2)), "y": np.zeros(3, int), "id": np.zeros(2)}, "one id for each"),
         ({"X": np.full((3, 2), "a"), "y": np.zeros(3, int)}, "finite features"),
+        ({"X": np.ones((3, 2)), "y": np.zeros(2, int)}, "features for each of 2 labels"),
+        ({"X": np.ones((3, 2)), "y": np.array([0, 1, -1])}, "1 of 3 rows with -1"),
+        ({"X": np.ones((3, 2)), "y": np.array([0.5, 0.2, 1.0])}, "numbers that are not whole"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(arrays, words):

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.data.arrays import load_arrays, texts_of
+from sonde.data.labels import NONE, LabelColumn
 from sonde.data.opening import require_path
+from sonde.engine.copies import copied_rows
 from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.metrics import WrongLabels, wrong_labels
 from sonde.metrics.intervals import members
@@ -127,33 +131,35 @@ def check_labels(
         Seed of the folds.
     """
     named = next((name for name in LABELS if name in arrays), None)
-    if named is None or arrays[named].ndim != 1:
+    if named is None:
         raise InputError(
             f"labels: expected an array {' or '.join(LABELS)} with a label for each row, got "
             f"{', '.join(arrays) or 'no array'}."
         )
-    given = np.asarray(arrays[named])
-    _check_rows(arrays, given)
-    group = members(arrays.get("group"), len(given))
+    _check_rows(arrays, np.asarray(arrays[named]))
+    given = _one_label_a_row(np.asarray(arrays[named]), named)
+    n = len(given)
+    group = members(arrays.get("group"), n)
     array_name = next((name for name in PROBABILITIES if name in arrays), None)
     if array_name is not None and features is None:
         p = torch.as_tensor(arrays[array_name]).double()
         names, label = _classes(given, p.shape[1] if p.ndim == 2 else 0)
         source = f"array {array_name}"
     else:
-        name = _features_of(arrays, named, features)
+        name = _features_of(arrays, named, features, n)
         names, label = _classes(given, 0)
         x = torch.as_tensor(arrays[name].astype("float64")).flatten(1)
+        group = _with_copies(x, group)
         p = held_out_probabilities(x, label, group, seed=seed)
         source = f"held-out classifiers of the {x.shape[1]} columns of {name}"
     wrong = wrong_labels(p, label, group)
-    ids = [str(one) for one in arrays["id"]] if "id" in arrays else map(str, range(len(given)))
+    ids = [str(one) for one in arrays["id"]] if "id" in arrays else map(str, range(n))
     return CheckedLabels(wrong, label, names, tuple(ids), source)
 
 
 def _check_rows(arrays: Mapping[str, np.ndarray], given: np.ndarray) -> None:
     """Raise if a row lacks a label, or if groups or ids are not those of the rows."""
-    if not len(given):
+    if not given.size:
         raise InputError("labels: the array of labels is empty. Give a label for each row.")
     missing = int(np.isnan(given).sum()) if given.dtype.kind == "f" else 0
     if missing:
@@ -162,11 +168,45 @@ def _check_rows(arrays: Mapping[str, np.ndarray], given: np.ndarray) -> None:
             "Leave out rows without a label."
         )
     for name in ("group", "id"):
-        if name in arrays and arrays[name].shape != given.shape:
+        if name in arrays and arrays[name].shape != given.shape[:1]:
             raise InputError(
                 f"labels: expected one {name} for each of {len(given)} labels, got shape "
                 f"{arrays[name].shape}."
             )
+
+
+def _one_label_a_row(values: np.ndarray, name: str) -> np.ndarray:
+    """Return integers or texts as they are, and the classes of one-hot rows and other forms."""
+    if values.ndim == 1 and values.dtype.kind in "iuSU":
+        n_missing = int((values == NONE).sum()) if values.dtype.kind == "i" else 0
+        if n_missing and len(np.unique(values)) > 2:  # two may be -1 and 1
+            raise InputError(
+                f"labels: expected a label for each row, got {n_missing} of {len(values)} rows with"
+                f" -1 = no label in array {name}. Leave these rows out."
+            )
+        return values
+    column = LabelColumn()
+    for value in values.tolist():
+        column.add(value)
+    given = column.finish(None, None, name)
+    if (given.values == NONE).any():
+        raise InputError(
+            "labels: expected a class for each row, but "
+            f"{given.reason or f'some rows of array {name} have none'}."
+        )
+    return given.values if given.own else np.asarray(given.names)[given.values]
+
+
+def _with_copies(x: Float[Tensor, "row dim"], group: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+    """Return the groups with those joined that share equal rows, which vouch for each other."""
+    first = copied_rows([x])
+    if first is None:
+        return group
+    ends = (first.numpy(), len(x) + group.numpy())
+    size = len(x) + int(group.max()) + 1
+    pairs = coo_array((np.ones(len(x)), ends), shape=(size, size))
+    joined = connected_components(pairs, directed=False)[1]
+    return torch.as_tensor(joined[len(x) + group.numpy()]).long()
 
 
 def _classes(given: np.ndarray, n_columns: int) -> tuple[tuple[str, ...], Int[Tensor, "row"]]:
@@ -182,7 +222,7 @@ def _classes(given: np.ndarray, n_columns: int) -> tuple[tuple[str, ...], Int[Te
     return tuple(map(str, names)), torch.as_tensor(index)
 
 
-def _features_of(arrays: Mapping[str, np.ndarray], named: str, features: str | None) -> str:
+def _features_of(arrays: Mapping[str, np.ndarray], named: str, features: str | None, n: int) -> str:
     """Return the name of the array of features."""
     if features is not None and features not in arrays:
         raise InputError(f"--features: no array {features!r}; FILE has {', '.join(arrays)}.")
@@ -194,11 +234,15 @@ def _features_of(arrays: Mapping[str, np.ndarray], named: str, features: str | N
         )
     name = features or kept[0]
     x = arrays[name]
-    is_finite = x.dtype.kind in "biuf" and bool(np.isfinite(x).all())
-    if len(x) != len(arrays[named]) or not is_finite:
+    if len(x) != n:
         raise InputError(
-            f"labels: expected finite features for each of {len(arrays[named])} labels, got shape "
-            f"{arrays[name].shape} in {name}. Leave out rows with NaN or infinity."
+            f"labels: expected features for each of {n} labels of {named}, got shape {x.shape} in "
+            f"{name}."
+        )
+    if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
+        raise InputError(
+            f"labels: expected finite features for each of {n} labels, got other values in {name}. "
+            "Leave out rows with NaN or infinity."
         )
     return name
 
