@@ -17,6 +17,18 @@ def test_whole_numbers_under_a_usual_name_are_labels_and_no_site(name, tmp_path)
     assert next(iter(stream.batches(0, 6))).label.tolist() == label.tolist()
 
 
+@pytest.mark.parametrize(
+    "form", [np.eye(3)[[0, 2, 1, 1, 0, 2]], np.array([[0], [2], [1], [1], [0], [2]])]
+)
+@pytest.mark.parametrize("name", ["label", "y"])
+def test_one_hot_rows_and_columns_of_classes_are_labels_and_no_site(name, form, tmp_path):
+    """As a site the labels would be read as states."""
+    np.savez(tmp_path / "d.npz", x=np.ones((6, 3), np.float32), **{name: form})
+    stream = open_arrays(tmp_path / "d.npz")
+    assert [s.key for s in stream.schema] == ["x"]
+    assert next(iter(stream.batches(0, 6))).label.tolist() == [0, 2, 1, 1, 0, 2]
+
+
 def test_an_array_of_rows_called_y_stays_a_site(tmp_path):
     path = tmp_path / "d.npz"
     np.savez(path, x=np.ones((6, 3), np.float32), y=np.ones((6, 2), np.float32))

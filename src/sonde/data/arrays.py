@@ -154,11 +154,22 @@ def _is_beside(values: Any) -> bool:
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:
-    """Return ``label``, or a common label name whose array holds an integer for each row."""
-    if "label" in arrays:
-        return "label"
-    numbers = [k for k in LABELS if k in arrays and arrays[k].ndim == 1]
-    return next((k for k in numbers if "int" in str(arrays[k].dtype)), None)
+    """Return ``label``, or a common label name whose array holds a class for each row."""
+    names = [k for k in LABELS if k in arrays and _holds_classes(arrays[k])]
+    return "label" if "label" in arrays else next(iter(names), None)
+
+
+def _holds_classes(values: Any) -> bool:
+    """Return whether an array holds an integer for each row, alone or as (n, 1), or is one-hot."""
+    is_whole = "int" in str(values.dtype)
+    if values.ndim != 2 or values.shape[1] == 1:
+        return is_whole and values.ndim in (1, 2)
+    is_number = is_whole or any(word in str(values.dtype) for word in ("float", "bool"))
+    if not is_number or values.shape[1] == 0:
+        return False
+    rows = values.double() if isinstance(values, torch.Tensor) else np.asarray(values, "float64")
+    rows = torch.as_tensor(rows)
+    return bool((rows.count_nonzero(1) == 1).all() and (rows.max(1).values == 1).all())
 
 
 def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]:
