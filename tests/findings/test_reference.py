@@ -75,6 +75,7 @@ def test_the_best_known_answers_are_the_reference(damaged, tmp_path, suffix, kin
         ("id,answer\nother1,0\n", "expected at least 12 answers"),
         ("id,truth\nr1,0\n", "expected the columns id and answer"),
         ("", "got no rows"),
+        ("id,answer\nr1,\n", "none in the column answer"),
     ],
 )
 def test_a_file_without_healthy_answers_is_refused(damaged, tmp_path, text, said) -> None:

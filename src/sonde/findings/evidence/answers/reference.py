@@ -59,11 +59,23 @@ def reference_answers(path: Path | None, data: DataEvidence) -> Reference | None
     if path is None:
         return None
     answers = _answers_in(path)
+    if not answers:
+        raise InputError(
+            f"scan: expected answers in {path}, got none in the column answer. `sonde scan HEALTHY "
+            "DATA --rows FILE` writes them where the labels are classes of the model: with other "
+            "labels, pass --classes or --label-column."
+        )
+    if data.target is None and not (data.has_labels and data.labels_are_models):
+        raise InputError(
+            f"scan: expected labels that are classes of the model, to say which answers of {path} "
+            f"are correct, got {'other labels' if data.has_labels else 'no labels'} in {data.name}."
+            " Pass --classes or --label-column."
+        )
     scores = _numbers(answers, data) if data.target is not None else _classes(answers, data)
     if len(scores) < LEAST:
         raise InputError(
             f"scan: expected at least {LEAST} answers in {path} to rows of {data.name} with a "
-            f"label, got {len(scores)} (ids in the file: {', '.join([*answers][:3]) or 'none'}; in "
+            f"label, got {len(scores)} (ids in the file: {', '.join([*answers][:3])}; in "
             f"the data: {', '.join(map(str, data.ids[:3]))}). Write the file with `sonde scan "
             "HEALTHY DATA --rows FILE`, on the same data."
         )
@@ -96,8 +108,6 @@ def _classes(answers: Mapping[str, Any], data: DataEvidence) -> dict[int, float]
     An answer that is the name of a class stands for this class, any other for the class of its
     number.
     """
-    if not (data.has_labels and data.labels_are_models):
-        return {}
     names = {*map(str, data.label_names or ())}
     scores: dict[int, float] = {}
     for example, label in enumerate(data.label.tolist()):
