@@ -142,6 +142,7 @@ NOT_TRIED: Mapping[str, str] = {
     "run.coding.code_file:decode_file": "the text as it was: no command reads it",
     "layers.saving:save_layers": "safetensors that loads without sonde: no hash",
     "run.training.arms:_Keeper._save": "the state of a training: torch reads it, unsealed",
+    "cli.labels:Labels.run": "a table for people: no command reads it",
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
