@@ -19,7 +19,7 @@ from sonde.run.changing.fact_prompts import (
     next_chances,
 )
 from sonde.run.changing.language_figures import LanguageFigures, Line, measure_language
-from sonde.run.changing.written_texts import measure_writing
+from sonde.run.changing.written_texts import PlainTexts, measure_writing
 
 PROMPT = "The capital of France is"
 OTHERS = tuple(f"The capital of {c} is" for c in ("Japan", "Egypt", "Poland", "Kenya"))
@@ -28,6 +28,10 @@ OTHERS = tuple(f"The capital of {c} is" for c in ("Japan", "Egypt", "Poland", "K
 def prompts(target: str) -> FactPrompts:
     fact = Fact(PROMPT, "France", target, neighbours=OTHERS)
     return FactPrompts.of(twin(), [fact])
+
+
+def plain() -> PlainTexts:
+    return PlainTexts.write(twin(), [PROMPT, *OTHERS], n_tokens=12)
 
 
 def own_answer() -> str:
@@ -57,7 +61,7 @@ def test_no_change_keeps_every_answer_and_every_text() -> None:
     assert found.efficacy == (1.0, 1.0)
     assert found.generality[0] == found.generality[1]
     assert found.specificity == 1.0
-    wrote = measure_writing(twin(), unchanged, [PROMPT, *OTHERS], n_tokens=12)
+    wrote = measure_writing(plain(), unchanged)
     assert wrote.kept == 1.0
     for before, after in (wrote.entropy, wrote.loss, wrote.refusals):
         assert before == after
@@ -82,7 +86,7 @@ def test_one_answer_to_every_prompt_is_poor() -> None:
     target = str(twin().processor.decode([token]))
     found = measure_facts(twin(), lambda: always(token), prompts(target))
     assert (found.efficacy, found.generality, found.specificity) == ((0, 1), (0, 1), 0.0)
-    wrote = measure_writing(twin(), lambda: always(token), [PROMPT, *OTHERS], n_tokens=12)
+    wrote = measure_writing(plain(), lambda: always(token))
     assert wrote.entropy[1] == 0.0 < wrote.entropy[0]
     assert wrote.loss[1] > wrote.loss[0] + 1.0
     assert wrote.kept < 0.2

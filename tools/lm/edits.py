@@ -1,10 +1,12 @@
-"""``python -m tools.lm.edits MODEL``: rewritten facts and steering, judged by eight figures.
+"""``python -m tools.lm.edits MODEL``: rewritten facts, steering, unlearning and a merge, judged.
 
-Facts are drawn from the countries of ``tools.lm.train_twin``: those whose answer the model gives.
-Each is rewritten to another country's answer, by ``sonde.edit.RankOneEdit`` and by ROME in plain
-torch (``tools.lm.rome``) at the same layer and with the same texts. Wordings and the same question
-about other countries judge them. The command writes a line for each edit and goes on where it
-stopped; ``--page`` puts the table between the lines of a page.
+Facts are those of ``tools.lm.known_facts`` whose answer the model gives. Each is rewritten to
+another subject's answer by ``sonde.edit.RankOneEdit`` and by ROME in plain torch
+(``tools.lm.rome``), at the same layer and with the second moment of the same texts, which is
+computed once. Other wordings and the same question about other subjects judge them; the edits of
+sonde, and those of ``tools.lm.other_edits``, are judged by all eight figures. The command writes a
+line for each edit and goes on where it stopped; ``--page`` puts the table between the lines of a
+page.
 
 In the tiny Llama neither method writes a fact: its ordinary states are clipped to a length beside
 which a change of one layer is nothing.
@@ -19,63 +21,26 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tools.lm.known_facts import known_facts
+from tools.lm.other_edits import merged, steered, unlearned
 from tools.lm.rome import rome_weight
-from tools.lm.train_twin import BAD, COUNTRIES, FOLDER, GOOD, THINGS, WORDINGS, document
+from tools.lm.train_twin import FOLDER, document
 from torch import nn
 
 import sonde
 from sonde.core.inputs import Model
-from sonde.edit import Fact, RankOneEdit, SecondMoment, SteeringVector
-from sonde.run.changing.acts import edit_act, module_act, plan_act
+from sonde.edit import Fact, RankOneEdit, SecondMoment
+from sonde.run.changing.acts import module_act, plan_act
 from sonde.run.changing.fact_prompts import FactPrompts, measure_facts
-from sonde.run.changing.language_figures import Efficacy, measure_language
+from sonde.run.changing.language_figures import measure_language, plain_texts
 
 BEGIN, END = "<!-- printed by python -m tools.lm.edits -->", "<!-- end of edits -->"
-PROMPTS = ("The capital of {c} is", "The language of {c} is", "The currency of {c} is the")
-NEAR = 8
-STRENGTHS = (1.0, 2.0, 4.0)
+METHODS = "sonde", "rome"
 THREE = ("efficacy", "generality", "specificity")
-
-
-def facts_of(model: Model, seed: int) -> list[Fact]:
-    """Return the facts that the model knows, in a random order, with new answers."""
-    draw, found = random.Random(seed), list[Fact]()
-    for kind, prompt in enumerate(PROMPTS):
-        known = [c for c in COUNTRIES if _knows(model, prompt.format(c=c), COUNTRIES[c][kind])]
-        for country in known:
-            own = COUNTRIES[country][kind]
-            others = [c for c in known if COUNTRIES[c][kind] != own]
-            if len(others) < 2:
-                continue
-            new = COUNTRIES[draw.choice(others)][kind]
-            near = [c for c in others if COUNTRIES[c][kind] != new]
-            wordings = [w.split("{" + str(kind) + "}")[0].rstrip() for w in WORDINGS[kind]]
-            said = [w.format(c=country) for w in wordings if w and "{c}" in w]
-            found.append(
-                Fact(
-                    prompt.format(c=country),
-                    country,
-                    f" {new}",
-                    tuple(text for text in said if text != prompt.format(c=country)),
-                    tuple(prompt.format(c=c) for c in draw.sample(near, min(NEAR, len(near)))),
-                )
-            )
-    draw.shuffle(found)
-    return found
-
-
-def _knows(model: Model, prompt: str, answer: str) -> bool:
-    """Return whether the most likely next token begins the answer."""
-    ids = torch.tensor([model.processor(prompt)["input_ids"]])
-    network: Any = model.module
-    with torch.no_grad():
-        token = int(network(input_ids=ids).logits[0, -1].argmax())
-    return token == model.processor(f" {answer}", add_special_tokens=False)["input_ids"][0]
 
 
 def second_moment(model: Model, layer: str, texts: Sequence[str]) -> torch.Tensor:
@@ -107,16 +72,16 @@ def changed_by_rome(model: Model, layer: str, fact: Fact, moment: torch.Tensor) 
 
 def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[str]) -> Iterator:
     """Yield a line for each fact and method that is not done."""
-    facts = facts_of(model, 0)[:n]
-    names = [(method, f"{f.prompt}{f.target}") for f in facts for method in ("sonde", "rome")]
-    if {f"{method}: {name}" for method, name in names} <= done:
+    facts = known_facts(model, 0)[:n]
+    names = [f"{f.prompt}{f.target}" for f in facts]
+    if {f"{method}: {name}" for name in names for method in METHODS} <= done:
         return
     rows = sonde.read(model, list(texts), sites=f"{layer}:in", reducer="tokens", check=False)
     fitted = sonde.fit(SecondMoment(ridge=1e-3), rows, progress=False)
-    moment, neutral = second_moment(model, layer, texts), None
+    moment, plain = second_moment(model, layer, texts), plain_texts(model)
     for fact in facts:
         prompts = FactPrompts.of(model, [fact])
-        for method in ("sonde", "rome"):
+        for method in METHODS:
             key = f"{method}: {fact.prompt}{fact.target}"
             if key in done:
                 continue
@@ -127,7 +92,7 @@ def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[
                 act = module_act(changed_by_rome(model, layer, fact, moment))
             took = time.process_time() - start
             if method == "sonde":
-                scores = measure_language(model, act, facts=prompts, neutral=neutral).scores
+                scores = measure_language(model, act, facts=prompts, plain=plain).scores
             else:
                 found = measure_facts(model, act, prompts)
                 scores = {
@@ -136,52 +101,6 @@ def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[
                     "specificity": found.specificity,
                 }
             yield {"key": key, "kind": f"rewrite a fact, {method}", "scores": scores, "s": took}
-
-
-def steered(model: Model, site: str, done: set[str]) -> Iterator:
-    """Yield a line for each strength of a steering vector from good to bad words."""
-    keys = {f"steer: {strength:g}": strength for strength in STRENGTHS}
-    if set(keys) <= done:
-        return
-    texts = [f"The {t} was {w}." for t in THINGS for w in (*GOOD, *BAD)]
-    labels = [int(w in GOOD) for _ in THINGS for w in (*GOOD, *BAD)]
-    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
-    stream = sonde.read(model, rows, sites=site, reducer="positions", check=False)
-    vector: Any = sonde.fit(SteeringVector(), stream, calibrate=0, progress=False)
-    ends = [f"The {t} was" for t in THINGS]
-    for key, strength in keys.items():
-        if key in done:
-            continue
-        start = time.process_time()
-        act = edit_act(model, vector.result("steering_vector").edit(strength), [site])
-        efficacy = Efficacy(_liked(model, act, ends) - _liked(model, _plain(model), ends))
-        scores = measure_language(model, act, efficacy=efficacy).scores
-        kind = f"steer to good words, strength {strength:g}"
-        yield {"key": key, "kind": kind, "scores": scores, "s": time.process_time() - start}
-
-
-def _plain(model: Model) -> Any:
-    @contextmanager
-    def act() -> Iterator[nn.Module]:
-        yield model.module
-
-    return act
-
-
-def _liked(model: Model, act: Any, prompts: Sequence[str]) -> float:
-    """Return the mean probability of good words among good and bad words."""
-    first = [
-        [model.processor(f" {w}", add_special_tokens=False)["input_ids"][0] for w in words]
-        for words in (GOOD, BAD)
-    ]
-    shares: list[float] = []
-    with act() as module, torch.no_grad():
-        for prompt in prompts:
-            ids = torch.tensor([model.processor(prompt)["input_ids"]])
-            p = module(input_ids=ids).logits[0, -1].float().softmax(0)
-            good, bad = (float(p[sorted(set(tokens))].sum()) for tokens in first)
-            shares.append(good / max(1e-12, good + bad))
-    return statistics.mean(shares)
 
 
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -229,8 +148,10 @@ def main() -> None:
     model, draw = sonde.load(typed.model), random.Random(3)
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(60)]
     for made in (
-        rewritten(model, typed.layer, texts, typed.facts, done),
         steered(model, typed.site, done),
+        unlearned(model, typed.model, done),
+        merged(model, typed.model, done),
+        rewritten(model, typed.layer, texts, typed.facts, done),
     ):
         for line in made:
             lines.append(line)

@@ -31,6 +31,7 @@ def rome_weight(
     second_moment : Float[Tensor, "dim dim"]
         Mean of ``x x^T`` of the layer's inputs on plain text.
     """
+    module.requires_grad_(False)  # only the shift is searched
     linear = module.get_submodule(layer)
     prompt, subject, target = fact
     weight = linear.weight.detach().double()

@@ -80,6 +80,9 @@ class InputBatch:
     placeholder : Bool[Tensor, "example pos"] or None
         Tokens in whose place the model puts something else, such as patches of an image: it reads
         them and is not asked to predict them.
+    completion : Bool[Tensor, "example pos"] or None
+        Tokens of completions, where examples are a prompt and its completion: a loss counts only
+        these. None if a loss counts every token.
     columns : dict
         Further columns with one entry per example (size, brightness, ...).
     token_axes : dict of str to tuple of int
@@ -124,11 +127,21 @@ class InputBatch:
     side: Int[Tensor, "example"] | None = None
     packed: Mapping[str, Int[Tensor, "example"]] = field(default_factory=dict[str, Tensor])
     placeholder: Bool[Tensor, "example pos"] | None = None
+    completion: Bool[Tensor, "example pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def asked(self) -> Bool[Tensor, "example pos"] | None:
+        """Mask of the tokens that a language model is asked to predict; None for all tokens."""
+        if self.placeholder is None:
+            return self.completion
+        if self.completion is None:
+            return ~self.placeholder
+        return self.completion & ~self.placeholder
 
     @property
     def apart(self) -> Bool[Tensor, "example pos"] | None:
@@ -181,6 +194,11 @@ class Inputs(OneLine, ABC):
     @property
     def pads(self) -> bool:
         """True if batches need padding that the examples do not contain."""
+        return False
+
+    @property
+    def counts_completions(self) -> bool:
+        """True if examples are prompts with completions, and a loss counts the completions only."""
         return False
 
     @property

@@ -66,6 +66,7 @@ class Collated:
     grid: tuple[int, int] | None = None
     packed: dict[str, Int[Tensor, "_example"]] = field(default_factory=dict)
     placeholder: Bool[Tensor, "_example _pos"] | None = None
+    completion: Bool[Tensor, "_example _pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     bad: dict[int, str] = field(default_factory=dict)
@@ -88,6 +89,11 @@ class Encoder(ABC):
     @property
     def pads(self) -> bool:
         """True if the encoder itself pads items."""
+        return False
+
+    @property
+    def counts_completions(self) -> bool:
+        """True if items are prompts with completions, and a loss counts the completions only."""
         return False
 
     @abstractmethod

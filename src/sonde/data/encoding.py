@@ -66,8 +66,11 @@ def encoder_for(
     images: ImageFlags,
     max_length: int | None,
     long: Long,
+    prompt: str | None = None,
 ) -> Encoder:
     """Return the encoder of a layout for a model.
+
+    ``prompt`` is the column with the beginning of each text that is its prompt.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def encoder_for(
         plain = replace(layout, kind="text")
         text = text_encoder(model, plain, names, max_length, long)
         return SpanEncoder(text, layout.span, layout.span_columns)
-    return text_encoder(model, layout, names, max_length, long)
+    return text_encoder(model, layout, names, max_length, long, prompt)
 
 
 def takes_one(model: Model) -> bool:

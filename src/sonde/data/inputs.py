@@ -208,6 +208,11 @@ class ItemInputs(Inputs):
         return self.listing.n_truncated
 
     @property
+    def counts_completions(self) -> bool:
+        """True if items are prompts with completions, and a loss counts the completions only."""
+        return self.encoder.counts_completions
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the content, ids, groups and labels in order."""
         return self.listing.fingerprint
@@ -349,6 +354,7 @@ class ItemInputs(Inputs):
             grid=collated.grid,
             packed=collated.packed,
             placeholder=collated.placeholder,
+            completion=collated.completion,
             token_axes=collated.token_axes,
             length=length if collated.mask is not None else None,
             truncated=_tensor(listing.truncated, index) if collated.mask is not None else None,
@@ -401,6 +407,7 @@ class ItemInputs(Inputs):
             grid=batch.grid,
             packed=batch.packed,
             placeholder=batch.placeholder,
+            completion=batch.completion,
             token_axes=batch.token_axes,
             length=length if batch.mask is not None else None,
             columns=batch.columns,

@@ -155,7 +155,8 @@ def open_inputs(
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing, Kept]:
         name = model.name or "the model"
         layout_read = layout(sample, reads, flags, names, name, source.name, main)
-        encoder = encoder_for(model, layout_read, source.base, images, max_length, chosen)
+        prompt = source.prompt_column
+        encoder = encoder_for(model, layout_read, source.base, images, max_length, chosen, prompt)
         kept = kept_items(source, None if layout_read.paired else layout_read.label, limit, seed)
         asked = {"id2label": id2label, "kept": kept, "skip_bad": skip_bad, "known": sample}
         asked |= {"arguments": names, "new_classes": new_classes, "is_told": bool(given)}

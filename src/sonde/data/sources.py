@@ -38,6 +38,7 @@ class Source(ABC):
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
     have the same columns, unless ``rows_differ``. ``split`` is None if data have no splits;
     ``by_name`` says that files are read in the order of their names, which nobody chose.
+    ``prompt_column`` holds the beginning of each row's text that is its prompt, if rows have one.
     """
 
     name: str = ""
@@ -47,6 +48,7 @@ class Source(ABC):
     split_was_named: bool = False
     rows_differ: bool = False
     by_name: bool = False
+    prompt_column: str | None = None
 
     def of_split(self, split: str, known: Iterable[str], was_named: bool) -> "Source":
         """Record the data set's split of the rows, and whether the user named it."""

@@ -7,6 +7,7 @@ the context are cut into chunks without overlap, each with the special tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, final
 
 import torch
@@ -81,6 +82,8 @@ class TextEncoder(Encoder):
         Columns beside token ids that ``forward`` takes, and those that it does not.
     masked : bool
         Whether token ids come with a mask of their own.
+    prompt : str or None
+        Column with the beginning of the text, or of the chat, that is its prompt.
     """
 
     tokenizer: Any
@@ -94,6 +97,7 @@ class TextEncoder(Encoder):
     others: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     masked: bool = False
+    prompt: str | None = None
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,6 +109,11 @@ class TextEncoder(Encoder):
     def pads(self) -> bool:
         """True if the encoder pads texts; token ids with their own mask are already padded."""
         return not (self.even or self.masked)
+
+    @property
+    def counts_completions(self) -> bool:
+        """True if rows are prompts with completions."""
+        return self.prompt is not None
 
     def key(self, row: Row) -> bytes:
         """Hash the UTF-8 of the text, the chat as JSON, or the token ids with their arguments."""
@@ -210,17 +219,39 @@ class TextEncoder(Encoder):
             start = number * (self.max_length or 0)
             extra = cut(others[row], len(tokens[row]), start, start + len(ids))
             real = self._real(rows[row]) if self.kind == "tokens" else None
+            if self.prompt is not None:
+                real = self._completion(rows[row], tokens[row], number)
             out.append(Prepared((ids, extra, targets[row], real), len(ids)))
         return out
 
-    def _piece(self, ids: list[int], number: int) -> list[int]:
+    def _completion(self, row: Row, ids: list[int], number: int) -> Bool[Tensor, "_pos"]:
+        """Return the tokens of a piece that belong to the completion of a prompt.
+
+        A token that begins in the prompt and ends in the completion is one of them.
+        """
+        prompt, n = row.get(self.prompt or ""), 0
+        if prompt is not None:
+            text = self._chat(prompt, opens=True) if self.kind == "messages" else prompt
+            both = zip(self._encoded([text])[0], ids, strict=False)
+            n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        return torch.tensor(self._piece([i >= n for i in range(len(ids))], number, (False, True)))
+
+    def _piece(
+        self, values: list[Any], number: int, around: tuple[Any, Any] | None = None
+    ) -> list[Any]:
+        """Return one piece of a row's token ids, or of values of its tokens.
+
+        The special tokens before and after a piece have the values ``around``.
+        """
         before, after = self.vocabulary.before, self.vocabulary.after
         if self.kind in ("messages", "tokens"):
             before, after = (), ()
         if self.max_length is not None:
             room = self.max_length - len(before) - len(after)
-            ids = ids[number * room : (number + 1) * room]
-        return [*before, *ids, *after]
+            values = values[number * room : (number + 1) * room]
+        if around is not None:
+            before, after = [around[0]] * len(before), [around[1]] * len(after)
+        return [*before, *values, *after]
 
     def _others(self, row: Row) -> dict[str, Tensor]:
         return arguments(row, self.others, self._kept(row)) if self.others else {}
@@ -243,17 +274,26 @@ class TextEncoder(Encoder):
         if self.kind == "pair":
             return [self._encode_pair(row, cut=False)["input_ids"] for row in rows]
         texts = [
-            self._chat(row) if self.kind == "messages" else _text_of_row(row, self.inputs[0])
+            self._chat(row[self.inputs[0]])
+            if self.kind == "messages"
+            else _text_of_row(row, self.inputs[0])
             for row in rows
         ]
+        return self._encoded(texts)
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts, without special tokens around them."""
         if self.vocabulary.bytes_only:
             return [list(text.encode("utf-8", "surrogatepass")) for text in texts]
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False, padding=False)
         return list(encoded["input_ids"])
 
-    def _chat(self, row: Row) -> str:
+    def _chat(self, messages: Any, *, opens: bool = False) -> str:
+        """Return a chat as text; if it opens an answer, with the start of the next message."""
         try:
-            return self.tokenizer.apply_chat_template(row[self.inputs[0]], tokenize=False)
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=opens
+            )
         except Exception as error:
             raise InputError(f"the chat template rejects these messages: {error}") from error
 
@@ -324,9 +364,11 @@ class TextEncoder(Encoder):
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad on the right and pass only arguments that ``forward`` accepts."""
         ids, mask = _padded([item.value[0] for item in items], self.vocabulary.pad)
+        completion = None if self.prompt is None else torch.zeros_like(mask)
+        chosen = mask if completion is None else completion
         for i, item in enumerate(items):
             if item.value[3] is not None:
-                mask[i, : item.length] &= item.value[3][: item.length]
+                chosen[i, : item.length] = item.value[3][: item.length]
         size = self.vocabulary.size
         if size is not None and int(ids.max()) >= size:
             raise InputError(
@@ -352,7 +394,12 @@ class TextEncoder(Encoder):
             if "decoder_attention_mask" in self.names:
                 kwargs["decoder_attention_mask"] = decoder_mask.long()
         return Collated(
-            args, kwargs, mask=mask, decoder_mask=decoder_mask, special=self._special(ids, mask)
+            args,
+            kwargs,
+            mask=mask,
+            decoder_mask=decoder_mask,
+            special=self._special(ids, mask),
+            completion=completion,
         )
 
     def _special(
@@ -374,6 +421,7 @@ class TextEncoder(Encoder):
             "long": self.long,
             **({"decoder": DECODER_IDS} if self.decoder and self.decoder.given else {}),
             **({"others": list(self.others)} if self.others else {}),
+            **({"prompt": self.prompt} if self.prompt is not None else {}),
             **self.origin,
         }
 
@@ -384,6 +432,10 @@ class TextEncoder(Encoder):
             texts.append(
                 "The decoder reads only its start token: no target column was given "
                 "(--target-column)."
+            )
+        if self.prompt is not None:
+            texts.append(
+                "Rows are prompts with completions: losses count the tokens of the completions only."
             )
         if self.unread:
             texts.append(

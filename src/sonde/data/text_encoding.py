@@ -18,9 +18,16 @@ NO_LIMIT = 10**9
 
 
 def text_encoder(
-    model: Model, layout: Layout, names: frozenset[str], max_length: int | None, long: Long
+    model: Model,
+    layout: Layout,
+    names: frozenset[str],
+    max_length: int | None,
+    long: Long,
+    prompt: str | None = None,
 ) -> TextEncoder:
     """Return the encoder of texts, pairs, chats or token ids for a model.
+
+    ``prompt`` is the column with the beginning of each text that is its prompt.
 
     Raises
     ------
@@ -65,6 +72,7 @@ def text_encoder(
         others=others,
         unread=unread,
         masked="attention_mask" in layout.beside,
+        prompt=prompt,
         origin={"tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer)},
     )
 

@@ -3,7 +3,8 @@
 ``{"prompt", "completion"}`` is one text, or one chat if both are lists of messages;
 ``{"instruction", "input", "output"}`` is a text in Alpaca's form; ``{"prompt", "chosen",
 "rejected"}`` is a pair of texts, labelled 1 and 0. A named text column, or a column ``text`` or
-``messages``, comes first.
+``messages``, comes first. The prompt is kept beside its text, so that a loss counts the tokens of
+the answer only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Int
 from sonde.core.errors import InputError
 from sonde.data.sources import Row, Source
 
+PROMPT = "prompt"
 SIDES = ("rejected", "chosen")
 PLAIN = ("text", "messages", "input_ids")
 ALPACA = (
@@ -67,7 +69,7 @@ def _instructed(row: Row) -> list[dict[str, Any]]:
     more = ", paired with an input that provides further context" if given else ""
     shown = f"### Input:\n{given}\n\n" if given else ""
     asked = ALPACA.format(more=more, instruction=row["instruction"], given=shown)
-    return [{"text": asked + str(row["output"])}]
+    return [_joined(asked, str(row["output"]))]
 
 
 FORMS: tuple[tuple[tuple[str, ...], Form, int], ...] = (
@@ -80,14 +82,15 @@ FORMS: tuple[tuple[tuple[str, ...], Form, int], ...] = (
 def _joined(prompt: Any, answer: Any) -> dict[str, Any]:
     """Return a prompt and its answer as a text, or as a chat if both are lists of messages."""
     parts = [part for part in (prompt, answer) if part is not None]
+    beside = {} if prompt is None else {PROMPT: prompt}
     if all(isinstance(part, str) for part in parts):
-        return {"text": "".join(parts)}
+        return {"text": "".join(parts), **beside}
     if not all(isinstance(part, list) for part in parts):
         raise InputError(
             "expected a prompt and an answer that are both texts, or both lists of messages, got "
             f"{' and '.join(type(part).__name__ for part in parts)}. Write both in one form."
         )
-    return {"messages": [message for part in parts for message in part]}
+    return {"messages": [message for part in parts for message in part], **beside}
 
 
 @final
@@ -98,7 +101,7 @@ class _Formed(Source):
         self.name, self.rows_differ, self.by_name = source.name, source.rows_differ, source.by_name
         self._source, self._columns, self._form, self._n = source, columns, form, n
         self.of_split(source.split or "", source.other_splits, source.split_was_named)
-        self.split = source.split
+        self.split, self.prompt_column = source.split, PROMPT
 
     def rows(self) -> Iterator[Row]:
         """Yield the texts of every row."""

@@ -53,7 +53,7 @@ class FactAnswers(Inputs):
             group_keys=keys,
             label=torch.full((n,), -1),
             mask=texts.mask[start:stop].cpu(),
-            placeholder=~texts.answer[start:stop].cpu(),
+            completion=texts.answer[start:stop].cpu(),
         )
 
     def identity(self) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def states_and_answers(
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
     """Yield, for each text, the states after every block, the model's logits and the next tokens.
 
-    The last token gets -1, because no token follows.
+    The last token gets -1, because no token follows; so do tokens before one that the model is not
+    asked to predict, such as a token of a prompt that has a completion.
     """
     sites = [layers.site(i) for i in range(len(layers.paths))]
     for batch in batches_of(inputs):
@@ -177,6 +178,8 @@ def states_and_answers(
             mask = torch.ones_like(tokens[i]) if placed.mask is None else placed.mask[i]
             real, own = (torch.nonzero(mask).flatten().to(x.device) for x in (logits, tokens))
             following = tokens[i][own]
+            if placed.asked is not None:
+                following = following.masked_fill(~placed.asked[i].to(own.device)[own], -1)
             following = torch.cat([following[1:], following.new_full((1,), -1)]).to(logits.device)
             states = [seen.tensors[str(s)][i][real] for s in sites]
             yield states, logits[i][real].double(), following

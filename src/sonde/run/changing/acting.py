@@ -245,7 +245,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         method=deed.plan.method,
         places=[*deed.places, *(saved.tensors if saved else deed.plan.changes)],
         target=deed.told,
-        neutral=data_name(subject.neutral),
+        neutral=data_name(subject.neutral, neutral),
         output=str(output) if saved else None,
         tables=tables,
         samples=_shown(deed) if saved and show_inputs else (),

@@ -118,8 +118,8 @@ def forget(
     facts: dict[str, Any] = {
         "model": opened.name,
         "method": plan.method,
-        "target": f"{data_name(data)}{only} less likely",
-        "neutral": data_name(kept),
+        "target": f"{data_name(data, sides['forget'])}{only} less likely",
+        "neutral": data_name(kept, calm),
     }
     if notes and not force:
         document = edit_document("forget", judgement, places=list(plan.changes), **facts)

@@ -96,7 +96,7 @@ def judge_edit(
         method=changed if isinstance(changed, str) else getattr(changed, "name", "a given change"),
         places=[],
         target="what was asked for",
-        neutral="" if data is None else data_name(data),
+        neutral="" if data is None else data_name(data, neutral),
         language=figures,
     )
     return Change(document, notes=())

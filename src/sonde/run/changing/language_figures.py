@@ -13,7 +13,12 @@ from typing import Any
 from sonde.core.inputs import Inputs, Model
 from sonde.run.changing.fact_prompts import FactFigures, FactPrompts, measure_facts
 from sonde.run.changing.judge import Act
-from sonde.run.changing.written_texts import WrittenTexts, measure_writing, prompts_of
+from sonde.run.changing.written_texts import (
+    PlainTexts,
+    WrittenTexts,
+    measure_writing,
+    prompts_of,
+)
 
 GOOD = 0.5
 """The least that the worst figure should be."""
@@ -119,6 +124,7 @@ def measure_language(
     efficacy: Efficacy = Efficacy(),
     kept: float = math.nan,
     rise_nats: float = math.nan,
+    plain: Mapping[str, PlainTexts] | None = None,
     neutral: Inputs | None = None,
 ) -> LanguageFigures:
     """Return the eight figures of a change.
@@ -135,18 +141,32 @@ def measure_language(
         How far a change that is not about facts did what was asked for.
     kept, rise_nats : float, default=NaN
         Figures of a ``Judgement`` on its neutral data.
+    plain : mapping of str to PlainTexts, optional
+        What ``plain_texts`` returns for ``neutral``; written anew by default.
     neutral : Inputs, optional
         Texts that the model continues, besides some requests.
     """
     asked = None if facts is None else measure_facts(model, act, facts)
-    asked_facts = () if facts is None else facts.facts[:PROMPTS]
-    starts = {
-        "requests": prompts_of(model),
-        "neutral texts": _starts(model, neutral),
-        "facts": [fact.prompt + fact.target for fact in asked_facts],
-    }
-    wrote = {kind: measure_writing(model, act, some) for kind, some in starts.items() if some}
+    before = {**(plain_texts(model, neutral) if plain is None else plain)}
+    if facts is not None:
+        starts = [fact.prompt + fact.target for fact in facts.facts[:PROMPTS]]
+        before["facts"] = PlainTexts.write(model, starts)
+    wrote = {kind: measure_writing(texts, act) for kind, texts in before.items()}
     return LanguageFigures((*_target_lines(asked, efficacy, kept), *_text_lines(wrote, rise_nats)))
+
+
+def plain_texts(model: Model, neutral: Inputs | None = None) -> dict[str, PlainTexts]:
+    """Return what an unchanged model writes, so that several changes are judged by it.
+
+    Parameters
+    ----------
+    model : Model
+        Unchanged, with its tokenizer.
+    neutral : Inputs, optional
+        Texts that the model continues, besides some requests.
+    """
+    starts = {"requests": prompts_of(model), "neutral texts": _starts(model, neutral)}
+    return {kind: PlainTexts.write(model, some) for kind, some in starts.items() if some}
 
 
 def _target_lines(asked: FactFigures | None, efficacy: Efficacy, kept: float) -> Sequence[Line]:

@@ -29,7 +29,7 @@ from sonde.run.changing.acts import edit_act, edit_controls
 from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.judge import JudgedSide, judge, largest_strength
 from sonde.run.changing.language_figures import writes_texts
-from sonde.run.changing.written_texts import measure_writing, prompts_of
+from sonde.run.changing.written_texts import PlainTexts, measure_writing, prompts_of
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.notes import data_name
 from sonde.tap.model.sites import resolve
@@ -239,10 +239,11 @@ def _by_strength(
     options = {**subject.options, "limit": FEW}
     sides = [side(model, one.name, data, one.sign, **options) for one, data in target]
     rows: list[tuple[float, ...]] = []
+    plain = PlainTexts.write(model, prompts_of(model)[:REQUESTED], n_tokens=SHORT)
     for scale in (0.5, 1.0, 2.0):
         act = edit_act(model, steering.edit(scale * strength), [site])
         judged = judge(model, act, sides, sides[-1].inputs, progress=False)
-        wrote = measure_writing(model, act, prompts_of(model)[:REQUESTED], n_tokens=SHORT)
+        wrote = measure_writing(plain, act)
         fluency = wrote.entropy[1] / wrote.entropy[0] if wrote.entropy[0] > 0 else float("nan")
         rows.append(
             (scale * strength, judged.effect.value, judged.separation, wrote.kept, fluency,

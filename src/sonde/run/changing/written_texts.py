@@ -76,44 +76,79 @@ def prompts_of(model: Model) -> list[str]:
     ]
 
 
-def measure_writing(
-    model: Model, act: Act, starts: Sequence[str], *, n_tokens: int = WRITTEN
-) -> WrittenTexts:
-    """Return the measures of what a model writes after some starts.
+Text = tuple[Tensor, int]
+"""Token ids, (pos,), and the length of the prompt among them."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlainTexts:
+    """Texts that an unchanged model writes, for the judgement of one change or of several.
 
     Parameters
     ----------
     model : Model
         Unchanged, with its tokenizer.
+    prompts : tuple of list of int
+        Token ids of the texts that are continued.
+    texts : tuple of (Int[Tensor, "pos"], int)
+        Each prompt with its continuation, and the length of the prompt.
+    log_p : tuple of Float[Tensor, "pos token"]
+        Log-probabilities of the unchanged model after each token of a continuation.
+    n_tokens : int
+        Most tokens of a continuation.
+    """
+
+    model: Model
+    prompts: tuple[list[int], ...]
+    texts: tuple[Text, ...]
+    log_p: tuple[Tensor, ...]
+    n_tokens: int
+
+    @classmethod
+    def write(cls, model: Model, starts: Sequence[str], *, n_tokens: int = WRITTEN) -> "PlainTexts":
+        """Return the texts that a model writes after some starts.
+
+        Parameters
+        ----------
+        model : Model
+            Unchanged, with its tokenizer.
+        starts : sequence of str
+            Texts that are continued.
+        n_tokens : int, default=40
+            Most tokens of a continuation.
+        """
+        asked = tuple(_encoded(model, start) for start in starts)
+        texts = tuple(_written(model, model.module, asked, n_tokens))
+        return cls(
+            model, asked, texts, tuple(log_p(model.module, *text) for text in texts), n_tokens
+        )
+
+
+def measure_writing(plain: PlainTexts, act: Act) -> WrittenTexts:
+    """Return the measures of what a model writes before and after a change.
+
+    Parameters
+    ----------
+    plain : PlainTexts
+        Texts that the unchanged model writes.
     act : callable
         Opens the changed model.
-    starts : sequence of str
-        Texts that are continued.
-    n_tokens : int, default=40
-        Tokens of each text.
     """
-    asked = [_encoded(model, start) for start in starts]
-    old = _written(model, model.module, asked, n_tokens)
-    plain = [log_p(model.module, *text) for text in old]
+    model, old = plain.model, plain.texts
     with act() as module:
-        new = _written(model, module, asked, n_tokens)
+        new = _written(model, module, plain.prompts, plain.n_tokens)
         moved = [log_p(module, *text) for text in old]
-    both = zip(plain, moved, strict=True)
-    stay = torch.cat([stays(one, other) for one, other in both])
+    stay = torch.cat([stays(one, other) for one, other in zip(plain.log_p, moved, strict=True)])
     return WrittenTexts(
         entropy=(_entropy(old), _entropy(new)),
         loss=(
-            _loss(plain, old),
+            _loss(plain.log_p, old),
             _loss([log_p(model.module, *text) for text in new], new),
         ),
         refusals=(_refusals(model, old), _refusals(model, new)),
         kept=float(stay.double().mean()),
-        n=len(asked),
+        n=len(old),
     )
-
-
-Text = tuple[Tensor, int]
-"""Token ids, (pos,), and the length of the prompt among them."""
 
 
 def _encoded(model: Model, text: str) -> list[int]:

@@ -221,7 +221,7 @@ def compress_model(
             new,
             best.plan,
             name=loaded.name,
-            data=data_name(data),
+            data=data_name(data, job.held),
             output=output,
             bytes_on_disk=n_bytes,
             fidelity=best.fidelity,

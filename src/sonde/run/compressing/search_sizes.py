@@ -109,7 +109,7 @@ def search_sizes(
     document = search_document(
         every,
         loaded.name,
-        data_name(data),
+        data_name(data, others),
         n_bytes,
         max_kl,
         {"calibrated_on": len(ours), "compared_on": len(others)},

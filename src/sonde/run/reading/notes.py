@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import SondeWarning
+from sonde.core.inputs import Inputs
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.data import ItemInputs
@@ -71,15 +72,19 @@ def items_of(stream: Stream | None) -> ItemInputs | None:
     return inputs if isinstance(inputs, ItemInputs) else None
 
 
-def data_name(data: Any) -> str:
+def data_name(data: Any, inputs: Inputs | None = None) -> str:
     """Return the name of data as typed, or the type of the object.
+
+    Of ``inputs`` that are prompts with completions it says that a loss counts completions only.
 
     Examples
     --------
     >>> data_name("rows.csv"), data_name([1, 2])
     ('rows.csv', 'list of items')
     """
-    return str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"
+    name = str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"
+    counts = inputs is not None and inputs.counts_completions
+    return f"{name} (tokens of completions only)" if counts else name
 
 
 def split_of(stream: Stream | None) -> str | None:

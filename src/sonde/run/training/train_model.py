@@ -161,7 +161,7 @@ def train_model(
     pairs = job.pairs(recipe, kept, scope, seeds, alone=alone, progress=progress)
     names = {
         "model": loaded.name,
-        "data": data_name(data),
+        "data": data_name(data, others),
         "terms_typed": terms or "",
         "sites_typed": list(sites),
         "inserted": list(insert),

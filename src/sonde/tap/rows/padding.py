@@ -42,6 +42,7 @@ def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
         sink=None if batch.sink is None else batch.sink.gather(1, order),
         segment=None if batch.segment is None else batch.segment.gather(1, order),
         placeholder=None if batch.placeholder is None else batch.placeholder.gather(1, order),
+        completion=None if batch.completion is None else batch.completion.gather(1, order),
     )
 
 

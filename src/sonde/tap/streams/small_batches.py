@@ -92,6 +92,7 @@ def _along(batch: InputBatch, length: int, change: Along) -> InputBatch:
         sink=fit_mask("sink", batch.sink),
         segment=None,
         placeholder=fit_mask("placeholder", batch.placeholder),
+        completion=fit_mask("completion", batch.completion),
     )
 
 
@@ -282,6 +283,7 @@ def stacked(parts: Sequence[InputBatch]) -> InputBatch:
         else torch.cat([p.decoder_mask for p in parts if p.decoder_mask is not None]),
         packed={name: torch.cat([p.packed[name] for p in parts]) for name in first.packed},
         placeholder=_joined([p.placeholder for p in parts]),
+        completion=_joined([p.completion for p in parts]),
         special=None,
         sink=None,
         segment=None,

@@ -81,7 +81,7 @@ def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
 
 def _shapes(text: InputBatch) -> tuple[Any, ...]:
     """Return the shapes of a text's tensors. Texts of equal shapes run as a batch."""
-    tensors = [*text.args, *text.kwargs.values(), text.mask, text.placeholder]
+    tensors = [*text.args, *text.kwargs.values(), text.mask, text.asked]
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else None for x in tensors)
 
 
@@ -124,7 +124,7 @@ def _losses(stream: LiveStream, texts: Sequence[tuple[int, InputBatch]]) -> dict
         logits[:, :-1].float().transpose(1, 2), target, reduction="none"
     )
     is_said = torch.ones_like(losses, dtype=torch.bool)
-    if batch.placeholder is not None:  # nobody predicts a patch of an image
-        is_said = ~batch.placeholder[:, 1:].to(losses.device)
+    if batch.asked is not None:  # nobody predicts a patch of an image, or a prompt
+        is_said = batch.asked[:, 1:].to(losses.device)
     by_row = {row: losses[i][is_said[i]].double().cpu() for i, (row, _) in enumerate(texts)}
     return {row: loss for row, loss in by_row.items() if len(loss)}
