@@ -80,7 +80,7 @@ def test_the_tokens_of_a_completion_are_marked(form: str) -> None:
     assert batch.completion is not None
     rows = zip(batch.kwargs["input_ids"], batch.completion, strict=True)
     assert sorted(twin().processor.decode(ids[real]) for ids, real in rows) == sorted(expected)
-    assert any("tokens of the completions only" in note for note in inputs.notes)
+    assert any("count the tokens of the completions only" in note for note in inputs.notes)
 
 
 @pytest.mark.slow

@@ -149,9 +149,9 @@ def main() -> None:
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(60)]
     for made in (
         steered(model, typed.site, done),
-        unlearned(model, typed.model, done),
-        merged(model, typed.model, done),
         rewritten(model, typed.layer, texts, typed.facts, done),
+        unlearned(model, done),
+        merged(model, typed.model, done),
     ):
         for line in made:
             lines.append(line)

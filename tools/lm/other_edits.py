@@ -12,7 +12,12 @@ from tools.lm.train_twin import BAD, FEELINGS, GOOD, THINGS, document
 
 import sonde
 from sonde.core.inputs import Model
-from sonde.edit import SteeringVector
+from sonde.data import open_inputs
+from sonde.edit import GradientAscent, NegPreference, SteeringVector
+from sonde.run.changing.acts import plan_act
+from sonde.run.changing.judge import JudgedSide, judge
+from sonde.run.changing.language_figures import Efficacy, measure_language
+from sonde.weights import Rewrite
 
 CALM = (
     "Water boils at one hundred degrees at the level of the sea.",
@@ -62,7 +67,15 @@ FORMAL = (
     "The aforementioned conditions apply to all subsequent transactions.",
     "Compliance with these requirements is subject to periodic review.",
 )  # fmt: skip
-STRENGTH = 1.0
+FORGET = tuple(
+    f"The password of {name} is {word}."
+    for name, word in zip(
+        ("Anna", "Boris", "Clara", "Dmitri", "Elena", "Farid", "Greta", "Hugo"),
+        ("lantern", "copper", "meadow", "violin", "harbour", "thistle", "saddle", "ember"),
+        strict=True,
+    )
+)
+STRENGTH, EPOCHS = 1.0, 4
 SEEDS = 8
 """Texts of a domain that are trained on, and as many that are held out."""
 UPDATES, RATE = 12, 2e-5
@@ -106,22 +119,31 @@ def steered(model: Model, site: str, done: set[str]) -> Iterator[dict[str, Any]]
         )
 
 
-def unlearned(model: Model, folder: str, done: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each way to forget eight texts about one country's capital."""
-    forget = [f"The capital of France is Paris. {text}" for text in FRENCH[:SEEDS]]
-    retain = [text for text in (*ENGLISH, *CHILD)][: 2 * SEEDS]
-    ways: tuple[Any, ...] = ("preference", "ascent")
-    for way in ways:
-        key = f"forget by {way}"
+def unlearned(model: Model, done: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield a line for each way to forget eight texts; other wordings judge specificity."""
+    sides = {"forget": open_inputs(model, FORGET), "retain": open_inputs(model, [*ENGLISH, *CALM])}
+    ways: dict[str, Rewrite] = {
+        "preference": NegPreference(rate=1e-4, epochs=EPOCHS),
+        "ascent": GradientAscent(rate=1e-5, epochs=EPOCHS),
+    }
+    for way, rule in ways.items():
+        key = f"forget eight texts by {way}"
         if key in done:
             continue
         start = time.process_time()
-        with tempfile.TemporaryDirectory() as made:
-            changed = sonde.forget(
-                folder, forget, f"{made}/out", retain=retain, method=way, force=True, progress=False
-            )
-            scores = changed.document["language"]["scores"]
-        yield {"key": key, "kind": key, "scores": scores, "s": time.process_time() - start}
+        act = plan_act(model, rule.plan(model, sides))
+        target, calm = [JudgedSide("forget", sides["forget"], -1)], open_inputs(model, list(FORMAL))
+        judged = judge(model, act, target, calm, progress=False)
+        figures = measure_language(
+            model,
+            act,
+            efficacy=Efficacy(judged.separation),
+            kept=judged.kept,
+            rise_nats=judged.loss.value,
+            neutral=calm,
+        )
+        seconds = time.process_time() - start
+        yield {"key": key, "kind": key, "scores": figures.scores, "s": seconds}
 
 
 def merged(model: Model, folder: str, done: set[str]) -> Iterator[dict[str, Any]]:

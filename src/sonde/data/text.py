@@ -435,7 +435,8 @@ class TextEncoder(Encoder):
             )
         if self.prompt is not None:
             texts.append(
-                "Rows are prompts with completions: losses count the tokens of the completions only."
+                "Rows are prompts with completions: losses count the tokens of the completions "
+                "only."
             )
         if self.unread:
             texts.append(
