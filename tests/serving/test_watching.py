@@ -9,9 +9,10 @@ import torch
 
 from serving_case import asked, net, probe, rows, served
 from sonde.alarms import ChangeDetector
-from sonde.serving.changes import LONGEST, Changes, Seen, reference_scores
+from sonde.serving.changes import Changes, Seen
 from sonde.serving.still_inputs import FrozenColumns, Repetitions
 from sonde.serving.verdicts import Verdict
+from sonde.serving.watched_scores import LONGEST, reference_scores
 from sonde.stats import HeldScores
 
 

@@ -254,7 +254,18 @@ class ChangeDetector:
 
     def update(self, score: Any) -> Watch:
         """Add the next score; ``alarm`` refers to this score only."""
-        p = self._ranks.p_value(score)
+        return self.update_p(self._ranks.p_value(score))
+
+    def update_p(self, p: float) -> Watch:
+        """Add the next p-value, for scores that are ranked elsewhere.
+
+        Parameters
+        ----------
+        p : float
+            P-value in (0, 1]; independent of the earlier ones and uniform if nothing changed.
+        """
+        if not 0 < p <= 1:
+            raise InputError(f"ChangeDetector.update_p: expected a p-value in (0, 1], got {p}.")
         self._step += 1
         paid = _payouts(p, self.sides)
         self._sums = [(1 + total) * x for total, x in zip(self._sums, paid, strict=True)]

@@ -4,7 +4,6 @@ A change is one event: its first alarm is kept, later alarms add their places, a
 operator acknowledges it or when the traffic looks again like the calibration.
 """
 
-import math
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -13,22 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from sonde.alarms import ChangeDetector
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.by_input import calibration_of
+from sonde.serving.class_shares import ClassShares
 from sonde.serving.still_inputs import RUN, FrozenColumns, Repetitions
 from sonde.serving.unusual_columns import scales_in
 from sonde.serving.verdicts import Verdict
-from sonde.stats import SampledCalibration
+from sonde.serving.watched_scores import (
+    FEWEST,
+    KEPT,
+    LONGEST,
+    RECENT,
+    WatchedScores,
+    reference_scores,
+)
 
 PATIENCE = 1_000_000
-LONGEST, KEPT = 20_000, 5_000
 MOST = 100
-RECENT, FEWEST = 500, 200
-"""Scores that become the new normal when a change is acknowledged, and that a return needs."""
-ALIKE = 1.63
-"""Largest statistic of Kolmogorov and Smirnov for scores that have returned (level 1 %)."""
 LOOK = 50
 """Inputs between two looks at whether the traffic has returned."""
 CONFIDENCE, ANSWERS = ("confidence", "answers"), ("class shares", "answers")
@@ -104,82 +105,6 @@ class Seen:
     probability: float | None = None
 
 
-class _Watched:
-    """Scores of a detector at one site, in order of arrival."""
-
-    def __init__(self, scores: np.ndarray, patience: float, seed: int) -> None:
-        self.calibration = np.sort(scores)
-        self.first: list[float] = []
-        self.detector = ChangeDetector(scores, patience=patience, seed=seed, sides="both")
-        self.n = self.renewals = 0
-        self.rise, self.began, self.began_at = 0.0, 0, 0.0
-        self.before, self.n_first, self.n_since, self.has_changed = 0.0, 0, 0, False
-        self.recent: deque[float] = deque(maxlen=RECENT)
-
-    def update(self, score: float, number: int, at: float) -> tuple[int, float] | None:
-        """Add a score; return where the change began if one is detected.
-
-        The change begins at the score from which on the bets have gained most.
-        """
-        if self.n >= LONGEST:
-            self._restart(self.detector.renewed(KEPT, self.renewals + 1))
-        self.recent.append(score)
-        self.n_since += 1
-        if len(self.first) < RECENT and not self.has_changed:
-            self.first.append(score)
-        verdict = self.detector.update(score)
-        self.n += 1
-        gain = math.log(verdict.wealth / (1 + self.before)) if verdict.wealth > 0 else -math.inf
-        if self.rise <= 0:
-            self.rise, self.began, self.began_at = 0.0, number, at
-            self.n_first = max(0, len(self.first) - 1)
-        self.rise = max(0.0, self.rise + gain)
-        self.before = 0.0 if verdict.alarm else verdict.wealth
-        if not verdict.alarm:
-            return None
-        if not self.has_changed:  # changed scores are no reference
-            del self.first[self.n_first :]
-        self.rise, self.n_since, self.has_changed = 0.0, 0, True
-        return self.began, self.began_at
-
-    def _restart(self, detector: ChangeDetector) -> None:
-        self.detector, self.n, self.before, self.rise = detector, 0, 0.0, 0.0
-        self.renewals += 1
-
-    def learn(self) -> None:
-        """Take the most recent scores as the new normal."""
-        scores = [*self.recent]
-        self._restart(self._on(scores))
-
-    @property
-    def reference(self) -> np.ndarray:
-        """Scores of traffic without a change: the calibration, else the first scores."""
-        return self.calibration if len(self.calibration) else np.sort(self.first)
-
-    def forget(self) -> None:
-        """Compare with the calibration again."""
-        self.has_changed = False
-        self._restart(self._on(self.reference))
-
-    def _on(self, scores: Any) -> ChangeDetector:
-        old = self.detector
-        seed = self.renewals + 1
-        return ChangeDetector(scores, patience=old.patience, seed=seed, sides=old.sides)
-
-    @property
-    def has_returned(self) -> bool:
-        """True if the scores since the last alarm are distributed like the reference."""
-        if self.n_since < FEWEST:
-            return False
-        last, reference = np.sort([*self.recent][-FEWEST:]), self.reference
-        n, m = len(last), len(reference)
-        if n < FEWEST or m < FEWEST:
-            return False
-        every = np.concatenate([last, reference])
-        ours, theirs = (np.searchsorted(x, every, "right") / len(x) for x in (last, reference))
-        return float(np.abs(ours - theirs).max()) <= ALIKE * math.sqrt(1 / n + 1 / m)
-
-
 class Changes:
     """Change detectors for the scores of a probe, the answers and the inputs themselves.
 
@@ -210,18 +135,18 @@ class Changes:
         learnt = (CONFIDENCE, ANSWERS, REFUSED, *values.values())
         each = patience * (len(keys) + len(learnt))
         self.keys, self._values = tuple(keys), values
-        self._watched: dict[Key, _Watched] = {}
+        self._watched: dict[Key, WatchedScores] = {}
         for i, key in enumerate(keys):
             scores = reference_scores(calibration_of(fitted, key), KEPT, seed=i)
-            self._watched[key] = _Watched(scores, each, i)
+            self._watched[key] = WatchedScores(scores, each, i)
         for i, key in enumerate(learnt):  # compared with earlier traffic
-            self._watched[key] = _Watched(np.zeros(0), each, len(keys) + i)
+            self._watched[key] = WatchedScores(np.zeros(0), each, len(keys) + i, key == ANSWERS)
         self.events: list[Event] = []
         self.n = 0
         self.repetitions = Repetitions()
         self._columns = FrozenColumns(scales)
         self._frozen: set[Key] = set()
-        self._classes: dict[str, int] = {}
+        self._classes = ClassShares(RECENT)
         self._refused: deque[str] = deque(maxlen=ABOUT)
         self._lock = threading.Lock()
 
@@ -285,8 +210,13 @@ class Changes:
         with self._lock:
             if self.current is None:
                 return None
-            for watched in self._watched.values():
-                if len(watched.recent) >= FEWEST:
+            for key, watched in self._watched.items():
+                if len(watched.recent) < FEWEST:
+                    continue
+                if key == ANSWERS:  # its scores are ranks, which stay uniform
+                    self._classes.learn()
+                    watched.forget()
+                else:
                     watched.learn()
             return self._end(at, "acknowledged")
 
@@ -332,13 +262,19 @@ class Changes:
         if seen.probability is not None:
             scores[CONFIDENCE] = seen.probability
         if seen.answer is not None and not isinstance(seen.answer, float):
-            numbers = self._classes
-            scores[ANSWERS] = numbers.setdefault(str(seen.answer), min(len(numbers), MOST))
+            scores[ANSWERS] = self._rank_of(str(seen.answer))
         for key, score in scores.items():
             began = self._watched[key].update(score, number, at)
             if began is not None:
                 alarms.append(ChangeAlarm(*key, began[0], number, began[1], at))
         return alarms
+
+    def _rank_of(self, answer: str) -> float:
+        """Return the rank of a class by its frequency among answers before a change."""
+        watched = self._watched[ANSWERS]
+        if watched.n >= LONGEST:  # the detector restarts, too
+            self._classes.thin(KEPT)
+        return self._classes.rank(answer, not watched.has_changed)
 
     def _take(self, alarms: Sequence[ChangeAlarm], at: float) -> list[ChangeAlarm]:
         """Open an event, or add places to the one that lasts; end it if the traffic is back."""
@@ -368,20 +304,3 @@ class Changes:
     def _end(self, at: float, how: str) -> Event:
         self.events[-1] = replace(self.events[-1], ended_at=at, ended_by=how)
         return self.events[-1]
-
-
-def reference_scores(calibration: Any, most: int, seed: int) -> np.ndarray:
-    """Return calibration scores that represent all of them; empty without a calibration.
-
-    Of the largest scores, which are kept apart, as large a fraction is drawn as was kept of the
-    others.
-    """
-    if calibration is None:
-        return np.zeros(0)
-    rng, scores = np.random.default_rng(seed), calibration.scores.double().numpy()
-    if isinstance(calibration, SampledCalibration):
-        tail = calibration.tail.double().numpy()
-        n_others = calibration.n - len(tail)
-        kept = len(scores) / n_others if n_others else 1.0
-        scores = np.concatenate([scores, rng.permutation(tail)[: round(kept * len(tail))]])
-    return rng.permutation(scores)[:most]
