@@ -105,14 +105,14 @@ class Scored:
         self.answers = [f"class {i}" for i in likely.indices.tolist()]
         self.probabilities = likely.values.tolist()
 
-    def of(self, i: int) -> tuple[Verdict, Seen]:
+    def of(self, i: int, caller: bytes = b"") -> tuple[Verdict, Seen]:
         """Return the verdict on a row, and what else is known of it."""
         each: dict[Key, tuple[float, float | None]] = {
             key: (scores[i], None) for key, scores in zip(self.keys, self.scores, strict=True)
         }
         row = self.rows[i]
         numbers = dict(zip(NAMES, row.tolist(), strict=True))
-        seen = Seen(row.tobytes(), numbers, self.answers[i], self.probabilities[i])
+        seen = Seen(row.tobytes(), numbers, self.answers[i], self.probabilities[i], caller)
         return Verdict(None, None, each, None), seen
 
 

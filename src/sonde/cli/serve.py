@@ -141,6 +141,14 @@ class Serve:
     keep_inputs: Annotated[
         int, named("N", "show the inputs of the last N alarms on the dashboard (default: 0)")
     ] = 0
+    client_field: Annotated[
+        str | None,
+        named(
+            "NAME",
+            "field of an input that names its caller (default: the header X-Client): a burst of "
+            "one caller is no change of the traffic",
+        ),
+    ] = None
     on_alarm: Annotated[
         Literal["header", "refuse", "log"],
         tyro.conf.arg(
@@ -214,6 +222,7 @@ class Serve:
             keep_inputs=self.keep_inputs,
             stall=self.stall,
             batch_invariant=self.batch_invariant,
+            client_field=self.client_field,
             shared=text(self.log) if self.shared else None,
             quiet=self.printing.quiet,
             on_alarm=self.on_alarm,

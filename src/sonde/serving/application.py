@@ -53,6 +53,8 @@ STALL_SECONDS, PATIENCE = 120.0, 0.1
 """Seconds of a forward pass that hangs; and after which it matters whether a client waits."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
+CLIENT = "x-client"
+"""Header with the name of the caller."""
 OCTETS = "application/octet-stream"
 TENSORS = (JSON, OCTETS, "")
 """Types of a body of tensors; Triton's client names none."""
@@ -75,6 +77,7 @@ def app(
     stall_seconds: float = STALL_SECONDS,
     on_alarm: OnAlarm = "header",
     batch_invariant: bool = False,
+    client_field: str | None = None,
     **options: Any,
 ) -> Starlette:
     """Return the ASGI application that serves a model with its fitted detectors.
@@ -115,6 +118,9 @@ def app(
     batch_invariant : bool, default=False
         Whether scores have the bits of ``sonde.score(..., batch_invariant=True)``, whatever else is
         asked at the same time. If not, they equal those of ``sonde.score`` to rounding.
+    client_field : str or None, default=None
+        Field of an input that names its caller; the model does not read it. Inputs without it, and
+        all inputs if None, are those of the header ``X-Client``.
     **options
         Named options of ``sonde.read`` that say how items become inputs, such as
         ``number_columns`` or ``image_size``.
@@ -145,6 +151,7 @@ def app(
         shared=shared,
         stall_seconds=stall_seconds,
         batch_invariant=batch_invariant,
+        client_field=client_field,
         options=options,
     )
     handlers = _Handlers(service, limits)
@@ -356,7 +363,8 @@ class _Handlers:
         self, request: Request, inputs: Sequence[Any], size: int
     ) -> tuple[str, list[Answer]]:
         name = next(self._names)
-        answering = asyncio.ensure_future(self.service.answer(name, inputs, size))
+        client = request.headers.get(CLIENT, "")
+        answering = asyncio.ensure_future(self.service.answer(name, inputs, size, client))
         try:
             done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
             if not done:  # a forward pass is not made for a client that has gone

@@ -15,6 +15,7 @@ import numpy as np
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.by_input import calibration_of
+from sonde.serving.callers import Callers
 from sonde.serving.class_shares import ClassShares
 from sonde.serving.still_inputs import RUN, FrozenColumns, Repetitions
 from sonde.serving.unusual_columns import scales_in
@@ -97,12 +98,15 @@ class Seen:
         Columns of a table row.
     answer, probability
         The model's answer and its probability, or None.
+    caller : bytes
+        Hash of the caller's name, by which its bursts are known; empty if it has none.
     """
 
     content: bytes = b""
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
     answer: Any = None
     probability: float | None = None
+    caller: bytes = b""
 
 
 class Changes:
@@ -110,7 +114,8 @@ class Changes:
 
     Without a change, the chance of a false alarm among the next ``n`` distinct inputs is at most
     ``n / patience`` over all detectors together. An input that equals one of the last thousand is
-    a repetition and counts once: copies and bursts of one request are not exchangeable.
+    a repetition and counts once: copies and bursts of one request are not exchangeable. Of callers
+    that are named, one that asks more than usual counts as often as usual.
 
     Parameters
     ----------
@@ -126,6 +131,7 @@ class Changes:
     n : int
         Inputs seen, with repetitions.
     repetitions : Repetitions
+    callers : Callers
     """
 
     def __init__(self, fitted: Fitted, patience: float = PATIENCE) -> None:
@@ -143,7 +149,7 @@ class Changes:
             self._watched[key] = WatchedScores(np.zeros(0), each, len(keys) + i, key == ANSWERS)
         self.events: list[Event] = []
         self.n = 0
-        self.repetitions = Repetitions()
+        self.repetitions, self.callers = Repetitions(), Callers()
         self._columns = FrozenColumns(scales)
         self._frozen: set[Key] = set()
         self._classes = ClassShares(RECENT)
@@ -172,7 +178,11 @@ class Changes:
         return alarms
 
     def refuse(
-        self, contents: Sequence[bytes], about: Sequence[str], at: float
+        self,
+        contents: Sequence[bytes],
+        about: Sequence[str],
+        at: float,
+        callers: Sequence[bytes] | None = None,
     ) -> list[ChangeAlarm]:
         """Add inputs that were refused; return the alarms that opened an event.
 
@@ -184,12 +194,15 @@ class Changes:
             The column for which each input was refused, else empty.
         at : float
             Their time, in seconds since 1970.
+        callers : sequence of bytes, optional
+            A hash of the name of each input's caller.
         """
         alarms: list[ChangeAlarm] = []
         with self._lock:
-            for content, column in zip(contents, about, strict=True):
+            each = zip(contents, about, callers or [b""] * len(contents), strict=True)
+            for content, column, caller in each:
                 number, self.n = self.n, self.n + 1
-                if self.repetitions.add(content):
+                if self.callers.is_joined(caller) or self.repetitions.add(content):
                     continue
                 self._refused.append(column)
                 began = self._watched[REFUSED].update(1.0, number, at)
@@ -243,6 +256,8 @@ class Changes:
         self, each: Mapping[Key, tuple[float, float | None]], seen: Seen, at: float
     ) -> list[ChangeAlarm]:
         number, self.n = self.n, self.n + 1
+        if self.callers.is_joined(seen.caller):
+            return []
         is_repeated = self.repetitions.add(seen.content) if seen.content else False
         frozen: set[Key] = {REPEATS} if self.repetitions.is_still else set()
         if is_repeated:

@@ -82,16 +82,6 @@ class Figures:
         self.changes = client.Counter(
             "sonde_change_alarms", "Changes of the traffic.", ("site",), registry=own_registry
         )
-        self.changed = client.Gauge(
-            "sonde_changed",
-            "1 while a change of the traffic lasts that nobody acknowledged.",
-            registry=own_registry,
-        )
-        self.repeated = client.Gauge(
-            "sonde_inputs_repeated",
-            "Inputs that equal one of the last thousand; change detectors count them once.",
-            registry=own_registry,
-        )
         self.commits_failed = client.Counter(
             "sonde_commits_failed", "Commits of the traffic that failed.", registry=own_registry
         )
@@ -102,6 +92,21 @@ class Figures:
         import prometheus_client as client
 
         registry = self.guard.registry
+        self.changed = client.Gauge(
+            "sonde_changed",
+            "1 while a change of the traffic lasts that nobody acknowledged.",
+            registry=registry,
+        )
+        self.repeated = client.Gauge(
+            "sonde_inputs_repeated",
+            "Inputs that equal one of the last thousand; change detectors count them once.",
+            registry=registry,
+        )
+        self.joined = client.Gauge(
+            "sonde_inputs_joined",
+            "Inputs that change detectors do not count: their caller asked more than usual.",
+            registry=registry,
+        )
         self._gauges = {
             name: client.Gauge(f"sonde_{name}", text, registry=registry)
             for name, text in GAUGES.items()

@@ -17,7 +17,7 @@ from sonde.serving.kept import read_kept, write_kept
 from sonde.serving.peers import Peers
 from sonde.serving.recent_traffic import RecentTraffic
 from sonde.serving.replica_folder import ReplicaFolder
-from sonde.serving.served import Answered, Item, ServedModel
+from sonde.serving.served import Answer, Answered, Item, ServedModel
 from sonde.serving.traffic import Schedule, Traffic
 from sonde.serving.verdicts import Verdict
 
@@ -129,7 +129,7 @@ class Monitor:
         if self.traffic is None:
             self._begin(served)
         rows = [
-            (one.verdict, Seen(item.content, item.numbers, one.answer, one.probability))
+            (one.verdict, _seen(item, one))
             for item, one in zip(items, answered.answers, strict=True)
             if one.verdict is not None
         ]
@@ -140,13 +140,20 @@ class Monitor:
         if self.traffic is not None:
             self.traffic.add(answered.batch)
 
-    def refuse(self, contents: Sequence[bytes], about: Sequence[str], at: float) -> None:
+    def refuse(
+        self,
+        contents: Sequence[bytes],
+        about: Sequence[str],
+        at: float,
+        callers: Sequence[bytes],
+    ) -> None:
         """Record inputs that were refused, by a hash and the column that was wrong."""
         if self.changes is not None and self.leads:
-            self._tell(self.changes.refuse(contents, about, at))
+            self._tell(self.changes.refuse(contents, about, at, callers))
         elif self.changes is not None:
             refused = [
-                [content.hex(), column] for content, column in zip(contents, about, strict=True)
+                [content.hex(), column, caller.hex()]
+                for content, column, caller in zip(contents, about, callers, strict=True)
             ]
             self._unsent.append({"at": at, "refused": refused})
 
@@ -163,9 +170,9 @@ class Monitor:
                 seen = [one for _, one in rows]
                 self._tell(self.changes.update([v for v, _ in rows], part["at"], seen))
             else:
-                contents = [bytes.fromhex(content) for content, _ in part["refused"]]
-                about = [column for _, column in part["refused"]]
-                self._tell(self.changes.refuse(contents, about, part["at"]))
+                contents, about, callers = zip(*part["refused"], strict=True)
+                hashes, names = ([*map(bytes.fromhex, one)] for one in (contents, callers))
+                self._tell(self.changes.refuse(hashes, about, part["at"], names))
 
     def _tell(self, opened: Iterable[ChangeAlarm]) -> None:
         """Report changes that began."""
@@ -186,6 +193,7 @@ class Monitor:
         if self.changes is not None:
             self._figures.changed.set(self.changes.current is not None)
             self._figures.repeated.set(self.changes.repetitions.n_repeated)
+            self._figures.joined.set(self.changes.callers.n_joined)
 
     def share(self) -> None:
         """Exchange with the other replicas what they know."""
@@ -203,6 +211,7 @@ class Monitor:
         self.peers.publish(
             {
                 "changes": self.changes.state() if leads and self.changes is not None else None,
+                "left_out": self.left_out() if leads else None,
                 "feedback": self.feedback.counts(),
                 "recent": self.recent.counts(),
                 "metrics": self._figures.snapshot(),
@@ -221,6 +230,14 @@ class Monitor:
             one["changes"] for one in self.others().values() if one["changes"] is not None
         ]
         return with_changes[0]["events"] if with_changes else []
+
+    def left_out(self) -> dict[str, int]:
+        """Return the inputs of all replicas that the change detectors did not count, by reason."""
+        if self.changes is not None and self.leads:
+            n_joined = self.changes.callers.n_joined
+            return {"repeated": self.changes.repetitions.n_repeated, "joined": n_joined}
+        each = [one["left_out"] for one in self.others().values() if one["changes"] is not None]
+        return each[0] if each else {"repeated": 0, "joined": 0}
 
     def accuracy(self) -> dict[str, Any]:
         """Return the accuracy by feedback over all replicas."""
@@ -312,18 +329,24 @@ def _kept_in(folders: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 yield kept
 
 
+def _seen(item: Item, answer: Answer) -> Seen:
+    """Return what the change detectors read of an input and its answer."""
+    return Seen(item.content, item.numbers, answer.answer, answer.probability, item.caller)
+
+
 def _packed(keys: Sequence[Key], rows: Iterable[tuple[Verdict, Seen]]) -> Iterator[list[Any]]:
     """Yield each input as JSON values, its scores in the order of the detectors."""
     for verdict, seen in rows:
         scores = [verdict.each[key][0] if key in verdict.each else None for key in keys]
-        numbers = dict(seen.numbers)
-        yield [scores, seen.content.hex(), numbers, seen.answer, seen.probability]
+        content, caller = seen.content.hex(), seen.caller.hex()
+        yield [scores, content, dict(seen.numbers), seen.answer, seen.probability, caller]
 
 
 def _unpacked(keys: Sequence[Key], rows: Iterable[Any]) -> Iterator[tuple[Verdict, Seen]]:
-    for scores, content, numbers, answer, probability in rows:
+    for scores, content, numbers, answer, probability, caller in rows:
         each: dict[Key, tuple[float, float | None]] = {
             key: (x, None) for key, x in zip(keys, scores, strict=True) if x is not None
         }
-        seen = Seen(bytes.fromhex(content), numbers, answer, probability)
+        hashes = bytes.fromhex(content), bytes.fromhex(caller)
+        seen = Seen(hashes[0], numbers, answer, probability, hashes[1])
         yield Verdict(None, None, each, None), seen

@@ -38,6 +38,13 @@ REASONS = {
 }
 BODY = ("400", "401", "403", "408", "413", "415")
 MODEL = ("404", "401", "503")
+CALLER = {
+    "name": "X-Client",
+    "in": "header",
+    "required": False,
+    "description": "Name of the caller: a burst of one caller is no change of the traffic.",
+    "schema": {"type": "string"},
+}
 TOKEN = {"type": "http", "scheme": "bearer"}
 
 
@@ -113,6 +120,7 @@ def _inputs(item: dict[str, Any], most: int) -> dict[str, Any]:
 def _predict(example: Any, takes_pictures: bool) -> dict[str, Any]:
     """Return the description of ``/predict``; a form of files is for pictures."""
     operation = _posted("Inputs", "Answers with p-values and alarms.", ANSWERS, "429", "500", "503")
+    operation["parameters"] = [CALLER]
     content = operation["requestBody"]["content"]
     content[JSON]["example"] = {"inputs": [example]}
     if takes_pictures:
@@ -135,7 +143,7 @@ def _of_models(model: str | None) -> dict[str, Any]:
         infer["requestBody"]["content"][TENSORS] = _raw()
         infer["responses"]["200"]["content"][TENSORS] = _raw()
         length = {"name": "Inference-Header-Content-Length", "in": "header", "required": False}
-        infer["parameters"] = [{**length, "schema": {"type": "integer", "minimum": 0}}]
+        infer["parameters"] = [{**length, "schema": {"type": "integer", "minimum": 0}}, CALLER]
         operations = {
             path: {"get": _got("The model.", "Model", refused=MODEL)},
             f"{path}/ready": {"get": _got("Whether the model answers.", "Ready", refused=MODEL)},

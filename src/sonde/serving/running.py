@@ -59,6 +59,8 @@ class Settings:
         before ``sharing``.
     batch_invariant : bool
         Whether scores have the same bits in any batch.
+    client_field : str or None
+        Field of an input that names its caller.
     quiet : bool
         Whether nothing is printed when the model is served.
     on_alarm : {"header", "refuse", "log"}
@@ -80,6 +82,7 @@ class Settings:
     stall: float = 120.0
     shared: str | None = None
     batch_invariant: bool = False
+    client_field: str | None = None
     quiet: bool = False
     on_alarm: Literal["header", "refuse", "log"] = "header"
     limits: Limits = field(default_factory=Limits)
@@ -187,6 +190,7 @@ def made(
         stall_seconds=settings.stall,
         on_alarm=settings.on_alarm,
         batch_invariant=settings.batch_invariant,
+        client_field=settings.client_field,
         **settings.options,
     )
     service = service_of(application)

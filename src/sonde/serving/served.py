@@ -82,6 +82,8 @@ class Item:
         probe.
     numbers : mapping of str to float
         The columns of a row of a table whose calibration is known.
+    caller : bytes, default=b""
+        Hash of the name of the caller; it stays in memory. Empty without a name.
     """
 
     prepared: Prepared
@@ -92,6 +94,7 @@ class Item:
     cut: Cut | None = None
     content: bytes = b""
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    caller: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -347,8 +350,24 @@ class ServedModel:
             return {str(typed.get("image_column") or "image"): Image.new("RGB", (32, 32))}
         return None
 
-    def prepare(self, rows: Sequence[Row], keys: Sequence[bytes], tokens: int | None) -> list[Item]:
+    def prepare(
+        self,
+        rows: Sequence[Row],
+        keys: Sequence[bytes],
+        tokens: int | None,
+        callers: Sequence[bytes],
+    ) -> list[Item]:
         """Return the rows of one request, ready for a batch.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+        keys : sequence of bytes
+            16 bytes for each row that reveal nothing about it.
+        tokens : int or None
+            Largest number of tokens of a row; None for that of the model.
+        callers : sequence of bytes
+            A hash of the name of each row's caller.
 
         Raises
         ------
@@ -378,8 +397,11 @@ class ServedModel:
                 cuts.get(i),
                 b"" if self.verdicts is None else encoder.key(row),
                 {name: float(row[name]) for name in scales if name in row},
+                caller,
             )
-            for i, (one, key, row) in enumerate(zip(prepared, keys, rows, strict=True))
+            for i, (one, key, row, caller) in enumerate(
+                zip(prepared, keys, rows, callers, strict=True)
+            )
         ]
 
     def _check_form(self, item: Prepared) -> None:

@@ -19,6 +19,7 @@ from sonde.core.errors import InputError, SondeError
 from sonde.data.sources import Row
 from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
+from sonde.serving.callers import callers_of
 from sonde.serving.changes import Changes
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
@@ -65,12 +66,13 @@ class Service:
         shared: str | Path | None,
         stall_seconds: float,
         batch_invariant: bool,
+        client_field: str | None,
         options: dict[str, Any],
     ) -> None:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
         self._source, self._options = (model, fitted), options
-        self._batch_invariant = batch_invariant
+        self._batch_invariant, self.client_field = batch_invariant, client_field
         self.alpha, self.limits, self.keep_inputs = alpha, limits, keep_inputs
         self.schedule, self.stall_seconds = schedule, stall_seconds
         self.calibrate = None if calibrate is None else Path(calibrate)
@@ -264,7 +266,7 @@ class Service:
         return Rows(kind, names, self.limits, dtype=served.float_type)
 
     async def answer(
-        self, name: str, inputs: Sequence[Any], size: int | None = None
+        self, name: str, inputs: Sequence[Any], size: int | None = None, client: str = ""
     ) -> list[Answer]:
         """Return the answers to the inputs of one request.
 
@@ -276,6 +278,8 @@ class Service:
         size : int, optional
             Bytes of the request. A small one is prepared at once: to wake another thread takes
             longer.
+        client : str, default=""
+            Name of the caller; a field of the inputs may name another one.
 
         Raises
         ------
@@ -286,36 +290,39 @@ class Service:
         batcher = self._batcher
         assert batcher is not None  # started by ``served``
         names = [f"{name}-{i}" for i in range(len(inputs))]
+        inputs, callers = callers_of(inputs, client, self.client_field)
         is_small = size is not None and size <= SMALL
         batcher.check_room(len(inputs), self._n_preparing)
         if is_small and served.is_open and served.has_plain_inputs:
-            items = self._items(served, names, inputs)
+            items = self._items(served, names, inputs, callers)
         else:
             self._n_preparing += len(inputs)
             try:
                 items = await loop.run_in_executor(
-                    self._readers, self._items, served, names, inputs
+                    self._readers, self._items, served, names, inputs, callers
                 )
             finally:
                 self._n_preparing -= len(inputs)
         good = [item for item, _ in items if isinstance(item, Item)]
         taken = iter(await batcher.answers(good) if good else [])
         each = [next(taken) if isinstance(item, Item) else item for item, _ in items]
-        self._note_refused(each, inputs)
+        self._note_refused(each, inputs, callers)
         answers = self._answers(each, items)
         self._record(names, answers, inputs)
         return answers
 
-    def _note_refused(self, each: Sequence[Answer | Refusal], inputs: Sequence[Any]) -> None:
+    def _note_refused(
+        self, each: Sequence[Answer | Refusal], inputs: Sequence[Any], callers: Sequence[bytes]
+    ) -> None:
         """Record inputs that the client must correct: they are a part of the traffic."""
         refused = [
-            (content_of(given), one.column)
-            for one, given in zip(each, inputs, strict=True)
+            (content_of(given), one.column, caller)
+            for one, given, caller in zip(each, inputs, callers, strict=True)
             if isinstance(one, Refusal) and one.status in (400, 413)
         ]
         if refused and not self._stopping:
-            contents, about = zip(*refused, strict=True)
-            self._watcher.submit(self.monitor.refuse, contents, about, time.time())
+            contents, about, names = zip(*refused, strict=True)
+            self._watcher.submit(self.monitor.refuse, contents, about, time.time(), names)
 
     def _answers(
         self,
@@ -353,31 +360,41 @@ class Service:
         return self.monitor.feedback.take(name, truth, classes)
 
     def _items(
-        self, served: ServedModel, names: Sequence[str], inputs: Sequence[Any]
+        self,
+        served: ServedModel,
+        names: Sequence[str],
+        inputs: Sequence[Any],
+        callers: Sequence[bytes],
     ) -> list[tuple[Item | Refusal, tuple[str, ...]]]:
         """Return each input ready for a batch or refused, with its names that are not read."""
         form = self.rows()
         rows, keys = form.of(inputs), own_keys(names)
         good = {i: row for i, row in enumerate(rows) if not isinstance(row, Refusal)}
-        tried = self._prepared(served, [*good.values()], [keys[i] for i in good])
+        chosen = [keys[i] for i in good], [callers[i] for i in good]
+        tried = self._prepared(served, [*good.values()], *chosen)
         items = dict[int, Item | Refusal]()
         if not isinstance(tried, Refusal):
             items |= zip(good, tried, strict=True)
         else:  # find out which input it is about
             for i, row in good.items():
-                alone = tried if len(good) == 1 else self._prepared(served, [row], [keys[i]])
+                one = [row], [keys[i]], [callers[i]]
+                alone = tried if len(good) == 1 else self._prepared(served, *one)
                 items[i] = alone if isinstance(alone, Refusal) else alone[0]
         each = [one if isinstance(one, Refusal) else items[i] for i, one in enumerate(rows)]
         return [(one, form.ignored(given)) for one, given in zip(each, inputs, strict=True)]
 
     def _prepared(
-        self, served: ServedModel, rows: Sequence[Row], keys: Sequence[bytes]
+        self,
+        served: ServedModel,
+        rows: Sequence[Row],
+        keys: Sequence[bytes],
+        callers: Sequence[bytes],
     ) -> list[Item] | Refusal:
         """Return the rows ready for a batch, or why one of them is refused."""
         if not rows:
             return []
         try:
-            return served.prepare(rows, keys, self.limits.tokens)
+            return served.prepare(rows, keys, self.limits.tokens, callers)
         except Refusal as refusal:
             return refusal
         except SondeError as error:
@@ -434,6 +451,7 @@ class Service:
         return {
             **state_of([self.recent.counts(), *others]),
             "changes": self.monitor.events()[::-1],
+            **self.monitor.left_out(),
             "accuracy": self.monitor.accuracy(),
             "waiting": self.n_waiting,
             "stalled": self.stalled_for if self.is_stalled else 0,
