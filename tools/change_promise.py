@@ -1,4 +1,4 @@
-"""How often ``sonde serve`` sees a change where there is none: ``python -m tools.change_promise``.
+"""How often ``sonde serve`` sees a change in unchanged traffic: ``python -m tools.change_promise``.
 
 The promise is a chance of at most ``n / patience`` of an alarm within ``n`` inputs, over all
 detectors together. With the patience of the server (a million) no alarm would be seen, so it is set
