@@ -3,32 +3,41 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import OAS
 
 import sonde
+from findings._evidence import evidence_of
 from sonde.core import InputError
 from sonde.explain import ControlTask, MdlProbe, Probe
+from sonde.findings.evidence.answers.labels import label_evidence
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(600, 6, generator=DRAW, dtype=torch.float64)
 LABEL = (X[:, 2] > 0).long() + (X[:, 2] > 1).long()
 
 
-@pytest.mark.truth("scikit-learn's ridge regression of one-hot classes")
-def test_the_map_is_that_of_scikit_learn():
-    from sklearn.linear_model import Ridge
+def by_hand(x, label) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class directions and offsets of Bayes' rule with one covariance."""
+    x, label = x.numpy(), label.numpy()
+    means = np.stack([x[label == k].mean(0) for k in np.unique(label)])
+    precision = np.linalg.inv(OAS(assume_centered=True).fit(x - means[label]).covariance_)
+    odds = np.log(np.bincount(label) / len(label))
+    return means @ precision, odds - np.einsum("ki,ij,kj->k", means, precision, means) / 2
 
-    z = (X - X.mean(0)).numpy()
-    alpha = 1e-3 * float((z**2).sum(0).mean())
-    want = Ridge(alpha=alpha).fit(X.numpy(), np.eye(3)[LABEL.numpy()])
+
+@pytest.mark.truth("scikit-learn's OAS of the residuals, and the rule of Bayes in numpy")
+def test_the_map_is_that_of_bayes_with_one_covariance():
     found = Probe().fit(X, label=LABEL)
-    np.testing.assert_allclose(found.weight.numpy(), want.coef_, atol=1e-9)
-    np.testing.assert_allclose(found.bias.numpy(), want.intercept_, atol=1e-9)
-    assert torch.equal(found.classify(X), torch.from_numpy(want.predict(X.numpy()).argmax(1)))
+    weight, bias = by_hand(X, LABEL)
+    wanted = X.numpy() @ weight.T + bias
+    scores = (X @ found.weight.T + found.bias).numpy()
+    # each row's scores are known up to a constant
+    np.testing.assert_allclose(scores - scores[:, :1], wanted - wanted[:, :1], rtol=1e-9, atol=1e-9)
+    assert torch.equal(found.classify(X), torch.from_numpy(wanted.argmax(1)))
 
 
-@pytest.mark.truth("scikit-learn's accuracy with groups left out")
+@pytest.mark.truth("scikit-learn's groups left out, Bayes' rule in numpy")
 def test_the_accuracy_is_that_of_groups_held_out():
-    from sklearn.linear_model import Ridge
     from sklearn.model_selection import LeaveOneGroupOut
 
     # A label that a group shares and its place gives away: only held-out groups tell the truth.
@@ -37,14 +46,30 @@ def test_the_accuracy_is_that_of_groups_held_out():
     x = X + 5 * torch.nn.functional.one_hot(group, 6)
     right = []
     for used, held in LeaveOneGroupOut().split(x, groups=group):
-        z = x[used] - x[used].mean(0)
-        fit = Ridge(alpha=1e-3 * float(z.square().sum(0).mean()))
-        said = fit.fit(x[used].numpy(), np.eye(2)[label[used]]).predict(x[held].numpy())
-        right.append(said.argmax(1) == label[held].numpy())
+        weight, bias = by_hand(x[used], label[used])
+        right.append((x[held].numpy() @ weight.T + bias).argmax(1) == label[held].numpy())
     found = Probe().fit(x, label=label, group=group)
     assert found.value == pytest.approx(float(np.concatenate(right).mean()))
     assert Probe().fit(x, label=label).value > 0.95  # rows of one group on both sides
     assert found.value < 0.6
+
+
+@pytest.mark.truth("the probe of a scan")
+@pytest.mark.parametrize("n", [800, 2600])
+def test_it_prints_the_number_of_a_scan_of_the_same_rows(n):
+    draw = torch.Generator().manual_seed(3)
+    label = torch.randint(5, (n,), generator=draw)
+    centre = 0.6 * torch.randn(5, 7, generator=draw, dtype=torch.float64)
+    x = centre[label] + torch.randn(n, 7, generator=draw, dtype=torch.float64)
+    of_scan = label_evidence(evidence_of(x, label=label)).sites[0]
+    # 2,048 rows of a scan judge the classifier of all rows outside their fold
+    found = sonde.fit(Probe(m=2048), sonde.Stream.of(x, label=label), progress=False)
+    assert 0.3 < of_scan.accuracy < 0.95
+    assert found.result("probe").value == of_scan.accuracy
+    assert found.result("probe").se == pytest.approx(of_scan.se)
+    pairs = torch.arange(n) // 4  # groups: the same folds, whatever the rows
+    of_scan = label_evidence(evidence_of(x[:800], label=label[:800], group=pairs[:800])).sites[0]
+    assert float(Probe().fit(x[:800], label=label[:800], group=pairs[:800])) == of_scan.accuracy
 
 
 def test_planted_label_is_read_and_noise_is_not():

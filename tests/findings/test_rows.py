@@ -4,9 +4,9 @@ import torch
 from sklearn.decomposition import PCA
 
 from findings._evidence import digits, evidence_of, states, versus_of
-from sonde.findings.evidence.answers.linear_classifiers import metric_times
 from sonde.findings.evidence.inputs.unusual_rows import far_scores, rows_section
 from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.stats.linear_classifiers import metric_times
 
 
 def test_a_far_row_is_listed_and_the_others_are_not() -> None:

@@ -6,9 +6,9 @@ from sklearn.covariance import OAS
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import assert_raised
 from sonde.findings.codes.snd031 import SND031
-from sonde.findings.evidence.answers.held_out_scores import FOLDS
 from sonde.findings.evidence.answers.labels import label_evidence
-from sonde.findings.evidence.answers.linear_classifiers import fitted_on, without
+from sonde.stats.folds import FOLDS
+from sonde.stats.linear_classifiers import fitted_on, without
 
 
 def planted() -> dict[str, torch.Tensor]:

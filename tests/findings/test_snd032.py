@@ -4,8 +4,8 @@ import torch
 from findings._evidence import digits, evidence_of, states
 from findings._nets import assert_raised
 from sonde.findings.codes.snd032 import SND032, collapse
-from sonde.findings.evidence.answers.linear_classifiers import fitted_on
 from sonde.measure import class_separability
+from sonde.stats.linear_classifiers import fitted_on
 
 
 def points(noise: float) -> tuple[torch.Tensor, torch.Tensor]:

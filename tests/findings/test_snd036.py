@@ -4,7 +4,7 @@ import torch
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd036 import SND036
-from sonde.findings.evidence.answers.held_out_scores import eta_squared
+from sonde.findings.evidence.answers.labels import eta_squared
 from sonde.findings.rule import Check
 
 

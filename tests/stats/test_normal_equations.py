@@ -13,7 +13,6 @@ from sonde.compress.sparse_gpt import refitted
 from sonde.detect import SubspaceShift
 from sonde.explain import AffineLens
 from sonde.explain._dictionary_state import least_squares
-from sonde.explain._probes import ridge_map
 from sonde.measure import Regression
 from sonde.stats import CrossMoments, Moments, solve_normal_equations
 from sonde.weights import Grid
@@ -69,13 +68,6 @@ def dictionary(x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
     return least_squares(torch.cat([gram, ones.T @ y], 1))[0]
 
 
-def probe(x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
-    member = (y[:, 0] > y[:, 0].median()).long()
-    mean = torch.stack([x[member == c].mean(0) for c in (0, 1)])
-    z = x - x.mean(0)
-    return ridge_map(rounded(z.T @ z, random), mean, torch.bincount(member).double(), 0.0)[0]
-
-
 def pruning(x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
     gone = torch.arange(x.shape[1]) % 3 == torch.arange(3)[:, None]
     w = torch.linspace(-1, 2, 3 * x.shape[1]).double().reshape(3, -1).sin()
@@ -90,7 +82,7 @@ def scales(x: Tensor, y: Tensor, random: torch.Generator) -> Tensor:
     return torch.cat(best_scales(w, rounded(x.T @ x, random), codes, Grid(3, 4)))
 
 
-@pytest.mark.parametrize("method", [lens, regression, dictionary, probe, pruning, scales])
+@pytest.mark.parametrize("method", [lens, regression, dictionary, pruning, scales])
 def test_methods_give_one_answer_however_singular_sums_are_rounded(
     method: Callable[[Tensor, Tensor, torch.Generator], Tensor],
 ):

@@ -1,4 +1,4 @@
-"""Shared parts of probes: labelled rows, ridge and logistic classifiers, clustered errors."""
+"""Shared parts of probes: labelled rows, held-out answers, logistic fits, clustered errors."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,23 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.few_groups import effective_groups, grouped_error
 from sonde.core.hashing import rank_key
-from sonde.stats import HashSampleState, error_if_all_agree, solve_normal_equations
-
-TINY = 1e-300
+from sonde.stats import ClassMomentsState, HashSampleState, error_if_all_agree
+from sonde.stats.linear_classifiers import held_out_scores
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows with one class each. Groups are numbered in the order of their sampling keys."""
+    """Rows with one class each. Groups are numbered in the order of their sampling keys.
+
+    ``group_hash`` is what the folds are chosen by.
+    """
 
     x: Float[Tensor, "row dim"]
     member: Int[Tensor, "row"]
     labels: Int[Tensor, "class"]
     group: Int[Tensor, "row"]
     n_groups: int
+    group_hash: Int[Tensor, "row"]
 
     @classmethod
     def of(cls, owner: str, rows: HashSampleState, label: HashSampleState) -> "LabelledRows":
@@ -35,6 +38,9 @@ class LabelledRows:
         InputError
             If there is one class alone, a class for each row, or one group.
         """
+        if not rows.is_everything and len(torch.unique(rows.group_draw)) < len(rows.draw):
+            kept = rows.whole_groups()  # rows of a cut group would be learned from and judged
+            rows, label = _at(rows, kept), _at(label, kept)
         labels, member = torch.unique(label.rows, return_inverse=True)
         if len(labels) < 2:
             raise InputError(
@@ -52,11 +58,13 @@ class LabelledRows:
                 f"{owner}: expected rows of at least two groups, so that some can be held out, "
                 "got one group. Add rows from more groups (documents), or leave the groups out."
             )
-        return cls(rows.rows.double(), member.to(rows.rows.device), labels, group, len(order))
+        own = member.to(rows.rows.device)
+        return cls(rows.rows.double(), own, labels, group, len(order), rows.group)
 
-    def fold(self, folds: int) -> Int[Tensor, "row"]:
-        """Return the fold of each row, which is the fold of its group."""
-        return self.group % min(folds, self.n_groups)
+    @property
+    def label(self) -> Int[Tensor, "row"]:
+        """Class of each row, as the data number it."""
+        return self.labels.to(self.member.device)[self.member]
 
     def of_one_part(self, part: Int[Tensor, "row"]) -> Bool[Tensor, "class"]:
         """Return the classes whose rows all lie in one part, which no other part can predict.
@@ -88,6 +96,12 @@ class LabelledRows:
         return clustered_error(right, self.group, self.n_groups) / len(right)
 
 
+def _at(sample: HashSampleState, kept: Int[Tensor, "kept"]) -> HashSampleState:
+    """Return a sample with fewer rows."""
+    columns = (sample.draw, sample.group, sample.group_draw)
+    return HashSampleState(sample.n, sample.rows[kept], *(column[kept] for column in columns))
+
+
 def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:
     """Return the standard error of the sum of centred values, with clusters given by the groups.
 
@@ -99,53 +113,19 @@ def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) 
     return float(grouped_error(sums, sizes))
 
 
-def ridge_map(
-    scatter: Float[Tensor, "dim dim"],
-    mean: Float[Tensor, "class dim"],
-    weight: Float[Tensor, "class"],
-    ridge: float,
-) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return the weight and bias of a ridge regression onto one-hot classes, from moments.
-
-    ``scatter`` is the scatter of all rows about their mean; the penalty is ``ridge`` times the mean
-    of its diagonal.
-    """
-    share = weight / weight.sum()
-    grand = share @ mean
-    # sum_i (x_i - m)(1[y_i = k] - share_k) = n_k (m_k - m)
-    cross = weight[:, None] * (mean - grand)
-    size = (ridge * scatter.diagonal().mean()).clamp(min=TINY)
-    penalised = scatter + size * torch.eye(len(scatter)).to(scatter)
-    solution = solve_normal_equations(penalised, cross.T).T
-    return solution, share - solution @ grand
-
-
-def ridge_fit(
-    x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, ridge: float
-) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return the weight and bias of ``ridge_map`` from rows; empty classes are never predicted."""
-    weight = torch.bincount(member, minlength=n_classes).to(x)
-    sums = x.new_zeros(n_classes, x.shape[1]).index_add_(0, member, x)
-    z = x - x.mean(0)
-    mean = sums / weight.clamp(min=1.0)[:, None]
-    return ridge_map(z.T @ z, mean, weight, ridge)
-
-
 def held_out_right(
-    rows: LabelledRows, member: Int[Tensor, "row"], ridge: float, folds: int
+    rows: LabelledRows,
+    label: Int[Tensor, "row"],
+    folds: int,
+    every: ClassMomentsState | None = None,
 ) -> tuple[Bool[Tensor, "row"], Bool[Tensor, "row"]]:
-    """Return masks of held-out rows that the probe, and the majority class, predict correctly."""
-    fold, n_classes = rows.fold(folds).to(member.device), int(member.max()) + 1
-    right = torch.zeros(len(member), dtype=torch.bool, device=member.device)
-    usual = right.clone()
-    for k in range(int(fold.max()) + 1):
-        held = fold == k
-        used = member[~held]
-        weight, bias = ridge_fit(rows.x[~held], used, n_classes, ridge)
-        predicted = (rows.x[held] @ weight.T + bias).argmax(1)
-        right[held] = predicted == member[held]
-        usual[held] = torch.bincount(used, minlength=n_classes).argmax() == member[held]
-    return right, usual
+    """Return masks of held-out rows that the probe, and the majority class, predict correctly.
+
+    ``every`` holds the moments of all rows, also of rows outside the sample.
+    """
+    classes, group = torch.unique(label), rows.group_hash.to(label.device)
+    even, odds = held_out_scores(rows.x, label, group, classes, every=every, folds=folds)
+    return classes[(even + odds).argmax(1)] == label, classes[odds.argmax(1)] == label
 
 
 def logistic_fit(

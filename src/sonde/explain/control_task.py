@@ -21,6 +21,7 @@ from sonde.core.statistic import Statistic
 from sonde.explain._probes import LabelledRows, held_out_right
 from sonde.explain.probe import ERROR, labelled_sample, row_flags
 from sonde.stats import HashSample, HashSampleState
+from sonde.stats.folds import FOLDS
 
 
 @final
@@ -54,9 +55,7 @@ class ControlTask(Instrument):
     types : str, default="position"
         Column of whole numbers that names the type of a row, such as a column of the data with the
         tokens; ``"position"`` asks whether the probe knows places by heart.
-    ridge : float, default=1e-3
-        Relative to the mean variance of a unit.
-    folds : int, default=5
+    folds : int, default=4
         Number of parts of the groups; each is read by probes fitted on the others.
     m : int, default=10000
         Most rows, whole groups.
@@ -78,8 +77,7 @@ class ControlTask(Instrument):
     """
 
     types: str = "position"
-    ridge: float = 1e-3
-    folds: int = 5
+    folds: int = FOLDS
     m: int = 10_000
     seed: int = 0
     paper: ClassVar[str] = "hewitt2019control"
@@ -89,7 +87,7 @@ class ControlTask(Instrument):
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, ridge=">= 0", folds=">= 2", m=">= 4")
+        check_ranges(self, folds=">= 2", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read a sample of whole groups of labelled rows, their labels and their types."""
@@ -108,8 +106,8 @@ class ControlTask(Instrument):
         """
         rows = LabelledRows.of("ControlTask", sample, label)
         drawn = self._drawn(rows.member, types_seen.rows)
-        right, usual = held_out_right(rows, rows.member, self.ridge, self.folds)
-        control, _ = held_out_right(rows, drawn, self.ridge, self.folds)
+        right, usual = held_out_right(rows, rows.member, self.folds)
+        control, _ = held_out_right(rows, drawn, self.folds)
         above = right.double() - control.double()
         return ControlTaskResult(
             value=float(above.mean()),

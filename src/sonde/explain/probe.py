@@ -1,5 +1,7 @@
 """Accuracy of a linear probe that reads classes from hidden rows, on held-out groups.
 
+It is the probe of a scan, on the folds of a scan: both print the same number for the same rows.
+
 Read its selectivity (``control_task``) beside it: rows of many dimensions tell nearly anything.
 The word ``linear_probe`` is a detector of one class; this is the measurement over all classes.
 """
@@ -14,8 +16,10 @@ from sonde.core.instrument import Instrument, NotLabelled, Read
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
-from sonde.explain._probes import LabelledRows, held_out_right, ridge_map
+from sonde.explain._probes import LabelledRows, held_out_right
 from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
+from sonde.stats.folds import FOLDS, folds_of
+from sonde.stats.linear_classifiers import directions
 
 ERROR = "over groups held out"
 
@@ -41,11 +45,12 @@ class ProbeResult(Result):
 @final
 @dataclass(frozen=True)
 class Probe(Instrument):
-    """Accuracy of least squares on one-hot classes, on groups that the probe was not fitted to.
+    """Accuracy of a linear classifier of all classes, on groups that it was not fitted to.
 
-    ``W = (T + ridge tr(T) / dim I)^-1 X'Y`` with the scatter ``T`` of all labelled rows; a row goes
-    to the class of the largest score. The groups of a sample are dealt into folds, and each fold is
-    judged by the probe of the others, so that rows of one document never stand on both sides.
+    A row goes to the class of the largest ``x . S^-1 m_k - m_k . S^-1 m_k / 2 + log p_k``, with the
+    means ``m_k`` and frequencies ``p_k`` of the classes and the covariance ``S`` within classes,
+    shrunk by OAS. Groups are dealt into folds by hash; each fold is judged by the classifier of all
+    rows outside it, so that rows of one document never stand on both sides.
 
     Range        [0, 1]; higher = the classes can be read off linearly. ``null`` is the share of
                  the most frequent class.
@@ -53,14 +58,13 @@ class Probe(Instrument):
                  solutions of O(dim^3).
     Assumes      labels; at least two groups. A class whose rows all lie in one fold is never
                  predicted there: ``few_rows``.
-    Differs      from the paper: least squares in place of logistic loss, so that the map is exact
-                 under any split of the rows.
+    Differs      from the paper: class means in place of logistic loss, so that the map is exact
+                 under any split of the rows. A scan judges at most 2,048 rows and leaves out
+                 classes of fewer than 30: on more rows ``m=2048`` prints its number.
 
     Parameters
     ----------
-    ridge : float, default=1e-3
-        Relative to the mean variance of a unit.
-    folds : int, default=5
+    folds : int, default=4
         Parts of the groups; with fewer groups as many as there are.
     m : int, default=10000
         Most rows that accuracy is measured on, whole groups.
@@ -78,14 +82,13 @@ class Probe(Instrument):
     alain2016probes
     """
 
-    ridge: float = 1e-3
-    folds: int = 5
+    folds: int = FOLDS
     m: int = 10_000
     paper: ClassVar[str] = "alain2016probes"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1, "folds": 2, "m": 64})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"folds": 2, "m": 64})
 
     def __post_init__(self) -> None:
-        check_ranges(self, ridge=">= 0", folds=">= 2", m=">= 4")
+        check_ranges(self, folds=">= 2", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read the moments of each class, and a sample of whole groups of labelled rows."""
@@ -102,9 +105,9 @@ class Probe(Instrument):
             If there is one class alone, a class for each row, one group, or no class in two folds.
         """
         rows = LabelledRows.of("Probe", sample, label)
-        right, usual = held_out_right(rows, rows.member, self.ridge, self.folds)
-        scatter = by_class.pooled + by_class.between
-        weight, bias = ridge_map(scatter, by_class.mean, by_class.weight, self.ridge)
+        right, usual = held_out_right(rows, rows.label, self.folds, by_class)
+        weight, bias = directions(by_class)
+        odds = (by_class.weight / by_class.weight.sum()).log()
         return ProbeResult(
             value=float(right.double().mean()),
             se=rows.shares_error(right.double()),
@@ -113,9 +116,9 @@ class Probe(Instrument):
             range=(0.0, 1.0),
             direction="higher",
             flags=row_flags(rows, sample, self.folds),
-            conventions={"ridge": f"{self.ridge:g} of the mean variance", "se": ERROR},
-            weight=weight,
-            bias=bias,
+            conventions={"covariance": "within classes, OAS", "se": ERROR},
+            weight=weight.T,
+            bias=bias + odds - by_class.grand_mean @ weight,
             labels=by_class.labels,
         )
 
@@ -138,7 +141,7 @@ def row_flags(
     InputError
         If no class has rows in two folds, or groups.
     """
-    alone = rows.of_one_part(rows.group if folds is None else rows.fold(folds))
+    alone = rows.of_one_part(rows.group if folds is None else folds_of(rows.group_hash, folds))
     is_few = len(rows.x) <= rows.x.shape[1] or bool(alone.any())
     return (
         *(("dead",) if bool((rows.x == rows.x[0]).all()) else ()),

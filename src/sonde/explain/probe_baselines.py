@@ -141,7 +141,7 @@ class ProbeBaselines:
         source, model = _input_stream(stream), stream.model.module
         many = any(bool((x > 0).any()) for x in stream.first_batch().position.values())
         types = ("position" if many else "group") if self.types == AUTO else self.types
-        control = ControlTask(types, self.probe.ridge, self.probe.folds, self.probe.m, self.seed)
+        control = ControlTask(types, self.probe.folds, self.probe.m, self.seed)
         own = _results(stream, sites, {"probe": self.probe, "control": control})
         key, is_narrow, at_input = "none: several inputs", False, {}
         if source is not None:

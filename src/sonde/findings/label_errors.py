@@ -13,17 +13,17 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.hashing import splitmix64
 from sonde.data.arrays import load_arrays, texts_of
 from sonde.data.labels import NONE, LabelColumn
 from sonde.data.opening import require_path
 from sonde.engine.copies import copied_rows
-from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
+from sonde.findings.evidence.answers.class_support import class_support
 from sonde.metrics import WrongLabels, wrong_labels
 from sonde.metrics.intervals import members
-from sonde.stats.neighbours import nearest
+from sonde.stats.folds import folds_of
+from sonde.stats.linear_classifiers import held_out_scores
 
-FOLDS = 5
-NEIGHBOURS = 10
 WIDE = 2048
 """Dimensions above which the shared covariance is diagonal."""
 LABELS = ("y", "label", "labels")
@@ -256,8 +256,8 @@ def held_out_probabilities(
 ) -> Float[Tensor, "row class"]:
     """Return class probabilities of each row, from rows of other groups.
 
-    The mean of a linear classifier (equal covariances), fitted on four fifths of the groups, and of
-    the fraction of the ten nearest rows of other groups with a label.
+    The mean of a linear classifier (equal covariances), fitted on three quarters of the groups, and
+    of the fraction of the ten nearest rows of other groups with a label.
 
     Parameters
     ----------
@@ -276,11 +276,10 @@ def held_out_probabilities(
         If a class has rows in fewer than two folds.
     """
     n, n_classes = len(x), int(label.max()) + 1
-    group = torch.arange(n) if group is None else group
-    names, number = torch.unique(group, return_inverse=True)
-    draw = torch.Generator().manual_seed(seed)
-    fold = (torch.randperm(len(names), generator=draw) % FOLDS)[number]
-    folds = torch.zeros(n_classes, FOLDS).index_put_((label, fold), torch.ones(()))
+    number = (torch.arange(n) if group is None else group).numpy().astype(np.uint64)
+    hashed = torch.from_numpy(splitmix64(number + np.uint64(seed)).view(np.int64))
+    fold = folds_of(hashed)
+    folds = torch.zeros(n_classes, int(fold.max()) + 1).index_put_((label, fold), torch.ones(()))
     few = torch.nonzero(folds.sum(1) == 1).flatten()
     if len(few):
         raise InputError(
@@ -290,19 +289,6 @@ def held_out_probabilities(
     x = x.double()
     spread = x.std(0)
     x = (x - x.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-    scores = torch.full((n, n_classes), -torch.inf, dtype=torch.float64)
-    for f in range(FOLDS):
-        held = torch.nonzero(fold == f).flatten()
-        if not len(held):
-            continue
-        rest = fold != f
-        fitted = fitted_on(x[rest], label[rest], x.shape[1] > WIDE)
-        prior = (fitted.weight / fitted.weight.sum()).log()
-        scores[held[:, None], fitted.labels] = class_scores(fitted, x[held]) + prior
-    k = min(NEIGHBOURS, n - 1)
-    distance, index = nearest(x, x, k, group=number, group2=number)
-    votes = torch.nn.functional.one_hot(label[index], n_classes).double()
-    votes = (votes * torch.isfinite(distance)[:, :, None]).sum(1)
-    votes = votes / votes.sum(1, keepdim=True).clamp(min=1)
-    p = (scores.softmax(1) + votes) / 2
-    return p / p.sum(1, keepdim=True)
+    wide, classes = x.shape[1] > WIDE, torch.arange(n_classes)
+    even, odds = held_out_scores(x, label, hashed, classes, wide=wide)
+    return class_support(even + odds, x, label, hashed)

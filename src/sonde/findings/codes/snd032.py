@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.findings.evidence.answers.labels import LEAST_ROWS, blocked
-from sonde.findings.evidence.answers.linear_classifiers import fitted_on
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
@@ -18,6 +17,7 @@ from sonde.findings.words.places import read_command, too_few
 from sonde.findings.words.text import number, percent, plural
 from sonde.stats.class_moments import ClassMomentsState
 from sonde.stats.halves import half_error, random_halves
+from sonde.stats.linear_classifiers import fitted_on
 
 
 @final

@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from sonde.findings.evidence.answers.answers import class_answers, compared_answers
-from sonde.findings.evidence.answers.held_out_scores import FOLDS
-from sonde.findings.evidence.answers.linear_classifiers import class_scores, fitted_on
 from sonde.findings.evidence.answers.number_answers import (
     held_out_numbers,
     number_answers,
@@ -28,6 +26,7 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.trial import Measure
+from sonde.stats.linear_classifiers import held_out_scores
 from sonde.tap import LiveStream
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
@@ -183,16 +182,9 @@ def _hits(
     x: Float[Tensor, "row dim"], truth: Int[Tensor, "row"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "row"]:
     """Return 1 for each row whose class a probe fitted without the row's fold finds."""
-    hit, fold = torch.zeros(len(x), dtype=torch.float64), torch.remainder(group, FOLDS)
-    for f in range(FOLDS):
-        held = fold == f
-        if bool(held.all()) or not bool(held.any()):
-            continue
-        fitted = fitted_on(x[~held], truth[~held])
-        odds = (fitted.weight / fitted.weight.sum()).log()
-        answer = fitted.labels[(class_scores(fitted, x[held]) + odds).argmax(1)]
-        hit[held] = (answer == truth[held]).double()
-    return hit
+    classes = torch.unique(truth)
+    even, odds = held_out_scores(x, truth, group, classes)
+    return (classes[(even + odds).argmax(1)] == truth).double()
 
 
 def input_rows(stream: LiveStream, evidence: Evidence) -> InputRows | None:

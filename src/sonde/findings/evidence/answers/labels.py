@@ -12,14 +12,15 @@ from torch import Tensor
 
 from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence.answers.held_out_scores import eta_squared, held_out_scores
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.evidence.shared_rows import SharedRows, shared_rows
 from sonde.findings.rule import Check, Rule
 from sonde.findings.words.places import counted_as, too_few
 from sonde.stats.adjusted_p import adjusted_p
+from sonde.stats.class_moments import ClassMomentsState
 from sonde.stats.intervals import wilson
+from sonde.stats.linear_classifiers import held_out_scores
 
 LEAST_ROWS = 30
 
@@ -222,7 +223,10 @@ def _site(
     numbers: Int[Tensor, "class"],
 ) -> SiteLabels:
     whole = site.sample.is_everything or not shared.evidence.data.grouped
-    even, odds = held_out_scores(site, shared.x(i), label, shared.group, numbers, whole)
+    every = site.classes if whole else None
+    even, odds = held_out_scores(
+        shared.x(i), label, shared.group, numbers, every=every, wide=site.is_wide
+    )
     even, predicted = even[where].argmax(1), (even + odds)[where].argmax(1)
     hit = (predicted == truth).double()
     group = shared.group[where]
@@ -238,6 +242,14 @@ def _site(
         se=se,
         eta2=eta_squared(site.classes),
     )
+
+
+def eta_squared(classes: ClassMomentsState) -> float:
+    """Return the fraction of the variance of labelled rows that lies between classes."""
+    within = classes.pooled
+    inside = float(within.sum() if within.ndim == 1 else within.diagonal().sum())
+    between = float((classes.weight[:, None] * (classes.mean - classes.grand_mean).square()).sum())
+    return between / (between + inside) if between + inside > 0 else 0.0
 
 
 def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, float, float, int]]:

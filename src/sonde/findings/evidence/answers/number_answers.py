@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence.answers.held_out_scores import FOLDS
-from sonde.findings.evidence.answers.linear_classifiers import metric_times
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.trial import Trial, chooses
+from sonde.stats.folds import folds_of
+from sonde.stats.linear_classifiers import metric_times
 
 LEAST: Final = 15  # rows on each half
 NEAR_POWER: Final = 0.2  # a factor so close to a power of ten is taken for it
@@ -230,10 +230,10 @@ def held_out_numbers(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "row"]:
     """Return the prediction for each row by a linear regression fitted without the row's fold."""
-    predicted, fold = torch.full_like(y, float(y.mean())), torch.remainder(group, FOLDS)
-    for f in range(FOLDS):
+    predicted, fold = torch.full_like(y, float(y.mean())), folds_of(group)
+    for f in torch.unique(fold).tolist():
         held = fold == f
-        if bool(held.all()) or not bool(held.any()):
+        if bool(held.all()):
             continue
         rows, mean, level = x[~held], x[~held].mean(0), y[~held].mean()
         centred, n = rows - mean, len(rows)

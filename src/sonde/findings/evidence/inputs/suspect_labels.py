@@ -12,15 +12,14 @@ from torch import Tensor
 
 from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence.answers.answers import answer_columns, probabilities
-from sonde.findings.evidence.answers.held_out_scores import held_out_scores
+from sonde.findings.evidence.answers.class_support import class_support
 from sonde.findings.evidence.answers.labels import LabelEvidence, label_evidence, usable
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import EXAMPLES, examples_at, ids_at
 from sonde.metrics import WrongLabels, wrong_labels
-from sonde.stats.neighbours import nearest
+from sonde.stats.linear_classifiers import held_out_scores
 
-NEIGHBOURS: Final = 10
 LISTED: Final = 50
 PLANTED: Final = 0.03
 LEAST_PLANTED: Final = 20
@@ -112,7 +111,13 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
     learned = labels.truth.clone()
     if way is not None:  # labels that are often wrong teach the probe that they are right
         learned[way.rows] = way.of
-    doubts = _doubts(evidence, labels, learned, labels.truth)
+    own, sites = model_support(evidence, labels), _asked_sites(labels)
+    supports = [
+        class_support(_true_scores(evidence)[site], labels.x(site), labels.truth, labels.group)
+        for site in sites
+    ]
+    at_best = supports[sites.index(labels.best)]
+    doubts = _doubts(at_best if way is None else _refitted(evidence, learned), own, labels.truth)
     n, likely = labels.n_rows, doubts.doubt > 0
     draw = torch.Generator().manual_seed(evidence.data.seed)
     order = torch.randperm(n, generator=draw)
@@ -120,9 +125,8 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
     planted = order[: max(LEAST_PLANTED, round(PLANTED * n))]
     row = torch.nonzero(likely).flatten()
     row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
-    own = model_support(evidence, labels)
     learned_all = own is not None and _share_right(own, labels.truth) > LEARNED
-    count = _count(evidence, labels)
+    count = _count(labels, supports)
     if learned_all or (own is not None and _share_right(own, labels.truth) > 1 - count.low / n):
         # The model gives more rows their label than can have a right one.
         doubts = Doubts(count.named, 2 * count.probability - 1) if count.low > 0 else doubts
@@ -132,25 +136,25 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
         return SuspectLabels(row, doubts, 0, 0, count)
     label, learned = labels.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
-    again = _doubts(evidence, labels, learned, label).doubt
+    again = _doubts(_refitted(evidence, learned), own, label).doubt
     # The rows that were doubtful before compete too: without them every exchanged label is found.
     first = torch.argsort(again, descending=True, stable=True)[: len(planted) + len(row)]
     n_found = int(torch.isin(first, planted).sum())
     return SuspectLabels(row, doubts, len(planted), n_found, count)
 
 
-def _count(evidence: Evidence, found: LabelEvidence) -> WrongLabels:
-    """Return the number of wrong labels at the site that shows most of them for certain.
+def _asked_sites(found: LabelEvidence) -> list[int]:
+    """Return the first site, the middle one and the best.
 
     States of late layers can hold the labels that the model has learned, wrong ones too; early
-    ones hold fewer of them. Three sites are asked: the first, the middle one and the best.
+    ones hold fewer of them.
     """
-    n_sites = len(found.sites)
-    counts = []
-    for site in sorted({0, n_sites // 2, found.best}):
-        seen = _states_support(evidence, found, found.truth, site)
-        p = seen / seen.sum(1, keepdim=True)
-        counts.append(wrong_labels(p, found.truth, found.group.tolist()))
+    return sorted({0, len(found.sites) // 2, found.best})
+
+
+def _count(found: LabelEvidence, supports: list[Float[Tensor, "row class"]]) -> WrongLabels:
+    """Return the number of wrong labels at the site that shows most of them for certain."""
+    counts = [wrong_labels(p, found.truth, found.group.tolist()) for p in supports]
     return max(counts, key=lambda count: (count.precision >= LIKELY, count.low, count.number))
 
 
@@ -167,53 +171,41 @@ def model_support(evidence: Evidence, found: LabelEvidence) -> Float[Tensor, "ro
     return p / p.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def _scores(
-    evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"], site: int
+@once
+def _true_scores(evidence: Evidence) -> dict[int, Float[Tensor, "row class"]]:
+    """Return the held-out log-odds at the asked sites, learned from the labels as given."""
+    labels = label_evidence(evidence)
+    return {site: _log_odds(evidence, labels.truth, site) for site in _asked_sites(labels)}
+
+
+def _log_odds(
+    evidence: Evidence, label: Int[Tensor, "row"], site: int
 ) -> Float[Tensor, "row class"]:
-    """Return each row's held-out log-odds of each class at a site."""
-    numbers = torch.arange(len(found.names))
-    x, group = found.x(site), found.group
-    even, odds = held_out_scores(evidence.sites[site], x, label, group, numbers, False)
+    """Return each row's held-out log-odds of each class at a site, learned from these labels."""
+    labels, wide = label_evidence(evidence), evidence.sites[site].is_wide
+    classes = torch.arange(len(labels.names))
+    even, odds = held_out_scores(labels.x(site), label, labels.group, classes, wide=wide)
     return even + odds
 
 
+def _refitted(evidence: Evidence, learned: Int[Tensor, "row"]) -> Float[Tensor, "row class"]:
+    """Return the support of each class by states of the best site, learned from these labels."""
+    labels = label_evidence(evidence)
+    log_odds = _log_odds(evidence, learned, labels.best)
+    return class_support(log_odds, labels.x(labels.best), learned, labels.group)
+
+
 def _doubts(
-    evidence: Evidence,
-    found: LabelEvidence,
-    learned: Int[Tensor, "row"],
+    states: Float[Tensor, "row class"],
+    model: Float[Tensor, "row class"] | None,
     label: Int[Tensor, "row"],
 ) -> Doubts:
-    """Return the doubt about each label, from a probe, neighbours and the model's answers."""
-    support = _support(evidence, found, learned, model_support(evidence, found))
+    """Return the doubt about each label, from the states and the model's answers, if known."""
+    support = states if model is None else _joined(states, model)
     own = support.gather(1, label[:, None])[:, 0]
     other = support.scatter(1, label[:, None], -1.0)
     best, named = other.max(1)
     return Doubts(named, torch.where(best > own, 1 - own, -own))
-
-
-def _support(
-    evidence: Evidence,
-    found: LabelEvidence,
-    learned: Int[Tensor, "row"],
-    model: Float[Tensor, "row class"] | None,
-) -> Float[Tensor, "row class"]:
-    """Return the support of each class at the best site, joined with the model's answers."""
-    both = _states_support(evidence, found, learned, found.best)
-    return both if model is None else _joined(both, model)
-
-
-def _states_support(
-    evidence: Evidence, found: LabelEvidence, learned: Int[Tensor, "row"], site: int
-) -> Float[Tensor, "row class"]:
-    """Return the mean of a held-out probe's probabilities and the votes of the nearest rows."""
-    p = _scores(evidence, found, learned, site).softmax(1).nan_to_num(0.0)
-    k = min(NEIGHBOURS, found.n_rows - 1)
-    x = found.x(site)
-    distance, index = nearest(x, x, k, group=found.group, group2=found.group)
-    near = learned[index].masked_fill(~torch.isfinite(distance), -1)
-    votes = torch.nn.functional.one_hot(near.clamp(min=0), len(found.names))
-    votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
-    return (p + votes) / 2
 
 
 def _joined(
@@ -238,7 +230,7 @@ def one_way(evidence: Evidence) -> OneWay | None:
     Ask ``labels.usable`` first.
     """
     labels = label_evidence(evidence)
-    score = _scores(evidence, labels, labels.truth, labels.best)
+    score = _true_scores(evidence)[labels.best]
     half = torch.remainder(labels.group // 4, 2) == 0
     way = _surest(score, labels.truth, half, labels.group)
     own = model_support(evidence, labels)

@@ -14,7 +14,6 @@ from sonde.core.hashing import base_hashes, draws
 from sonde.core.instrument import score_needs
 from sonde.core.plan import Split
 from sonde.findings.evidence.answers.labels import class_name
-from sonde.findings.evidence.answers.linear_classifiers import fitted_on, metric_times
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence, SiteEvidence
 from sonde.findings.evidence.shared_rows import SharedRows, one_per_group, shared_rows
@@ -24,6 +23,7 @@ from sonde.findings.evidence.versus.label_comparison import labels_of_both
 from sonde.stats import CalibratedScorer, HashSampleState
 from sonde.stats.auroc import auroc
 from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
+from sonde.stats.linear_classifiers import fitted_on, metric_times
 
 LEAST_GROUPS = 50
 LEVEL = 0.001
