@@ -38,9 +38,6 @@ class LabelledRows:
         InputError
             If there is one class alone, a class for each row, or one group.
         """
-        if not rows.is_everything and len(torch.unique(rows.group_draw)) < len(rows.draw):
-            kept = rows.whole_groups()  # rows of a cut group would be learned from and judged
-            rows, label = _at(rows, kept), _at(label, kept)
         labels, member = torch.unique(label.rows, return_inverse=True)
         if len(labels) < 2:
             raise InputError(
@@ -94,12 +91,6 @@ class LabelledRows:
         if bool((right == right[:1]).all()):
             return error_if_all_agree(effective_groups(torch.bincount(self.group)))
         return clustered_error(right, self.group, self.n_groups) / len(right)
-
-
-def _at(sample: HashSampleState, kept: Int[Tensor, "kept"]) -> HashSampleState:
-    """Return a sample with fewer rows."""
-    columns = (sample.draw, sample.group, sample.group_draw)
-    return HashSampleState(sample.n, sample.rows[kept], *(column[kept] for column in columns))
 
 
 def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:

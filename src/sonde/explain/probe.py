@@ -9,6 +9,7 @@ The word ``linear_probe`` is a detector of one class; this is the measurement ov
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -104,7 +105,7 @@ class Probe(Instrument):
         InputError
             If there is one class alone, a class for each row, one group, or no class in two folds.
         """
-        rows = LabelledRows.of("Probe", sample, label)
+        rows = LabelledRows.of("Probe", _in_whole_groups(sample), _in_whole_groups(label))
         right, usual = held_out_right(rows, rows.label, self.folds, by_class)
         weight, bias = directions(by_class)
         odds = (by_class.weight / by_class.weight.sum()).log()
@@ -121,6 +122,15 @@ class Probe(Instrument):
             bias=bias + odds - by_class.grand_mean @ weight,
             labels=by_class.labels,
         )
+
+
+def _in_whole_groups(sample: HashSampleState) -> HashSampleState:
+    """Return a sample without the rows of a cut group, which would be learned from and judged."""
+    if sample.is_everything or len(torch.unique(sample.group_draw)) == len(sample.draw):
+        return sample
+    kept = sample.whole_groups()
+    columns = (sample.rows, sample.draw, sample.group, sample.group_draw)
+    return HashSampleState(sample.n, *(column[kept] for column in columns))
 
 
 def labelled_sample(m: int) -> dict[str, Statistic[Any] | Read]:
