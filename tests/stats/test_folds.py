@@ -1,5 +1,6 @@
 """Folds of groups: whole, even, and the same whichever other rows take part."""
 
+import pytest
 import torch
 
 from sonde.stats.folds import folds_of
@@ -17,6 +18,7 @@ def test_a_fold_follows_from_the_group_alone():
     assert torch.equal(folds_of(group[some]), fold[some])
 
 
+@pytest.mark.truth("n groups dealt in turn to min(4, n) folds")
 def test_few_groups_fill_every_fold():
     draw = torch.Generator().manual_seed(1)
     for n in range(2, 30):
