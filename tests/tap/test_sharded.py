@@ -1,21 +1,35 @@
-"""Layers that tensor parallelism splits over ranks are refused by name, in two processes."""
+"""Models that are sharded over two ranks: the numbers of the whole model, or refused by name."""
 
 import multiprocessing
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 import sonde
-from sonde.compress import RTN
 from sonde.core import SondeError
 from sonde.core.edit import Scale
-from sonde.detect import Mahalanobis
-from sonde.train import RateReduction
+from tools import sharded_table
 
 ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+OF_PARTS = {"read units of an MLP", "read heads", "edit units of an MLP"}
+OF_WEIGHTS = {"insert a layer", "compress"}
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the same model in one process")
+def test_jobs_are_right_or_refused_on_every_rank():
+    refused = {
+        "`DistributedDataParallel`": set(),
+        "`fully_shard`, bfloat16": OF_WEIGHTS,
+        '`tp_plan="auto"`': OF_PARTS | OF_WEIGHTS,
+    }
+    for kinds in sharded_table.table(list(refused)):
+        for kind, verdicts in kinds.items():
+            words = {job: text.split(":")[0] for job, text in verdicts.items()}
+            expected = dict.fromkeys(sharded_table.JOBS, "right")
+            assert words == expected | dict.fromkeys(refused[kind], "refused"), verdicts
 
 
 def net() -> nn.Module:
@@ -23,43 +37,65 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
 
 
-def refusals(model, probe) -> list[str]:
-    jobs = {
-        "read": lambda: next(iter(sonde.read(model, ROWS, sites="0"))),
-        "tap": lambda: sonde.Tap(model, "0").__enter__(),
-        "edit": lambda: sonde.editing(model, Scale(2.0), "0").__enter__(),
-        "guard": lambda: sonde.Guard(model, probe, alpha=None),
-        "training": lambda: sonde.training(model, {"0": RateReduction()}).__enter__(),
-        "compress": lambda: RTN().plan(model),
-    }
-    found = []
-    for name, job in jobs.items():
-        try:
-            job()
-            found.append(f"{name} ran")
-        except SondeError as error:
-            found.append(f"{name}: {error}")
-    return found
+def edited(model: nn.Module, site: str) -> Tensor:
+    with sonde.editing(model, Scale(2.0), site), torch.no_grad():
+        return model(ROWS)
+
+
+def tapped(model: nn.Module, site: str) -> Tensor:
+    with sonde.Tap(model, site) as tap, torch.no_grad():
+        model(ROWS)
+    return tap.rows[f"{site}:out"]
+
+
+def read(model: nn.Module, site: str, rows: Tensor = ROWS) -> Tensor:
+    stream = sonde.read(model, rows, sites=site, check=False)
+    return torch.cat([batch.rows[f"{site}:out"] for batch in stream])
+
+
+def outcome(job, model: nn.Module, *options) -> str:
+    try:
+        numbers = job(model, *options)
+    except SondeError as error:
+        return f"refused: {error}"
+    expected = job(net(), *options)
+    return "right" if torch.allclose(numbers, expected, atol=1e-6) else f"WRONG {numbers.shape}"
 
 
 def in_rank(rank: int, folder: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
 
-    os.environ |= {"LOCAL_RANK": str(rank)}
     meet = f"file://{folder}/meet"
     distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    stream = sonde.read(net(), ROWS, sites="0")
-    probe = sonde.fit(Mahalanobis(), stream, calibrate=0, progress=False)
     mesh = init_device_mesh("cpu", (2,))
-    split = parallelize_module(net(), mesh, {"0": ColwiseParallel()})
-    (folder / f"{rank}.txt").write_text("\n".join(refusals(split, probe)))
+
+    def split(whole: nn.Module, local: bool = True) -> nn.Module:
+        plan = {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()}
+        return parallelize_module(whole, mesh, plan)
+
+    dead = net()
+    with torch.no_grad():
+        dead[0].weight.zero_()
+        dead[0].bias.zero_()
+    own_rows = ROWS + rank
+    jobs = [(read, "0"), (read, "1"), (read, "2"), (tapped, "0"), (edited, "1"), (edited, "2")]
+    outcomes = {f"{job.__name__} {site}": outcome(job, split(net()), site) for job, site in jobs}
+    for job in (read, tapped, edited):
+        outcomes[f"{job.__name__} DTensor"] = outcome(job, split(net(), local=False), "0")
+    outcomes["read zeros"] = outcome(read, split(dead), "0")
+    outcomes["read other rows"] = outcome(read, split(net()), "2", own_rows)
+    torch.save(outcomes, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.truth("a rank holds 8 of the 16 units, so nothing that it reads is the model's")
-def test_layers_that_are_split_over_ranks_are_refused_by_name(tmp_path):
+@pytest.mark.truth("a rank holds 8 of the 16 units, or all of them in a DTensor")
+def test_sites_that_ranks_hold_in_parts(tmp_path):
     context = multiprocessing.get_context("spawn")
     works = [context.Process(target=in_rank, args=(rank, tmp_path)) for rank in (0, 1)]
     for work in works:
@@ -68,6 +104,10 @@ def test_layers_that_are_split_over_ranks_are_refused_by_name(tmp_path):
         work.join(120)
         assert work.exitcode == 0
     for rank in (0, 1):
-        told = (tmp_path / f"{rank}.txt").read_text().splitlines()
-        assert len(told) == 6
-        assert all("DTensor" in line for line in told), told
+        outcomes = torch.load(tmp_path / f"{rank}.pt")
+        refused = {"read 0", "read 1", "tapped 0", "edited 1", "read zeros"}
+        for name in refused:
+            assert "refused" in outcomes[name], (name, outcomes[name])
+            assert "DTensor" in outcomes.pop(name)
+        assert "the same inputs on all 2 ranks" in outcomes.pop("read other rows")
+        assert set(outcomes.values()) == {"right"}, outcomes

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sonde.tap.hooks.sharding import whole_tensor
 from sonde.tap.training import ranks
 from sonde.train import (
     Align,
@@ -74,7 +75,7 @@ def gradient(name: str, root: nn.Sequential, rank: int | None, called: Any = Non
         value = loss(*given(name, states, root[0](x).detach(), rows))
     value.backward()
     grads = [torch.zeros(p.shape) if p.grad is None else p.grad for p in root.parameters()]
-    return torch.cat([ranks.whole_weight(g).flatten().double() for g in grads])
+    return torch.cat([whole_tensor(g).flatten().double() for g in grads])
 
 
 def in_rank(rank: int, folder: Path) -> None:

@@ -118,6 +118,11 @@ def load(
         )
     if isinstance(model, Model | nn.Module):
         return _live(model, device, dtype, processor)
+    if not isinstance(model, str | Path):
+        raise InputError(
+            f"load: expected a name, a folder or a module, got {type(model).__name__}. Pass the "
+            "module itself; of a stage of a pipeline, which holds some of the blocks, stage.submod."
+        )
     loaded = _named(str(model), _How(device, dtype, trust_remote_code, processor, fill, insert))
     _log.info("model %s: %s", loaded.name, _described(loaded.module))
     return loaded
@@ -174,6 +179,8 @@ def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
         )
     if isinstance(model, Model):
         return model if processor is None else replace(model, processor=processor)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # it sends buffers in every call, which ranks do not make in step
     inner = getattr(model, "_orig_mod", model)
     if isinstance(inner, torch.jit.ScriptModule):
         raise InputError(

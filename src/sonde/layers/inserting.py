@@ -35,6 +35,7 @@ from sonde.tap.hooks.running import (
     running_calls,
     watch_calls,
 )
+from sonde.tap.hooks.sharding import require_own
 from sonde.tap.hooks.stack import in_backward
 from sonde.tap.model.shown_axes import shown_axis
 from sonde.tap.model.sites import places_of
@@ -253,6 +254,7 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     >>> torch.equal(new(x), net(x)), len(list(new.parameters())), len(list(net.parameters()))
     (True, 8, 4)
     """
+    require_own("inserted", module_of(model))
     _check(module_of(model), layers)
     new = with_tensors(module_of(model), {})
     _put(new, layers)

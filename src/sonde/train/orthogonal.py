@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
-from sonde.tap.training.ranks import whole_weight
+from sonde.tap.hooks.sharding import whole_tensor
 
 
 @final
@@ -62,7 +62,7 @@ class Orthogonal(nn.Module):
     @in_float32
     def forward(self, weight: Float[Tensor, "out in *size"]) -> Float[Tensor, ""]:
         """Return the squared distance of one layer's weight from an isometry."""
-        weight = whole_weight(weight)
+        weight = whole_tensor(weight)
         if weight.ndim == 2:
             short = weight if len(weight) <= weight.shape[1] else weight.T
             return (short @ short.T - _identity(short)).square().sum()

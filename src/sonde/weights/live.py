@@ -17,6 +17,7 @@ from sonde.core.repacking import in_own_form
 from sonde.data import task_of
 from sonde.tap import is_plain, kind_of
 from sonde.tap import tensor_hash as hash_of_parts
+from sonde.tap.hooks.sharding import require_own
 
 _PACKED = "torch.ao.nn.quantized.dynamic.modules.linear"
 TIED = "tie_word_embeddings"
@@ -53,7 +54,10 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
     InputError
         Naming the first tensor on the device ``meta``, or offloaded to the disk, or of another
         kind: a tensor subclass, a sparse or quantised tensor, a packed weight.
+    SiteError
+        If ranks hold parts of the weights.
     """
+    require_own(owner, module)
     for name, x in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(x):
             raise InputError(
@@ -65,13 +69,6 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
                 f"{owner}: expected a model with its weights in memory, got {name} on the device "
                 "'meta': it was never loaded, or is offloaded to the disk. Load the model whole: "
                 "sonde.load(MODEL, device='cpu')."
-            )
-
-    for part in module.modules():
-        if type(part).__name__.startswith("FSDP"):
-            raise InputError(
-                f"{owner}: expected a model with whole weights, got {type(part).__name__}, which "
-                "shards them over ranks. Pass the model before fully_shard."
             )
     for name, kind in _of_other_kinds(module):
         raise InputError(

@@ -61,7 +61,7 @@ def require_live_model(
             f"{who}: {what} was fitted on arrays, not on a model. Fit it on sonde.read(model, "
             f"data) to {who.lower()} that model."
         )
-    check_readable(live.module)
+    check_readable(live.module, sharded=True)
     device, dtype = placement(live.module)
     here = {
         "config": known_config_hash(live.config, live.module, fitted.get("config")),

@@ -22,6 +22,7 @@ from sonde.tap.cache.rotation import GIVEN, turn_of
 from sonde.tap.hooks.cache import cache_argument, cache_in
 from sonde.tap.hooks.outputs import arguments
 from sonde.tap.hooks.session import Followed, Session
+from sonde.tap.hooks.sharding import require_whole
 
 Form = CacheRule | CachePacking
 
@@ -121,6 +122,7 @@ def caching(
     """
     module = model.module if isinstance(model, Model) else model
     _check_has_cache(module)
+    require_whole("caching", module)
     cache = EvictingCache(module, rule)
     if not cache.smaller:
         raise SiteError(

@@ -102,7 +102,7 @@ class Onlooker:
         here: bool = False,
         passed: Callable[[], None] | None = None,
     ) -> None:
-        check_readable(model.module)
+        check_readable(model.module, sharded=True)
         names = ModuleNames(model.module)
         self.root = names.modules[""]
         self.kinds = tuple(_kind(schema) for schema in schemas)

@@ -108,7 +108,7 @@ def editing(
     if cache not in ("refuse", "keep"):
         raise InputError(f"editing: expected cache to be 'refuse' or 'keep', got {cache!r}.")
     module = model.module if isinstance(model, Model) else model
-    check_readable(module)
+    check_readable(module, sharded=True)
     resolved = resolve(module, sites)
     editor = _Editor(module, edit, resolved, TermPlaces.of(where), gate, others or {}, here=here)
     editor.keeps_cache = cache == "keep"

@@ -28,6 +28,7 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, known_names
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session, check_readable
+from sonde.tap.hooks.sharding import is_fully_sharded
 from sonde.tap.model.axes import Axes, pads_itself
 from sonde.tap.model.shown_axes import axes_here
 from sonde.tap.model.sites import Pattern, resolve
@@ -317,7 +318,12 @@ class Tap:
         here: bool = False,
     ) -> None:
         self.module = model.module if isinstance(model, Model) else model
-        check_readable(self.module)
+        check_readable(self.module, sharded=True)
+        if stop and is_fully_sharded(self.module):
+            raise SiteError(
+                f"Tap: {type(self.module).__name__} is fully sharded, so that every layer has to "
+                "finish its forward pass. Leave stop=True out."
+            )
         self.sites = resolve(self.module, sites)
         self._reducer = Reducer(reducer) if isinstance(reducer, str) else reducer
         self._stops = stop

@@ -12,6 +12,20 @@ WRAPPERS = frozenset(
 )
 HOLDERS = frozenset({"DistributedDataParallel", "DataParallel", "AveragedModel"})
 PEFT_PREFIX = ("base_model", "model")
+FULLY_SHARDED = "FSDP"
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class without the one that ``fully_shard`` puts around it.
+
+    Parameters
+    ----------
+    module : Module
+        Module whose class is asked for.
+    """
+    kind = type(module)
+    wrapped = [base for base in kind.__bases__ if kind.__name__ == FULLY_SHARDED + base.__name__]
+    return wrapped[0] if wrapped else kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,8 +34,17 @@ from sonde.tap.hooks.following import (
 from sonde.tap.hooks.holding import REQUIRES_GRAD, TRAINING
 from sonde.tap.hooks.inert import Hook
 from sonde.tap.hooks.kept_buffers import KeptBuffers
+from sonde.tap.hooks.sharding import (
+    SplitLayers,
+    release_gathered,
+    require_one_kind,
+    require_own,
+    require_whole,
+    split_layers,
+)
 
-GUARDS, SHARDED = "_guards_fn", "DTensor"
+GUARDS = "_guards_fn"
+Parts = Literal["refuse", "skip", "show"]
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 PATIENCE_SECONDS = 60.0
@@ -122,6 +131,9 @@ class Session:
         Put back the buffers that sonde's own forward passes moved (``reading``, no ``follows``).
     change : object, optional
         What the hooks change, for an engine that runs the tokens elsewhere.
+    parts : {"refuse", "skip", "show"}, default="refuse"
+        What to do at a site of which tensor parallelism gives each rank a part: raise, leave the
+        hook out, or call it.
     """
 
     def __init__(
@@ -144,8 +156,10 @@ class Session:
         by_row: bool = True,
         restores: bool = True,
         change: Any = None,
+        parts: Parts = "refuse",
     ) -> None:
-        self.change = change
+        self.change, self.parts = change, parts
+        self.split: SplitLayers | None = None
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.follows, self.here, self.is_open = tuple(follows), here, False
         self.reading, self.with_grad = reading, with_grad
@@ -170,10 +184,14 @@ class Session:
         self.is_open, self.n_followed, self.n_passed, self.n_outside = True, 0, 0, 0
         try:
             self._stack.callback(self._forget)
+            self.split = split_layers(self.root) if self.outputs or self.inputs else None
+            self._require_no_heads()
             if self.reading and self._in_eval:
                 self._to_eval()
             if self._restores:
                 self._stack.callback(KeptBuffers(self._every_module()).restore)
+            if self.reading:
+                self._stack.callback(release_gathered, self.root)
             if self.with_grad:
                 self._freeze()
             hold_eager()
@@ -200,6 +218,12 @@ class Session:
         self._stack.close()
         if kind is None:
             self._warn_of_unseen()
+
+    def _require_no_heads(self) -> None:
+        """Raise if hooks look inside attention layers that tensor parallelism splits."""
+        if self._inside is None or self.parts == "show":
+            return
+        require_whole(self._owner, self.root)
 
     @property
     def acts_here(self) -> bool:
@@ -313,10 +337,25 @@ class Session:
         with self._lock:
             self.n_followed -= 1
 
+    def sees_whole(
+        self, split: SplitLayers, module: nn.Module, value: Any, *, is_output: bool = True
+    ) -> bool:
+        """Return whether a hook is called with a value; raise if it is a part and refused."""
+        if self.parts == "show":
+            return True
+        key = split.part_of(module, value, is_output=is_output)
+        if key is None or self.parts == "skip":
+            return key is None
+        path = next((name for name, m in self.root.named_modules() if m is module), "")
+        raise split.error(self._owner, f"{path}:{'out' if is_output else 'in'}", key)
+
     def _hook(self) -> None:
         for followed in self.follows:
             hook = Hook(_begun, self, followed)
             self._handles.append(followed.module.register_forward_pre_hook(hook, with_kwargs=True))
+        if self.split is not None:
+            hook = Hook(_same_inputs, self, self.split)
+            self._handles.append(self.root.register_forward_pre_hook(hook, with_kwargs=True))
         for module, hook in self.outputs:
             self._handles.append(module.register_forward_hook(Hook(_after, self, hook)))
         for module, hook in self.inputs:
@@ -398,6 +437,17 @@ def _begun(
     session.begin(followed, module, args, kwargs)
 
 
+def _same_inputs(
+    session: Session,
+    split: SplitLayers,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Any = None,
+) -> None:
+    if kwargs is not None and session.is_open and torch._C._current_graph_task_id() == -1:
+        split.require_same_inputs(session._owner, (args, kwargs))
+
+
 def _finished(session: Session, module: nn.Module, args: Any, output: Any) -> None:
     call = running_in(session, calling_frame())
     if call is not None:
@@ -409,7 +459,14 @@ def _after(session: Session, hook: OutputHook, module: nn.Module, args: Any, out
         return None
     if session.here and session not in _ACTIVE.get():
         return None
-    return hook(output)
+    split = session.split
+    if split is None:
+        return hook(output)
+    gathered = split.gathered(output)
+    if not session.sees_whole(split, module, gathered):
+        return None
+    new = hook(gathered)
+    return None if new is None or new is gathered else split.returned(output, new)
 
 
 def _before(
@@ -419,7 +476,14 @@ def _before(
         return None
     if session.here and session not in _ACTIVE.get():
         return None
-    return hook(args, kwargs)
+    split = session.split
+    if split is None:
+        return hook(args, kwargs)
+    gathered = split.gathered((args, kwargs))
+    if not session.sees_whole(split, module, gathered, is_output=False):
+        return None
+    new = hook(*gathered)
+    return None if new is None else split.returned((args, kwargs), new)
 
 
 def _remember(session: Session) -> None:
@@ -434,16 +498,21 @@ def _forget(session: Session) -> None:
         _all = tuple(s for s in _all if s is not session)
 
 
-def check_readable(root: nn.Module) -> None:
+def check_readable(root: nn.Module, *, sharded: bool = False) -> None:
     """Raise if hooks cannot see a model's modules, or would see several replicas or no values.
 
     Parameters
     ----------
     root : Module
         Module whose parts are to be read.
+    sharded : bool, default=False
+        Whether weights may be sharded over ranks (``fully_shard``, tensor parallelism).
     """
+    require_one_kind("Tap", root)
     require_values(root)
-    require_whole("Tap", root)
+    release_gathered(root)
+    if not sharded:
+        require_own("Tap", root)
     for module in root.modules():
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":
@@ -462,31 +531,10 @@ def check_readable(root: nn.Module) -> None:
                 "Tap: replicas of nn.DataParallel return rows in no fixed order. Tap the "
                 "wrapped module (model.module), one process per device."
             )
-        if name == "FullyShardedDataParallel" or name.startswith("FSDP"):
-            raise SiteError(
-                f"Tap: {name} shards its weights over ranks, which is not supported. "
-                "Tap the module before it is sharded, one process per device."
-            )
         if isinstance(module, torch.fx.GraphModule) and _is_flat(module):
             raise SiteError(
                 "Tap: an exported model runs as one flat graph without modules. "
                 "Pass the Python module that it was made from."
-            )
-
-
-def require_whole(owner: str, root: nn.Module) -> None:
-    """Raise if tensor parallelism splits layers over ranks: a rank sees a part of their units.
-
-    Fully sharded models (FSDP) are not meant: their layers compute whole rows.
-    """
-    if any(type(module).__name__.startswith("FSDP") for module in root.modules()):
-        return
-    for name, x in root.named_parameters():
-        if type(x.data).__name__ == SHARDED or type(x).__name__ == SHARDED:
-            raise SiteError(
-                f"{owner}: expected whole layers, got {name} as a DTensor: tensor parallelism "
-                "splits it over ranks, so each rank sees a part of the units under the numbers "
-                "of others. Use the model before parallelize_module, one process per device."
             )
 
 

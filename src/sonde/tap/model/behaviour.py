@@ -95,7 +95,7 @@ def states_of(
     states: dict[str, list[list[float]]] = {}
     sites = [path for path in known["sites"] if path in names]
     watched = [(names[path], partial(_keep, states, path)) for path in sites]
-    session = Session(module, outputs=watched)
+    session = Session(module, outputs=watched, parts="skip")
     with untouched(module), without_autocast(device), session:  # whoever asks
         seed_everything(module, seed)
         output = session.run(args, kwargs)

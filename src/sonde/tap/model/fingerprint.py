@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sonde.core.repacking import in_own_form
-from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.names import ModuleNames, own_class
+from sonde.tap.hooks.sharding import release_gathered
 from sonde.tap.model.tensor_bytes import is_plain, kind_of, on_host, pieces, words
 
 SAMPLES = 64
@@ -50,6 +51,7 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
     True
     """
     in_own_form(module)
+    release_gathered(module)
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(module), key=lambda pair: pair[0]):
         if is_lazy(tensor):
@@ -141,8 +143,7 @@ def config_hash(config: Any, module: nn.Module | None = None) -> str:
     """
     values = _values(config)
     if module is not None and ARCHITECTURES in values:
-        name = type(ModuleNames(module).modules[""]).__name__
-        values[ARCHITECTURES] = [name.removeprefix("FSDP")]
+        values[ARCHITECTURES] = [own_class(ModuleNames(module).modules[""]).__name__]
     return _hash(values)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.names import ModuleNames, own_class
 
 LIBRARIES = frozenset({"torch", "transformers"})
 """Packages whose forwards are known by their version and configuration."""
@@ -42,7 +42,7 @@ def forward_code(module: nn.Module) -> str:
     >>> forward_code(Squared()) == forward_code(Doubled())
     False
     """
-    kinds = dict.fromkeys(type(part) for part in ModuleNames(module).modules.values())
+    kinds = dict.fromkeys(own_class(part) for part in ModuleNames(module).modules.values())
     own = [kind for kind in kinds if package(kind) not in LIBRARIES]
     parts = {
         "\n".join(instructions(code) for code in forward_functions(kind, LIBRARIES)) for kind in own

@@ -7,6 +7,7 @@ from torch import nn
 from sonde.core.batch import Head
 from sonde.core.repacking import PackedWeight, is_linear
 from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.sharding import whole_tensor
 from sonde.tap.model.probe import Probe
 
 NAMES = frozenset({"lm_head", "classifier", "score", "head", "fc", "embed_out", "output", "logits"})
@@ -58,4 +59,5 @@ def _head(layer: Any) -> Head | None:
     layer = layer.dequantise() if isinstance(layer, PackedWeight) else layer
     if layer.weight.device.type == "meta":
         return None
-    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    weight, bias = whole_tensor(layer.weight.detach()), layer.bias
+    return weight, None if bias is None else whole_tensor(bias.detach())

@@ -21,7 +21,7 @@ from torch.nn.modules import module as global_hooks
 
 from sonde.files.part_facts import ADAPTER, SOFT, Facts, folded
 from sonde.tap.hooks.inert import Hook
-from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.names import ModuleNames, own_class
 from sonde.tap.model.forward_code import LIBRARIES, forward_functions, instructions, package
 from sonde.tap.model.structure import DEVICE, HOW_IT_RUNS, settings
 from sonde.tap.model.tensor_bytes import tensor_hash
@@ -68,7 +68,7 @@ def parts(module: nn.Module) -> Facts:
     """
     facts: Facts = {}
     modules = ModuleNames(module).modules
-    kinds = dict.fromkeys(type(part) for part in modules.values())
+    kinds = dict.fromkeys(own_class(part) for part in modules.values())
     own = [kind for kind in kinds if package(kind) not in LIBRARIES]
     uses = _uses(own)
     for path, part in modules.items():
@@ -84,11 +84,12 @@ def parts(module: nn.Module) -> Facts:
 
 
 def _of_part(part: nn.Module, uses: Uses) -> Iterator[tuple[str, str]]:
-    kind, library = type(part), package(type(part)) in LIBRARIES
+    kind = own_class(part)
+    library = package(kind) in LIBRARIES
     is_torch = package(kind) == "torch"
     soft = "" if is_torch or not library else SOFT  # versions of transformers rename classes
     options = "" if soft else settings(part)
-    yield "", f"{soft}{kind.__name__.removeprefix('FSDP')}({options})"
+    yield "", f"{soft}{kind.__name__}({options})"
     if library:
         uses = _own_names(kind)
     for name, value in vars(part).items():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sonde.tap.hooks.outputs import leaves, replaced
+from sonde.tap.hooks.sharding import computing_type
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     module : Module
         Module whose device is asked for.
     """
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    dtype = computing_type(module) or own
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")
         device = None if hook is None else hook.__dict__.get("execution_device")

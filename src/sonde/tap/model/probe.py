@@ -211,7 +211,7 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
     SiteError
         If the model is of a kind that hooks cannot read.
     """
-    check_readable(model.module)
+    check_readable(model.module, sharded=True)
     _check_shaped(model.module)
     with untouched(model.module) as moved:
         probed = _probed(model, batch, inside)
@@ -316,6 +316,7 @@ class _Recorder:
             inputs=[(m, partial(self._before, name, m)) for name, m in modules],
             inside=watch_attention(self.inside),
             restores=False,  # the probe asks which buffers move
+            parts="show",
         )
         with session:
             output = session.run(args, kwargs)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.names import ModuleNames, own_class
 from sonde.tap.model.forward_code import forward_functions
 
 PLACED = re.compile(r"\b(?:device|dtype)=[^,)]*|0x[0-9a-fA-F]+")
@@ -75,21 +75,21 @@ def _hash(lines: list[str]) -> str:
 
 def _classes(module: nn.Module) -> Iterator[str]:
     for path, part in ModuleNames(module).modules.items():
-        kind = type(part)
+        kind = own_class(part)
         is_known = _is_known(kind)
-        described = "" if is_known else f"{kind.__name__.removeprefix('FSDP')}({settings(part)})"
+        described = "" if is_known else f"{kind.__name__}({settings(part)})"
         unsaved = sorted(n for n in part._non_persistent_buffers_set if n in part._buffers)
         yield f"{path}|{described}|{'' if is_known else ' '.join(unsaved)}"
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:
     parts = ModuleNames(module).modules
-    kinds = dict.fromkeys(type(part) for part in parts.values())
+    kinds = dict.fromkeys(own_class(part) for part in parts.values())
     uses = [_names(kind) for kind in kinds if not _is_known(kind)]
     read = frozenset[str]().union(*(names for names, _ in uses))
     counted = read.difference(HOW_IT_RUNS, *(assigned for _, assigned in uses))
     for path, part in parts.items():
-        if not _is_known(type(part)):
+        if not _is_known(own_class(part)):
             yield from (f"{path}|{text}" for text in _plain(vars(part), counted))
 
 

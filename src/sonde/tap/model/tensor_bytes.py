@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sonde.tap.hooks.sharding import whole_tensor
+
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
@@ -32,11 +34,14 @@ def is_plain(x: Tensor) -> bool:
 def on_host(x: Tensor) -> Tensor:
     """Return a tensor that is not plain on the CPU: a device may wrap its tensors in a kind.
 
+    A tensor that is sharded over ranks is gathered, for which every rank has to call.
+
     Parameters
     ----------
     x : Tensor
         Tensor of any kind and device.
     """
+    x = x if is_plain(x) else whole_tensor(x.detach())
     return x if is_plain(x) or is_lazy(x) or x.is_cpu or x.is_meta else x.detach().cpu()
 
 

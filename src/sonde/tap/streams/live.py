@@ -27,6 +27,7 @@ from sonde.tap.generating.generation import token_arguments
 from sonde.tap.generating.growing import Marks
 from sonde.tap.generating.recorder import RecordedOutput, StepRecorder, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
+from sonde.tap.hooks.sharding import require_one_kind
 from sonde.tap.model.behaviour import ROWS, Behaviour, behaviour_of
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_code import forward_code
@@ -134,6 +135,7 @@ def live_stream(
     """
     if isinstance(model, nn.Module):
         model = Model(model, config=model.__dict__.get("config"))
+    require_one_kind("read", model.module)
     check_objective(objective)
     several = (sites,) if isinstance(sites, str | Site) else tuple(sites)
     if not several:

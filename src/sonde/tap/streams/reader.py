@@ -14,6 +14,7 @@ from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.hooks.session import Session
+from sonde.tap.hooks.sharding import is_fully_sharded
 from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.objectives import Objective, value
 from sonde.tap.model.probe import Probe, find_logits
@@ -201,7 +202,8 @@ class Reader:
     def _is_safe(self) -> bool:
         open_ended = any(kind.site.call in ("last", "all") for kind in self.kinds)
         foreign = any(m._forward_hooks_always_called for m in self.modules)
-        return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
+        holds = any(_offloads_block(m) for m in self.modules)  # or shards what a block took
+        return not (open_ended or foreign or holds or is_fully_sharded(self.session.root))
 
     def frame(self, batch: InputBatch) -> Frame:
         """Return the examples of a batch in the form that reductions need."""

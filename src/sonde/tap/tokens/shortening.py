@@ -21,6 +21,7 @@ from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, known_names
 from sonde.tap.hooks.session import Followed, Session
+from sonde.tap.hooks.sharding import require_whole
 from sonde.tap.hooks.stack import require_one_run
 from sonde.tap.model.blocks import block_paths
 
@@ -201,6 +202,7 @@ def shortening(
         If the blocks of the model have no attention whose kernel can be reached.
     """
     module: Any = model.module if isinstance(model, Model) else model
+    require_whole("shortening", module)
     names = ModuleNames(module)
     blocks = [names.modules[path] for path in block_paths(names, None)]
     parts = [[m for m in block.modules() if asks_interface(type(m))] for block in blocks]

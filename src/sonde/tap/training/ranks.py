@@ -69,18 +69,6 @@ def gathered_views(x: Any, views: Sequence[int]) -> Any:
     return torch.cat([gathered(part) for part in parts])
 
 
-def whole_weight(x: Tensor) -> Tensor:
-    """Return a weight that is sharded over processes as one tensor; others unchanged.
-
-    Every process has to call. Gradients go back to the shards.
-    """
-    if n_ranks() == 1:
-        return x
-    from torch.distributed.tensor import DTensor
-
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
 def added_up(x: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, or the tensor itself for one process."""
     if n_ranks() == 1:

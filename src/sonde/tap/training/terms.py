@@ -22,13 +22,13 @@ from sonde.core.inputs import Model
 from sonde.core.schedule import Constant
 from sonde.core.special_ids import special_ids
 from sonde.files.durable import atomic_write
-from sonde.tap.hooks.session import require_whole
+from sonde.tap.hooks.sharding import require_one_kind, split_layers
 from sonde.tap.training.evaluating import Batches, evaluated
 from sonde.tap.training.given import check_views, loss_arguments, zero
 from sonde.tap.training.identity import Origin
 from sonde.tap.training.place import Place
 from sonde.tap.training.places import Places
-from sonde.tap.training.ranks import averaged, n_ranks
+from sonde.tap.training.ranks import averaged, n_ranks, rows_are_gathered
 from sonde.tap.training.term import (
     Reduced,
     Term,
@@ -73,7 +73,14 @@ class Terms:
         *,
         here: bool = False,
     ) -> None:
-        require_whole("training", module)
+        require_one_kind("training", module)
+        self._split = split_layers(module)
+        if self._split is not None and self._split.n_ranks < n_ranks():
+            raise InputError(
+                f"training: expected tensor parallelism over all {n_ranks()} ranks, got "
+                f"{self._split.n_ranks} of them: losses of all rows would count rows that several "
+                "ranks hold more than once. Use data parallelism or tensor parallelism."
+            )
         self.module, self._teacher = module, teacher
         self._places = Places(module, teacher, special_ids, here=here)
         self._lock = threading.RLock()
@@ -155,7 +162,9 @@ class Terms:
                 f"training: no loss takes {name!r}.{near(name, self.takes)} They take "
                 f"{', '.join(sorted(self.takes))}."
             )
-        with self._lock, self._places.collected():
+        # Ranks of tensor parallelism hold the same rows.
+        same = contextlib.nullcontext() if self._split is None else rows_are_gathered()
+        with self._lock, same, self._places.collected():
             left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
             self._n_views = check_views(self._places, left, self._n_views, views)
             return self._loss(left, columns)
