@@ -47,7 +47,7 @@ class FullyShardedDataParallel(nn.Module):
         (scripted, r"scripted or traced.*Pass the Python module"),
         (exported, r"exported model.*Pass the Python module"),
         (replicated, r"DataParallel.*model\.module"),
-        (FullyShardedDataParallel, r"shards its weights.*before it is sharded"),
+        (FullyShardedDataParallel, r"flattens its weights.*before it is sharded"),
     ],
 )
 def test_models_that_hooks_cannot_read(build, message):
