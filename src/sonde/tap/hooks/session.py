@@ -132,7 +132,7 @@ class Session:
     change : object, optional
         What the hooks change, for an engine that runs the tokens elsewhere.
     parts : {"refuse", "skip", "show"}, default="refuse"
-        What to do at a site of which tensor parallelism gives each rank a part: raise, leave the
+        What to do at a site where each rank of tensor parallelism holds a part: raise, leave the
         hook out, or call it.
     """
 

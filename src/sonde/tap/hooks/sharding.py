@@ -126,7 +126,7 @@ class SplitLayers:
         return changed(new, lambda key, x: _like(layouts.get(key), x))
 
     def part_of(self, module: nn.Module, value: Any, *, is_output: bool = True) -> str | None:
-        """Return the key of a tensor of which a rank holds a part, or None.
+        """Return the key of a tensor that is a part on this rank, or None.
 
         Every rank of the group has to call, in the same order.
         """
