@@ -37,6 +37,9 @@ def test_answers_name_the_unusual_columns_of_a_row(tmp_path):
     odd = {**usual, "weight": -400.0, "age": 190.0, "flag": 2.0}
     with served(model, probe) as client:
         found = client.post("/predict", json={"inputs": [usual, odd]}).json()["answers"]
+        without = {name: value for name, value in usual.items() if name != "dose"}
+        client.post("/predict", json={"inputs": [usual, without, without]})
+        state = vars(client.app)["state"].service.state()
     assert found[0]["columns"] == []
     assert [one["name"] for one in found[1]["columns"]] == ["flag", "weight", "age"]
     assert found[1]["columns"][0] == {"name": "flag", "value": 2.0, "z": None}
@@ -46,6 +49,10 @@ def test_answers_name_the_unusual_columns_of_a_row(tmp_path):
         scale = 1.4826 * np.median(np.abs(column - median))
         assert one["value"] == odd[one["name"]]
         assert one["z"] == pytest.approx((one["value"] - median) / scale, rel=1e-12)
+    assert found[1]["alarm"], "the state names columns of alarms"
+    assert sorted(state["columns"]) == [("age", 1), ("flag", 1), ("weight", 1)]
+    assert [one["columns"] for one in state["alarms"]] == ["flag, weight, age"]
+    assert state["wrong"] == [("dose", 2)]
     assert "columns" not in _without_scales(model, fitted, usual)
 
 

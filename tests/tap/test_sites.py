@@ -236,7 +236,7 @@ def test_a_list_named_blocks_does_not_hide_its_members():
 def test_no_sites_at_all_is_an_error():
     with pytest.raises(SiteError, match="at least one site"):
         resolve(mlp(), [])
-    with pytest.raises(SiteError, match="no list of blocks"):
+    with pytest.raises(SiteError, match=r"no list of blocks\. Name modules instead, such as 0, 1"):
         resolve(mlp(), "blocks")
 
 

@@ -104,7 +104,7 @@ class Figures:
         )
         self.joined = client.Gauge(
             "sonde_inputs_joined",
-            "Inputs that change detectors do not count: their caller asked more than usual.",
+            "Inputs that change detectors do not count: their caller asked several in a row.",
             registry=registry,
         )
         self._gauges = {

@@ -14,6 +14,8 @@ SECONDS = 180
 BINS = 20
 RECENT = 2_000
 MOST_ALARMS = 50
+MOST_NAMED = 12
+"""Places and columns that the dashboard names."""
 COUNTED = ("requests", "failed", "alarms", "refused", "cut")
 """Counts of each second."""
 SUMMED = ("recent", "recent_alarms", "inputs", "n_alarms")
@@ -37,9 +39,11 @@ class RecentTraffic:
         self._times: deque[float] = deque(maxlen=RECENT)
         self._p: deque[float] = deque(maxlen=RECENT)
         self._loud: deque[str | None] = deque(maxlen=RECENT)
+        self._unusual: deque[tuple[str, ...]] = deque(maxlen=RECENT)
         self._alarms: deque[dict[str, Any]] = deque(maxlen=MOST_ALARMS)
         self._sure: deque[float] = deque(maxlen=RECENT)
         self._keep, self._codes, self._refused = keep_inputs, Counter[str](), Counter[str]()
+        self._wrong = Counter[str]()
         self.n_inputs = self.n_alarms = 0
 
     def request(self, route: str, code: int, seconds: float) -> None:
@@ -66,6 +70,7 @@ class RecentTraffic:
                 if one.refusal is not None:
                     self._second()["refused"] += 1
                     self._refused[str(one.refusal.status)] += 1
+                    self._wrong.update([one.refusal.column] if one.refusal.column else [])
                 else:
                     self._answer(name, one, given)
 
@@ -83,11 +88,14 @@ class RecentTraffic:
         is_alarm = bool(verdict.alarm)
         place = None if verdict.loudest is None else " at ".join(verdict.loudest)
         self._loud.append(place if is_alarm else None)
+        unusual = tuple(column.name for column in found.columns or () if is_alarm)
+        self._unusual.append(unusual)
         if not is_alarm:
             return
         self.n_alarms += 1
         self._second()["alarms"] += 1
         line = {"id": name, "t": time.time(), "p": verdict.p, "loudest": place}
+        line["columns"] = ", ".join(unusual)
         line["answer"] = None if found.answer is None else str(found.answer)[:80]
         if self._keep:
             line["input"] = shown(given)
@@ -109,6 +117,8 @@ class RecentTraffic:
                 "recent": len(self._loud),
                 "recent_alarms": sum(place is not None for place in self._loud),
                 "sites": Counter(place for place in self._loud if place),
+                "columns": Counter(name for names in self._unusual for name in names),
+                "wrong": dict(self._wrong),
                 "alarms": list(self._alarms),
                 "codes": dict(self._codes),
                 "refused": dict(self._refused),
@@ -127,9 +137,9 @@ def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name in COUNTED:
             seconds[second["t"]][name] += second[name]
     alarms = sorted((one for each in replicas for one in each["alarms"]), key=lambda one: -one["t"])
-    sites, codes, refused = (
+    sites, columns, wrong, codes, refused = (
         sum((Counter(one[name]) for one in replicas), Counter[str]())
-        for name in ("sites", "codes", "refused")
+        for name in ("sites", "columns", "wrong", "codes", "refused")
     )
     total, n_sure = (sum(one["sure"][i] for one in replicas) for i in range(2))
     return {
@@ -137,7 +147,9 @@ def state_of(replicas: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seconds": [{"t": t, **counts} for t, counts in seconds.items()][-SECONDS:],
         "latency": {str(q): _quantile(times, q) for q in (50, 90, 99)},
         "p": [sum(counts) for counts in zip(*(one["p"] for one in replicas), strict=True)],
-        "sites": sites.most_common(12),
+        "sites": sites.most_common(MOST_NAMED),
+        "columns": columns.most_common(MOST_NAMED),
+        "wrong": wrong.most_common(MOST_NAMED),
         "alarms": alarms[:MOST_ALARMS],
         "codes": dict(codes),
         "refused": dict(refused),

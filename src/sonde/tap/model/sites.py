@@ -92,7 +92,7 @@ def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list
     if site.path == BLOCKS and (BLOCKS not in names.modules or is_list):
         every = block_paths(names, probe)
         if not every:
-            raise SiteError("resolve: this model has no list of blocks. Name its modules instead.")
+            raise SiteError(f"resolve: this model has no list of blocks. {_instead(names)}")
         chosen = [replace(site, path=path) for path in every]
         is_open = site.call is None
     elif site.path == LOGITS and probe is not None and LOGITS not in names.modules:
@@ -119,9 +119,15 @@ def _numbered(path: str, names: ModuleNames, probe: Probe | None) -> str:
             f"resolve: {path!r}: this model has {len(every)} blocks. Write blocks.0 to "
             f"blocks.{len(every) - 1}, or the name of a module."
             if every
-            else f"resolve: {path!r}: this model has no list of blocks. Name its modules instead."
+            else f"resolve: {path!r}: this model has no list of blocks. {_instead(names)}"
         )
     return ".".join([every[number], *rest[1:]])
+
+
+def _instead(names: ModuleNames) -> str:
+    """Return what to write for a model without blocks."""
+    every = ", ".join([name for name in names.modules if name][:SHOWN])
+    return f"Name modules instead, such as {every}, or leave out the sites."
 
 
 def _is_number(text: str) -> bool:
