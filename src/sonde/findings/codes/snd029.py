@@ -67,7 +67,7 @@ class SND029(Rule):
             n_rows=lens.n_rows, n_groups=lens.n_groups,
         )  # fmt: skip
         if not math.isfinite(cost) or lag < self.errors * lens.final_se:
-            return self.clear(figure, "the model's loss is below that of the tokens' frequencies")
+            return self.clear(figure, "the loss is not above that of the tokens' frequencies")
         if cost < self.nats or by_rank > cost / 2:
             return self.clear(figure)
         if _of_one_token(lens) > self.one * cost:

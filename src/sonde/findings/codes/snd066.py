@@ -99,7 +99,7 @@ class SND066(Rule):
             n_rows=lens.n_rows, n_groups=len(lens.texts.ids),
         )  # fmt: skip
         odd = [k for k in kinds if self._is_odd(k)]
-        cost, lag = sum(k.cost for k in odd), lens.final - lens.counted
+        cost, lag = sum(k.cost for k in odd), lens.final - lens.by_counts
         if not odd or cost < self.part * lag:
             return self.clear(
                 figure, "the model's loss is high for all kinds of tokens" if odd else ""

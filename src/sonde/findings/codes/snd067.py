@@ -95,8 +95,8 @@ class SND067(Rule):
             least = 0.0 if form is None else (1 - form.ratio) / self.forms
             if new < min((1 - max(self.share, least)) * own, lens.unigram):
                 return self._of_pairs(tokens, figure, own, new)
-        if lens.final > lens.counted:
-            return self.clear(figure, "the model predicts worse than counts at most tokens")
+        if not lens.beats_counts:
+            return self.clear(figure, "the model predicts worse than counts of tokens")
         return self._of_tokens(tokens, figure)
 
     def _of_pairs(self, found: TokenRows, figure: Figure, own: float, new: float) -> Check:

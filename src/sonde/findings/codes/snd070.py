@@ -93,7 +93,7 @@ class SND070(Rule):
         if not isinstance(blocks, BlockTraining):
             return self.not_applicable("fewer than four blocks of the same class ran")
         lens = evidence.get(measure_lens)
-        fine = isinstance(lens, LensEvidence) and lens.final <= lens.counted
+        fine = isinstance(lens, LensEvidence) and lens.beats_counts
         if fine or parts in FINE:
             return self.clear(
                 Figure("edge", 1.0, unit="ratio"),

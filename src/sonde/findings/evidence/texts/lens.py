@@ -142,6 +142,16 @@ class LensEvidence:
     reason: str = ""
     too_few: bool = False
 
+    @property
+    def by_counts(self) -> float:
+        """The smaller loss of counts in the other texts, and of the targets' frequencies."""
+        return min(self.counted, self.unigram)
+
+    @property
+    def beats_counts(self) -> bool:
+        """Whether the model's loss is no larger than that of counts and frequencies."""
+        return self.final <= self.by_counts
+
 
 def measure_lens(stream: LiveStream, evidence: Evidence) -> LensEvidence:
     """Return the loss after every block, as a part of the evidence."""

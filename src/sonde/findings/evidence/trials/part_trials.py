@@ -145,7 +145,7 @@ def _suffers(evidence: Evidence) -> str:
         return ""
     lens = evidence.get(measure_lens)
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
-        return "" if lens.final > lens.counted else COUNTS
+        return COUNTS if lens.beats_counts else ""
     numbers, compared = number_answers(evidence), compared_answers(evidence)
     if not isinstance(numbers, str):
         spread = float(numbers.mean.mean())
