@@ -12,6 +12,7 @@ from findings._counting import Counter, counting
 from sonde.findings.codes.snd037 import SND037
 from sonde.findings.evidence.answers.answers import answers_section
 from sonde.findings.evidence.answers.number_answers import rescaled
+from sonde.findings.evidence.texts import lens as lens_module
 from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
@@ -191,3 +192,18 @@ def test_numbers_that_fit_are_a_cause_only_if_somebody_can_have_made_them() -> N
             assert found is not None
             assert found.trial.holds
             assert found.trial.scope == scope, found.words
+
+
+def test_a_large_model_is_read_on_shorter_texts_and_the_answers_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = counting(Counter((1.0, 1.0)).eval())
+    monkeypatch.setattr(lens_module, "OPERATIONS", 1.0)
+    monkeypatch.setattr(lens_module, "SHORTEST", 9)
+    lens = lens_evidence(stream)
+    assert lens.texts is not None
+    assert {len(ids) for ids in lens.texts.ids} == {9}
+    assert len(lens.texts.ids) == lens_module.LEAST_GROUPS + lens_module.SPARE
+    section = answers_section(arrays.evidence_of(torch.randn(9, 3)).having({measure_lens: lens}))
+    assert section is not None
+    assert section["n_first"] == 9

@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
 import sonde
+from findings._counting import Counter, counting
 from findings._evidence import evidence_of as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.codes.snd068 import SND068
 from sonde.findings.evidence.facts import by_answers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.trials.part_changes import PartChange
+from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
+from sonde.findings.evidence.trials.part_changes import PartChange, grid
 from sonde.findings.evidence.trials.part_trials import PartTrials, part_trials
+from sonde.findings.evidence.trials.tempered_loss import least_convex
 from sonde.findings.rule import Check
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream
@@ -304,3 +308,27 @@ def test_the_first_token_pooled_for_the_mean_is_named() -> None:
     assert_raised(SND068().check(evidence.having({part_trials: unsure})), "warning")
     same = replace(finding.trial, after=finding.trial.before)
     assert_clear(SND068().check(evidence.having({part_trials: replace(unsure, trial=same)})))
+
+
+def test_no_forward_runs_if_the_budget_allows_no_change() -> None:
+    stream, sizes = counting(Counter((1.0, 1.0)).eval(), n=64), list[int]()
+    lens = lens_evidence(stream)
+    budget = TrialBudget(lambda: (ForwardCost(0.0, 1.0), 60.0))
+    evidence = replace(evidence_of(stream).having({measure_lens: lens}), budget=budget)
+    hook = stream.model.module.register_forward_pre_hook(lambda *_: sizes.append(1))
+    reason = part_trials(stream, evidence)
+    hook.remove()
+    assert isinstance(reason, str)
+    assert "because the model is large" in reason
+    assert sizes == []
+    assert "changes of parts not tried" in budget.text()
+
+
+@pytest.mark.truth("the least of all values")
+def test_the_temperature_is_that_of_the_whole_grid() -> None:
+    draw, every = torch.Generator().manual_seed(2), (1.0, *grid(0.05, 20, 25))
+    for scale in (0.02, 0.6, 1.0, 7.0):
+        label = torch.randint(0, 6, (80,), generator=draw)
+        logits = scale * (3.0 * one_hot(label, 6) + 2 * torch.randn(80, 6, generator=draw)).double()
+        losses = {f: float(cross_entropy(f * logits, label)) for f in every}
+        assert least_convex(losses.__getitem__, every, 1.0) == min(every, key=losses.__getitem__)

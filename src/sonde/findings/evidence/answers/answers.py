@@ -36,7 +36,7 @@ from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
-from sonde.findings.evidence.texts.lens import LONGEST, LensEvidence, measure_lens
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.rule import Check, Rule
 from sonde.findings.words.text import listed, percent
 from sonde.run.reading.class_order import best_order
@@ -457,6 +457,6 @@ def _of_tokens(lens: LensEvidence) -> dict[str, Any]:
         "best": sites[1] if sites else None,
         "n_rows": lens.n_rows,
         "n_groups": lens.n_groups,
-        "n_first": LONGEST,
+        "n_first": lens.longest,
         "confusion": None,
     }

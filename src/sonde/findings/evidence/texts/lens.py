@@ -39,8 +39,9 @@ TOGETHER: Final = 128
 """Rows that a head reads together: it reads its weights once for all of them."""
 SPARE: Final = 4
 """Texts beyond the least, because some may be too short."""
-LONGEST = 129
-OPERATIONS = 5e11
+LONGEST, SHORTEST = 129, 65
+"""Most tokens of a text, and of a text if the model is too large for so many."""
+OPERATIONS, OF_HEADS = 5e11, 2.5e11
 USUAL = 1e-4
 
 
@@ -113,6 +114,8 @@ class LensEvidence:
     bytes_per_token : float
         Bytes per target token; 0 if no tokenizer gives them.
     n_rows, n_groups : int
+    longest : int
+        Most tokens that are read of a text.
     reason : str
         Why losses by block are missing; empty if they are there.
     too_few : bool
@@ -139,6 +142,7 @@ class LensEvidence:
     bytes_per_token: float = 0.0
     n_rows: int = 0
     n_groups: int = 0
+    longest: int = LONGEST
     reason: str = ""
     too_few: bool = False
 
@@ -165,9 +169,9 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     """
     if stream.model.task != "causal":
         return LensEvidence(reason="the model does not predict a next token")
-    n = chosen_texts(count_weights(stream.model.module))
+    n, longest = sampled_texts(count_weights(stream.model.module))
     singles = [single(stream.inputs, i) for i in chosen_examples(stream, n, seed)]
-    texts = [cut(s, LONGEST) for s in singles if s is not None]
+    texts = [cut(s, longest) for s in singles if s is not None]
     texts = [t for t in texts if (token_length(t) or 0) >= 2]
     if not texts:
         return LensEvidence(reason="no text has two tokens")
@@ -178,13 +182,15 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
             decode = readout(stream.model.module, stream.probe, head, blocks[-1], texts[0])
             reason = "the model's final norm and head alone do not give its logits"
         if head is None or decode is None:
-            return replace(_own(_outcomes(stream, texts, seed)), reason=reason)
+            own = _own(_outcomes(stream, texts, seed))
+            return replace(own, longest=longest, reason=reason)
         # Of a packed head the codes count: it has no parameter.
         entries = max((v.numel() for v in head.state_dict().values()), default=1)
-        budget = OPERATIONS / (2.0 * max(1, entries) * len(blocks))
+        budget = OF_HEADS / (2.0 * max(1, entries) * len(blocks))
         wanted = int(min(MOST_ROWS, max(FEWEST, budget)))
         outcomes = _outcomes(stream, texts, seed, blocks, decode, wanted)
-        return _by_block(stream, outcomes, blocks, min(LEAST_ROWS, wanted))
+        lens = _by_block(stream, outcomes, blocks, min(LEAST_ROWS, wanted))
+        return replace(lens, longest=longest)
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
@@ -272,16 +278,19 @@ def _outcomes(
     )
 
 
-def chosen_texts(n_weights: int) -> int:
-    """Return how many texts are read of a model of this size.
+def sampled_texts(n_weights: int) -> tuple[int, int]:
+    """Return how many texts are read of a model of this size, and the most tokens of a text.
+
+    Larger models read fewer texts first, then fewer tokens of each.
 
     Examples
     --------
-    >>> chosen_texts(1_000_000), chosen_texts(135_000_000)
-    (48, 36)
+    >>> sampled_texts(1_000_000), sampled_texts(70_000_000), sampled_texts(135_000_000)
+    ((48, 129), (36, 99), (36, 65))
     """
-    able = int(OPERATIONS / (2.0 * max(1, n_weights) * LONGEST))
-    return min(MOST_GROUPS, max(LEAST_GROUPS + SPARE, able))
+    able = OPERATIONS / (2.0 * max(1, n_weights))
+    n = min(MOST_GROUPS, max(LEAST_GROUPS + SPARE, int(able / LONGEST)))
+    return n, min(LONGEST, max(SHORTEST, int(able / n)))
 
 
 class _ByBlock:

@@ -24,6 +24,7 @@ from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.modules.module_facts import read_modules
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
 from sonde.findings.evidence.trials.part_changes import (
@@ -32,7 +33,7 @@ from sonde.findings.evidence.trials.part_changes import (
     grid,
     part_changes,
 )
-from sonde.findings.evidence.trials.tempered_loss import crossed_loss
+from sonde.findings.evidence.trials.tempered_loss import crossed_loss, least_convex
 from sonde.findings.evidence.trials.weight_changes import weight_changes
 from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
@@ -44,7 +45,7 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
 
 TEXTS, ROWS, LEAST = 64, 256, 12
-LONGEST: Final = 128
+LONGEST, SHORTEST, FORWARDS = 128, 32, 3  # tokens of a text; forward passes of all texts
 FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
 LEAD: Final = 0.03  # of a reference's accuracy or R^2, from which parts are tried
 SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
@@ -111,7 +112,7 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
         return reason
     rows = TEXTS if causal else 3 * ROWS if cheap else ROWS  # a small gain takes more rows
     chosen = chosen_examples(stream, rows, evidence.data.seed)
-    longest, least = (LONGEST, TEXTS // 2) if causal else (None, 0)
+    longest, least = (_longest(evidence), TEXTS // 2) if causal else (None, 0)
     small = small_batches(stream.model, stream.inputs, chosen, longest, least)
     small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
     if len(small) < 2 * LEAST:
@@ -128,6 +129,12 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
         if isinstance(trials, PartTrials) and trials.change is not None and trials.change.alone:
             trials = _on_more_rows(stream, evidence, whole, trials, scores)
     return trials
+
+
+def _longest(evidence: Evidence) -> int:
+    """Return how many tokens of a text the budget allows for selection and judgement."""
+    n = TEXTS // 2
+    return evidence.budget.rows(n * LONGEST, n * SHORTEST, FORWARDS, 1 - SCREEN) // n
 
 
 def _affordable(evidence: Evidence, small: SmallBatches) -> int:
@@ -190,20 +197,12 @@ def _searched(
     even, odd = (torch.nonzero(half).flatten().tolist() for half in (first_half, ~first_half))
     if min(len(even), len(odd)) < LEAST:
         return f"needs {LEAST} rows to choose a change and {LEAST} others to test it"
-    own = runs.logits(even)
-    if own is None:
-        return "the model's answers to a few rows are not known"
-    temperature = min(
-        (answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))),
-        key=lambda c: float(runs.loss_of(c, own, even).mean()),
-    )
     names = stream.probe.names
     ran = {n: m for n, m in names.modules.items() if n and stream.probe.calls(n) == 1}
     every, budget = [*part_changes(stream), *weight_changes(ran)], evidence.budget
     length = small.length or 1
     rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
     few = runs.few(even[:rows])
-    reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
     able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
     first = every[:able]
     if able < min(LEAST_CHANGES, len(every)):  # these were chosen by weights: a few passes
@@ -211,17 +210,25 @@ def _searched(
     budget.leave_out(PARTS, len(every) - len(first))
     if not first:
         return "not tried because the model is large; --deep tries changes to its parts"
+    own = few.logits(few.every)
+    if own is None:
+        return "the model's answers to a few rows are not known"
+    temperature = few.temperature(own, few.every)
+    reference = float(few.loss_of(temperature, own, few.every).mean())
     tried: list[tuple[float, PartChange]] = []
     with budget.bar(PARTS, len(first)) as bar:
         for change in first:
             tried.append((few.mean(change, few.every), change))
             bar.advance(1)
     hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]
+    if not hopes:  # the other rows have nothing to judge
+        return _judged(few, few.every, None, temperature, len(first))
     tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
     closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
     closer = _nearest(runs, few, even, closer, part)
     means = [(runs.mean(change, even), change) for change in closer]
     best = min(means, key=lambda t: t[0], default=(math.inf, None))[1]
+    temperature = runs.temperature(runs.logits(even), even)
     return _judged(runs, odd, best, temperature, len(first) + len(closer))
 
 
@@ -365,14 +372,21 @@ class _Runs:
         """Return the loss of each row."""
         assert logits is not None
         batch = self.small.together(which)
-        logits = change.factor * logits.double()
         if self.scores is not None:
-            return self.scores.losses(logits, batch.order)
-        ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
-        assert isinstance(ids, Tensor)
-        return cross_entropy(
-            logits[:, :-1].transpose(1, 2), ids[:, 1:].cpu(), reduction="none"
-        ).mean(1)
+            return self.scores.losses(change.factor * logits.double(), batch.order)
+        texts = zip(logits, ids_of(batch), strict=True)  # a text at a time: words are many
+        return torch.stack(
+            [cross_entropy(change.factor * x[:-1].double(), ids[1:]) for x, ids in texts]
+        )
+
+    def temperature(self, logits: Tensor | None, which: Sequence[int]) -> PartChange:
+        """Return the factor on the logits with the least loss."""
+        tried = {f: answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))}
+
+        def loss(factor: float) -> float:
+            return float(self.loss_of(tried[factor], logits, which).mean())
+
+        return tried[least_convex(loss, tried, 1.0)]
 
     def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
         """Return the accuracy on these rows; NaN without labels."""
