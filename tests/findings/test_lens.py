@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from findings._counting import WORDS, Counter, counting
-from findings._nets import texts_of, tokens
+from findings._nets import evidence_of, texts_of, tokens
 from sonde.compress import RTN
-from sonde.findings.evidence.texts.lens import clustered_error, entropy, lens_evidence
+from sonde.findings.evidence.texts.lens import (
+    clustered_error,
+    entropy,
+    lens_evidence,
+    measure_lens,
+)
+from sonde.findings.evidence.texts.text_variants import text_variant_evidence
 
 
 def losses(amounts: list[float], items: list[list[int]]) -> list[float]:
@@ -85,3 +91,21 @@ def test_entropy_of_frequencies() -> None:
 
     ids = torch.tensor([0, 0, 1, 2, 2, 2, 7])
     assert entropy(ids) == pytest.approx(float(reference([2, 1, 3, 1])))
+
+
+@pytest.mark.truth("the module's own forward of the texts alone")
+def test_texts_that_the_lens_has_read_are_not_run_again() -> None:
+    stream, shapes = counting(Counter((1.0, 1.0)).eval()), list[int]()
+    evidence = evidence_of(stream)
+    evidence = evidence.having({measure_lens: lens_evidence(stream)})
+    hook = stream.model.module.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    known = text_variant_evidence(stream, evidence)
+    n_forwards = len(shapes)
+    own = text_variant_evidence(stream, evidence.having({measure_lens: None}))
+    hook.remove()
+    assert known is not None
+    assert own is not None
+    assert len(shapes) == 2 * n_forwards + 1
+    assert torch.allclose(known.given, own.given, rtol=1e-5)

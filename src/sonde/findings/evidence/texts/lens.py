@@ -6,7 +6,7 @@ block are given only if these modules reproduce the model's logits; else the rea
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +28,7 @@ from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.readout import head_module, readout
 from sonde.tap.model.seeding import untouched
-from sonde.tap.model.watch import watch
+from sonde.tap.model.watch import metered, watch
 from sonde.tap.streams.small_batches import cut, single, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
@@ -64,6 +64,8 @@ class TextAnswers:
     special : frozenset of int
         Tokens that are no text, such as the end of a text. In many tokenizers, the token for what
         is unknown is the end of a text: it is special, and ``unknown`` is None.
+    order : Int[Tensor, "text"]
+        Their examples by planned order; empty if these are not known.
     """
 
     ids: tuple[Int[Tensor, "_token"], ...]
@@ -73,6 +75,16 @@ class TextAnswers:
     words: Mapping[int, str]
     unknown: int | None = None
     special: frozenset[int] = frozenset()
+    order: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def losses_of(
+        self, order: Int[Tensor, "row"], n_targets: int
+    ) -> Float[Tensor, "row target"] | None:
+        """Return the losses of the first predicted tokens of examples; None if one is unknown."""
+        at = dict(zip(self.order.tolist(), self.losses, strict=False))
+        each = [at[i][:n_targets] for i in order.tolist() if i in at]
+        is_whole = len(each) == len(order) and all(len(x) == n_targets for x in each)
+        return torch.stack(each) if is_whole and each else None
 
     @property
     def seen(self) -> Float[Tensor, "text word"]:
@@ -158,8 +170,21 @@ class LensEvidence:
 
 
 def measure_lens(stream: LiveStream, evidence: Evidence) -> LensEvidence:
-    """Return the loss after every block, as a part of the evidence."""
-    return lens_evidence(stream, evidence.data.seed)
+    """Return the loss after every block, as a part of the evidence, and as no trial."""
+    with metered(None):
+        return lens_evidence(stream, evidence.data.seed)
+
+
+def known_losses(
+    evidence: Evidence, order: Int[Tensor, "row"], n_targets: int
+) -> Float[Tensor, "row target"] | None:
+    """Return the model's losses on the beginnings of texts that were read; else None.
+
+    Trials of changed texts compare with these, without another forward pass.
+    """
+    lens = evidence.get(measure_lens)
+    texts = lens.texts if isinstance(lens, LensEvidence) else None
+    return None if texts is None else texts.losses_of(order, n_targets)
 
 
 def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
@@ -234,7 +259,7 @@ def _outcomes(
     wanted: int = MOST_ROWS,
 ) -> _Outcomes | None:
     """Return the model's next-token losses, or None if it gives no logits of tokens."""
-    finals, doubts, group, targets, n_words = [], [], [], [], 0
+    finals, doubts, group, targets, order, n_words = [], [], [], [], [], 0
     by_block = _ByBlock(decode, len(blocks))
     counted, predicted, read = [], [], []
     by_counts = counted_losses(stream.inputs, texts, seed)
@@ -263,6 +288,7 @@ def _outcomes(
         read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
+        order.append(text.order)
     final, losses = torch.cat(finals), by_block.losses()
     return _Outcomes(
         losses=final.new_zeros(len(final), 0) if losses is None else losses,
@@ -272,7 +298,7 @@ def _outcomes(
         targets=torch.cat(targets),
         expected=expected / len(final),
         counted=torch.cat(counted, dim=1),
-        texts=_texts(stream.model.processor, read, torch.stack(predicted)),
+        texts=_texts(stream.model.processor, read, torch.stack(predicted), torch.cat(order)),
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, targets),
     )
@@ -375,7 +401,10 @@ def _by_block(
 
 
 def _texts(
-    processor: Any, read: Sequence[tuple[Tensor, ...]], said: Float[Tensor, "text word"]
+    processor: Any,
+    read: Sequence[tuple[Tensor, ...]],
+    said: Float[Tensor, "text word"],
+    order: Int[Tensor, "text"],
 ) -> TextAnswers:
     """Return the model's answers on the texts, with the strings of the relevant tokens."""
     decode = getattr(processor, "decode", None)
@@ -385,7 +414,7 @@ def _texts(
     ids, losses, counted = zip(*read, strict=True)
     special = special_ids(processor)
     unknown = {getattr(processor, "unk_token_id", None)} - {None} - special
-    return TextAnswers(ids, losses, counted, said, words, next(iter(unknown), None), special)
+    return TextAnswers(ids, losses, counted, said, words, next(iter(unknown), None), special, order)
 
 
 def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:

@@ -20,6 +20,7 @@ from sonde.core.inputs import InputBatch
 from sonde.data.text_encoding import context_of
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
+from sonde.findings.evidence.texts.lens import known_losses
 from sonde.findings.evidence.texts.text_measures import BYTES
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
@@ -155,10 +156,11 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
         return None
     texts = [texts[i] for i in kept]
     with untouched(stream.model.module), torch.no_grad():
-        given = _losses(stream, small, texts, budget)
+        tokens, batch = ids.shape[1] - 1, small.together(kept)
+        read = known_losses(evidence, batch.order, tokens)
+        given = _losses(stream, small, texts, budget) if read is None else read.sum(1)
         if given is None:
             return None
-        tokens = ids.shape[1] - 1
         losses, every = dict[str, Tensor](), range(len(texts))
         changing = {words: touched for words, (_, form) in FORMS.items()
                     if (touched := _touching(texts, form))}  # fmt: skip
@@ -172,7 +174,6 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
                 loss = _as_given(stream, small, texts, changed, every, budget)
                 if loss is not None:
                     losses[words] = loss / tokens
-    batch = small.together(kept)
     return TextForms(given / tokens, losses, batch.order, chooses_by_key(batch.group_keys))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import known_losses
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
 from sonde.findings.trial_budget import counted
@@ -70,7 +71,8 @@ def text_variant_evidence(stream: LiveStream, evidence: Evidence) -> TextVariant
         return None
     losses: dict[str, Tensor] = {}
     with untouched(stream.model.module), torch.no_grad():
-        given = _loss(stream, whole, ids, {}, ids)
+        read = known_losses(evidence, whole.order, ids.shape[1] - 1)
+        given = _loss(stream, whole, ids, {}, ids) if read is None else read.mean(1)
         if given is None:
             return None
         ways = dict(_ways(stream, small.takes_positions))
