@@ -352,7 +352,7 @@ class Guard:
         if self._metrics is not None:
             self._measure(self._metrics, step, above)
         if bool(above.any()):
-            self._raise_alarms(seen, step, torch.nonzero(above).flatten().tolist())
+            self._raise_alarms(seen, step, above)
 
     def _measure(self, metrics: Metrics, step: GuardStep, above: Bool[Tensor, "score"]) -> None:
         metrics.forward()
@@ -376,34 +376,41 @@ class Guard:
             self._thresholds[step.counts] = limits
         return limits
 
-    def _raise_alarms(self, seen: GuardedText, step: GuardStep, rows: list[int]) -> None:
-        limits = self._limits(step)
-        for row in rows:
-            which, within = 0, row
-            while within >= step.counts[which]:
-                which, within = which + 1, within - step.counts[which]
-            alarm = self._alarm(seen, which, within, float(limits[row]))
-            seen.alarms.append(alarm)
-            with self._lock:
-                self.n_alarms += 1
-            if self.on_alarm is not None:
-                self.on_alarm(alarm)
+    def _raise_alarms(
+        self, seen: GuardedText, step: GuardStep, above: Bool[Tensor, "score"]
+    ) -> None:
+        counts = list(step.counts)
+        each = zip(above.split(counts), self._limits(step).split(counts), strict=True)
+        for which, (over, limits) in enumerate(each):
+            rows = torch.nonzero(over).flatten().tolist()
+            for alarm in self._alarms_of(seen, which, rows, limits) if rows else ():
+                seen.alarms.append(alarm)
+                with self._lock:
+                    self.n_alarms += 1
+                if self.on_alarm is not None:
+                    self.on_alarm(alarm)
 
-    def _alarm(self, seen: GuardedText, which: int, row: int, limit: float) -> Alarm:
+    def _alarms_of(
+        self, seen: GuardedText, which: int, rows: list[int], limits: Float[Tensor, "row"]
+    ) -> list[Alarm]:
+        """Return the alarms of one detector in the text's last step."""
         step, watch = seen.steps[-1], self._watches[which]
-        label, score = step.label[which], float(step.scores.split(list(step.counts))[which][row])
-        p = watch.p_value([score], None if label is None else label[row : row + 1])
-        return Alarm(
-            method=watch.name[0],
-            site=watch.name[1],
-            step=len(seen.steps) - 1,
-            example=int(step.example[which][row]),
-            position=int(step.position[which][row]),
-            score=score,
-            threshold=limit,
-            p=None if p is None else float(p),
-            forward=seen.forwards[-1],
-        )
+        scores, label = step.scores.split(list(step.counts))[which][rows], step.label[which]
+        p = watch.p_value(scores, None if label is None else label[rows])
+        return [
+            Alarm(
+                method=watch.name[0],
+                site=watch.name[1],
+                step=len(seen.steps) - 1,
+                example=int(step.example[which][row]),
+                position=int(step.position[which][row]),
+                score=score,
+                threshold=float(limits[row]),
+                p=None if p is None else float(p[i]),
+                forward=seen.forwards[-1],
+            )
+            for i, (row, score) in enumerate(zip(rows, scores.tolist(), strict=True))
+        ]
 
 
 def without_sinks(batch: Batch) -> dict[str, Tensor]:
