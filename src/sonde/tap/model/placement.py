@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -58,5 +59,5 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
         device = None if hook is None else hook.__dict__.get("execution_device")
         if device is not None:
             return torch.device(device if not isinstance(device, int) else f"cuda:{device}"), dtype
-    first_device = next((t.device for t in (*module.parameters(), *module.buffers())), None)
+    first_device = next((t.device for t in chain(module.parameters(), module.buffers())), None)
     return (torch.device("cpu") if first_device is None else first_device), dtype

@@ -15,7 +15,7 @@ from sonde.tap.model.placement import placement
 
 def gpus_of(module: nn.Module) -> list[int]:
     """Return the index of each GPU where a part of a module lies or runs."""
-    return sorted({place.index or 0 for place in _places(module) if place.type == "cuda"})
+    return _gpus_among(_places(module))
 
 
 def seed_devices(module: nn.Module, seed: int) -> None:
@@ -24,9 +24,10 @@ def seed_devices(module: nn.Module, seed: int) -> None:
     Call it inside ``torch.random.fork_rng(devices=gpus_of(module))``.
     """
     torch.default_generator.manual_seed(seed)
-    for gpu in gpus_of(module):
+    places = _places(module)
+    for gpu in _gpus_among(places):
         torch.cuda.default_generators[gpu].manual_seed(seed)
-    for kind in {place.type for place in _places(module)} - {"cpu", "cuda", "meta"}:
+    for kind in {place.type for place in places} - {"cpu", "cuda", "meta"}:
         torch.get_device_module(kind).manual_seed(seed)
 
 
@@ -73,6 +74,10 @@ def buffers_kept(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 def _both_nan(a: Tensor, b: Tensor) -> bool:
     return a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _gpus_among(places: set[torch.device]) -> list[int]:
+    return sorted({place.index or 0 for place in places if place.type == "cuda"})
 
 
 def _places(module: nn.Module) -> set[torch.device]:
