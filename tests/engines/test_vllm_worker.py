@@ -100,6 +100,12 @@ def test_a_preempted_request_has_each_row_once_and_the_last_state_of_it(watched)
     assert torch.equal(recording.take("a", 5)["layers.1"], value("a", 0, 5))
 
 
+def test_a_request_keeps_no_rows_of_others(watched):
+    runner, recording = watched
+    step(runner, a=(0, 4), b=(0, 400))
+    assert recording.states["a"][0][1].untyped_storage().nbytes() == 4 * DIM * 4
+
+
 def test_rows_that_were_never_computed_are_missed(watched):
     runner, recording = watched
     step(runner, a=(128, 3))  # 128 positions came from the cache of prefixes
@@ -144,7 +150,7 @@ def test_a_worker_answers_calls(watched):
 def test_vllm_adds_letters_to_the_names_of_requests(watched):
     _, recording = watched
     for name in ("1-0a1b2c3d", "0_1-0a1b2c3d", "11-0a1b2c3d", "1-ffffffff"):
-        recording.states[name] = {"layers.1": [(0, torch.full((1, DIM), float(len(name))))]}
+        recording.states[name] = [(0, torch.full((1, 1, DIM), float(len(name))))]
     assert recording.take("0_1", 1)["layers.1"][0, 0] == 12
     assert recording.take("1", 1)
     assert [*recording.states] == ["1-0a1b2c3d", "11-0a1b2c3d"]  # the last one of that name

@@ -1,7 +1,7 @@
 """What a worker of vLLM is asked to do: take states behind blocks, and change them by edits."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,15 +66,24 @@ class Orders:
     watched: tuple[str, ...] = ()
     edits: tuple[OpenEdit, ...] = ()
 
-    def update(self, root: nn.Module, blocks: Mapping[str, nn.Module]) -> list[Order]:
+    def update(
+        self, root: nn.Module, blocks: Mapping[str, nn.Module], kept: Collection[str] = ()
+    ) -> list[Order]:
         """Return what to tell the worker, so that it follows what is open on a module now.
+
+        Parameters
+        ----------
+        root : nn.Module
+        blocks : mapping of str to nn.Module
+        kept : collection of str
+            Blocks whose states are taken in any case.
 
         Raises
         ------
         InputError
             If something is open that does not act inside vLLM.
         """
-        watched = tuple(path for path, block in blocks.items() if _is_hooked(block))
+        watched = tuple(path for path, b in blocks.items() if path in kept or _is_hooked(b))
         edits = _open_edits(root)
         if (watched, edits) == (self.watched, self.edits):
             return []
@@ -83,9 +92,9 @@ class Orders:
         return [("sonde_watch", ([*watched], [change.to_message() for change in changes]))]
 
 
-def take(lengths: Mapping[str, int]) -> Order:
+def take(lengths: Mapping[str, int], *, forget: bool = True) -> Order:
     """Return the order for the states of requests, by name and number of positions."""
-    return "sonde_take", (dict(lengths), os.getpid())
+    return "sonde_take", (dict(lengths), os.getpid(), forget)
 
 
 def as_states(answer: Sequence[dict[str, Tensor] | bytes]) -> list[dict[str, Tensor]]:

@@ -131,15 +131,19 @@ class Recording:
 
     Attributes
     ----------
-    states : dict of str to dict
-        By request, then by module: position of the first row, and the rows.
+    paths : tuple of str
+        Modules whose states are taken.
+    states : dict of str to list
+        By request: position of the first row of each forward pass, and the rows of all modules.
     """
 
     runner: Any
-    states: dict[str, dict[str, list[tuple[int, Tensor]]]] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    states: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     _scheduled: Any = None
     _ids: Any = None
     _batch: ScheduledRows | None = None
+    _rows: dict[str, Tensor] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
     _run: Callable[..., Any] | None = None
 
@@ -149,11 +153,14 @@ class Recording:
         Parameters
         ----------
         paths : sequence of str
-            Modules whose states are taken, as they are before the changes behind them.
+            Modules of one width, whose states are taken as they are before the changes behind them.
         changes : sequence of StateChange
             Applied in this order.
         """
         self.close()
+        if {*paths} != {*self.paths}:
+            self.states.clear()  # rows of other modules
+            self.paths = tuple(paths)
         if not paths and not changes:
             return
         root = self.runner.get_model()
@@ -178,9 +185,13 @@ class Recording:
         assert self._run is not None  # ``watch`` kept it
         self._scheduled = scheduled
         try:
-            return self._run(scheduled, *args, **kwargs)
+            result = self._run(scheduled, *args, **kwargs)
+            if self._rows:
+                self._keep()
+            return result
         finally:
             self._scheduled = self._batch = self._ids = None
+            self._rows.clear()
 
     def _begin(self, _: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         self._batch, self._ids = None, kwargs.get("input_ids", args[0] if args else None)
@@ -194,7 +205,7 @@ class Recording:
             self._batch = ScheduledRows(self._stretches(), self._ids)
         rows = state_of(output)
         if taken:
-            self._take(path, rows)
+            self._rows[path] = rows
         if not changes:
             return None
         n, new = sum(one.size for one in self._batch.stretches), rows
@@ -202,12 +213,15 @@ class Recording:
             new = torch.cat([change(new[:n], self._batch), new[n:]])
         return with_state(output, new)
 
-    def _take(self, path: str, rows: Tensor) -> None:
+    def _keep(self) -> None:
+        """Keep the rows of a forward pass by request, those of all modules in one tensor."""
         assert self._batch is not None  # ``_after`` made it
-        start = 0
+        step = torch.stack([self._rows[path] for path in self.paths])
+        start, is_shared = 0, len(self._batch.stretches) > 1
         for one in self._batch.stretches:
-            kept = self.states.setdefault(one.request, {}).setdefault(path, [])
-            kept.append((one.position, rows[start : start + one.size]))
+            own = step[:, start : start + one.size]
+            own = own.clone() if is_shared else own  # a view would keep the others' rows alive
+            self.states.setdefault(one.request, []).append((one.position, own))
             start += one.size
 
     def _stretches(self) -> list[Stretch]:
@@ -220,8 +234,8 @@ class Recording:
             if scheduled.get(request)
         ]
 
-    def take(self, name: str, length: int) -> dict[str, Tensor]:
-        """Return the states of a request's first positions, and forget the request.
+    def take(self, name: str, length: int, *, forget: bool = True) -> dict[str, Tensor]:
+        """Return the states of a request's first positions.
 
         A position that was computed twice, as after a preemption, has its last state.
 
@@ -230,25 +244,29 @@ class Recording:
         name : str
             Name that the request was given; vLLM adds random letters to it.
         length : int
+        forget : bool, default=True
+            Keep no states of the request from now on.
 
         Raises
         ------
         RuntimeError
             If a position has no state, as of a cached prefix.
         """
-        by_path = {}
-        for path, parts in self.states.pop(self._request(name), {}).items():
-            rows = torch.empty(length, parts[0][1].shape[1], dtype=parts[0][1].dtype)
-            seen = torch.zeros(length, dtype=torch.bool)
-            for position, part in parts:
-                stop = min(length, position + len(part))
-                rows[position:stop] = part[: max(0, stop - position)]
-                seen[position:stop] = True
-            if not bool(seen.all()):
-                missing = int((~seen).sum())
-                raise RuntimeError(f"{missing} of {length} positions of {name} have no states")
-            by_path[path] = rows
-        return by_path
+        request = self._request(name)
+        parts = self.states.pop(request, []) if forget else self.states.get(request, [])
+        if not parts:
+            return {}
+        n_modules, _, dim = parts[0][1].shape
+        rows = torch.empty(n_modules, length, dim, dtype=parts[0][1].dtype)
+        seen = torch.zeros(length, dtype=torch.bool)
+        for position, part in parts:
+            stop = min(length, position + part.shape[1])
+            rows[:, position:stop] = part[:, : max(0, stop - position)]
+            seen[position:stop] = True
+        if not bool(seen.all()):
+            missing = int((~seen).sum())
+            raise RuntimeError(f"{missing} of {length} positions of {name} have no states")
+        return dict(zip(self.paths, rows.unbind(), strict=True))
 
     def _request(self, name: str) -> str:
         """Return vLLM's own id of the last request with a name."""
@@ -300,16 +318,21 @@ class StateWorker:
             self._sonde = Recording(self.model_runner)
         self._sonde.watch(paths, [StateChange.of(message) for message in changes])
 
-    def sonde_take(self, lengths: dict[str, int], process: int) -> list[dict[str, Tensor] | bytes]:
-        """Return the states of requests, by name and number of positions, and forget them.
+    def sonde_take(
+        self, lengths: dict[str, int], process: int, forget: bool = True
+    ) -> list[dict[str, Tensor] | bytes]:
+        """Return the states of requests, by name and number of positions.
 
         Parameters
         ----------
         lengths : dict of str to int
         process : int
             Who asks: another process gets bytes of safetensors, as vLLM would not send tensors.
+        forget : bool, default=True
+            Keep no states of the requests from now on.
         """
-        taken = [self._sonde.take(name, length) for name, length in lengths.items()]
+        each = lengths.items()
+        taken = [self._sonde.take(name, length, forget=forget) for name, length in each]
         return [*taken] if process == os.getpid() else [save(states) for states in taken]
 
     def sonde_drop(self, names: list[str] | None = None) -> None:
