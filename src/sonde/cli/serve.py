@@ -10,6 +10,7 @@ from sonde.cli.options import (
     DataReading,
     DeviceWord,
     DtypeWord,
+    EngineWord,
     LongWord,
     ModelWord,
     Printing,
@@ -42,7 +43,8 @@ class Serve:
     http://127.0.0.1:8000/predict
 
     A language model answers the OpenAI protocol too: /v1/completions, /v1/chat/completions,
-    /v1/models, with the verdicts in the field `sonde`.
+    /v1/models, with the verdicts in the field `sonde`. With --engine vllm it answers many requests
+    at once.
 
     GET / is the dashboard, /metrics is for Prometheus, /openapi.json describes every address.
     With --log the statistics of the traffic are ordinary state files:
@@ -156,6 +158,7 @@ class Serve:
             "write it to the log too"
         ),
     ] = "header"
+    engine: EngineWord = "transformers"
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     trust_remote_code: TrustFlag = False
@@ -226,6 +229,7 @@ class Serve:
             shared=text(self.log) if self.shared else None,
             quiet=self.printing.quiet,
             on_alarm=self.on_alarm,
+            engine=self.engine,
             limits=Limits(
                 body_bytes=parse_bytes(self.max_body),
                 pixels=self.max_pixels,

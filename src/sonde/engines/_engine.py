@@ -39,27 +39,7 @@ class Engine:
         cls, folder: str, dtype: torch.dtype, context: int | None, options: Mapping[str, Any]
     ) -> "Engine":
         """Start vLLM with the model of a folder."""
-        # In one process, states are handed over without a copy; the user may say otherwise.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        vllm = require_vllm()
-        chosen = {"max_model_len": min(context or LONGEST, LONGEST), **options}
-        # vLLM on a CPU fails at seeded requests whose prompts come in pieces.
-        chosen = {"enable_chunked_prefill": False} | chosen
-        if chosen.get("speculative_config"):
-            raise InputError(
-                "engine vllm: expected no speculative_config: drafted tokens that are rejected "
-                "leave states behind. Leave it out."
-            )
-        fixed = {"worker_extension_cls": WORKER, "enforce_eager": True}
-        fixed |= {"enable_prefix_caching": False, "enable_lora": False}
-        if wrong := [name for name, value in fixed.items() if chosen.get(name, value) != value]:
-            raise InputError(
-                f"engine vllm: expected {wrong[0]}={fixed[wrong[0]]!r}, without which states are "
-                f"missing or another model's, got {chosen[wrong[0]]!r}. Leave it out."
-            )
-        kind = str(dtype).removeprefix("torch.")
-        llm = vllm.LLM(model=folder, dtype=kind, **({"disable_log_stats": True} | chosen | fixed))
-        return cls(llm, int(chosen["max_model_len"]))
+        return cls(*start_llm(folder, dtype, context, options))
 
     def follow(self, root: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         """Let the workers do what is open on a module now: take states, edit states."""
@@ -86,13 +66,7 @@ class Engine:
         settings : sequence of vllm.SamplingParams
             For each text.
         """
-        most = max(len(ids) + one.max_tokens for ids, one in zip(texts, settings, strict=True))
-        if most > self.room:
-            raise InputError(
-                f"engine vllm: expected texts of at most {self.room} tokens with what is "
-                f"generated, got {most}. Cut the texts (--max-length), or pass a larger "
-                "max_model_len to sonde.engines.vllm.on_vllm."
-            )
+        require_room(self.room, texts, settings)
         self.tell([("sonde_drop", (None,))])
         prompts = [{"prompt_token_ids": ids} for ids in texts]
         done = self.llm.generate(prompts, [*settings], use_tqdm=False)
@@ -102,6 +76,50 @@ class Engine:
         sizes = [len(ids) + len(tokens) - 1 for ids, tokens in zip(texts, new, strict=True)]
         lengths = {one.request_id: size for one, size in zip(done, sizes, strict=True)}
         return new, as_states(self.tell([take(lengths)])[0])
+
+
+def start_llm(
+    folder: str, dtype: torch.dtype, context: int | None, options: Mapping[str, Any]
+) -> tuple[Any, int]:
+    """Return a running ``vllm.LLM`` with sonde's worker, and the most tokens of a text.
+
+    Raises
+    ------
+    InputError
+        If an option would leave positions without states.
+    """
+    # In one process, states are handed over without a copy; the user may say otherwise.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    vllm = require_vllm()
+    chosen = {"max_model_len": min(context or LONGEST, LONGEST), **options}
+    # vLLM on a CPU fails at seeded requests whose prompts come in pieces.
+    chosen = {"enable_chunked_prefill": False} | chosen
+    if chosen.get("speculative_config"):
+        raise InputError(
+            "engine vllm: expected no speculative_config: drafted tokens that are rejected "
+            "leave states behind. Leave it out."
+        )
+    fixed = {"worker_extension_cls": WORKER, "enforce_eager": True}
+    fixed |= {"enable_prefix_caching": False, "enable_lora": False}
+    if wrong := [name for name, value in fixed.items() if chosen.get(name, value) != value]:
+        raise InputError(
+            f"engine vllm: expected {wrong[0]}={fixed[wrong[0]]!r}, without which states are "
+            f"missing or another model's, got {chosen[wrong[0]]!r}. Leave it out."
+        )
+    kind = str(dtype).removeprefix("torch.")
+    llm = vllm.LLM(model=folder, dtype=kind, **({"disable_log_stats": True} | chosen | fixed))
+    return llm, int(chosen["max_model_len"])
+
+
+def require_room(room: int, texts: Sequence[list[int]], settings: Sequence[Any]) -> None:
+    """Raise if a text with what is generated after it is too long for vLLM."""
+    most = max(len(ids) + one.max_tokens for ids, one in zip(texts, settings, strict=True))
+    if most > room:
+        raise InputError(
+            f"engine vllm: expected texts of at most {room} tokens with what is generated, got "
+            f"{most}. Cut the texts (--max-length), or pass a larger max_model_len to "
+            "sonde.engines.vllm.on_vllm."
+        )
 
 
 def require_vllm() -> Any:

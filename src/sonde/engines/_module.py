@@ -12,6 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from sonde.core.errors import InputError
 from sonde.engines._engine import Engine, sampling_params
+from sonde.engines._shared_engine import SharedEngine
 
 States = list[dict[str, Tensor]]
 UNREAD = (
@@ -54,13 +55,13 @@ class Shell:
     Parameters
     ----------
     module : nn.Module
-    engine : Engine or None
+    engine : Engine, SharedEngine or None
         None if vLLM is run by its user: then the module stays as it is but for ``hand_over``.
     blocks : dict of str to nn.Module
     """
 
     module: nn.Module
-    engine: Engine | None
+    engine: Engine | SharedEngine | None
     blocks: dict[str, nn.Module] = field(repr=False)
 
     def attach(self) -> None:
@@ -125,7 +126,7 @@ class Shell:
 
     def _computed(self, texts: Sequence[list[int]]) -> States:
         """Return the states of whole texts at the blocks that are hooked."""
-        engine = cast(Engine, self.engine)
+        engine = cast(Engine | SharedEngine, self.engine)
         engine.follow(self.module, self.blocks)
         if not engine.orders.watched:
             return []
@@ -150,9 +151,9 @@ class Shell:
         -------
         Tensor, or an output with the tensor as ``sequences``
         """
-        engine = cast(Engine, self.engine)
+        engine = cast(Engine | SharedEngine, self.engine)
         ends, pad = self._ends(settings), settings.pop("pad_token_id", None)
-        how = _sampling(settings, getattr(self.module, "generation_config", None))
+        how = sampling_settings(settings, getattr(self.module, "generation_config", None))
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         texts = [ids[mask].tolist() for ids, mask in zip(input_ids, real.bool(), strict=True)]
         seed = torch.initial_seed()
@@ -309,7 +310,7 @@ def _padded(
     return ids, real
 
 
-def _sampling(settings: Mapping[str, Any], config: Any) -> dict[str, Any]:
+def sampling_settings(settings: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Return settings of ``generate`` in vLLM's words; refuse those that have none."""
     for name, value in settings.items():
         if name in KNOWN or value is None or value in PLAIN.get(name, ()):

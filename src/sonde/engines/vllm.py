@@ -26,9 +26,26 @@ from sonde.core.inputs import Model
 from sonde.data.loading import load
 from sonde.data.text_encoding import context_of
 from sonde.engines._engine import Engine, require_vllm, sampling_params
-from sonde.engines._module import Shell
+from sonde.engines._module import Shell, sampling_settings
 from sonde.engines._requests import AsyncRequests, Requests, require_states
+from sonde.engines._shared_engine import (
+    NewTokens,
+    SharedEngine,
+    given_states,
+    shared_engine,
+)
 
+__all__ = [
+    "NewTokens",
+    "SharedEngine",
+    "given_states",
+    "on_vllm",
+    "require_vllm",
+    "sampling_settings",
+    "shared_engine",
+    "shared_on_vllm",
+    "watched",
+]
 DRAWN = 12
 """Tokens on which vLLM is compared with transformers."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -51,6 +68,33 @@ def on_vllm(model: Model, **options: Any) -> Model:
     InputError
         If vLLM is not installed, or the model is not one that it reads as transformers does.
     """
+    return _opened(model, Engine, options)
+
+
+def shared_on_vllm(model: Model, **options: Any) -> Model:
+    """Return a model as ``on_vllm`` does, whose vLLM answers many callers at once.
+
+    A server uses it: forward passes of several threads and texts that are generated meanwhile
+    share the steps of vLLM. Edits are refused.
+
+    Parameters
+    ----------
+    model : Model
+        A language model that was loaded from a folder, on the CPU.
+    **options
+        Options of ``vllm.LLM``.
+
+    Raises
+    ------
+    InputError
+        If vLLM is not installed, or the model is not one that it reads as transformers does.
+    """
+    return _opened(model, SharedEngine, options)
+
+
+def _opened(
+    model: Model, kind: type[Engine] | type[SharedEngine], options: Mapping[str, Any]
+) -> Model:
     folder = model.name
     if model.task != "causal" or not folder:
         raise InputError(
@@ -59,7 +103,7 @@ def on_vllm(model: Model, **options: Any) -> Model:
         )
     module, blocks = model.module, _blocks(model.module)
     expected, dtype = _states_here(module, blocks), next(module.parameters()).dtype
-    engine = Engine.start(folder, dtype, context_of(model), options)
+    engine = kind.start(folder, dtype, context_of(model), options)
     _check_names(folder, blocks, engine.modules())
     ids, here = expected
     one = sampling_params(max_tokens=1, temperature=0, detokenize=False)
@@ -68,6 +112,8 @@ def on_vllm(model: Model, **options: Any) -> Model:
     there = engine.run([ids[0].tolist()], [one])[1][0]
     _check_alike(type(module).__name__, here, there, dtype)
     Shell(module, engine, blocks).attach()
+    if isinstance(engine, SharedEngine):
+        engine.attach(module)
     return replace(model, module=module)
 
 

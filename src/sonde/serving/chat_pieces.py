@@ -87,11 +87,16 @@ class TextPieces:
         if not self._saw_prompt:
             self._saw_prompt = True
             return
-        if self.is_over:  # generate may choose one token more than it needs
-            return
         token = int(tokens.reshape(-1)[0])
+        self.add(token, self._probability(token))
+
+    def add(self, token: int, probability: TokenProbability | None = None) -> None:
+        """Take one generated token."""
+        if self.is_over:  # one token more than is needed may have been chosen
+            return
         self.ids.append(token)
-        self._keep(token)
+        if probability is not None:
+            self.probabilities.append(probability)
         if token in self._ends:
             self.stopped = True
             self._release(whole=True)
@@ -135,16 +140,14 @@ class TextPieces:
         if piece and self._on_piece is not None:
             self._on_piece(piece)
 
-    def _keep(self, token: int) -> None:
+    def _probability(self, token: int) -> TokenProbability | None:
         if self._scores is None or self._n_likely is None:
-            return
+            return None
         best = self._scores.topk(self._n_likely) if self._n_likely else None
         likely = (
             () if best is None else zip(best.indices.tolist(), best.values.tolist(), strict=True)
         )
-        self.probabilities.append(
-            TokenProbability(token, float(self._scores[token]), tuple(likely))
-        )
+        return TokenProbability(token, float(self._scores[token]), tuple(likely))
 
 
 @final

@@ -1,6 +1,6 @@
 """Addresses of the OpenAI protocol: ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions``.
 
-Requests are answered one after another, in the thread of the model.
+Requests are answered one after another, in the thread of the model, or in vLLM all at once.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from sonde.serving.chat_answers import ChatAnswers
 from sonde.serving.chat_pieces import TextPieces
 from sonde.serving.chat_requests import ChatRequest, ProtocolError
 from sonde.serving.continuing import Continued, Continuing
+from sonde.serving.engine_answers import EngineAnswers
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal, frames_of
 from sonde.serving.service import Service
@@ -52,6 +53,7 @@ class ChatRoutes:
     names: Iterator[str]
     on_alarm: OnAlarm = "header"
     _model: Continuing | None = field(default=None, init=False)
+    _engine: EngineAnswers | None = field(default=None, init=False)
     _n_waiting: int = field(default=0, init=False)
 
     def routes(self) -> list[Route]:
@@ -102,7 +104,10 @@ class ChatRoutes:
     def _continuing(self) -> Continuing:
         served = self.service.served()
         if self._model is None or self._model.served is not served:
-            self._model = Continuing(served)
+            self._model = model = Continuing(served)
+            in_thread = self.service.in_model_thread
+            engine = model.engine
+            self._engine = None if engine is None else EngineAnswers(model, engine, in_thread)
         return self._model
 
     async def _answered(self, request: Request, is_chat: bool) -> Response:
@@ -133,7 +138,7 @@ class ChatRoutes:
             results = await answering
         finally:
             for one in each:
-                one.pieces.cancelled.set()
+                one.stop()
             answering.cancel()
         kept = [self._checked(one.name, answer) for one, answer in zip(each, results, strict=True)]
         return JSONResponse(answers.whole(kept, lengths), headers=self._headers(kept, answers.name))
@@ -151,8 +156,9 @@ class ChatRoutes:
         async def lines() -> AsyncIterator[str]:
             texts: list[Continued] = []
             try:
-                for i, one in enumerate(each):
+                for one in each:
                     one.start()
+                for i, one in enumerate(each):
                     began = True
                     async for text in one.texts():
                         yield _event(answers.piece(i, text, first=began))
@@ -172,7 +178,7 @@ class ChatRoutes:
                 yield _event(failed.json())
             finally:
                 for one in each:
-                    one.pieces.cancelled.set()
+                    one.stop()
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
@@ -252,6 +258,12 @@ class _Answering:
             self._routes._n_waiting += 1
             self._task = asyncio.create_task(self._run())
 
+    def stop(self) -> None:
+        """End an answer for which nobody waits any more."""
+        self.pieces.cancelled.set()
+        if self._task is not None and not self._task.cancel() and not self._task.cancelled():
+            self._task.exception()  # of an answer that was not asked for any more
+
     async def result(self) -> Continued:
         """Return the whole answer."""
         self.start()
@@ -280,11 +292,16 @@ class _Answering:
             if not self.pieces.cancelled.is_set():
                 texts.append(self._model.run(self._ids, seeded, self.pieces, self._on_prompt))
 
+        engine = self._routes._engine
         try:
-            await self._routes.service.in_model_thread(action)
+            if engine is None:
+                await self._routes.service.in_model_thread(action)
+            else:
+                given = (self._ids, seeded, self.pieces, self._on_prompt)
+                texts.append(await engine.answer(*given))
         finally:
             self._routes._n_waiting -= 1
-            self._texts.put_nowait(None)
+            self._loop.call_soon(self._texts.put_nowait, None)  # behind the last piece
         if not texts:
             raise asyncio.CancelledError
         if self._withheld(texts[0].prompt):
@@ -310,7 +327,7 @@ class _Answering:
 
 
 async def _results(each: list[_Answering]) -> list[Continued]:
-    return [await one.result() for one in each]
+    return list(await asyncio.gather(*(one.result() for one in each)))
 
 
 def withheld(verdict: Verdict | None) -> ProtocolError:

@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
+from torch import Tensor
+
 from sonde.core.batch import Batch
 from sonde.core.errors import StateError
 from sonde.core.inputs import InputBatch
 from sonde.data.processors import is_tokenizer
 from sonde.data.text_encoding import context_of
+from sonde.engines.vllm import given_states, shared_engine
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.read import read
 from sonde.run.scoring.batches import reduction_of, scored_rows
@@ -23,6 +27,7 @@ from sonde.serving.served import ServedModel, prompts_of
 from sonde.serving.verdicts import Verdict
 from sonde.tap import LiveStream
 from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.rows.padding import left_padded, right_padded
 
 ONE = {"max_new_tokens": 1}
 """Settings of the stream; each request brings its own."""
@@ -53,7 +58,7 @@ class Continued:
 
 @final
 class Continuing:
-    """Continues prompts by a served model; everything but ``tokens`` runs in the model's thread.
+    """Continues prompts by a served model; ``run`` and verdicts belong in the model's thread.
 
     Parameters
     ----------
@@ -77,7 +82,10 @@ class Continuing:
                 "model_not_found",
             )
         self.tokenizer: Any = self.model.processor
+        self.engine = shared_engine(self.model.module)
         self.context = context_of(self.model)
+        if self.engine is not None:  # states of the last token take a step more
+            self.context = self.engine.room - (served.fitted is not None)
         self._opened_for: Any = None
         self._stream: LiveStream | None = None
 
@@ -143,7 +151,7 @@ class Continuing:
         self, settings: Settings, on_piece: Callable[[str], None] | None = None
     ) -> TextPieces:
         """Return the text of an answer that is still empty."""
-        return TextPieces(self.decode, self._ends(), settings.stop, settings.logprobs, on_piece)
+        return TextPieces(self.decode, self.ends(), settings.stop, settings.logprobs, on_piece)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -181,7 +189,7 @@ class Continuing:
 
         chosen = settings.for_generate() | {
             "max_new_tokens": wanted,
-            "eos_token_id": self._ends() or None,
+            "eos_token_id": self.ends() or None,
             "streamer": pieces,
             "stopping_criteria": [StopWhenOver(pieces)],
         }
@@ -216,6 +224,32 @@ class Continuing:
         whole = None if pieces.cancelled.is_set() else self._verdict(batch)
         return Continued(pieces, seen[0] if seen else None, whole)
 
+    def read_blocks(self) -> tuple[str, ...]:
+        """Return the blocks whose states the detectors read."""
+        sites = () if self.served.fitted is None else self._opened().schema
+        return tuple(dict.fromkeys(one.site.path for one in sites))
+
+    def verdict_of_states(
+        self, ids: list[int], new: list[int], states: Mapping[str, Tensor]
+    ) -> Verdict | None:
+        """Return the verdict on a prompt and the tokens after it, whose states are known.
+
+        Parameters
+        ----------
+        ids, new : list of int
+        states : mapping of str to Tensor
+            By block, for each token.
+        """
+        stream = self._opened()
+        batch = self._batch(stream, ids)
+        if new:
+            chosen = {"max_new_tokens": len(new), "eos_token_id": self.ends() or None}
+            generation = self._inputs(stream, 0, chosen).generation
+            batch = generation.as_text(left_padded(batch), torch.tensor([[*ids, *new]]))
+            batch = right_padded(batch)
+        with given_states(dict(states)):
+            return self._verdict(stream.read_batch(stream.reader(), batch))
+
     def _inputs(self, stream: LiveStream, seed: int, chosen: dict[str, Any]) -> ReplayInputs:
         inputs = stream.inputs
         assert isinstance(inputs, ReplayInputs)  # it was opened with ``generate``
@@ -231,7 +265,7 @@ class Continuing:
         """Return the stream of token ids that the detectors read; anew for a new calibration."""
         fitted = self.served.fitted
         if self._stream is None or self._opened_for is not fitted:
-            row = [{"input_ids": [max(0, *self._ends(), 1)] * 4}]
+            row = [{"input_ids": [max(0, *self.ends(), 1)] * 4}]
             options = {"check": False, "batch_size": 1, "generate": dict(ONE)}
             if fitted is None:
                 stream = read(self.model, row, **options)
@@ -253,7 +287,7 @@ class Continuing:
         }
         return verdicts.of(scored, 1)[0]
 
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
         """Return the tokens that end a text."""
         config = getattr(self.model.module, "generation_config", None)
         ends = getattr(config, "eos_token_id", None)

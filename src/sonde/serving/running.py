@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any, Literal, final
 
 from sonde.core.errors import InputError
+from sonde.engines.vllm import require_vllm, shared_on_vllm
 from sonde.run.fitting.fitted import as_fitted
 from sonde.run.reading.load import load
 from sonde.serving.authentication import read_token
@@ -64,6 +65,7 @@ class Settings:
     quiet : bool
         Whether nothing is printed when the model is served.
     on_alarm : {"header", "refuse", "log"}
+    engine : {"transformers", "vllm"}
     model_options, options : dict
         Named options of ``sonde.load`` and of ``sonde.read``.
     """
@@ -85,6 +87,7 @@ class Settings:
     client_field: str | None = None
     quiet: bool = False
     on_alarm: Literal["header", "refuse", "log"] = "header"
+    engine: Literal["transformers", "vllm"] = "transformers"
     limits: Limits = field(default_factory=Limits)
     schedule: Schedule = field(default_factory=Schedule)
     model_options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -133,6 +136,8 @@ def check(settings: Settings) -> None:
         raise InputError(f"--port: expected a number from 0 to 65535, got {settings.port}.")
     if settings.replicas < 1:
         raise InputError(f"--replicas: expected at least 1, got {settings.replicas}.")
+    if settings.engine == "vllm":
+        _check_vllm(settings)
     if settings.probe is not None and not Path(settings.probe).is_file():
         raise InputError(f"serve: there is no file {settings.probe}. Fit one with sonde fit.")
     if settings.probe is not None:  # a server whose probe is damaged would never be ready
@@ -140,6 +145,20 @@ def check(settings: Settings) -> None:
     if settings.calibrate is not None and settings.probe is None:
         raise InputError(
             "--calibrate: expected a PROBE with it, whose detectors the file calibrates."
+        )
+
+
+def _check_vllm(settings: Settings) -> None:
+    require_vllm()
+    if settings.replicas > 1:
+        raise InputError(
+            f"--replicas: expected 1 with --engine vllm, which answers many requests at once, got "
+            f"{settings.replicas}. Start several servers at ports of their own."
+        )
+    if settings.batch_invariant:
+        raise InputError(
+            "--batch-invariant: expected an engine that reads each text by itself; vLLM reads many "
+            "at once. Leave out --batch-invariant or --engine vllm."
         )
 
 
@@ -173,6 +192,10 @@ def made(
     _set_threads(settings)
 
     def model() -> Any:
+        if settings.engine == "vllm":  # it chooses its own device
+            return shared_on_vllm(
+                load(settings.model, **{**settings.model_options, "device": "cpu"})
+            )
         return load(settings.model, **settings.model_options)
 
     token = None if settings.token_file is None else read_token(settings.token_file)
