@@ -236,7 +236,12 @@ class Changes:
     def state(self) -> dict[str, Any]:
         """Return the events and counts as JSON values."""
         with self._lock:
-            return {"n": self.n, "events": [asdict(event) for event in self.events]}
+            return {
+                "n": self.n,
+                "repeated": self.repetitions.n_repeated,
+                "joined": self.callers.n_joined,
+                "events": [asdict(event) for event in self.events],
+            }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue with the events and counts of an earlier process."""
@@ -251,6 +256,8 @@ class Changes:
         ]
         with self._lock:
             self.n, self.events = int(state["n"]), [*events, *self.events]
+            self.repetitions.n_repeated += int(state.get("repeated", 0))
+            self.callers.n_joined += int(state.get("joined", 0))
 
     def _one(
         self, each: Mapping[Key, tuple[float, float | None]], seen: Seen, at: float

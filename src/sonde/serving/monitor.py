@@ -211,7 +211,6 @@ class Monitor:
         self.peers.publish(
             {
                 "changes": self.changes.state() if leads and self.changes is not None else None,
-                "left_out": self.left_out() if leads else None,
                 "feedback": self.feedback.counts(),
                 "recent": self.recent.counts(),
                 "metrics": self._figures.snapshot(),
@@ -234,10 +233,11 @@ class Monitor:
     def left_out(self) -> dict[str, int]:
         """Return the inputs of all replicas that the change detectors did not count, by reason."""
         if self.changes is not None and self.leads:
-            n_joined = self.changes.callers.n_joined
-            return {"repeated": self.changes.repetitions.n_repeated, "joined": n_joined}
-        each = [one["left_out"] for one in self.others().values() if one["changes"] is not None]
-        return each[0] if each else {"repeated": 0, "joined": 0}
+            state = self.changes.state()
+        else:
+            states = [one["changes"] for one in self.others().values()]
+            state = next((one for one in states if one is not None), {})
+        return {name: state.get(name, 0) for name in ("repeated", "joined")}
 
     def accuracy(self) -> dict[str, Any]:
         """Return the accuracy by feedback over all replicas."""

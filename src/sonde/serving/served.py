@@ -344,7 +344,9 @@ class ServedModel:
         if is_tokenizer(self.model.processor):
             names = str(typed.get("text_column") or "text").split(",")
             return dict.fromkeys(names, "a")
-        if self.model.task == "image_classifier" or is_image_processor(self.model.processor):
+        takes_pixels = recipe.get("pixels") or typed.get("image_mean") is not None
+        is_for_images = self.model.task == "image_classifier" or takes_pixels
+        if is_for_images or is_image_processor(self.model.processor):
             from PIL import Image
 
             return {str(typed.get("image_column") or "image"): Image.new("RGB", (32, 32))}
