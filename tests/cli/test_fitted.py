@@ -118,7 +118,9 @@ def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
     meanings = {line[:11].strip(): line for line in ran.out.splitlines() if line[:11].strip()}
     assert "raises an alarm (higher =" in meanings["alarm at 5%"]
     assert "calibration" in meanings["held out"]
-    assert "in units of the rows; higher = more" in " ".join(ran.out.split())
+    assert "Range: [0, inf), in units of the rows; higher = longer rows." in " ".join(
+        ran.out.split()
+    )
     assert "standard error" in ran.out
     assert max(map(len, ran.out.splitlines())) <= 80
     again = run("calibrate", tmp_path / "a.sonde", "-", place / "other.npz", "-o",

@@ -10,7 +10,7 @@ from sonde.core.calibration import needed_scores
 from sonde.core.errors import SondeError
 from sonde.core.wording import plural
 from sonde.findings.words.step import flags_of
-from sonde.run.fitting.fitted_rows import ALPHA
+from sonde.run.fitting.fitted_rows import ALPHA, is_rounding
 from sonde.run.instruments.catalogue import method_of
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS
@@ -21,7 +21,10 @@ HELD = "held-out rows used for calibration"
 AT = "sites of the value, and of other values with the same note"
 MOST_PLACES = 3
 SE = "standard error of the value"
-MOST = "the largest possible value"
+ROUNDING = "~0"
+NEAR_ZERO = f"{SE}; {ROUNDING} = below the rounding of the value"
+NULL = "expected value if there is nothing to see: values near it say nothing"
+RANGE = "smallest and largest possible value"
 SEVERAL = "several numbers, which fitted.result(METHOD, SITE) returns in Python"
 
 
@@ -55,8 +58,10 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def measures_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table of measures with its legend."""
-    further = {"at": AT, "se": SE, "most": MOST}
-    shown = [name for name in further if any(row[name] not in (None, []) for row in rows)]
+    further = {"at": AT, "se": SE, "null": NULL, "range": RANGE}
+    cells = [_further(row) for row in rows]
+    shown = [name for name in further if any(cell[name] for cell in cells)]
+    further["se"] = NEAR_ZERO if any(cell["se"] == ROUNDING for cell in cells) else SE
     titles = ("measure", "site", "rows", "value", *shown)
     meanings = {row["method"]: _measure_meaning(row) for row in rows}
     meanings |= {name: further[name] for name in shown}
@@ -141,8 +146,21 @@ def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _measure_cells(row: dict[str, Any], shown: Sequence[str]) -> tuple[str, ...]:
     value = f"{row['n_values']:,} values" if row["n_values"] != 1 else _short(row["value"])
     place = place_of(row["method"], row["site"])
-    further = {"at": _listed(row["at"]), "se": _short(row["se"]), "most": _short(row["most"])}
+    further = _further(row)
     return row["method"], place, f"{row['n']:,}", value, *(further[name] for name in shown)
+
+
+def _further(row: dict[str, Any]) -> dict[str, str]:
+    """Return a measure's error, null and range, and the sites of its values."""
+    error = is_rounding(row["se"], row["value"], row["low"], row["high"])
+    ends = [f"{v:.4g}" if v is not None else "inf" for v in (row["low"], row["high"])]
+    is_bounded = row["low"] is not None or row["high"] is not None
+    return {
+        "at": _listed(row["at"]),
+        "se": ROUNDING if error else _short(row["se"]),
+        "null": _short(row["null"]),
+        "range": f"{'-' * (row['low'] is None)}{ends[0]} to {ends[1]}" if is_bounded else "",
+    }
 
 
 def _listed(places: Sequence[dict[str, Any]]) -> str:
@@ -152,12 +170,13 @@ def _listed(places: Sequence[dict[str, Any]]) -> str:
 
 
 def _measure_meaning(row: dict[str, Any]) -> str:
-    """Return a measure's summary, its unit, and the direction in which it increases."""
+    """Return a measure's summary, its unit, and how to read its value."""
     method = method_of(row["method"].partition("(")[0])
     parts = ["a method of your own" if method is None else method.summary.rstrip(".")]
-    parts += [f"in {row['unit']}"] if row["unit"] else []
-    parts += [f"{row['direction']} = more"] if row["direction"] != "none" else []
-    return "; ".join(parts)
+    reading = "" if method is None else method.reading.rstrip(".")
+    parts += [f"in {row['unit']}"] if row["unit"] and row["unit"] not in reading else []
+    parts += [f"{row['direction']} = more"] if row["direction"] != "none" and not reading else []
+    return "; ".join(parts) + (f". Range: {reading}." if reading else "")
 
 
 def _short(value: float | None) -> str:

@@ -35,7 +35,7 @@ class ClassifierTwoSample(Shift):
     same rows, a pair that is split between the sides is as often split correctly as wrongly: a sign
     test.
 
-    Range        [0, 1]; ``null`` is one half.
+    Range        [0, 1]; ``null`` is one half = both sides are alike; higher = easier to separate.
     Cost         one pass; state the sample; result O(sample dim^2 + dim^3).
     Assumes      nothing beyond independent groups; one row is taken from each.
     Differs      from the paper: a linear classifier in closed form; hypergeometric instead of

@@ -35,7 +35,8 @@ class FourierMMD(Shift):
     change, a sum of chi-squares weighted by the eigenvalues of ``C``, whose first two moments
     give the p-value. Sees means, spreads and shapes; merges exactly.
 
-    Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
+    Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0 = no change;
+                 higher = further apart.
     Cost         one pass, or two where ``sigma`` is found; state 32 m^2 bytes; result O(m^2).
     Assumes      tens of rows or more; groups of about one size; other rows on each side (flag
                  ``paired``: no p-value).

@@ -40,7 +40,8 @@ class Frechet(Shift):
     make it large without any change: ``null`` says how large. The p-value comes from permutations
     of the pooled sample, in the ``rank`` leading directions of both sides together.
 
-    Range        [0, inf), in squared units of the rows.
+    Range        [0, inf), in squared units of the rows; 0 = equal means and covariances, higher =
+                 further apart.
     Cost         one pass; state 8 dim^2 bytes and the sample; result O(dim^3) and
                  O(permutations rank^2 sample).
     Assumes      nothing for the p-value beyond independent groups; ``null`` normal rows and many

@@ -40,7 +40,8 @@ class Hotelling(Shift):
     metric of the differences is shrunk, since the plain metric would give every choice of signs
     nearly the same sum. Without a sample there is no p-value (flag ``paired``).
 
-    Range        [0, inf), in standard deviations squared; ``null`` is its mean under no change.
+    Range        [0, inf), in standard deviations squared; higher = means further apart; ``null`` is
+                 its mean under no change.
     Cost         one pass; state 8 dim^2 bytes, shared with every Gaussian method; result O(dim^3).
     Assumes      equal covariances; rows that are normal, or many more than ``dim``; groups of about
                  one size. Fewer rows than dimensions say nothing, fewer pairs than dimensions

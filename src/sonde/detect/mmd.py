@@ -25,7 +25,8 @@ class MMD(Shift):
     so the value is a squared distance and never negative, and ``null`` says what equal
     distributions give. The p-value comes from permutations of the pooled sample, exact at any size.
 
-    Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
+    Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0 = no change;
+                 higher = further apart.
     Cost         one pass; state the sample; result O(dim sample^2 + permutations sample^2).
     Assumes      nothing beyond independent groups; one row is taken from each.
     Differs      from random features: exact over the sample, slower, no rows beyond the sample.

@@ -36,7 +36,8 @@ class ReconstructionShift(Shift):
     sum, by permutations, of the sample's rows, against a subspace of the other half of the
     reference's sample, so that no row judges itself.
 
-    Range        [0, inf); ``null`` is the reference's own share.
+    Range        [0, inf); higher = more lies outside of the reference's directions; ``null`` is the
+                 reference's own share.
     Cost         one pass; state 8 dim^2 bytes and the sample; result O(dim^3).
     Assumes      nothing for the p-value beyond independent groups. One direction: rows that come
                  closer to the subspace are no shift. Nothing is outside of every direction

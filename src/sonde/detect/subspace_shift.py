@@ -50,7 +50,8 @@ class SubspaceShift(Shift):
     the rows, each side about its own mean, in the 32 (or ``2 rank``) leading directions of both
     sides.
 
-    Range        [0, 1]; ``null`` is the mean over the shuffles where the sample is every row.
+    Range        [0, 1]; 0 = equal subspaces, 1 = orthogonal; ``null`` is the mean over the
+                 shuffles where the sample is every row.
     Cost         one pass; state 8 dim^2 bytes and the sample; result O(dim^3) and
                  O(permutations rank^2 sample).
     Assumes      independent groups; means that are well known (tens of rows). Blind to a moved mean

@@ -97,7 +97,8 @@ class UnitShift(Shift):
     for histograms 999 exchanges and, if no exchange reaches the observed value, an exact test of
     shares; for means Student's t.
 
-    Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
+    Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; 0 = no unit changed, higher =
+                 the most changed unit changed more; ``null`` is None.
     Cost         one pass; state 4 kB (histogram) or 40 B and the sample ("mean") for each unit;
                  result O(dim), for "mean" O(dim sample).
     Assumes      groups of about one size; nothing for the p-values of "ks" and "mean" ("ks" is

@@ -68,7 +68,8 @@ class SecondMoment(Instrument):
     Knowledge edits use it to measure how far they move the layer's outputs: an update ``D`` of the
     weights moves them by ``tr(D C D^T)`` in mean square.
 
-    Range        [0, inf), mean squared norm of a row, squared units of the rows.
+    Range        [0, inf), mean squared norm of a row, squared units of the rows; higher =
+                 longer rows.
     Cost         one pass; state 8 dim^2 bytes; a solve O(dim^3).
     Assumes      more rows than ``dim``, or a ridge.
 

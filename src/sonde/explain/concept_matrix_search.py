@@ -77,7 +77,7 @@ class ConceptMatrixSearch(Instrument):
     Concepts are standardised over the classes, so that a concept that all classes share says
     nothing; then a row goes to the class whose row of the matrix it correlates with most.
 
-    Range        similarity [-1, 1]; higher = more like the class.
+    Range        [-1, 1], similarity; higher = more like the class.
     Cost         one pass; state ``8 classes concepts`` bytes; a product for each row.
     Assumes      rows are scores of concepts; at least two classes.
 

@@ -115,7 +115,8 @@ class Exemplars(Instrument):
     powers of two, from the unit's largest value down; the last range holds all smaller values, also
     0 and below.
 
-    Range        values of the unit; the largest first, ties by the hash of the row.
+    Range        (-inf, inf), values of the unit; higher = more active. The largest first, ties by
+                 the hash of the row.
     Cost         one pass; state ``36 dim (n + m (octaves + 1))`` bytes, whatever the number of
                  rows.
     Assumes      nothing. Units that mean something below 0 want a second fit on the negated rows.

@@ -33,7 +33,7 @@ from sonde.run.scoring.exhibit import hashed_id
 
 SCHEMA = "sonde-scan/1"
 ID_KEYS = ("id", "id2", "ids", "rows", "group")
-MEASURED = ("method", "site", "value", "se", "n", "unit", "n_values", "direction", "flags")
+MEASURED = ("method", "site", "value", "se", "null", "n", "unit", "n_values", "direction", "flags")
 MOST_UNITS = 20
 
 

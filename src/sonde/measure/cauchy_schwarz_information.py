@@ -48,10 +48,10 @@ class CauchySchwarzInformation(PairSampleInstrument):
     joint density and the product of the densities, each estimated by kernels of width
     ``sigma / sqrt(2)``: 0 where they are equal.
 
-    Range        [0, inf), in logarithms but not Shannon's mutual information: compare values of one
-                 ``sigma``. ``share`` is 1 for a site with itself. The null grows with the number of
-                 units, as fewer rows are near any other. Invariant to  rotation, isotropic scale,
-                 shifts.
+    Range        [0, inf); 0 = independent, higher = more is shared. In logarithms but not Shannon's
+                 mutual information: compare values of one ``sigma``. ``share`` is 1 for a site with
+                 itself. The null grows with the number of units, as fewer rows are near any other.
+                 Invariant to  rotation, isotropic scale, shifts.
                  A width so narrow that no row is near another gives ln m (flag ``saturated``).
     Cost         one pass; state ``m`` rows of each site; result O(m^2 (dim + dim2)), 31 times over.
     Assumes      rows of one group are not alike at both sites for another reason. The null, from

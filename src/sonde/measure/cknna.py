@@ -40,7 +40,7 @@ class CKNNA(PairSampleInstrument):
     ``sqrt(h h')`` of each site's own neighbours. It lies between ``mutual_knn``, which counts
     common neighbours, and ``cka``, which takes all pairs. The null is the mean of 20 shuffles.
 
-    Range        up to 1; higher = more alike, never clamped. Invariant to rotation, isotropic
+    Range        (-inf, 1]; higher = more alike, never clamped. Invariant to rotation, isotropic
                  scale, shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 dim), never more than 1,024 lines at once.
     Assumes      rows of one group (document) are no neighbours of each other: they are left out.

@@ -47,7 +47,7 @@ class Crossnobis(Instrument):
     the inverse ``P`` of the shrunk covariance within cells. Noise of different parts is
     independent, so the estimate is right on average; that of a zero distance can be below 0.
 
-    Range        any number, mostly above 0; the null is 0; higher = further apart. Invariant to
+    Range        (-inf, inf), mostly above 0; the null is 0; higher = further apart. Invariant to
                  rotation, isotropic scale, shifts; without shrinkage to invertible linear maps.
     Cost         one pass; state 8 (dim^2 + classes parts dim) bytes; result O(dim^3).
     Assumes      parts that are independent, every class in every part, at least two of each. Rows

@@ -104,9 +104,9 @@ class InformationPlane(Instrument):
     distance of the 4th neighbour. It counts no rows, so it is not bound by ``ln n``.
 
     Range        [0, ln n] about the input (``compressed``: [0, inf)), [0, entropy of the labels]
-                 about the label; nats. Flag ``saturated`` where more than half of the rows have a
-                 pattern of their own, or the bound is above nine tenths of ``ln n``: more rows
-                 would give more.
+                 about the label; nats; higher = more is known. Flag ``saturated`` where more
+                 than half of the rows have a pattern of their own, or the bound is above nine
+                 tenths of ``ln n``: more rows would give more.
                  Invariant to permutation of units; adaptive bins: one increasing map of all units;
                  adaptive kernel: isotropic scale; kernels: rotation.
     Cost         one pass; state ``m`` rows; result O(m dim log m), kernels O(m^2 dim), 41 times

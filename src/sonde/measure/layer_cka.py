@@ -57,7 +57,7 @@ class LayerCKA(PairSampleInstrument):
     Gram matrices. If rows come in groups, one row of each group is taken, since rows of a group are
     alike at every site. Errors come from 20 random halves of the groups.
 
-    Range        about [0, 1], below 0 by chance; higher = more alike. Null 0.
+    Range        [0, 1], below 0 by chance; higher = more alike. Null 0.
     Cost         one pass; state 4 m dim bytes per site; result O(layers m^2 dim + layers^2 m^2).
     Assumes      at least 4 rows; a constant layer is NaN and ``dead``, never 0 or 1.
     Differs      from the papers: all pairs from one sample, not mini-batches.

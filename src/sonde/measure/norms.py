@@ -35,7 +35,7 @@ class Norms(Instrument):
     The median does not see the few tokens whose rows are a hundred times longer than all others;
     ``medians`` shows them, and ``energy`` is each bucket's share of the sum of squares.
 
-    Range        [0, inf), in units of the rows.
+    Range        [0, inf), in units of the rows; higher = longer rows.
     Cost         one pass; state 13 KB; result O(1).
     Assumes      nothing. Position 0 counts as first token only where positions are known.
     Differs      the median is interpolated in a logarithmic histogram: right to 4 % of a smooth

@@ -35,7 +35,7 @@ class Spectrum(SpectrumInstrument):
     The variance along each principal direction. The null is the spectrum of white rows of the same
     number and total variance: its first eigenvalue is what noise alone would give.
 
-    Range        [0, inf), in squared units of the rows.
+    Range        [0, inf), in squared units of the rows; higher = more variance in a direction.
     Cost         one pass; state 8 dim^2 bytes; result O(dim^3).
     Assumes      more rows than ``dim`` for small eigenvalues (flag ``few_rows``).
     Differs      eigenvalues below the rounding of the largest are left out (``rank_deficient``).

@@ -18,6 +18,8 @@ from sonde.report._pictures_sites import similarity_picture, spectrum_picture
 from sonde.report._pictures_units import units_picture
 from sonde.report._select import MAX_SITES
 from sonde.report._versus_words import sides
+from sonde.run.fitting.fitted_rows import is_rounding
+from sonde.run.instruments.catalogue import method_of
 
 
 def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
@@ -136,9 +138,10 @@ def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None
         return None
     parts: list[Markup | None] = [figure(picture, names) for picture in measure_pictures(report)]
     if lines:
-        columns = ("measure", "site", "value", "se", "rows", "unit", "flags")
+        columns = ("measure", "site", "value", "se", "null", "rows", "unit", "flags")
         rows = tuple(map(_measured, lines))
         parts.append(tabled(Numbers(columns, rows, "measures"), names, "All values"))
+        parts.append(el("ul", *(el("li", text) for text in _readings(lines)), cls="limits"))
     if missing:
         texts = [f"{shown(one['method'], 60)}: {shown(one['reason'], 200)}" for one in missing]
         parts.append(el("p", f"Left out: {'; '.join(texts)}.", cls="reading"))
@@ -147,7 +150,19 @@ def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None
 
 def _measured(line: dict[str, Any]) -> tuple[Cell, ...]:
     flags = "; ".join(FLAGS[flag] if flag in FLAGS else str(flag) for flag in line["flags"])
-    return (*(line[k] for k in ("method", "site", "value", "se", "n", "unit")), flags)
+    error = None if is_rounding(line["se"], line["value"], None, None) else line["se"]
+    head = (line["method"], line["site"], line["value"], error, line.get("null"))
+    return (*head, line["n"], line["unit"], flags)
+
+
+def _readings(lines: list[dict[str, Any]]) -> list[str]:
+    """Return how to read each measure: what it is, its range and its direction."""
+    texts = []
+    for word in dict.fromkeys(str(line["method"]) for line in lines):
+        method = method_of(word.partition("(")[0])
+        if method is not None:
+            texts.append(f"{shown(word, 60)}: {method.summary} Range: {method.reading}")
+    return texts
 
 
 def prediction_section(report: dict[str, Any], names: ElementIds) -> Markup:

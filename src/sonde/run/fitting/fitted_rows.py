@@ -11,13 +11,15 @@ from sonde.core.result import Result, Scorer
 from sonde.stats import CalibratedScorer
 
 ALPHA: Final = 0.05
+EPSILON: Final = 2.0**-23
 
 
 def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
     """Return an entry of JSON values for each result.
 
     ``value`` and ``se`` belong to a measure with a single number (``n_values`` counts the numbers).
-    ``most`` is the largest possible value of a measure with a unit. ``n_held`` and ``threshold``
+    ``null`` is its expectation if there is nothing to see; ``low`` and ``high`` are the ends of its
+    range, None if infinite. ``n_held`` and ``threshold``
     belong to a calibrated detector: scores above ``threshold`` are alarms at a false-alarm rate of
     5 %; the threshold is None if too few held-out rows.
     """
@@ -27,9 +29,11 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
             "site": site,
             "value": _number(result.value),
             "se": _number(result.se),
+            "null": _number(result.null),
+            "low": _number(result.range[0]),
+            "high": _number(result.range[1]),
             "n_values": result.value.numel() if isinstance(result.value, Tensor) else 1,
             "unit": result.unit,
-            "most": _number(result.range[1]) if result.unit else None,
             "direction": result.direction,
             "at": _places(result),
             "n": result.n,
@@ -41,6 +45,22 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
         }
         for (method, site), result in results.items()
     ]
+
+
+def is_rounding(
+    se: float | None, value: float | None, low: float | None, high: float | None
+) -> bool:
+    """Return whether a standard error lies below the rounding of its value in float32.
+
+    Examples
+    --------
+    >>> is_rounding(4.8e-9, 0.98, 0.0, 1.0), is_rounding(4.8e-9, 1e-8, None, None)
+    (True, False)
+    """
+    if se is None or value is None:
+        return False
+    width = high - low if high is not None and low is not None else 0.0
+    return 0 < se < EPSILON * max(abs(value), width)
 
 
 def _places(result: Result) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ lists every export. Other distributions announce methods by the entry points ``s
 """
 
 import importlib
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from sonde.core._lazy import homes_of
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.instrument import Detector, Instrument
 from sonde.run.instruments.families import FAMILIES, PLUG_IN, PLUG_INS, described, snake_case
+
+_RANGE = re.compile(r"^ *Range  +(\S.*?)(?=\n *[A-Z]\w+  +\S|\n *\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Method:
     def summary(self) -> str:
         """First line of the class's docstring."""
         return self.description.partition("\n")[0]
+
+    @property
+    def reading(self) -> str:
+        """How to read the value: its range, its direction and its null, from the docstring."""
+        text = _RANGE.search(self.cls.__doc__ or "")
+        return "" if text is None else " ".join(text[1].split())
 
     @property
     def description(self) -> str:
