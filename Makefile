@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-studies test-all test-processors test-lowest test-latest test-vllm matrix-vllm bench-vllm lint wheel-test release shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
+.PHONY: install scan test test-rest test-studies test-all test-processors test-lowest test-latest test-vllm matrix-vllm bench-vllm lint wheel-test release rehearsal shots bench faults fuzz bench-gpu matrix field faultgen lm places studies docs clean
 
 install: $(STAMP)
 
@@ -117,7 +117,12 @@ release: test
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/python tools/check_dist.py dist
-	$(MAKE) wheel-test
+	$(MAKE) wheel-test rehearsal
+
+# Upload dist/ to an index of this machine, and install from it with each interpreter of PYTHONS.
+PYTHONS ?= $(PYTHON)
+rehearsal: install
+	$(BIN)/python tools/release_rehearsal.py dist $(PYTHONS)
 
 shots: install
 	mkdir -p reports
