@@ -96,3 +96,11 @@ def test_several_bars_of_one_name_stand_side_by_side(lying: bool) -> None:
     ends = x if lying else x + wide
     assert torch.equal(ends, ends[:1].expand(3))  # all begin at zero
     assert bool((y[1:] >= (y + high)[:-1] - 1e-3).all())  # none lies over another
+
+
+def test_two_sided_colours_of_a_matrix_are_equal_at_equal_distances_from_0() -> None:
+    """A share of -0.03 beside shares up to 1 is almost colourless, not the darkest blue."""
+    rows = cells([[1.0, -0.03], [0.2, float("nan")]], "c", "r", "v")
+    scale = matrix("H", rows, "c", "r", "v", two_sided=True)
+    found = scale.get("encoding") or scale["layer"][-1]["encoding"]
+    assert found["color"]["scale"]["domain"] == [-1.0, 1.0]

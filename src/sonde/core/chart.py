@@ -307,7 +307,8 @@ def matrix(
     low, high : float, optional
         Values of the ends of the colours.
     two_sided : bool, default=False
-        Colours that tell values below 0 from those above.
+        Colours that tell values below 0 from those above; without ``low`` and ``high`` they end at
+        the largest distance from 0 on both sides.
     text : str, optional
         A column that is written into the cells; for schemes that are dark at their upper end.
     scheme : str, optional
@@ -322,10 +323,12 @@ def matrix(
     across, up = _axis(x).channel(rows, named=True), _axis(y).channel(rows, named=True)
     scale: dict[str, Any] = {"scheme": scheme} if scheme else {}
     if two_sided:
-        scale |= {"scheme": "blueorange", "domainMid": 0}
+        scale |= {"scheme": "blueorange"}
+        if low is None or high is None:  # equal distances from 0 have equal colours
+            high = max((abs(row[value]) for row in rows if row[value] is not None), default=1.0)
+            low = -high
     if low is not None and high is not None:
         scale = {**scale, "domain": [low, high], "clamp": True}
-        scale.pop("domainMid", None)
     color = {"field": value, "type": "quantitative", **({"scale": scale} if scale else {})}
     full = [row for row in rows if row[value] is not None]
     mark = {"type": "rect", "tooltip": True}
