@@ -174,12 +174,13 @@ def states_and_answers(
         tokens = placed.kwargs.get("input_ids", placed.args[0] if placed.args else None)
         if logits is None or logits.ndim != 3 or not isinstance(tokens, Tensor):
             raise InputError("LogitLens: expected a model that returns logits for every token.")
+        asked = placed.asked
         for i in range(len(logits)):
             mask = torch.ones_like(tokens[i]) if placed.mask is None else placed.mask[i]
             real, own = (torch.nonzero(mask).flatten().to(x.device) for x in (logits, tokens))
             following = tokens[i][own]
-            if placed.asked is not None:
-                following = following.masked_fill(~placed.asked[i].to(own.device)[own], -1)
+            if asked is not None:
+                following = following.masked_fill(~asked[i].to(own.device)[own], -1)
             following = torch.cat([following[1:], following.new_full((1,), -1)]).to(logits.device)
             states = [seen.tensors[str(s)][i][real] for s in sites]
             yield states, logits[i][real].double(), following

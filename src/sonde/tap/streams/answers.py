@@ -136,8 +136,9 @@ def answers_in(
         )
     mask = batch.decoder_mask if axis == "pos2" else batch.mask
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu()
-    asked = real if batch.asked is None or axis == "pos2" else real & batch.asked.cpu()
-    example, place = (asked[:, 1:] & real[:, :-1]).nonzero(as_tuple=True)
+    asked = None if axis == "pos2" else batch.asked
+    wanted = real if asked is None else real & asked.cpu()
+    example, place = (wanted[:, 1:] & real[:, :-1]).nonzero(as_tuple=True)
     return Answers(log_p[example, place], ids.cpu()[example, place + 1], example)
 
 

@@ -124,7 +124,8 @@ def _losses(stream: LiveStream, texts: Sequence[tuple[int, InputBatch]]) -> dict
         logits[:, :-1].float().transpose(1, 2), target, reduction="none"
     )
     is_said = torch.ones_like(losses, dtype=torch.bool)
-    if batch.asked is not None:  # nobody predicts a patch of an image, or a prompt
-        is_said = batch.asked[:, 1:].to(losses.device)
+    asked = batch.asked
+    if asked is not None:  # nobody predicts a patch of an image, or a prompt
+        is_said = asked[:, 1:].to(losses.device)
     by_row = {row: losses[i][is_said[i]].double().cpu() for i, (row, _) in enumerate(texts)}
     return {row: loss for row, loss in by_row.items() if len(loss)}
