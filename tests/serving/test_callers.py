@@ -49,10 +49,15 @@ def test_a_burst_is_a_change_only_without_names():
                 return i
         return None
 
+    def alarm_of(names, shift, named):
+        alarm = first_alarm(names, shift, named)
+        assert alarm is not None
+        return alarm
+
     burst, usual = names_of(rng, 0.9), names_of(rng, 0.0)
-    assert BEFORE <= first_alarm(burst, 0.0, named=False) < BEFORE + 60
+    assert BEFORE <= alarm_of(burst, 0.0, named=False) < BEFORE + 60
     assert first_alarm(burst, 0.0, named=True) is None
-    assert BEFORE <= first_alarm(usual, 0.3, named=True) < BEFORE + 400
+    assert BEFORE <= alarm_of(usual, 0.3, named=True) < BEFORE + 400
 
 
 def test_a_constant_name_leaves_nothing_out():
