@@ -199,12 +199,14 @@ def test_what_leaves_states_out_is_refused(folder):
         ({"enforce_eager": False}, "expected enforce_eager=True, without which states"),
         ({"enable_prefix_caching": True}, "expected enable_prefix_caching=False"),
         ({"enable_lora": True}, "expected enable_lora=False"),
+        ({"tensor_parallel_size": 2}, "expected tensor_parallel_size=1"),
     ):
         with pytest.raises(InputError, match=expected):
             on_vllm(model, **options)
 
     def config(**changed):
-        own = STARTED | {"speculative_config": None, "lora_config": None} | changed
+        own = STARTED | {"speculative_config": None, "lora_config": None}
+        own |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1} | changed
         part = SimpleNamespace(**own)
         return SimpleNamespace(
             parallel_config=part, model_config=part, cache_config=part,
@@ -217,6 +219,7 @@ def test_what_leaves_states_out_is_refused(folder):
         ({"enforce_eager": False}, "enforce_eager=True .captured graphs"),
         ({"enable_prefix_caching": True}, "enable_prefix_caching=False .cached tokens"),
         ({"speculative_config": object()}, "no speculative_config"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=1 .states of several ranks"),
         ({"lora_config": object()}, "no enable_lora .an adapter makes it another model"),
     ):
         with pytest.raises(InputError, match=expected):

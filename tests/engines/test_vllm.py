@@ -45,6 +45,26 @@ def test_states_are_those_of_transformers(both, reducer):
             assert torch.equal(mine.position[key], theirs.position[key])
 
 
+@pytest.mark.truth("the same states in float32; those of transformers in bfloat16 are as far away")
+def test_bfloat16_rounds_as_in_transformers(folder):
+    from sonde.engines.vllm import on_vllm
+
+    exact, plain, half = (
+        sonde.load(folder, device="cpu", dtype=kind) for kind in ("float32", *2 * ["bfloat16"])
+    )
+    models = exact, plain, on_vllm(half, max_model_len=128)
+    each = [rows(m, texts(12, 1), sites="blocks", reducer="tokens")[0] for m in models]
+    gaps = [[], []]
+    for true, *rounded in zip(*each, strict=True):
+        for key, x in true.rows.items():
+            for own, batch in zip(gaps, rounded, strict=True):
+                assert batch.rows[key].dtype == torch.bfloat16
+                own.append((batch.rows[key].float() - x).norm(dim=1) / x.norm(dim=1))
+    here, there = map(torch.cat, gaps)
+    assert there.median() < 1.3 * here.median() < 0.05
+    assert there.max() < 2 * here.max()
+
+
 @pytest.mark.truth("sonde.score with transformers")
 def test_what_one_engine_fitted_scores_rows_of_the_other(both, tmp_path):
     files = []

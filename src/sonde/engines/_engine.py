@@ -101,6 +101,7 @@ def start_llm(
         )
     fixed = {"worker_extension_cls": WORKER, "enforce_eager": True}
     fixed |= {"enable_prefix_caching": False, "enable_lora": False}
+    fixed |= {"tensor_parallel_size": 1, "pipeline_parallel_size": 1}
     if wrong := [name for name, value in fixed.items() if chosen.get(name, value) != value]:
         raise InputError(
             f"engine vllm: expected {wrong[0]}={fixed[wrong[0]]!r}, without which states are "

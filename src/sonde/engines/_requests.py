@@ -186,14 +186,18 @@ def require_states(config: Any) -> None:
     InputError
         With what to pass instead.
     """
+    parallel = config.parallel_config
     wrong = {
-        f'worker_extension_cls="{WORKER}"': config.parallel_config.worker_extension_cls != WORKER,
+        f'worker_extension_cls="{WORKER}"': parallel.worker_extension_cls != WORKER,
         "enforce_eager=True (captured graphs run no hooks)": not config.model_config.enforce_eager,
         "enable_prefix_caching=False (cached tokens have no states)": bool(
             config.cache_config.enable_prefix_caching
         ),
         "no speculative_config (rejected tokens leave states)": config.speculative_config
         is not None,
+        "tensor_parallel_size=1, pipeline_parallel_size=1 (states of several ranks are not read)": (
+            max(parallel.tensor_parallel_size, parallel.pipeline_parallel_size) > 1
+        ),
         "no enable_lora (an adapter makes it another model; merge it into a folder)": (
             config.lora_config is not None
         ),
