@@ -1,13 +1,18 @@
 """``sonde serve --engine vllm`` against the same server with transformers; ``make test-vllm``."""
 
+import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
 
 import sonde
 from cli_case import run_words
+from served_process import free_port
 from serving.test_chats import TEMPLATE, events
 from serving_case import served
 from sonde.core import InputError
@@ -190,6 +195,34 @@ def test_what_cannot_be_served_is_refused(both, folder, monkeypatch):
     edit = Add(torch.ones(128), 1.0)
     with pytest.raises(InputError, match="no open edit"), editing(both[1], edit, "model.layers.1"):
         both[1].module(torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.truth("the greedy texts of transformers")
+def test_the_command_serves(both, probe, folder, tmp_path):
+    openai = pytest.importorskip("openai", reason="needs the openai client: make test-vllm")
+    probe.save(tmp_path / "probe.sonde")
+    port = free_port()
+    words = ("serve", folder, tmp_path / "probe.sonde", "--engine", "vllm", "--port", port)
+    process = subprocess.Popen([sys.executable, "-m", "sonde", *map(str, words)])
+    try:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-") as client:
+            name, until = None, time.monotonic() + 200
+            while name is None:
+                assert process.poll() is None
+                assert time.monotonic() < until
+                with suppress(openai.APIError):
+                    name = client.models.list().data[0].id
+            how = {"model": name, "prompt": TEXT, "max_tokens": 8, "temperature": 0}
+            pieces = list(client.completions.create(**how, stream=True))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    with served(both[0], probe) as client:
+        body = {"prompt": TEXT, "max_tokens": 8, "temperature": 0}
+        expected = client.post("/v1/completions", json=body).json()
+    assert "".join(p.choices[0].text for p in pieces) == expected["choices"][0]["text"]
+    assert rounded(pieces[-1].sonde) == rounded(expected["sonde"])
+    assert code == 0
 
 
 def test_without_vllm_the_package_is_named(monkeypatch):

@@ -49,7 +49,7 @@ class NewTokens:
     is_last: bool
 
 
-Deliver = Callable[[NewTokens | Exception], None]
+Deliver = Callable[[NewTokens | Exception], object]
 
 
 @final
