@@ -43,7 +43,7 @@ from sonde.tap import editing
 READ, GUARD, OTHER = "vLLM, read", "vLLM, guarded", "transformers, read"
 READ_BUDGET, GUARD_BUDGET, OTHER_BUDGET = 1 / 0.90, 1 / 0.85, 1.0
 GAP_BUDGET, AUROC_BUDGET = 1e-5, 0.002
-PARTS = ("speed", "states", "auroc", "steered")
+PARTS = ("speed", "states", "auroc", "steered", "bfloat16")
 EXACT = 5
 """Every fifth prompt is read in float64 too."""
 EVERY = 10
@@ -156,21 +156,37 @@ def states_rows(plain: Model, there: Model, n: int) -> list[Row]:
         f"{len(fewer)} prompts: vLLM and float64": (there, exact, fewer),
     }
     return [
-        Row("engines", f"relative difference of a state, at most, {name}", largest_gap(*pair), "",
+        Row("engines", f"relative difference of a state, at most, {name}", max(gaps(*pair)), "",
             GAP_BUDGET if there in pair[:2] and plain in pair[:2] else None)
         for name, pair in pairs.items()
     ]  # fmt: skip
 
 
-def largest_gap(model: Model, base: Model, data: list[dict[str, str]]) -> float:
-    """Return the largest relative difference of a token's state behind any block."""
+def gaps(model: Model, base: Model, data: list[dict[str, str]]) -> list[float]:
+    """Return the relative difference of each token's state behind each block."""
     how: dict[str, Any] = {"sites": "blocks", "reducer": "tokens", "check": False, "sinks": "keep"}
     streams = (sonde.read(one, data, **how) for one in (model, base))
-    return max(
-        float(((x.double() - y.double()).norm(dim=1) / y.double().norm(dim=1)).max())
+    return [
+        gap
         for mine, theirs in zip(*streams, strict=True)
-        for x, y in ((mine.rows[key], theirs.rows[key]) for key in mine.rows)
-    )
+        for x, y in ((mine.rows[k].double(), theirs.rows[k].double()) for k in mine.rows)
+        for gap in ((x - y).norm(dim=1) / y.norm(dim=1)).tolist()
+    ]
+
+
+def bfloat16_rows(folder: str, n: int) -> list[Row]:
+    """Compare the states of both engines in bfloat16 with float32."""
+    from sonde.engines.vllm import on_vllm
+
+    exact = sonde.load(folder, device="cpu", dtype="float32")
+    plain, half = (sonde.load(folder, device="cpu", dtype="bfloat16") for _ in range(2))
+    models = {"transformers": plain, "vLLM": on_vllm(half, max_model_len=1024)}
+    found = {name: gaps(model, exact, prompts("docs", n)) for name, model in models.items()}
+    return [
+        Row("engines", f"relative difference from float32 in bfloat16, {n} prompts: {name}",
+            statistics.median(each), "", note=f"median; largest {max(each):.2g}")
+        for name, each in found.items()
+    ]  # fmt: skip
 
 
 def means(model: Model, data: list[dict[str, str]]) -> dict[str, Tensor]:
@@ -255,6 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows += auroc_rows(plain, there, typed.compared)
     if "steered" in typed.parts:
         rows += [steered_row(plain, there, typed.new)]
+    if "bfloat16" in typed.parts:
+        rows += bfloat16_rows(str(typed.folder), max(1, typed.compared // EXACT))
     print(table(rows))
     return 0
 
