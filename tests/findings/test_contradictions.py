@@ -38,7 +38,10 @@ def checks_of(evidence: Evidence) -> list[Check]:
     reason = _suffers(evidence)
     evidence = evidence.having({**known, part_trials: reason} if reason else known)
     codes = {*POOR, "SND068", "SND070"}
-    return [run_rule(rule(), evidence) for code, rule in rule_classes().items() if code in codes]
+    checks = [run_rule(rule(), evidence) for code, rule in rule_classes().items() if code in codes]
+    assert len(checks) == len(codes)
+    assert all(check.state != "failed" for check in checks), checks
+    return checks
 
 
 def assert_one_voice(checks: list[Check]) -> bool:

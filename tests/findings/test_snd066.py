@@ -45,11 +45,11 @@ def test_an_unknown_token_that_ends_texts_is_special() -> None:
 
     ids = torch.tensor([1, 2, 3, 4])
     read = [(ids, torch.zeros(3), torch.zeros(3))] * 2
-    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2))
+    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2), torch.arange(2))
     assert (found.unknown, found.special) == (None, frozenset({0}))
     assert "small letters" not in {k.name for k in _kinds(found) if k.said > 0.3}
     Tokenizer.eos_token_id = Tokenizer.bos_token_id = 1
-    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2))
+    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2), torch.arange(2))
     assert found.unknown == 0
     assert "unknown tokens" in {k.name for k in _kinds(found)}
 
