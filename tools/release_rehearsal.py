@@ -60,10 +60,12 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-def install(python: Path, index: str, wheel: Path, place: Path, bom: Path) -> None:
+def install(python: Path, index: str, wheel: Path, place: Path) -> None:
     """Install from the index into an empty environment of an interpreter, and use it."""
     version = run(python, "-c", "import sys; print(*sys.version_info[:2], sep='.')", cwd=place)
     home = place / f"env-{version.strip()}"
+    stem = wheel.name.removesuffix("-py3-none-any.whl")
+    bom = wheel.with_name(f"{stem}-python{version.strip()}.cdx.json")
     run(python, "-m", "venv", home, cwd=place)
     env = home / "bin"
     pip: tuple[str | Path, ...] = (env / "pip", "--disable-pip-version-check")
@@ -117,9 +119,8 @@ def main() -> None:
             token = {"TWINE_USERNAME": "__token__", "TWINE_PASSWORD": "pypi-rehearsal"}
             upload = (place / "tools" / "bin" / "twine", "upload", "--repository-url", index)
             run(*upload, wheel, archive, cwd=place, **token)
-            bom = folder / f"{wheel.name.removesuffix('-py3-none-any.whl')}.cdx.json"
             for python in pythons:
-                install(python, f"{index}simple/", wheel, place, bom)
+                install(python, f"{index}simple/", wheel, place)
         finally:
             server.terminate()
             server.wait()
