@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sonde.core.errors import InputError
 from sonde.core.keywords import answered
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
@@ -27,6 +29,8 @@ from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.hand_out import gathered
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
+from sonde.run.passes.ranges import RangeJob
+from sonde.run.passes.ranks import Ranks, is_shared_model
 from sonde.run.reading.checking import check_rows
 
 DEFAULT_HELD = 0.2
@@ -48,6 +52,7 @@ def fit(
     fresh: bool = False,
     memory: int | None = None,
     progress: bool = True,
+    group: Any = None,
 ) -> Fitted:
     """Fit instruments on a stream in one pass (two if an instrument asks for a second pass).
 
@@ -85,6 +90,10 @@ def fit(
         Bytes that the states may take; None is 80 % of the free memory.
     progress : bool, default=True
         A bar on stderr after two seconds.
+    group : ProcessGroup, optional
+        Ranks of ``torch.distributed`` that share the work, as ``distributed.group.WORLD`` under
+        ``torchrun``. Every rank makes the same call with all of the data and gets the same bytes;
+        rank 0 alone writes and shows the bar.
 
     Returns
     -------
@@ -108,9 +117,12 @@ def fit(
     97
     """
     settled = prepare(instruments, stream, calibrate, reduction)
-    crew = Crew(workers, runner, address)
+    ranks = None if group is None else Ranks(group)
+    crew = Crew(workers, runner, address, ranks=ranks)
+    is_first = ranks is None or ranks.rank == 0
+    progress = progress and is_first
     settings = _Settings(crew, crew.threads(threads), fresh, memory, progress)
-    place = None if directory is None else to_path(directory)
+    place = to_path(directory) if directory is not None and is_first else None
     check_rows(settled.stream)
     say_cost(settled.stream, settled.tasks, progress)
     for text in settled.notes if progress else ():
@@ -208,6 +220,29 @@ def _one_pass(
     directory: Path | None,
 ) -> Outcome:
     needed: Estimate = estimate(wanted, stream, plan, settings.crew.workers_here)
+    drive = partial(_driven, stream, wanted, plan, settings, directory, needed)
+    ranks = settings.crew.ranks
+    if ranks is None:
+        return drive()
+    rest = {i: r for i, r in wanted.items() if not isinstance(r.statistic, Learner)}
+    if len(rest) < len(wanted) and is_shared_model(stream):
+        raise InputError(
+            "fit: expected methods of one pass for a model that ranks hold in parts, got "
+            f"{next(r for i, r in wanted.items() if i not in rest)!r}, which trains step by step. "
+            "Store the rows first, and fit on the store."
+        )
+    job = RangeJob(stream, settings.threads, rest, plan, Path(), "", durable=False)
+    return ranks.shared(job, plan.id, drive)
+
+
+def _driven(
+    stream: Stream,
+    wanted: dict[str, Request],
+    plan: Plan,
+    settings: _Settings,
+    directory: Path | None,
+    needed: Estimate,
+) -> Outcome:
     check_memory(needed, settings.memory, settings.progress)
     label = "fit" if plan.stage == 0 else f"fit, pass {plan.stage + 1}"
     size = needed.state_bytes

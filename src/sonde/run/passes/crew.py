@@ -1,14 +1,13 @@
 """Workers for the ranges of a plan: this process, local processes, or Ray actors."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
 from sonde.core.errors import InputError
+from sonde.run.passes.ranks import Ranks
 
 Runner = Literal["local", "ray"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
@@ -30,6 +29,8 @@ class Crew:
         A running Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
     patience_seconds : float, default=600
         A run on Ray fails if no worker answers for this time and for 20 times the usual time.
+    ranks : Ranks, optional
+        Ranks of ``torch.distributed`` that share the work; this process is rank 0.
 
     Raises
     ------
@@ -41,6 +42,7 @@ class Crew:
     runner: Runner = "local"
     address: str | None = None
     patience_seconds: float = PATIENCE_SECONDS
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -49,11 +51,16 @@ class Crew:
             raise InputError(f"--runner: expected local or ray, got {self.runner!r}.")
         if self.address is not None and self.runner != "ray":
             raise InputError("--address: expected --runner ray, because only Ray uses an address.")
+        if self.ranks is not None and (self.workers or self.runner == "ray"):
+            raise InputError(
+                "fit: expected ranks or workers, got both. Leave workers= and runner= out with "
+                "group=."
+            )
 
     @property
     def is_apart(self) -> bool:
         """True if the work is done outside this process."""
-        return self.workers > 0 or self.runner == "ray"
+        return self.workers > 0 or self.runner == "ray" or self.ranks is not None
 
     @property
     def workers_here(self) -> int:
@@ -67,7 +74,7 @@ class Crew:
         """Return the threads of each worker: the requested number, else 1, or this process's."""
         if asked is not None:
             return asked
-        return 1 if self.is_apart else torch.get_num_threads()
+        return 1 if self.is_apart and self.ranks is None else torch.get_num_threads()
 
 
 def n_cores() -> int:
@@ -75,15 +82,3 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def using_threads(n: int | None) -> Iterator[None]:
-    """Compute in ``n`` threads inside a block; None keeps the current number."""
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,11 +20,12 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.engine.requests import Request, States
 from sonde.run.passes.chain import walk_chain
-from sonde.run.passes.crew import Crew, using_threads
+from sonde.run.passes.crew import Crew
 from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.memory import COMMITS_MERGED, state_bytes
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
+from sonde.run.passes.threads import using_threads
 
 ROUNDS = 3
 REST = 5.0

@@ -30,6 +30,9 @@ def hand_out(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Spa
     """
     if not spans:
         return
+    if crew.ranks is not None:
+        yield from crew.ranks.hand_out(job, spans)
+        return
     apart = hand_out_on_ray if crew.runner == "ray" else hand_out_to_processes
     yield from apart(job, spans, crew)
 

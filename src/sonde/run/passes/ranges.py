@@ -105,7 +105,7 @@ class RangeJob(Job):
     directory : Path
         The run directory, as the driver sees it.
     token : str
-        Name of a file there. A worker that sees it shares the directory.
+        Name of a file there. A worker that sees it shares the directory; empty: none does.
     durable : bool
     """
 
@@ -117,7 +117,7 @@ class RangeJob(Job):
 
     def work(self, start: int, stop: int) -> Files:
         """Commit a range and merge it with others; return the files that the driver cannot see."""
-        if (self.directory / self.token).exists():
+        if self.token and (self.directory / self.token).exists():
             self._commit(self.directory, start, stop, self.durable).climb(start, stop)
             return []
         with tempfile.TemporaryDirectory(prefix="sonde-") as name:

@@ -10,11 +10,12 @@ from sonde.core.wording import gib
 from sonde.engine.derived import innermost
 from sonde.files.durable import remove_tree
 from sonde.files.lock import RunLock
-from sonde.run.passes.crew import Crew, using_threads
+from sonde.run.passes.crew import Crew
 from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.job import Job
 from sonde.run.passes.memory import allowed_bytes, forward_bytes_of
 from sonde.run.passes.ranges import Tick, token_in
+from sonde.run.passes.threads import using_threads
 from sonde.store.layout import RANGES
 from sonde.store.writing import Fill, StoreWriter, fill
 from sonde.tap import LiveStream

@@ -25,8 +25,9 @@ from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.fitting.header import data_fingerprint, require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
-from sonde.run.passes.crew import Crew, Runner, using_threads
+from sonde.run.passes.crew import Crew, Runner
 from sonde.run.passes.parts import has_parts, in_order
+from sonde.run.passes.threads import using_threads
 from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import items_of, notes_of
 from sonde.run.reading.read import ARRAYS

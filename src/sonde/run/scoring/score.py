@@ -16,8 +16,9 @@ from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.passes.cost import say_cost
-from sonde.run.passes.crew import Crew, Runner, using_threads
+from sonde.run.passes.crew import Crew, Runner
 from sonde.run.passes.parts import PartJob, has_parts, in_order
+from sonde.run.passes.threads import using_threads
 from sonde.run.reading.checking import check_rows
 from sonde.run.scoring.batches import ORDER, check_scoring, schema_of_parts, score_batches
 from sonde.run.scoring.invariant import invariant_batches

@@ -35,6 +35,11 @@ def is_fully_sharded(root: nn.Module) -> bool:
     return any(_is_fsdp(module) for module in root.modules())
 
 
+def is_sharded(root: nn.Module) -> bool:
+    """Return whether ranks hold parts of a model, so that they have to compute together."""
+    return is_fully_sharded(root) or split_layers(root) is not None
+
+
 def release_gathered(root: nn.Module) -> None:
     """Free the weights that a forward pass of a fully sharded model left gathered on each rank."""
     for module in root.modules():
