@@ -1,4 +1,8 @@
-"""A server whose file of changes is damaged, or that is killed while it writes it."""
+"""A server whose file of changes is damaged, or that is killed while it writes it.
+
+Before the kill there are inputs of one caller in a row, which are joined, and a feed that repeats
+itself, which is an event.
+"""
 
 import json
 import random
@@ -24,6 +28,8 @@ from sonde.serving.kept import NAME, read_kept
 
 READY_SECONDS, COMMIT = 120.0, "0.05"
 REPLICA = "traffic/0"
+VARIED, SAME = 40, 64
+"""Inputs of a varied feed, and equal inputs that are a change after it."""
 
 
 class _Client:
@@ -40,9 +46,9 @@ class _Client:
     def start(self) -> Running:
         return self._start()
 
-    def ask(self, path: str, body: Any = None) -> Any:
+    def ask(self, path: str, body: Any = None, caller: str = "") -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "X-Client": caller}
         url = f"http://127.0.0.1:{self.port}{path}"
         with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as answer:
             return json.loads(answer.read())
@@ -59,10 +65,28 @@ class _Client:
 
     def tell(self) -> None:
         """Ask for an answer, and tell whether it was right."""
-        row = [self._rng.gauss(0, 1) for _ in range(16)]
-        found = self.ask("/predict", {"inputs": [row]})["answers"][0]
+        found = self.ask("/predict", {"inputs": [self._row()]})["answers"][0]
         self.ask("/feedback", {"id": found["id"], "truth": str(found["answer"])})
         self.n_told += 1
+
+    def _row(self) -> list[float]:
+        return [self._rng.gauss(0, 1) for _ in range(16)]
+
+    def trouble(self) -> None:
+        """Send many inputs of the same caller, then a varied feed, then equal inputs."""
+        for caller, rows in (
+            ("a batch job", [self._row() for _ in range(VARIED)]),
+            ("", [self._row() for _ in range(VARIED)]),
+            ("", [self._row()] * SAME),
+        ):
+            self.ask("/predict", {"inputs": rows}, caller)
+
+    def changes(self) -> tuple[Any, int]:
+        """Return the events that the server knows, and how many inputs were joined."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        (joined,) = (line for line in lines if line.startswith("sonde_inputs_joined "))
+        return self.ask("/changes")["events"], int(float(joined.split()[1]))
 
     def n_known(self) -> int:
         """Return how many answers the server knows to be right or wrong."""
@@ -76,7 +100,8 @@ def killed_servers(bench: Bench, rng: random.Random, n: int) -> Iterator[Trial]:
         client = _Client(bench, folder, number)
         with client.start() as running:
             client.wait(running)
-            while not (folder / REPLICA / NAME).is_file():
+            client.trouble()
+            while not _events(folder):
                 client.tell()
             until = time.monotonic() + 0.4 * rng.random()
             while time.monotonic() < until:
@@ -86,9 +111,15 @@ def killed_servers(bench: Bench, rng: random.Random, n: int) -> Iterator[Trial]:
         shutil.rmtree(folder)
 
 
+def _events(folder: Path) -> list[Any]:
+    """Return the events in the file of a server."""
+    found = read_kept(folder / REPLICA)
+    return [] if found is None or found["changes"] is None else found["changes"]["events"]
+
+
 def _restarted(client: _Client, folder: Path) -> Trial:
     """Return what came of a kill: the counts of the last commit or the one before it are known."""
-    wrong, kept = "", 0
+    wrong, kept, found = "", 0, None
     try:
         found = read_kept(folder / REPLICA)
         kept = sum(n for _, n in found["feedback"]) if found else 0
@@ -96,7 +127,10 @@ def _restarted(client: _Client, folder: Path) -> Trial:
         wrong = f"half a file: {error}"
     with client.start() as running:
         client.wait(running)
-        n_known = client.n_known()
+        n_known, changes = client.n_known(), client.changes()
+    if not wrong and found:
+        held = found["changes"]["events"], found["changes"]["joined"]
+        wrong = "" if held == changes and all(held) else f"{held} in the file, then {changes}"
     if not wrong and not 0 < kept <= client.n_told:
         wrong = f"{kept} of {client.n_told} answers in the file"
     if not wrong and n_known != kept:
