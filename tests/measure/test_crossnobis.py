@@ -73,3 +73,21 @@ def test_a_class_that_a_part_lacks_is_an_error():
     x, label, part = rows(np.zeros((2, 3)), 5, 2, 0)
     with pytest.raises(InputError, match="Crossnobis: expected every class in every part"):
         crossnobis(x[:-5], label[:-5], part[:-5])
+
+
+@pytest.mark.truth("rows without classes, whose groups share most of what they are")
+def test_parts_that_divide_groups_are_flagged():
+    label, part, copy = (v.ravel() for v in np.mgrid[:3, :2, :20])
+    person, values = 20 * label + copy, {"divided": list[float](), "whole": list[float]()}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((60, 5))[person] + 0.1 * rng.standard_normal((120, 5))
+        divided = crossnobis(x, label, part, group=person)
+        whole = crossnobis(x, label, person % 2, group=person)
+        assert divided.flags == ("divided_groups",)
+        assert whole.flags == ()
+        values["divided"].append(float(divided))
+        values["whole"].append(float(whole))
+    assert np.mean(values["divided"]) > 4 * np.std(values["divided"]) / 12**0.5
+    assert abs(np.mean(values["whole"])) < 3 * np.std(values["whole"]) / 12**0.5
+    assert crossnobis(x, label, part).flags == ()  # no group is given

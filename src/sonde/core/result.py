@@ -37,6 +37,8 @@ FLAGS: dict[str, str] = {
     "deterministic": "the value grows with the number of rows as if one side were a function of "
     "the other: a lower bound of information that may be infinite",
     "narrow_kernel": "the kernel is so narrow that hardly two rows are alike: the value is noise",
+    "divided_groups": "some groups (persons, documents) have rows in several parts: noise that "
+    "these parts share is counted as distance. Give each group to one part",
     "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",

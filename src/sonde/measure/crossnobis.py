@@ -17,7 +17,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._cells import CellMoments, shape_of
+from sonde.measure._cells import CellMoments, PartsOfGroups, PartsOfGroupsState, shape_of
 from sonde.stats import ClassMomentsState
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, shrunk
 
@@ -51,7 +51,8 @@ class Crossnobis(Instrument):
                  rotation, isotropic scale, shifts; without shrinkage to invertible linear maps.
     Cost         one pass; state 8 (dim^2 + classes parts dim) bytes; result O(dim^3).
     Assumes      parts that are independent, every class in every part, at least two of each. Rows
-                 without a class or a part are left out.
+                 without a class or a part are left out. If a group (a person, a document) has rows
+                 in several parts, the value is too high: flag ``divided_groups``.
     Differs      from the paper: one covariance for all parts, whose own noise is not crossed.
 
     Parameters
@@ -86,10 +87,10 @@ class Crossnobis(Instrument):
         check_shrinkage("Crossnobis", self.shrinkage)
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Return the request for each class's moments in each part."""
-        return {"cells": CellMoments(self.fold, "pooled")}
+        """Return the requests for class moments in each part, and for divided groups."""
+        return {"cells": CellMoments(self.fold, "pooled"), "groups": PartsOfGroups(self.fold)}
 
-    def result(self, cells: ClassMomentsState) -> CrossnobisResult:
+    def result(self, cells: ClassMomentsState, groups: PartsOfGroupsState) -> CrossnobisResult:
         """Multiply differences of means from different parts."""
         shape = shape_of(cells)
         if min(shape) < 2 or len(cells.labels) != shape[0] * shape[1]:
@@ -117,7 +118,11 @@ class Crossnobis(Instrument):
         distance = size[:, None] + size - 2.0 * crossed
         value = distance.sum() / (shape[0] * (shape[0] - 1))
         undefined = self.whiten and (dead or few)
-        flags = {"dead": dead and self.whiten, "few_rows": few and self.whiten}
+        flags = {
+            "dead": dead and self.whiten,
+            "few_rows": few and self.whiten,
+            "divided_groups": groups.divided > 0,
+        }
         return CrossnobisResult(
             value=math.nan if undefined else value,
             null=0.0,
