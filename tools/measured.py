@@ -4,12 +4,14 @@
 """
 
 import argparse
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tools.kept_lines import add_options
 from torch import Tensor
 
 from sonde import explain, measure
@@ -43,9 +45,22 @@ class World:
         return {} if self.group is None else {"group": self.group}
 
 
+LAWS: dict[str, int] = {"normal": 0, "t3": 3, "t5": 5}
+"""Degrees of freedom of the laws that rows are drawn from; 0 is the normal law."""
+
+
 def normal(random: torch.Generator, *shape: int) -> Tensor:
     """Return standard normal numbers in float64."""
     return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+
+def drawn(law: str, random: torch.Generator, *shape: int) -> Tensor:
+    """Return numbers of variance 1, normal or of Student's law."""
+    x, freedom = normal(random, *shape), LAWS[law]
+    if not freedom:
+        return x
+    square = normal(random, freedom, *shape).square().mean(0)
+    return x / square.sqrt() * math.sqrt((freedom - 2) / freedom)
 
 
 def unrelated(n: int, seed: int) -> World:
@@ -61,7 +76,7 @@ def unrelated(n: int, seed: int) -> World:
     )
 
 
-def related(n: int, seed: int) -> World:
+def related(n: int, seed: int, law: str = "normal") -> World:
     """Return rows in which everything tells a part of everything else."""
     random = torch.Generator().manual_seed(seed)
     plan = torch.Generator().manual_seed(12345)  # the law is the same in every draw
@@ -69,15 +84,15 @@ def related(n: int, seed: int) -> World:
     scale = torch.linspace(2.0, 0.4, 6, dtype=torch.float64)
     means, turn = 0.8 * normal(plan, CLASSES, 6), normal(plan, 6, 5)
     shift = normal(plan, 6)
-    x = normal(random, n, 6) * scale + means[label] + 0.3
-    factors = torch.floor((x[:, :3] / scale[:3] + normal(random, n, 3)).clamp(-1.9, 1.9) + 2)
+    x = drawn(law, random, n, 6) * scale + means[label] + 0.3
+    factors = torch.floor((x[:, :3] / scale[:3] + drawn(law, random, n, 3)).clamp(-1.9, 1.9) + 2)
     return World(
         x=x,
-        y=x @ turn / 3 + normal(random, n, 5),
+        y=x @ turn / 3 + drawn(law, random, n, 5),
         label=label,
         factors=factors,
-        grad=normal(random, n, 6) + 0.2 * shift + 0.5 * means[label],
-        logits=x @ means.T / 2 + normal(random, n, CLASSES),
+        grad=drawn(law, random, n, 6) + 0.2 * shift + 0.5 * means[label],
+        logits=x @ means.T / 2 + drawn(law, random, n, CLASSES),
     )
 
 
@@ -261,4 +276,6 @@ def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> 
         parser.add_argument("--groups", type=int, nargs="+", default=[])
         parser.add_argument("--largest", type=float, default=0.0)
         parser.add_argument("--share", type=float, default=0.5)
+        parser.add_argument("--laws", nargs="+", choices=LAWS, default=["normal"])
+        add_options(parser)
     return parser.parse_args()

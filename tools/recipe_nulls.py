@@ -6,10 +6,16 @@ seed, words choose recipes, ``--drawn`` the worlds).
 ``planted``: the fraction of right answers where something is.
 
 With ``--copies 4`` each row of the data that a recipe reads is there four times, with ``--ids``
-under one id, with ``--persons`` as near copies of one group.
+under one id, with ``--persons`` as near copies of one group, with ``--unnamed`` as near copies
+whose group is not stated. ``--people 60`` keeps the first 60 rows of each data set before they are
+copied. Every recipe of the registry must have a world here, or the command ends with an error.
+
+``--into FILE`` keeps each line of the table: a later run with the same options prints it again
+without the draws. ``--seconds 200`` ends the run after that time, with exit status 3.
 """
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from tools.kept_lines import KeptLines, TimeOver, add_options
 from tools.recipe_worlds import EYE, REPEATS, Drawn, ask, items_of, more_cases
 from torch import Tensor, nn
 
@@ -26,6 +33,7 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde_studies._planted import PatchAttention
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.parts.choice import NOT_TOLD
+from sonde_studies.recipes import RECIPES
 
 GOOD = 0.05
 
@@ -301,16 +309,29 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     yield from more_cases()
 
 
-def _answered(drawn: Drawn, seed: int) -> bool | None:
-    """Return the answer of a draw; None if the recipe refuses its rows."""
+def _answered(drawn: Drawn, seed: int) -> bool | str:
+    """Return the answer of a draw, or the message of the recipe that refuses its rows."""
     try:
         return drawn(seed)
-    except InputError:
-        return None
+    except InputError as error:
+        return str(error)
 
 
-def main() -> None:
-    """Print the table."""
+def measure(arm: str, drawn: Drawn, seeds: range) -> list[str]:
+    """Return the cells of a row of the table: answers, seconds of a draw, remarks."""
+    began = time.process_time()
+    tried = [_answered(drawn, seed) for seed in seeds]
+    each = (time.process_time() - began) / len(tried)
+    answers = [answer for answer in tried if not isinstance(answer, str)]
+    rate = sum(answers) / max(len(answers), 1)
+    remarks = ["<-- off"] if arm == "nothing" and rate > GOOD else []
+    remarks += sorted({f"refused: {answer}" for answer in tried if isinstance(answer, str)})[:1]
+    refused = f", {len(tried) - len(answers)} refused" if len(answers) < len(tried) else ""
+    return [f"{sum(answers)} of {len(answers)}{refused}", f"{each:.2f}", " ".join(remarks)]
+
+
+def options() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--drawn", nargs="+", default=[""], help="parts of names of drawn worlds")
@@ -319,28 +340,40 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="how often each row is there")
     parser.add_argument("--ids", action="store_true", help="rows have ids, copies the same")
     parser.add_argument("--persons", action="store_true", help="copies are near, of one group")
+    parser.add_argument("--unnamed", action="store_true", help="copies are near, without a group")
+    parser.add_argument("--people", type=int, help="keep so many rows of each data set")
+    add_options(parser)
     parser.add_argument(
         "--arm", choices=("", "nothing", "planted"), default="", help="only this arm"
     )
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print the table."""
+    asked = options()
+    if lacking := set(RECIPES) - {word for word, *_ in cases()}:
+        print(f"recipes without a world: {', '.join(sorted(lacking))}")
+        return 1
     warnings.simplefilter("ignore", SondeWarning)
-    REPEATS.copies, REPEATS.has_ids, REPEATS.is_person = asked.copies, asked.ids, asked.persons
+    REPEATS.copies, REPEATS.has_ids, REPEATS.people = asked.copies, asked.ids, asked.people
+    REPEATS.is_person, REPEATS.is_named = asked.persons or asked.unnamed, not asked.unnamed
+    kept = KeptLines(asked.into, asked.seconds)
+    seeds = range(asked.first, asked.first + asked.draws)
     print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
     for word, what, arm, drawn in cases():
         if asked.words and not any(w in word for w in asked.words):
             continue
         if not any(part in what for part in asked.drawn) or asked.arm not in arm:
             continue
-        began = time.process_time()
-        tried = [_answered(drawn, seed) for seed in range(asked.first, asked.first + asked.draws)]
-        found = [answer for answer in tried if answer is not None]
-        each = (time.process_time() - began) / len(tried)
-        rate = sum(found) / max(len(found), 1)
-        refused = f", {len(tried) - len(found)} refused" if len(found) < len(tried) else ""
-        off = "<-- off" if arm == "nothing" and rate > GOOD else ""
-        answers = f"{sum(found)} of {len(found)}{refused}"
-        print(f"| {word} | {what} | {arm} | {answers} | {each:.2f} | {off} |", flush=True)
+        key = f"{word}, {what}, {arm}, {seeds}, {REPEATS}"
+        try:
+            cells = kept.line(key, partial(measure, arm, drawn, seeds))
+        except TimeOver:
+            return 3
+        print(f"| {word} | {what} | {arm} | {' | '.join(cells)} |", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

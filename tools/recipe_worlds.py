@@ -37,19 +37,20 @@ class Repeats:
     """How often each row of the data of a world is there, and whether rows have ids.
 
     With ``is_person`` the copies are near copies of one group: a row is a person. The group is
-    told unless ``is_named`` is false.
+    told unless ``is_named`` is false. ``people`` is how many rows of a data set are kept.
     """
 
     copies: int = 1
     has_ids: bool = False
     is_person: bool = False
     is_named: bool = True
+    people: int | None = None
 
     def of(self, part: Any) -> Any:
         """Return the rows with their copies; models and other options unchanged."""
         if not (isinstance(part, list) and part and isinstance(part[0], dict)):
             return part
-        rows: list[dict[str, Any]] = part
+        rows: list[dict[str, Any]] = part[: self.people]
         if self.has_ids:
             rows = [{"id": str(i)} | row for i, row in enumerate(rows)]
         if not self.is_person:
