@@ -167,7 +167,7 @@ def test_what_cannot_be_joined_is_refused():
         TwinMerge(rank=0.0)
     with pytest.raises(InputError, match="at least one expert"):
         TwinMerge().join(base, [], nowhere)
-    with pytest.raises(ShapeError, match=r"4\.weight has another shape than the base's"):
+    with pytest.raises(ShapeError, match=r"an expert's 4\.weight has shape"):
         TwinMerge().join(base, [models.mlp(n_out=5)], nowhere)
     broken = experts_of(base)
     broken[1][2].weight.data[0, 0] = torch.nan

@@ -25,7 +25,7 @@ def test_heads_are_a_block_diagonal_form():
         wanted = torch.einsum("ri,ij,rj->r", x, whole, y) + layer.first.bias[o]
         wanted = wanted + x @ layer.first.weight[o] + y @ layer.second.weight[o]
         torch.testing.assert_close(layer(x, y)[:, o], wanted)
-    with pytest.raises(InputError, match="widths that 4 heads divide"):
+    with pytest.raises(InputError, match="widths that the heads divide, got 4 heads"):
         SecondOrder("bilinear_heads", 6, 4, heads=4)
 
 

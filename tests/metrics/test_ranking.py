@@ -130,7 +130,7 @@ def test_differences_are_paired():
     assert b.resampled is not None
     assert torch.equal(gap.resampled, a.resampled - b.resampled)
     assert error(gap) < error(a) / 3
-    with pytest.raises(InputError, match="same rows, groups, resamples and seed"):
+    with pytest.raises(InputError, match="same rows, groups, resamples, seed and level"):
         difference(a, auroc(scores, unusual, seed=1))
 
 

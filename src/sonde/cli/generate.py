@@ -10,7 +10,7 @@ import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import DeviceWord, DtypeWord, EngineWord, Printing, TrustFlag, named
-from sonde.core.errors import InputError, reason_of
+from sonde.core.errors import InputError, no_file, reason_of
 
 FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
 LONGEST = 255
@@ -326,7 +326,7 @@ def prompts_of(word: str, column: str | None) -> list[str]:
             )
         return [word]
     if not path.is_file():
-        raise InputError(f"sonde generate: no file {word}. Pass a text, or a file that is there.")
+        raise InputError(f"sonde generate: {no_file(path)}. Pass a text, or an existing file.")
     if suffix == ".txt":
         try:
             lines = path.read_text(encoding="utf-8").splitlines()

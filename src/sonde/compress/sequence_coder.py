@@ -211,8 +211,9 @@ class SequenceCoder(Codec):
             logits = out if isinstance(out, Tensor) else out.logits
             last = logits[:, -1, : self.alphabet].double().cpu()
             if not bool(last.isfinite().any(-1).all() and not last.isnan().any()):
+                got = "NaN" if bool(last.isnan().any()) else "infinity for every token"
                 raise InputError(
-                    "SequenceCoder: expected finite logits, got NaN. Load the model in float32."
+                    f"SequenceCoder: expected finite logits, got {got}. Load the model in float32."
                 )
             p = (last if ruled_out is None else last.masked_fill(ruled_out, -torch.inf)).softmax(-1)
             cache = cache_of(out)

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 _NO_MEMORY = re.compile(
     r"out of memory|can(?:'t|not) allocate memory|not enough memory|unable to allocate|bad_alloc",
@@ -105,6 +106,35 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
     return str(error)
+
+
+def no_file(path: Path, kind: str = "file") -> str:
+    """Return why a path is not a readable file: there is none, or it is a folder.
+
+    Parameters
+    ----------
+    path : Path
+        Path that is not a file.
+    kind : str, default="file"
+        Kind of file that was expected.
+
+    Examples
+    --------
+    >>> no_file(Path("no/such.npz"))
+    'no such file: no/such.npz'
+    >>> no_file(Path("."), "audio file")
+    'expected an audio file, got the folder .'
+    """
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        is_folder = False
+    article = "an" if kind[0] in "aeiou" else "a"
+    return (
+        f"expected {article} {kind}, got the folder {path}"
+        if is_folder
+        else (f"no such {kind}: {path}")
+    )
 
 
 def near(name: str, known: Iterable[str]) -> str:

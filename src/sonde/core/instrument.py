@@ -409,10 +409,13 @@ class Detector(Instrument):
             If no row is marked, because too many rows share the highest score.
         """
         name, needs = type(self).__name__, score_needs(self)
-        if not 0.0 < alpha < 1.0 or needs != ("x",) or self.span != "one":
+        if not 0.0 < alpha < 1.0:
+            raise InputError(f"{name}.fit_predict: expected alpha in (0, 1), got {alpha}.")
+        if needs != ("x",) or self.span != "one":
+            sites = "one site" if self.span == "one" else "several sites"
             raise InputError(
-                f"{name}.fit_predict: expected alpha in (0, 1) and a detector that scores rows "
-                f"alone, got alpha={alpha} and scores of {', '.join(needs)}. Use sonde.fit."
+                f"{name}.fit_predict: expected a detector that scores the rows of one site alone, "
+                f"got one that reads {', '.join(needs)} of {sites}. Use sonde.fit."
             )
         rows = as_tensor(f"{name}.fit_predict", x, "x", ShapeError)
         scores = self.fit(rows, label).score(rows).double().cpu()

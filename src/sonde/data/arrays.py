@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sonde.core.columns import WHOLE_NUMBERS
-from sonde.core.errors import InputError, SiteError, SondeWarning, near
+from sonde.core.errors import InputError, SiteError, SondeWarning, near, no_file
 from sonde.core.stream import Stream
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
@@ -93,7 +93,7 @@ def open_arrays(
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"open_arrays: no such file: {path}.")
+        raise InputError(f"open_arrays: {no_file(path)}.")
     if path.suffix not in ARRAY_SUFFIXES:
         raise InputError(
             f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers in "

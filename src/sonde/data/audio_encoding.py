@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, no_file
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.inputs import Model
 from sonde.core.wording import install_extra
@@ -185,7 +185,7 @@ def stored(row: Row, column: str, base: Path) -> Any:
     if isinstance(value, str | Path):
         path = base / value
         if not path.is_file():
-            raise InputError(f"no such audio file: {path}")
+            raise InputError(no_file(path, "audio file"))
         if path.stat().st_size > MAX_AUDIO_BYTES:
             raise InputError(f"the recording is larger than {MAX_AUDIO_BYTES >> 20} MiB")
         return path.read_bytes()

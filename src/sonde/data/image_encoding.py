@@ -31,7 +31,8 @@ class ImageFlags:
         pair = pair * 2 if pair is not None and len(pair) == 1 else pair
         if pair is not None and (len(pair) != 2 or min(pair) < 1):
             raise InputError(
-                f"open_inputs: expected image_size as one or two numbers, got {size!r}."
+                "open_inputs: expected image_size as one or two numbers of at least 1, got "
+                f"{size!r}."
             )
         numbers = [None if v is None else _numbers(v) for v in (mean, std)]
         return cls(pair, *numbers)

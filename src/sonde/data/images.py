@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, no_file
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.processors import PillowProcessor
@@ -206,7 +206,7 @@ def _bytes_in(path: Path) -> int:
             return path.stat().st_size
     except (OSError, ValueError):
         pass
-    raise InputError(f"no such image file: {path}")
+    raise InputError(no_file(path, "image file"))
 
 
 def _eight_bits(image: Any) -> Any:
@@ -219,6 +219,11 @@ def _eight_bits(image: Any) -> Any:
             "image to 8 or 16 bits, or to floating-point numbers"
         )
     x = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise InputError(
+            "expected finite pixels, got NaN or infinity in "
+            f"{int((~np.isfinite(x)).sum())} of {x.size:,} pixels"
+        )
     if image.mode == "F" and not (x.min(initial=0.0) >= 0.0 and x.max(initial=0.0) <= 1.0):
         raise InputError(
             "expected floating-point pixels from 0 to 1, got "

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError, near, reason_of
+from sonde.core.errors import InputError, near, no_file, reason_of
 from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import hub
@@ -255,7 +255,7 @@ def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
     if path is None or path.suffix not in (".txt", ".json"):
         return _names(classes)
     if not path.is_file():
-        raise InputError(f"expected a file of class names, got {path}, which does not exist.")
+        raise InputError(f"names of classes: {no_file(path)}. Pass a file or the names themselves.")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:

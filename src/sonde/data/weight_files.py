@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError, reason_of
+from sonde.core.errors import InputError, no_file, reason_of
 from sonde.core.wording import plural
 
 STATE_DICTS: Final = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -100,7 +100,7 @@ def _programme(path: Path) -> str | None:
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name."""
     if not path.is_file():
-        raise InputError(f"load: no such file: {path}.")
+        raise InputError(f"load: {no_file(path)}.")
     programme = about_programme(path)
     if programme is not None:
         raise InputError(f"load: {programme}")
@@ -116,7 +116,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             f"load: {path} contains more than tensors, or is damaged, so it is not opened "
-            f"({str(error).strip().splitlines()[0][:120]}). Save only model.state_dict()."
+            f"({str(error).strip().splitlines()[0].partition('. ')[0][:120]}). Save only "
+            "model.state_dict()."
         ) from None
     tensors = _state_dict(held)
     if tensors is None:

@@ -106,9 +106,10 @@ class LookupTraining(Trainer[LookupTrainingState]):
 
     def close_pass(self, state: LookupTrainingState) -> LookupTrainingState:
         """Raise if the sample holds fewer than 2 groups (images)."""
-        if state.sample is None or len(state.sample.group.unique()) < 2:
+        n_groups = 0 if state.sample is None else len(state.sample.group.unique())
+        if n_groups < 2:
             raise InputError(
-                "DictLookup: expected patches of at least 2 images (groups), got 1: in "
+                f"DictLookup: expected patches of at least 2 images (groups), got {n_groups}: in "
                 "training a patch is compared with patches of other images, not of its own "
                 "image. Pass more images, train on other images (over), or use "
                 "generators='identity'."

@@ -144,10 +144,12 @@ def labelled(owner: str, clean: Inputs) -> None:
     Raises
     ------
     InputError
-        If the first batch has no labels.
+        If there are no examples, or the first batch has no labels.
     """
     first = next(each_batch(clean), None)
-    if first is None or not bool((first.label >= 0).any()):
+    if first is None:
+        raise InputError(f"{owner}: expected at least one clean example, got none.")
+    if not bool((first.label >= 0).any()):
         raise InputError(
             f"{owner}: expected clean examples with labels, got no labels. Name the column of "
             "the labels, or pass data that have labels."

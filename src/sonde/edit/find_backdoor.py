@@ -340,7 +340,9 @@ class Pixels:
 
     def __init__(self, module: nn.Module, clean: Inputs, most: int) -> None:
         batches = list(clean.batches(0, min(most, len(clean))))
-        if not batches or not any(bool((b.label >= 0).any()) for b in batches):
+        if not batches:
+            raise InputError("find_backdoor: expected at least one clean image, got none.")
+        if not any(bool((b.label >= 0).any()) for b in batches):
             raise InputError(
                 "find_backdoor: expected clean images with labels, got no labels. Name the "
                 "column of the labels, or pass data that have labels."

@@ -73,8 +73,8 @@ def log_linear(ratio: Sequence[float], hits: Sequence[int], trials: Sequence[int
         )
     if (r <= 0).any() or (n <= 0).any() or (k < 0).any() or (k > n).any():
         raise InputError("log_linear: expected ratios above 0 and 0 <= hits <= trials, trials > 0.")
-    if len(np.unique(r)) < 2:
-        raise InputError(f"log_linear: expected two different ratios or more, got {set(r)}.")
+    if (n_ratios := len(np.unique(r))) < 2:
+        raise InputError(f"log_linear: expected two different ratios or more, got {n_ratios}.")
     rate, smooth = k / n, (k + 0.5) / (n + 1.0)
     weight = n / (smooth * (1 - smooth))
     x = np.log(r)

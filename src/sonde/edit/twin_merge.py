@@ -285,7 +285,11 @@ class LinearRouter:
                     seen = statistic.observe(rows, torch.full((len(rows),), expert))
                     state = seen if state is None else statistic.merge(state, seen)
             if state is None or len(state.labels) != len(data):
-                raise InputError("LinearRouter.reading: expected inputs of each expert, got none.")
+                n_read = 0 if state is None else len(state.labels)
+                raise InputError(
+                    f"LinearRouter.reading: expected inputs of each of {len(data)} experts, got "
+                    f"inputs of {n_read}."
+                )
             return cls.of(state, site, reducer, ridge)
 
         return fit
@@ -471,9 +475,16 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
 def _check_alike(own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     apart = sorted(own.keys() ^ other.keys())
     shapes = [n for n in own if n in other and own[n].shape != other[n].shape]
-    if apart or shapes:
-        name = (apart or shapes)[0]
-        raise ShapeError(
-            f"TwinMerge.join: an expert's {name} has another shape than the base's. Pass models "
-            "that were trained from the same base, without their heads."
-        )
+    if not apart and not shapes:
+        return
+    name = (apart or shapes)[0]
+    if apart:
+        owner = "the base" if name in own else "an expert"
+        reason = f"only {owner} has a tensor {name}"
+    else:
+        sizes = tuple(other[name].shape), tuple(own[name].shape)
+        reason = f"an expert's {name} has shape {sizes[0]}, that of the base {sizes[1]}"
+    raise ShapeError(
+        f"TwinMerge.join: {reason}. Pass models that were trained from the same base, without "
+        "their heads."
+    )

@@ -56,7 +56,11 @@ class AnswerMargin:
             If examples do not come in twos, or an answer is longer than its text.
         """
         logits = _logits(outputs)
-        if len(logits) % 2 or tokens is None:
+        if tokens is None:
+            raise InputError(
+                "AnswerMargin: expected tokenised texts (input_ids), got inputs without tokens."
+            )
+        if len(logits) % 2:
             raise InputError(
                 "AnswerMargin: expected pairs of tokenised texts, the first with the correct "
                 f"answer and the second with the wrong answer, got {len(logits)} examples."

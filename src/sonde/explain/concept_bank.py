@@ -55,7 +55,9 @@ def concept_bank(
     chbr2024concepts
     """
     empty = [name for name, own in texts.items() if not own]
-    if empty or not texts:
+    if not texts:
+        raise InputError("concept_bank: expected the texts of at least one class, got none.")
+    if empty:
         raise InputError(
             f"concept_bank: expected a text for every class, got none for {empty[:5]}."
         )

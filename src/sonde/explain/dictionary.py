@@ -18,7 +18,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError, ShapeError, StateError, StoreError, reason_of
+from sonde.core.errors import InputError, ShapeError, StateError, StoreError, no_file, reason_of
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.explain._codes import FEW, Act, codes_of, ungated
@@ -220,8 +220,10 @@ class Dictionary(Result):
         is_own = self.encoder.shape[1] == self.decoder.shape[1] and len(self.widths) < 2
         if self.act not in ARCHITECTURES or not is_own or self.skip is not None:
             raise InputError(
-                f"save_saelens: expected a dictionary of one site with an activation of "
-                f"{', '.join(ARCHITECTURES)}, got {self.act} of {max(1, len(self.widths))} sites. "
+                f"save_saelens: expected a dictionary of one site without skip, with an activation "
+                f"of {', '.join(ARCHITECTURES)}, got {self.act} of {max(1, len(self.widths))} "
+                f"sites, from width {self.encoder.shape[1]} to {self.decoder.shape[1]}, "
+                f"{'without' if self.skip is None else 'with'} skip. "
                 "Save it with save: one safetensors file."
             )
         tensors = {
@@ -328,7 +330,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         If the file is no safetensors file.
     """
     if not path.is_file():
-        raise StoreError(f"load_dictionary: no file {path}.")
+        raise StoreError(f"load_dictionary: {no_file(path)}.")
     try:
         with safe_open(path, framework="pt") as file:
             return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -172,8 +172,16 @@ def states_and_answers(
             seen = watch(module, placed, sites)
         logits = find_logits(seen.output)
         tokens = placed.kwargs.get("input_ids", placed.args[0] if placed.args else None)
-        if logits is None or logits.ndim != 3 or not isinstance(tokens, Tensor):
-            raise InputError("LogitLens: expected a model that returns logits for every token.")
+        if logits is None or logits.ndim != 3:
+            got = "none" if logits is None else f"logits of shape {tuple(logits.shape)}"
+            raise InputError(
+                f"LogitLens: expected a model that returns logits for every token, got {got}."
+            )
+        if not isinstance(tokens, Tensor):
+            raise InputError(
+                "LogitLens: expected the tokens of each text, as input_ids or as the first "
+                f"argument, got {type(tokens).__name__}."
+            )
         asked = placed.asked
         for i in range(len(logits)):
             mask = torch.ones_like(tokens[i]) if placed.mask is None else placed.mask[i]

@@ -81,10 +81,13 @@ class SecondOrder(Layer):
     ) -> None:
         super().__init__()
         self.kind, self.dim, self.dim2 = kind, dim, dim2 or dim
-        if kind not in LAYOUTS or self.dim % heads or self.dim2 % heads or n_outputs < 1:
+        if kind not in LAYOUTS:
+            raise InputError(f"SecondOrder: expected a kind of {', '.join(LAYOUTS)}, got {kind!r}.")
+        if min(heads, n_outputs) < 1 or self.dim % heads or self.dim2 % heads:
             raise InputError(
-                f"SecondOrder: expected a kind of {', '.join(LAYOUTS)}, and widths that {heads} "
-                f"heads divide, got {kind!r} with {self.dim} and {self.dim2}."
+                "SecondOrder: expected heads and n_outputs of at least 1, and widths that the "
+                f"heads divide, got {heads} heads, {n_outputs} outputs and widths {self.dim} and "
+                f"{self.dim2}."
             )
         self.heads, self.signed_root = heads, signed_root
         self.lags = tuple((int(a), int(b)) for a, b in lags)

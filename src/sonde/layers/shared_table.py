@@ -82,8 +82,8 @@ class SharedTable(Layer):
         if min(field, width, size, lookups, search_width) < 1 or width % lookups:
             raise InputError(
                 "SharedTable: expected positive sizes and a width that is a multiple of the "
-                f"lookups, got {field} fields, width {width}, size {size} and {lookups} "
-                "lookups."
+                f"lookups, got {field} fields, width {width}, size {size}, {lookups} lookups and "
+                f"search_width {search_width}."
             )
         if lookups > 1 and tables != "shared":
             raise InputError("SharedTable: expected tables='shared' for several lookups.")

@@ -115,7 +115,10 @@ class UnitGate(ConditionedLayer):
             )
         sizes = list(fields or ()) if over == "fields" else [1] * dim
         if sum(sizes) != dim or min(sizes, default=0) < 1:
-            raise InputError(f"UnitGate: expected fields that sum to {dim}, got {fields}.")
+            raise InputError(
+                f"UnitGate: expected fields of 1 unit or more that sum to {dim}, got "
+                f"{fields if over == 'fields' else f'{dim} units'}."
+            )
         self.dim, self.over, self.score, self.k, self.alpha = dim, over, score, k, alpha
         self.initial, self.gamma, self.quantile = initial, gamma, quantile
         self.condition = condition if score == "conditioned" else 0

@@ -197,11 +197,21 @@ def difference(first: Metric, second: Metric) -> Metric:
     keys = ("se", "seed")
     same = all(first.conventions.get(k) == second.conventions.get(k) for k in keys)
     a, b = first.resampled, second.resampled
-    if not same or a is None or b is None or first.level != second.level:
+    if a is None or b is None:
+        without = " and ".join(w for w, x in (("first", a), ("second", b)) if x is None)
         raise InputError(
-            "difference: expected two metrics with the same rows, groups, resamples and "
-            f"seed, got standard errors from {first.conventions.get('se')} and "
-            f"{second.conventions.get('se')}."
+            f"difference: expected two metrics with resampled values, got none in the {without}. "
+            "Take functions of sonde.metrics with resamples of at least 1."
+        )
+    if not same or first.level != second.level:
+        told = (
+            f"standard errors from {m.conventions.get('se')} (seed {m.conventions.get('seed')}, "
+            f"level {m.level:g})"
+            for m in (first, second)
+        )
+        raise InputError(
+            "difference: expected two metrics with the same rows, groups, resamples, seed and "
+            f"level, got {' and '.join(told)}."
         )
     gap = a - b
     nominal = (first.range[0] - second.range[1], first.range[1] - second.range[0])

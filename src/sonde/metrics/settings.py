@@ -88,10 +88,16 @@ def choose_settings(
         )
     ((settings, rows),) = shapes
     kinds = np.zeros(rows, dtype=np.int64) if kind is None else np.asarray(kind)
-    if kinds.shape != (rows,) or not all(np.isfinite(table[name]).all() for name in wanted):
+    if kinds.shape != (rows,):
         raise InputError(
-            f"choose_settings: expected finite objectives and a kind for each of {rows} rows, got "
-            f"kinds of shape {kinds.shape}."
+            f"choose_settings: expected a kind for each of {rows} rows, got kinds of shape "
+            f"{kinds.shape}."
+        )
+    broken = [name for name in wanted if not np.isfinite(table[name]).all()]
+    if broken:
+        raise InputError(
+            f"choose_settings: expected finite objectives, got NaN or infinity in {broken[0]!r}. "
+            "Leave these rows out."
         )
     level = 1 - (1 - sure) / max(settings * len(bounds), 1)
     return {

@@ -175,8 +175,13 @@ def _places(
 ) -> tuple[Int[Tensor, "step"], Int[Tensor, "step"]]:
     """Return each step's trajectory and its index in it, after checking the labels."""
     member = members(trajectory, len(first_wrong))
-    if len(member) == 0 or int(torch.bincount(member[first_wrong], minlength=1).max()) > 1:
-        raise InputError(f"{name}: expected at most one first wrong step in each trajectory.")
+    if len(member) == 0:
+        raise InputError(f"{name}: expected at least one step, got none.")
+    most = int(torch.bincount(member[first_wrong], minlength=1).max())
+    if most > 1:
+        raise InputError(
+            f"{name}: expected at most one first wrong step in each trajectory, got {most} in one."
+        )
     order = torch.argsort(member, stable=True)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(member).cumsum(0)[:-1]])
     place = torch.empty_like(member)

@@ -33,7 +33,8 @@ def neighbour_average(
     Raises
     ------
     InputError
-        If the window is even or less than 1, or two patches of an image stand at one place.
+        If the window is even or less than 1, a position is negative, or two patches of an image
+        have the same position.
 
     Examples
     --------
@@ -48,12 +49,17 @@ def neighbour_average(
         return wide.clone()
     reach = window // 2
     grid = grid.cpu()
+    if bool((grid < 0).any()):
+        raise InputError(
+            f"neighbour_average: expected positions from 0 on, got {int(grid.min())}. Patches "
+            "without a position, such as class tokens, have no neighbours: leave them out."
+        )
     image = example_numbers(example.cpu())
     height, width = ((grid.max(0).values + 1 + 2 * reach).tolist())[:2]
     place = (image * height + grid[:, 0] + reach) * width + grid[:, 1] + reach
     table = torch.full((int(image.max() + 1) * height * width,), -1, dtype=torch.int64)
     table[place] = torch.arange(len(x))
-    if bool((grid < 0).any()) or not torch.equal(table[place], torch.arange(len(x))):
+    if not torch.equal(table[place], torch.arange(len(x))):
         raise InputError(
             "neighbour_average: expected each position of an image once, got a position "
             "twice. Pass the example of each row."

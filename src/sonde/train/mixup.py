@@ -179,8 +179,9 @@ class Mixup(nn.Module):
     def _drawn(self, n: int) -> tuple[Tensor, Tensor]:
         share, order = self._last()
         if share is None or order is None or len(share) != n:
+            got = "none" if share is None else f"a call on {len(share)} rows"
             raise StateError(
-                f"Mixup: expected a previous call of change() on the same {n} rows, got none. "
+                f"Mixup: expected a previous call of change() on the same {n} rows, got {got}. "
                 "Call mixup.change(x) on the batch first."
             )
         return share, order

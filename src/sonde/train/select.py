@@ -94,8 +94,8 @@ class Select:
             return self._least(evidence, step)
         if other is None or len(other) != len(evidence):
             raise InputError(
-                f"Select: expected a second value for each row with the rule {self.rule!r}, "
-                "got none."
+                f"Select: expected a second value for each of {len(evidence)} rows with the rule "
+                f"{self.rule!r}, got {'none' if other is None else len(other)}."
             )
         if self.rule == "co_teaching":
             return self._least(other, step), self._least(evidence, step)

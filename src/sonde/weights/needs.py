@@ -185,10 +185,15 @@ def finite_examples(owner: str, name: str, inputs: Inputs) -> Inputs:
         f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite or are too large to "
         f"square, first example {min(bad)}"
     )
-    if len(bad) > MOST_LEFT_OUT * len(inputs) or not isinstance(inputs, ItemInputs):
+    if len(bad) > MOST_LEFT_OUT * len(inputs):
         raise InputError(
             f"{words}. Expected at most {MOST_LEFT_OUT:.0%} of such examples. Clean the examples, "
             "or leave these out."
+        )
+    if not isinstance(inputs, ItemInputs):
+        raise InputError(
+            f"{words}. Examples can be left out only of inputs that are read item by item, not of "
+            f"{type(inputs).__name__}. Leave these out, or clean them."
         )
     warnings.warn(f"{words}. They are left out.", SondeWarning, stacklevel=5)
     return inputs.at(np.setdiff1d(np.arange(len(inputs)), bad))

@@ -86,9 +86,10 @@ class Choice:
             return pool.at(np.sort(worst[: min(n, int(np.isfinite(off).sum()))]))
         if answered is None:
             if self.wrong or self.pair is not None:
+                what = "wrong answers" if self.wrong else "answers of a class"
                 raise InputError(
-                    "explain: expected labels that are the model's classes, to find wrong "
-                    "answers, got none. Name the column (--label-column) and the classes "
+                    "explain: expected labels that are the model's classes, to find "
+                    f"{what}, got none. Name the column (--label-column) and the classes "
                     "(--classes). For a language model, choose texts by their loss: sonde "
                     "scan --rows FILE, then explain --rows FILE."
                 )

@@ -61,12 +61,12 @@ def read_pairs(path: Path) -> list[TextPair]:
             raise InputError(f"trace: {path}:{number} is not JSON: {error}.") from error
         values = row if isinstance(row, dict) else {}
         given = {name: values[name] for name in names if values.get(name) is not None}
-        if {"clean", "corrupt", "answer"} - given.keys() or not all(
-            isinstance(v, str) for v in given.values()
-        ):
+        numbers = [name for name, value in given.items() if not isinstance(value, str)]
+        if {"clean", "corrupt", "answer"} - given.keys() or numbers:
+            got = f"{numbers[0]}={given[numbers[0]]!r}" if numbers else sorted(given)
             raise InputError(
                 "trace: expected the texts clean, corrupt and answer (and optionally "
-                f"instead) in {path}:{number}, got {sorted(values)}."
+                f"instead) in {path}:{number}, got {got}."
             )
         pairs.append(TextPair(**given))
     if not pairs:

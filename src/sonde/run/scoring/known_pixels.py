@@ -104,7 +104,8 @@ def _map(
     if sorted(place.tolist()) != [*range(height * width)]:
         raise InputError(
             f"evaluate: expected a line for each of {height} x {width} patches of an image, got "
-            f"{plural(len(place), 'line')}. Read with a reducer of patches, and score with "
+            f"{plural(len(place), 'line')} at {plural(len({*place.tolist()}), 'position')} from "
+            f"{place.min()} to {place.max()}. Read with a reducer of patches, and score with "
             "--reduction rows."
         )
     cells = np.stack([place // width, place % width], axis=1)

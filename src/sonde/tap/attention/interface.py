@@ -245,8 +245,13 @@ def _heads(probs: Tensor, value: Tensor) -> Tensor:
 
 def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> None:
     """Raise a ``SiteError`` unless a kernel receives one mask per query, or no mask."""
-    is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    if implementation not in WITH_MASKS or not is_plain:
+    if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)):
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise SiteError(
+            f"Site: probabilities of {type(module).__name__} need a mask of (example, head, query, "
+            f"key) or none, got {got}. Call the model without a mask of your own."
+        )
+    if implementation not in WITH_MASKS:
         raise SiteError(
             f"Site: probabilities of {type(module).__name__} need an attention kernel that "
             f"takes a mask for each query, got {implementation!r}. Load the model with "

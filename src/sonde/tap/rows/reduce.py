@@ -137,7 +137,11 @@ class Reduction:
         x = self.axes.last_dim(x)
         if FILLED in self.axes.words:
             length = frame.length
-            if length is None or length > x.shape[1]:
+            if length is None:
+                raise ShapeError(
+                    "expected inputs of tokens at this site, got inputs without tokens."
+                )
+            if length > x.shape[1]:
                 raise ShapeError(
                     f"expected at least as many states as tokens, {length}, got {x.shape[1]}."
                 )

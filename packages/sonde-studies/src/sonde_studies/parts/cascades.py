@@ -15,8 +15,13 @@ SURE, ALPHA, SHUFFLES = 0.95, 0.05, 399
 def check_answers(first: Any, second: Any) -> None:
     """Refuse models with different classes, and rows whose answers are not finite."""
     n, m = (found.logits.shape[1] for found in (first, second))
-    if n != m or len(first) != len(second):
+    if n != m:
         raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
+    if len(first) != len(second):
+        raise InputError(
+            "route_by_score: expected two models that answer every row, got "
+            f"{len(first)} and {len(second)} answers."
+        )
     for name, found in (("weak", first), ("strong", second)):
         if bad := int((~found.logits.isfinite()).any(1).sum()):
             raise InputError(

@@ -118,9 +118,10 @@ def _truth(said: list[str], column: str) -> Any:
     words = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
     truth = np.array([words.get(word.lower(), -1) for word in said])
     if min((truth == 0).sum(), (truth == 1).sum()) < 10 or (truth < 0).any():
+        often = [f"{word} {said.count(word)} times" for word in sorted(set(said))[:5]]
         raise InputError(
             f"change_pairs: expected 0 and 1 in {column!r}, each ten times or more, got "
-            f"{', '.join(sorted(set(said))[:5])}. Name the column: changed_column."
+            f"{', '.join(often)}. Name the column: changed_column."
         )
     return truth
 
