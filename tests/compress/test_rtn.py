@@ -44,17 +44,23 @@ def test_rounding_again_changes_nothing_and_no_bits_is_the_same_model():
 
 
 @pytest.mark.truth("the error of each narrower grid, group by group")
+@pytest.mark.parametrize("clip", ["mse", "inputs"])
 @pytest.mark.parametrize("symmetry", ["asymmetric", "symmetric"])
-def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
+def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry, clip):
     net: Any = nn.Sequential(nn.Linear(37, 12, bias=False))
-    net[0].weight.data = torch.randn(12, 37, generator=torch.Generator().manual_seed(1)) ** 3
-    new = RTN(bits=3, group=16, symmetry=symmetry, clip="mse").plan(net).fold(net)
+    random = torch.Generator().manual_seed(1)
+    net[0].weight.data = torch.randn(12, 37, generator=random) ** 3
+    x = torch.randn(50, 37, generator=random) * torch.linspace(0.1, 3, 37) + 0.5
+    square = x.double().square().mean(0) if clip == "inputs" else torch.ones(37).double()
+    new = (
+        RTN(bits=3, group=16, symmetry=symmetry, clip=clip).plan(net, {"calibration": x}).fold(net)
+    )
     plain = RTN(bits=3, group=16, symmetry=symmetry).plan(net).fold(net)
     w, steps = net[0].weight.detach().double(), torch.arange(8.0).double()
     gains = 0
     for row in range(12):
         for start in (0, 16, 32):
-            part = w[row, start : start + 16]
+            part, own = w[row, start : start + 16], square[start : start + 16]
             errors = []
             for i in range(21):
                 low, high = part.min().clamp(max=0.0), part.max().clamp(min=0.0)
@@ -64,11 +70,9 @@ def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
                 scale = (1 - i / 40) * (high - low) / 7
                 offset = (1 - i / 40) * low + 4 * scale
                 points = (steps - 4) * scale.bfloat16().double() + offset.bfloat16().double()
-                errors.append(float((part[:, None] - points).square().amin(1).sum()))
-            found, other = (
-                float((m[0].values(torch.float64)[row, start : start + 16] - part).square().sum())
-                for m in (new, plain)
-            )
+                errors.append(float(((part[:, None] - points).square().amin(1) * own).sum()))
+            values = (m[0].values(torch.float64)[row, start : start + 16] for m in (new, plain))
+            found, other = (float(((v - part).square() * own).sum()) for v in values)
             assert found <= other
             assert found == pytest.approx(min(errors), rel=1e-3)
             gains += found < 0.9 * other

@@ -181,7 +181,7 @@ def test_white_does_not_depend_on_the_brightest_pixel(brightest):
             "whole numbers of 32 bits, for which the value of white",
         ),
         (np.array([[0, 200]], dtype=np.float32), "pixels from 0 to 1, got 0 to 200. Divide"),
-        (np.array([[0, np.nan]], dtype=np.float32), "pixels from 0 to 1, got nan to nan"),
+        (np.array([[0, np.nan]], dtype=np.float32), "finite pixels, got NaN or infinity in 1 of 2"),
         (np.array([[-0.1, 1]], dtype=np.float32), "pixels from 0 to 1, got -0.1 to 1"),
     ],
 )

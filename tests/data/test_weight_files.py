@@ -105,7 +105,7 @@ def test_names_of_classes_come_from_a_file(tmp_path):
         assert names_of_classes(str(tmp_path / file)) == tuple(names), file
     assert names_of_classes("cat, dog") == ("cat", "dog")
     (tmp_path / "bad.json").write_text('{"1": "a"}')
-    for file, message in {"bad.json": "expected names", "no.txt": "does not exist"}.items():
+    for file, message in {"bad.json": "expected names", "no.txt": "no such file"}.items():
         with pytest.raises(InputError, match=message):
             names_of_classes(str(tmp_path / file))
 

@@ -64,28 +64,36 @@ def grid_of(
 
 
 def clipped_grid(
-    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    symmetry: Symmetry = "asymmetric",
+    squares: Float[Tensor, "in"] | None = None,
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
     """Return the scale and offset of each group's best of 21 grids, by least squared error.
 
     The grids span 1 to 0.5 of the group's range; entries outside go to the end of the grid.
+    ``squares`` weights the error of each entry, by the mean square of its input.
     """
     best = grid_of(weight, grid, symmetry)
-    least = _squared_errors(weight, grid, *best)
+    least = _squared_errors(weight, grid, *best, squares)
     for share in torch.linspace(1, 0.5, 21, dtype=torch.float64)[1:].tolist():
         tried = grid_of(weight * share, grid, symmetry)
-        errors = _squared_errors(weight, grid, *tried)
+        errors = _squared_errors(weight, grid, *tried, squares)
         better = errors < least
         least = torch.where(better, errors, least)
         best = tuple(torch.where(better, *pair) for pair in zip(tried, best, strict=True))
     return best[0], best[1]
 
 
-def _squared_errors(weight: Tensor, grid: Grid, scale: Tensor, offset: Tensor) -> Tensor:
+def _squared_errors(
+    weight: Tensor, grid: Grid, scale: Tensor, offset: Tensor, squares: Tensor | None
+) -> Tensor:
     n, half = weight.shape[1], 2 ** (grid.bits - 1)
     scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
     values = (codes_of(weight, scales, offsets, grid.bits) - half) * scales + offsets
-    wide = functional.pad((weight - values).square(), (0, -n % grid.group))
+    errors = (weight - values).square()
+    errors = errors if squares is None else errors * squares.to(errors)
+    wide = functional.pad(errors, (0, -n % grid.group))
     return wide.unflatten(1, (-1, grid.group)).sum(2)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, final
 
+import torch
+
 from sonde.compress._grid import (
     Symmetry,
     check_grid,
@@ -18,6 +20,9 @@ from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.weights import Change, Examples, Grid, Rewrite, RewritePlan
+
+DATA = ("inputs", "output")
+"""Values of ``clip`` that choose grids by examples."""
 
 
 @final
@@ -35,7 +40,8 @@ class RTN(Rewrite):
                  named keep their class and hold codes; a convolution that is named stays one, with
                  rounded weights in its old type: no bytes are saved there.
     Cost         one pass over the weights; no data. With ``clip="output"`` one pass over the data,
-                 and five products of the size of ``weight x H``.
+                 and five products of the size of ``weight x H``; with ``clip="inputs"`` one pass
+                 over the data.
     Assumes      finite weights.
     Differs      from common libraries: scales are rounded before codes are computed; a last group
                  may be short.
@@ -48,10 +54,11 @@ class RTN(Rewrite):
         Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
         Symmetric grids have no offset.
-    clip : {"mse", "output"}, optional
+    clip : {"mse", "inputs", "output"}, optional
         "mse": give each group the grid with the smallest squared error, of 21 from its whole range
-        to half of it; weights outside go to the grid's end. "output": give each row the grid with
-        the smallest error of the layer's output on examples.
+        to half of it; weights outside go to the grid's end. "inputs": the same, where the error of
+        a weight counts by the mean square of its input on examples. "output": give each row the
+        grid with the smallest error of the layer's output on examples.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -63,7 +70,7 @@ class RTN(Rewrite):
     bits: int | None = 4
     group: int = 32
     symmetry: Symmetry = "asymmetric"
-    clip: Literal["mse", "output"] | None = None
+    clip: Literal["mse", "inputs", "output"] | None = None
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "frantar2023gptq"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -71,6 +78,7 @@ class RTN(Rewrite):
         {"bits": 3, "group": 5, "symmetry": "symmetric", "layers": ("*",)},
         {"bits": 2, "clip": "mse"},
         {"bits": 3, "clip": "output"},
+        {"bits": 3, "clip": "inputs"},
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +86,7 @@ class RTN(Rewrite):
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs, to choose grids by the output."""
-        if self.clip == "output":
+        if self.clip in DATA:
             return {"calibration": Examples(summed=LayerGrams)}
         return {"calibration": Examples(optional=True)}
 
@@ -90,15 +98,23 @@ class RTN(Rewrite):
         names = names_of_tensors(model.module, self.layers)
         layers = weighted_layers("RTN", model, self.layers, beside=names)
         grams: LayerGrams | None = None
-        if self.clip == "output":
+        if self.clip in DATA:
             assert calibration is not None  # ``reads`` requires it
             grams = grams_for("RTN", model, calibration, self.layers)
         for layer in layers:
             matrix = layer.matrix()
             grid = Grid.over(self.bits, self.group, matrix.shape[1])
             if grams is not None:
-                parts = parts_of(layer, model, grams)
-                chosen = output_grid(matrix, grid, self.symmetry, parts)
+                parts = list(parts_of(layer, model, grams))
+                if self.clip == "output":
+                    chosen = output_grid(matrix, grid, self.symmetry, parts)
+                else:
+                    each = [
+                        clipped_grid(matrix[rows], grid, self.symmetry, h.diagonal())
+                        for rows, h in parts
+                    ]
+                    scales, offsets = zip(*each, strict=True)
+                    chosen = torch.cat(scales), torch.cat(offsets)
             elif self.clip is None:
                 chosen = grid_of(matrix, grid, self.symmetry)
             else:
