@@ -103,7 +103,7 @@ def _counted(results: list[Result], n_groups: int) -> list[str]:
 
 
 def _noise(n: int) -> float:
-    """Return two standard errors of a coverage of .95 over so many draws."""
+    """Return two standard errors of a coverage of .95 over a number of draws."""
     return 2 * (0.05 / n) ** 0.5
 
 

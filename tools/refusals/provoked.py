@@ -74,8 +74,10 @@ class Place:
 def cases(p: Place) -> Iterator[Case]:
     """Yield what is wrong, in words, and the call."""
     yield from _data(p)
+    yield from _layers(p)
     yield from _models(p)
-    yield from _numbers(p)
+    yield from _figures(p)
+    yield from _parameters(p)
     yield from _commands(p)
 
 
@@ -137,13 +139,7 @@ def _data(p: Place) -> Iterator[Case]:
     yield "each thing has one view", lambda: recipe_of("view-sets")(p.net, short)
 
 
-def _models(p: Place) -> Iterator[Case]:
-    net = p.net.module
-    yield "the model has no stacks", lambda: compress.save_stack(p.net, p / "s.bin")
-    yield "the file is another", lambda: compress.open_stack(net, p / "bad.bin")
-    yield "the file does not exist", lambda: explain.load_dictionary(p / "no.safetensors")
-    yield "the folder has no cfg.json", lambda: explain.load_dictionary(p.folder)
-    yield "the file is no safetensors", lambda: explain.load_dictionary(p / "bad.safetensors")
+def _layers(p: Place) -> Iterator[Case]:
     yield "the layer is no layer of sonde", lambda: layers.inserted(p.net, {"1": nn.ReLU()})
     yield "no layer is given", lambda: layers.inserted(p.net, {})
     gate = layers.UnitGate(4)
@@ -177,6 +173,15 @@ def _models(p: Place) -> Iterator[Case]:
     yield "the name fits several modules", lambda: layers.inserted(nested, {"*.0": gate})
     flat = nn.Sequential(nn.Flatten(0))
     yield "the output has no axis of features", lambda: sonde.read(flat, p.x).schema
+
+
+def _models(p: Place) -> Iterator[Case]:
+    net = p.net.module
+    yield "the model has no stacks", lambda: compress.save_stack(p.net, p / "s.bin")
+    yield "the file is another", lambda: compress.open_stack(net, p / "bad.bin")
+    yield "the file does not exist", lambda: explain.load_dictionary(p / "no.safetensors")
+    yield "the folder has no cfg.json", lambda: explain.load_dictionary(p.folder)
+    yield "the file is no safetensors", lambda: explain.load_dictionary(p / "bad.safetensors")
     bank = train.TemplateBank(2)
     yield "weights are NaN", lambda: bank.of(_broken())
     yield "there is no linear layer", lambda: bank.of(nn.Sequential(nn.ReLU()))
@@ -210,7 +215,7 @@ def _models(p: Place) -> Iterator[Case]:
     yield "there is no class", lambda: explain.concept_bank(p.net, {})
 
 
-def _numbers(p: Place) -> Iterator[Case]:
+def _figures(p: Place) -> Iterator[Case]:
     label, logits = torch.arange(80) % 2, torch.randn(80, 3)
     one = metrics.auroc(p.x[:, 0], label)
     other = metrics.auroc(p.x[:, 0], label, level=0.9)
@@ -257,6 +262,10 @@ def _numbers(p: Place) -> Iterator[Case]:
         "targets are two for 80 rows",
         lambda: explain.Saliency().explain(p.net, p.x, objective=two),
     )
+
+
+def _parameters(p: Place) -> Iterator[Case]:
+    label = torch.arange(80) % 2
     place, image = torch.tensor([[0, 0], [0, -1]]), torch.zeros(2).long()
     near = stats.neighbour_average
     yield "a position is negative", lambda: near(p.x[:2], place, image, 3)

@@ -204,14 +204,14 @@ def difference(first: Metric, second: Metric) -> Metric:
             "Take functions of sonde.metrics with resamples of at least 1."
         )
     if not same or first.level != second.level:
-        told = (
+        sources = (
             f"standard errors from {m.conventions.get('se')} (seed {m.conventions.get('seed')}, "
             f"level {m.level:g})"
             for m in (first, second)
         )
         raise InputError(
             "difference: expected two metrics with the same rows, groups, resamples, seed and "
-            f"level, got {' and '.join(told)}."
+            f"level, got {' and '.join(sources)}."
         )
     gap = a - b
     nominal = (first.range[0] - second.range[1], first.range[1] - second.range[0])
