@@ -57,7 +57,7 @@ def test_each_call_is_refused_and_reasons_name_what_is_wrong(tmp_path):
     answered = {
         wrong: text
         for wrong, (name, text) in reached.items()
-        if name == "no refusal" and "violates type hint" not in text and "Type-check" not in text
+        if name == "no refusal" and "violates type hint" not in text and "TypeCheck" not in text
     }
     assert answered == {}
     assert len(reached) > 110
