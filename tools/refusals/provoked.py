@@ -140,7 +140,8 @@ def _data(p: Place) -> Iterator[Case]:
 
 
 def _layers(p: Place) -> Iterator[Case]:
-    yield "the layer is no layer of sonde", lambda: layers.inserted(p.net, {"1": nn.ReLU()})
+    plain: Any = {"1": nn.ReLU()}
+    yield "the layer is no layer of sonde", lambda: layers.inserted(p.net, plain)
     yield "no layer is given", lambda: layers.inserted(p.net, {})
     gate = layers.UnitGate(4)
     attention = nn.ModuleDict({"a": nn.MultiheadAttention(4, 2)})
@@ -152,7 +153,7 @@ def _layers(p: Place) -> Iterator[Case]:
     yield "the site is a list", lambda: layers.inserted(listed, {"0": gate})
     of = layers.ConditionalNorm.of
     yield "the norm is a batch norm", lambda: of(nn.BatchNorm1d(4), 3)
-    yield "the norm has two axes", lambda: of(nn.LayerNorm((2, 4)), 3)
+    yield "the norm has two axes", lambda: of(nn.LayerNorm([2, 4]), 3)
     kind: Any = "other"
     yield "the kind is unknown", lambda: layers.SecondOrder(kind, 4)
     yield "there are no outputs", lambda: layers.SecondOrder("bilinear_heads", 4, n_outputs=0)
