@@ -41,6 +41,6 @@ def test_partition_harm_and_the_least_row():
         *(0, 1, 0)
     ]
     with pytest.raises(
-        InputError, match="a second value for each of .* rows with the rule 'partition'"
+        InputError, match=r"a second value for each of .* rows with the rule 'partition'"
     ):
         Select("partition")(first)
