@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from findings import _evidence as arrays
+from findings._counting import Counter, counting
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
 from sonde.findings.codes.snd020 import SND020
 from sonde.findings.evidence.modules.fresh_weights import find_fresh_layers, fresh_layers
+from sonde.findings.evidence.trials import weight_sizes
 from sonde.findings.rule import Check
+from sonde.findings.trial_budget import ForwardCost, TrialBudget
 
 
 def ended(factor: float, depth: int = 6) -> Check:
@@ -43,3 +48,19 @@ def test_siblings_of_one_size_are_clear_and_few_are_not_judged() -> None:
         assert_clear(ended(factor))
     assert ended(10.0, depth=3).state == "not_applicable"
     assert SND020().check(arrays.evidence_of(torch.randn(40, 3))).state == "not_applicable"
+
+
+def test_a_small_budget_cuts_texts_before_it_leaves_any_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, shapes = counting(Counter((1.0, 1.0)).eval()), list[tuple[int, ...]]()
+    outlier = weight_sizes.SizeOutlier("lm_head", 2.0, 5)
+    monkeypatch.setattr(weight_sizes, "size_outliers", lambda *_: [outlier])
+    budget = TrialBudget(lambda: (ForwardCost(0.0, 1.0), 500.0))
+    known = {find_fresh_layers: fresh_layers(stream, 0)}
+    evidence = replace(evidence_of(stream).having(known), budget=budget)
+    stream.model.module.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    weight_sizes.resized(stream, evidence)
+    assert shapes[-2:] == [(16, 16)] * 2

@@ -23,7 +23,7 @@ NUMBER: Final = re.compile(r"\d+")
 BLOCK: Final = re.compile(r"(?:(?<=^)|(?<=\.))\d+(?=\.)")
 """Number of the block that a path lies in. Norms of a plain stack of layers differ more."""
 SIBLINGS, RATIO, DEVIATIONS = 4, 4.0, 6.0
-ROWS, FEWEST, LONGEST = 128, 16, 64
+ROWS, FEWEST, LONGEST, SHORTEST = 128, 16, 64, 16
 PART: Final = 0.5
 """Part of the budget of trials that the two forward passes of all rows may take."""
 
@@ -100,9 +100,11 @@ def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
     if not outliers:
         return None
     outliers.sort(key=lambda o: -abs(math.log(o.ratio)))
-    longest = LONGEST if stream.model.task == "causal" else None
-    each = longest or 1
-    n = evidence.budget.rows(ROWS * each, FEWEST * each, 2, PART) // each
+    causal = stream.model.task == "causal"
+    most, least = (LONGEST, SHORTEST) if causal else (1, 1)  # tokens of a row
+    able = evidence.budget.rows(ROWS * most, FEWEST * least, 2, PART)
+    n = max(FEWEST, able // most)
+    longest = min(most, able // n) if causal else None  # texts are cut before any is left out
     chosen = chosen_examples(stream, n, evidence.data.seed)
     small = small_batches(stream.model, stream.inputs, chosen, longest)
     with untouched(stream.model.module), torch.no_grad():
