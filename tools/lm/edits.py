@@ -41,6 +41,7 @@ from sonde.run.changing.language_figures import measure_language, plain_texts
 BEGIN, END = "<!-- printed by python -m tools.lm.edits -->", "<!-- end of edits -->"
 METHODS = "sonde", "rome"
 THREE = ("efficacy", "generality", "specificity")
+EIGHT = (*THREE, "other topics", "text loss", "fluency", "plausibility", "refusals")
 
 
 def second_moment(model: Model, layer: str, texts: Sequence[str]) -> torch.Tensor:
@@ -106,7 +107,8 @@ def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
     """Return the mean scores of each kind of edit, and the harmonic mean of the first three."""
     kinds = dict.fromkeys(line["kind"] for line in lines)
-    names = list(dict.fromkeys(name for line in lines for name in line["scores"]))
+    measured = {name for line in lines for name in line["scores"]}
+    names = [name for name in EIGHT if name in measured]
     head = ["edit", "n", *names, "harmonic mean of three", "worst below 0.5", "s"]
     found = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for kind in kinds:
