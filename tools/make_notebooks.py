@@ -91,7 +91,8 @@ def notebook_of(page: Path) -> dict[str, Any]:
         cells.append(cell)
     is_page = page.suffix == ".md"
     from_page = {"sonde": {"page": page.resolve().relative_to(ROOT).as_posix()}} if is_page else {}
-    return {"cells": cells, "metadata": KERNEL | from_page, "nbformat": 4, "nbformat_minor": 5}
+    metadata = KERNEL | from_page if is_page else json.loads(page.read_text("utf-8"))["metadata"]
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
 def main(pages: list[str]) -> int:

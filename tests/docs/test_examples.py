@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HELD = {path: json.loads(path.read_text("utf-8")) for path in (ROOT / "examples").glob("*.ipynb")}
 OF_PAGES = sorted(path for path, held in HELD.items() if "sonde" in held["metadata"])
-NOTEBOOKS = sorted(set(HELD) - set(OF_PAGES))
+WITH_MODELS = sorted(path for path, held in HELD.items() if "needs" in held["metadata"])
+"""Notebooks of models that tests do not fetch."""
+NOTEBOOKS = sorted(set(HELD) - set(OF_PAGES) - set(WITH_MODELS))
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -45,6 +47,17 @@ def test_it_runs_and_shows_what_it_holds(path, tmp_path, monkeypatch) -> None:
 
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 5
+
+
+@pytest.mark.parametrize("path", WITH_MODELS, ids=lambda path: path.stem)
+def test_a_notebook_that_tests_do_not_run_was_run_whole(path) -> None:
+    cells = [cell for cell in HELD[path]["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        last = ast.parse("".join(cell["source"])).body[-1]
+        kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        is_value = isinstance(last, ast.Expr) and "print(" not in ast.unparse(last)
+        assert bool(kinds) == is_value, "run tools/make_notebooks.py on it"
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
 
 
 @pytest.mark.parametrize("path", OF_PAGES, ids=lambda path: path.stem)
