@@ -49,8 +49,13 @@ def llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    sizes: Any = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "vocab_size": 50,
+    }
+    heads: Any = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=2)).eval()
 
 
@@ -187,7 +192,7 @@ def parallelized(mesh: Any, folder: Path) -> Any:
     for block in model.model.layers:
         for part in (block.self_attn, block.mlp):
             names = [name for name, _ in part.named_children() if name.endswith("_proj")]
-            plan = {n: (ColwiseParallel if n in columns else RowwiseParallel)() for n in names}
+            plan: Any = {n: (ColwiseParallel if n in columns else RowwiseParallel)() for n in names}
             parallelize_module(part, mesh, plan)
     return model
 
@@ -195,7 +200,7 @@ def parallelized(mesh: Any, folder: Path) -> Any:
 def automatic(mesh: Any, folder: Path) -> Any:
     """Return a model that transformers splits by its own plan."""
     from transformers import LlamaForCausalLM
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     plan = DistributedConfig(tp_plan="auto", tp_size=N_RANKS)
     return LlamaForCausalLM.from_pretrained(folder / "llama", distributed_config=plan).eval()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_jobs_are_right_or_refused_on_every_rank():
             assert words == expected | dict.fromkeys(refused[kind], "refused"), verdicts
 
 
-def net() -> nn.Module:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
 
@@ -75,13 +76,12 @@ def in_rank(rank: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
 
     def split(whole: nn.Module, local: bool = True) -> nn.Module:
-        plan = {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()}
+        plan: Any = {"0": ColwiseParallel(use_local_output=local), "2": RowwiseParallel()}
         return parallelize_module(whole, mesh, plan)
 
     dead = net()
-    with torch.no_grad():
-        dead[0].weight.zero_()
-        dead[0].bias.zero_()
+    for weight in dead[0].parameters():
+        nn.init.zeros_(weight)
     own_rows = ROWS + rank
     jobs = [(read, "0"), (read, "1"), (read, "2"), (tapped, "0"), (edited, "1"), (edited, "2")]
     outcomes = {f"{job.__name__} {site}": outcome(job, split(net()), site) for job, site in jobs}
