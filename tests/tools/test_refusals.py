@@ -23,7 +23,6 @@ TRUE = {
     "there is no class": "at least one class",
     "the level is another": r"level 0\.95\).*level 0\.9\)",
     "a cost is NaN": "NaN or infinity in 'cost'",
-    "kinds are too few": r"kinds of shape \(2,\)",
     "two first errors in one": "got 2 in one",
     "alpha is 2": r"alpha in \(0, 1\), got 2",
     "the detector needs logits": "got one that reads logits",
