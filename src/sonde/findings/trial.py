@@ -28,6 +28,12 @@ SCOPES: Final[tuple[Scope, ...]] = (
 )  # fmt: skip
 """Parts that a change can modify, smallest first: a larger part can fit more by chance."""
 LEVEL: Final = 0.01
+CANNOT_RUN: Final = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What the code of a model raises on inputs, or with parts, that do not suit it: such a change is
+left out. Torch's attention asserts the shape of masks, for example."""
 
 
 def chooses(group: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:

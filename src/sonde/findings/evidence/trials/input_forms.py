@@ -47,10 +47,15 @@ CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
     "with each number as its logarithm": (torch.log, 0.0, math.inf),
     "with 1 plus each number as its logarithm": (torch.log1p, -1e-9, math.inf),
     "with each number as an exponent of e": (torch.exp, NEVER, OF_EXPONENTS),
+    "with each number as an exponent of e, less 1 and with its sign": (
+        lambda x: x.sign() * x.abs().expm1(),
+        -OF_EXPONENTS,
+        OF_EXPONENTS,
+    ),
     "from decibels to power": (lambda x: 10 ** (x / 10), NEVER, 300.0),
     "from power to decibels": (lambda x: 10 * torch.log10(x), 0.0, math.inf),
 }
-"""Curves of all numbers of a signal or spectrum."""
+"""Curves of all numbers of a table, signal or spectrum."""
 
 LINES = {
     "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of the training rows",
@@ -67,6 +72,7 @@ LINES = {
     "with the order of steps reversed": "x = x.flip(1)",
     "with 1 plus each number as its logarithm": "x = x.log1p()",
     "with each number as its logarithm": "x = x.log()",
+    "less 1 and with its sign": "x = x.sign() * x.abs().expm1()",
     "with each number as an exponent of e": "x = x.exp()",
     "from decibels to power": "x = 10 ** (x / 10)",
     "from power to decibels": "x = 10 * x.log10()",
@@ -189,7 +195,9 @@ def changes(
         by_words["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
     if x.ndim == 3:
         by_words["with the order of steps reversed"] = lambda x: x.flip(1)
-        by_words |= _curves_of(x, CURVES) | _sequence_exchanges(x)
+        by_words |= _sequence_exchanges(x)
+    if x.ndim == 3 or (x.ndim == 2 and not pictures):
+        by_words |= _curves_of(x, CURVES)
     picture = picture_shape(x) if pictures or x.ndim == 4 else None
     if picture is None:
         return by_words

@@ -27,6 +27,7 @@ from sonde.findings.evidence.trials.tried_forms import (
 )
 from sonde.findings.trial import Measure, Scope, Trial
 from sonde.tap import LiveStream
+from sonde.tap.model.input_tensors import input_tensors
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 KEPT: Final = 0.95
@@ -66,6 +67,8 @@ class MendedRows:
     scored : tuple of Trial
         Scores of the wrong rows that did not choose, and of right rows, all in this form; empty if
         these are not known.
+    tensor : str
+        Name of the input.
     """
 
     form: Tried
@@ -77,6 +80,7 @@ class MendedRows:
     offset: float = 0.0
     kept: float = 0.0
     scored: tuple[Trial, ...] = ()
+    tensor: str = ""
 
     def trial(self, scope: Scope) -> Trial | None:
         """Return the trial of this form on all rows, or on the wrong rows alone."""
@@ -180,6 +184,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             offset=offset,
             kept=kept,
             scored=_scored(bad, good, ~chooses, (tried_as_given, form), both, evidence),
+            tensor=next(iter(input_tensors(stream.model.module, bad.singles[0])), ""),
         )
 
     def simple(form: Tried) -> Tried:

@@ -36,7 +36,7 @@ from sonde.findings.evidence.trials.part_changes import (
 from sonde.findings.evidence.trials.tempered_loss import crossed_loss, least_convex
 from sonde.findings.evidence.trials.weight_changes import weight_changes
 from sonde.findings.self_check import chosen_examples, thinned
-from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
+from sonde.findings.trial import CANNOT_RUN, Trial, chance_of_gain, chooses_by_key
 from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
@@ -346,7 +346,7 @@ class _Runs:
         batch = self.small.together(which)
         try:
             return self._run(batch, change)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        except CANNOT_RUN:
             if change is None:
                 raise
             return None

@@ -13,7 +13,7 @@ from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
-from sonde.findings.trial import Measure, Scope, Trial, chooses_by_key
+from sonde.findings.trial import CANNOT_RUN, Measure, Scope, Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -76,7 +76,7 @@ def row_scores(
     for batch in batches:
         try:
             score = _scores_of(_output(stream, batch, around), batch, scores)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        except CANNOT_RUN:
             return None
         if score is None:
             return None

@@ -40,7 +40,7 @@ from sonde.findings.evidence.trials.tensor_forms import (
     tensor_forms,
 )
 from sonde.findings.self_check import chosen_examples
-from sonde.findings.trial import Trial, chooses_by_key
+from sonde.findings.trial import CANNOT_RUN, Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors, with_tensors
 from sonde.tap.model.seeding import untouched
@@ -102,7 +102,7 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
     if isinstance(scores, str):
         return scores
     with untouched(stream.model.module), torch.no_grad(), budget.counting():
-        tried = _Forms(stream, small, evidence, scores)
+        tried = FormSearch(stream, small, evidence, scores)
         return tried.chosen()
 
 
@@ -118,11 +118,27 @@ def whole_examples(stream: LiveStream, which: Sequence[int]) -> SmallBatches:
     return SmallBatches(tuple(kept), 0, False, False)
 
 
-class _Forms:
-    """Forms of the inputs of some examples, and the model's answers to them."""
+class FormSearch:
+    """Forms of the inputs of some examples, and the model's answers to them.
+
+    Parameters
+    ----------
+    stream : LiveStream
+    small : SmallBatches
+        The examples, all of one shape.
+    evidence : Evidence
+    scores : AnswerScores
+    split : (sequence of int, sequence of int) or None
+        Examples that choose a form, and examples that judge it. None = by the hash of their groups.
+    """
 
     def __init__(
-        self, stream: LiveStream, small: SmallBatches, evidence: Evidence, scores: AnswerScores
+        self,
+        stream: LiveStream,
+        small: SmallBatches,
+        evidence: Evidence,
+        scores: AnswerScores,
+        split: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
         self.scores = scores
@@ -132,8 +148,9 @@ class _Forms:
         self.names = evidence.data.inputs
         is_known = scores.known(self.whole.order)
         chooses = chooses_by_key(self.whole.group_keys)
-        self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
-        self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
+        halves = [torch.nonzero(is_known & is_one).flatten().tolist()
+                  for is_one in (chooses, ~chooses)]  # fmt: skip
+        self.chooses, self.judges = halves if split is None else map(list, split)
         self.n_tried = 0
 
     def chosen(self) -> TensorTrials | str:
@@ -145,7 +162,7 @@ class _Forms:
             return "there was no reason to try other forms" if own is not None else "no answers"
         forms = tensor_forms(self.given, self.names)
         codes = [form for form in self._code_forms() if form is not None]
-        best = self._best([*self._shift(), *codes, *self._with_numbers(self._promising(forms))])
+        best = self._best([*self._shift(), *codes, *self.with_numbers(self.promising(forms))])
         after = None if best is None else self._scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
@@ -172,7 +189,7 @@ class _Forms:
         """Return whether rows may follow one another in time: no groups, and enough of them."""
         return len(self.stream.inputs) > 2 * LEAST and not self.evidence.data.grouped
 
-    def _answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
+    def answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
         """Return the answers in each form, of several forms in one forward pass."""
         answers: list[Tensor] = []
         per = max(1, IN_ONE // len(rows))
@@ -188,21 +205,21 @@ class _Forms:
             answers += scored.split(len(rows))
         return answers
 
-    def _losses(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[float]:
+    def losses(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[float]:
         """Return the mean loss of some rows in each form; infinite if it is not known."""
         self.n_tried += len(forms)
         try:
-            answers = self._answers(forms, rows)
+            answers = self.answers(forms, rows)
             return self._means(torch.stack(answers), rows) if answers else [math.inf] * len(forms)
-        except (RuntimeError, ValueError, IndexError):
+        except CANNOT_RUN:
             if len(forms) == 1:
                 return [math.inf]
         half = len(forms) // 2
-        return self._losses(forms[:half], rows) + self._losses(forms[half:], rows)
+        return self.losses(forms[:half], rows) + self.losses(forms[half:], rows)
 
     def _means(self, answers: Float[Tensor, "form row *rest"], rows: Sequence[int]) -> list[float]:
         """Return the mean loss of each form, of classes at the temperature that suits it."""
-        order = self._order(rows)
+        order = self.order_of(rows)
         if self.scores.kind == "class":
             logits = [as_logits(two_logits(one)) for one in answers]
             losses = [
@@ -214,19 +231,20 @@ class _Forms:
             mean = torch.stack([self._row_losses(one, rows).mean() for one in answers])
         return torch.where(mean.isfinite(), mean, math.inf).tolist()
 
-    def _order(self, rows: Sequence[int]) -> Int[Tensor, "row"]:
+    def order_of(self, rows: Sequence[int]) -> Int[Tensor, "row"]:
+        """Return the examples of rows, by planned order."""
         return self.whole.order[torch.tensor(rows)]
 
     def _scored(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
-        answers = self._answers([form], rows)
-        return self.scores.scores(answers[0], self._order(rows)) if answers else None
+        answers = self.answers([form], rows)
+        return self.scores.scores(answers[0], self.order_of(rows)) if answers else None
 
     def _is_like_constants(self, form: TensorForm) -> bool:
         """Return whether constants on the logits, or a line through the numbers, do as well."""
         rows = [*self.chooses, *self.judges]
         chooses = torch.arange(len(rows)) < len(self.chooses)
-        given, formed = (self._answers([one], rows)[0] for one in (None, form))
-        order = self._order(rows)
+        given, formed = (self.answers([one], rows)[0] for one in (None, form))
+        order = self.order_of(rows)
         groups = groups_at(self.evidence, order[~chooses])
         if self.scores.kind == "numbers":
             return line_does_as_well(self.scores, given, formed, order, chooses)
@@ -245,13 +263,13 @@ class _Forms:
             return []
         self.n_tried += len(forms)
         try:
-            answers = self._answers([None, *forms], rows)
-        except (RuntimeError, ValueError, IndexError):  # such as a neighbour of another shape
+            answers = self.answers([None, *forms], rows)
+        except CANNOT_RUN:  # such as a neighbour of another shape
             return []
         if not answers:
             return []
         chooses = torch.arange(len(rows)) < len(self.chooses)
-        best = chosen_shift(self.scores, answers, self._order(rows), chooses)
+        best = chosen_shift(self.scores, answers, self.order_of(rows), chooses)
         return [] if best is None else [forms[best]]
 
     def _few(self, n: int) -> list[int]:
@@ -259,7 +277,7 @@ class _Forms:
         step = max(1, len(self.chooses) // n)
         return self.chooses[::step][:n]
 
-    def _promising(self, forms: list[TensorForm]) -> list[TensorForm]:
+    def promising(self, forms: list[TensorForm]) -> list[TensorForm]:
         """Return the forms with the least loss on few rows, as many as the budget allows."""
         budget, rows = self.evidence.budget, self._few(SCREENED)
         cost = budget.cost.each * len(rows) + budget.cost.call / max(1, IN_ONE // len(rows))
@@ -271,7 +289,7 @@ class _Forms:
             forms = [forms[i] for i in sorted(order[:n])]
         if not forms:
             return []
-        losses = self._losses([None, *forms], rows)
+        losses = self.losses([None, *forms], rows)
         order = sorted(range(len(forms)), key=lambda i: losses[i + 1])
         return [forms[i] for i in sorted(order[:AGAIN]) if losses[i + 1] < losses[0]]
 
@@ -290,7 +308,7 @@ class _Forms:
                 answers = self.scores.of(self.module(*args, **kwargs))
                 if answers is None:
                     return [0.0] * len(forms)
-                loss = self.scores.losses(answers, self._order(rows))
+                loss = self.scores.losses(answers, self.order_of(rows))
                 grads = torch.autograd.grad(loss.sum(), list(free.values()), allow_unused=True)
         except RuntimeError:
             return [0.0] * len(forms)
@@ -311,7 +329,7 @@ class _Forms:
         """Return the form with the least loss on the rows that choose, if it lowers the loss."""
         if not forms:
             return None
-        given, *losses = self._losses([None, *forms], self.chooses)
+        given, *losses = self.losses([None, *forms], self.chooses)
         least = min(losses)
         best = forms[losses.index(least)]
         for form, loss in zip(forms, losses, strict=True):
@@ -320,9 +338,9 @@ class _Forms:
                 best = form
         return best if least < given else None
 
-    def _with_numbers(self, forms: Sequence[TensorForm]) -> list[TensorForm]:
+    def with_numbers(self, forms: Sequence[TensorForm]) -> list[TensorForm]:
         """Return the forms, and those of the best places in the numbers that suit the rows."""
-        losses = self._losses(forms, self.chooses) if forms else []
+        losses = self.losses(forms, self.chooses) if forms else []
         best: dict[object, TensorForm] = {}
         for i in sorted(range(len(forms)), key=lambda i: losses[i]):
             if forms[i].affine is not None:
@@ -354,7 +372,7 @@ class _Forms:
         at, step = (0.0, 0.0), (float(logs[1] - logs[0]), float(offs[1] - offs[0]))
         pairs = [(a, b) for a in logs.tolist() for b in offs.tolist()]
         for _ in range(ROUNDS):
-            losses = self._losses(
+            losses = self.losses(
                 [affine_form(one, 1, -1, *numbers(*pair), self.names) for pair in pairs], rows
             )
             at = pairs[losses.index(min(losses))]
@@ -394,7 +412,7 @@ class _Forms:
     ) -> TensorForm:
         """Return the numbers with the least loss, or the first ones that do about as well."""
         forms = [affine_form(one, axis, i, *pair, self.names) for pair in pairs]
-        losses = self._losses(forms, rows)
+        losses = self.losses(forms, rows)
         limit = SAME * min(losses) + NIL if first else min(losses)
         return next(form for form, x in zip(forms, losses, strict=True) if x <= limit)
 
@@ -429,8 +447,8 @@ class _Forms:
         tables = [torch.full((n,), code) for code in range(n)]
         forms = [TensorForm("", "", told(table)) for table in tables]
         try:
-            answers = self._answers(forms, rows)
-        except (RuntimeError, IndexError, ValueError):
+            answers = self.answers(forms, rows)
+        except CANNOT_RUN:
             return None
         own = column[torch.tensor(rows)].long()
         cost = torch.zeros(n, n, dtype=torch.float64)
@@ -458,7 +476,7 @@ class _Forms:
         )
 
     def _row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
-        losses = self.scores.losses(answers, self._order(rows))
+        losses = self.scores.losses(answers, self.order_of(rows))
         return losses.clamp(max=1 - WORST) if self.scores.kind == "numbers" else losses
 
 

@@ -28,6 +28,7 @@ from sonde.findings.evidence.trials.input_forms import (
     pixel_moves,
 )
 from sonde.findings.evidence.trials.simplest_factor import factor_words, simplest_factor
+from sonde.findings.trial import CANNOT_RUN
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.streams.small_batches import SmallBatches
@@ -162,7 +163,7 @@ def tried_forms(
         try:
             for batch in in_chunks(small, ROWS if x.ndim == 2 else CHUNK):
                 answers.append(logits_of(observe(stream, _changed(batch, change), sums), stream))
-        except (RuntimeError, ValueError):  # e.g. images that are not square, turned
+        except CANNOT_RUN:  # e.g. images that are not square, turned
             continue
         fits = [fit_norm(name, module, sums[name]) for name, module in norms if sums[name].n]
         score = logits = None
