@@ -109,8 +109,8 @@ class SND015(Rule):
         "this regret (Student's test over blocks of rows, 1 %). Newer inputs make a forecast "
         "better although nothing is wrong; they do not leave less regret. Last, the wrong rows of "
         "any model (of maps: with a tenth of their pixels wrong and far more than most rows) are "
-        "tried in the forms of each input tensor. The form is reported if it corrects 65 % of those "
-        "that did not choose it and moves their inputs nearer to those of correct rows, or a "
+        "tried in the forms of each input tensor. The form is reported if it corrects 65 % of "
+        "those that did not choose it and moves their inputs nearer to those of correct rows, a "
         "warning if it corrects 80 % (more than two classes) or if usual values in the place of "
         "the changed ones correct as many, unless a constant answer does."
     )
@@ -152,7 +152,7 @@ class SND015(Rule):
         if found.right < least or lucky >= self.level or (found.n_classes == 2 and not is_near):
             return clear
         if found.constant >= found.right - self.rival:
-            return self.clear(figure, "a constant on the answers corrects as many rows")
+            return clear
         words = found.form.words if is_form else f"with usual values of {found.place}"
         text = (
             f"Of {plural(found.n, 'row')} that the model gets wrong, it is correct on "
