@@ -156,7 +156,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
         for t in tried_forms(stream, bad, forms, (), evidence, True)
         if t.score is not None
     }
-    tried_as_given = next(iter(tried), None)
+    as_given = next(iter(tried), None)
     most = max((float(hit[chooses].mean()) for hit in tried.values()), default=0.0)
     if most < HOPELESS:
         return ()
@@ -173,7 +173,6 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
         both = _on_right_rows(stream, good, {"": forms[""], form.words: change}, evidence)
         if both is None:
             return None
-        kept = _share_right(both[1], rows.least)
         return MendedRows(
             form=form,
             right=float(held.mean()),
@@ -182,9 +181,9 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             n=len(held),
             wrong=rows.share,
             offset=offset,
-            kept=kept,
-            scored=_scored(bad, good, ~chooses, (tried_as_given, form), both, evidence),
-            tensor=next(iter(input_tensors(stream.model.module, bad.singles[0])), ""),
+            kept=_share_right(both[1], rows.least),
+            scored=_scored(bad, good, ~chooses, (as_given, form), both, evidence),
+            tensor=_name_of(stream, bad),
         )
 
     def simple(form: Tried) -> Tried:
@@ -198,10 +197,15 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
         forms[simplest.words] = simplest.change
         return simplest
 
-    near = min(tied, key=lambda form: float(measures[0](forms[form.words](x[chooses])).mean()))
-    best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
-    simplest = (made(simple(form)) for form in dict.fromkeys((near, best)))
+    near = min(tied, key=lambda one: float(measures[0](forms[one.words](x[chooses])).mean()))
+    best = max(tied, key=lambda one: float(tried[one][chooses].mean()))
+    simplest = (made(simple(one)) for one in dict.fromkeys((near, best)))
     return tuple(one for one in simplest if one is not None)
+
+
+def _name_of(stream: LiveStream, small: SmallBatches) -> str:
+    """Return the name of the one input tensor."""
+    return next(iter(input_tensors(stream.model.module, small.singles[0])), "")
 
 
 def _share_right(form: Tried, least: float) -> float:
