@@ -138,38 +138,38 @@ class SND015(Rule):
 
     def _of_restored(self, evidence: Evidence, clear: Check) -> Check:
         """Judge the form of any input tensor that corrects most of the wrong rows."""
-        found = evidence.get(restored_rows)
-        if not isinstance(found, RestoredRows):
+        rows = evidence.get(restored_rows)
+        if not isinstance(rows, RestoredRows):
             return clear
-        blind = max(self.blind, 1 / found.n_classes if found.n_classes else 0.0)
-        lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, blind))
-        is_near = found.nearer >= self.near and found.p < self.level
-        is_form = found.without < found.right - self.rival
+        blind = max(self.blind, 1 / rows.n_classes if rows.n_classes else 0.0)
+        lucky = float(binom.sf(round(rows.right * rows.n) - 1, rows.n, blind))
+        is_near = rows.nearer >= self.near and rows.p < self.level
+        is_form = rows.without < rows.right - self.rival
         least = self.most if is_near and is_form else self.sure
         figure = Figure(
-            "mended", found.right, unit="share", null=0.0, p=lucky, n_rows=found.n, threshold=least
+            "mended", rows.right, unit="share", null=0.0, p=lucky, n_rows=rows.n, threshold=least
         )  # fmt: skip
-        if found.right < least or lucky >= self.level or (found.n_classes == 2 and not is_near):
+        if rows.right < least or lucky >= self.level or (rows.n_classes == 2 and not is_near):
             return clear
-        if found.constant >= found.right - self.rival:
+        if rows.constant >= rows.right - self.rival:
             return clear
-        words = found.form.words if is_form else f"with usual values of {found.place}"
+        words = rows.form.words if is_form else f"with usual values of {rows.place}"
         text = (
-            f"Of {plural(found.n, 'row')} that the model gets wrong, it is correct on "
-            f"{percent(found.right if is_form else found.without)} with its inputs {words}: at "
-            f"least {percent(found.right * found.wrong)} of all rows are given in another form."
+            f"Of {plural(rows.n, 'row')} that the model gets wrong, it is correct on "
+            f"{percent(rows.right if is_form else rows.without)} with its inputs {words}: at "
+            f"least {percent(rows.right * rows.wrong)} of all rows are given in another form."
         )
-        fix = f"the model gets {percent(found.wrong)} of all rows wrong now."
+        fix = f"the model gets {percent(rows.wrong)} of all rows wrong now."
         return self.raised_with(
             "error" if is_near and is_form else "warning",
             sentence(text),
             figure,
-            effect=found.right,
-            fix=f"Give these rows alone the inputs {found.form.words}: {fix}"
+            effect=rows.right,
+            fix=f"Give these rows alone the inputs {rows.form.words}: {fix}"
             if is_form
-            else f"Look where the values of {found.place} come from: {fix}",
-            trial=found.trial if is_near and is_form else None,
-            location=Location(tensors=found.form.tensors, columns=found.form.columns),
+            else f"Look where the values of {rows.place} come from: {fix}",
+            trial=rows.trial if is_near and is_form else None,
+            location=Location(tensors=rows.form.tensors, columns=rows.form.columns),
         )
 
     def _of_tensors(self, evidence: Evidence, clear: Check) -> Check:

@@ -220,12 +220,12 @@ def _without(search: FormSearch, form: TensorForm, rows: _Rows) -> TensorForm:
     """
 
     def change(given: Tensors, order: Int[Tensor, "row"]) -> Tensors:
-        made = dict(given)
+        tensors = dict(given)
         for name, x in form.change(given, order).items():
             if name in search.given and search.given[name].kind == "numbers":
                 usual = search.given[name].x[rows.right].median(0).values
-                made[name] = torch.where(x != given[name], usual.to(x), given[name])
-        return made
+                tensors[name] = torch.where(x != given[name], usual.to(x), given[name])
+        return tensors
 
     return replace(form, change=change)
 
@@ -295,7 +295,7 @@ def _nearer(search: FormSearch, form: TensorForm, rows: _Rows) -> tuple[float, f
     for name in form.tensors:
         if search.given[name].kind != "numbers":
             continue
-        given, made = ({k: _changed(search, one, which)[name].double() for k, which in
+        given, changed = ({k: _changed(search, one, which)[name].double() for k, which in
                         (("bad", bad), ("near", near), ("usual", usual))}
                        for one in (None, form))  # fmt: skip
         kinds = DESCRIPTIONS[:1] if given["bad"].ndim == 2 else DESCRIPTIONS
@@ -308,7 +308,7 @@ def _nearer(search: FormSearch, form: TensorForm, rows: _Rows) -> tuple[float, f
                     of: Measured = describe) -> Tensor:  # fmt: skip
                 return torch.cdist(of(x) / by, to / by).amin(1)
 
-            gain, other = (far(given[k]) - far(made[k]) for k in ("bad", "usual"))
+            gain, other = (far(given[k]) - far(changed[k]) for k in ("bad", "usual"))
             p = float(mannwhitneyu(gain, other, alternative="greater").pvalue) * len(kinds)
             best = max(best, (float((gain > 0).double().mean()), min(p, 1.0)))
     return best
