@@ -86,7 +86,7 @@ def test_what_is_refused(words, said):
 def test_files_that_do_not_serve(tmp_path, steering):
     path, _ = steering
     missing = run_words("generate", "sonde:stdlib", tmp_path / "none.txt").error()
-    assert "no file" in missing
+    assert "no such file" in missing
     table = tmp_path / "other.jsonl"
     table.write_text(json.dumps({"story": "a"}) + "\n")
     assert "--text-column" in run_words("generate", "sonde:stdlib", table).error()

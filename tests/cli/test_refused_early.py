@@ -144,4 +144,4 @@ def test_a_language_model_without_weights_is_refused_for_its_weights(tmp_path):
 def test_a_missing_file_of_class_names_is_refused_before_a_model_is_loaded(tmp_path, command):
     first, *rest = command.split()
     ran = run_words(first, *rest, "--classes", tmp_path / "names.txt")
-    assert "expected a file of class names" in ran.error()
+    assert "names of classes: no such file" in ran.error()

@@ -417,7 +417,7 @@ def test_errors_say_what_to_do(tmp_path, signed):
         signed["topk"].edit(features={16: 1.0})
     with pytest.raises(InputError, match="Save it with save"):
         signed["abstopk"].save_saelens(tmp_path / "sae")
-    with pytest.raises(StoreError, match="no file"):
+    with pytest.raises(StoreError, match="no such file"):
         load_dictionary(tmp_path / "nowhere.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"1234567890")
     with pytest.raises(StateError, match="is not a safetensors file"):

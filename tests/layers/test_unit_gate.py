@@ -101,5 +101,5 @@ def test_channels_and_space():
 def test_unknown_pair_is_refused():
     with pytest.raises(InputError, match="expected over and score"):
         UnitGate(4, over="tokens", score="pooled")
-    with pytest.raises(InputError, match="fields that sum to 4"):
+    with pytest.raises(InputError, match="that sum to 4"):
         UnitGate(4, over="fields", fields=(2, 3))

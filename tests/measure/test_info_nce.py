@@ -86,7 +86,7 @@ def test_the_limit_is_printed_beside_the_value(tmp_path, capsys):
     method = "info_nce(batch=16, hidden=0, passes=2)"
     assert main(["fit", method, "-", f"{tmp_path}/rows.npz", "-o", f"{tmp_path}/out.sonde"]) == 0
     title, line = capsys.readouterr().out.splitlines()[:2]
-    assert title.split()[-1] == "most"
+    assert title.split()[-1] == "range"
     assert float(line.split()[-1]) == pytest.approx(math.log(16), abs=1e-3)
 
 

@@ -190,11 +190,13 @@ def regression() -> tuple[nn.Module, Tensor, Tensor]:
     return module.requires_grad_(False).eval(), x[2_000:], y[2_000:]
 
 
-def readings(scale: float) -> Report:
-    """Scan a regression over rows of several sensors, the numbers of one on another scale."""
+def readings(noise: float) -> Report:
+    """Scan a regression over rows of several sensors, of which one measures with noise."""
     module, x, y = regression()
-    sensor = np.random.default_rng(0).choice(list("abcdefgh"), len(x))
-    x = torch.where(torch.from_numpy(sensor == "c")[:, None], scale * x, x)
+    draw = np.random.default_rng(0)
+    sensor = draw.choice(list("abcdefgh"), len(x))
+    off = torch.from_numpy(draw.normal(size=len(y)) * (sensor == "c")).to(y)
+    y = y + noise * y.std() * off
     rows = {"x": x, "label": y.tolist(), "sensor": sensor.tolist()}
     return sonde.scan(module, rows, settings=quiet())
 
@@ -243,7 +245,7 @@ PLANTS = (
     Plant("SND065", "warning", lambda: leak(True), lambda: leak(False)),
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND069", "warning", lambda: times_as_sure(20.0), healthy),
-    Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
+    Plant("SND063", "warning", lambda: readings(2.0), lambda: readings(0.0)),
     Plant("SND045", "warning", lambda: blanks(50), healthy),
     Plant(
         "SND047",

@@ -59,8 +59,8 @@ class AffineLens(Instrument):
 
     ``y = mean_y + W (x - mean_x)`` with ``W = C_yx (C_xx + ridge tr(C_xx) / dim I)^-1``.
 
-    Range        (-inf, 1], share of variance explained; 1 = all, 0 = no more than the mean
-                 explains. On the fitted rows at least 0.
+    Range        [0, 1], share of variance explained on the fitted rows; 1 = all, 0 = no more than
+                 the mean explains.
     Cost         one pass; state ``8 (2 dim^2 + dim dim2)`` bytes; result O(dim^3).
     Assumes      more rows than ``dim``, or a ridge.
 

@@ -77,7 +77,8 @@ class ConceptMatrixSearch(Instrument):
     Concepts are standardised over the classes, so that a concept that all classes share says
     nothing; then a row goes to the class whose row of the matrix it correlates with most.
 
-    Range        [-1, 1], similarity; higher = more like the class.
+    Range        (-inf, inf), the mean of each concept over a class; similarities of the search lie
+                 in [-1, 1]; higher = more like the class.
     Cost         one pass; state ``8 classes concepts`` bytes; a product for each row.
     Assumes      rows are scores of concepts; at least two classes.
 

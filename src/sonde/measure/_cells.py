@@ -14,7 +14,7 @@ from sonde.stats import ClassMoments, ClassMomentsState
 from sonde.stats.class_moments import Scatter
 
 VALUES = 1 << 20
-GROUPS = 2048
+GROUPS = 192
 
 
 @final
@@ -68,6 +68,11 @@ class PartsOfGroupsState(State):
     largest: Int[Tensor, "group"]
 
     @property
+    def n(self) -> int:
+        """Number of groups."""
+        return len(self.key)
+
+    @property
     def divided(self) -> int:
         """Number of groups with several values."""
         return int((self.least < self.largest).sum())
@@ -103,8 +108,12 @@ class PartsOfGroups(Statistic[PartsOfGroupsState]):
         columns = (torch.cat([getattr(s, n) for s in (a, b)]) for n in ("key", "least", "largest"))
         return _extremes(*columns)
 
-    def influence(self, *_: Any, **__: Any) -> None:
-        """Return None, because no value is computed from the groups."""
+    def influence(
+        self, state: PartsOfGroupsState, _: PartsOfGroupsState, label: Int[Tensor, "row"],
+        *__: Any,
+    ) -> Float[Tensor, "row"]:  # fmt: skip
+        """Return zeros: extremes of groups raise a flag and change no value."""
+        return torch.zeros(len(label), dtype=torch.float64, device=label.device)
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of three numbers for each group."""

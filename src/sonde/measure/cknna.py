@@ -83,7 +83,7 @@ class CKNNA(PairSampleInstrument):
         if sites is None or math.isnan(scale):
             return CKNNAResult(
                 n=len(rows),
-                range=(-1.0, 1.0),
+                range=(-math.inf, 1.0),
                 flags=(*every.flags, "few_rows" if sites is None else "dead"),
                 conventions=conventions,
                 null_spread=math.nan,
@@ -99,7 +99,7 @@ class CKNNA(PairSampleInstrument):
             se=None if failed else se,
             null=null.double().mean(),
             n=len(rows),
-            range=(-1.0, 1.0),
+            range=(-math.inf, 1.0),
             flags=every.flags + copy_flags(every.rows, every.group),
             conventions={**conventions, "se": "none: too few rows in a half" if failed else how},
             null_spread=float(null.double().std()),

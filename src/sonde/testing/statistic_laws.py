@@ -225,7 +225,7 @@ def law_influence(case: Case) -> None:
         state, lambda t: t.clone().requires_grad_(True) if t.is_floating_point() else t
     )
     points = [t for t in leaves(tracked) if t.requires_grad]
-    grads = torch.autograd.grad(_smooth(tracked), points, allow_unused=True)
+    grads = torch.autograd.grad(_smooth(tracked), points, allow_unused=True) if points else ()
     table = {
         id(t): torch.zeros_like(t) if g is None else g for t, g in zip(points, grads, strict=True)
     }
