@@ -21,6 +21,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks carry their output; tests run them
 nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # a chart beside a table: the table is shown
 html_theme = "pydata_sphinx_theme"
 highlight_language = "none"  # a block without a language is a command, not Python
 html_title = "sonde"
