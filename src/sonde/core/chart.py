@@ -325,8 +325,8 @@ def matrix(
     if two_sided:
         scale |= {"scheme": "blueorange"}
         if low is None or high is None:  # equal distances from 0 have equal colours
-            high = max((abs(row[value]) for row in rows if row[value] is not None), default=1.0)
-            low = -high
+            sizes = [abs(float(row[value])) for row in rows if row[value] is not None]
+            low, high = -max(sizes, default=1.0), max(sizes, default=1.0)
     if low is not None and high is not None:
         scale = {**scale, "domain": [low, high], "clamp": True}
     color = {"field": value, "type": "quantitative", **({"scale": scale} if scale else {})}
