@@ -53,7 +53,12 @@ def in_ray(code: str, place: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,
-        env={**os.environ, "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"},
+        env={
+            **os.environ,
+            "RAY_ADDRESS": "local",  # not the cluster of a test that runs beside this one
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONWARNINGS": "ignore",
+        },
         capture_output=True,
         text=True,
         check=False,
