@@ -16,27 +16,18 @@ from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import two_logits
-from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
+from sonde.findings.evidence.trials.answer_scores import AnswerScores
 from sonde.findings.evidence.trials.mended_rows import mended_by_offset
 from sonde.findings.evidence.trials.tensor_forms import TensorForm, place_of, tensor_forms
-from sonde.findings.evidence.trials.tensor_trials import (
-    BESIDE,
-    LEAST,
-    ROWS,
-    SCREENED,
-    FormSearch,
-    whole_examples,
-)
-from sonde.findings.self_check import chosen_examples
+from sonde.findings.evidence.trials.tensor_trials import FormSearch, in_own_budget
 from sonde.findings.trial import Trial
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import Tensors
-from sonde.tap.model.seeding import untouched
 
 FEWEST: Final = 15
-"""Wrong rows, a third of which choose a form."""
+"""Least number of wrong rows, and of right rows, for a search."""
 MOST: Final = 128
-"""Wrong rows that are tried."""
+"""Largest number of wrong rows, and of right rows, that are used."""
 WRONG: Final = 2 / 3
 """How far off a number is wrong, in standard deviations of the targets; half as far is right."""
 OFF: Final = 0.1
@@ -96,30 +87,21 @@ def restored_rows(stream: LiveStream, evidence: Evidence) -> RestoredRows | str:
 
     The trials have a budget of their own.
     """
-    data = evidence.data
-    budget = evidence.budget.beside(BESIDE)
-    evidence = replace(evidence, budget=budget)
-    n = budget.rows(ROWS, LEAST, SCREENED)
-    small = whole_examples(stream, chosen_examples(stream, n, data.seed))
-    if len(small) < LEAST:
-        return f"needs {LEAST} rows of one shape"
-    order = small.together(range(len(small))).order.tolist()
-    scores = answer_scores(stream, evidence, order)
-    if isinstance(scores, str):
-        return scores
-    with untouched(stream.model.module), torch.no_grad(), budget.counting():
-        search = FormSearch(stream, small, evidence, scores)
-        rows = _wrong_and_right(search)
-        if isinstance(rows, str):
-            return rows
-        first = torch.arange(len(rows.wrong)) % 3 == 0
-        search.chooses, search.judges = rows.wrong[first].tolist(), rows.wrong[~first].tolist()
-        return _restored(search, rows)
+    return in_own_budget(stream, evidence, _searched)
+
+
+def _searched(search: FormSearch) -> RestoredRows | str:
+    rows = _wrong_and_right(search)
+    if isinstance(rows, str):
+        return rows
+    first = torch.arange(len(rows.wrong)) % 3 == 0
+    search.chooses, search.judges = rows.wrong[first].tolist(), rows.wrong[~first].tolist()
+    return _restored(search, rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows with wrong and with right answers, one of each group, by their place among the rows.
+    """Positions of rows with wrong and with right answers: at most one row of each group.
 
     Parameters
     ----------

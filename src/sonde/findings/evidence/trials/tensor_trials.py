@@ -9,7 +9,7 @@ best forms are compared on all rows that choose, and the chosen form is judged o
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -90,6 +90,16 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
 
     The trials have a budget of their own: those of parts, which follow, keep theirs.
     """
+    return in_own_budget(stream, evidence, lambda search: search.chosen())
+
+
+Tried = TypeVar("Tried")
+
+
+def in_own_budget(
+    stream: LiveStream, evidence: Evidence, of: Callable[["FormSearch"], Tried]
+) -> Tried | str:
+    """Return the result of a search for a form with a budget of its own, or why none is made."""
     data = evidence.data
     budget = evidence.budget.beside(BESIDE)
     evidence = replace(evidence, budget=budget)
@@ -102,8 +112,7 @@ def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
     if isinstance(scores, str):
         return scores
     with untouched(stream.model.module), torch.no_grad(), budget.counting():
-        tried = FormSearch(stream, small, evidence, scores)
-        return tried.chosen()
+        return of(FormSearch(stream, small, evidence, scores))
 
 
 def whole_examples(stream: LiveStream, which: Sequence[int]) -> SmallBatches:
@@ -128,8 +137,6 @@ class FormSearch:
         The examples, all of one shape.
     evidence : Evidence
     scores : AnswerScores
-    split : (sequence of int, sequence of int) or None
-        Examples that choose a form, and examples that judge it. None = by the hash of their groups.
     """
 
     def __init__(
@@ -138,7 +145,6 @@ class FormSearch:
         small: SmallBatches,
         evidence: Evidence,
         scores: AnswerScores,
-        split: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
         self.scores = scores
@@ -148,9 +154,8 @@ class FormSearch:
         self.names = evidence.data.inputs
         is_known = scores.known(self.whole.order)
         chooses = chooses_by_key(self.whole.group_keys)
-        halves = [torch.nonzero(is_known & is_one).flatten().tolist()
-                  for is_one in (chooses, ~chooses)]  # fmt: skip
-        self.chooses, self.judges = halves if split is None else map(list, split)
+        self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
+        self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
         self.n_tried = 0
 
     def chosen(self) -> TensorTrials | str:
