@@ -4,7 +4,6 @@ Every rank makes the same call. Ranks with a whole model take ranges in turn; ra
 of one model compute each range together, and its rows count once. All get the folded states.
 """
 
-import pickle
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
@@ -167,12 +166,10 @@ class Ranks:
                 self._send(rank, order)
 
     def _send(self, rank: int, content: Any) -> None:
-        """Send an object to a rank: its length, then its bytes."""
-        flat = torch.frombuffer(bytearray(pickle.dumps(content)), dtype=torch.uint8)
+        """Send an object to a rank of this run."""
         to = distributed.get_global_rank(self.group, rank)
         try:
-            for x in (torch.tensor([len(flat)]), flat):
-                distributed.send(x.to(self._device), to, group=self.group)
+            distributed.send_object_list([content], to, self.group, self._device)
         except RuntimeError as error:
             raise self._lost(rank, error) from error
 
@@ -185,14 +182,12 @@ class Ranks:
             If the rank ended.
         """
         source = distributed.get_global_rank(self.group, rank)
+        content: list[Any] = [None]
         try:
-            size = torch.zeros(1, dtype=torch.int64, device=self._device)
-            distributed.recv(size, source, group=self.group)
-            flat = torch.empty(int(size), dtype=torch.uint8, device=self._device)
-            distributed.recv(flat, source, group=self.group)
+            distributed.recv_object_list(content, source, self.group, self._device)
         except RuntimeError as error:
             raise self._lost(rank, error) from error
-        return pickle.loads(flat.cpu().numpy().tobytes())
+        return content[0]
 
     def _lost(self, rank: int, error: RuntimeError) -> MachineError:
         return MachineError(
