@@ -89,6 +89,17 @@ def test_rows_whose_column_has_another_sign_are_named_beside_a_second_table() ->
 
 
 @pytest.mark.slow
+@pytest.mark.truth("pictures of a third of the rows are a tenth as bright, two hold NaN")
+def test_rows_with_nan_take_nothing_from_the_others() -> None:
+    net = Edges()
+    rows, logits = drawn(net, pixels=(1, 6, 5))
+    rows["pixels"] = on_some(rows["pixels"], lambda x: x / 10)
+    rows["pixels"][6, 0, 1, 1] = rows["pixels"][4, 0, 2, 2] = torch.nan
+    (found,) = scanned(net, rows, label=logits.argmax(1))
+    assert (found["level"], found["location"]["tensors"]) == ("error", ["pixels"])
+
+
+@pytest.mark.slow
 @pytest.mark.truth("pictures of a third of the rows are a tenth as bright")
 def test_pictures_of_another_scale_are_named_by_wrong_pixels() -> None:
     net = Edges()

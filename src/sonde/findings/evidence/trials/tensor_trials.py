@@ -153,6 +153,8 @@ class FormSearch:
         self.given = input_tensors(self.module, self.whole)
         self.names = evidence.data.inputs
         is_known = scores.known(self.whole.order)
+        for one in self.given.values():  # one NaN would be the mean loss of all forms
+            is_known = is_known & torch.isfinite(one.x).reshape(len(one.x), -1).all(1)
         chooses = chooses_by_key(self.whole.group_keys)
         self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
         self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
