@@ -1,5 +1,8 @@
 """Python items, arrays, and what a user's own module takes."""
 
+import gc
+import pickle
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -125,10 +128,46 @@ def test_forms_that_could_mean_something_else_are_refused():
         open_inputs(model, {"text": "abc"})
 
 
-def test_what_cannot_be_iterated_twice_is_refused():
+@pytest.mark.truth("the items of the generator")
+def test_a_generator_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked: list[int] = []
+
+    def items():
+        for i in range(70):
+            asked.append(i)
+            yield torch.full((8,), float(i)), i % 2
+
+    inputs = open_inputs(load(mlp()), items())
+    sent = pickle.loads(pickle.dumps(inputs.source))  # as to a worker
+    for start, stop in ((60, 70), (0, 3)):
+        (batch,) = inputs.batches(start, stop)
+        assert sorted(batch.args[0][:, 0].tolist()) == list(range(start, stop))
+        assert [row["label"] for row in sent.take(start, stop)] == [
+            i % 2 for i in range(start, stop)
+        ]
+    assert asked == list(range(70))
+    assert len(list(tmp_path.iterdir())) == 1
+    del sent
+    assert len(list(tmp_path.iterdir())) == 1
+    del inputs, batch
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_that_cannot_be_kept_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(errors.InputError, match=r"item 1 of a generator cannot be written"):
+        open_inputs(load(mlp()), ({"x": torch.ones(8), "f": f} for f in (1, lambda: 1)))
+    source = Iterated(iter([torch.ones(8)]))
+    assert len(list(source.rows())) == 1
+    next(tmp_path.iterdir()).unlink()
+    with pytest.raises(errors.InputError, match=r"on the machine of the command.*Pass a file"):
+        pickle.loads(pickle.dumps(source))
+
+
+def test_what_gives_no_items_is_refused():
     model = load(mlp())
-    with pytest.raises(errors.InputError, match=r"only once.*Pass a list"):
-        open_inputs(model, (torch.ones(8) for _ in range(3)))
     once = iter([torch.ones(8)])
     with pytest.raises(errors.InputError, match="function that returns a new iterable"):
         open_inputs(model, lambda: once)

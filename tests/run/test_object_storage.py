@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -235,9 +236,22 @@ def test_data_are_read_where_they_lie_or_from_a_copy(bucket, proxy, tmp_path, mo
     durable.atomic_write(bucket / "parts" / "1.jsonl", b'{"text": "a"}\n')
     durable.atomic_write(bucket / "parts" / "2.jsonl", b'{"text": "b"}\n')
     listed = [str(bucket / "parts" / name) for name in ("1.jsonl", "2.jsonl")]
-    for several in (str(bucket / "parts"), str(bucket / "parts" / "*.jsonl"), listed):
+    for k in (1, 2):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            info = tarfile.TarInfo("row.txt")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"ab"[k - 1 : k]))
+        durable.atomic_write(bucket / "tars" / f"{k}.tar", file.getvalue())
+        table = io.BytesIO()
+        pq.write_table(pa.table({"text": ["ab"[k - 1]]}), table)
+        durable.atomic_write(bucket / "tables" / f"{k}.parquet", table.getvalue())
+    folders = [str(bucket / name) for name in ("parts", "tars", "tables")]
+    numbered = str(bucket / "tars" / "{1..2}.tar")
+    for several in (*folders, str(bucket / "parts" / "*.jsonl"), listed, numbered):
         source, _ = open_source(several)
         assert [row["text"] for row in source.rows()] == ["a", "b"]
+        assert source.take(1, 2)[0]["text"] == "b"
     assert not (tmp_path / "cache").exists()
     for _ in range(2):
         source, _ = open_source(str(bucket / "arrays.npz"))

@@ -170,5 +170,11 @@ def test_writing_into_a_tensor_changes_no_file(tmp_path):
 
 def test_a_loader_of_items_is_told_what_to_write(tmp_path):
     store = Store(write_store(stream(40), tmp_path / "a"))
-    with pytest.raises(InputError, match=r"For a DataLoader write: found = sonde.gather"):
-        next(iter(torch.utils.data.DataLoader(store)))  # type: ignore[arg-type]
+    for each, written in (
+        (store, r"DataLoader\(store.torch\(batch_size=64, shuffle=4096\), batch_size=None\)"),
+        (stream(40), r"found = sonde.gather"),
+    ):
+        with pytest.raises(InputError, match=f"For a DataLoader write: {written}"):
+            next(iter(torch.utils.data.DataLoader(each)))  # type: ignore[arg-type]
+    batches = store.torch(batch_size=8, shuffle=16)
+    assert len(list(torch.utils.data.DataLoader(batches, batch_size=None))) == 5

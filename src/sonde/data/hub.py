@@ -10,11 +10,13 @@ from typing import Any, final
 from sonde.core.errors import InputError
 from sonde.core.wording import install_extra
 from sonde.data._quiet import offline, quiet
+from sonde.data.hub_stream import HubStream
 from sonde.data.sources import Row, Source
 from sonde.data.splits import FIRST, TRAIN, chosen_split
 
 HUB_SECONDS = 10.0
 ROWS_AT_ONCE = 256
+STREAMED = "IterableDataset"
 
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -74,7 +76,7 @@ def from_disk(path: Path, split: str | None, wanted: str | None = None) -> Sourc
 
 
 def from_live(items: Any, wanted: str | None = None) -> Source:
-    """Return a ``datasets.Dataset``, or one split of a ``datasets.DatasetDict``."""
+    """Return a data set of ``datasets``, streamed or not, or one split of a mapping of splits."""
     return _one_split(items, None, wanted, type(items).__name__)
 
 
@@ -143,9 +145,9 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def is_live_dataset(items: Any) -> bool:
-    """Return whether an object is a ``datasets.Dataset``, or a mapping of them by split."""
+    """Return whether an object is a data set of ``datasets``, or a mapping of them by split."""
     kind = type(items)
-    named = kind.__name__ in ("Dataset", "DatasetDict")
+    named = kind.__name__ in ("Dataset", "DatasetDict", STREAMED, f"{STREAMED}Dict")
     return kind.__module__.startswith("datasets.") and named
 
 
@@ -172,8 +174,13 @@ def _one_split(found: Any, split: str | None, wanted: str | None, name: str) -> 
     if not hasattr(found, "keys"):
         if split is not None:
             raise InputError(f"data: {name} has no splits. Leave out /{split}.")
-        return HubData(found, name)
+        return _source(found, name)
     splits = list(found.keys())
     chosen = chosen_split(name, splits, split, wanted)
-    source = HubData(found[chosen], f"{name}/{chosen}")
+    source = _source(found[chosen], f"{name}/{chosen}")
     return source.of_split(chosen, splits, split is not None)
+
+
+def _source(dataset: Any, name: str) -> Source:
+    is_streamed = type(dataset).__name__ == STREAMED
+    return HubStream(dataset, name) if is_streamed else HubData(dataset, name)

@@ -1,4 +1,4 @@
-"""Python objects as rows: lists, map-style data sets, and anything that can be iterated twice."""
+"""Python objects as rows: lists, map-style data sets, and anything that can be iterated."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import torch
 from sonde.core.errors import InputError
 from sonde.data.labels import holds_several
 from sonde.data.sources import Row, Source, Walk
+from sonde.data.spooled import Spooled
 
 
 @final
@@ -65,7 +66,7 @@ PAIRS = Tuples()
 
 @final
 class Iterated(Source):
-    """The items of a re-iterable; each is an example without batch axis."""
+    """The items of an iterable; each is an example without batch axis."""
 
     rows_differ = True
 
@@ -258,11 +259,7 @@ def _checked(items: Any) -> Any:
         items = _data_set_of(items)
     if isinstance(items, Iterable):
         if iter(items) is items:
-            raise InputError(
-                f"data: a {type(items).__name__} can be iterated only once, but a run reads its "
-                "data twice. Pass a list, a file, a function that returns a new iterator, or an "
-                "object with an __iter__ that starts again."
-            )
+            return Spooled(iter(items))
         return items
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):
         return items

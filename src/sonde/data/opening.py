@@ -33,6 +33,7 @@ from sonde.data.sources import Source
 from sonde.data.span import span_of
 from sonde.data.splits import FIRST, TRAIN, chosen_split, path_of, split_folders
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
+from sonde.data.tar_files import TarFile
 from sonde.data.text import Long
 from sonde.data.training_rows import whole_rows
 from sonde.files.copies import local_copy
@@ -89,13 +90,14 @@ def open_inputs(
     ----------
     model : Model
         Model that the inputs are prepared for.
-    data : str, path, array, or re-iterable
-        Image folder, JSONL, CSV or Parquet file, or several (a list of names, a pattern such as
-        ``shards/*.jsonl``, a folder of tables), ``.npy``, ``.npz`` or ``.safetensors`` file, data
-        set on disk or by name, ``sonde:digits``, ``sonde:stdlib``; in Python also items without a
-        batch axis, ``(X, y)``, a dictionary of arrays or lists of one length, a frame, a
-        ``ray.data.Dataset``, the
-        ``DataLoader`` of a data set, or a function that returns the items anew.
+    data : str, path, array, or iterable
+        Image folder, JSONL, CSV or Parquet file, tar file of WebDataset, or several (a list of
+        names, a pattern such as ``shards/*.jsonl`` or ``shards/{000..127}.tar``, a folder of
+        tables), ``.npy``, ``.npz`` or ``.safetensors`` file, data set on disk or by name,
+        ``sonde:digits``, ``sonde:stdlib``; in Python also items without a batch axis, ``(X, y)``, a
+        dictionary of arrays or lists of one length, a frame, a data set of ``datasets``, streamed
+        or not, a ``ray.data.Dataset``, the ``DataLoader`` of a data set, a generator, or a function
+        that returns the items anew.
     batch_size : int or "auto"
         ``auto`` is 64, halved until the states of a batch fit into 1 GiB.
     max_length : int, optional
@@ -338,7 +340,7 @@ def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
 def _from_place(place: Place, skip_bad: bool, split: str | None) -> Source:
     """Return a table as it lies in object storage, or the local copy of a folder or of arrays."""
     suffix = place.suffix.lower()
-    if suffix in (*TABLES, ".parquet", ".pq") and place.is_file():
+    if suffix in _tables() and place.is_file():
         return open_file(place, skip_bad)
     copy = local_copy(place)
     return _from_folder(copy, split) if copy.is_dir() else open_file(copy, skip_bad)
@@ -403,6 +405,8 @@ def open_file(path: Path, skip_bad: bool = False) -> Source:
         return TABLES[suffix](path, skip_bad)
     if suffix in (".parquet", ".pq"):
         return ParquetFile(path)
+    if suffix == ".tar":
+        return TarFile(path)
     if suffix in ARRAY_SUFFIXES:
         return array_source(path)
     if suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin"):
@@ -420,7 +424,7 @@ def _suffixes() -> set[str]:
 
 
 def _tables() -> tuple[str, ...]:
-    return (*TABLES, ".parquet", ".pq")
+    return (*TABLES, ".parquet", ".pq", ".tar")
 
 
 def tables_of(data: Any) -> list[Path] | None:

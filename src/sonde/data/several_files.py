@@ -1,5 +1,6 @@
 """Several tables read as one set of rows: a list of files, a pattern of names, or a folder."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from sonde.data.sources import Row, Source
 from sonde.files.places import to_path
 
 WILD = frozenset("*?[")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PLAIN_TEXT = (".txt", ".text", ".md", ".log")
 
 
@@ -126,6 +128,9 @@ def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
     if not isinstance(data, str | Path):
         return None
     path = to_path(data).expanduser()
+    numbered = _numbered(str(path))
+    if numbered and not path.exists():
+        return _listed(numbered, suffixes)
     if path.is_dir():
         return _of_folder(path, suffixes)
     if WILD.isdisjoint(str(path)) or path.exists():
@@ -139,6 +144,16 @@ def table_files(data: Any, suffixes: Sequence[str]) -> list[Path] | None:
             "the folder and the ending."
         )
     return files
+
+
+def _numbered(name: str) -> list[str]:
+    """Return the names that ``part-{000..127}.tar`` stands for; none without braces."""
+    match = RANGE.search(name)
+    if match is None:
+        return []
+    digits = len(match[1]) if match[1].startswith("0") else 1
+    span = range(int(match[1]), int(match[2]) + 1)
+    return [f"{name[: match.start()]}{i:0{digits}}{name[match.end() :]}" for i in span]
 
 
 def _listed(data: Sequence[Any], suffixes: Sequence[str]) -> list[Path] | None:

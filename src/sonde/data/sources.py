@@ -115,6 +115,9 @@ class Walk:
         self._rows: Iterator[Row] | None = None
         self._next = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Walk, (self._start,)  # another process starts its own walk
+
     @property
     def position(self) -> int:
         """The index of the next row."""

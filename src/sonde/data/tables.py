@@ -11,6 +11,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -239,7 +240,7 @@ class ParquetFile(Source):
         group = bisect_right(self._starts, start, hi=len(self._starts) - 1) - 1
         position = self._first + self._walk.position
         if not self._starts[group] <= position <= start:
-            self._walk, self._first = Walk(lambda: self._from(group)), self._starts[group]
+            self._walk, self._first = Walk(partial(self._from, group)), self._starts[group]
         return self._walk.take(start - self._first, stop - self._first, str(self.path))
 
     def labels(self, column: str) -> Iterator[Any]:

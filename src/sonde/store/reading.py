@@ -459,6 +459,19 @@ class Store(Stream):
         k = bisect_right(firsts, unit) - 1
         return k, firsts[k]
 
+    def __getitem__(self, index: Any) -> Any:
+        """Raise: ``take`` returns rows by number, ``torch`` batches for training.
+
+        Raises
+        ------
+        InputError
+            With what to write for a ``DataLoader``.
+        """
+        raise InputError(
+            "Store: a store has no items by number; take(rows) returns rows. For a DataLoader "
+            "write: DataLoader(store.torch(batch_size=64, shuffle=4096), batch_size=None)."
+        )
+
     def n_rows(self, key: str | None = None) -> int:
         """Return the number of rows of a site, by default the first site."""
         return len(self._shelf(key))
