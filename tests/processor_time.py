@@ -6,8 +6,8 @@ child processes; one that must stay in ``make test`` although it takes longer is
 ``essential``. Fixtures that several tests share are left out, and a test is too slow only if it
 takes too long twice in a row, so that no test pays for an import that comes first. Its time is
 compared with that of a fixed loop, run before and after it, so that a slow or busy machine has a
-longer limit. A test that is too slow fails where ``CI`` is set; elsewhere the end of the run lists
-it and nothing fails.
+longer limit. The end of the run lists the tests that are too slow; where ``CI`` is set, one that
+takes ``FAILS_AT`` times its limit fails: figures of one test differ by a fifth from run to run.
 
 ``SONDE_TEST_TIMES=FILE`` appends one line of JSON for each test: id, seconds, seconds of shared
 fixtures, markers.
@@ -24,6 +24,7 @@ import torch
 from _pytest.runner import runtestprotocol
 
 LIMIT_SECONDS = 1.0
+FAILS_AT = 1.5
 LOOP_SECONDS = 0.055
 """What ``_loop_seconds`` gives on a quiet core of a server processor of 2023."""
 TOO_SLOW = "too slow"
@@ -98,14 +99,14 @@ def _timed_run(
 
 
 def _mark(reports: list[pytest.TestReport], first: float, second: float, limit: float) -> None:
-    """Fail the report of the call in CI; elsewhere note in it that the test is too slow."""
+    """Note in the report that the test is too slow; in CI fail it if it is far above the limit."""
     call = next(report for report in reports if report.when == "call")
     text = (
         f"expected at most {limit:.2f} s of processor time on this machine from a test without a "
         f"marker, got {first:.2f} s and {second:.2f} s. Make it faster, or mark it "
         "@pytest.mark.slow, so that `make test-rest` runs it."
     )
-    if os.environ.get("CI"):
+    if os.environ.get("CI") and min(first, second) > FAILS_AT * limit:
         call.outcome, call.longrepr = "failed", text
     else:
         call.user_properties.append((TOO_SLOW, text))

@@ -201,6 +201,14 @@ def readings(noise: float) -> Report:
     return sonde.scan(module, rows, settings=quiet())
 
 
+def in_thousands(rows: float) -> Report:
+    """Scan a regression over rows of which some have their targets divided by 1,000."""
+    module, x, y = regression()
+    some = torch.rand(len(y), generator=torch.Generator().manual_seed(0)) < rows
+    y = torch.where(some, y / 1000, y)
+    return sonde.scan(module, {"x": x, "label": y.tolist()}, settings=quiet())
+
+
 def leak(learned: bool) -> Report:
     """Scan a net over rows with a column that repeats the label, which it may have learned."""
     draw = torch.Generator().manual_seed(0)
@@ -245,6 +253,7 @@ PLANTS = (
     Plant("SND065", "warning", lambda: leak(True), lambda: leak(False)),
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND069", "warning", lambda: times_as_sure(20.0), healthy),
+    Plant("SND086", "error", lambda: in_thousands(0.3), lambda: in_thousands(0.0)),
     Plant("SND063", "warning", lambda: readings(2.0), lambda: readings(0.0)),
     Plant("SND045", "warning", lambda: blanks(50), healthy),
     Plant(

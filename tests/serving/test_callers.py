@@ -76,6 +76,7 @@ def test_the_field_is_not_read_by_the_model():
     assert callers_of(given, "", None) == (given, [b""] * 3)
 
 
+@pytest.mark.slow
 def test_header_and_field_reach_the_change_detectors():
     model = net()
     fitted = probe(model)

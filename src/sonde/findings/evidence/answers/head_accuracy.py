@@ -299,7 +299,10 @@ def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, 
     mean = torch.where(is_known, truth, math.nan).nanmean(0)
     far = torch.where(is_known, (truth - mean).square(), math.nan)
     usual = far.reshape(len(said), -1).nanmean(1)
-    judgement: dict[str, Any] = {"measure": "rms_error", "right": own, "usual": usual}
+    judgement: dict[str, Any] = {
+        "measure": "rms_error", "right": own, "usual": usual,
+        "numbers": tuple(x.reshape(len(said), -1) for x in (said, truth)),
+    }  # fmt: skip
     if truth.ndim == 2:
         pairs = zip(_numbered(names, truth), (said - truth).T, (truth - mean).T, strict=True)
         judgement["parts"] = tuple(

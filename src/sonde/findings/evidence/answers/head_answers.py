@@ -66,6 +66,8 @@ class HeadAnswers:
         This change of numbers as code on ``y``, the model's output.
     own : float
         R^2 of the unchanged numbers on the same rows.
+    numbers : (Float[Tensor, "row number"], Float[Tensor, "row number"]) or None
+        Answers and targets of a head of numbers.
     """
 
     name: str
@@ -84,6 +86,7 @@ class HeadAnswers:
     of_classes: bool = False
     line: str = ""
     own: float = math.nan
+    numbers: tuple[Float[Tensor, "row number"], Float[Tensor, "row number"]] | None = None
 
     @property
     def value(self) -> float:
@@ -219,6 +222,8 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
         judgement["words"] = tuple(
             tuple(side[i] for i in places if side) for side in judgement.get("words", ((), ()))
         )
+        if "numbers" in judgement:
+            judgement["numbers"] = tuple(x[kept] for x in judgement["numbers"])
         judgement |= {"examples": tuple(examples[order[i]] for i in places), "group": group[kept]}
         heads.append(HeadAnswers(name=name, column=column, **judgement))
     return Heads(tuple(heads), reasons)
