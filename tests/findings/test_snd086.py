@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import sonde
+from findings._evidence import evidence_of
+from findings._nets import assert_clear, assert_raised
 from scan._zoo import quiet
 from sonde.findings.codes.snd086 import SND086
-from sonde.findings.evidence.answers.restored_targets import RestoredTargets, restored
+from sonde.findings.evidence.answers.answers import judge_heads
+from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
+from sonde.findings.rule import Check
 
 FORMS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "times 0.001": lambda t: 1000 * t,
@@ -33,28 +37,29 @@ def numbers(seed: int, n: int, k: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(answers), torch.from_numpy(truth), torch.from_numpy(some)
 
 
-def is_raised(found: RestoredTargets | str | None) -> bool:
-    rule = SND086()
-    return (
-        isinstance(found, RestoredTargets)
-        and found.mended >= max(rule.most, found.chance + rule.above)
-        and found.p < rule.level
-    )
+def checked(answers: Tensor, truth: Tensor) -> Check:
+    """Return the check of a head that gives these answers to rows with these targets."""
+    squares, n = (answers - truth).square().mean(1), len(truth)
+    head = HeadAnswers(
+        name="", column="label", measure="rms_error", right=squares, usual=squares,
+        examples=tuple(range(n)), group=torch.arange(n), numbers=(answers, truth),
+    )  # fmt: skip
+    return SND086().check(evidence_of(torch.randn(30, 4)).having({judge_heads: Heads((head,))}))
 
 
 @pytest.mark.truth("the planted form and the planted rows")
 @pytest.mark.parametrize("words", list(FORMS))
 def test_a_planted_form_is_named_with_its_rows(words: str) -> None:
     answers, truth, some = numbers(1, 313)
-    given, rows = torch.where(some, FORMS[words](truth), truth), torch.arange(len(some))
-    found = restored(answers, given, rows, rows)
-    assert isinstance(found, RestoredTargets)
-    assert is_raised(found)
-    assert found.form.words.startswith(words)
-    planted = set(rows[some[:, 0]].tolist())
-    assert len(planted & set(found.rows)) > 0.85 * len(planted)
-    assert len(set(found.rows) - planted) <= 2
-    assert found.trial.holds
+    finding = assert_raised(
+        checked(answers, torch.where(some, FORMS[words](truth), truth)), "error"
+    )
+    assert f"with their targets {words}" in finding.sentence
+    planted = set(torch.nonzero(some[:, 0])[:, 0].tolist())
+    assert len(planted & set(finding.examples)) > 0.85 * len(planted)
+    assert len(set(finding.examples) - planted) <= 2
+    assert finding.trial is not None
+    assert finding.trial.holds
 
 
 @pytest.mark.truth("the planted form of one number, and the planted exchange of two")
@@ -67,11 +72,8 @@ def test_a_planted_form_is_named_with_its_rows(words: str) -> None:
 )
 def test_of_several_numbers_some_are_named(change: Callable[[Tensor], Tensor], line: str) -> None:
     answers, truth, some = numbers(2, 250, 3)
-    rows = torch.arange(len(some))
-    found = restored(answers, torch.where(some, change(truth), truth), rows, rows)
-    assert isinstance(found, RestoredTargets)
-    assert is_raised(found)
-    assert found.form.line == line
+    finding = assert_raised(checked(answers, torch.where(some, change(truth), truth)), "error")
+    assert finding.fix.endswith(f": {line}.")
 
 
 NOISES: Final[dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]]] = {
@@ -91,9 +93,7 @@ def test_tails_of_errors_are_no_form(noise: str) -> None:
         draw = np.random.default_rng(seed)
         y = 2 * draw.gamma(3, 1, 150 + 60 * seed) + 0.5
         truth = y + NOISES[noise](draw, y)
-        rows = torch.arange(len(y))
-        found = restored(*(torch.from_numpy(x)[:, None] for x in (y, truth)), rows, rows)
-        assert not is_raised(found), seed
+        assert_clear(checked(torch.from_numpy(y)[:, None], torch.from_numpy(truth)[:, None]))
 
 
 @pytest.mark.slow
