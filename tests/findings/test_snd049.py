@@ -10,6 +10,9 @@ from scipy.stats import norm
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd049 import SND049, changes_in_file
+from sonde.findings.evidence.answers.answers import judge_heads
+from sonde.findings.evidence.answers.head_accuracy import Kind
+from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.inputs.weak_groups import known_columns
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Location
@@ -188,3 +191,42 @@ def _recorded(seed: int, planted: str) -> Evidence:
 def test_recordings_of_persons_are_blocks_of_rows() -> None:
     assert [SND049().check(_recorded(seed, "")).state for seed in range(6)] == ["clear"] * 6
     assert SND049().check(_recorded(3, "stuck")).state == "raised"
+
+
+def _of_head(measure: Kind, right: np.ndarray, numbers: Any = None) -> Evidence:
+    """Return evidence whose only answers are those of a head of several labels or numbers."""
+    x, _, said = _rows(4)
+    each = torch.tensor(right)
+    head = HeadAnswers(
+        name="", column="label", measure=measure, right=each, usual=each,
+        examples=tuple(range(N))[::-1], group=torch.arange(N), numbers=numbers,
+    )  # fmt: skip
+    evidence = _evidence(np.zeros((N, 5)) + x[:, [0]], np.full(N, -1), said)
+    return evidence.having({judge_heads: Heads((head,))})
+
+
+@pytest.mark.truth("the row from which on a third of the labels of a row is wrong")
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_maps_and_tags_that_are_wrong_from_one_row_on_are_named(wrong: float) -> None:
+    draw = np.random.default_rng(3)
+    right = 1 - 0.3 * draw.random(N) ** 4
+    right[AT:] -= wrong
+    check = SND049().check(_of_head("pixel_accuracy", right[::-1].copy()))
+    if not wrong:
+        assert_clear(check)
+        return
+    finding = assert_raised(check, "warning")
+    assert "wrong on 3" in finding.sentence
+    assert "of the labels of a row" in finding.sentence
+    assert abs(finding.examples[0] - AT) <= 2
+
+
+@pytest.mark.truth("the row from which on several numbers are far off")
+def test_several_numbers_that_are_off_from_one_row_on_are_named() -> None:
+    draw = np.random.default_rng(5)
+    truth = draw.normal(size=(N, 3)) * [1, 100, 0.01]
+    answers = truth + 0.1 * draw.normal(size=(N, 3)) * [1, 100, 0.01]
+    answers[AT:] = draw.normal(size=(N - AT, 3)) * [1, 100, 0.01]
+    pair = tuple(torch.tensor(x[::-1].copy()) for x in (answers, truth))
+    finding = assert_raised(SND049().check(_of_head("rms_error", np.zeros(N), pair)), "warning")
+    assert abs(finding.examples[0] - AT) <= 3

@@ -12,7 +12,8 @@ from scipy.stats import fisher_exact, mannwhitneyu, norm, spearmanr
 
 from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
-from sonde.findings.evidence.answers.answers import answer_columns, right_rows
+from sonde.findings.evidence.answers.answers import answer_columns, judge_heads, right_rows
+from sonde.findings.evidence.answers.head_answers import Heads
 from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.inputs.row_dependence import rows_per_block, state_series
 from sonde.findings.evidence.inputs.weak_groups import file_names
@@ -29,11 +30,13 @@ LEAST_ROWS: Final = 80
 MARGIN: Final = 0.05
 MOST_COLUMNS: Final = 100
 NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
+MANY: Final = ("label_accuracy", "pixel_accuracy")
+"""Measures of heads with several answers a row."""
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
-Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
-OF_ANSWERS: Final = ("error", "fit")
+Kind = Literal["error", "entries", "fit", "stuck", "value", "missing", "level"]
+OF_ANSWERS: Final = ("error", "entries", "fit")
 OF_CELLS: Final = ("stuck", "value", "missing")
-RANKED: Final = ("level", "fit")
+RANKED: Final = ("level", "fit", "entries")
 STRETCHES: Final = 2.5
 """Blocks of alike states that either side of a change of the answers takes."""
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
@@ -127,7 +130,7 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
 def _rank(change: Change) -> tuple[bool, bool, bool, bool, float]:
     """Return the sort key that puts the most informative change first."""
     kind = change.kind
-    return change.slip == 0, kind != "fit", kind != "error", kind == "level", change.p
+    return change.slip == 0, kind != "fit", kind not in OF_ANSWERS, kind == "level", change.p
 
 
 def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
@@ -150,6 +153,8 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         ranked: Any = spearmanr(places, truth)
         if ranked.pvalue > 0.01:  # else rows may stand in the order of their targets
             yield _Series("fit", "the answers", np.abs(pair[0] - pair[1]), pair=pair)
+    else:
+        yield from _of_heads(evidence, examples)
     for name in PICTURE_COLUMNS:
         column = shared.column(name)
         if column is not None:
@@ -163,6 +168,26 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
     given = data.key_columns(examples)
     for name in [n for n in data.inputs if n in given][:MOST_COLUMNS]:
         yield from _of_column(name, given[name])
+
+
+def _of_heads(evidence: Evidence, examples: Sequence[int]) -> Iterator[_Series]:
+    """Yield the errors of the first head: of several numbers, or of an entry of a map or a text."""
+    heads = evidence.get(judge_heads)
+    if not isinstance(heads, Heads) or not heads.found:
+        return
+    head, off = heads.found[0], np.full(len(examples), np.nan)
+    place = {example: i for i, example in enumerate(head.examples)}
+    answered = [i for i, example in enumerate(examples) if example in place]
+    at = [place[examples[i]] for i in answered]
+    if head.numbers is not None:
+        answers, truth = head.numbers
+        spread = truth.var(0, correction=0).clamp(min=1e-300)
+        far = ((answers - truth).square() / spread).nanmean(1).sqrt().numpy()
+        off[answered] = far[at] > NEAR
+        yield _Series("error", "the answers", off)
+        return
+    off[answered] = 1 - head.right.numpy()[at]
+    yield _Series("entries" if head.measure in MANY else "error", "the answers", off)
 
 
 def _standard(x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
@@ -477,7 +502,8 @@ class SND049(Rule):
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
         "Series in the order of the file are tested: the model's errors (regressions: off by a "
-        "third of the targets' standard deviation); the gap between standardised numbers and "
+        "third of the targets' standard deviation; several labels a row or a map: the fraction of "
+        "wrong ones, by the Mann-Whitney test); the gap between standardised numbers and "
         "targets, whose mean square is 2 minus twice their correlation (raised if it changes by "
         "0.3); for each numeric input column, whether a value repeats the value before it, "
         "equals a frequent value, or is missing; and brightness, contrast and sharpness of "
@@ -543,6 +569,8 @@ def _said(change: Change, n: int) -> str:
         )
     if change.kind == "error":
         return f"{at} the model is wrong on {after} of rows ({before} before)"
+    if change.kind == "entries":
+        return f"{at} the model is wrong on {after} of the labels of a row ({before} before)"
     if change.kind == "fit":
         return (
             f"{at} the model's outputs follow the targets less: correlation "

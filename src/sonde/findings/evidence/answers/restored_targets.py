@@ -78,7 +78,7 @@ class RestoredTargets:
     n : int
         Wrong rows that judge.
     p : float
-        Of so many mended rows at that chance.
+        That as many rows are mended at that chance.
     wrong : float
         Fraction of all rows that are wrong.
     trial : Trial
@@ -106,12 +106,10 @@ def restored_targets(evidence: Evidence) -> RestoredTargets | str | None:
         where, answers, truth = numbers
         return restored(answers[:, None], truth[:, None], shared.order[where], shared.group[where])
     heads = evidence.get(judge_heads)
-    found = heads.found if isinstance(heads, Heads) else ()
-    pairs = [head for head in found if head.numbers is not None]
-    if len(pairs) != 1 or pairs[0].numbers is None:
+    head = next((h for h in heads.found if h.numbers), None) if isinstance(heads, Heads) else None
+    if head is None or head.numbers is None:
         return "the labels are not numbers that the model answers"
-    answers, truth = pairs[0].numbers
-    return restored(answers, truth, torch.tensor(pairs[0].examples), pairs[0].group)
+    return restored(*head.numbers, torch.tensor(head.examples), head.group)
 
 
 def restored(
