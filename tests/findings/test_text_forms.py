@@ -16,8 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import sonde
 from findings._nets import evidence_of
+from lm_twin_case import TEXTS, twin
 from scan._unnamed_texts import shipped, source_texts
 from sonde.findings.evidence.texts.text_forms import FORMS, LONGEST, TextForms, text_forms
+from sonde.findings.evidence.texts.vocabulary_words import LOST_CAPITALS, LOST_SPACES
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream
 
@@ -70,6 +72,53 @@ def test_signs_whose_bytes_were_read_as_letters_are_mended_one_by_one() -> None:
     assert as_utf8(usual) == usual
     cut = "it’s cut".encode().decode("latin-1") + "\xe2\x80"
     assert as_utf8(cut) == "it’s cut\xe2\x80"
+
+
+@pytest.mark.parametrize(
+    ("given", "once"),
+    [
+        ("<|im_start|><|im_start|>Hi there", "<|im_start|>Hi there"),
+        (
+            "<|im_start|>user\n<|im_start|>user\nHi<|im_end|>\n<|im_end|>\n",
+            "<|im_start|>user\nHi<|im_end|>\n",
+        ),
+        ("<bos><bos><turn>user\nA<end>\n<turn>model\n", "<bos><turn>user\nA<end>\n<turn>model\n"),
+        ("<s><s><s>[INST] [INST] Hi [/INST]", "<s>[INST] Hi [/INST]"),
+        ("<p>a</p><p>a</p>, a < b < c", "<p>a</p><p>a</p>, a < b < c"),
+    ],
+)
+def test_control_tokens_of_a_template_that_was_applied_twice_are_kept_once(
+    given: str, once: str
+) -> None:
+    assert FORMS["with repeated control tokens once"][1](given) == once
+
+
+PLANTED: dict[str, tuple[Callable[[str], str], str]] = {
+    "template": (
+        lambda t: f"<|im_start|>user\n<|im_start|>user\n{t}<|im_end|>\n<|im_end|>\n",
+        "with repeated control tokens once",
+    ),
+    "commas": (lambda t: t.replace(" ", ","), "with spaces for the signs between words"),
+    "no spaces": (lambda t: t.replace(" ", ""), LOST_SPACES),
+    "lower case": (str.lower, LOST_CAPITALS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", sorted(PLANTED))
+def test_the_form_that_undoes_a_fault_has_the_lowest_loss_in_texts_of_any_length(
+    fault: str,
+) -> None:
+    plant, words = PLANTED[fault]
+    texts = [" ".join(TEXTS[i % 6 : i % 6 + 1 + i % 3]) + " " + TEXTS[i % 5] for i in range(18)]
+    stream = sonde.read(twin(), [plant(text) for text in texts])
+    assert isinstance(stream, LiveStream)
+    forms = text_forms(stream, evidence_of(stream))
+    assert forms is not None
+    assert len(forms.given) == len(set(texts))
+    best = min(forms.losses, key=lambda name: float(forms.losses[name].mean()))
+    assert best == words
+    assert float(forms.losses[best].mean()) < 0.8 * float(forms.given.mean())
 
 
 @pytest.mark.truth("a text of more tokens than the model reads has no loss")

@@ -9,7 +9,7 @@ from scipy.stats import wilcoxon
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
-from sonde.findings.evidence.texts.text_forms import FORMS
+from sonde.findings.evidence.texts.text_forms import FIXES
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
@@ -34,16 +34,19 @@ class SND028(Rule):
         Explains(("SND026", "SND029", "SND037"), least=0.2),
     )
     why: ClassVar[str] = (
-        "Positions or token ids that are off by one, or another case, spacing or encoding, "
-        "raise the loss of a language model without any error message."
+        "Positions or token ids that are off by one, a chat template that is applied twice, or "
+        "another case, spacing or encoding, raise the loss of a language model without any error "
+        "message."
     )
     fix: ClassVar[str] = "Prepare the texts in the form named."
     how: ClassVar[str] = (
         "Up to 32 texts of one length, cut to 64 tokens, are run again with positions one lower "
         "and one or two higher, with token ids one lower or higher, in reverse order, and with "
-        "a start token; texts of 128 tokens are run again in another case, with other spaces, "
-        "line ends, quotation marks, encodings and normalisations, and their loss is divided by "
-        "the characters of the shorter text. Raised if one of these forms lowers the mean loss "
+        "a start token; up to 48 texts, cut to 96 tokens, are run again in another case, with "
+        "other spaces, line ends, quotation marks, encodings and normalisations, with repeated "
+        "control tokens once, and with the spaces or capitals that the words of the tokenizer's "
+        "vocabulary suggest; the loss of a text that loses characters is raised by their ratio. "
+        "Raised if one of these forms lowers the mean loss "
         "after the first token by at least 5 % and 0.1 nats, Wilcoxon's signed rank test over "
         "held-out texts has p below 0.1 %, and the new loss is below that of the tokens' "
         "frequencies."
@@ -77,7 +80,7 @@ class SND028(Rule):
             f"token, and {number(own, 3)} with unchanged texts ({percent(gain / own)} less; "
             f"{plural(len(loss), 'text')} held out from the choice of this form)."
         )
-        line = FORMS[words][0] if words in FORMS else ""
+        line = FIXES.get(words, "")
         sites = [s.schema.key for s in evidence.sites[:1]]
         return self.raised_with(
             "warning",

@@ -103,7 +103,7 @@ class SmallBatches:
     Parameters
     ----------
     singles : tuple of InputBatch
-        Of one example each; of equal size, except after ``shortened``.
+        Of one example each; of equal size, except after ``shortened`` or without ``even``.
     pad_id : int
         Token that fills padded positions.
     takes_mask, takes_positions : bool
@@ -187,17 +187,22 @@ def small_batches(
     examples: Sequence[int],
     longest: int | None = LONGEST,
     least: int = 0,
+    *,
+    even: bool = True,
 ) -> SmallBatches:
     """Return the examples of equal size, with texts cut to ``longest``.
 
     Texts are cut to their median length and shorter ones are left out. If fewer than ``least``
-    texts would remain, all are cut further, to the length that ``least`` of them have.
+    texts would remain, all are cut further, to the length that ``least`` of them have. Without
+    ``even``, texts of any length remain, and ``together`` takes texts of one length only.
     """
     every = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in every if s is not None]
     names = _parameters(model.module)
+    if even:
+        singles = _same_targets(_evened(singles, least))
     return SmallBatches(
-        singles=tuple(_same_targets(_evened(singles, least))),
+        singles=tuple(s for s in singles if even or (token_length(s) or 0) >= SHORTEST),
         pad_id=_pad_id(model),
         takes_mask="attention_mask" in names,
         takes_positions="position_ids" in names,

@@ -22,6 +22,7 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.lens import known_losses
 from sonde.findings.evidence.texts.text_measures import BYTES
+from sonde.findings.evidence.texts.vocabulary_words import LINES, vocabulary_forms
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
 from sonde.findings.trial_budget import TrialBudget, counted
@@ -57,6 +58,22 @@ def _decoded(signs: str, encoding: str) -> str:
         return signs.encode(encoding).decode("utf-8")
     except UnicodeError:
         return signs
+
+
+MARKS: Final = re.compile(r"((?:<[^<>\s]{1,30}>|\[[A-Z_]{1,30}\])[^<>\[\]]{0,30}?)\1+(?!\1)")
+"""A control token, or a tag, with the few characters up to its repetition."""
+JOINTS: Final = re.compile(r"(?<=\S)[,;|_+\t](?=\S)")
+"""Signs that may stand for the spaces between words."""
+
+
+def _marked_once(text: str) -> str:
+    """Return a text with each run of equal control tokens, as of a doubled template, once."""
+    return MARKS.sub(r"\1", text)
+
+
+def _unjoined(text: str) -> str:
+    """Return a text with spaces between its words; the same text if it has spaces."""
+    return text if " " in text.strip() else JOINTS.sub(" ", text)
 
 
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
@@ -107,7 +124,17 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     ),
     "with a leading space": ("text = ' ' + text", lambda t: " " + t),
     "without spaces at their ends": ("text = text.strip()", str.strip),
+    "with repeated control tokens once": (
+        "apply the chat template once, and let either the template or the tokenizer add the start "
+        "token", _marked_once,
+    ),
+    "with spaces for the signs between words": (
+        "text = re.sub(r'[,;|_+\\t]', ' ', text)", _unjoined,
+    ),
 }  # fmt: skip
+
+FIXES: Final[Mapping[str, str]] = {words: line for words, (line, _) in FORMS.items()} | LINES
+"""What to do if a form lowers the loss, by the words for the form."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,50 +158,91 @@ class TextForms:
     chooses: Bool[Tensor, "text"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Texts of any length that their tokens spell exactly, and the inputs they came from."""
+
+    small: SmallBatches
+    texts: tuple[str, ...]
+    singles: tuple[InputBatch, ...]
+    n_targets: Int[Tensor, "text"]
+
+    @property
+    def order(self) -> Int[Tensor, "text"]:
+        """Their examples by planned order."""
+        return torch.cat([one.order for one in self.singles])
+
+    @property
+    def chooses(self) -> Bool[Tensor, "text"]:
+        """Which of them choose a form."""
+        return chooses_by_key([key for one in self.singles for key in one.group_keys])
+
+
 @counted
 def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
     """Run a causal language model on a few texts in several spellings, within the budget."""
-    processor: Any = stream.model.processor
-    if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
+    own, budget = _given_texts(stream, evidence), evidence.budget
+    if own is None:
         return None
-    budget, seed = evidence.budget, evidence.data.seed
-    able = budget.rows(TEXTS * LONGEST, FEWEST * SHORTEST, WHOLE, PART)
+    n, texts = own.n_targets, own.texts
+    with untouched(stream.model.module), torch.no_grad():
+        given = _losses_as_given(stream, evidence, own)
+        if given is None:
+            return None
+        losses, every, longest = dict[str, Tensor](), range(len(texts)), int(n.max())
+        forms = {words: form for words, (_, form) in FORMS.items()}
+        forms |= vocabulary_forms(stream.model.processor)
+        changing = {words: touched for words, form in forms.items()
+                    if (touched := _touching(texts, form))}  # fmt: skip
+        for words, (changed, few) in budget.affordable(changing, FIRST * longest, SPELLINGS, PART):
+            loss = _as_given(stream, own, changed, few, budget)
+            if loss is None or loss.mean() >= given[few].mean():
+                continue
+            if not budget.affords(len(texts) * longest):
+                budget.leave_out(SPELLINGS, 1)
+            else:
+                loss = _as_given(stream, own, changed, every, budget)
+                if loss is not None:
+                    losses[words] = loss
+    return TextForms(given, losses, own.order, own.chooses)
+
+
+def _given_texts(stream: LiveStream, evidence: Evidence) -> _Given | None:
+    """Return the texts to respell, cut to a length that the budget and the context allow."""
+    processor: Any = stream.model.processor
+    decode = getattr(processor, "decode", None)
+    if stream.model.task != "causal" or not callable(decode) or not callable(processor):
+        return None
+    able = evidence.budget.rows(TEXTS * LONGEST, FEWEST * SHORTEST, WHOLE, PART)
     n = max(FEWEST, able // LONGEST)
-    chosen = chosen_examples(stream, n, seed)
+    chosen = chosen_examples(stream, n, evidence.data.seed)
     most = context_of(stream.model)
     # Half of the context: another way to write a text may take up to twice as many tokens.
     longest = able // n if most is None else min(able // n, most // 2)
-    small = small_batches(stream.model, stream.inputs, chosen, longest)
-    if len(small) < LEAST or small.length is None or not callable(processor):
+    small = small_batches(stream.model, stream.inputs, chosen, longest, even=False)
+    if len(small) < LEAST or small.length is None or small.singles[0].placeholder is not None:
         return None
-    ids = ids_of(small.together(range(len(small))))
-    decode = getattr(processor, "decode", None)
-    assert callable(decode)
-    texts = [str(decode(row.tolist())) for row in ids]
-    kept = [i for i, t in enumerate(texts) if _tokens(processor, t) == ids[i].tolist()]
-    if len(kept) < LEAST or small.singles[0].placeholder is not None:
+    ids = [ids_of(one)[0].tolist() for one in small.singles]
+    texts = [str(decode(row)) for row in ids]
+    kept = [i for i, text in enumerate(texts) if _tokens(processor, text) == ids[i]]
+    if len(kept) < LEAST:
         return None
-    texts = [texts[i] for i in kept]
-    with untouched(stream.model.module), torch.no_grad():
-        tokens, batch = ids.shape[1] - 1, small.together(kept)
-        read = known_losses(evidence, batch.order, tokens)
-        given = _losses(stream, small, texts, budget) if read is None else read.sum(1)
-        if given is None:
-            return None
-        losses, every = dict[str, Tensor](), range(len(texts))
-        changing = {words: touched for words, (_, form) in FORMS.items()
-                    if (touched := _touching(texts, form))}  # fmt: skip
-        for words, (changed, few) in budget.affordable(changing, FIRST * tokens, SPELLINGS, PART):
-            loss = _as_given(stream, small, texts, changed, few, budget)
-            if loss is None or loss.mean() >= given[few].mean():
-                continue
-            if not budget.affords(len(texts) * tokens):
-                budget.leave_out(SPELLINGS, 1)
-            else:
-                loss = _as_given(stream, small, texts, changed, every, budget)
-                if loss is not None:
-                    losses[words] = loss / tokens
-    return TextForms(given / tokens, losses, batch.order, chooses_by_key(batch.group_keys))
+    n_targets = torch.tensor([len(ids[i]) - 1 for i in kept])
+    singles = tuple(small.singles[i] for i in kept)
+    return _Given(small, tuple(texts[i] for i in kept), singles, n_targets)
+
+
+def _losses_as_given(
+    stream: LiveStream, evidence: Evidence, own: _Given
+) -> Float[Tensor, "text"] | None:
+    """Return each text's mean loss, of an earlier forward pass if there was one."""
+    pairs = zip(own.singles, own.n_targets.tolist(), strict=True)
+    earlier = [known_losses(evidence, one.order, n) for one, n in pairs]
+    read = [loss.mean() for loss in earlier if loss is not None]
+    if len(read) == len(own.texts):
+        return torch.stack(read)
+    total = _losses(stream, own.small, own.texts, evidence.budget)
+    return None if total is None else total / own.n_targets
 
 
 def _touching(texts: Sequence[str], form: Form) -> tuple[list[str], list[int]] | None:
@@ -188,16 +256,20 @@ def _touching(texts: Sequence[str], form: Form) -> tuple[list[str], list[int]] |
 
 def _as_given(
     stream: LiveStream,
-    small: SmallBatches,
-    texts: Sequence[str],
+    own: _Given,
     changed: Sequence[str],
     which: Sequence[int],
     budget: TrialBudget,
 ) -> Float[Tensor, "text"] | None:
-    """Return the loss of changed texts, scaled up if they hold fewer characters."""
-    loss = _losses(stream, small, [changed[i] for i in which], budget)
-    n, own = (torch.tensor([len(some[i]) for i in which]) for some in (texts, changed))
-    return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)
+    """Return the loss of changed texts per token of the original.
+
+    It is scaled up for texts that hold fewer characters.
+    """
+    loss = _losses(stream, own.small, [changed[i] for i in which], budget)
+    if loss is None:
+        return None
+    n, left = (torch.tensor([len(some[i]) for i in which]) for some in (own.texts, changed))
+    return loss * (n / torch.minimum(left, n)).clamp(max=4) / own.n_targets[list(which)]
 
 
 def _tokens(processor: Any, text: str) -> list[int]:
@@ -221,7 +293,7 @@ def _losses(
     budget.note(ids.numel())  # the batch below has the order of one text
     try:
         output = watch(
-            stream.model.module, _given(small, ids, mask), (), place=stream.probe.place
+            stream.model.module, _batch(small, ids, mask), (), place=stream.probe.place
         ).output
     except (RuntimeError, IndexError, ValueError):  # e.g. more tokens than the model has places for
         return None
@@ -234,7 +306,7 @@ def _losses(
     return (losses.double().cpu() * mask[:, 1:]).sum(1)
 
 
-def _given(small: SmallBatches, ids: Tensor, mask: Tensor) -> InputBatch:
+def _batch(small: SmallBatches, ids: Tensor, mask: Tensor) -> InputBatch:
     first = small.singles[0]
     kwargs = {k: v for k, v in first.kwargs.items() if k not in ("input_ids", "position_ids")}
     if small.takes_mask:
