@@ -1,10 +1,13 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import sonde
 from findings._nets import assert_clear, assert_raised
 from findings._writing import GERMAN, docstrings, some, words, written
+from lm_twin_case import TEXTS, twin
 from sonde.findings.codes.snd035 import SND035
 from sonde.findings.codes.snd078 import SND078
 
@@ -28,3 +31,17 @@ def test_other_languages_are_named_and_tell_a_class() -> None:
 
 def test_texts_of_one_language_are_clear() -> None:
     assert_clear(SND078().check(written(docstrings())))
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the loss of the two kinds of text by themselves")
+def test_a_language_that_a_language_model_predicts_badly_is_a_warning() -> None:
+    draw = np.random.default_rng(0)
+    texts = [f"{' '.join(draw.choice(GERMAN, 2))} {i}" if i % 3 == 0 else f"{TEXTS[i % 6]} {i}"
+             for i in range(36)]  # fmt: skip
+    finding = next(f for f in sonde.scan(twin(), texts, progress=False).findings
+                   if f["code"] == "SND078")  # fmt: skip
+    assert finding["level"] == "warning"
+    assert re.search(
+        r"nats per token in the other languages, and [\d.]+ in en", finding["sentence"]
+    )

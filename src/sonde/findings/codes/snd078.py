@@ -2,28 +2,46 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import mannwhitneyu
 
 from sonde.core.wording import install_extra
 from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.texts.text_measures import can_tell_languages
 from sonde.findings.evidence.texts.writing import LEAST_TEXTS, Writing, text_writing
 from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import rows_command, sentence
-from sonde.findings.words.text import listed, percent, plural
+from sonde.findings.words.text import listed, number, percent, plural
+
+LEAST_LOSSES: Final = 5
+"""Texts of the main language, and of the others, whose losses are compared."""
 
 
 @final
 @dataclass(frozen=True)
 class SND078(Rule):
-    """Fraction of the texts that are not in the commonest language, or script."""
+    """Fraction of the texts that are not in the commonest language, or script.
+
+    Parameters
+    ----------
+    note, least : float
+        Fraction of the texts: of all other languages for a note, of a language that is counted.
+    cost : float, default=0.05
+        What the other languages add to a language model's mean loss for a warning, in nats.
+    level : float, default=0.001
+        Of the rank test of their losses against those of the commonest language.
+    """
 
     note: float = 0.05
     least: float = 0.01
+    cost: float = 0.05
+    level: float = 0.001
 
     title: ClassVar[str] = "Texts of several languages"
     theme: ClassVar[Theme] = "data"
@@ -81,12 +99,45 @@ class SND078(Rule):
         is_other = np.array([name is not None and name in others for name in names])
         one = largest_class(evidence.data, writing.order, is_other.astype(float))
         text = f"The texts are of {len(parts)} {what}: {shares} of {plural(len(languages), 'text')}"
+        is_main = np.array([name == main for name in names])
+        losses = _losses(evidence, writing, is_main, is_other)
+        added = 0.0 if losses is None else self._added(*losses)
+        worse = ""
+        if losses is not None and added:
+            own, rest = (number(float(some.mean()), 3) for some in losses)
+            worse = f"The model's loss is {rest} nats per token in the other {what}, and {own} in "
+            worse += f"{main}."
         return self.raised_with(
-            "note",
-            sentence(f"{text}.", "" if one is None else one.said),
+            "warning" if worse else "note",
+            sentence(f"{text}.", worse, "" if one is None else one.said),
             figure,
             examples=writing.examples(np.flatnonzero(is_other)),
             classes=() if one is None else (one.name,),
-            effect=min(1.0, share),
+            effect=min(1.0, max(share, added)),
             next=rows_command(self.code),
         )
+
+    def _added(self, main: Float[np.ndarray, "text"], other: Float[np.ndarray, "text2"]) -> float:
+        """Return what the other languages add to the mean loss; 0 if it is little, or chance."""
+        added = float(other.mean() - main.mean()) * len(other) / (len(main) + len(other))
+        p = float(mannwhitneyu(other, main, alternative="greater").pvalue)
+        return added if added >= self.cost and p < self.level else 0.0
+
+
+def _losses(
+    evidence: Evidence,
+    writing: Writing,
+    is_main: Bool[np.ndarray, "text"],
+    is_other: Bool[np.ndarray, "text"],
+) -> tuple[Float[np.ndarray, "text2"], Float[np.ndarray, "text3"]] | None:
+    """Return a language model's losses on texts of the main language and of the others."""
+    lens = evidence.get(measure_lens)
+    if not isinstance(lens, LensEvidence) or lens.texts is None:
+        return None
+    read = zip(lens.texts.order.tolist(), lens.texts.losses, strict=False)
+    mean = {example: float(loss.mean()) for example, loss in read}
+    main, other = (
+        np.array([mean[i] for i in writing.examples(np.flatnonzero(chosen)) if i in mean])
+        for chosen in (is_main, is_other)
+    )
+    return (main, other) if min(len(main), len(other)) >= LEAST_LOSSES else None
