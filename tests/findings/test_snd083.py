@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from findings._tables import bundled
+from lm_twin_case import TEXTS, twin
 from sonde.findings.codes.snd083 import SND083
 from sonde.findings.evidence.facts import data_evidence
 from sonde.findings.evidence.inputs.idle_tensors import IdleTensors, find_idle_tensors, idle_tensors
@@ -92,6 +93,16 @@ def test_inputs_without_information_are_named(name: str) -> None:
 def test_inputs_that_change_are_clear() -> None:
     found = idle_tensors(stream_of(items()))
     assert_clear(SND083().check(seeing(found)))
+
+
+def test_texts_that_begin_with_the_same_tokens_are_no_idle_columns() -> None:
+    stream = read(
+        twin(), [f"<|im_start|>user\nThe {i} of {text}" for i in range(8) for text in TEXTS]
+    )
+    assert isinstance(stream, LiveStream)
+    found = idle_tensors(stream)
+    assert isinstance(found, IdleTensors)
+    assert not found.found
 
 
 @pytest.mark.truth("the numbers of the two tensors")

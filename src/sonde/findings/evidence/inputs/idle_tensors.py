@@ -74,13 +74,14 @@ def idle_tensors(stream: LiveStream) -> IdleTensors | str:
     At most 2,048 rows and 20,000,000 numbers, from the first rows of the data on.
     """
     module = stream.model.module
+    of_tokenizer = getattr(stream.model.processor, "model_input_names", ())
     seen: dict[str, _Seen] = {}
     n, ends = 0, dict[str, int]()
     for batch in _batches(stream):
         given = input_tensors(module, batch)
         for name, one in given.items():
             if name not in seen:
-                seen[name] = _Seen(one)
+                seen[name] = _Seen(one, name in of_tokenizer)
             seen[name].add(one.x)
         for name, x in _ending(given).items():
             ends[name] = ends.get(name, 0) + int(x.sum())
@@ -115,8 +116,9 @@ def _batches(stream: LiveStream) -> Iterator[InputBatch]:
 class _Seen:
     """What one tensor was in the rows so far."""
 
-    def __init__(self, one: InputTensor) -> None:
+    def __init__(self, one: InputTensor, of_tokenizer: bool = False) -> None:
         self.name, self.kind = one.name, one.kind
+        self.is_text = of_tokenizer and one.kind == "codes"
         self.first, self.is_equal = one.x[:1].cpu(), True
         self.length = one.x.shape[1] if one.x.ndim > 1 else 0
         self.low, self.high = float(one.x.flatten()[0]), float(one.x.flatten()[0])
@@ -167,6 +169,8 @@ class _Seen:
         low, high = self.parts[axis]
         stuck = low == high
         if self.kind == "codes":
+            if self.is_text:  # texts begin with a start token, or with a prompt
+                return False
             others = high[~stuck]
             return self.first.ndim == 2 and bool(others.max() > WIDER * others.min())
         end = 1 if self.first.ndim == 3 and self.first.shape[1] == self.first.shape[2] else END
