@@ -37,6 +37,8 @@ class FactFigures:
         Fraction of prompts about other subjects that keep their next token.
     n_wordings, n_neighbours : int
         Prompts of generality and specificity.
+    n_unlike : int, default=0
+        Wordings that do not count, because the unchanged model answers them unlike the prompt.
     """
 
     efficacy: tuple[float, float]
@@ -44,6 +46,7 @@ class FactFigures:
     specificity: float
     n_wordings: int
     n_neighbours: int
+    n_unlike: int = 0
 
     @property
     def merit(self) -> tuple[float, float]:
@@ -161,6 +164,9 @@ def encoded(model: Model, text: str) -> Tensor:
 def measure_facts(model: Model, act: Act, prompts: FactPrompts) -> FactFigures:
     """Return the figures of a change that should give new answers.
 
+    A wording counts if the unchanged model answers it like the prompt: of a question that the model
+    answers otherwise, nothing follows about the change. If it answers none so, all of them count.
+
     Parameters
     ----------
     model : Model
@@ -171,36 +177,63 @@ def measure_facts(model: Model, act: Act, prompts: FactPrompts) -> FactFigures:
     """
     neighbours = [prompt for some in prompts.neighbours for prompt in some]
     before = next_chances(model, model.module, neighbours).argmax(1) if neighbours else None
-    given, worded = _given(model, model.module, prompts)
+    given, worded = _answered(model, model.module, prompts)
     with act() as module:
-        new_given, new_worded = _given(model, module, prompts)
+        new_given, new_worded = _answered(model, module, prompts)
         after = next_chances(model, module, neighbours).argmax(1) if neighbours else None
     kept = [] if before is None or after is None else (before == after).tolist()
+    counts = _alike(given, worded)
+    n_worded, n_counted = (sum(map(len, some)) for some in (worded, counts))
     return FactFigures(
         efficacy=(_fraction(given), _fraction(new_given)),
-        generality=(_fraction(worded), _fraction(new_worded)),
-        specificity=_fraction(kept),
-        n_wordings=len(worded),
+        generality=(_chosen(worded, counts), _chosen(new_worded, counts)),
+        specificity=sum(kept) / len(kept) if kept else math.nan,
+        n_wordings=n_counted,
         n_neighbours=len(neighbours),
+        n_unlike=n_worded - n_counted,
     )
 
 
-def _given(model: Model, module: nn.Module, prompts: FactPrompts) -> tuple[list[bool], list[bool]]:
-    """Return whether each prompt, and each other wording, goes on with its target."""
-    asked = [_gives(model, module, fact.prompt, fact.target) for fact in prompts.facts]
+@dataclass(frozen=True)
+class _Answer:
+    """Whether a model goes on with the target, and its most likely token where that begins."""
+
+    is_target: bool
+    token: int
+
+
+def _answered(
+    model: Model, module: nn.Module, prompts: FactPrompts
+) -> tuple[list[_Answer], list[list[_Answer]]]:
+    """Return the answer to each prompt, and to its other wordings."""
+    asked = [_answer(model, module, fact.prompt, fact.target) for fact in prompts.facts]
     worded = [
-        _gives(model, module, wording, fact.target)
+        [_answer(model, module, wording, fact.target) for wording in some]
         for fact, some in zip(prompts.facts, prompts.wordings, strict=True)
-        for wording in some
     ]
     return asked, worded
 
 
-def _fraction(found: Sequence[bool]) -> float:
-    return sum(found) / len(found) if found else math.nan
+def _alike(given: Sequence[_Answer], worded: Sequence[Sequence[_Answer]]) -> list[list[int]]:
+    """Return which wordings of each fact a model answers like its prompt; all if it is none."""
+    counts: list[list[int]] = []
+    for own, some in zip(given, worded, strict=True):
+        alike = [i for i, answer in enumerate(some) if answer.token == own.token]
+        counts.append(alike or [*range(len(some))])
+    return counts
 
 
-def _gives(model: Model, module: nn.Module, prompt: str, target: str) -> bool:
+def _chosen(worded: Sequence[Sequence[_Answer]], counts: Sequence[Sequence[int]]) -> float:
+    """Return the fraction of the chosen wordings that go on with the target."""
+    pairs = zip(worded, counts, strict=True)
+    return _fraction([some[i] for some, chosen in pairs for i in chosen])
+
+
+def _fraction(answers: Sequence[_Answer]) -> float:
+    return sum(a.is_target for a in answers) / len(answers) if answers else math.nan
+
+
+def _answer(model: Model, module: nn.Module, prompt: str, target: str) -> _Answer:
     """Return whether each token of the target is the most likely one after the prompt."""
     start, whole = encoded(model, prompt), encoded(model, prompt + target)
     n = start.shape[1]
@@ -208,4 +241,4 @@ def _gives(model: Model, module: nn.Module, prompt: str, target: str) -> bool:
         n -= 1  # the last token of the prompt goes on into the target
     with torch.no_grad(), in_eval(module):
         predicted = module(input_ids=whole, use_cache=False).logits[0, n - 1 : -1].argmax(1)
-    return bool((predicted == whole[0, n:]).all())
+    return _Answer(bool((predicted == whole[0, n:]).all()), int(predicted[0]))

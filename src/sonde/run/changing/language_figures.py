@@ -179,10 +179,13 @@ def _target_lines(asked: FactFigures | None, efficacy: Efficacy, kept: float) ->
         return Line("efficacy", did, nan, nan, efficacy.meaning), other, stay
     worded, others = asked.n_wordings, asked.n_neighbours
     near = f"the smaller of: {others} other subjects keep their answer, neutral texts keep theirs"
+    words = f"{worded} other wordings do"
+    if asked.n_unlike:
+        words += f" ({asked.n_unlike} left out: the old model answers them unlike the prompt)"
     each = [value for value in (asked.specificity, kept) if not math.isnan(value)]
     return (
         Line("efficacy", asked.efficacy[1], *asked.efficacy, "prompts give the new answer"),
-        Line("generality", asked.generality[1], *asked.generality, f"{worded} other wordings do"),
+        Line("generality", asked.generality[1], *asked.generality, words),
         Line("specificity", min(each, default=nan), nan, nan, near),
     )
 
