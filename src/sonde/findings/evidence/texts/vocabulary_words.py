@@ -47,9 +47,9 @@ def word_ranks(tokenizer: Any) -> dict[str, int]:
     """Return the rank of each word of ASCII letters that is one token with its space."""
     vocabulary = getattr(tokenizer, "get_vocab", dict)()
     words = ((token[1:], i) for token, i in vocabulary.items() if token[:1] in SPACES)
-    known = sorted((i, word) for word, i in words if word.isascii() and word.isalpha()
+    whole = sorted((i, word) for word, i in words if word.isascii() and word.isalpha()
                    and (len(word) > 1 or word in SINGLE))  # fmt: skip
-    return {word: rank for rank, (_, word) in enumerate(known)}
+    return {word: rank for rank, (_, word) in enumerate(whole)}
 
 
 def spaced(text: str, ranks: Mapping[str, int]) -> str:
