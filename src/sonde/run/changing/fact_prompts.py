@@ -215,7 +215,7 @@ def _answered(
 
 
 def _alike(given: Sequence[_Answer], worded: Sequence[Sequence[_Answer]]) -> list[list[int]]:
-    """Return which wordings of each fact a model answers like its prompt, or all of them if it answers none so."""
+    """Return which wordings of each fact a model answers like its prompt; if none, all of them."""
     counts: list[list[int]] = []
     for own, some in zip(given, worded, strict=True):
         alike = [i for i, answer in enumerate(some) if answer.token == own.token]
