@@ -63,8 +63,8 @@ def drawn(net: nn.Module, **shapes: tuple[int, ...]) -> tuple[Rows, Tensor]:
 
 
 def scanned(net: nn.Module, rows: Rows, **truth: Tensor) -> list[Any]:
-    items = [{**{k: v[i] for k, v in rows.items()}, **{k: v[i] for k, v in truth.items()}}
-             for i in range(N)]  # fmt: skip
+    items = [{"id": str(i), **{k: v[i] for k, v in rows.items()},
+              **{k: v[i] for k, v in truth.items()}} for i in range(N)]  # fmt: skip
     report = sonde.scan(net.eval(), items, settings=quiet(only=("SND015",)))
     assert report.json()["verdict"]["failed"] == 0
     return [f for f in report.findings if f["code"] == "SND015"]
@@ -120,6 +120,9 @@ def test_numbers_of_rows_in_another_unit_are_named() -> None:
     )
     (found,) = scanned(net, rows, label=numbers[:, 0])
     assert (found["location"]["tensors"], found["location"]["columns"]) == (["left"], [1])
+    listed = torch.isin(torch.arange(N), torch.tensor([int(i) for i in found["rows"]]))
+    assert not bool((listed & ~SOME).any())
+    assert int(listed.sum()) > 0.5 * int(SOME.sum())
 
 
 @pytest.mark.slow

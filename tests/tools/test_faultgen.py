@@ -1,5 +1,6 @@
 """A seed gives one world, a drawn fault costs, and the judge runs what a report says."""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -211,3 +212,33 @@ def test_a_net_that_raises_is_no_fault():
     made = tenfold(small_world())
     assert drawing.runs(made)
     assert not drawing.runs(replace(made, faulty=replace(made.faulty, net=broken(Weigh()))))
+
+
+@pytest.mark.truth("a dead unit, a constant column and a class that is answered wrongly")
+def test_warnings_of_units_columns_and_groups_are_asked_of_fresh_rows():
+    world = small_world()
+    blank = {"code": "", "level": "warning", "ignored": False, "sentence": "", "rows": [],
+             "sites": [], "location": {"tensors": [], "columns": []}}  # fmt: skip
+
+    def false(code, made, **more):
+        report = {"findings": [blank | more | {"code": code}], "cause": None}
+        return judging.judged_healthy(report, made)["false"]
+
+    still = world.fresh.tensors["features_in"].clone()
+    still[:, 1] = 3.0
+    idle = replace(world, fresh=world.fresh.with_tensor("features_in", still))
+    at = {"tensors": ["features_in"], "columns": [1]}
+    assert false("SND083", idle, location=at) == []
+    assert false("SND083", world, location=at) == ["SND083"]
+    dead = copy.deepcopy(world.net)
+    dead.fc_out.register_forward_hook(lambda *a: torch.zeros_like(a[2]))
+    units = {"sentence": "1 of 1 units at fc_out are zero", "sites": ["fc_out:out"]}
+    assert false("SND011", replace(world, net=dead), **units) == []
+    assert false("SND011", world, **units) == ["SND011"]
+    first, far = (world.net(x.tensors["features_in"])[:, 0] > 0 for x in (world.given, world.fresh))
+    target = world.fresh.target + 50.0 * far[:, None]
+    weak = replace(world, fresh=replace(world.fresh, target=target))
+    rows = [str(i) for i in torch.nonzero(first)[:, 0].tolist()]
+    group = {"rows": rows, "sites": ["fc_out:out"]}
+    assert false("SND063", world, **group) == ["SND063"]
+    assert false("SND063", weak, **group) == []

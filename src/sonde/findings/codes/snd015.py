@@ -164,6 +164,7 @@ class SND015(Rule):
             "error" if is_near and is_form else "warning",
             sentence(text),
             figure,
+            examples=rows.rows,
             effect=rows.right,
             fix=f"Give these rows alone the inputs {rows.form.words}: {fix}"
             if is_form

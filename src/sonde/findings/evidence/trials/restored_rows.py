@@ -65,6 +65,8 @@ class RestoredRows:
         Classes among which an answer chooses by chance; 0 for numbers and for many answers a row.
     trial : Trial
         The wrong rows that judge in this form, the right rows as they are.
+    rows : tuple of int
+        Examples of the wrong rows that the form mends, by planned order.
     n_tried : int
     """
 
@@ -79,6 +81,7 @@ class RestoredRows:
     p: float
     n_classes: int
     trial: Trial
+    rows: tuple[int, ...]
     n_tried: int
 
 
@@ -167,7 +170,9 @@ def _restored(search: FormSearch, rows: _Rows) -> RestoredRows | str:
     losses = search.losses(forms, search.chooses)
     best = min(range(len(forms)), key=lambda i: (-hits[i], losses[i]))
     form = forms[best]
-    right = mended(form, search.judges)
+    every = [*search.chooses, *search.judges]
+    is_mended = mended(form, every)
+    right = is_mended[len(search.chooses) :]
     nearer, p = _nearer(search, form, rows)
     is_class = search.scores.kind == "class"
     return RestoredRows(
@@ -182,6 +187,7 @@ def _restored(search: FormSearch, rows: _Rows) -> RestoredRows | str:
         p=p,
         n_classes=_n_classes(search) if is_class else 0,
         trial=_trial(search, form, rows),
+        rows=tuple(search.order_of(every)[is_mended].tolist()),
         n_tried=search.n_tried,
     )
 
