@@ -66,8 +66,8 @@ def test_a_planted_form_is_named_with_its_rows(words: str) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda t: t[:, [2, 1, 0]], "y = y[:, [2, 1, 0]]"),
-        (lambda t: torch.cat([t[:, :1], -t[:, 1:2], t[:, 2:]], 1), "y[:, 1] = -y[:, 1]"),
+        (lambda t: t[:, [2, 1, 0]], "target = target[:, [2, 1, 0]]"),
+        (lambda t: torch.cat([t[:, :1], -t[:, 1:2], t[:, 2:]], 1), "target[:, 1] = -target[:, 1]"),
     ],
 )
 def test_of_several_numbers_some_are_named(change: Callable[[Tensor], Tensor], line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, Literal, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import fisher_exact, mannwhitneyu, norm, spearmanr
+from scipy.stats import fisher_exact, mannwhitneyu, norm, rankdata, spearmanr
 
 from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
@@ -259,7 +259,7 @@ def _change(
     """
     is_known = ~np.isnan(series.x)
     x, at = series.x[is_known], examples[is_known]
-    flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
+    flat = x if series.kind not in RANKED else rankdata(x) / len(x)
     classes = None if classes is None or not _sorted(classes[is_known]) else classes[is_known]
     flat = flat if classes is None else _within(flat, classes)
     if len(x) < LEAST_ROWS:

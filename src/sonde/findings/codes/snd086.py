@@ -51,8 +51,9 @@ class SND086(Rule):
         "degrees Fahrenheit, a factor, two of several numbers exchanged, an offset, a line), for "
         "all numbers of a row and for the one that is furthest off; the others judge. Raised if "
         "65 % of these are as near as right rows are, 30 percentage points more than with the "
-        "targets of these rows exchanged (p below 0.001). Offset and line are tried only if few "
-        "rows are off by three to six usual errors: they would mend long tails."
+        "targets of these rows exchanged (p below 0.001). Constants that are fitted are "
+        "tried only if few errors lie between those of the right and of the wrong rows: they would "
+        "mend long tails."
     )
     false_positives: ClassVar[str] = (
         "A second kind of rows whose targets follow from the model's answers by the same formula."
@@ -80,13 +81,14 @@ class SND086(Rule):
             f"right with their targets {rows.form.words}: {plural(len(rows.rows), 'row')} "
             f"({percent(rows.mended * rows.wrong)} of all) have targets in another form."
         )
+        rival = "Or the model is off by this in one kind of rows." if rows.form.is_fitted else ""
         return self.raised_with(
-            "error",
-            sentence(text),
+            "warning" if rows.form.is_fitted else "error",
+            sentence(text, rival),
             figure,
             examples=rows.rows,
             effect=min(1.0, rows.mended * rows.wrong),
-            fix=f"Change the targets y of the rows listed: {rows.form.line}.",
+            fix=f"Change the targets of the rows listed: {rows.form.line}.",
             trial=rows.trial,
             location=Location(answers=True),
         )

@@ -32,9 +32,9 @@ WRONG: Final = 3.0
 """Usual errors from which a row is wrong."""
 RIGHT: Final = 2.0
 """Usual errors up to which it is mended."""
-BETWEEN: Final = 6.0
-"""A fitted constant is believed if few rows are off by more than ``WRONG`` and less than this."""
 FEW: Final = 0.2
+"""Fitted constants are tried if no more rows, relative to the wrong ones, have errors between those
+of right and of wrong rows: long tails have more."""
 CLOSE: Final = 0.1
 """Fraction of the choosing rows by which a later form must mend more."""
 NEAR_POWER: Final = 0.2
@@ -51,7 +51,7 @@ SMALLEST: Final = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class TargetForm:
-    """A form of targets: in words that follow "with its targets", as code on ``y``, as a function.
+    """A form of targets: words that follow "with their targets", code on ``target``, a function.
 
     ``is_fitted`` says that its constants can make up for errors of one sign.
     """
@@ -136,8 +136,11 @@ def restored(
         return None
     first = torch.arange(len(bad)) % 3 == 0
     chooses, judges = bad[first], bad[~first]
-    gap = float((errors[bad] < BETWEEN).double().mean())
-    tried = [form for form in _forms(y[chooses], t[chooses]) if not form.is_fitted or gap <= FEW]
+    shift = float(errors[chooses].median())
+    between = int(((errors > shift / 3) & (errors < 2 * shift / 3)).sum()) / len(bad)
+    tried = [
+        form for form in _forms(y[chooses], t[chooses]) if not form.is_fitted or between <= FEW
+    ]
 
     def mends(form: TargetForm, rows: Tensor, turn: int = 0) -> Bool[Tensor, "row"]:
         return off(rows, form.of(t[rows]).roll(turn, 0)) <= RIGHT
@@ -149,7 +152,8 @@ def restored(
                 float(torch.stack(turned).double().mean()))  # fmt: skip
 
     gains = [hits - chance for hits, chance in (mends_of(form, chooses) for form in tried)]
-    form = next(f for f, gain in zip(tried, gains, strict=True) if gain >= max(gains) - CLOSE)
+    close = max(CLOSE, 2 / len(chooses))
+    form = next(f for f, gain in zip(tried, gains, strict=True) if gain >= max(gains) - close)
     right, chance = mends_of(form, judges)
     hits = round(right * len(judges))
     mended = mends(form, bad)
@@ -216,17 +220,19 @@ def _trial(
 
 
 KNOWN: Final = (
-    TargetForm("with the other sign", "y = -y", lambda t: -t),
-    TargetForm("as exponentials", "y = np.exp(y)", torch.exp),
-    TargetForm("as exponentials less 1", "y = np.expm1(y)", torch.expm1),
-    TargetForm("as powers of 10", "y = 10.0 ** y", lambda t: 10.0**t),
-    TargetForm("as logarithms", "y = np.log(y)", torch.log),
-    TargetForm("as logarithms of 1 plus them", "y = np.log1p(y)", torch.log1p),
-    TargetForm("as logarithms to base 10", "y = np.log10(y)", torch.log10),
-    TargetForm("squared", "y = y ** 2", torch.square),
-    TargetForm("as roots", "y = np.sqrt(y)", torch.sqrt),
-    TargetForm("from Fahrenheit to Celsius", "y = (y - 32) / 1.8", lambda t: (t - 32) / 1.8),
-    TargetForm("from Celsius to Fahrenheit", "y = 1.8 * y + 32", lambda t: 1.8 * t + 32),
+    TargetForm("with the other sign", "target = -target", lambda t: -t),
+    TargetForm("as exponentials", "target = np.exp(target)", torch.exp),
+    TargetForm("as exponentials less 1", "target = np.expm1(target)", torch.expm1),
+    TargetForm("as powers of 10", "target = 10.0 ** target", lambda t: 10.0**t),
+    TargetForm("as logarithms", "target = np.log(target)", torch.log),
+    TargetForm("as logarithms of 1 plus them", "target = np.log1p(target)", torch.log1p),
+    TargetForm("as logarithms to base 10", "target = np.log10(target)", torch.log10),
+    TargetForm("squared", "target = target ** 2", torch.square),
+    TargetForm("as roots", "target = np.sqrt(target)", torch.sqrt),
+    TargetForm(
+        "from Fahrenheit to Celsius", "target = (target - 32) / 1.8", lambda t: (t - 32) / 1.8
+    ),
+    TargetForm("from Celsius to Fahrenheit", "target = 1.8 * target + 32", lambda t: 1.8 * t + 32),
 )
 
 
@@ -250,7 +256,7 @@ def _at(form: TargetForm, at: int) -> TargetForm:
         changed[:, at] = form.of(truth[:, [at]])[:, 0]
         return changed
 
-    line = f"y[:, {at}] = {form.line.removeprefix('y = ').replace('y', f'y[:, {at}]', 1)}"
+    line = form.line.replace("target", f"target[:, {at}]")
     return TargetForm(f"{form.words} in number {at}", line, of, form.is_fitted)
 
 
@@ -265,23 +271,31 @@ def _of_all(
         power = 10.0 ** round(math.log10(abs(factor)))
         near = power != 1.0 and abs(abs(factor) / power - 1) < NEAR_POWER
         factor = math.copysign(power, factor) if near else float(f"{factor:.4g}")
-        words, line = f"times {factor:.4g}", f"y = {factor:.4g} * y"
+        words, line = f"times {factor:.4g}", f"target = {factor:.4g} * target"
         yield TargetForm(words, line, lambda t: factor * t, is_fitted=not near)
     n = truth.shape[1]
     for i, j in combinations(range(n if n <= MOST_NUMBERS else 0), 2):
         order = list(range(n))
         order[i], order[j] = j, i
         yield TargetForm(
-            f"with numbers {i} and {j} exchanged", f"y = y[:, {order}]", lambda t, o=order: t[:, o]
+            f"with numbers {i} and {j} exchanged",
+            f"target = target[:, {order}]",
+            lambda t, o=order: t[:, o],
         )
     more = (answers - truth).median(0).values
     if n == 1:
         yield TargetForm(
-            f"plus {float(more):.4g}", f"y = y {float(more):+.4g}", lambda t: t + more, True
+            f"plus {float(more):.4g}",
+            f"target = target {float(more):+.4g}",
+            lambda t: t + more,
+            True,
         )
         slope = torch.cov(torch.cat([truth, answers], 1).T)
         a = float(slope[0, 1] / slope[0, 0].clamp(min=1e-300))
         b = float(answers.mean() - a * truth.mean())
         yield TargetForm(
-            f"times {a:.4g} plus {b:.4g}", f"y = {a:.4g} * y {b:+.4g}", lambda t: a * t + b, True
+            f"times {a:.4g} plus {b:.4g}",
+            f"target = {a:.4g} * target {b:+.4g}",
+            lambda t: a * t + b,
+            True,
         )
