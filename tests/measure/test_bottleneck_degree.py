@@ -76,6 +76,20 @@ def test_standard_error(estimator):
     assert 0.6 < np.mean(errors) / np.std([float(r) for r in found]) < 1.7
 
 
+@pytest.mark.truth("the bound on other random halves, with the noise of their own rows")
+def test_the_error_counts_that_the_noise_is_a_share_of_the_rows_variance():
+    rng = np.random.default_rng(5)
+    x, label = rng.standard_normal((48, 3)), np.arange(48) % 2
+    x[:8] *= 5
+    values = []
+    for _ in range(60):
+        half = rng.permutation(48)[:24]
+        noise = 0.1 * x[half].var(0).sum()
+        values.append(mixture_bound(x[half], label[half], 2 * noise))
+    found = bottleneck_degree(x, label, estimator="mc")
+    assert float(torch.as_tensor(found.se)) == pytest.approx(np.std(values), rel=0.25)
+
+
 def test_flags_and_unlabelled_rows():
     x, label = _classes(2, 60)
     for estimator in ("jensen", "mc"):

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from sonde.core import InputError
-from sonde.engine.errorbars import contributing_groups
+from sonde.engine.tails import contributing_groups, has_long_tails
 from sonde.measure import (
     SpuriousShift,
+    bottleneck_degree,
+    covariance,
     gulp,
     kernel_cka,
     mutual_information,
@@ -44,6 +46,32 @@ def test_errors_from_few_rows_are_flagged():
             n_flagged[law] += "heavy_tails" in regression(x, x[:, ::-1] + noise).flags
     assert n_flagged["normal"] <= 1
     assert n_flagged["t3"] >= 6
+
+
+@pytest.mark.truth("60 rows of a normal law, and of Student's with three degrees of freedom")
+@pytest.mark.parametrize(
+    "f", [covariance, lambda x: bottleneck_degree(x, [0] * 60, estimator="mc")], ids=["a", "b"]
+)
+def test_errors_that_lack_the_rare_rows_are_flagged(f):
+    flags: dict[str, list[bool]] = {"normal": [], "t3": []}
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        rows = {"normal": random.standard_normal((60, 4)), "t3": random.standard_t(3, (60, 4))}
+        for law, x in rows.items():
+            flags[law].append("heavy_tails" in f(x).flags)
+    assert sum(flags["normal"]) <= 1
+    assert sum(flags["t3"]) >= 7
+
+
+@pytest.mark.truth("the variance of a normal sample's fourth moment if units are correlated")
+def test_equal_units_say_no_more_of_their_tails_than_one():
+    n_long = 0
+    for seed in range(60):
+        x = drawn(seed, 40, 1)
+        assert has_long_tails(x.expand(40, 30), 40) == has_long_tails(x, 40)
+        n_long += has_long_tails(drawn(100 + seed, 40, 12), 40)
+    assert n_long <= 2
+    assert not has_long_tails(torch.ones(40, 3), 40)
 
 
 @pytest.mark.truth(

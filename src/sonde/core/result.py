@@ -32,8 +32,8 @@ FLAGS: dict[str, str] = {
     "few_rows": "too few rows (groups): at most as many as dimensions, or hardly any of one kind",
     "few_groups": "fewer than 8 independent groups of rows: the standard error is widened by "
     "Student's t, and is itself uncertain",
-    "heavy_tails": "fewer than 4 effective rows (groups) have the variance, by effects far larger "
-    "than all others': the standard error may be too small",
+    "heavy_tails": "fewer than 4 effective rows (groups) have the variance, or rows have heavy "
+    "tails and are too few for effects so skewed: the standard error may be too small",
     "deterministic": "the value grows with the number of rows as if one side were a function of "
     "the other: a lower bound of information that may be infinite",
     "narrow_kernel": "the kernel is so narrow that hardly two rows are alike: the value is noise",

@@ -20,10 +20,9 @@ from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
 from sonde.core.statistic import Statistic, parameter_names
 from sonde.engine.independent_rows import independent_rows, normal_rows
+from sonde.engine.tails import has_heavy_tails
 
 R = TypeVar("R", bound=Result)
-FEW_EFFECTS = 4
-"""Fewer effective groups than that, behind the variance of a value, are flagged as heavy tails."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,8 @@ def _with_error(
     widened = with_few_groups(
         replace(_detached(result), se=se), effective_groups(cast(Tensor, sizes))
     )
-    is_heavy = contributing_groups(effect, sample.group) < FEW_EFFECTS
+    sides = [sample.columns[key]["x"] for key in dict.fromkeys(k for t in terms for k in t.keys)]
+    is_heavy = has_heavy_tails(effect, sample.group, sides)
     return replace(widened, flags=(*widened.flags, "heavy_tails")) if is_heavy else widened
 
 
@@ -220,29 +220,6 @@ def group_error(
     products = (float(sums.square().sum()) - squares) * (n_rows - 1) / (drawn - 1)
     total = (squares + max(0.0, products)) * n_rows / drawn
     return widen_error(math.sqrt(total * n_groups / (n_groups - 1)), effective_groups(sizes))
-
-
-def contributing_groups(effect: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
-    """Return the effective number of groups that the variance of the effects comes from.
-
-    ``(sum e^2)^2 / sum e^4`` of the groups' sums: the number of groups over the kurtosis of their
-    influences. It is all groups if their effects are equal in size, and 1 if a single group has
-    all of the variance.
-
-    Examples
-    --------
-    >>> contributing_groups(torch.tensor([3.0, -3.0, 3.0, -3.0]), torch.arange(4))
-    4.0
-    """
-    _, member = torch.unique(group, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    centred = effect.double() - effect.double().mean()
-    sums = torch.zeros(int(cast(Tensor, member).max()) + 1, dtype=torch.float64)
-    square = sums.index_add_(0, cast(Tensor, member), centred).square()
-    largest = float(square.max())
-    if not largest > 0:
-        return float(len(square))
-    shares = square / largest
-    return float(shares.sum() ** 2 / shares.square().sum())
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:

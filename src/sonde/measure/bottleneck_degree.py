@@ -20,6 +20,7 @@ from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.engine.tails import has_heavy_tails
 from sonde.measure._flags import precision_flags, relative_spread
 from sonde.measure._noisy_rows import information_bounds
 from sonde.measure._reads import labelled_sample, unlabelled
@@ -148,12 +149,12 @@ class BottleneckDegree(Instrument):
         self, rows: SampledRows, dtype: torch.dtype, missing: tuple[str, ...]
     ) -> BottleneckDegreeResult:
         x = rows.rows[0]
-        mean = x.sum(0) / max(len(x), 1)
-        total = (x - mean).square().sum() / max(len(x), 1)
+        mean, gap = _centred(x)
+        total = gap.mean() if len(x) else gap.sum()
         size = torch.unique(rows.rows[1], return_counts=True)[1].double()
         flags = [*rows.flags, *missing, *_flags(mean, total, dtype)]
         flags += ["few_rows"] if len(rows) < 2 * len(size) else []
-        variance = self.noise * (float(total) if self.relative else 1.0)
+        variance = self._variance(x)
         if "dead" in flags:
             return self._answer(
                 math.nan, math.nan, len(rows), flags, {"se": "no value"}, noise_variance=variance
@@ -162,7 +163,9 @@ class BottleneckDegree(Instrument):
         most = float((size * size.log()).sum()) / len(rows)
         flags += ["saturated"] if float(upper) > 0.9 * most else []
         null = sum(float(_bounds(other, variance)[0]) for other in rows.shuffled()) / SHUFFLES
-        se, how = rows.standard_error(lambda half: _bounds(half, variance)[0])
+        se, how = rows.standard_error(lambda half: _bounds(half, self._variance(half.rows[0]))[0])
+        heavy = self.relative and has_heavy_tails(gap.cpu(), rows.group, [x])
+        flags += ["heavy_tails"] if heavy else []
         conventions = {"se": how, "null": f"{SHUFFLES} shuffles of labels among groups"}
         return self._answer(
             float(upper),
@@ -174,6 +177,10 @@ class BottleneckDegree(Instrument):
             float(lower),
             noise_variance=variance,
         )
+
+    def _variance(self, x: Float[Tensor, "row dim"]) -> float:
+        """Return the variance of the noise in each unit, for rows that may be a part of all."""
+        return self.noise * (float(_centred(x)[1].mean()) if self.relative and len(x) else 1.0)
 
     def _answer(
         self,
@@ -205,6 +212,12 @@ def _flags(mean: Float[Tensor, "dim"], total: Float[Tensor, ""], dtype: torch.dt
     if not bool(total.detach() > 0):
         return ["dead"]
     return precision_flags(relative_spread(mean, total[None]), dtype)
+
+
+def _centred(x: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row"]]:
+    """Return the mean row, and the squared distance of each row from it."""
+    mean = x.sum(0) / max(len(x), 1)
+    return mean, (x - mean).square().sum(1)
 
 
 def _bounds(rows: SampledRows, variance: float) -> Float[Tensor, "2"]:

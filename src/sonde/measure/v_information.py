@@ -22,7 +22,7 @@ from sonde.core.random_state import kept_random_state
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.engine.errorbars import FEW_EFFECTS, contributing_groups
+from sonde.engine.tails import FEW_EFFECTS, contributing_groups
 from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import HashSampleState
 from sonde.stats.halves import random_halves
