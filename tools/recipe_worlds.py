@@ -36,8 +36,9 @@ EYE = Model(nn.Sequential(nn.Identity()).eval())
 class Repeats:
     """How often each row of the data of a world is there, and whether rows have ids.
 
-    With ``is_person`` the copies are near copies of one group: a row is a person. The group is
-    told unless ``is_named`` is false. ``people`` is how many rows of a data set are kept.
+    With ``is_person`` the copies are near copies of one group: a row is a person. Where rows belong
+    to a clip, a set or a document, whole ones are copied and each is a person. The group is told
+    unless ``is_named`` is false. ``people`` is how many rows of a data set are kept.
     """
 
     copies: int = 1
@@ -51,6 +52,7 @@ class Repeats:
         if not (isinstance(part, list) and part and isinstance(part[0], dict)):
             return part
         rows: list[dict[str, Any]] = part[: self.people]
+        unit = next((key for key in ("clip", "set", "id") if key in rows[0]), None)
         if self.has_ids:
             rows = [{"id": str(i)} | row for i, row in enumerate(rows)]
         if not self.is_person:
@@ -58,16 +60,18 @@ class Repeats:
         draw, part = torch.Generator().manual_seed(len(rows)), next(PARTS)
         return [
             {key: _nearly(key, v, draw) for key, v in row.items()}
-            | ({"group": f"{part}, {i}"} if self.is_named else {})
+            | ({unit: f"{row[unit]}.{copy}"} if unit else {})
+            | ({"group": f"{part}, {row[unit] if unit else i}"} if self.is_named else {})
             for i, row in enumerate(rows)
-            for _ in range(self.copies)
+            for copy in range(self.copies)
         ]
 
 
 def _nearly(key: str, value: Any, draw: torch.Generator) -> Any:
     """Return a value with a little noise; a text with some letters more at its end."""
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value + 1e-3 * torch.rand(value.shape, generator=draw)
+        noisy = value + 1e-3 * torch.rand(value.shape, generator=draw)
+        return noisy.clamp(0, 1) if key == "image" else noisy
     if key == "text":
         letters = torch.randint(26, (3,), generator=draw).tolist()
         return f"{value} # {''.join(string.ascii_lowercase[i] for i in letters)}"
@@ -512,18 +516,19 @@ def more_cases() -> Iterator[Case]:
     yield from _read_cases()
 
 
-def case(word: str, what: str, arm: str, f: Callable[[int], str], good: str) -> Case:
-    """Return a case whose answer is right if it is ``good``."""
-    return word, what, arm, lambda s: (f(s) == good) == (arm == "planted")
+def case(word: str, what: str, arm: str, f: Callable[[int], str], *good: str) -> Case:
+    """Return a case whose answer is right if it is one of ``good``."""
+    return word, what, arm, lambda s: (f(s) in good) == (arm == "planted")
 
 
 def _trained_cases() -> Iterator[Case]:
     null, planted = "nothing", "planted"
     word = "alternating-fields"
     yield case(word, "labels by lot", null, partial(alternated, what="by lot"), NOT_TOLD)
-    end = "no difference"
-    yield case(word, "both at the optimum", null, partial(alternated, what="to its end"), end)
-    yield case(word, "curved", null, partial(alternated, what="curved"), end)
+    # few judging rows may not show that any arm tells the label: then no difference is claimed
+    end = ("no difference", NOT_TOLD)
+    yield case(word, "both at the optimum", null, partial(alternated, what="to its end"), *end)
+    yield case(word, "curved", null, partial(alternated, what="curved"), *end)
     yield case(word, "few steps", planted, partial(alternated, what="untrained"), "at once")
     word, none = "code-strip", "none of them"
     yield case(word, "states by lot", null, partial(stripped, module=TextByLot), none)
@@ -547,7 +552,7 @@ def _trained_cases() -> Iterator[Case]:
     yield case(word, "memorised", planted, partial(attacked, what="memorised"), "memorised")
     word = "family-of-models"
     yield case(word, "labels by lot", null, partial(handed, what="by lot"), NOT_TOLD)
-    yield case(word, "front scrambles", null, partial(handed, what="scrambled"), "do not")
+    yield case(word, "front scrambles", null, partial(handed, what="scrambled"), "do not", NOT_TOLD)
     yield case(word, "a copy", planted, partial(handed, what="copy"), "hand over")
     word, bad = "unlearning-audit", ("not forgotten", "stands out by high losses")
     for of in ("rows", "a person", "other persons", "many persons", "texts"):

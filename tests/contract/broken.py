@@ -326,6 +326,16 @@ class AsksTheFirstRow(Instrument):
 
 @final
 @dataclass(frozen=True)
+class CountsRows(_OfMoments):
+    """Takes every row for an independent one."""
+
+    def result(self, moments: MomentsState) -> Result:
+        error = (moments.variance[0] / moments.n).detach().sqrt()
+        return Result(value=moments.mean[0], se=error, n=moments.n)
+
+
+@final
+@dataclass(frozen=True)
 class Rolls(_OfMoments):
     """Uses the global random state."""
 

@@ -85,7 +85,12 @@ def test_the_range_of_a_figure_is_the_documented_one(instrument):
 @pytest.mark.parametrize(
     ("law", "instrument"),
     [
-        pytest.param(law, instrument, id=f"{law.name}-{instrument!r}".replace(" ", ""))
+        pytest.param(
+            law,
+            instrument,
+            id=f"{law.name}-{instrument!r}".replace(" ", ""),
+            marks=[pytest.mark.slow] * (law.name == "persons"),  # fits 576 rows, up to three times
+        )
         for instrument in RUNNABLE
         for law in laws_of(instrument)
         if law not in KINDS[Shift]

@@ -275,6 +275,55 @@ def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
         assert_same(first, second, 1e-7)
 
 
+def law_persons(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
+    """Five near copies of each row, in the group of that row, give no smaller standard error.
+
+    The error of 480 rows of 48 groups is at least 0.6 of that of 96 rows of these groups; one that
+    counts rows has 0.45. Errors of samples and of random halves are averaged over three draws.
+    """
+    ratios = list[float]()
+    for seed in range(3):
+        alone, copied = errors_of_persons(instrument, lambda n, s=seed: make(n, s))
+        if alone is None or copied is None:
+            return
+        ratios.append(copied / alone if alone > 0 else math.inf)
+        if sum(ratios) / len(ratios) >= LEAST_RATIO:
+            return
+    mean = sum(ratios) / len(ratios)
+    raise AssertionError(f"five near copies of each row make the error {mean:.2f} times as large")
+
+
+LEAST_RATIO, COPIES = 0.6, 5
+
+
+def errors_of_persons(
+    instrument: Instrument, make: Callable[[int], dict[str, Any]]
+) -> tuple[float | None, float | None]:
+    """Return the standard errors of 96 rows of groups, and of five near copies of each row.
+
+    None if a result has none; of several numbers the root mean square.
+    """
+    size, n = max(2, size_of_example(instrument)), 96
+    plain, row = make(n), torch.arange(COPIES * n)
+    near = pick(plain, row % n) | {
+        "ids": [f"row {i}" for i in row.tolist()],
+        "pair": [f"pair {i // 2}" for i in row.tolist()],
+    }
+    generator = torch.Generator().manual_seed(9)
+    for name in ("x", "a", "b", "c", "grad", "logits", "perturbed_logits"):
+        noise = torch.randn(near[name].shape, generator=generator, dtype=torch.float64)
+        near[name] = near[name] + 1e-4 * noise
+
+    def error(inputs: dict[str, Any]) -> float | None:
+        sites, columns = split_inputs(instrument, inputs)
+        columns["group"] = [f"person {i % n // size}" for i in range(len(inputs["label"]))]
+        se = fit_arrays(instrument, sites, **columns).se
+        return None if se is None else float(torch.as_tensor(se).double().square().mean().sqrt())
+
+    alone = error(plain)
+    return alone, None if alone is None else error(near)
+
+
 def law_ragged(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
     """Examples of one to four rows give the same value or scores in any order of the examples.
 

@@ -155,6 +155,7 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_I.law_sizes, of=_make),
         _law(_I.law_unlabelled, of=_inputs),
         _law(_I.law_order, of=_inputs, applies=lambda i: not _learns(i)),
+        _law(_I.law_persons, of=_make, applies=lambda i: not isinstance(i, Detector)),
         _law(_I.law_ragged, of=_inputs, applies=lambda i: _I.size_of_example(i) > 1),
         _law(_I.law_again, of=_inputs),
         _law(_I.law_company, of=_company, applies=lambda i: not isinstance(i, Detector)),
