@@ -119,10 +119,9 @@ def fit(
     settled = prepare(instruments, stream, calibrate, reduction)
     ranks = None if group is None else Ranks(group)
     crew = Crew(workers, runner, address, ranks=ranks)
-    is_first = ranks is None or ranks.rank == 0
-    progress = progress and is_first
+    progress = progress and crew.is_first
     settings = _Settings(crew, crew.threads(threads), fresh, memory, progress)
-    place = to_path(directory) if directory is not None and is_first else None
+    place = to_path(directory) if directory is not None and crew.is_first else None
     check_rows(settled.stream)
     say_cost(settled.stream, settled.tasks, progress)
     for text in settled.notes if progress else ():

@@ -53,14 +53,19 @@ class Crew:
             raise InputError("--address: expected --runner ray, because only Ray uses an address.")
         if self.ranks is not None and (self.workers or self.runner == "ray"):
             raise InputError(
-                "fit: expected ranks or workers, got both. Leave workers= and runner= out with "
-                "group=."
+                f"{self.ranks.word}: expected ranks or workers, got both. Leave workers= and "
+                "runner= out with group=."
             )
 
     @property
     def is_apart(self) -> bool:
         """True if the work is done outside this process."""
         return self.workers > 0 or self.runner == "ray" or self.ranks is not None
+
+    @property
+    def is_first(self) -> bool:
+        """True if this process writes, reports and shows the bar: no rank, or rank 0."""
+        return self.ranks is None or self.ranks.rank == 0
 
     @property
     def workers_here(self) -> int:

@@ -1,13 +1,15 @@
 """Split a stream into parts for workers, and return the results in the order of the rows."""
 
+import hashlib
 import itertools
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sonde.core.plan import UNIT_SIZE
+from sonde.core.state import canonical_json
 from sonde.core.stream import Stream
 from sonde.engine.array_stream import ArrayStream
 from sonde.engine.derived import DerivedStream
@@ -15,6 +17,7 @@ from sonde.run.passes.crew import Crew
 from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.job import Job, Span
 
+Answer = TypeVar("Answer")
 PARTS = 4
 MOST_UNITS = 8
 
@@ -62,7 +65,8 @@ def has_parts(stream: Stream) -> bool:
 
 def in_order(job: PartJob, crew: Crew) -> Generator[Any]:
     """Yield the results of all parts in the order of the rows, however the workers finish."""
-    spans = spans_of(len(job.bounds) - 1, crew.workers)
+    n_workers = crew.workers if crew.ranks is None else crew.ranks.n_ranks
+    spans = spans_of(len(job.bounds) - 1, n_workers)
     waiting: dict[Span, Any] = {}
     following = iter(spans)
     awaited = next(following, None)
@@ -72,6 +76,28 @@ def in_order(job: PartJob, crew: Crew) -> Generator[Any]:
             while awaited in waiting:
                 yield waiting.pop(awaited)
                 awaited = next(following, None)
+
+
+def shared_by_ranks(
+    job: PartJob, crew: Crew, settings: Sequence[Any], run: Callable[[], Answer]
+) -> Answer:
+    """Return what a function returns; with ranks, what it returns on rank 0.
+
+    Parameters
+    ----------
+    job : PartJob
+        Work of the other ranks on the parts that rank 0 hands out.
+    crew : Crew
+        Workers; without ranks, the function is called here.
+    settings : sequence
+        What has to be equal on all ranks beside the rows, as JSON.
+    run : callable
+        Work of rank 0, which hands out the parts by ``in_order``.
+    """
+    if crew.ranks is None:
+        return run()
+    plan = canonical_json([job.stream.identity(), list(job.bounds), job.threads, *settings])
+    return crew.ranks.shared(job, hashlib.blake2b(plan.encode()).hexdigest(), run)
 
 
 def spans_of(n_units: int, workers: int) -> list[Span]:

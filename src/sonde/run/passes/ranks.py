@@ -39,9 +39,12 @@ class Ranks:
     Parameters
     ----------
     group : ProcessGroup
+    word : str, default="fit"
+        What the ranks do, for messages.
     """
 
     group: Any
+    word: str = "fit"
     _busy: list[int] = field(default_factory=list[int])
     _failed: str = ""
 
@@ -84,7 +87,7 @@ class Ranks:
             lost = self._drained()
             self._tell(Order(reason=lost or self._reason_of(error)))
             if lost and isinstance(error, Exception) and not isinstance(error, SondeError):
-                raise MachineError(f"fit: {lost}") from error
+                raise MachineError(f"{self.word}: {lost}") from error
             raise
         self._tell(Order(outcome=outcome))
         return outcome
@@ -112,7 +115,7 @@ class Ranks:
         while True:
             order: Order = self._received(0)
             if order.reason:
-                raise MachineError(f"fit: {order.reason}")
+                raise MachineError(f"{self.word}: {order.reason}")
             if order.span is None:
                 return order.outcome
             try:
@@ -138,15 +141,15 @@ class Ranks:
         other = [rank for rank in range(1, self.n_ranks) if self._received(rank) != plan]
         if other:
             raise InputError(
-                f"fit: expected the same data, sites, methods and threads on all ranks, got others "
-                f"on rank {other[0]} than on rank 0. With group= every rank makes the same call, "
-                "with all of the data: the ranges of rows are shared out here."
+                f"{self.word}: expected the same data, sites, methods and threads on all ranks, "
+                f"got others on rank {other[0]} than on rank 0. With group= every rank makes the "
+                "same call, with all of the data: the ranges of rows are shared out here."
             )
 
     def _reason_of(self, error: BaseException) -> str:
         """Return why a run stops, for the other ranks."""
         if isinstance(error, MachineError):
-            return str(error).removeprefix("fit: ")
+            return str(error).removeprefix(f"{self.word}: ")
         where = self._failed or f"rank 0 on {socket.gethostname()}"
         return f"{where} stopped: {type(error).__name__}: {error}"
 
@@ -157,7 +160,7 @@ class Ranks:
             try:
                 self._received(self._busy.pop())
             except MachineError as error:
-                lost.append(str(error).removeprefix("fit: "))
+                lost.append(str(error).removeprefix(f"{self.word}: "))
         return lost[0] if lost else ""
 
     def _tell(self, order: Order) -> None:
@@ -191,7 +194,7 @@ class Ranks:
 
     def _lost(self, rank: int, error: RuntimeError) -> MachineError:
         return MachineError(
-            f"fit: rank {rank} of {self.n_ranks} ended or did not answer in time "
+            f"{self.word}: rank {rank} of {self.n_ranks} ended or did not answer in time "
             f"({' '.join(str(error).split())[:80]}). Its own output says why; committed units are "
             "kept in the run directory."
         )

@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -26,19 +25,21 @@ from sonde.run.fitting.header import data_fingerprint, require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.crew import Crew, Runner
-from sonde.run.passes.parts import has_parts, in_order
+from sonde.run.passes.parts import has_parts, in_order, shared_by_ranks
+from sonde.run.passes.ranks import Ranks
 from sonde.run.passes.threads import using_threads
 from sonde.run.reading.checking import check_rows
 from sonde.run.reading.notes import items_of, notes_of
 from sonde.run.reading.read import ARRAYS
 from sonde.run.reading.recipe import recipe_in, recipe_of
 from sonde.run.scoring._held_scores import Groups, held_scores
-from sonde.run.scoring._scored import Asked, ScoredBatch, ScoredJob, scored_batches
+from sonde.run.scoring._scored import Asked, ScoredJob, scored_batches
 from sonde.run.scoring.batches import reduction_of
 from sonde.run.scoring.column_scales import column_scales
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import by_column, open_for, without
-from sonde.stats import By, Calibrated, Kept
+from sonde.stats import By, Calibrated, HeldScoresState, Kept
+from sonde.stats.calibrated import Lengths
 from sonde.store import is_store
 
 ROWS = 10_000
@@ -62,6 +63,7 @@ def calibrate(
     address: str | None = None,
     memory: int | None = None,
     progress: bool = True,
+    group: Any = None,
     **options: Any,
 ) -> Fitted:
     """Return the detectors of a bundle, calibrated on rows that they were not fitted on.
@@ -112,6 +114,10 @@ def calibrate(
         Bytes that detectors and rows may take; None is 80 % of the free memory.
     progress : bool, default=True
         Whether a progress bar is shown on stderr.
+    group : ProcessGroup, optional
+        Ranks of ``torch.distributed`` that share the work, as ``distributed.group.WORLD`` under
+        ``torchrun``. Every rank makes the same call with all of the data and gets the same bytes;
+        rank 0 shows the bar.
     **options
         Named options of ``sonde.read``.
 
@@ -145,7 +151,10 @@ def calibrate(
     stream = with_classes(stream, fitted.label_names)
     fingerprint = data_fingerprint(stream)
     _require_other_data(fitted, len(stream), fingerprint)
-    crew = Crew(workers, runner, address)
+    crew = Crew(
+        workers, runner, address, ranks=None if group is None else Ranks(group, "calibrate")
+    )
+    progress = progress and crew.is_first
     needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, keeps_table=False)
     check_scoring_memory(needed, memory, "calibrate")
     check_rows(stream)
@@ -153,9 +162,7 @@ def calibrate(
     groups = Groups.of(stream) if in_groups else None
     rank = None if groups is None else groups.rank
     asked = Asked(tasks, fitted.scorers, by_whom, rank, labels)
-    scored, n_threads = _scored(asked, stream, crew, threads)
-    with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
-        held, lengths = held_scores(scored, tasks, kept, groups, bar)
+    held, lengths = _held(asked, stream, crew, threads, kept, groups, progress)
     for text in notes_of(stream) if progress else ():
         sys.stderr.write(f"note: {text}\n")
     states: States = {
@@ -174,14 +181,30 @@ def calibrate(
     return calibrated
 
 
-def _scored(
-    asked: Asked, stream: Stream, crew: Crew, threads: int | None
-) -> tuple[Iterator[ScoredBatch], int | None]:
-    """Return the scored batches in order, and the number of threads used in this process."""
-    if not (crew.is_apart and has_parts(stream)):
-        return scored_batches(asked, stream), threads
+def _held(
+    asked: Asked,
+    stream: Stream,
+    crew: Crew,
+    threads: int | None,
+    kept: Kept,
+    groups: Groups | None,
+    progress: bool,
+) -> tuple[dict[Key, HeldScoresState], dict[Key, Lengths]]:
+    """Return every detector's kept scores, and the lengths of the examples."""
+    apart = crew.is_apart and has_parts(stream)
     job = ScoredJob(stream, crew.threads(threads), tuple(stream.units()), asked)
-    return itertools.chain.from_iterable(in_order(job, crew)), None
+
+    def held() -> tuple[dict[Key, HeldScoresState], dict[Key, Lengths]]:
+        parts = itertools.chain.from_iterable(in_order(job, crew)) if apart else None
+        scored = scored_batches(asked, stream) if parts is None else parts
+        n_threads = None if apart else threads
+        with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
+            return held_scores(scored, asked.tasks, kept, groups, bar)
+
+    if not apart:
+        return held()
+    tasks = [[*name, repr(task.instrument)] for name, task in asked.tasks.items()]
+    return shared_by_ranks(job, crew, [tasks, asked.by], held)
 
 
 def _header(

@@ -17,7 +17,8 @@ from sonde.engine.progress import Bar
 from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.crew import Crew, Runner
-from sonde.run.passes.parts import PartJob, has_parts, in_order
+from sonde.run.passes.parts import PartJob, has_parts, in_order, shared_by_ranks
+from sonde.run.passes.ranks import Ranks
 from sonde.run.passes.threads import using_threads
 from sonde.run.reading.checking import check_rows
 from sonde.run.scoring.batches import ORDER, check_scoring, schema_of_parts, score_batches
@@ -40,6 +41,7 @@ def score(
     memory: int | None = None,
     batch_invariant: bool = False,
     progress: bool = True,
+    group: Any = None,
     **options: Any,
 ) -> pa.Table:
     """Score rows, or examples of several rows, with every detector of a bundle.
@@ -77,6 +79,10 @@ def score(
         Otherwise the last bits of a score depend on padding and on the size of the batch.
     progress : bool, default=True
         Whether a progress bar is shown on stderr.
+    group : ProcessGroup, optional
+        Ranks of ``torch.distributed`` that share the work, as ``distributed.group.WORLD`` under
+        ``torchrun``. Every rank makes the same call with all of the data and gets the same table;
+        rank 0 shows the bar.
     **options
         Named options of ``sonde.read``.
 
@@ -103,24 +109,48 @@ def score(
     """
     fitted = as_fitted(fitted, "score")
     stream = open_for(fitted, model, data, **options)
-    crew = Crew(workers, runner, address)
+    crew = Crew(workers, runner, address, ranks=None if group is None else Ranks(group, "score"))
+    progress = progress and crew.is_first
     how: dict[str, Any] = {"reduction": reduction, "explain": explain}
     needed = needs_of_scoring(fitted, stream, workers=crew.workers_here, **how)
     check_scoring_memory(needed, memory)
     check_rows(stream)
     say_cost(stream, shown=progress)
-    batches: list[pa.RecordBatch] = []
-    apart = crew.is_apart and has_parts(stream)
     if batch_invariant and crew.is_apart:
-        raise InputError("score: batch_invariant works in this process. Leave --workers out.")
-    if batch_invariant:
-        tables = invariant_batches(fitted, stream, reduction, explain)
-    elif apart:
+        raise InputError(
+            "score: batch_invariant works in this process. Leave --workers out, and group=."
+        )
+    apart = crew.is_apart and has_parts(stream)
+    if apart:
         check_scoring(fitted, stream, explain)
-        tables = score_with_workers(fitted, stream, crew, reduction, explain, threads)
-    else:
-        tables = score_batches(fitted, stream, reduction, explain)
-    with using_threads(None if apart else threads), Bar("score", len(stream), progress) as bar:
+    job = _job(fitted, stream, crew, reduction, explain, threads)
+
+    def scored() -> pa.Table:
+        if batch_invariant:
+            tables = invariant_batches(fitted, stream, reduction, explain)
+        elif apart:
+            tables = _from_workers(job, crew)
+        else:
+            tables = score_batches(fitted, stream, reduction, explain)
+        return _joined(tables, fitted, stream, explain, None if apart else threads, progress)
+
+    if not apart:
+        return scored()
+    names = [list(name) for name in fitted.names]
+    return shared_by_ranks(job, crew, [names, fitted.header["units"], reduction, explain], scored)
+
+
+def _joined(
+    tables: Iterator[pa.RecordBatch],
+    fitted: Fitted,
+    stream: Stream,
+    explain: int,
+    threads: int | None,
+    progress: bool,
+) -> pa.Table:
+    """Return the tables of batches as one in the order of the data, with a bar meanwhile."""
+    batches: list[pa.RecordBatch] = []
+    with using_threads(threads), Bar("score", len(stream), progress) as bar:
         for table in tables:
             batches.append(table)
             bar.advance(table.num_rows // max(1, len(fitted.scorers)))
@@ -174,7 +204,7 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
             f"is item {lost[0]:,}. The scored sites have no rows for them, for example because a "
             "text has a single token (predictions) or only special tokens.",
             SondeWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
@@ -215,17 +245,20 @@ class ScoreJob(PartJob):
         return sink.getvalue().to_pybytes()
 
 
-def score_with_workers(
+def _job(
     fitted: Fitted,
     stream: Stream,
     crew: Crew,
     reduction: str,
     explain: int,
-    threads: int | None = None,
-) -> Iterator[pa.RecordBatch]:
-    """Yield the tables of ``score_batches``, computed by workers, in row order."""
+    threads: int | None,
+) -> ScoreJob:
     bounds = tuple(stream.units())
-    job = ScoreJob(stream, crew.threads(threads), bounds, fitted, reduction, explain)
+    return ScoreJob(stream, crew.threads(threads), bounds, fitted, reduction, explain)
+
+
+def _from_workers(job: ScoreJob, crew: Crew) -> Iterator[pa.RecordBatch]:
+    """Yield the tables of ``score_batches``, computed by workers, in row order."""
     for content in in_order(job, crew):
         if content:
             with pa.ipc.open_stream(content) as reader:
