@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import sonde
 from cli_case import run_words
 from sonde.compress import RTN, PruneChannels
+from sonde.core.edit import Add
 from sonde.core.errors import InputError, StoreError
 from sonde.run.compressing.methods import weight_methods
-from sonde.weights import save_edited, undo
+from sonde.weights import fold_edit, save_edited, undo
 from sonde.weights.factory_folder import source_folder
 
 CODE = """
@@ -59,6 +61,12 @@ def make():
 
 def other():
     return nn.Linear(3, 4)
+
+
+def unbiased():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3, bias=False)).eval()
 
 
 def bare():
@@ -132,6 +140,39 @@ def test_a_training_writes_a_folder_that_opens_and_can_be_taken_back():
     assert not torch.equal(sonde.load("nets_of_mine:make@NEW", device="cpu").module(x()), old)
     undo("NEW", "OLD")
     assert torch.equal(sonde.load("nets_of_mine:make@OLD", device="cpu").module(x()), old)
+
+
+@pytest.mark.slow
+def test_models_of_two_functions_are_merged():
+    Path("later_nets.py").write_text(CODE.replace("manual_seed(0)", "manual_seed(1)"))
+    words = ("nets_of_mine:make", "later_nets:make")
+    ran = run_words("edit", "merge", *words, "-o", "NEW", "--method", "arithmetic", "--weight", 0.5,
+                    "--keep", "norm.*")  # fmt: skip
+    sys.modules.pop("later_nets", None)
+    assert "note: open the new model as nets_of_mine:make@NEW." in ran.err
+    assert "written as" not in ran.err
+    one, two, new = (sonde.load(word, device="cpu").module.last.weight
+                     for word in (*words, "nets_of_mine:make@NEW"))  # fmt: skip
+    torch.testing.assert_close(new, (one + two) / 2)
+    other = run_words("edit", "merge", words[0], "nets_of_mine:other", "-o", "NO")
+    assert "they were not made from the same base" in other.error()
+
+
+def test_tensors_in_another_type_are_counted():
+    model = sonde.load("nets_of_mine:make", device="cpu")
+    plan = PruneChannels(remove=0.5).plan(model, {"calibration": torch.rand(30, 1, 8, 8)})
+    types, word = save_edited(model, plan, Path("NEW")).notes
+    n = sum(x.dtype == torch.float16 for x in load_file("NEW/model.safetensors").values())
+    assert types == f"note: {n} tensors of float32 are written as float16."
+    assert word == "note: open the new model as nets_of_mine:make@NEW."
+
+
+def test_a_bias_that_the_code_of_a_factory_lacks_is_opened():
+    model = sonde.load("nets_of_mine:unbiased", device="cpu")
+    plan = fold_edit(model, Add(torch.tensor([1.0, 2.0, 3.0])), "0:out")
+    save_edited(model, plan, Path("NEW"))
+    x, new = torch.rand(5, 4), sonde.load("nets_of_mine:unbiased@NEW", device="cpu").module
+    torch.testing.assert_close(new(x), model.module(x) + torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_a_folder_names_its_function_and_runs_none():

@@ -130,6 +130,8 @@ class Train:
         )
         wrote = f"{output}, {page}, and {trained.patch}, which undoes the change"
         with removed_on_error(output):
+            for line in trained.notes:
+                note(line)
             present(trained.document, self.printing, page, wrote)
         trained.forget()
         return 0

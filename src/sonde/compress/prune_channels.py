@@ -147,6 +147,7 @@ class PruneChannels(Rewrite):
             "loss": loss,
             "sets": float(len(chosen)),
             "units": float(sum(len(one) - len(kept) for one, kept in cuts)),
+            "of_units": float(sum(len(one) for one, _ in cuts)),
             "parameters": float(less),
             "refused": float(len(refused)),
         }

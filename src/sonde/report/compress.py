@@ -63,7 +63,7 @@ def _verdict(found: dict[str, Any]) -> str:
         words = f"{cosine}, the nearest example changed on {changed}"
     else:
         words = f"the answer changed on {changed}"
-    return f"{_covered(found)}{', '.join(gains)}; {words}"
+    return f"{_covered(found)}{_left(found)}{', '.join(gains)}; {words}"
 
 
 def _covered(found: dict[str, Any]) -> str:
@@ -87,6 +87,20 @@ def _covered(found: dict[str, Any]) -> str:
         ]
         words += f", not packed: {named}" + (f" ({', '.join(ways)})" if ways else "")
     return f"{words}; "
+
+
+def _left(found: dict[str, Any]) -> str:
+    """Return how many channels were removed, and how many weights are left, if fewer are."""
+    figures, (before, after) = found["figures"], found.get("numbers", (0, 0))
+    if after >= before:
+        return ""
+    removed = ""
+    if figures.get("of_units"):
+        units = f"{figures['units']:,.0f} of {figures['of_units']:,.0f}"
+        part = share(figures["units"] / figures["of_units"])
+        removed = f"{part} of the channels, neurons and heads removed ({units}), which leaves "
+    left = f"{share(after / before)} of the weights ({after:,} of {before:,})"
+    return f"{removed}{left}; " if removed else f"{left} left; "
 
 
 def _is_vector(told: dict[str, Any]) -> bool:

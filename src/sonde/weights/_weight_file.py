@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sonde.core.errors import StateError, StoreError, reason_of
+from sonde.core.wording import plural
 from sonde.files.durable import Bytes, atomic_file
 
 DTYPES = {
@@ -29,6 +30,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 CHUNK = 1 << 23
 _METADATA = "__metadata__"
 
@@ -196,3 +198,20 @@ def file_hash(path: Path) -> str:
     for piece in pieces_of(path):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def type_notes(types: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+    """Return a note on the tensors that are written in another number type than they were read.
+
+    Parameters
+    ----------
+    types : mapping of (str, str) to int
+        Number of tensors by their types, as files name them, before and after.
+    """
+    names = {word: str(dtype).removeprefix("torch.") for word, dtype in DTYPES.items()}
+    changed = [
+        f"{plural(n, 'tensor')} of {names[old]} {'is' if n == 1 else 'are'} written as {names[new]}"
+        for (old, new), n in sorted(types.items())
+        if old != new and {old, new} <= FLOATS
+    ]
+    return (f"note: {' and '.join(changed)}.",) if changed else ()

@@ -73,6 +73,10 @@ class Change(ABC):
         """Return the new form of the tensor in words, for pages."""
         return "new values"
 
+    def n_numbers(self, before: int) -> int:
+        """Return how many numbers are left of a tensor that had ``before``."""
+        return before
+
     @abstractmethod
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the changed tensor in float64."""
@@ -183,6 +187,10 @@ class Resized(Change):
     def words(self) -> str:
         """Return the new shape."""
         return " x ".join(map(str, self.values.shape))
+
+    def n_numbers(self, before: int) -> int:
+        """Return the size of the new shape."""
+        return self.values.numel()
 
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return self.values.to(old)
@@ -360,6 +368,10 @@ class Thin(Packed):
         """Return the rank."""
         return f"rank {len(self.right)}"
 
+    def n_numbers(self, before: int) -> int:
+        """Return the size of both matrices."""
+        return self.left.numel() + self.right.numel()
+
     def matrix(self) -> Float[Tensor, "out in"]:
         """Return the product."""
         return self.left.double() @ self.right.double()
@@ -499,6 +511,10 @@ class Pruned(Packed):
     def words(self) -> str:
         """Return the fraction of zeros."""
         return f"{float((self.values == 0).double().mean()):.1%} zeros"
+
+    def n_numbers(self, before: int) -> int:
+        """Return the number of entries that are not zero."""
+        return int(self.values.count_nonzero())
 
     def matrix(self) -> Float[Tensor, "out in"]:
         """Return the values."""

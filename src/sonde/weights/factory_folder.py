@@ -20,7 +20,7 @@ from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.gguf_model import gguf_file, save_unpacked
-from sonde.data.loading import is_factory
+from sonde.data.loading import folder_of_factory, is_factory
 from sonde.data.sentence_encoder import stored_part
 from sonde.weights._weight_file import DTYPES
 from sonde.weights.folder import (
@@ -55,6 +55,26 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
         else:
             write_folder(model.module, model.name.partition("@")[0], Path(place))
         yield Path(place)
+
+
+def word_of_factory(name: str, folder: Path) -> str | None:
+    """Return the word that opens a folder as a factory's model; None for other models.
+
+    Parameters
+    ----------
+    name : str
+        What the user typed for the model that the folder was written from.
+    folder : Path
+    """
+    if not is_factory(name) and folder_of_factory(name) is None:
+        return None
+    return f"{name.partition('@')[0]}@{folder}"
+
+
+def opening_notes(name: str, folder: Path) -> tuple[str, ...]:
+    """Return a note on the word that opens a factory's model; none for other models."""
+    word = word_of_factory(name, folder)
+    return () if word is None else (f"note: open the new model as {word}.",)
 
 
 def check_change(model: Model, output: Path, *, plain: bool = False) -> None:

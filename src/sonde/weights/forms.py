@@ -170,6 +170,8 @@ def _resized(
     for leaf, shape in shapes.items():
         held = part._parameters if leaf in part._parameters else part._buffers
         old = held.get(leaf)
+        if old is None and leaf in held and leaf == "bias":
+            old = part.weight  # a layer made without bias gets one of the same type
         if old is None:
             raise _unlike(part, f"a part with {leaf}")
         new = torch.zeros(tuple(shape), dtype=old.dtype, device=old.device)
@@ -187,7 +189,7 @@ def _sizes(
     part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return the attributes that hold the sizes of a layer's weight."""
-    if not shapes:
+    if not shapes.keys() - {"bias"}:
         return {}
     shape = tuple(shapes.get("weight") or next(iter(shapes.values())))
     if isinstance(part, _CONVOLUTIONS):

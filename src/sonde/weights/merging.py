@@ -4,8 +4,10 @@ import math
 import re
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -20,7 +22,7 @@ from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.renaming import renamed
-from sonde.data._checkpoints import config_dict, json_object
+from sonde.data._checkpoints import FACTORY_KEY, config_dict, json_object
 from sonde.files.durable import atomic_write, make_directory
 from sonde.weights._told import write_told
 from sonde.weights._weight_file import (
@@ -29,8 +31,10 @@ from sonde.weights._weight_file import (
     file_hash,
     file_pieces,
     pieces_of,
+    type_notes,
     write_hashed,
 )
+from sonde.weights.factory_folder import opening_notes, source_folder
 from sonde.weights.folder import (
     ModelFolder,
     check_output,
@@ -44,7 +48,7 @@ TRACKED = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 NEUTRAL = re.compile(
     r"^_|version|dtype|cache|label|problem|token_id|drop|^output_|return_dict|initializer|init_std"
     r"|architectures|auto_map|checkpointing|finetuning|task_specific|^use_bfloat16|^max_position"
-    r"|loss|^router_aux|^summary|chunk_size|^prefix"
+    rf"|loss|^router_aux|^summary|chunk_size|^prefix|^{FACTORY_KEY}$"
 )
 """Options of a configuration that change no answer of given weights, or only how they train."""
 TOKENIZER = "tokenizer.json"
@@ -126,6 +130,8 @@ class Merged:
         Each model's name and the SHA-256 of each of its weight files.
     method : str
         How they were merged, with its parameters.
+    notes : tuple of str
+        Number types that differ from a source's, and the word that opens a factory's model.
     """
 
     folder: Path
@@ -133,6 +139,7 @@ class Merged:
     n_kept: int
     sources: Sequence[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     method: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @renamed(progress="tick")
@@ -153,9 +160,10 @@ def merge_models(
     Parameters
     ----------
     base : Model, str or path
-        The model that the others were trained from; for ``Slerp`` the first of two.
+        A folder, or a model loaded from one or made by a factory, from which the others were
+        trained; for ``Slerp`` the first of two.
     others : sequence of Model, str or path
-        Folders of the models that are merged into the base.
+        Models that are merged into the base, as ``base``.
     rule : MergeRule
         Rule that merges each tensor.
     output : str or path
@@ -172,8 +180,27 @@ def merge_models(
         If the models have other tensors, shapes, vocabularies or options, a weight is not finite,
         the rule was fitted for other tensors, or something is at ``output``.
     """
-    folders = [ModelFolder.open(folder_of(model)).plain() for model in (base, *others)]
-    names, output, patterns = [_said(model) for model in (base, *others)], Path(output), tuple(keep)
+    with ExitStack() as stack:
+        paths = [
+            stack.enter_context(source_folder(model))
+            if isinstance(model, Model)
+            else folder_of(model)
+            for model in (base, *others)
+        ]
+        folders = [ModelFolder.open(path).plain() for path in paths]
+        names = [_name(model) for model in (base, *others)]
+        return _merge_folders(folders, names, rule, Path(output), tuple(keep), progress)
+
+
+def _merge_folders(
+    folders: Sequence[ModelFolder],
+    names: Sequence[str],
+    rule: MergeRule,
+    output: Path,
+    patterns: tuple[str, ...],
+    progress: Callable[[int], Any],
+) -> Merged:
+    others = folders[1:]
     check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))
     sources = _aligned(folders)
@@ -191,7 +218,9 @@ def merge_models(
         make_directory(patch)
         listed = list(hashed)
         write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": listed})
-    return Merged(output, len(chosen), len(first.places) - len(chosen), listed, method_of(rule))
+    n_kept = len(first.places) - len(chosen)
+    notes = (*_type_notes(sources, chosen), *opening_notes(names[0], output))
+    return Merged(output, len(chosen), n_kept, listed, method_of(rule), notes)
 
 
 @dataclass(frozen=True)
@@ -256,7 +285,7 @@ def check_number(owner: str, name: str, value: float) -> None:
         raise InputError(f"{owner}: expected a finite {name}, got {value}.")
 
 
-def _said(model: Model | str | Path) -> str:
+def _name(model: Model | str | Path) -> str:
     return model.name if isinstance(model, Model) else str(model)
 
 
@@ -357,6 +386,15 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             config = kind.from_dict(dict(config)).to_dict()
     return {name: value for name, value in config.items() if not NEUTRAL.search(name)}
+
+
+def _type_notes(sources: Sequence[_Aligned], merged: Iterable[str]) -> tuple[str, ...]:
+    """Return a note on the merged tensors that a source holds in another type than the base."""
+    types = Counter[tuple[str, str]]()
+    for name in merged:
+        base, *others = (one.entry(name).dtype for one in sources)
+        types.update({(other, base) for other in others})
+    return type_notes(types)
 
 
 def _entry(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,8 +23,14 @@ from sonde.data._checkpoints import (
 )
 from sonde.data.sentence_encoder import TRANSFORMER, stored_part
 from sonde.weights._placing import NewTensor, StoredTensor, stored_changes
-from sonde.weights._weight_file import file_pieces, files_hash, pieces_of, write_hashed
-from sonde.weights.factory_folder import source_folder
+from sonde.weights._weight_file import (
+    file_pieces,
+    files_hash,
+    pieces_of,
+    type_notes,
+    write_hashed,
+)
+from sonde.weights.factory_folder import fill, opening_notes, source_folder, word_of_factory
 from sonde.weights.folder import (
     CONFIG,
     INDEX,
@@ -58,11 +65,14 @@ class Saved:
         The patch that undoes the edit, beside the folder.
     tensors : tuple of str
         The tensors that were rewritten or added.
+    notes : tuple of str
+        Number types that differ from the original's, and the word that opens a factory's model.
     """
 
     folder: Path
     patch: Path
     tensors: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def save_edited(
@@ -111,7 +121,7 @@ def _saved(
     source: Path,
     plan: "RewritePlan",
     output: Path,
-    said: str,
+    called: str,
     layers: Mapping[str, bytes] | None,
 ) -> Saved:
     old = ModelFolder.open(source)
@@ -120,21 +130,27 @@ def _saved(
     held = LoadedFolder(old)
     planned, config = _planned(held, plan)
     written = stored_changes(held, planned, config)
-    moves = bool(config.keys() - {QUANTISED})
+    moves = bool(config.keys() - {QUANTISED}) or bool(plan.changes.keys() - plan.made_for.keys())
     added = {f"{LAYERS_FOLDER}/{file}": content for file, content in (layers or {}).items()}
     if layers:
         config[LAYERS_KEY] = files_hash(layers)
         config.setdefault(QUANTISED, dict(OPENED_BY_SONDE))
     with new_folders(output) as (new, patch):
         after, small = _write(old, new, written, config, added)
-        step = Step(said, plan.method, dict(plan.figures), config)
+        step = Step(called, plan.method, dict(plan.figures), config)
         Patch.write(patch, old, step, {n: w.change for n, w in written.items()}, after, small)
         earlier = earlier_patch(old.path)
         if earlier is not None:
             earlier.copy_into(patch)
         if moves and not plan.forms and not plan.blocks:
-            _check_loads(new, held, plan)
-    return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
+            _check_loads(word_of_factory(called, new) or str(new), held, plan)
+    types = Counter[tuple[str, str]]()
+    for name, one in written.items():
+        stored = old.places.get(name)
+        if stored is not None and one.entry is not None:
+            types[old.weights[stored].entries[name].dtype, one.entry.dtype] += 1
+    notes = (*type_notes(types), *opening_notes(called, output))
+    return Saved(output, output.with_name(output.name + ".patch"), tuple(written), notes)
 
 
 def _of_transformer(plan: "RewritePlan", source: Path) -> "RewritePlan":
@@ -160,7 +176,10 @@ def _planned(
     """Return the new version of each loaded tensor, and the new configuration entries."""
     new: dict[str, NewTensor] = {}
     config = dict(plan.config)
-    forms = plan.told() if FACTORY_KEY in held.folder.config() else plan.told_on_disk()
+    if FACTORY_KEY in held.folder.config():
+        forms = {**_new_biases(plan), **plan.told()}
+    else:
+        forms = plan.told_on_disk()
     if forms:
         config[QUANTISED] = {**OPENED_BY_SONDE, "layers": forms}
     for name, change in plan.changes.items():
@@ -193,6 +212,16 @@ def _planned(
     for above, kept in plan.blocks.items():
         new = _renumbered(held, new, above, kept)
     return new, config
+
+
+def _new_biases(plan: "RewritePlan") -> dict[str, Mapping[str, Any]]:
+    """Return the forms of layers that get a bias, which no option of a factory's code adds."""
+    added = {n: x for n, x in plan.changes.items() if n not in plan.made_for}
+    return {
+        name.removesuffix(".bias"): {"shapes": {"bias": list(change.of(None).shape)}}
+        for name, change in added.items()
+        if name.endswith(".bias")
+    }
 
 
 def _renumbered(
@@ -319,8 +348,8 @@ def _index(old: ModelFolder, written: Mapping[str, StoredTensor]) -> dict[str, A
     return index
 
 
-def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
-    """Raise unless the new folder loads every changed tensor with its changed configuration.
+def _check_loads(word: str, held: LoadedFolder, plan: "RewritePlan") -> None:
+    """Raise unless the new model loads every changed tensor with its changed configuration.
 
     Raises
     ------
@@ -329,7 +358,7 @@ def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
     """
     from sonde.data import load
 
-    loaded = dict(stored_part(load(str(new), device="cpu", dtype="float32").module).state_dict())
+    loaded = dict(stored_part(load(word, "cpu", "float32", fill=fill).module).state_dict())
     for name, change in plan.changes.items():
         source = _found(held, name, plan) if name in plan.made_for else None
         expected = change.of(None if source is None else held.tensor(source)).to(torch.float32)

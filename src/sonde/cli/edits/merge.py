@@ -18,7 +18,7 @@ class MergeModels:
 
     ties adds the changes on which the models agree, arithmetic adds all changes, dare a random
     tenth of them, and slerp interpolates half way from BASE to one other model. Memory stays below
-    the size of one model.
+    the size of one model, unless the models come from a package.module:factory.
 
     Differs: merges models and needs no data; sonde merge joins fitted .sonde files.
 
@@ -82,6 +82,8 @@ class MergeModels:
         }
         if self.printing.json:
             say_json(facts)
+        for line in merged.notes:
+            note(line)
         kept = f", {merged.n_kept} kept from the base" if merged.n_kept else ""
         note(f"wrote {self.output}: {merged.n_merged} tensors merged by {merged.method}{kept}")
         kind = kind_of_folder(merged.folder)

@@ -14,7 +14,6 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.repacking import count_weights
 from sonde.data import open_inputs
-from sonde.data.loading import is_factory
 from sonde.run.changing.edit_document import edit_document
 from sonde.run.changing.edit_table import EditTable
 from sonde.run.changing.fact_prompts import FactPrompts
@@ -252,9 +251,8 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
         notes=deed.notes,
         language=language,
     )
-    if saved and is_factory(model.name):
-        factory = model.name.partition("@")[0]
-        notes = (*notes, f"note: open the new model as {factory}@{output}.")
+    if saved:
+        notes = (*notes, *saved.notes)
     return Change(document, output if saved else None, judgement, notes)
 
 

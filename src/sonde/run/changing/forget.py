@@ -137,7 +137,9 @@ def forget(
         language=language_of(opened, act, judgement, calm),
         **facts,
     )
-    return Change({**document, "forgotten": became.json()}, output, judgement, notes)
+    return Change(
+        {**document, "forgotten": became.json()}, output, judgement, (*notes, *saved.notes)
+    )
 
 
 def _rule(method: Way, alpha: float | None) -> Rewrite:

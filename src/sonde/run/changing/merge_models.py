@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from sonde.core.errors import InputError
 from sonde.core.renaming import renamed
+from sonde.data.loading import is_factory
 from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
 from sonde.engine.progress import Bar
+from sonde.run.reading.load import load
 from sonde.weights import merging
-from sonde.weights.folder import ModelFolder, folder_of
+from sonde.weights.folder import ModelFolder, check_output, folder_of
 from sonde.weights.merging import Merged
 
 Way = Literal["arithmetic", "ties", "dare", "slerp"]
@@ -41,7 +43,8 @@ def merge_models(
     Parameters
     ----------
     base : str
-        Folder or name of the base.
+        Folder or name of the base, or ``package.module:factory``, whose models are merged whole in
+        memory.
     others : sequence of str
         Models that were trained from it.
     output : path
@@ -69,9 +72,16 @@ def merge_models(
             f"edit merge: expected a base model and at least one fine-tuned model, got {base}."
         )
     rule = _rule(method, parameters)
-    n_tensors = len(ModelFolder.open(folder_of(base)).places)
-    with Bar("merge", n_tensors, progress) as bar:
-        return merging.merge_models(base, others, rule, Path(output), keep, bar.advance)
+    check_output(Path(output))
+    first, *more = [load(word, device="cpu") if is_factory(word) else word
+                    for word in (base, *others)]  # fmt: skip
+    tensors = (
+        ModelFolder.open(folder_of(first)).places
+        if isinstance(first, str)
+        else (first.module.state_dict())
+    )
+    with Bar("merge", len(tensors), progress) as bar:
+        return merging.merge_models(first, more, rule, output, keep, bar.advance)
 
 
 def _rule(method: Way, parameters: dict[str, Any]) -> Any:

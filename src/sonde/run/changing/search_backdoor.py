@@ -126,7 +126,7 @@ def _remove(
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     if is_written:
-        save_edited(model, plan, output, name=model.name)
+        notes = (*notes, *save_edited(model, plan, output, name=model.name).notes)
     return plan, Change({}, output if is_written else None, judgement, notes)
 
 

@@ -234,7 +234,7 @@ def compress_model(
             tried=[trial.json() for trial in tried],
             nameable=_nameable(rule, layers),
         )
-    return Compressed(document, output, saved.patch, best.plan, tried, notes)
+    return Compressed(document, output, saved.patch, best.plan, tried, (*notes, *saved.notes))
 
 
 def budget_bytes(word: int | str | None) -> int | None:

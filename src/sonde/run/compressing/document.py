@@ -77,6 +77,7 @@ def compress_document(
         "opened_in": _number_types(model.module),
         "packed": packed,
         "covered": _covered(model.module, plan),
+        "numbers": _numbers(model.module, plan),
         "nameable": dict(nameable or {}),
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
@@ -114,6 +115,18 @@ def _covered(module: nn.Module, plan: RewritePlan) -> dict[str, int]:
              for name, x in module.state_dict().items() if x.is_floating_point()}  # fmt: skip
     gone = {x for name, x in sizes.items() if name in plan.reshaped or plan.renamed(name) is None}
     return {"bytes": sum(n for _, n in gone), "of": sum(n for _, n in {*sizes.values()})}
+
+
+def _numbers(module: nn.Module, plan: RewritePlan) -> list[int]:
+    """Return how many weights there are before and after; tied tensors count once."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for name, x in module.state_dict().items():
+        if not x.is_floating_point():
+            continue
+        n = x.numel()
+        left = plan.changes[name].n_numbers(n) if name in plan.reshaped else n
+        sizes.setdefault(x.data_ptr(), (n, 0 if plan.renamed(name) is None else left))
+    return [sum(n) for n in zip(*sizes.values(), strict=True)]
 
 
 def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:

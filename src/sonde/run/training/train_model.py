@@ -22,7 +22,7 @@ from sonde.run.training.document import train_document
 from sonde.run.training.layers import asked_layers, check_places, with_asked, without_layers
 from sonde.run.training.losses import attached, weights_of
 from sonde.tap.training.terms import EMA
-from sonde.weights import save_edited
+from sonde.weights import Saved, save_edited
 from sonde.weights.factory_folder import check_change, source_folder
 from sonde.weights.folder import check_output
 from sonde.weights.tuning import plan_of, require_truth
@@ -44,6 +44,8 @@ class Trained:
         The trained model of the first seed.
     checkpoints : Path
         Folder that the training went on from; ``forget()`` removes it.
+    notes : tuple of str
+        Number types that differ from the original's, and the word that opens a factory's model.
     """
 
     document: dict[str, Any]
@@ -51,6 +53,7 @@ class Trained:
     patch: Path
     module: Any
     checkpoints: Path
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return document_line(type(self).__name__, self.document)
@@ -170,8 +173,8 @@ def train_model(
     }
     document = train_document(loaded, others, pairs, recipe, names=names, n_trained=len(ours))
     new = pairs[0][0].module
-    patch = _save(loaded, new, output, document["gain"]["loss"]["value"])
-    trained = Trained(document, output, patch, new, kept)
+    saved = _save(loaded, new, output, document["gain"]["loss"]["value"])
+    trained = Trained(document, output, saved.patch, new, kept, saved.notes)
     if not keep_checkpoints:
         trained.forget()
     return trained
@@ -282,10 +285,10 @@ class _Job:
         ]
 
 
-def _save(model: Model, new: Any, output: Path, loss: float) -> Path:
-    """Write the trained model with its layers inside, and return its patch."""
+def _save(model: Model, new: Any, output: Path, loss: float) -> Saved:
+    """Write the trained model with its layers inside, and its patch."""
     base = without_layers(model)
     plan = plan_of(base, without_layers(new), "train", loss=loss)
     layers = layer_files(new) if inserted_layers(new) else None
     with source_folder(base) as source:
-        return save_edited(source, plan, output, name=model.name, layers=layers).patch
+        return save_edited(source, plan, output, name=model.name, layers=layers)
