@@ -5,6 +5,7 @@ other rows in the batch, and padded. Differences are measured against the spread
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.hashing import base_hashes
+from sonde.core.repacking import count_weights
 from sonde.findings.evidence.modules.small_forwards import (
     ANSWERS,
     Taken,
@@ -34,6 +36,8 @@ from sonde.tap.streams.small_batches import (
 )
 
 ROWS = 8
+LARGE: Final = 50_000_000
+"""Weights of a model from which the texts of a self-check are half as long."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,17 @@ def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
     return sorted(first[groups[i]] for i in order.tolist())
 
 
+def longest_texts(n_weights: int) -> int:
+    """Return the most tokens of a text in the self-check of a model of this size.
+
+    Examples
+    --------
+    >>> longest_texts(1_000_000), longest_texts(135_000_000)
+    (64, 32)
+    """
+    return LONGEST if n_weights < LARGE else LONGEST // 2
+
+
 def thinned(small: SmallBatches, n: int, seed: int) -> SmallBatches:
     """Return the examples of the ``n`` groups of smallest hash, in their order.
 
@@ -189,7 +204,7 @@ class _Compared:
 
     def __init__(self, stream: LiveStream, trials: Trials, tau: float, seed: int) -> None:
         self.stream, self.trials, self.tau, self.seed = stream, trials, tau, seed
-        self.small = self._small()
+        self.small = self._small(longest_texts(count_weights(stream.model.module)))
         self.found: dict[str, Deltas | None] = {}
         self.reasons: dict[str, str] = {}
         self.undone: Trial | None = None
@@ -262,7 +277,7 @@ class _Compared:
     def _every(self) -> list[int]:
         return list(range(len(self.small)))
 
-    def _small(self, longest: int | None = LONGEST) -> SmallBatches:
+    def _small(self, longest: int | None) -> SmallBatches:
         chosen = chosen_examples(self.stream, ROWS, self.seed)
         return small_batches(self.stream.model, self.stream.inputs, chosen, longest)
 

@@ -13,6 +13,7 @@ from sonde.core.inputs import InputBatch
 from sonde.engine.progress import Bar
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
+from sonde.findings.evidence.texts.lens import known_losses
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -50,7 +51,8 @@ def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
     """Run a causal language model on texts of different groups, batched by shape.
 
     At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
-    A deep scan takes 320 and 128. Returns the reason if fewer than 100 texts have losses.
+    A deep scan takes 320 and 128. Texts whose losses the lens knows are not run again.
+    Returns the reason if fewer than 100 texts have losses.
     """
     shared = shared_rows(evidence)
     if stream.model.task != "causal" or shared.order is None:
@@ -59,14 +61,19 @@ def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
     rows = one_per_group(shared.group)[:most]
     if len(rows) < LEAST:
         return TOO_FEW.format(len(rows))
+    losses: dict[int, Tensor] = {}
     alike: dict[tuple[Any, ...], list[tuple[int, InputBatch]]] = {}
     for row, example in zip(rows.tolist(), shared.order[rows].tolist(), strict=True):
         text = single(stream.inputs, example)
-        if text is not None and (token_length(text) or 0) >= 2:
-            text = cut(text, longest)
+        if text is None or (token_length(text) or 0) < 2:
+            continue
+        text = cut(text, longest)
+        read = _read_before(evidence, text)
+        if read is not None:
+            losses[row] = read
+        else:
             alike.setdefault(_shapes(text), []).append((row, text))
-    losses: dict[int, Tensor] = {}
-    bar = Bar("texts", len(rows), evidence.budget.shown)
+    bar = Bar("texts", len(rows) - len(losses), evidence.budget.shown)
     with untouched(stream.model.module), torch.no_grad(), bar:
         for texts in alike.values():
             for some in in_lists(texts, TOGETHER):
@@ -77,6 +84,15 @@ def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
         return TOO_FEW.format(len(kept))
     each = [losses[row] for row in kept]
     return TextLosses(torch.tensor(kept), beyond_position(each), float(torch.cat(each).mean()))
+
+
+def _read_before(evidence: Evidence, text: InputBatch) -> Float[Tensor, "target"] | None:
+    """Return the losses of a text that the lens has read, if all its tokens are predicted."""
+    n = token_length(text)
+    if text.asked is not None or n is None:
+        return None
+    losses = known_losses(evidence, text.order, n - 1)
+    return None if losses is None else losses[0].double().cpu()
 
 
 def _shapes(text: InputBatch) -> tuple[Any, ...]:
