@@ -74,6 +74,8 @@ def test_steered_by_a_fitted_file(model, steering):
     [
         (("--decode", "contrastive"), "--amateur: missing with --decode contrastive"),
         (("--amateur", "3"), "--amateur: needs --decode contrastive"),
+        (("--site", "blocks"), "--site: needs --steer or --dictionary"),
+        (("--act-at", "blocks"), "--act-at: needs --steer or --dictionary"),
         (("--where", "some"), "--where: expected all, prompt, generated or last, got 'some'"),
         (("--max-new-tokens", "0"), "--max-new-tokens: expected at least 1, got 0"),
         (("--decode", "contrastive", "--amateur", "9"), "expected a layer in -7..6, got 9"),

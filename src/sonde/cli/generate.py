@@ -153,6 +153,11 @@ class Generate:
             raise InputError(
                 "--dictionary: expected --feature N=VALUE with it, and no --steer beside it."
             )
+        if self.dictionary is None and self.steer is None:
+            steered = {"strength": 1.0, "where": "all", "method": None, "site": None, "act_at": ()}
+            for name, default in steered.items():
+                if getattr(self, name) != default:
+                    raise InputError(f"--{name.replace('_', '-')}: needs --steer or --dictionary.")
         if self.decode_strength is not None and self.decode is None:
             raise InputError("--decode-strength: needs --decode.")
         if self.decode is not None and self.engine != "transformers":
