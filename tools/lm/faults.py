@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
     parser.add_argument("--texts", type=int, default=N_TEXTS, help="number of texts")
     parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument("--lot", type=int, help="only this many faults, drawn by a fixed seed")
     parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
     typed = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -339,7 +340,8 @@ def main() -> None:
     say("| fault | cost, nats | verdict | cause | new warnings | scan, s |")
     say("|---|---|---|---|---|---|")
     counts: dict[str, int] = {}
-    for one in FAULTS:
+    drawn = random.Random(SEED).sample(FAULTS, len(FAULTS) if typed.lot is None else typed.lot)
+    for one in FAULTS if typed.lot is None else drawn:
         if typed.only not in one.name:
             continue
         found = outcome(one, model, texts, known)
