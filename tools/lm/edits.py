@@ -40,6 +40,7 @@ from sonde.run.changing.language_figures import measure_language, plain_texts
 
 BEGIN, END = "<!-- printed by python -m tools.lm.edits -->", "<!-- end of edits -->"
 METHODS = "sonde", "rome"
+KINDS = ("steer", "facts", "forget", "merge")
 THREE = ("efficacy", "generality", "specificity")
 EIGHT = (*THREE, "other topics", "text loss", "fluency", "plausibility", "refusals")
 
@@ -118,15 +119,30 @@ def table(lines: Sequence[dict[str, Any]]) -> list[str]:
             values = [one["scores"][name] for one in some if name in one["scores"]]
             if values:
                 means[name] = statistics.mean(values)
-        three = [means.get(name, 0.0) for name in THREE]
-        joint = statistics.harmonic_mean(three) if min(three) > 0 else 0.0
         poor = sum(min(one["scores"].values()) < 0.5 for one in some)
         cells = [f"{means[name]:.2f}" if name in means else "" for name in names]
         seconds = statistics.mean(one["s"] for one in some)
-        is_fact = kind.startswith("rewrite")
-        last = [f"{joint:.2f}" if is_fact else "", f"{poor}", f"{seconds:.1f}"]
+        of_three = joint_words(some) if kind.startswith("rewrite") else ""
+        last = [of_three, f"{poor}", f"{seconds:.1f}"]
         found.append(f"| {' | '.join([kind, str(len(some)), *cells, *last])} |")
     return found
+
+
+def joint(lines: Sequence[dict[str, Any]]) -> float:
+    """Return the harmonic mean of the mean efficacy, generality and specificity."""
+    return statistics.harmonic_mean(
+        [statistics.mean(line["scores"][name] for line in lines) for name in THREE]
+    )
+
+
+def joint_words(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the harmonic mean with its 95 % interval by the bootstrap over facts."""
+    whole = [line for line in lines if all(name in line["scores"] for name in THREE)]
+    if len(whole) < 2:
+        return f"{joint(whole):.2f}" if whole else ""
+    draw = random.Random(0)
+    means = sorted(joint(draw.choices(whole, k=len(whole))) for _ in range(2000))
+    return f"{joint(whole):.2f} ({means[50]:.2f} to {means[1949]:.2f})"
 
 
 def main() -> None:
@@ -136,6 +152,7 @@ def main() -> None:
     parser.add_argument("--layer", default="model.layers.3.mlp.down_proj", help="layer of facts")
     parser.add_argument("--site", default="model.layers.3", help="site of steering")
     parser.add_argument("--facts", type=int, default=50, help="most facts")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="edits to judge")
     parser.add_argument("--results", type=Path, default=Path("reports/lm"), help="folder of lines")
     parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
     typed = parser.parse_args()
@@ -149,13 +166,14 @@ def main() -> None:
     done = {line["key"] for line in lines}
     model, draw = sonde.load(typed.model), random.Random(3)
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(60)]
-    for made in (
-        steered(model, typed.site, done),
-        rewritten(model, typed.layer, texts, typed.facts, done),
-        unlearned(model, done),
-        merged(model, typed.model, done),
-    ):
-        for line in made:
+    kinds = {
+        "steer": steered(model, typed.site, done),
+        "facts": rewritten(model, typed.layer, texts, typed.facts, done),
+        "forget": unlearned(model, done),
+        "merge": merged(model, typed.model, done),
+    }
+    for kind in typed.kinds:
+        for line in kinds[kind]:
             lines.append(line)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
