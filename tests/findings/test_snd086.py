@@ -51,9 +51,9 @@ def checked(answers: Tensor, truth: Tensor) -> Check:
 @pytest.mark.parametrize("words", list(FORMS))
 def test_a_planted_form_is_named_with_its_rows(words: str) -> None:
     answers, truth, some = numbers(1, 313)
-    finding = assert_raised(
-        checked(answers, torch.where(some, FORMS[words](truth), truth)), "error"
-    )
+    is_fitted = words in ("times 0.45", "plus -", "times 3.")
+    check = checked(answers, torch.where(some, FORMS[words](truth), truth))
+    finding = assert_raised(check, "warning" if is_fitted else "error")
     assert f"with their targets {words}" in finding.sentence
     planted = set(torch.nonzero(some[:, 0])[:, 0].tolist())
     assert len(planted & set(finding.examples)) > 0.85 * len(planted)
