@@ -70,12 +70,13 @@ class Monitor:
         self._own: ReplicaFolder | None = None
         self._unsent: list[dict[str, Any]] = []
         self._kept: dict[str, Any] = {}
+        self._keep_fails = False
         self._is_closed = False
 
     @property
-    def n_failed(self) -> int:
-        """Commits of statistics that failed."""
-        return 0 if self.traffic is None else self.traffic.n_failed
+    def is_failing(self) -> bool:
+        """True if the last commit of the traffic failed; it is tried again."""
+        return self._keep_fails or (self.traffic is not None and self.traffic.is_failing)
 
     @property
     def last_commit(self) -> float:
@@ -289,8 +290,9 @@ class Monitor:
             return
         try:
             write_kept(self._own.path, {**now, "at": time.time()})
-            self._kept = now
+            self._kept, self._keep_fails = now, False
         except SondeError as error:
+            self._keep_fails = True
             self._figures.commits_failed.inc()
             _log.error("the changes of the traffic could not be written: %s", error)
 

@@ -97,7 +97,7 @@ SCHEMAS: dict[str, Any] = {
         "name", "version", "extensions", name=TEXT, version=TEXT, extensions=_list(TEXT)
     ),
     "Live": _object("live", live={"type": "boolean"}, error=TEXT),
-    "Ready": _object("ready", ready={"type": "boolean"}, error=TEXT),
+    "Ready": _object("ready", ready={"type": "boolean"}, error=TEXT, warning=TEXT),
     "Model": _object(
         "name",
         "versions",

@@ -64,9 +64,10 @@ class AnswerRing:
             self._rows = np.full(shape, NO_ID, np.int64)
             return
         path = folder / NAME
-        is_whole = path.is_file() and path.stat().st_size == 8 * 4 * (kept + 1)
+        if not _is_whole(path, kept):  # zeros take their room now: memory in a hole of a file on a
+            path.write_bytes(bytes(8 * 4 * (kept + 1)))  # full disk would end the process (SIGBUS)
         self._lock = FileLock(path.with_suffix(".lock"))
-        self._rows = np.memmap(path, np.int64, "r+" if is_whole else "w+", shape=shape)
+        self._rows = np.memmap(path, np.int64, "r+", shape=shape)
 
     def add(self, ids: Sequence[str], answers: Sequence[Answer]) -> None:
         """Remember the answers to some inputs."""
@@ -92,8 +93,12 @@ class AnswerRing:
 def others_of(folder: Path, kept: int) -> Iterator[AnswerRing]:
     """Yield the answers of the other replicas whose folders lie beside this one."""
     for path in sorted(folder.parent.glob(f"*/{NAME}")):
-        if path.parent != folder and path.stat().st_size == 8 * 4 * (kept + 1):
+        if path.parent != folder and _is_whole(path, kept):
             yield AnswerRing(kept, path.parent)
+
+
+def _is_whole(path: Path, kept: int) -> bool:
+    return path.is_file() and path.stat().st_size == 8 * 4 * (kept + 1)
 
 
 def hashes_of(answer: Any) -> tuple[int, int]:

@@ -74,12 +74,14 @@ class Traffic:
         Commits that failed.
     last_commit : float
         Time of the last commit, in seconds since 1970; 0 if there was none.
+    is_failing : bool
+        True if the last commit failed.
     """
 
     def __init__(self, own: ReplicaFolder, stream: Stream, schedule: Schedule) -> None:
         self.schedule = schedule
         self._lock, self._own, self.folder = threading.RLock(), own, own.path
-        self.n_failed, self.last_commit = 0, 0.0
+        self.n_failed, self.last_commit, self.is_failing = 0, 0.0, False
         self._tasks = tuple(assign([Covariance()], stream.schema, None))
         self._sample = error_sample(self._tasks, stream, None)
         self._wanted = requests_of(self._tasks, self._sample, None)
@@ -180,13 +182,13 @@ class Traffic:
             try:
                 self._fitted().save(self.path)
             except (SondeError, OSError) as error:
-                self.n_failed += 1
+                self.n_failed, self.is_failing = self.n_failed + 1, True
                 _log.error(
                     "the statistics of the traffic could not be written: %s They stay in memory.",
                     error,
                 )
                 return False
-            self._changed, self.last_commit = False, time.time()
+            self._changed, self.is_failing, self.last_commit = False, False, time.time()
             return True
 
     def close(self) -> None:
