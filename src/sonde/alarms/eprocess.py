@@ -310,13 +310,22 @@ class ChangeDetector:
 
 def _payouts(p: float, sides: str) -> list[float]:
     """Return what each bet pays at a p-value; under no change every mean is 1."""
-    high = [bet(p, kappa) for kappa in EXPONENTS]
+    high = _bets(p)
     if sides == "high":
         return high
     nearest = max(2 * min(p, 1 - p), SMALLEST)
-    others = max(1 - p, SMALLEST), nearest, max(1 - nearest, SMALLEST)
+    low, middle = _bets(max(1 - p, SMALLEST)), _bets(max(1 - nearest, SMALLEST))
     rare = [1 - RARE + RARE * x for x in high]
-    return [*high, *(bet(other, kappa) for other in others for kappa in EXPONENTS), *rare]
+    return [*high, *low, *_bets(nearest), *middle, *rare]
+
+
+def _bets(p: float) -> list[float]:
+    """Return ``bet(p, kappa)`` for each of ``EXPONENTS``, with two powers in place of four."""
+    a, b, c, d = EXPONENTS
+    first, step = p ** (d - 1), p ** (c - d)
+    second = first * step
+    third = second * step
+    return [a * third * step, b * third, c * second, d * first]
 
 
 def _state(ranks: Ranks, won: np.ndarray, limit: float, step: int, alarm: int = 0) -> WatchState:
