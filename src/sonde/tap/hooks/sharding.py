@@ -42,6 +42,8 @@ def is_sharded(root: nn.Module) -> bool:
 
 def release_gathered(root: nn.Module) -> None:
     """Free the weights that a forward pass of a fully sharded model left gathered on each rank."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return  # no model is sharded, and a walk over all modules costs as much as a small layer
     for module in root.modules():
         if _is_fsdp(module):
             module.reshard()  # pyright: ignore[reportCallIssue]
