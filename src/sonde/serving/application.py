@@ -29,7 +29,6 @@ from sonde.serving.binary_tensors import LENGTH_HEADER, split_body, with_data
 from sonde.serving.bodies import (
     FORM,
     JSON,
-    answered_or_gone,
     check_count,
     form_files,
     inputs_in,
@@ -37,6 +36,7 @@ from sonde.serving.bodies import (
     read_body,
 )
 from sonde.serving.chat_routes import ChatRoutes, OnAlarm
+from sonde.serving.interruptions import interrupted_when_gone
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import VERSION, infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
@@ -53,6 +53,9 @@ STALL_SECONDS, PATIENCE = 120.0, 0.1
 """Seconds of a forward pass that hangs; and after which it matters whether a client waits."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
+UNCOMMITTED = (
+    "The last commit of the traffic failed. The server answers, and tries again; see its log."
+)
 CLIENT = "x-client"
 """Header with the name of the caller."""
 OCTETS = "application/octet-stream"
@@ -184,6 +187,11 @@ def _kind_of(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def _require_json(kind: str) -> None:
+    if kind != JSON:
+        raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
+
+
 async def _no_address(request: Request, error: Any) -> Response:
     """Answer that this address does not exist."""
     code, headers = int(error.status_code), None
@@ -288,8 +296,9 @@ class _Handlers:
         self.service.start()
         if self.service.failure is not None:
             return JSONResponse({"ready": False, "error": self.service.failure}, 503)
-        is_ready = self.service.is_ready
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        is_ready, fails = self.service.is_ready, self.service.monitor.is_failing
+        warning = {"warning": UNCOMMITTED} if fails else {}
+        return JSONResponse({"ready": is_ready, **warning}, 200 if is_ready else 503)
 
     async def server(self, _: Request) -> Response:
         """Describe the server."""
@@ -348,15 +357,14 @@ class _Handlers:
             inputs: list[Any] = [*await form_files(request, body, self.limits)]
             check_count(len(inputs), self.limits)
         else:
-            body = await self._json(request)
+            _require_json(kind)
+            body = await read_body(request, self.limits)
             inputs = inputs_in(parse_json(body), self.limits)
         name, answers = await self._answered(request, inputs, len(body))
         return JSONResponse(answers_json(name, answers, self.service.alpha))
 
     async def _json(self, request: Request) -> bytes:
-        kind = _kind_of(request)
-        if kind != JSON:
-            raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
+        _require_json(_kind_of(request))
         return await read_body(request, self.limits)
 
     async def _answered(
@@ -364,14 +372,8 @@ class _Handlers:
     ) -> tuple[str, list[Answer]]:
         name = next(self._names)
         client = request.headers.get(CLIENT, "")
-        answering = asyncio.ensure_future(self.service.answer(name, inputs, size, client))
-        try:
-            done, _ = await asyncio.wait({answering}, timeout=PATIENCE)
-            if not done:  # a forward pass is not made for a client that has gone
-                await answered_or_gone(answering, request)
-            return name, await answering
-        finally:
-            answering.cancel()
+        with interrupted_when_gone(request, PATIENCE):  # no forward pass for a client that has gone
+            return name, await self.service.answer(name, inputs, size, client)
 
     async def feedback(self, request: Request) -> Response:
         """Record the correct answer to an input."""

@@ -3,7 +3,6 @@
 Nothing is unpickled, no path of a request is opened, and no text of an input gets into an error.
 """
 
-import asyncio
 import base64
 import binascii
 import io
@@ -19,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from sonde.core.errors import InputError, reason_of
 from sonde.data.images import decode
 from sonde.data.sources import Row
+from sonde.serving.interruptions import interrupted_after
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal
 
@@ -43,34 +43,25 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if length.isdecimal() and (len(length) > MOST_DIGITS or int(length) > limits.body_bytes):
         raise _too_large(limits)
     parts, size = list[bytes](), 0
+
+    def late() -> Refusal:
+        return Refusal(
+            408,
+            f"Expected the body within {limits.body_seconds:g} s, got only {size:,} bytes in "
+            "that time. Send the body faster, or send smaller requests.",
+            {"Connection": "close"},
+        )
+
     try:
-        async with asyncio.timeout(limits.body_seconds):
+        with interrupted_after(limits.body_seconds, late):
             async for part in request.stream():
                 size += len(part)
                 if size > limits.body_bytes:
                     raise _too_large(limits)
                 parts.append(part)
-    except TimeoutError:
-        raise Refusal(
-            408,
-            f"Expected the body within {limits.body_seconds:g} s, got only {size:,} bytes in "
-            "that time. Send the body faster, or send smaller requests.",
-            {"Connection": "close"},
-        ) from None
     except ClientDisconnect:
         raise Refusal(400, "The client disconnected before it had sent the whole body.") from None
     return _unpacked(b"".join(parts), request.headers.get("content-encoding", ""), limits)
-
-
-async def answered_or_gone(answering: "asyncio.Future[Any]", request: Request) -> None:
-    """Wait until a request is answered, or raise if its client disconnects before."""
-    message = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({answering, message}, return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done() and message.result()["type"] == "http.disconnect":
-            raise Refusal(499, "The client disconnected before the answer.")
-    finally:
-        message.cancel()
 
 
 def _unpacked(body: bytes, encoding: str, limits: Limits) -> bytes:

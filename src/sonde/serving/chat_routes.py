@@ -15,12 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sonde.serving.bodies import answered_or_gone, parse_json, read_body
+from sonde.serving.bodies import parse_json, read_body
 from sonde.serving.chat_answers import ChatAnswers
 from sonde.serving.chat_pieces import TextPieces
 from sonde.serving.chat_requests import ChatRequest, ProtocolError
 from sonde.serving.continuing import Continued, Continuing
 from sonde.serving.engine_answers import EngineAnswers
+from sonde.serving.interruptions import interrupted_when_gone
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal, frames_of
 from sonde.serving.service import Service
@@ -132,14 +133,12 @@ class ChatRoutes:
         lengths = list(map(len, prompts))
         if asked.streams:
             return await self._streamed(each, answers, lengths)
-        answering = asyncio.ensure_future(_results(each))
         try:
-            await answered_or_gone(answering, request)
-            results = await answering
+            with interrupted_when_gone(request):
+                results = await asyncio.gather(*(one.result() for one in each))
         finally:
             for one in each:
                 one.stop()
-            answering.cancel()
         kept = [self._checked(one.name, answer) for one, answer in zip(each, results, strict=True)]
         return JSONResponse(answers.whole(kept, lengths), headers=self._headers(kept, answers.name))
 
@@ -324,10 +323,6 @@ class _Answering:
 
     def _on_piece(self, text: str) -> None:
         self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
-
-
-async def _results(each: list[_Answering]) -> list[Continued]:
-    return list(await asyncio.gather(*(one.result() for one in each)))
 
 
 def withheld(verdict: Verdict | None) -> ProtocolError:

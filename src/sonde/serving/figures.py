@@ -85,6 +85,7 @@ class Figures:
         self.commits_failed = client.Counter(
             "sonde_commits_failed", "Commits of the traffic that failed.", registry=own_registry
         )
+        self._by_route: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._add_gauges(registry is None)
         self._meter = _meter()
 
@@ -122,6 +123,16 @@ class Figures:
     def measure(self, name: str, value: Callable[[], float]) -> None:
         """Set the function by which a gauge of ``GAUGES`` is measured at each scrape."""
         self._gauges[name].set_function(value)
+
+    def request(self, route: str, code: int, seconds: float) -> None:
+        """Record a request with its status and its time."""
+        metrics = self._by_route.get((route, code))
+        if metrics is None:
+            metrics = self.requests.labels(route, str(code)), self.seconds.labels(route)
+            self._by_route[route, code] = metrics
+        count, times = metrics
+        count.inc()
+        times.observe(seconds)
 
     def seen(self, answered: Answered, seconds: float, alpha: float) -> None:
         """Record a forward pass and its answers."""

@@ -387,7 +387,8 @@ class ServedModel:
         prepared = encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
         if is_text:
             cuts = self._check_texts(rows, [one.length for one in prepared], most)
-        self._check_form(prepared[0])
+        for one in {shape_of_item(one): one for one in prepared}.values():
+            self._check_form(one)
         scales = self.column_scales
         return [
             Item(
@@ -426,9 +427,8 @@ class ServedModel:
             The texts that are cut at the end, by number.
         """
         context = getattr(self.inputs.encoder, "max_length", None)
-        for i, length in enumerate(lengths):
-            if most is not None and length > most:
-                raise _too_long(i, most)
+        if most is not None and max(lengths) > most:
+            raise _too_long(most)
         whole = range(1, max(lengths) + 1 if context is None else context)
         doubtful = [i for i, length in enumerate(lengths) if length not in whole]
         return self._check_pieces(rows, doubtful, most)
@@ -443,9 +443,9 @@ class ServedModel:
             try:
                 pieces = self.inputs.encoder.pieces([rows[i]])[0]
             except LongText:
-                raise _too_long(i, context) from None
+                raise _too_long(context) from None
             if len(pieces) != 1 or (most is not None and pieces[0].length > most):
-                raise _too_long(i, context if most is None else most)
+                raise _too_long(context if most is None else most)
             if pieces[0].truncated:
                 cuts[i] = Cut(pieces[0].length, pieces[0].length + pieces[0].truncated)
         return cuts
@@ -543,11 +543,11 @@ def _with_floats(row: Row, names: Sequence[str], dtype: Any) -> Row:
     return {**row, **whole} if whole else row
 
 
-def _too_long(number: int, most: int | None) -> Refusal:
+def _too_long(most: int | None) -> Refusal:
     return Refusal(
         413,
-        f"Input {number}: expected a text of at most {most} tokens. Shorten the text, or "
-        "split it into several inputs.",
+        f"Expected a text of at most {most} tokens. Shorten the text, or split it into several "
+        "inputs.",
     )
 
 

@@ -25,6 +25,7 @@ from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
 from sonde.serving.monitor import Monitor
 from sonde.serving.peers import SECONDS
+from sonde.serving.preparing import Preparing
 from sonde.serving.recent_traffic import RecentTraffic, state_of
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer, Answered, Item, ServedModel
@@ -86,7 +87,9 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self._readers = ThreadPoolExecutor(2, "sonde-inputs")
         self._watcher = ThreadPoolExecutor(1, "sonde-watch")
+        self._preparing = Preparing(lambda *each: self._prepared_each(self.served_now(), *each))
         self._stopping, self._n_preparing = False, 0
+        self._rows: Rows | None = None
         self.figures.measure("waiting_inputs", lambda: self.n_waiting)
         self.figures.measure("ready", lambda: self.is_ready)
         self.figures.measure("stalled_seconds", lambda: self.stalled_for)
@@ -260,10 +263,11 @@ class Service:
         served = self.served()
         if not served.is_open:
             return Rows("tensor", ("x",), self.limits, named=False, dtype=served.float_type)
-        encoder = served.inputs.encoder
-        kind = encoder.kind
-        names = tuple(encoder.identity()["inputs"])
-        return Rows(kind, names, self.limits, dtype=served.float_type)
+        if self._rows is None:
+            encoder = served.inputs.encoder
+            names = tuple(encoder.identity()["inputs"])
+            self._rows = Rows(encoder.kind, names, self.limits, dtype=served.float_type)
+        return self._rows
 
     async def answer(
         self, name: str, inputs: Sequence[Any], size: int | None = None, client: str = ""
@@ -289,25 +293,26 @@ class Service:
         served, loop = self.served(), asyncio.get_running_loop()
         batcher = self._batcher
         assert batcher is not None  # started by ``served``
-        names = [f"{name}-{i}" for i in range(len(inputs))]
+        names, form = [f"{name}-{i}" for i in range(len(inputs))], self.rows()
         inputs, callers = callers_of(inputs, client, self.client_field)
         is_small = size is not None and size <= SMALL
         batcher.check_room(len(inputs), self._n_preparing)
-        if is_small and served.is_open and served.has_plain_inputs:
-            items = self._items(served, names, inputs, callers)
-        else:
-            self._n_preparing += len(inputs)
-            try:
+        self._n_preparing += len(inputs)
+        try:
+            if is_small and served.is_open and served.has_plain_inputs:
+                given = form.of(inputs), own_keys(names), callers
+                items = await self._preparing.items(*given)
+            else:
                 items = await loop.run_in_executor(
                     self._readers, self._items, served, names, inputs, callers
                 )
-            finally:
-                self._n_preparing -= len(inputs)
-        good = [item for item, _ in items if isinstance(item, Item)]
+        finally:
+            self._n_preparing -= len(inputs)
+        good = [item for item in items if isinstance(item, Item)]
         taken = iter(await batcher.answers(good) if good else [])
-        each = [next(taken) if isinstance(item, Item) else item for item, _ in items]
+        each = [next(taken) if isinstance(item, Item) else item for item in items]
         self._note_refused(each, inputs, callers)
-        answers = self._answers(each, items)
+        answers = self._answers(each, [*map(form.ignored, inputs)])
         self._record(names, answers, inputs)
         return answers
 
@@ -325,9 +330,7 @@ class Service:
             self._watcher.submit(self.monitor.refuse, contents, about, time.time(), names)
 
     def _answers(
-        self,
-        each: Sequence[Answer | Refusal],
-        items: Sequence[tuple[Item | Refusal, tuple[str, ...]]],
+        self, each: Sequence[Answer | Refusal], ignored: Sequence[tuple[str, ...]]
     ) -> list[Answer]:
         """Return one answer for each input; raise if every input is refused."""
         refused = [one.of_input(i) for i, one in enumerate(each) if isinstance(one, Refusal)]
@@ -336,8 +339,8 @@ class Service:
         return [
             Answer(refusal=one.of_input(i))
             if isinstance(one, Refusal)
-            else replace(one, ignored=ignored)
-            for i, (one, (_, ignored)) in enumerate(zip(each, items, strict=True))
+            else (replace(one, ignored=names) if names else one)
+            for i, (one, names) in enumerate(zip(each, ignored, strict=True))
         ]
 
     def _record(
@@ -345,8 +348,10 @@ class Service:
     ) -> None:
         """Keep the answers for feedback, metrics and the dashboard."""
         given = [i for i, one in enumerate(answers) if one.refusal is None]
-        self.figures.refused.inc(len(inputs) - len(given))
-        self.figures.cut.inc(sum(one.cut is not None for one in answers))
+        if n_refused := len(inputs) - len(given):
+            self.figures.refused.inc(n_refused)
+        if n_cut := sum(one.cut is not None for one in answers):
+            self.figures.cut.inc(n_cut)
         self.monitor.feedback.remember([names[i] for i in given], [answers[i] for i in given])
         shown = inputs if self.keep_inputs else [None] * len(inputs)
         try:
@@ -365,10 +370,17 @@ class Service:
         names: Sequence[str],
         inputs: Sequence[Any],
         callers: Sequence[bytes],
-    ) -> list[tuple[Item | Refusal, tuple[str, ...]]]:
-        """Return each input ready for a batch or refused, with its names that are not read."""
-        form = self.rows()
-        rows, keys = form.of(inputs), own_keys(names)
+    ) -> list[Item | Refusal]:
+        """Return each input ready for a batch, or refused."""
+        return self._prepared_each(served, self.rows().of(inputs), own_keys(names), callers)
+
+    def _prepared_each(
+        self,
+        served: ServedModel,
+        rows: Sequence[Row | Refusal],
+        keys: Sequence[bytes],
+        callers: Sequence[bytes],
+    ) -> list[Item | Refusal]:
         good = {i: row for i, row in enumerate(rows) if not isinstance(row, Refusal)}
         chosen = [keys[i] for i in good], [callers[i] for i in good]
         tried = self._prepared(served, [*good.values()], *chosen)
@@ -380,8 +392,7 @@ class Service:
                 one = [row], [keys[i]], [callers[i]]
                 alone = tried if len(good) == 1 else self._prepared(served, *one)
                 items[i] = alone if isinstance(alone, Refusal) else alone[0]
-        each = [one if isinstance(one, Refusal) else items[i] for i, one in enumerate(rows)]
-        return [(one, form.ignored(given)) for one, given in zip(each, inputs, strict=True)]
+        return [one if isinstance(one, Refusal) else items[i] for i, one in enumerate(rows)]
 
     def _prepared(
         self,
@@ -457,7 +468,7 @@ class Service:
             "stalled": self.stalled_for if self.is_stalled else 0,
             "ready": self.is_ready,
             "failure": self.failure,
-            "failed_commits": self.monitor.n_failed,
+            "commits_fail": self.monitor.is_failing,
             "last_commit": self.monitor.last_commit,
             "logs": self.monitor.log is not None,
             "has_probe": served is not None and served.fitted is not None,
@@ -473,8 +484,7 @@ class Service:
     def counted(self, route: str, code: int, seconds: float) -> None:
         """Record a request."""
         self.recent.request(route, code, seconds)
-        self.figures.requests.labels(route, str(code)).inc()
-        self.figures.seconds.labels(route).observe(seconds)
+        self.figures.request(route, code, seconds)
 
 
 def _without_values(error: SondeError) -> str:
