@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from benchmarks.rows import Row
 from benchmarks.serving import probe_of
+from benchmarks.serving_application import Ask, asking, together
 from benchmarks.serving_bodies import FORM, JSON, Sent, form, hostile, picture
 from benchmarks.serving_models import net, rows
+from benchmarks.serving_troubles import trouble_rows
 from benchmarks.size import Size
 from sonde.serving import Limits, app
 
-ALPHA, MEMORY, TOGETHER = 0.05, 1.05, 64
+ALPHA, MEMORY = 0.05, 1.05
 MALFORMED = (b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b'{"inputs": "x"}', b"\xff", b"[" * 4000)
 NAME, REFUSED = "serve-promise", (400, 404, 413, 415)
-Ask = Callable[[bytes], Awaitable[tuple[int, Any]]]
 
 
 def promise_rows(size: Size) -> list[Row]:
@@ -49,6 +50,7 @@ async def _promises(width: int, n: int, size: Size) -> list[Row]:
         bad = await _malformed(ask, size.pick(10_000, 20))
     n_hostile = size.pick(10_000, 100)
     codes = await _hostile(n_hostile)
+    troubles = await trouble_rows(size)
     small, seconds = net(16), size.pick(180.0, 20.0)
     memory, n_ran = await _memory(small, probe_of(16, 400), size.pick(200_000, 600), seconds)
     usual = f"alarm rate of {n:,} inputs like those that calibrated"
@@ -65,41 +67,9 @@ async def _promises(width: int, n: int, size: Size) -> list[Row]:
             "bodies",
             0,
         ),
+        *troubles,
         Row(NAME, f"memory after {n_ran:,} requests / after a tenth", memory, budget=MEMORY),
     ]
-
-
-def asking(made: Any, path: str = "/predict", kind: str = JSON) -> Ask:
-    """Return a function that asks an application in this process: a body gives status, answer."""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"host", b"sonde"), (b"content-type", kind.encode("latin-1"))],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
-
-    async def ask(body: bytes) -> tuple[int, Any]:
-        sent: list[Any] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        await made(dict(scope), receive, send)
-        content = b"".join(one.get("body", b"") for one in sent[1:])
-        return sent[0]["status"], json.loads(content)
-
-    return ask
 
 
 def _body(inputs: Sequence[Any]) -> bytes:
@@ -108,26 +78,13 @@ def _body(inputs: Sequence[Any]) -> bytes:
 
 async def _alarm_rate(ask: Ask, n: int) -> float:
     """Return the alarm rate of ``n`` requests, each of a usual input."""
-    found = await _together(ask, rows(n, 10))
+    found = await together(ask, rows(n, 10))
     return sum(bool(one["alarm"]) for one in found) / n
-
-
-async def _together(ask: Ask, inputs: Sequence[Any]) -> list[Any]:
-    """Return the answer to each input, asked by many clients, each in a request of its own."""
-    left, answers = iter(inputs), list[Any]()
-
-    async def one() -> None:
-        for row in left:
-            _, found = await ask(_body([row]))
-            answers.extend(found["answers"])
-
-    await asyncio.gather(*(one() for _ in range(TOGETHER)))
-    return answers
 
 
 async def _change(ask: Ask, service: Any, n: int) -> float:
     """Return how many moved inputs it takes to tell, after ``n`` more usual ones."""
-    await _together(ask, rows(n, 11))
+    await together(ask, rows(n, 11))
     service._watcher.submit(lambda: None).result()
     first, before = service.changes.n, len(service.changes.alarms)
     for row in rows(400, 12, shift=1.5):

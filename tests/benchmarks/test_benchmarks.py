@@ -28,7 +28,7 @@ NAMES = {
     "soak": 3,
     "guard": 8,
     "serve": 14,
-    "serve-promise": 5,
+    "serve-promise": 12,
     "generate": 4,
     "train": 1,
     "dictionary": 6,
