@@ -6,7 +6,7 @@ from torch import nn
 
 import sonde
 from sonde import Model
-from sonde.compress import AWQ, layer_grams
+from sonde.compress import AWQ, RTN, SmoothQuant, layer_grams
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
 
@@ -96,3 +96,46 @@ def test_what_awq_cannot_do_is_refused():
     grams = layer_grams(net, open_inputs(Model(net), x), progress=False)
     with pytest.raises(InputError, match="expected data as 'calibration', got LayerGrams"):
         AWQ().plan(net, {"calibration": grams})
+
+
+def llama(n_blocks: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": n_blocks}
+    return LlamaForCausalLM(LlamaConfig(**heads, **sizes)).eval()
+
+
+def texts(n: int, seed: int) -> list[dict[str, list[int]]]:
+    draw = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(3, 50, (12,), generator=draw).tolist()} for _ in range(n)]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the number of forward passes, counted by a hook")
+@pytest.mark.parametrize("method", [AWQ(steps=3), SmoothQuant()])
+def test_candidates_run_their_block_and_not_the_model(method):
+    counts, scaled = [], []
+    for n_blocks in (2, 6):
+        model, runs = llama(n_blocks), []
+        handle = model.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        plan = method.plan(model, {"calibration": texts(8, 0)})
+        handle.remove()
+        counts.append(len(runs))
+        scaled.append(plan.figures["scaled"])
+    assert scaled == [7 * 2 + 1, 7 * 6 + 1]  # the head too: its norm is outside of all blocks
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the logits of the whole model on texts that calibrated nothing")
+def test_held_texts_are_answered_as_well_as_by_plain_rounding():
+    model, held = llama(6), torch.tensor([text["input_ids"] for text in texts(32, 1)])
+    with torch.no_grad():
+        answers = model(input_ids=held).logits
+        errors = {}
+        for method in (RTN(bits=3), AWQ(bits=3)):
+            new = method.plan(model, {"calibration": texts(32, 0)}).fold(model)
+            errors[type(method)] = float((new(input_ids=held).logits - answers).square().mean())
+    assert errors[AWQ] < errors[RTN]

@@ -41,7 +41,7 @@ class AWQ(Rewrite):
                  read one tensor is not above that of ``RTN`` on the calibration inputs; the error
                  of a single layer may be. Layers whose input no module can divide are not scaled;
                  ``figures["scaled"]`` counts those that are.
-    Cost         one pass over the data, a run of the model for each group of layers, ``2 steps``
+    Cost         one pass over the data, a run of the block for each group of layers, ``2 steps``
                  roundings of each layer.
     Assumes      inputs of the kind that the model will meet.
     Differs      from the paper: the error is that of the layer's output by the second moment of its

@@ -37,7 +37,7 @@ class SmoothQuant(Rewrite):
 
     Range        answers stay as they are if nothing is rounded; ``figures["scaled"]`` counts layers
                  with scales, others have no module before them that can divide.
-    Cost         one pass over the data, and a run of the model for each group of layers.
+    Cost         one pass over the data, and a run of the block for each group of layers.
     Assumes      examples that reach the largest inputs.
     Differs      from the paper: inputs are not rounded here, which module can divide is found by
                  trying, and weights are rounded in groups.
