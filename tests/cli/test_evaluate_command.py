@@ -73,7 +73,7 @@ def test_missing_and_infinite_scores_are_told(run, tmp_path, monkeypatch):
     ("words", "said"),
     [
         (["evaluate", "a.csv"], "expected USUAL UNUSUAL"),
-        (["evaluate", "a.csv", "b.csv"], "there is no file a.csv"),
+        (["evaluate", "a.csv", "b.csv"], "no such file: a.csv"),
         (["evaluate", "a.csv", "b.csv", "--alpha", "2"], "--alpha"),
         (["calibrate", "probe.sonde", "-", "rows.npz", "-o", "x.sonde"], "not fitted on"),
         (["calibrate", "probe.sonde", "-", "narrow.npz", "-o", "x.sonde"], "expected dim=5"),

@@ -126,7 +126,7 @@ def test_what_is_refused(tables, tmp_path):
     renamed = tables[1].set_column(where, "instrument", [["other"] * 60])
     with pytest.raises(InputError, match="no detector at one site in common"):
         evaluate(tables[0], renamed)
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="no such file"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not a table of scores"):

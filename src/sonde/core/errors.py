@@ -4,6 +4,7 @@ The command line prints the message of a ``SondeError`` on one line and exits wi
 else is a bug and keeps its traceback.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -99,13 +100,21 @@ def reason_of(error: BaseException) -> str:
     'permission denied'
     >>> reason_of(UnicodeDecodeError("utf-8", bytes([137, 80]), 0, 1, "invalid start byte"))
     'not UTF-8 text (byte 0x89 at position 0)'
+    >>> reason_of(EOFError("No data left in file"))
+    'it is empty or ends too early'
     """
     if isinstance(error, OSError) and error.errno is not None:
         words = os.strerror(error.errno)
         return words[:1].lower() + words[1:]
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
-    return str(error)
+    if isinstance(error, EOFError):
+        return "it is empty or ends too early"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON from line {error.lineno}, column {error.colno} on"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error).rstrip(".")
 
 
 def no_file(path: Path, kind: str = "file") -> str:

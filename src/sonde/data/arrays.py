@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sonde.core.columns import WHOLE_NUMBERS
-from sonde.core.errors import InputError, SiteError, SondeWarning, near, no_file
+from sonde.core.errors import InputError, SiteError, SondeWarning, near, no_file, reason_of
 from sonde.core.stream import Stream
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
@@ -210,9 +210,9 @@ def load_arrays(path: Path) -> dict[str, Any]:
                 "opened; "
                 "it is not loaded. Save plain numbers and texts."
             ) from None
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from None
     except Exception as error:
-        raise InputError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from None
 
 
 def _is_foreign(path: Path) -> bool:

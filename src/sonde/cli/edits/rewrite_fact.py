@@ -140,9 +140,9 @@ def read_facts(path: Path) -> "list[Fact]":
             facts.append(Fact(*(entry[key] for key in KEYS), **more))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"--facts: line {i} of {path} does not describe a fact: {error}. Write one "
-                'object on each line: {"prompt": ..., "subject": ..., "target": ...}, with lists '
-                '"paraphrases" and "neighbours" if you have them.'
+                f"--facts: line {i} of {path} does not describe a fact: {reason_of(error)}. Write "
+                'one object on each line: {"prompt": ..., "subject": ..., "target": ...}, with '
+                'lists "paraphrases" and "neighbours" if you have them.'
             ) from None
     if not facts:
         raise InputError(f"--facts: {path} is empty. Write one fact on each line.")

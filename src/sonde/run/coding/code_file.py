@@ -6,7 +6,7 @@ from typing import Any
 
 from sonde.compress import SequenceCoder
 from sonde.core._shown import document_html, document_line
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, no_file
 from sonde.core.inputs import Model
 from sonde.data.unloaded import require_task
 from sonde.files.durable import atomic_write
@@ -145,7 +145,7 @@ def _decoded_path(file: Path, output: str | Path | None) -> Path:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise InputError(f"there is no file {path}. Pass an existing file.")
+        raise InputError(f"{no_file(path)}. Pass an existing file.")
     if not (raw := path.read_bytes()):
         raise InputError(
             f"expected a file that is not empty, got 0 bytes in {path}. Pass another file."

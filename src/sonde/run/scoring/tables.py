@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet
 from pyarrow import json as arrow_json
 
-from sonde.core.errors import InputError, reason_of
+from sonde.core.errors import InputError, no_file, reason_of
 from sonde.core.wording import plural
 from sonde.files.durable import atomic_write
 from sonde.files.places import to_path
@@ -95,7 +95,7 @@ def read_table(path: str | Path) -> pa.Table:
     path = to_path(path)
     check_suffix(path)
     if not path.is_file():
-        raise InputError(f"evaluate: there is no file {path}.")
+        raise InputError(f"evaluate: {no_file(path)}. Check the path.")
     source = io.BytesIO(path.read_bytes())
     try:
         if path.suffix == ".parquet":

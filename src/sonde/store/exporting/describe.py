@@ -30,11 +30,9 @@ def describe_export(path: str | Path) -> dict[str, Any]:
         return look[path.suffix.lower()](path)
     except InputError:
         raise
-    except OSError as error:
-        raise InputError(f"info: {path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # what is no such file fails in as many ways as there are readers
         raise InputError(
-            f"info: {path} cannot be read as {path.suffix}: {type(error).__name__}: {error}"
+            f"info: {path} cannot be read as {path.suffix}: {reason_of(error)}."
         ) from error
 
 
