@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli._table import table
-from sonde.cli.console import say, say_json
+from sonde.cli.console import note, say, say_json
 from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, listed, named
 from sonde.core.errors import InputError
 
