@@ -1,13 +1,18 @@
 """Laws of all studies: what null arms can see, and how absence is shown."""
 
+import inspect
 import re
 from typing import get_args
 
+import pytest
 import torch
 
+from sonde import InputError
 from sonde_studies import STUDIES, study_of
+from sonde_studies._help_pages import language_model
 from sonde_studies.nulls import BLIND, Fault, faults_seen
 from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accuracy
+from sonde_studies.places import PLACES
 from tools import study_table
 
 BLIND_ARMS, HARDLY_FAIL = 81, 56
@@ -32,6 +37,24 @@ def test_every_null_arm_names_a_fault_that_it_could_see_or_is_known_as_blind():
         faults = faults_seen(word)
         assert bool(faults) != (word in BLIND), f"{word}: name its faults in sonde_studies.nulls"
         assert {*faults} <= {*get_args(Fault)}
+
+
+def test_every_study_runs_in_a_place_that_can_be_had():
+    places = {word: study_of(word).place for word in STUDIES}
+    assert {place for place in places.values() if not PLACES[place].source} == set()
+    assert len({*places.values()}) >= 5
+    small = [word for word, place in places.items() if place == "small"]
+    assert [word for word in small if "sonde:stdlib" in _source(word)] == []
+
+
+def test_a_model_that_was_not_fetched_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"model folder .lm/smollm2, got none.*Run `make places`"):
+        language_model("smollm2", tiny=False)
+
+
+def _source(word):
+    return inspect.getsource(inspect.getmodule(type(study_of(word))))
 
 
 def test_absence_is_never_shown_by_a_linear_probe_alone():

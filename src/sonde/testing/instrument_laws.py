@@ -305,7 +305,7 @@ def errors_of_persons(
     """
     size, n = max(2, size_of_example(instrument)), 96
     plain, row = make(n), torch.arange(COPIES * n)
-    near = pick(plain, row % n) | {
+    near: dict[str, Any] = pick(plain, row % n) | {
         "ids": [f"row {i}" for i in row.tolist()],
         "pair": [f"pair {i // 2}" for i in row.tolist()],
     }

@@ -51,6 +51,7 @@ class AbsTopKStudy(Study):
         "sums of 3 of 32 planted directions in 20 dimensions, of either sign, sizes even in [1, "
         "2]; tokens of 64 pieces of Python's library to train, of 64 others to test"
     )
+    place = "byte-model"
     claims = (
         Claim(
             "both signs",

@@ -36,6 +36,7 @@ class AlignmentQualityStudy(Study):
         "completions, so nothing is said about safety"
     )
     data = "Python's standard library against scikit-learn's descriptions, pieces of 64 bytes"
+    place = "byte-model"
     claims = (
         Claim("tuned", "Tuning to tell the kinds raises it.", "tuned less untuned"),
         Claim(

@@ -34,6 +34,7 @@ class AttendingLookupStudy(Study):
         "the text term; squares of patches of another image in place of pasted textures"
     )
     data = DATA
+    place = "fashion"
     claims = (
         Claim("attention", "With 1 and 4 images, generators with attention beat maps of patches.",
               FIGURE),

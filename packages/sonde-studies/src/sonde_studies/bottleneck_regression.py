@@ -30,6 +30,7 @@ class BottleneckRegressionStudy(Study):
     paper = "yu2024csib"
     fidelity = "one strength; widths frozen at the first batch"
     data = "diabetes: 260 rows to train on, 182 to judge, normal noise added in the test"
+    place = "tables"
     claims = (
         Claim("keeps", "The bottleneck keeps less of the input at its site.",
               "information in nats, without the bottleneck less with it"),

@@ -41,6 +41,7 @@ class CodeStripStudy(Study):
         "40 functions of 150 to 400 bytes from five modules of the standard library; 3,000 "
         "parameters of eight types of PyTorch's own short functions, tested on other files"
     )
+    place = "byte-model"
     claims = (
         Claim("names", "Without names states move more than without as many random bytes.",
               "distance moved less that of random deletion, in distances between pieces"),

@@ -50,6 +50,7 @@ class COSTARRStudy(Study):
         "fully connected and a conv net; claims are means over both nets, near kinds; further "
         "figures of Fashion-MNIST where Debian's package is installed"
     )
+    place = "fashion"
     claims = (
         Claim("both over pre", "Both beat the features before the head alone.", "dAUROC"),
         Claim("both over post", "Both beat the attenuated features alone.", "dAUROC"),

@@ -28,6 +28,7 @@ class CrossLayerStudy(Study):
     paper = "chang2025xkv"
     fidelity = "the paper's singular value decomposition of the prompt; a model of seven layers"
     data = "eight pieces of the standard library in each seed, the shipped byte model"
+    place = "byte-model"
     claims = (
         Claim(
             "two",

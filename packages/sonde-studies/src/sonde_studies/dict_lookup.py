@@ -44,6 +44,7 @@ class DictLookupStudy(Study):
         "set and class on test images, here they are fixed"
     )
     data = DATA
+    place = "fashion"
     claims = (
         Claim(
             "sparse over softmax",

@@ -44,6 +44,7 @@ class DocumentRetrievalStudy(Study):
         "60 modules of the standard library, 1,280 bytes each; queries: 240 later bytes of each; "
         "40 other modules to train the reranker"
     )
+    place = "byte-model"
     claims = (
         Claim(
             "merged",

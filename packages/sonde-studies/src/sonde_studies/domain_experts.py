@@ -27,6 +27,7 @@ class DomainExpertsStudy(Study):
     paper = "cai2024readme"
     fidelity = "units are chosen, not trained; gated units in place of ReLU; three small domains"
     data = "sonde:stdlib; docstrings and code of Python's library, and random tables of numbers"
+    place = "byte-model"
     claims = (
         Claim("random", "A domain's expert has a lower loss on it than half of the units by lot.",
               "loss by lot less that of the expert, nats a byte, mean over domains"),

@@ -36,6 +36,7 @@ class EntropicStudentStudy(Study):
         "Fashion-MNIST of 16 x 16 if it is installed, else digits enlarged: 1,600 to learn from, "
         "400 to choose the price, 500 to judge"
     )
+    place = "fashion"
     claims = (
         Claim("jpeg", "At a price chosen for no lower accuracy, or for its best, it sends fewer "
               "bits than a JPEG.",

@@ -30,6 +30,7 @@ class FieldSelectionStudy(Study):
     paper = "lyu2023optfs"
     fidelity = "gates of units on a table of numbers; one shared table, without the papers' scale"
     data = "diabetes with 30 columns of noise; four simulated fields of 200 values"
+    place = "tables"
     claims = (
         Claim("found", "Gates keep more real columns than columns of noise.",
               "share of real columns kept less that of noise"),

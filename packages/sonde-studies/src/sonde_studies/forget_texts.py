@@ -53,6 +53,7 @@ class ForgetTextsStudy(Study):
         "threshold is set on texts of the request and on code"
     )
     data = "sonde:stdlib; Python's tables of characters, scikit-learn's prose; Python's code beside"
+    place = "byte-model"
     claims = (
         Claim("layers", "All layers together tell a request's unseen texts better than one layer.",
               "AUROC of the score over layers less the mean of single layers', mean of requests"),

@@ -34,6 +34,7 @@ class JoinedAttentionStudy(Study):
         "counted on after the source was chosen after a first look"
     )
     data = "sonde:stdlib and the files of Python's library that it was not trained on"
+    place = "byte-model"
     claims = (
         Claim("brought", "With the keys of the piece before, a piece is likelier than alone.",
               f"loss alone less loss joined, {FIGURE}"),

@@ -39,6 +39,7 @@ class MergedExpertsStudy(Study):
     paper = "li2024mcsmoe"
     fidelity = "columns of the residual by their squared error; no training afterwards"
     data = "bytes of Python's standard library, 48 in a text; two layers of eight experts"
+    place = "byte-model"
     claims = (
         Claim("lot", "Merged by routing to half, answers diverge less than merged by lot.",
               "divergence by lot over that by routing, logarithm"),

@@ -39,6 +39,7 @@ class NeuronLensStudy(Study):
     paper = "lmhead2024neurons"
     fidelity = "the paper's decoding of up-projections; clamping and the down-projection are ours"
     data = "Python's standard library, tuned on scikit-learn's descriptions; 7 x 512 units"
+    place = "byte-model"
     claims = (
         Claim(
             "kept",

@@ -40,7 +40,7 @@ _SEEN: dict[str, str] = {
         masked-objectives missing-view parallel-adapters per-user-flow recall recolour
         replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
         which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
-        attention-bottleneck""",
+        attention-bottleneck pruned-pretrained""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states factor-contrast feature-fusion projection-head
         surrogate-rules volumes was-it-generated""",
@@ -51,8 +51,8 @@ _SEEN: dict[str, str] = {
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality""",
     "side effect": """codebook conditioning federated-bits field-selection latent-steps noisy-labels
-        per-user-flow projection-head rewrite-facts subspace-patch token-budgets tune-norms
-        unmix-norm""",
+        massive-states per-user-flow projection-head prompt-words rewrite-facts subspace-patch
+        token-budgets tune-norms unmix-norm""",
 }
 
 

@@ -51,6 +51,7 @@ class OverTrustDecodeStudy(Study):
         "nothing was chosen but the number of searches, from 8 to 20 after a first look"
     )
     data = f"{TEXTS} beginnings of {GIVEN} bytes from files that the model never saw"
+    place = "byte-model"
     claims = (
         Claim(
             "before",

@@ -37,6 +37,7 @@ class PAWNStudy(Study):
         "descriptions of data sets (prose); in half of them the shipped byte model wrote the last "
         "128 bytes; trained on code alone"
     )
+    place = "byte-model"
     claims = (
         Claim(
             "weights over plain mean, code",

@@ -29,6 +29,7 @@ class PerUserFlowStudy(Study):
     title = "can one user's rows change another user's answers?"
     fidelity = "labels on rows and one fine-tuning; the papers also bound what a policy may release"
     data = "21 pieces of 150 bytes of each of four packages of the standard library"
+    place = "byte-model"
     claims = (
         Claim("late", "With labels on the rows of an index that was whitened on all, half as many "
               "change at most.", "share of next bytes that changed, half of that without labels "

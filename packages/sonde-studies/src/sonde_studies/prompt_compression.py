@@ -35,6 +35,7 @@ class PromptCompressionStudy(Study):
         "fills in three of ten masked bytes; words are counted"
     )
     data = "sonde:stdlib and the files of Python's library that it was not trained on"
+    place = "byte-model"
     claims = (
         Claim("read", "The whole prompt makes what follows likelier than none.",
               f"{FIGURE}, without a prompt less with it"),

@@ -32,6 +32,7 @@ class RoundedCacheStudy(Study):
     paper = "kang2024gear"
     fidelity = "the paper's three parts; factors by whole decompositions, for chunks of 64 tokens"
     data = "eight pieces of the standard library in each seed, the shipped byte model; planted rows"
+    place = "byte-model"
     claims = (
         Claim(
             "all",

@@ -37,6 +37,7 @@ class SimpleNetStudy(Study):
         "the best of 40 epochs on test images"
     )
     data = DATA
+    place = "fashion"
     claims = (
         Claim(
             "feature over image noise",

@@ -194,6 +194,8 @@ class Study(ABC):
         Official or reconstructed formula; whether the original chose anything on test data.
     data : str
         What it runs on.
+    place : str, default="small"
+        Name of the kind of models and data in ``sonde_studies.places``, which states the cost.
     claims : tuple of Claim
     null : Claim
         The arm with nothing to find; its interval should hold ``above``.
@@ -204,6 +206,7 @@ class Study(ABC):
     paper: ClassVar[str] = ""
     fidelity: ClassVar[str]
     data: ClassVar[str]
+    place: ClassVar[str] = "small"
     claims: ClassVar[tuple[Claim, ...]]
     null: ClassVar[Claim]
 
@@ -279,6 +282,7 @@ class StudyTable:
             "paper": study.paper,
             "fidelity": study.fidelity,
             "data": study.data,
+            "place": study.place,
             "seeds": list(self.seeds),
             "tiny": self.tiny,
             "seconds": round(self.seconds, 1),

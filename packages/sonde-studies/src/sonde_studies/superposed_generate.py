@@ -43,6 +43,7 @@ class SuperposedGenerateStudy(Study):
         "beam search was put in place of samples after all figures were known"
     )
     data = f"{PROMPTS} beginnings of {GIVEN} bytes, {NEW} bytes are written"
+    place = "byte-model"
     claims = (
         Claim(
             "close",

@@ -31,6 +31,7 @@ class TabularAttributionStudy(Study):
     title = "do rankings of columns agree, and do they find what is planted?"
     fidelity = "the paper explains one model of one process; here four methods are tested"
     data = "442 patients of scikit-learn's diabetes table: 300 to train on, 142 to explain"
+    place = "tables"
     claims = (
         Claim("planted", "On a planted sum the ranking is that of its weights.",
               "rank correlation of Shapley values with the sizes of the weights, less 0.9"),

@@ -4,6 +4,7 @@ from textwrap import wrap
 
 from sonde_studies.arms import SEPARATOR, unequal
 from sonde_studies.nulls import FAULTS, faults_seen
+from sonde_studies.places import PLACES
 from sonde_studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
 
 WIDTH = 100
@@ -18,6 +19,7 @@ def as_text(table: StudyTable) -> str:
         f"{study.name}: {study.title}",
         *_field("paper", study.paper or "none: the study is ours"),
         *_field("data", study.data),
+        *_field("place", f"{PLACES[study.place].what}; {PLACES[study.place].cost}"),
         *_field("fidelity", study.fidelity),
         *_field("seeds", f"{seeds}; {table.seconds:.0f} s{'; TINY: no evidence' * table.tiny}"),
     ]

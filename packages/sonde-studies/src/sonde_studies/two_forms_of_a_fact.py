@@ -32,6 +32,7 @@ class TwoFormsOfAFactStudy(Study):
     title = "does a net that learned one form of a fact know the other?"
     fidelity = "words of a made language; the papers use questions on real tables and passages"
     data = "569 breast-cell measurements of scikit-learn: 300 to train on, 269 for the recipe"
+    place = "tables"
     claims = (
         Claim("drops", "A net that learned tables is worse on sentences.",
               "accuracy on tables less that on sentences"),

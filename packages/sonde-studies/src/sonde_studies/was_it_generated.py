@@ -29,6 +29,7 @@ class WasItGeneratedStudy(Study):
         "the usual numbers of a white-box model, and linear heads in folds; no paper's system"
     )
     data = "120 pieces of 120 bytes of the standard library, and 120 of the model's continuations"
+    place = "byte-model"
     claims = (
         Claim(
             "told",

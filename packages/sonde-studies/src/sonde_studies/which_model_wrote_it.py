@@ -36,6 +36,7 @@ class WhichModelWroteItStudy(Study):
         "224 bytes after each of 60 beginnings, of files that no model has seen, by each of four "
         "models that learned from the same files of the standard library"
     )
+    place = "byte-model"
     claims = (
         Claim("named", "States tell which architecture wrote a text more often than chance.",
               "accuracy of a linear head less a quarter"),

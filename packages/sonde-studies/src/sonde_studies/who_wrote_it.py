@@ -30,6 +30,7 @@ class WhoWroteItStudy(Study):
         "and words that not nearly all writers use are masked"
     )
     data = "60 pieces of 240 bytes of each of four packages of the standard library, by file"
+    place = "byte-model"
     claims = (
         Claim(
             "named",
