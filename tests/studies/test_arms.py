@@ -7,6 +7,7 @@ from torch import nn
 from sonde.core import InputError
 from sonde_studies import Claim, Study, StudyTable, as_text, run_study
 from sonde_studies.arms import Arms, arm, unequal, unsaid
+from sonde_studies.study import figures_of
 from sonde_studies.worlds.learning import minimise
 
 
@@ -61,6 +62,29 @@ def test_a_comparison_that_hides_a_difference_is_refused():
     table = run_study(Even(), [0, 1, 2])
     assert "ours against theirs: equal updates, rows and parameters" in as_text(table)
     assert isinstance(table, StudyTable)
+
+
+class Staged(Compared):
+    """Arms are named by the progress line alone."""
+
+    def run(self, seed, tiny, tick):
+        for name, steps in (("ours", self.steps), ("theirs", 1)):
+            tick(name)
+            net = nn.Linear(3, 1)
+            minimise(lambda r, n=net: n(torch.ones(len(r), 3)).mean(), net.parameters(), 9,
+                     steps=steps, seed=seed)  # fmt: skip
+        return {"better": 1.0 + seed, "null": (-1.0) ** seed}
+
+
+def test_what_the_progress_line_names_is_an_arm():
+    with pytest.raises(InputError, match="'ours' with 2 times the updates of 'theirs'"):
+        figures_of(Staged(), 0, True, str)
+    even = Staged()
+    even.steps = 1
+    told = list[str]()
+    figures = figures_of(even, 0, True, told.append)
+    assert told == ["compared, seed 0: ours", "compared, seed 0: theirs"]
+    assert unequal("ours", "theirs", figures) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accu
 from sonde_studies.places import PLACES
 from tools import study_table
 
-BLIND_ARMS, HARDLY_FAIL = 81, 56
-"""Null arms of two equal runs, and claims that can hardly fail: fewer, never more."""
+BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS = 81, 56, 39
+"""Null arms of two equal runs, claims that can hardly fail (fewer, never more); claims that name
+the two arms whose rows, updates and parameters are compared (more, never fewer)."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
 LINEAR_ALONE = {
     ("attention-bottleneck", "factors"),
@@ -66,6 +67,11 @@ def test_absence_is_never_shown_by_a_linear_probe_alone():
         if "probe" in claim.figure and "strongest" not in claim.figure and ABSENT.search(claim.text)
     }
     assert found == LINEAR_ALONE
+
+
+def test_claims_that_name_their_two_arms_become_more():
+    named = [claim for word in STUDIES for claim in study_of(word).claims if claim.arms]
+    assert len(named) >= NAMED_ARMS
 
 
 def test_claims_that_can_hardly_fail_become_fewer():

@@ -12,9 +12,13 @@ from torch import Tensor
 
 import sonde
 from sonde import InputError, Model
+from sonde.data import open_inputs
+from sonde.weights import Rewrite
 from sonde_studies.places import PLACES
 
-LONG = 600
+LONG, LENGTH, CALIBRATED, JUDGED = 600, 300, 6, 2
+BLOCKS = ("model.layers.[0-9].*",)
+"""Layers that are rewritten: those of the first ten blocks, which takes seconds."""
 FOLDER = Path(".lm")
 
 
@@ -66,3 +70,35 @@ def losses_of(module: Any, ids: Tensor) -> Tensor:
     """Return the loss of each token after the first."""
     log_p = module(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(1)
     return -log_p.gather(1, ids[0, 1:, None])[:, 0]
+
+
+def gains_of(
+    model: Model, seed: int, tiny: bool, plain: Rewrite, informed: Rewrite
+) -> dict[str, float]:
+    """Return what the rewrite that calibrates gains over the other, on held-out and on own pages.
+
+    Parameters
+    ----------
+    model : Model
+    seed : int
+        Draws the pages: some calibrate, others judge.
+    tiny : bool
+    plain, informed : Rewrite
+        They make equally small models.
+    """
+    n, n_calibrated = (1, 2) if tiny else (JUDGED, CALIBRATED)
+    texts = drawn_pages(seed, n_calibrated + n, LENGTH)
+    own, held = texts[:n], texts[n_calibrated:]
+    loss = list[tuple[float, float]]()
+    for rule in (plain, informed):
+        data = open_inputs(model, texts[:n_calibrated])
+        new = rule.plan(model, {name: data for name in rule.reads()}).fold(model)
+        loss.append((mean_loss(model, new, own), mean_loss(model, new, held)))
+    gain = [a - b for a, b in zip(*loss, strict=True)]
+    return {
+        "gain": gain[1],
+        "own texts": gain[0] - gain[1],
+        "loss, whole model": mean_loss(model, model.module, held),
+        "loss, plain": loss[0][1],
+        "loss, calibrated": loss[1][1],
+    }

@@ -1,12 +1,13 @@
 """What each arm of a study was given, and which comparisons are unequal.
 
-``minimise`` notes updates, rows and trained numbers of the arm in which it is called; a study adds
-what else an arm has. A claim that names its two arms then has to say in its sentence in which of
-these they differ.
+``minimise`` notes updates, rows and trained numbers of the arm in which it is called. An arm is a
+block of ``arm``, or, without one, what a study does after it has told its progress line the arm's
+name. A study adds what else an arm has. A claim that names its two arms then has to say in its
+sentence in which of these they differ.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -60,6 +61,28 @@ def arm(arms: Arms, name: str) -> Iterator[None]:
     token = _CURRENT.set((arms, name))
     try:
         yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def stages(arms: Arms) -> Iterator[Callable[[str], None]]:
+    """Yield a function that begins an arm: what is trained from then on is given to it.
+
+    An inner ``arm`` block goes before it.
+
+    Parameters
+    ----------
+    arms : Arms
+    """
+    token = _CURRENT.set(None)
+
+    def begin(name: str) -> None:
+        arms.given.setdefault(name, {})
+        _CURRENT.set((arms, name))
+
+    try:
+        yield begin
     finally:
         _CURRENT.reset(token)
 

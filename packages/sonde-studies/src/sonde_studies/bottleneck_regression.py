@@ -35,9 +35,11 @@ class BottleneckRegressionStudy(Study):
         Claim("keeps", "The bottleneck keeps less of the input at its site.",
               "information in nats, without the bottleneck less with it"),
         Claim("error", "It errs no more than squared errors do, to 0.03.",
-              "R^2 of the bottleneck less that of squares, and 0.03"),
+              "R^2 of the bottleneck less that of squares, and 0.03",
+              arms=("bottleneck", "squares")),
         Claim("noise", "Under noise in the inputs it errs less.",
-              "R^2 under noise, bottleneck less squares"),
+              "R^2 under noise, bottleneck less squares",
+              arms=("bottleneck", "squares")),
         Claim("wide", "With kernels ten times as wide it errs less.",
               "R^2 of the bottleneck, wide kernels less medians"),
     )  # fmt: skip

@@ -34,11 +34,15 @@ class ContrastSequencesStudy(Study):
     data = "digits, line by line: 100 with labels and 1,100 without to train on, 597 to judge"
     claims = (
         Claim("given", "Contrast of given views (hidden, cut and reordered lines) helps.",
-              "accuracy, given views less labels alone"),
-        Claim("learned", "Learned views beside the given ones help more.",
-              "accuracy, learned with a margin less given"),
+              "accuracy, given views less labels alone",
+              arms=("given", "labels alone")),
+        Claim("learned", "Learned views, with parameters of their own, help more "
+              "beside the given ones.",
+              "accuracy, learned with a margin less given",
+              arms=("learned", "given")),
         Claim("margin", "They do so better with the margin than without.",
-              "accuracy, learned with a margin less without"),
+              "accuracy, learned with a margin less without",
+              arms=("learned", "no margin")),
         Claim("collapse", "Without the margin the two learned views come out nearly the same.",
               "mean cosine of both, without the margin", above=ALIKE),
         Claim("two steps", "Maps that are updated after a virtual step of the net help more.",

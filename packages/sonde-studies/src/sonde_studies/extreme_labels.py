@@ -32,11 +32,13 @@ class ExtremeLabelsStudy(Study):
     data = "simulated: 120 labels of sizes k^-1, 24 columns, noise"
     claims = (
         Claim("decoupled", "Leaving other positives out of the denominator helps.",
-              "precision at 1, decoupled less softmax"),
+              "precision at 1, decoupled less softmax",
+              arms=("decoupled", "softmax")),
         Claim("common", "It helps most for common labels, whose rows have many positives.",
               "gain for the ten commonest labels less gain for the others", premise="decoupled"),
         Claim("top", "A soft top-k helps beyond the softmax.",
-              "precision at 1, top 5 less softmax"),
+              "precision at 1, top 5 less softmax",
+              arms=("top 5", "softmax")),
     )  # fmt: skip
     null = Claim("again", "Another order of the batches changes nothing.",
                  "precision at 1, difference of two trainings")  # fmt: skip

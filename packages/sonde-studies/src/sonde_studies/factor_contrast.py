@@ -6,19 +6,17 @@ Simulated clips: a digit moves over one of eight textures, in one of eight direc
 from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from sonde.train import Contrast
-from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._moving_digits import FRAMES, KINDS, ClipNet, moving_digits, noisy
 from sonde_studies.arms import Arms, arm
 from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
 CLIPS, FIT, STEPS, TINY, FEW = 2_000, 1_400, 400, 5, 120
-FRAMES, SIDE, KINDS, DIM, HEAT = 4, 12, 8, 32, 0.2
-MOVES = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+HEAT = 0.2
 ARMS = {
     "views": (False, False),
     "positives": (True, False),
@@ -52,8 +50,8 @@ class FactorContrastStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each arm on the same clips, and once on clips without motion."""
         n, steps = (FEW, TINY) if tiny else (CLIPS, STEPS)
-        clips, scene, motion = _clips(n, seed, moves=True)
-        still = _clips(n, seed, moves=False)[0]
+        clips, scene, motion = moving_digits(n, seed, moves=True)
+        still = moving_digits(n, seed, moves=False)[0]
         found, given = dict[str, dict[str, float]](), Arms()
         for name, (scenes, motions) in ARMS.items():
             tick(name)
@@ -71,48 +69,6 @@ class FactorContrastStudy(Study):
             **{f"{name} | {k}": v for name, row in found.items() for k, v in row.items()},
             **given.figures(),
         }
-
-
-def _clips(n: int, seed: int, *, moves: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return clips (clip, frame, line, column), the texture and the direction of each."""
-    digits = shuffled_digits(seed)[0].reshape(-1, 8, 8)
-    draw = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(KINDS, 1, 4, 4, generator=draw)
-    textures = interpolate(coarse, (SIDE, SIDE), mode="bilinear")[:, 0]
-    scene, motion = (torch.randint(KINDS, (n,), generator=draw) for _ in range(2))
-    clips = torch.zeros(n, FRAMES, SIDE, SIDE)
-    for i in range(n):
-        digit = digits[int(torch.randint(len(digits), (), generator=draw))]
-        start, shift = torch.randint(SIDE, (2, 2), generator=draw).tolist()
-        ground = 0.7 * textures[scene[i]].roll(tuple(shift), (0, 1))
-        canvas = torch.zeros(SIDE, SIDE)
-        canvas[:8, :8] = digit
-        down, right = MOVES[int(motion[i])] if moves else (0, 0)
-        for t in range(FRAMES):
-            place = (start[0] + t * down, start[1] + t * right)
-            clips[i, t] = torch.maximum(ground, canvas.roll(place, (0, 1)))
-    return clips, scene, motion
-
-
-class _Net(nn.Module):
-    """Two convolutions with frames as channels, averaged over positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(FRAMES, 16, 3, padding=1, padding_mode="circular"),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, padding=1, padding_mode="circular"),
-            nn.ReLU(),
-        )
-        self.last = nn.Linear(32, DIM)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.last(self.body(clips).mean((2, 3)))
-
-
-def _noisy(clips: Tensor) -> Tensor:
-    return clips * (0.8 + 0.4 * torch.rand(len(clips), 1, 1, 1)) + 0.1 * torch.randn(clips.shape)
 
 
 def _other_scene(clips: Tensor) -> Tensor:
@@ -137,15 +93,15 @@ def _probed(
     seed: int,
     steps: int,
 ) -> dict[str, float]:
-    net, contrast = drawn(_Net, seed), Contrast(HEAT)
+    net, contrast = drawn(ClipNet, seed), Contrast(HEAT)
     fit = FIT * len(clips) // CLIPS
 
     def loss(rows: Tensor) -> Tensor:
         own = clips[rows]
-        other = _noisy(_other_scene(own) if scenes else own)
+        other = noisy(_other_scene(own) if scenes else own)
         view = torch.arange(2).repeat_interleave(len(rows))
-        negative = net(_noisy(_other_motion(own))) if motions else None
-        return contrast(net(torch.cat([_noisy(own), other])), view=view, negative=negative)
+        negative = net(noisy(_other_motion(own))) if motions else None
+        return contrast(net(torch.cat([noisy(own), other])), view=view, negative=negative)
 
     minimise(loss, net.parameters(), fit, steps=steps, seed=seed)
     with torch.no_grad():

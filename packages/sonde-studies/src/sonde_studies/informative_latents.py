@@ -46,16 +46,20 @@ class InformativeLatentsStudy(Study):
     )
     claims = (
         Claim("collapse", "A weight of 4 leaves fewer units of the code in use.",
-              "units in use, plain less weight 4"),
+              "units in use, plain less weight 4",
+              arms=("beta 4", "vae")),
         Claim("probe", "The machine's code says the digit better than the plain one's.",
-              "accuracy of a linear probe, machine less plain"),
+              "accuracy of a linear probe, machine less plain",
+              arms=("machine", "vae")),
         Claim("decoder", "The states of its decoder say it better than those of untrained ones "
               "that read the same code.",
               "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
         Claim("contrast", "With a contrast of two draws the machine's code says the digit better.",
-              "accuracy of a linear probe, machine with the contrast less without"),
+              "accuracy of a linear probe, machine with the contrast less without",
+              arms=("contrast", "machine")),
         Claim("contrast decoder", "So do the states of its decoder.",
-              "accuracy of a linear probe on the hidden layer, with the contrast less without"),
+              "accuracy of a linear probe on the hidden layer, with the contrast less without",
+              arms=("contrast", "machine")),
         Claim("decoder, contrast", "These too say it better than those of untrained decoders.",
               "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
         Claim("segments", "With a price on what segments share and none on information, a part of "

@@ -31,11 +31,14 @@ class InpaintStudy(Study):
     data += "each trains, the other judges"
     claims = (
         Claim("equalised", "Equalised features fill holes better than a plain map of equal size.",
-              "PSNR in holes, dB, equalised less plain map"),
+              "PSNR in holes, dB, equalised less plain map",
+              arms=("equalised", "plain map")),
         Claim("more", "They fill holes better than features that are only joined.",
-              "PSNR in holes, dB, equalised less joined"),
+              "PSNR in holes, dB, equalised less joined",
+              arms=("equalised", "joined")),
         Claim("deep", "Holes need the second level's deep features more than its shallow ones.",
-              "PSNR in holes, dB, without shallow less without deep ones"),
+              "PSNR in holes, dB, without shallow less without deep ones",
+              arms=("without shallow", "without deep")),
     )  # fmt: skip
     null = Claim("starts", "Two starts of the joined net fill holes alike.",
                  "PSNR in holes, dB, difference of two starts")  # fmt: skip

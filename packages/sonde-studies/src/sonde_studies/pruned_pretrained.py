@@ -3,13 +3,9 @@
 from typing import final
 
 from sonde.compress import PruneWeights
-from sonde.data import open_inputs
-from sonde_studies._help_pages import drawn_pages, language_model, mean_loss
+from sonde_studies._help_pages import BLOCKS, gains_of, language_model
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-CALIBRATED, JUDGED, LENGTH = 6, 2, 300
-BLOCKS = ("model.layers.[0-9].*",)
-"""Layers that are pruned: those of the first ten blocks, which takes seconds."""
 NATS = "nats a token"
 
 
@@ -32,21 +28,9 @@ class PrunedPretrainedStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Prune by both scores, and read texts with both models."""
-        model, n = language_model(self.place, tiny), 1 if tiny else JUDGED
-        n_calibrated = 2 if tiny else CALIBRATED
-        texts = drawn_pages(seed, n_calibrated + n, LENGTH)
-        own, held = texts[:n], texts[n_calibrated:]
-        loss: dict[str, tuple[float, float]] = {}
-        for score in ("magnitude", "wanda"):
-            tick(score)
-            rule = PruneWeights(pattern="2:4", score=score, layers=BLOCKS)
-            data = open_inputs(model, texts[:n_calibrated])
-            new = rule.plan(model, {name: data for name in rule.reads()}).fold(model)
-            loss[score] = mean_loss(model, new, own), mean_loss(model, new, held)
-        gain = [a - b for a, b in zip(loss["magnitude"], loss["wanda"], strict=True)]
-        return {
-            "gain": gain[1],
-            "own texts": gain[0] - gain[1],
-            "loss, unpruned": mean_loss(model, model.module, held),
-            **{f"loss, {score}": held_loss for score, (_, held_loss) in loss.items()},
-        }
+        tick("pruning")
+        plain, informed = (
+            PruneWeights(pattern="2:4", score=score, layers=BLOCKS)
+            for score in ("magnitude", "wanda")
+        )
+        return gains_of(language_model(self.place, tiny), seed, tiny, plain, informed)

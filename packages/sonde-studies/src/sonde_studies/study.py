@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sonde import InputError
-from sonde_studies.arms import unequal, unsaid
+from sonde_studies.arms import Arms, stages, unequal, unsaid
 from sonde_studies.nulls import BLIND
 
 if TYPE_CHECKING:
@@ -345,15 +345,39 @@ def _timed(
         tick(f"{study.name}, seed {seed}: known from an earlier run")
         return known
     began = time.perf_counter()
-    figures = {k: float(v) for k, v in _one(study, seed, tiny, tick).items()}
+    figures = {k: float(v) for k, v in figures_of(study, seed, tiny, tick).items()}
     seconds = time.perf_counter() - began
     if kept is not None:
         kept.keep(seed, figures, seconds)
     return figures, seconds
 
 
-def _one(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
-    figures = study.run(seed, tiny, lambda what: tick(f"{study.name}, seed {seed}: {what}"))
+def figures_of(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
+    """Return the figures of one seed, with what each arm was given.
+
+    Parameters
+    ----------
+    study : Study
+    seed : int
+    tiny : bool
+        A size that only shows that it runs.
+    tick : callable
+        Told what is being done.
+
+    Raises
+    ------
+    InputError
+        If a claim has no figure or premise, or compares unequal arms without saying so.
+    """
+    given = Arms()
+    with stages(given) as begin:
+
+        def told(what: str) -> None:
+            begin(what)
+            tick(f"{study.name}, seed {seed}: {what}")
+
+        figures = {**study.run(seed, tiny, told)}
+    figures = {**given.figures(), **figures}
     missing = {c.key for c in (*study.claims, study.null)} - set(figures)
     missing |= {c.premise for c in study.claims if c.premise} - {c.key for c in study.claims}
     if missing:
