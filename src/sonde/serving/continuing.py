@@ -88,6 +88,7 @@ class Continuing:
             self.context = self.engine.room - (served.fitted is not None)
         self._opened_for: Any = None
         self._stream: LiveStream | None = None
+        self._reader: Any = None
 
     def tokens(self, prompt: Any, is_chat: bool) -> list[int]:
         """Return the token ids of a prompt: a text, token ids, or messages of a chat.
@@ -200,7 +201,7 @@ class Continuing:
             if not pieces.is_over:
                 inputs.continued(prompts)
             return Continued(pieces, None, None)
-        reader = stream.reader()
+        reader = self._reader
         if not stream.records(inputs, prompts):
             judged(self._verdict(stream.read_batch(reader, prompts)))
             chosen["logits_processor"] = [pieces]
@@ -248,7 +249,7 @@ class Continuing:
             batch = generation.as_text(left_padded(batch), torch.tensor([[*ids, *new]]))
             batch = right_padded(batch)
         with given_states(dict(states)):
-            return self._verdict(stream.read_batch(stream.reader(), batch))
+            return self._verdict(stream.read_batch(self._reader, batch))
 
     def _inputs(self, stream: LiveStream, seed: int, chosen: dict[str, Any]) -> ReplayInputs:
         inputs = stream.inputs
@@ -273,7 +274,8 @@ class Continuing:
                 stream = open_for(fitted, self.model, row, **options)
             if not isinstance(stream, LiveStream):
                 raise StateError(f"serve: expected a live model, got {stream!r}.")
-            self._stream, self._opened_for = stream, fitted
+            # a reader looks at all modules once, and a prompt is judged before its first token
+            self._stream, self._reader, self._opened_for = stream, stream.reader(), fitted
         return self._stream
 
     def _verdict(self, batch: Batch) -> Verdict | None:
