@@ -8,14 +8,17 @@ from tools.matrix.__main__ import main, tried, tried_all
 from tools.matrix.architectures import ARCHITECTURES
 from tools.matrix.cases import Case
 from tools.matrix.jobs import ABOUT, JOBS
+from tools.matrix.parallel import ABOUT_PARALLEL, PARALLEL, SPLIT, parallel_cells
 from tools.matrix.table import PAGE, STORED, page, read_stored
 
 CELLS, VERSIONS = read_stored(STORED.read_text("utf-8"))
 
 
 def test_the_page_is_that_of_the_stored_cells():
-    assert PAGE.read_text("utf-8") == page(CELLS, VERSIONS, ABOUT)
-    asked = [(name, job) for name in ARCHITECTURES for job in JOBS]
+    about = ABOUT | {PARALLEL: ABOUT_PARALLEL}
+    assert PAGE.read_text("utf-8") == page(CELLS, VERSIONS, about)
+    every = [(name, job) for name in ARCHITECTURES for job in (*JOBS, PARALLEL)]
+    asked = [(name, job) for name, job in every if job != PARALLEL or name in SPLIT]
     assert [(c.architecture, c.job) for c in CELLS] == asked
     assert len(ARCHITECTURES) >= 63
     assert not [c for c in CELLS if c.verdict == "wrong"]
@@ -28,6 +31,14 @@ def test_all_verdicts_are_those_of_the_page(name):
     cells = list(tried_all(ARCHITECTURES[name], list(JOBS)))
     differ = [c for c in cells if c.verdict != expected[c.job]]
     assert not differ
+
+
+@pytest.mark.slow
+def test_two_split_architectures_have_the_verdicts_of_the_page():
+    names = ["gpt_neox", "llama"]
+    expected = {c.architecture: c.verdict for c in CELLS if c.job == PARALLEL}
+    cells = parallel_cells(names)
+    assert {c.architecture: c.verdict for c in cells} == {name: expected[name] for name in names}
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import torch
 from tools.matrix.architectures import ARCHITECTURES, Architecture
 from tools.matrix.cases import Case
 from tools.matrix.jobs import ABOUT, JOBS, Senseless, Wrong, words
+from tools.matrix.parallel import ABOUT_PARALLEL, PARALLEL, SPLIT, parallel_cells
 from tools.matrix.table import (
     NAMED,
     PAGE,
@@ -29,6 +30,7 @@ from tools.matrix.table import (
     WRONG,
     Cell,
     page,
+    read_stored,
     reasons,
     stored,
     summary,
@@ -38,6 +40,7 @@ from tools.matrix.table import (
 import sonde
 
 SECONDS = 30.0
+ALL_JOBS = (*JOBS, PARALLEL)
 
 
 class TooLong(BaseException):
@@ -92,11 +95,21 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.matrix", description=__doc__)
     parser.add_argument("--json", type=Path, help="lines of cells; those it holds are not run")
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, metavar="ARCHITECTURE")
-    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--jobs", nargs="+", choices=ALL_JOBS, default=list(ALL_JOBS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one cell")
-    parser.add_argument("--write", action="store_true", help="write the page of the documentation")
+    parser.add_argument("--write", action="store_true", help="renew the cells of the page")
     parser.add_argument("--list", action="store_true", help="print the architectures")
     return parser.parse_args(arguments)
+
+
+def _keep(cell: Cell, cells: dict[tuple[str, str], Cell], path: Path | None) -> None:
+    """Keep a cell, also in a file of lines, and say what is wrong."""
+    cells[cell.architecture, cell.job] = cell
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(asdict(cell)) + "\n")
+    if cell.verdict == WRONG:
+        print(f"{cell.architecture} {cell.job}: {cell.said}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,21 +127,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells[cell.architecture, cell.job] = cell
     names = typed.only or list(ARCHITECTURES)
     for name in names:
-        jobs = [job for job in typed.jobs if (name, job) not in cells]
+        jobs = [job for job in typed.jobs if job in JOBS and (name, job) not in cells]
         for cell in tried_all(ARCHITECTURES[name], jobs, typed.seconds) if jobs else ():
-            cells[name, cell.job] = cell
-            if typed.json is not None:
-                with typed.json.open("a") as file:
-                    file.write(json.dumps(asdict(cell)) + "\n")
-            if cell.verdict == WRONG:
-                print(f"{name} {cell.job}: {cell.said}", flush=True)
-    asked = [cells[name, job] for name in names for job in typed.jobs]
+            _keep(cell, cells, typed.json)
+    split = [n for n in names if n in SPLIT and (n, PARALLEL) not in cells]
+    for cell in parallel_cells(split) if split and PARALLEL in typed.jobs else ():
+        _keep(cell, cells, typed.json)
+    asked = [cells[name, job] for name in names for job in typed.jobs if (name, job) in cells]
     print(table(asked), "", reasons(asked), "", summary(asked), sep="\n")
     if typed.write:
         versions = {"sonde": sonde.__version__}
         versions |= {name: version(name) for name in NAMED if name not in versions}
-        STORED.write_text(stored(asked, versions), "utf-8")
-        PAGE.write_text(page(asked, versions, ABOUT), "utf-8")
+        former = {(c.architecture, c.job): c for c in read_stored(STORED.read_text("utf-8"))[0]}
+        former |= {(c.architecture, c.job): c for c in asked}
+        every = [(name, job) for name in ARCHITECTURES for job in ALL_JOBS]
+        written = [former[key] for key in every if key in former]
+        STORED.write_text(stored(written, versions), "utf-8")
+        PAGE.write_text(page(written, versions, ABOUT | {PARALLEL: ABOUT_PARALLEL}), "utf-8")
     return int(any(cell.verdict == WRONG for cell in asked))
 
 

@@ -26,6 +26,7 @@ attention layer, and compare padded rows with each row alone.
 """
 LEGEND = """
 ✓: equal to plain torch. A number: refused with the reason below. –: the job makes no sense there.
+Empty: not tried; twelve architectures are split over ranks.
 
 | job | what is compared |
 |---|---|
