@@ -107,6 +107,7 @@ matrix-vllm:
 
 bench-vllm:
 	$(IN_VLLM) -m benchmarks.engines .lm/smollm2
+	$(IN_VLLM) -m benchmarks.serving_engines .lm/smollm2
 
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py
