@@ -133,7 +133,7 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     ),
 }  # fmt: skip
 
-FIXES: Final[Mapping[str, str]] = {words: line for words, (line, _) in FORMS.items()} | LINES
+FIXES: Final[Mapping[str, str]] = {**{words: line for words, (line, _) in FORMS.items()}, **LINES}
 """What to do if a form lowers the loss, by the words for the form."""
 
 
