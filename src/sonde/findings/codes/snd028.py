@@ -42,7 +42,8 @@ class SND028(Rule):
     how: ClassVar[str] = (
         "Up to 32 texts of one length, cut to 64 tokens, are run again with positions one lower "
         "and one or two higher, with token ids one lower or higher, in reverse order, and with "
-        "a start token; up to 48 texts, cut to 96 tokens, are run again in another case, with "
+        "a start token; up to 32 texts, cut to their median length and 96 tokens, are run again "
+        "in another case, with "
         "other spaces, line ends, quotation marks, encodings and normalisations, with repeated "
         "control tokens once, and with the spaces or capitals that the words of the tokenizer's "
         "vocabulary suggest; the loss of a text that loses characters is raised by their ratio. "

@@ -194,30 +194,30 @@ def small_batches(
 
     Texts are cut to their median length and shorter ones are left out. If fewer than ``least``
     texts would remain, all are cut further, to the length that ``least`` of them have. Without
-    ``even``, texts of any length remain, and ``together`` takes texts of one length only.
+    ``even``, shorter texts remain, and ``together`` takes texts of one length only.
     """
     every = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in every if s is not None]
     names = _parameters(model.module)
-    if even:
-        singles = _same_targets(_evened(singles, least))
+    singles = _same_targets(_evened(singles, least, even))
     return SmallBatches(
-        singles=tuple(s for s in singles if even or (token_length(s) or 0) >= SHORTEST),
+        singles=tuple(singles),
         pad_id=_pad_id(model),
         takes_mask="attention_mask" in names,
         takes_positions="position_ids" in names,
     )
 
 
-def _evened(singles: list[InputBatch], least: int) -> list[InputBatch]:
-    """Return examples of equal size: texts cut to one length, shorter ones removed."""
+def _evened(singles: list[InputBatch], least: int, even: bool) -> list[InputBatch]:
+    """Return examples of equal size: texts cut to one length, shorter ones perhaps removed."""
     lengths = [n for s in singles if (n := token_length(s)) is not None]
     if len(lengths) == len(singles) > 0:
         kept = sorted(n for n in lengths if n >= SHORTEST)
         middle = min(len(kept) // 2, max(0, len(kept) - max(2, least)))
         size = kept[middle] if kept else SHORTEST
-        evened = [cut(s, size) for s in singles if (token_length(s) or 0) >= size]
-        return [s for s in evened if token_length(s) == size]
+        fewest = size if even else SHORTEST
+        evened = [cut(s, size) for s in singles if (token_length(s) or 0) >= fewest]
+        return [s for s in evened if not even or token_length(s) == size]
     shapes = [_shapes(s) for s in singles]
     common = max(shapes, key=shapes.count, default=())
     return [s for s, shape in zip(singles, shapes, strict=True) if shape == common]

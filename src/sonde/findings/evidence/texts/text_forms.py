@@ -32,9 +32,8 @@ from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
-TEXTS, LONGEST, LEAST = 48, 96, 8
+TEXTS, LONGEST, SHORTEST, LEAST = 32, 96, 32, 8
 # Texts are cut before they are left out: a signed-rank test of nine texts cannot reach 0.1 %.
-FEWEST, SHORTEST = 32, 32  # texts, and tokens of one
 WHOLE, PART = 6, 0.5  # forward passes of all texts; part of the budget
 SPELLINGS: Final = ("spelling of the texts", "spellings of the texts")
 FIRST: Final = 8  # texts on which a way must help before it is tried on all
@@ -213,12 +212,11 @@ def _given_texts(stream: LiveStream, evidence: Evidence) -> _Given | None:
     decode = getattr(processor, "decode", None)
     if stream.model.task != "causal" or not callable(decode) or not callable(processor):
         return None
-    able = evidence.budget.rows(TEXTS * LONGEST, FEWEST * SHORTEST, WHOLE, PART)
-    n = max(FEWEST, able // LONGEST)
-    chosen = chosen_examples(stream, n, evidence.data.seed)
+    able = evidence.budget.rows(TEXTS * LONGEST, TEXTS * SHORTEST, WHOLE, PART)
+    chosen = chosen_examples(stream, TEXTS, evidence.data.seed)
     most = context_of(stream.model)
     # Half of the context: another way to write a text may take up to twice as many tokens.
-    longest = able // n if most is None else min(able // n, most // 2)
+    longest = able // TEXTS if most is None else min(able // TEXTS, most // 2)
     small = small_batches(stream.model, stream.inputs, chosen, longest, even=False)
     if len(small) < LEAST or small.length is None or small.singles[0].placeholder is not None:
         return None
