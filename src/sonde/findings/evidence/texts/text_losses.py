@@ -10,10 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.core.repacking import count_weights
 from sonde.engine.progress import Bar
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
 from sonde.findings.evidence.texts.lens import known_losses
+from sonde.findings.self_check import LARGE
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -21,6 +23,8 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import cut, single, stacked, token_length
 
 USUAL, DEEP = (160, 25), (320, 129)  # texts, tokens of each
+OF_LARGE: Final = (120, 25)
+"""Texts, and tokens of each, for a model that is large in the self-check's sense."""
 LEAST, TOGETHER = 100, 16
 T = TypeVar("T")
 TOO_FEW: Final = f"needs the loss of {LEAST} texts of different groups, got {{}}"
@@ -50,14 +54,15 @@ class TextLosses:
 def text_losses(stream: LiveStream, evidence: Evidence) -> TextLosses | str:
     """Run a causal language model on texts of different groups, batched by shape.
 
-    At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
-    A deep scan takes 320 and 128. Texts whose losses the lens knows are not run again.
-    Returns the reason if fewer than 100 texts have losses.
+    At most 160 texts (120 for a large model) and 24 predicted tokens of each: a scan is to take
+    little beyond its pass. A deep scan takes 320 and 128. Texts whose losses the lens knows are
+    not run again. Returns the reason if fewer than 100 texts have losses.
     """
     shared = shared_rows(evidence)
     if stream.model.task != "causal" or shared.order is None:
         return "the model does not predict a next token"
-    most, longest = DEEP if evidence.deep else USUAL
+    is_large = count_weights(stream.model.module) >= LARGE
+    most, longest = DEEP if evidence.deep else OF_LARGE if is_large else USUAL
     rows = one_per_group(shared.group)[:most]
     if len(rows) < LEAST:
         return TOO_FEW.format(len(rows))
