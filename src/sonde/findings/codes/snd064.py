@@ -35,7 +35,8 @@ class SND064(WeakGroupRule):
     fix: ClassVar[str] = "Add texts like these to the training set."
     how: ClassVar[str] = (
         "Next-token loss of at most 160 texts of different groups (120 of a model of 50 million "
-        "weights or more), 24 tokens of each (320 and 128 with --deep), minus the mean loss of all texts at similar positions (grouped by "
+        "weights or more), 24 tokens of each (320 and 128 with --deep), minus the mean loss of "
+        "all texts at similar positions (grouped by "
         "octaves). Groups are searched for on one half of the texts as in SND061, by the data's "
         "own columns, length and clusters of the states. On the other half, both means have a "
         "Student interval over groups, at 99 % over all groups tested there. The interval of "
