@@ -36,7 +36,7 @@ TEXTS, LONGEST, SHORTEST, LEAST = 32, 96, 32, 8
 # Texts are cut before they are left out: a signed-rank test of nine texts cannot reach 0.1 %.
 WHOLE, PART = 6, 0.5  # forward passes of all texts; part of the budget
 SPELLINGS: Final = ("spelling of the texts", "spellings of the texts")
-FIRST: Final = 8  # texts on which a way must help before it is tried on all
+FIRST, MOST = 8, 3  # texts on which a way is tried first; the best ways, tried on all texts
 TOUCHED: Final = 0.3  # share of the texts that another way changes
 Form = Callable[[str], str]
 
@@ -188,21 +188,24 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
         given = _losses_as_given(stream, evidence, own)
         if given is None:
             return None
-        losses, every, longest = dict[str, Tensor](), range(len(texts)), int(n.max())
+        longest, ratios = int(n.max()), dict[str, float]()
         forms = {words: form for words, (_, form) in FORMS.items()}
         forms |= vocabulary_forms(stream.model.processor)
         changing = {words: touched for words, form in forms.items()
                     if (touched := _touching(texts, form))}  # fmt: skip
         for words, (changed, few) in budget.affordable(changing, FIRST * longest, SPELLINGS, PART):
             loss = _as_given(stream, own, changed, few, budget)
-            if loss is None or loss.mean() >= given[few].mean():
-                continue
+            ratio = 1.0 if loss is None else float(loss.mean() / given[few].mean())
+            if ratio < 1.0:
+                ratios[words] = ratio
+        losses, every = dict[str, Tensor](), range(len(texts))
+        for words in sorted(ratios, key=lambda words: ratios[words])[:MOST]:
             if not budget.affords(len(texts) * longest):
                 budget.leave_out(SPELLINGS, 1)
-            else:
-                loss = _as_given(stream, own, changed, every, budget)
-                if loss is not None:
-                    losses[words] = loss
+                continue
+            loss = _as_given(stream, own, changing[words][0], every, budget)
+            if loss is not None:
+                losses[words] = loss
     return TextForms(given, losses, own.order, own.chooses)
 
 

@@ -32,7 +32,7 @@ PLACES, TEXTS_WITH = 10, 4  # at least, of a token that stands out
 MOST: Final = 10
 ROUNDS: Final = 2
 KIND: Final = ("exchange of token rows", "exchanges of token rows")
-ALONE: Final = 0.5
+ALONE: Final = 0.25
 """Part of the budget that the exchanges of a round tried on few texts may take."""
 BEYOND, APART, ERRORS = 0.5, 1.5, 4.0
 Side = Literal["after", "at"]
