@@ -40,10 +40,10 @@ _SEEN: dict[str, str] = {
         masked-objectives missing-view parallel-adapters per-user-flow recall recolour
         replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
         which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
-        attention-bottleneck pruned-pretrained""",
+        attention-bottleneck pruned-pretrained rounded-pretrained""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
-        common-and-salient decode-states factor-contrast feature-fusion projection-head
-        surrogate-rules volumes was-it-generated""",
+        common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
+        projection-head surrogate-rules volumes was-it-generated""",
     "chance level": """attributions bottleneck-degree concept-marginal correlation-match diff-roar
         faithfulness-violation family-of-models last-layer learned-graph nac-me normgrad
         open-world-hierarchy route-by-score shortcut-bias slots-over-time subpopulation-curve

@@ -372,11 +372,11 @@ def figures_of(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
     given = Arms()
     with stages(given) as begin:
 
-        def told(what: str) -> None:
+        def begin_and_tick(what: str) -> None:
             begin(what)
             tick(f"{study.name}, seed {seed}: {what}")
 
-        figures = {**study.run(seed, tiny, told)}
+        figures = {**study.run(seed, tiny, begin_and_tick)}
     figures = {**given.figures(), **figures}
     missing = {c.key for c in (*study.claims, study.null)} - set(figures)
     missing |= {c.premise for c in study.claims if c.premise} - {c.key for c in study.claims}
