@@ -95,6 +95,7 @@ def test_inputs_that_change_are_clear() -> None:
     assert_clear(SND083().check(seeing(found)))
 
 
+@pytest.mark.slow
 def test_texts_that_begin_with_the_same_tokens_are_no_idle_columns() -> None:
     stream = read(
         twin(), [f"<|im_start|>user\nThe {i} of {text}" for i in range(8) for text in TEXTS]

@@ -10,6 +10,8 @@ from sonde.findings.evidence.texts.vocabulary_words import (
     word_ranks,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.truth("the texts before their spaces and capitals were removed")
 def test_spaces_and_capitals_of_known_words_are_restored() -> None:
