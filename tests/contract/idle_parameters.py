@@ -1,5 +1,6 @@
 """Search for parameters that change nothing, whatever their value."""
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -34,22 +35,31 @@ def others(value: Any, hint: Any) -> Iterator[Any]:
     for kind in (hint, *typing.get_args(hint)):
         if typing.get_origin(kind) is Literal:
             yield from typing.get_args(kind)
+        if kind is type(None) and value is not None:
+            yield None
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
         yield from (value + 1, max(1, value // 2), value * 2, 1, 2, 3, 7, 0, value + 40)
     elif isinstance(value, float):
-        yield from (value / 2, value * 2, value + 0.1, 0.5, 0.9, 1.5, -value)
+        yield from (value / 2, value * 2, value + 0.1, 0.5, 0.9, 1.5, -value, value / 1000)
     elif value is None:
+        yield from ("3", ("3",), torch.full((1, 1, 1), 0.3))  # names of layers of the small nets
         yield from (1, 2, 0.5, True, (0.0, 3.0), (1.0, 2.0, 3.0))
     elif hint is str:
         yield from ("position", "group")
     elif isinstance(value, str):
-        yield from (0.3, 1, 2)
+        yield from (0.3, 1, 2, "8")
     elif isinstance(value, torch.Tensor):
-        yield 2 * value
+        yield 2 * value + 0.1
     elif isinstance(value, nn.Module):
         yield _moved(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        for field in dataclasses.fields(value):
+            for other in others(getattr(value, field.name), hints.get(field.name)):
+                with contextlib.suppress(Exception):  # a value that the class refuses
+                    yield dataclasses.replace(value, **{field.name: other})
     elif isinstance(value, tuple | list) and value:
         yield from (value[:1], value[:-1])
         if isinstance(value[0], int | float):

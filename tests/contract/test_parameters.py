@@ -1,4 +1,4 @@
-"""Every parameter of instruments and layers changes something."""
+"""Every parameter of instruments, layers, rewrites, losses and attributions changes something."""
 
 import copy
 import dataclasses
@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 from contract.idle_parameters import idle, plain
+from contract.test_explainers import MADE, PER_PLACE
 from contract.test_layers import CASES as LAYERS
+from contract.test_losses import NAMES as LOSSES
+from contract.test_losses import columns
+from contract.test_rewrites import CASES as REWRITES
+from sonde import train
 from sonde.core.errors import SondeError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result, Scorer
@@ -20,9 +25,10 @@ from sonde.core.shift import Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.run.instruments.families import FAMILIES
 from sonde.stats import Moments, MomentsState
-from sonde.testing import LayerCase
+from sonde.testing import ExplainerCase, LayerCase, RewriteCase
 from sonde.testing.instrument_laws import fit, make_inputs, score
 from sonde.testing.layer_laws import moved, outputs
+from sonde.weights import as_model
 
 ROOMS = [importlib.import_module(f"sonde.{family}") for family in FAMILIES]
 CLASSES = [
@@ -59,8 +65,53 @@ UNSEEN: Final = {
     "WeakAndStrong.gate_gradient": "read by ``loss``, beside ``forward``",
     "Attention.centres": "an array of the user",
     "SkipTranscoder.penalty": "grows over minibatches, of which these few rows make too few",
+    "gather": "asked of several ranks, in tests/train/test_losses_of_ranks.py",
+    **dict.fromkeys(
+        ("Align.resample", "Align.heads", "Align.prefix"),
+        "of maps, heads and tokens; here are rows",
+    ),
+    "LatentTerms.seed": "draws samples where none are given",
+    **dict.fromkeys(
+        (f"MaskedFeatures.{n}" for n in ("how", "positions", "ratio", "times", "in_forward")),
+        "of masks that the loss draws; here they are given",
+    ),
+    "Contrast.radius": "of places, which these rows lack",
+    "NextTokens.head": "a module of the user",
+    "special": "of tokens; here are pictures",
+    "groups": "an array of the user",
+    "MetaSaliency.method": "an explainer of the user",
+    "Align.grids": "of maps; here are rows",
+    **dict.fromkeys(
+        ("MaskedFeatures.head", "MaskedFeatures.rebuilder"), "a module of the user, or its name"
+    ),
+    **dict.fromkeys(
+        (
+            f"{edit}.{n}"
+            for edit in ("RankOneEdit", "BatchEdit")
+            for n in ("fact", "kept", "steps", "rate", "divergence", "decay", "largest")
+        ),
+        "of the search for the shift, which is given here",
+    ),
+    "FinePrune.budget": "a net of random weights has no accuracy to lose",
+    **dict.fromkeys(
+        ("FinePrune.seed", "GradientAscent.seed", "NegPreference.seed"),
+        "order of minibatches, of which these rows make one",
+    ),
+    "BlockRounding.sweeps": "the search comes to rest in its first sweep here",
+    "OnceForAllBits.corrections": "arrays of the user",
+    "Retrain.make": "a function of the user",
 }
 """Parameters whose effect these few rows cannot show, with the reason."""
+
+
+FURTHER: Final[dict[str, tuple[dict[str, Any], ...]]] = {
+    "Align": ({"projector": "mlp", "width": 4, "hidden": 5},),
+    "Contrast": ({"memory": 16},),
+    "LearnedViews": ({"dim": 4, "width": 6, "margin": -0.9},),
+    "Separate": ({"penalty": "adversary", "width": 4, "hidden": 5},),
+    "AdversarialMask": ({"steps": 8, "rate": 2.0, "threshold": 0.255},),
+}
+"""Parameters to start from besides the examples: where others have an effect."""
 
 
 def kinds(methods: Iterable[Any]) -> list[type[Any]]:
@@ -124,6 +175,64 @@ def test_of_layers(cls: type[nn.Module]) -> None:
     assert idle(cls, given, lambda layer: of_layer(layer, mine[0]), UNSEEN) == []
 
 
+def of_rewrite(rewrite: Any, case: RewriteCase) -> Any:
+    """Return what a rewrite asks for, and what its plan makes of the weights."""
+    model = as_model(case.model())
+    plan = dataclasses.replace(case, rewrite=rewrite).planned(model)
+    kept = {f.name: plain(getattr(plan, f.name)) for f in dataclasses.fields(plan)
+            if f.name not in ("method", "parameters")}  # fmt: skip
+    return repr(rewrite.reads()), repr(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", kinds(c.rewrite for c in REWRITES), ids=lambda cls: cls.__name__)
+def test_of_rewrites(cls: type[Any]) -> None:
+    mine = [case for case in REWRITES if type(case.rewrite) is cls]
+    given = [
+        {f.name: getattr(case.rewrite, f.name) for f in dataclasses.fields(case.rewrite) if f.init}
+        for case in mine
+    ]
+    given = [*given[:4], *FURTHER.get(cls.__name__, ())]
+    assert idle(cls, given, lambda rewrite: of_rewrite(rewrite, mine[0]), UNSEEN) == []
+
+
+def of_loss(loss: Any, parameters: dict[str, Any]) -> Any:
+    """Return the value of a loss, the gradients of rows and weights, and what it holds then."""
+    given = columns(loss, parameters)
+    loss(**{name: x.float() if x.is_floating_point() else x for name, x in given.items()})
+    getattr(loss, "step", int)()
+    loss = loss.double()  # what is made at the first call, or kept for the next one, counts
+    turned = {name: x.roll(1, 0) if x.is_floating_point() else x for name, x in given.items()}
+    value = loss(**turned)
+    leaves = [x for x in (*given.values(), *loss.parameters()) if x.requires_grad]
+    slopes = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad else ()
+    return plain([value, slopes, sorted(loss.state_dict()), loss.batching])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_of_losses(name: str) -> None:
+    cls = getattr(train, name)
+    examples = [*cls.examples, *FURTHER.get(name, ())]
+    found = [idle(cls, [given], lambda loss, own=given: of_loss(loss, own), UNSEEN)
+             for given in examples]  # fmt: skip
+    idle_names = sorted(set.intersection(*map(set, found)))
+    assert idle_names == [], idle_names
+
+
+def of_attribution(explainer: Any) -> Any:
+    """Return an attribution at the first layer of a small net."""
+    return plain(ExplainerCase(explainer, asked={"site": "0"}).plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", PER_PLACE, ids=lambda cls: cls.__name__)
+def test_of_attributions(cls: type[Any]) -> None:
+    given = vars(MADE.get(cls) or cls())
+    own = {name: given[name] for name in inspect.signature(cls).parameters if name in given}
+    assert idle(cls, [own], of_attribution, UNSEEN) == []
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Idles(Instrument):
@@ -140,3 +249,20 @@ class Idles(Instrument):
 
 def test_a_parameter_that_nobody_reads_is_seen() -> None:
     assert idle(Idles, [], of_instrument) == ["seed"]
+
+
+class Bounded(nn.Module):
+    """A loss, with a bound that nobody reads."""
+
+    batching = "mean"
+
+    def __init__(self, weight: float = 1.0, bound: float = 2.0) -> None:
+        super().__init__()
+        self.weight, self.bound = weight, bound
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x.square().mean()
+
+
+def test_a_parameter_of_a_loss_that_nobody_reads_is_seen() -> None:
+    assert idle(Bounded, [{}], lambda loss: of_loss(loss, {})) == ["bound"]
