@@ -164,7 +164,7 @@ def test_a_resumed_scan_gives_the_same_report(place, stopped):
 def test_a_study_goes_on_after_its_finished_seeds(place, stopped):
     words = "study nac --tiny --seeds 3 -o "
     ended(words + "whole")
-    err = stopped(words + "out", "sonde_studies.study:_one", 3)
+    err = stopped(words + "out", "sonde_studies.study:figures_of", 3)
     assert "Finished work is kept in out; the same command continues from there" in err
     assert files(place) == ["out/nac.tiny.seeds.json"]
     ran = run_words(*(words + "out").split())
@@ -173,7 +173,7 @@ def test_a_study_goes_on_after_its_finished_seeds(place, stopped):
         json.loads((place / f / "nac.tiny.json").read_text()) for f in ("whole", "out")
     )
     assert found["figures"] == expected["figures"]
-    assert NOTHING in stopped(words + "none", "sonde_studies.study:_one", 1)
+    assert NOTHING in stopped(words + "none", "sonde_studies.study:figures_of", 1)
 
 
 def test_workers_of_an_interrupted_terminal_are_silent(place, stopped):

@@ -162,7 +162,7 @@ NOT_TRIED: Mapping[str, str] = {
     "explain.dictionary:write_saelens": "a folder in the layout of SAELens",
     "report.card:save_card": "a section of a text that people edit: no command reads it",
     "weights._weight_file:write_hashed": "a new folder: tests/weights/test_saving.py",
-    "weights.merging:merge_models": "a new folder: tests/weights/test_merging.py",
+    "weights.merging:_merge_folders": "a new folder: tests/weights/test_merging.py",
     "weights._told:write_told": "a new folder: tests/weights/test_saving.py",
     "tap.training.terms:Terms.save": "safetensors that loads without sonde: no hash",
     "run.training.checkpoints:record_checkpoints": "hashes of checkpoints, beside a track",
