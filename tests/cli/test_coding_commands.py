@@ -23,7 +23,7 @@ def test_a_file_comes_back_and_its_sizes_are_told(run, tmp_path):
 
 def test_what_cannot_work_is_told_in_one_line(run, tmp_path):
     file = tmp_path / "a.py"
-    assert "no file" in run("encode", file).error()
+    assert "no such file" in run("encode", file).error()
     file.write_text("x = 1\n")
     assert "is also the file to read" in run("encode", file, "-o", file).error()
     assert "expected a language model" in run("encode", file, "--model", "sonde:digits").error()
