@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
-from sonde.findings.codes.snd049 import SND049, changes_in_file
+from sonde.findings.codes.snd049 import SND049, Change, _said, changes_in_file
 from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.evidence.answers.head_accuracy import Kind
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
@@ -230,3 +230,12 @@ def test_several_numbers_that_are_off_from_one_row_on_are_named() -> None:
     pair = tuple(torch.tensor(x[::-1].copy()) for x in (answers, truth))
     finding = assert_raised(SND049().check(_of_head("rms_error", np.zeros(N), pair)), "warning")
     assert abs(finding.examples[0] - AT) <= 3
+
+
+@pytest.mark.truth("the half whose targets are those of other rows")
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_half_that_follows_the_targets_less_is_named(is_first) -> None:
+    change = Change("fit", "the answers", AT, *((0.1, 0.9) if is_first else (0.9, 0.1)), 1e-6)
+    words = _said(change, N)
+    assert words.startswith("up to row 190" if is_first else "from row 191")
+    assert "less: correlation 0.1" in words

@@ -571,6 +571,12 @@ def _said(change: Change, n: int) -> str:
         return f"{at} the model is wrong on {after} of rows ({before} before)"
     if change.kind == "entries":
         return f"{at} the model is wrong on {after} of the labels of a row ({before} before)"
+    if change.kind == "fit" and change.after > change.before:
+        return (
+            f"up to row {change.row:,} of {n:,} the model's outputs follow the targets less: "
+            f"correlation {number(change.before, 2)}, after it {number(change.after, 2)}; the "
+            "targets up to there seem to belong to other rows"
+        )
     if change.kind == "fit":
         return (
             f"{at} the model's outputs follow the targets less: correlation "

@@ -88,7 +88,7 @@ class SND086(Rule):
             figure,
             examples=rows.rows,
             effect=min(1.0, rows.mended * rows.wrong),
-            fix=f"Change the targets of the rows listed: {rows.form.line}.",
+            fix=f"For these rows alone (--rows FILE names all of them): {rows.form.line}.",
             trial=rows.trial,
             location=Location(answers=True),
         )

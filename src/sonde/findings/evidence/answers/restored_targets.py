@@ -40,7 +40,7 @@ CLOSE: Final = 0.1
 NEAR_POWER: Final = 0.2
 LEAST_FACTOR: Final = 1.5
 MOST_BINS, BIN = 5, 40
-"""Sizes of answers for each of which usual errors are estimated, and rows of such a bin."""
+"""Usual errors are estimated in at most 5 bins of answers of about one size, of 40 rows or more."""
 MOST_TURNS: Final = 20
 """Ways to give rows the targets of other rows."""
 MOST_NUMBERS: Final = 8
