@@ -36,7 +36,7 @@ class SND086(Rule):
     breaks: ClassVar[Breaks] = "some answers"
     explains: ClassVar[tuple[Explains, ...]] = (
         Explains(("SND037", "SND063", "SND071"), levels=SERIOUS),
-        Explains(("SND037", "SND047", "SND049", "SND063", "SND071")),
+        Explains(("SND015", "SND037", "SND047", "SND049", "SND063", "SND071")),
     )
     why: ClassVar[str] = (
         "Tables that were joined may hold the same quantity in two units, with two signs, or as "
