@@ -6,7 +6,7 @@ from torch import nn
 
 from sonde.core import InputError
 from sonde_studies import Claim, Study, StudyTable, as_text, run_study
-from sonde_studies.arms import Arms, arm, unequal, unsaid
+from sonde_studies.arms import Arms, arm, trained_once, unequal, unsaid
 from sonde_studies.study import figures_of
 from sonde_studies.worlds.learning import minimise
 
@@ -43,6 +43,31 @@ def test_training_notes_what_it_was_given():
     assert unequal("ours", "theirs", figures) == {"updates": 2.0}
     with pytest.raises(LookupError, match="got nothing"):
         unequal("one", "two", figures)
+
+
+def test_every_arm_that_asks_for_a_shared_net_is_given_its_training():
+    """With a plain cache only the first has it, so figures depend on which study ran before."""
+
+    @trained_once
+    def shared(steps):
+        net = nn.Linear(3, 1)
+        minimise(lambda r: net(torch.ones(len(r), 3)).mean(), net.parameters(), 9,
+                 steps=steps, seed=0)  # fmt: skip
+        return net
+
+    class Shared(Compared):
+        def run(self, seed, tiny, tick):
+            given = Arms()
+            for name in ("ours", "theirs"):
+                with arm(given, name):
+                    shared(3)
+                    shared(3)
+            return {"better": 1.0, "null": 0.0, **given.figures()}
+
+    assert shared(3) is shared(3)
+    ours, theirs = ([v for k, v in Shared().run(0, True, str).items() if arm in k]
+                    for arm in ("| ours", "| theirs"))  # fmt: skip
+    assert ours == theirs == [6, 9, 4]
 
 
 def test_a_comparison_that_hides_a_difference_is_refused():

@@ -1,7 +1,6 @@
 """Deep residual nets on digits, and the cost of rounding any set of their blocks to two bits."""
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import permutations
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.compress import RTN, BitAllocation
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import trained_once
 from sonde_studies.study import Claim
 from sonde_studies.worlds.learning import drawn, learn_labels
 
@@ -112,7 +112,7 @@ class Rounded:
         return [self.kl[frozenset([i])] for i in range(BLOCKS)]
 
 
-@cache
+@trained_once
 def rounded_net(seed: int, tiny: bool) -> Rounded:
     """Return the trained net of a seed; two studies use it."""
     return Rounded(seed, tiny)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde.weights import Rewrite, RewritePlan
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import trained_once
 from sonde_studies.worlds.learning import drawn, learn_labels
 
 TRAIN, STEPS, ROWS, TINY = 1_000, 500, 300, 40
@@ -83,13 +83,13 @@ def _convolutional() -> nn.Sequential:
     )  # fmt: skip
 
 
-@cache
+@trained_once
 def wide_net(seed: int, tiny: bool) -> Shrunk:
     """Return a dense net with three hidden layers of 256 units; two studies use it."""
     return _learned(_wide, seed, tiny)
 
 
-@cache
+@trained_once
 def conv_net(seed: int, tiny: bool) -> Shrunk:
     """Return a net with three convolutions and batch norm."""
     return _learned(_convolutional, seed, tiny)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 GIVEN: dict[str, str] = {
     "updates": r"updates?|steps?|epochs?|longer|budget|twice",
@@ -45,6 +47,8 @@ class Arms:
         }
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _CURRENT: ContextVar[tuple[Arms, str] | None] = ContextVar("arm", default=None)
 
 
@@ -103,6 +107,34 @@ def note(**given: float) -> None:
     for what, n in given.items():
         adds = what in ("updates", "passes")
         found[what] = found.get(what, 0.0) + n if adds else max(found.get(what, 0.0), n)
+
+
+def trained_once(train: Callable[P, T]) -> Callable[P, T]:
+    """Cache what a function trains, and note its resources in every arm that asks for it.
+
+    With ``functools.cache`` alone only the arm that asks first would be given the training, so the
+    figures of a study would depend on which studies ran before it in the same process.
+
+    Parameters
+    ----------
+    train : callable
+        A function of hashable arguments; its result is shared.
+    """
+
+    @cache
+    def once(*args: P.args, **kwargs: P.kwargs) -> tuple[T, dict[str, float]]:
+        recorded = Arms()
+        with arm(recorded, "trained"):
+            result = train(*args, **kwargs)
+        return result, recorded.given["trained"]
+
+    @wraps(train)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        result, given = once(*args, **kwargs)
+        note(**given)
+        return result
+
+    return asked
 
 
 def unequal(one: str, two: str, figures: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from sonde import Model
 from sonde.tap import Decode
 from sonde_studies._language import RATE, descend, language_model, tokens_of
+from sonde_studies.arms import trained_once
 
 RATIOS = (1, 2, 5, 10, 25, 50, 100)
 RELATIONS, PHRASES, ANSWERS = 2, "ab", 24
@@ -103,7 +103,7 @@ class Schooling:
     steps: int = 900
 
 
-@cache
+@trained_once
 def facts_and_model(
     seed: int, families: int = 8, how: Schooling = Schooling()
 ) -> tuple[FactWorld, Model]:

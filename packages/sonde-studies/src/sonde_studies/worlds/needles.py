@@ -6,7 +6,6 @@ small letters. A question is a question mark and a key.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sonde import Model
+from sonde_studies.arms import trained_once
 from sonde_studies.worlds.learning import drawn, minimise
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.?"
@@ -113,7 +113,7 @@ class PairEmbedding(nn.Module):
         return self.letter(ids) + pad(self.before(ids[:, :-1]), (0, 0, 1, 0))
 
 
-@cache
+@trained_once
 def trained(seed: int, steps: int | None = None) -> Model:
     """Return a model that answers questions at the end of a window."""
     config = LlamaConfig(

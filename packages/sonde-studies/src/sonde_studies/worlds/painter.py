@@ -7,7 +7,6 @@ what was asked for: the digit, the colour of its ink, the colour of the ground.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad, scaled_dot_product_attention, unfold
 
 from sonde.layers import DecoupledCrossAttention, conditioned, inserted_layers
+from sonde_studies.arms import trained_once
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
 SIDE, DIM, HEADS, BLOCKS = 10, 32, 4, 2
@@ -211,7 +211,7 @@ def correlation(found: Float[Tensor, "canvas 3"], other: Float[Tensor, "canvas 3
     return float(torch.stack([torch.corrcoef(torch.stack(two))[0, 1] for two in both]).mean())
 
 
-@cache
+@trained_once
 def studio(seed: int, steps: int = 300) -> Studio:
     """Train a generator, cached and shared; train only copies of it."""
     images, digit = digit_images(seed)
