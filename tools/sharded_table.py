@@ -1,4 +1,4 @@
-"""Jobs on models that are sharded over two ranks, beside the whole model: right or refused.
+"""Jobs on models that are sharded over two or four ranks, beside the whole model: right or refused.
 
     python -m tools.sharded_table             # the table of docs/howto/sharded_models.md
     python -m tools.sharded_table --errors    # the text of each refusal
@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from sonde.layers import Adapter
 from sonde.measure import ParticipationRatio
 from sonde.train import RateReduction
 
-N_RANKS = 2
 TOLERANCE, OF_BFLOAT16 = 1e-5, 1e-2
 BLOCK, UNITS, ATTENTION = "model.layers.1", "model.layers.1.mlp.up_proj", "model.layers.1.self_attn"
 WEIGHT = "layers.0.self_attn.q_proj.weight"
@@ -161,9 +162,14 @@ def whole(mesh: Any, folder: Path) -> Any:
 
 def fully_sharded(mesh: Any, folder: Path, dtype: torch.dtype | None = None) -> Any:
     """Return a model whose blocks ``fully_shard`` shards."""
+    return sharded_blocks(llama(), mesh, dtype)
+
+
+def sharded_blocks(model: Any, mesh: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return a model after ``fully_shard`` of its blocks and of the rest."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    model, policy = llama(), MixedPrecisionPolicy(param_dtype=dtype)
+    policy = MixedPrecisionPolicy(param_dtype=dtype)
     for block in model.model.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     return fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -197,12 +203,17 @@ def parallelized(mesh: Any, folder: Path) -> Any:
     return model
 
 
+def both_ways(mesh: Any, folder: Path) -> Any:
+    """Return a model whose layers are split, and their parts sharded by ``fully_shard``."""
+    return sharded_blocks(parallelized(mesh["split"], folder), mesh["shard"])
+
+
 def automatic(mesh: Any, folder: Path) -> Any:
     """Return a model that transformers splits by its own plan."""
     from transformers import LlamaForCausalLM
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    plan = DistributedConfig(tp_plan="auto", tp_size=N_RANKS)
+    plan = DistributedConfig(tp_plan="auto", tp_size=distributed.get_world_size())
     return LlamaForCausalLM.from_pretrained(folder / "llama", distributed_config=plan).eval()
 
 
@@ -217,18 +228,43 @@ def stage(mesh: Any, folder: Path) -> Any:
     """Return this rank's stage of a pipeline."""
     from torch.distributed.pipelining import PipelineStage
 
-    return PipelineStage(llama(), distributed.get_rank(), N_RANKS, torch.device("cpu"))
+    return PipelineStage(
+        llama(), distributed.get_rank(), distributed.get_world_size(), torch.device("cpu")
+    )
 
 
-KINDS: dict[str, Build] = {
-    "`DistributedDataParallel`": whole,
-    "`fully_shard`": fully_sharded,
-    "`fully_shard`, bfloat16": partial(fully_sharded, dtype=torch.bfloat16),
-    "`fully_shard`, checkpointing": checkpointed,
-    '`tp_plan="auto"`': automatic,
-    "`parallelize_module`": parallelized,
-    "`FullyShardedDataParallel`": flattened,
-    "`PipelineStage`": stage,
+@dataclass(frozen=True)
+class Kind:
+    """A way to shard a model.
+
+    Parameters
+    ----------
+    build : callable
+        Returns the model on one rank, from a device mesh and a folder with the whole model.
+    axes : dict of str to int
+        Sizes of the axes of the device mesh, by name.
+    """
+
+    build: Build
+    axes: dict[str, int] = field(default_factory=lambda: {"ranks": 2})
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of ranks."""
+        return prod(self.axes.values())
+
+
+KINDS: dict[str, Kind] = {
+    "`DistributedDataParallel`": Kind(whole),
+    "`fully_shard`": Kind(fully_sharded),
+    "`fully_shard`, bfloat16": Kind(partial(fully_sharded, dtype=torch.bfloat16)),
+    "`fully_shard`, checkpointing": Kind(checkpointed),
+    "`fully_shard`, two replicas": Kind(fully_sharded, {"replicate": 2, "shard": 2}),
+    '`tp_plan="auto"`': Kind(automatic),
+    "`parallelize_module`": Kind(parallelized),
+    "`parallelize_module` and `fully_shard`": Kind(both_ways, {"shard": 2, "split": 2}),
+    "`FullyShardedDataParallel`": Kind(flattened),
+    "`PipelineStage`": Kind(stage),
 }
 
 
@@ -252,44 +288,46 @@ def expected_numbers(model: Any) -> tuple[sonde.Fitted, dict[str, Tensor]]:
     return probe, {name: job(model, probe).detach() for name, job in JOBS.items()}
 
 
-def in_rank(rank: int, folder: Path, kinds: list[str]) -> None:
+def in_rank(rank: int, n_ranks: int, folder: Path, kinds: list[str]) -> None:
     """Write the verdicts of one rank."""
     from torch.distributed.device_mesh import init_device_mesh
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(N_RANKS)}
-    meet = f"file://{folder}/meet"
-    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=N_RANKS)
-    mesh = init_device_mesh("cpu", (N_RANKS,))
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n_ranks)}
+    meet = f"file://{folder}/meet{n_ranks}"
+    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=n_ranks)
     float32, bfloat16 = expected_numbers(llama()), expected_numbers(llama().bfloat16())
     verdicts: dict[str, dict[str, str]] = {}
     for kind in kinds:
-        model, is_narrow = KINDS[kind](mesh, folder), "bfloat16" in kind
+        axes = KINDS[kind].axes
+        mesh = init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes))
+        model, is_narrow = KINDS[kind].build(mesh, folder), "bfloat16" in kind
         probe, expected = bfloat16 if is_narrow else float32
         probe = fit(model) if is_narrow else probe  # of its own weights, which are float32
         tolerance = OF_BFLOAT16 if is_narrow else TOLERANCE
         run = partial(verdict, model=model, probe=probe, tolerance=tolerance)
         verdicts[kind] = {name: run(job, expected=expected[name]) for name, job in JOBS.items()}
-    torch.save(verdicts, folder / f"{rank}.pt")
+    torch.save(verdicts, folder / f"{rank} of {n_ranks}.pt")
     distributed.destroy_process_group()
 
 
 def table(kinds: list[str]) -> list[dict[str, dict[str, str]]]:
-    """Return the verdict of each rank, by kind and job."""
+    """Return the verdicts of each rank, by kind and job; all kinds have as many ranks."""
     context = multiprocessing.get_context("spawn")
+    (n_ranks,) = {KINDS[kind].n_ranks for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="sonde-") as name:
         folder = Path(name)
         llama().save_pretrained(folder / "llama")
         ranks = [
-            context.Process(target=in_rank, args=(r, folder, kinds), daemon=True)
-            for r in range(N_RANKS)
+            context.Process(target=in_rank, args=(r, n_ranks, folder, kinds), daemon=True)
+            for r in range(n_ranks)
         ]
         for rank in ranks:
             rank.start()
         for rank in ranks:
             rank.join(180)
-        return [torch.load(folder / f"{rank}.pt") for rank in range(N_RANKS)]
+        return [torch.load(folder / f"{rank} of {n_ranks}.pt") for rank in range(n_ranks)]
 
 
 def markdown(verdicts: Mapping[str, Mapping[str, str]]) -> str:
@@ -305,14 +343,25 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--errors", action="store_true", help="print each verdict in full")
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), help="columns that are run")
     arguments = parser.parse_args()
-    verdicts = table(list(KINDS))
-    print(markdown(verdicts[0]))
+    several = [kind for kind in KINDS if kind in arguments.only] if arguments.only else list(KINDS)
+    by_size = {n: [k for k in several if KINDS[k].n_ranks == n] for n in (2, 4)}
+    tables = [table(kinds) for kinds in by_size.values() if kinds]
+    first = {kind: verdicts for ranks in tables for kind, verdicts in ranks[0].items()}
+    print(markdown({kind: first[kind] for kind in several}))
     if arguments.errors:
-        for rank, kinds in enumerate(verdicts):
+        for rank, kind, job, text in every(tables):
+            print(f"rank {rank}, {kind}, {job}: {text}")
+
+
+def every(tables: list[list[dict[str, dict[str, str]]]]) -> Iterator[tuple[int, str, str, str]]:
+    """Yield each verdict with its rank, kind and job."""
+    for ranks in tables:
+        for rank, kinds in enumerate(ranks):
             for kind, jobs in kinds.items():
                 for job, text in jobs.items():
-                    print(f"rank {rank}, {kind}, {job}: {text}")
+                    yield rank, kind, job, text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models that are sharded over two ranks: the numbers of the whole model, or refused by name."""
+"""Models that are sharded over ranks: the numbers of the whole model, or refused by name."""
 
 import multiprocessing
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 import sonde
 from sonde.core import SondeError
 from sonde.core.edit import Scale
+from sonde.detect import Mahalanobis
 from tools import sharded_table
 
 ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
@@ -93,21 +94,82 @@ def in_rank(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.truth("a rank holds 8 of the 16 units, or all of them in a DTensor")
-def test_sites_that_ranks_hold_in_parts(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    works = [context.Process(target=in_rank, args=(rank, tmp_path)) for rank in (0, 1)]
+def ended(works: list[Any], folder: Path) -> list[dict[str, str]]:
+    """Return the outcomes of processes, which all have to end well."""
     for work in works:
         work.start()
     for work in works:
         work.join(120)
         assert work.exitcode == 0
-    for rank in (0, 1):
-        outcomes = torch.load(tmp_path / f"{rank}.pt")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(len(works))]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("a rank holds 8 of the 16 units, or all of them in a DTensor")
+def test_sites_that_ranks_hold_in_parts(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    works = [context.Process(target=in_rank, args=(rank, tmp_path)) for rank in (0, 1)]
+    for outcomes in ended(works, tmp_path):
         refused = {"read 0", "read 1", "tapped 0", "edited 1", "read zeros"}
         for name in refused:
             assert "refused" in outcomes[name], (name, outcomes[name])
             assert "DTensor" in outcomes.pop(name)
         assert "the same inputs on all 2 ranks" in outcomes.pop("read other rows")
         assert set(outcomes.values()) == {"right"}, outcomes
+
+
+def scored(model: nn.Module, site: str) -> Tensor:
+    stream, group = sonde.read(model, ROWS, sites=site, check=False), distributed.group.WORLD
+    fitted = sonde.fit(Mahalanobis(), stream, progress=False, group=group)
+    table = sonde.score(fitted, model, ROWS + 1.0, progress=False, group=group)
+    return torch.tensor(table.column("score").to_pylist())
+
+
+def in_rank_of_mesh(rank: int, folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet"
+    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("first", "second"))
+
+    def replicated() -> Any:
+        model = net()
+        fully_shard(model[0], mesh=mesh)
+        return fully_shard(model, mesh=mesh)
+
+    def both() -> Any:
+        plan: Any = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        return fully_shard(parallelize_module(net(), mesh["second"], plan), mesh=mesh["first"])
+
+    def beside() -> nn.Module:
+        model = parallelize_module(net(), mesh["second"], {"2": ColwiseParallel()})
+        fully_shard(model[0], mesh=mesh["first"])
+        return model
+
+    jobs = [(read, "0"), (tapped, "2"), (edited, "1"), (scored, "0")]
+    outcomes = {
+        f"{build.__name__} {job.__name__} {site}": outcome(job, build(), site)
+        for build in (replicated, both, beside)
+        for job, site in [*jobs, (read, "2")]
+    }
+    torch.save(outcomes, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the same model in one process")
+def test_meshes_of_two_axes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    works = [context.Process(target=in_rank_of_mesh, args=(rank, tmp_path)) for rank in range(4)]
+    for outcomes in ended(works, tmp_path):
+        for name, text in outcomes.items():
+            word, weight = ("right", "") if "replicated" in name else ("refused", "splits")
+            assert text.startswith(word), (name, text)
+            assert weight in text, (name, text)

@@ -84,11 +84,13 @@ def require_one_kind(owner: str, root: nn.Module) -> None:
                 f"{owner}: {name} flattens its weights, which is not supported. Shard the model "
                 "with fully_shard (FSDP2), or pass the module before it is sharded."
             )
-    if is_fully_sharded(root) and any(_n_splits(x) > 1 for _, x in _sharded_weights(root)):
-        raise SiteError(
-            f"{owner}: expected a model that is fully sharded or tensor parallel, got both. Use "
-            "one of the two."
-        )
+    if is_fully_sharded(root):
+        for name, _ in _split_weights(root):
+            raise SiteError(
+                f"{owner}: expected a model that is fully sharded or tensor parallel, got both: "
+                f"tensor parallelism splits {name}, and fully_shard shards other weights or its "
+                "parts. Use one of the two; fully_shard over a mesh of replicas and shards is one."
+            )
     _ = split_layers(root)
 
 
@@ -218,9 +220,9 @@ def _sharded_weights(root: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _split_weights(root: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the weights that are sharded for tensor parallelism."""
-    fully = is_fully_sharded(root)
+    fully = {id(x) for m in root.modules() if _is_fsdp(m) for x in m.parameters()}
     for name, x in _sharded_weights(root):
-        if not fully or _n_splits(x) > 1:
+        if id(x) not in fully or _n_splits(x) > 1:
             yield name, x
 
 
