@@ -11,11 +11,13 @@ from sklearn.datasets import load_digits
 
 import sonde
 from cli_case import run_words
-from sonde.compress import RTN, PruneChannels
+from sonde.compress import RTN, DropBlocks, PruneChannels, PruneWeights
 from sonde.core.edit import Add
 from sonde.core.errors import InputError, StoreError
+from sonde.edit import TaskArithmetic
 from sonde.run.compressing.methods import weight_methods
-from sonde.weights import fold_edit, save_edited, undo
+from sonde.weights import fold_edit, merge_models, save_edited, undo
+from sonde.weights._weight_file import file_hash
 from sonde.weights.factory_folder import source_folder
 
 CODE = """
@@ -173,6 +175,53 @@ def test_a_bias_that_the_code_of_a_factory_lacks_is_opened():
     save_edited(model, plan, Path("NEW"))
     x, new = torch.rand(5, 4), sonde.load("nets_of_mine:unbiased@NEW", device="cpu").module
     torch.testing.assert_close(new(x), model.module(x) + torch.tensor([1.0, 2.0, 3.0]))
+
+
+def of_factory(folder: str) -> str:
+    return f"nets_of_mine:make@{folder}"
+
+
+@pytest.mark.parametrize("first", [PruneChannels(remove=0.5), DropBlocks(blocks=2)])
+@pytest.mark.parametrize(
+    "second", [pytest.param(PruneChannels(remove=0.3), marks=pytest.mark.slow), RTN(bits=8), None]
+)
+def test_a_narrower_or_shorter_model_is_changed_again(first, second):
+    given = {"calibration": torch.rand(30, 1, 8, 8)}
+    model = sonde.load("nets_of_mine:make", device="cpu")
+    save_edited(model, first.plan(model, given), Path("SMALL"))
+    small = sonde.load(of_factory("SMALL"), device="cpu")
+    plan = second.plan(small, given) if second else fold_edit(small, Add(torch.ones(10)), "last")
+    save_edited(small, plan, Path("AGAIN"))
+    wanted = plan.fold(small)(x())
+    assert not torch.equal(wanted, small.module(x()))
+    torch.testing.assert_close(sonde.load(of_factory("AGAIN")).module(x()), wanted)
+    undo("AGAIN", "BACK")
+    assert file_hash(Path("BACK/model.safetensors")) == file_hash(Path("SMALL/model.safetensors"))
+    assert torch.equal(sonde.load(of_factory("BACK")).module(x()), small.module(x()))
+
+
+def test_a_layer_keeps_its_new_bias_when_its_weight_is_packed():
+    model = sonde.load("nets_of_mine:unbiased", device="cpu")
+    save_edited(model, fold_edit(model, Add(torch.ones(3)), "0:out"), Path("NEW"))
+    new = sonde.load("nets_of_mine:unbiased@NEW", device="cpu")
+    save_edited(new, RTN(bits=8).plan(new), Path("SMALL"))
+    small, x = sonde.load("nets_of_mine:unbiased@SMALL", device="cpu").module, torch.rand(5, 4)
+    torch.testing.assert_close(small(x), new.module(x), rtol=0, atol=0.01)
+    assert not torch.equal(small(x), new.module(x))
+
+
+def test_what_cannot_be_changed_again_says_why():
+    model = sonde.load("nets_of_mine:make", device="cpu")
+    given = {"calibration": torch.rand(30, 1, 8, 8)}
+    save_edited(model, PruneChannels(remove=0.5).plan(model, given), Path("NARROW"))
+    save_edited(model, PruneWeights(remove=0.5).plan(model), Path("ZEROS"))
+    narrow, zeros = (sonde.load(of_factory(name)) for name in ("NARROW", "ZEROS"))
+    with pytest.raises(InputError, match="removing blocks from blocks would rename the parts"):
+        save_edited(narrow, DropBlocks(blocks=2).plan(narrow, given), Path("NEW"))
+    with pytest.raises(InputError, match=r"NARROW, whose [a-z.0-9]* has another shape. Merge the"):
+        merge_models(narrow, [narrow], TaskArithmetic(), "NEW")
+    with pytest.raises(InputError, match="weights of first are quantised or packed, and cannot"):
+        save_edited(zeros, RTN().plan(zeros), Path("NEW"))
 
 
 def test_a_folder_names_its_function_and_runs_none():

@@ -13,6 +13,7 @@ from typing import Any
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import (
+    FACTORY_KEY,
     LAYERS_FOLDER,
     LAYERS_KEY,
     checkpoint_directory,
@@ -31,6 +32,8 @@ PATCH = ".patch"
 QUANTISED = "quantization_config"
 OPENED_BY_SONDE: Mapping[str, Any] = {"quant_method": "sonde", "layers": {}}
 """What transformers reads to open a folder with sonde imported."""
+PLAIN_FORMS = frozenset(("shapes", "numbers", "blocks", "linear", "first"))
+"""Keys of forms whose tensors are stored as plain weights."""
 OTHER_WEIGHTS = (
     "*.bin",
     "*.pt",
@@ -78,12 +81,7 @@ class ModelFolder:
                 "it again: it puts the transformer into the folder itself."
             )
         config = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
-        if config.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
-            back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
-            raise InputError(
-                f"{path}: its weights are quantised or packed, and cannot be changed. Take the "
-                f"original model in float16, bfloat16 or float32{back}."
-            )
+        _require_plain(path, config)
         if (path / WHOLE).is_file():
             names = [WHOLE]
         elif (path / INDEX).is_file():
@@ -138,6 +136,44 @@ class ModelFolder:
     def config(self) -> dict[str, Any]:
         """Return ``config.json``."""
         return json_object(self.path / CONFIG)
+
+    @cached_property
+    def forms(self) -> Mapping[str, Mapping[str, Any]]:
+        """Shapes and blocks of a factory's model that its code does not say, by part."""
+        config = self.config() if (self.path / CONFIG).is_file() else {}
+        return config.get(QUANTISED, {}).get("layers", {})
+
+
+def _require_plain(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise if a folder stores weights in a form that cannot be changed.
+
+    Layers of other shapes and shortened lists of blocks hold plain weights, which can be changed in
+    the folder of a factory's model.
+
+    Raises
+    ------
+    InputError
+        Naming a layer and its form.
+    """
+    stored = config.get(QUANTISED, OPENED_BY_SONDE)
+    if stored == OPENED_BY_SONDE:
+        return
+    layers = stored.get("layers", {}) if stored.get("quant_method") == "sonde" else {}
+    packed = [name for name, form in layers.items() if not form.keys() <= PLAIN_FORMS]
+    if layers and not packed and FACTORY_KEY in config:
+        return
+    back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
+    if layers and not packed:
+        raise InputError(
+            f"{path}: the configuration of its class does not describe the shape of "
+            f"{next(iter(layers))}, so the folder cannot be changed again. Change the original "
+            f"model{back} in one step, or change this model in Python with RewritePlan.fold."
+        )
+    which = f"the weights of {packed[0]}" if packed else "its weights"
+    raise InputError(
+        f"{path}: {which} are quantised or packed, and cannot be changed. Take the original model "
+        f"in float16, bfloat16 or float32{back}."
+    )
 
 
 def folder_of(model: Model | str | Path) -> Path:

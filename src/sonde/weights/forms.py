@@ -1,8 +1,9 @@
 """Forms that replace a part of a model, as described in its configuration.
 
 The description of a form has a key that no other form has: ``{"bits": 4, "group": 32}`` is a layer
-of packed codes, ``{"rank": 8}`` one of two thin matrices. A form is made empty; the tensors come
-from a plan or from files.
+of packed codes, ``{"rank": 8}`` one of two thin matrices. A description with new shapes and another
+form gives the part its new shapes first. A form is made empty; the tensors come from a plan or from
+files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,10 @@ from sonde.weights.unpacked_linear import CodebookLinear, StackLinear, UnpackedL
 Told = Mapping[str, Any]
 TIED = "tied"
 """Key of the form of a part whose tensors are the packed tensors of another part."""
+RESIZED = frozenset(("shapes", "numbers"))
+"""Keys of the form of a part whose tensors have other shapes."""
+_BY_LEAF = frozenset(("shapes", "tensors", TIED))
+"""Keys of forms that describe each tensor of a part by its name."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Linear, ("out_features", "in_features")),
@@ -58,6 +63,9 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
     if TIED in told:
         _tie(module, part, told[TIED])
         return part
+    if "shapes" in told and told.keys() - RESIZED:
+        _resized(part, **{key: value for key, value in told.items() if key in RESIZED})
+        told = {key: value for key, value in told.items() if key not in RESIZED}
     make = next((form for key, form in _FORMS.items() if key in told), None)
     if make is None:
         raise StoreError(
@@ -69,6 +77,16 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
     if new is not part:
         put_part(module, part, new)
     return new
+
+
+def joined_forms(earlier: Mapping[str, Told], later: Mapping[str, Told]) -> dict[str, Told]:
+    """Return the forms of each part after both changes, in order."""
+    joined = dict(earlier)
+    for name, form in later.items():
+        own = joined.get(name, {})
+        both = {key: {**own[key], **form[key]} for key in own.keys() & form.keys() & _BY_LEAF}
+        joined[name] = {**own, **form, **both}
+    return joined
 
 
 def name_in(module: nn.Module, name: str) -> str | None:

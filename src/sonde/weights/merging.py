@@ -203,6 +203,13 @@ def _merge_folders(
     others = folders[1:]
     check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))
+    for folder, name in zip(folders, names, strict=True):
+        if folder.forms:
+            raise InputError(
+                f"merge_models: expected models with the shapes that their code gives, got {name}, "
+                f"whose {next(iter(folder.forms))} has another shape. Merge the original models, "
+                "then change the merged model."
+            )
     sources = _aligned(folders)
     chosen = _chosen(sources, names, patterns)
     rule.check({sources[0].said[n]: sources[0].entry(n).shape for n in chosen})

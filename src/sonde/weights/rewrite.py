@@ -18,7 +18,7 @@ from sonde.core.keywords import InitSignature, checked_new
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
 from sonde.weights.forms import TIED as PACKED_TIE
-from sonde.weights.forms import fill, finish_form, put_form
+from sonde.weights.forms import fill, finish_form, joined_forms, put_form
 from sonde.weights.live import (
     TIED,
     as_model,
@@ -111,14 +111,11 @@ class RewritePlan:
                     "same tensor. Leave out both blocks, or neither."
                 )
         made_for = {name: tensor_hash(named[name]) for name in (*changes, *gone) if name in named}
-        all_forms = {name: dict(form) for name, form in (forms or {}).items()}
+        all_forms = joined_forms({}, forms or {})
         for name, change in changes.items():
             form, owner = change.form(module, name), name.rpartition(".")[0]
             if form:
-                earlier = all_forms.get(owner, {})
-                several = {key: {**earlier.get(key, {}), **form[key]}
-                           for key in ("shapes", "tensors") if key in form}  # fmt: skip
-                all_forms[owner] = {**earlier, **form, **several}
+                all_forms = joined_forms(all_forms, {owner: form})
         ties = _ties(module, changes)
         return cls(dict(changes), made_for, method, figures or {}, ties, {}, all_forms, kept)
 

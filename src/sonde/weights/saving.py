@@ -42,6 +42,7 @@ from sonde.weights.folder import (
     folder_of,
     new_folders,
 )
+from sonde.weights.forms import joined_forms
 from sonde.weights.live import TIED, tensor_hash
 from sonde.weights.loaded_folder import LoadedFolder
 from sonde.weights.patch import Patch, Step, earlier_patch
@@ -177,7 +178,7 @@ def _planned(
     new: dict[str, NewTensor] = {}
     config = dict(plan.config)
     if FACTORY_KEY in held.folder.config():
-        forms = {**_new_biases(plan), **plan.told()}
+        forms = _forms_after(held.folder, plan)
     else:
         forms = plan.told_on_disk()
     if forms:
@@ -212,6 +213,23 @@ def _planned(
     for above, kept in plan.blocks.items():
         new = _renumbered(held, new, above, kept)
     return new, config
+
+
+def _forms_after(folder: ModelFolder, plan: "RewritePlan") -> Mapping[str, Mapping[str, Any]]:
+    """Return the forms that a factory's folder has after a plan.
+
+    Raises
+    ------
+    InputError
+        If the plan removes blocks of a folder whose parts have other forms.
+    """
+    if folder.forms and plan.blocks:
+        raise InputError(
+            f"save_edited: {folder.path} describes the shape of {next(iter(folder.forms))}, and "
+            f"removing blocks from {next(iter(plan.blocks))} would rename the parts that it "
+            "describes. Remove the blocks from the original model, then make the other changes."
+        )
+    return joined_forms(folder.forms, joined_forms(_new_biases(plan), plan.told()))
 
 
 def _new_biases(plan: "RewritePlan") -> dict[str, Mapping[str, Any]]:
