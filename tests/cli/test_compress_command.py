@@ -350,8 +350,8 @@ def test_the_first_line_says_which_part_of_the_weights_was_packed(
     whole = sum(x.numel() * 4 for x in module.state_dict().values() if x.is_floating_point())
     assert told["covered"]["of"] == whole
     verdict = document_of(told).verdict
-    assert verdict.startswith(share(packed / whole))
-    assert ("--layers '*' packs convolutions" in verdict) == bool(kind)
+    assert verdict.startswith(f"{share(packed / whole)} of the weights compressed (")
+    assert ("--layers '*' compresses convolutions" in verdict) == bool(kind)
     assert set(told["nameable"]) == ({kind} if kind else set())
 
 
@@ -383,7 +383,7 @@ def test_a_size_that_packs_no_convolution_leaves_its_weights_alone(
     assert len(names) > 4
     for name in names:
         assert torch.equal(parts[name].weight, new.get_submodule(name).weight)
-    assert "not packed: convolution" in document_of(told).verdict
+    assert "not compressed: convolution" in document_of(told).verdict
     refused = run("compress", *data, *how, "--layers", names[0], "-o", tmp_path / "T")
     assert refused.code == 2
     assert f"{names[0]} would be rounded without getting smaller" in refused.err

@@ -10,7 +10,7 @@ from sonde.report.document import Command, Document, Figure, Part, Section, Tabl
 
 MIB = 2**20
 LEFT = 0.02
-"""Fraction of the weights from which on the unpacked layers are named."""
+"""Fraction of the weights from which on the layers that kept their size are named."""
 UNPACKABLE = ("bit", "signs")
 """Words in the forms of weights that a layer unpacks at each use."""
 
@@ -27,8 +27,8 @@ def document(found: dict[str, Any]) -> Document:
         ("model", shown(found["model"], 120)),
         ("data", shown(found["data"], 120)),
         ("method", shown(found["method"], 200)),
-        ("packed", plural(found["layers"], "layer")),
-        ("not packed", _kept_words(found)),
+        ("compressed", plural(found["layers"], "layer")),
+        ("unchanged in size", _kept_words(found)),
         ("calibrated on", plural(found["calibrated_on"], "example")),
         ("compared on", f"{found['compared_on']:,} others"),
         ("written to", shown(found["output"], 200)),
@@ -49,7 +49,7 @@ def mib(n_bytes: int) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return a sentence on the packed weights, the gain, and the changed answers."""
+    """Return a sentence on the compressed weights, the gain, and the changed answers."""
     gains = [
         f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
         for what, key in (("files", "bytes"), ("memory", "memory"))
@@ -67,12 +67,12 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _covered(found: dict[str, Any]) -> str:
-    """Return which part of the weights was packed, what remains, and how to pack more."""
+    """Return which part of the weights was compressed, what remains, and how to compress more."""
     covered = found.get("covered")
     if not covered:
         return ""
     total = max(covered["of"], 1)
-    words = f"{share(covered['bytes'] / total)} of the weights packed "
+    words = f"{share(covered['bytes'] / total)} of the weights compressed "
     words += f"({mib(covered['bytes'])} of {mib(covered['of'])})"
     left: dict[str, int] = {}
     for one in found["kept"]:
@@ -81,11 +81,11 @@ def _covered(found: dict[str, Any]) -> str:
     if large:
         named = ", ".join(f"{shown(what, 40)} {share(n / total)}" for n, what in large[:3])
         ways = [
-            f"{found['nameable'][what]} packs {what}s"
+            f"{found['nameable'][what]} compresses {what}s"
             for _, what in large
             if what in found["nameable"]
         ]
-        words += f", not packed: {named}" + (f" ({', '.join(ways)})" if ways else "")
+        words += f", not compressed: {named}" + (f" ({', '.join(ways)})" if ways else "")
     return f"{words}; "
 
 
@@ -129,11 +129,7 @@ def _kept_words(found: dict[str, Any]) -> str:
     total = mib(sum(one["bytes"] for one in kept))
     named = ", ".join(f"{shown(one['layer'], 60)} ({one['kind']})" for one in kept[:3])
     more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
-    return (
-        f"{total} in memory were not packed: {named}{more}"
-        if kept
-        else "nothing: all weights are packed"
-    )
+    return f"{total} in memory: {named}{more}" if kept else "nothing: all weights were compressed"
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -245,7 +241,7 @@ def _bytes(found: dict[str, Any]) -> Section:
     if packed:
         columns = ("layer", "form", "weights", "bytes in files", "bits of a weight")
         numbers = Numbers(columns, packed, "packed")
-        parts.append(Table(numbers, "Packed layers", folded=True, where="verbose"))
+        parts.append(Table(numbers, "Compressed layers", folded=True, where="verbose"))
     kept = tuple((one["layer"], one["kind"], one["bytes"]) for one in found["kept"])
     if kept:
         numbers = Numbers(("layer", "kind", "bytes"), kept, "kept")
@@ -296,7 +292,7 @@ def _time(found: dict[str, Any]) -> Section:
 
 
 def _way_out(found: dict[str, Any]) -> str:
-    """Return on which inputs the packed model is slower, and how to unpack its weights."""
+    """Return on which inputs the smaller model is slower, and how to unpack its weights."""
     slower = [
         one["what"] for one in found["times"] if one["ratio"] < 0.95 and one["ratio_range"][1] < 1
     ]

@@ -65,7 +65,8 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
         return part
     if "shapes" in told and told.keys() - RESIZED:
         _resized(part, **{key: value for key, value in told.items() if key in RESIZED})
-        told = {key: value for key, value in told.items() if key not in RESIZED}
+        rest = {key: value for key, value in told.items() if key not in RESIZED}
+        return put_form(module, name, rest)
     make = next((form for key, form in _FORMS.items() if key in told), None)
     if make is None:
         raise StoreError(

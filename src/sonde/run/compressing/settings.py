@@ -101,7 +101,7 @@ def fitting(
     if not below:
         raise InputError(
             f"--budget: no setting needs at most {budget:,} bytes; the nearest is {by_size[0]} "
-            f"with {by_size[0].n_bytes:,} bytes. Layers that are not packed keep their size."
+            f"with {by_size[0].n_bytes:,} bytes. Layers that the method leaves out keep their size."
         )
     trials: list[Trial] = []
     if max_kl is None:
