@@ -68,12 +68,24 @@ def see_also_export(family: str, name: str) -> list[str]:
     if entry is None:
         return []
     commands = commands_of(entry)
+    names = (name, word) if (word := _word_in(commands)) else (name,)
+    pages = howtos_of(names)
+    near = ", ".join(f"`{family}.{e.export}`" for e in relatives(entry))
+    shot = picture(names, pages, commands)
     lines = [
         f"- **Command line**: {_code(commands)}" if commands else "",
-        _linked(howtos_of((name,))),
+        _linked(pages),
+        f"- **Related**: {near}" if near else "",
+        f"- **Picture**: [{shot.title}](../gallery.md)" if shot else "",
     ]
     text = "\n".join(filter(None, lines))
     return [text] if text else []
+
+
+def _word_in(commands: Iterable[str]) -> str | None:
+    """Return the word that commands have for a method, or None."""
+    flagged = (re.search(r"--(?:method|methods|rules|terms|insert) ([\w-]+)", c) for c in commands)
+    return next((found[1] for found in flagged if found), None)
 
 
 def commands_of(entry: Listed) -> list[str]:
@@ -109,7 +121,16 @@ def neighbours(method: Method) -> list[Method]:
     return sorted(others, key=nearness)[:N_LISTED]
 
 
-def _similarity(one: Method, two: Method) -> float:
+def relatives(entry: Listed) -> list[Listed]:
+    """Return exports of the same family and kind whose descriptions share rare words."""
+    if entry.kind == "function":
+        return []
+    others = [e for e in listed() if not e.is_fitted and e.export != entry.export]
+    like = [e for e in others if (e.family, e.kind) == (entry.family, entry.kind)]
+    return sorted(like, key=lambda e: (-_similarity(entry, e), e.export))[:N_LISTED]
+
+
+def _similarity(one: Method | Listed, two: Method | Listed) -> float:
     """Return the fraction of rare words that two descriptions share."""
     counts = _frequencies()
     a, b = _words(one), _words(two)
@@ -136,7 +157,7 @@ def picture(names: Iterable[str], pages: Iterable[str], commands: Iterable[str])
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern of names in code; a word counts alone, or as an argument of a command."""
-    called = r"(?:`|\bfit [\w,()=.' ]*?|--methods )"
+    called = r"(?:`|\bfit [\w,()=.' ]*?|--(?:methods?|rules|terms|insert) ['\"]?)"
     forms = (rf"\b{n}\b" if n[0].isupper() else rf"{called}{n}(?=[`,( ])" for n in names)
     return re.compile("|".join(forms))
 
@@ -175,7 +196,7 @@ def _statistics(method: Method) -> frozenset[str]:
     return frozenset(type(r.statistic).__name__ for r in method.cls().all_reads().values())
 
 
-def _words(method: Method) -> frozenset[str]:
+def _words(method: Method | Listed) -> frozenset[str]:
     return frozenset(
         re.findall(r"[a-z]{4,}", method.description.partition("Parameters")[0].lower())
     )
@@ -183,4 +204,4 @@ def _words(method: Method) -> frozenset[str]:
 
 @cache
 def _frequencies() -> Counter[str]:
-    return Counter(w for m in methods().values() for w in _words(m))
+    return Counter(w for entry in listed() for w in _words(entry))

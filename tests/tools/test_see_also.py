@@ -53,6 +53,18 @@ def test_a_page_links_pages_that_name_the_method_and_methods_of_its_family(pages
     assert {methods()[word].family for word in near} == {"detect"}
 
 
+def test_a_section_of_the_reference_links_pages_that_name_its_word_and_exports_of_its_kind(pages):
+    text = "\n".join(pages.see_also_export("compress", "PruneChannels"))
+    assert "`sonde compress MODEL DATA --method prune_channels`" in text
+    assert "../howto/compress.md" in text  # which names the word alone
+    assert "- **Picture**: [Quantisation: what it costs](../gallery.md)" in text
+    near = re.search(r"\*\*Related\*\*: (.*)", text)[1]
+    assert "`compress.DropBlocks`" in near
+    kinds = {e.export: e.kind for e in listed() if e.family == "compress"}
+    assert {kinds[name] for name in re.findall(r"`compress\.(\w+)`", near)} == {"rewrite"}
+    assert not pages.relatives(next(e for e in listed() if e.kind == "function"))
+
+
 def test_a_word_of_prose_does_not_name_a_method(pages):
     pattern = pages._pattern(("norms", "Norms"))
     assert not pattern.search("`x = norms(y)` and the norms of rows, probe.sonde")
