@@ -224,7 +224,8 @@ def fitting_trial(
         near = min(found, key=lambda t: t.n_bytes)
         raise InputError(
             f"--budget: none of the tried settings needs at most {budget:,} bytes; the nearest "
-            f"is {near} with {near.n_bytes:,} bytes. Layers that the method leaves out keep their size."
+            f"is {near} with {near.n_bytes:,} bytes. Layers that the method leaves out keep their "
+            "size."
         )
     if max_kl is None:
         return min(below, key=lambda t: t.kl)
