@@ -1,5 +1,6 @@
 """Low rank: the smallest error of outputs, what is saved and opened, and what is refused."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,54 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
     )
     with pytest.raises(InputError, match="got a packed model"):
         LowRankWeights(whiten="none").plan(new)
+
+
+@pytest.mark.truth("every combination of ranks, with errors of the layers' own outputs")
+@pytest.mark.parametrize("whiten", ["output", "none"])
+def test_a_shared_budget_gives_the_ranks_of_least_summed_error(whiten):
+    draw = torch.Generator().manual_seed(3)
+    net: Any = nn.Sequential(nn.Linear(9, 12), nn.Tanh(), nn.Linear(12, 7), nn.Linear(7, 10))
+    net = net.double().eval().requires_grad_(False)
+    for layer in (net[0], net[2], net[3]):
+        layer.bias.data.zero_()
+    for layer, decay in zip((net[0], net[2], net[3]), (-2.5, -0.5, 0.0), strict=True):
+        noise = torch.randn(layer.weight.shape, generator=draw, dtype=torch.float64)
+        left, spread, right = torch.linalg.svd(noise, full_matrices=False)
+        spread = spread * torch.logspace(0, decay, len(spread), dtype=torch.float64)
+        layer.weight.data = left * spread @ right
+    x = torch.randn(300, 9, generator=draw, dtype=torch.float64) + 0.5
+    inputs = {0: x, 2: net[:2](x), 3: net[:3](x)}
+    tables, remove = {}, 0.4
+    for i, rows in inputs.items():
+        w, n = net[i].weight.data, net[i].weight.numel()
+        values = torch.linalg.svdvals(rows @ w.T if whiten == "output" else w).square()
+        most = (n - 1) // sum(w.shape)
+        lost = [float(values[r:].sum()) for r in range(1, most + 1)]
+        tables[i] = [*((r, lost[r - 1], r * sum(w.shape)) for r in range(1, most + 1)), (0, 0, n)]
+    budget = int((1 - remove) * sum(net[i].weight.numel() for i in inputs))
+    fitting = [c for c in product(*tables.values()) if sum(size for *_, size in c) <= budget]
+    best = min(fitting, key=lambda c: sum(lost for _, lost, _ in c))
+    rule = LowRankWeights(remove=remove, whiten=whiten, shared_budget=True, half=False)
+    given = {"calibration": open_inputs(Model(net), x)}
+    new: Any = rule.plan(net, given).fold(net)
+    ranks = [len(new[i].right) if isinstance(new[i], ThinLinear) else 0 for i in inputs]
+    assert ranks == [rank for rank, *_ in best]
+    assert len({*ranks}) > 1
+    each: Any = LowRankWeights(remove=remove, whiten=whiten, half=False).plan(net, given).fold(net)
+    outputs = {i: (rows, net[i](rows)) for i, rows in inputs.items()}
+    lost = [sum(float((one[i](rows) - y).square().sum())
+                for i, (rows, y) in outputs.items()) for one in (new, each)]  # fmt: skip
+    assert lost[0] < lost[1] or whiten == "none"
+
+
+def test_a_shared_budget_takes_no_rank_and_leaves_each_layer_one():
+    with pytest.raises(InputError, match=r"expected remove for shared_budget=True, got rank=2"):
+        LowRankWeights(rank=2, shared_budget=True)
+    rule = LowRankWeights(remove=0.9, whiten="none", shared_budget=True)
+    with pytest.raises(
+        InputError, match=r"remove at most 0\.667 of the weights.* got 0\.9\. Lower"
+    ):
+        rule.plan(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
 
 
 def test_what_cannot_be_thinned_is_refused():

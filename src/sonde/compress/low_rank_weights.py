@@ -15,8 +15,9 @@ from torch import Tensor
 from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, weighted_layers
+from sonde.compress.allocate import allocate
 from sonde.compress.gptq import damped, loss_of
-from sonde.compress.grams import LayerGrams, parts_of
+from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
@@ -24,6 +25,9 @@ from sonde.core.renaming import renamed
 from sonde.weights import Examples, Rewrite, RewritePlan, Thin
 from sonde.weights._kinds import in_and_out
 from sonde.weights.change import rounded_to_half
+
+MOST_RANKS = 128
+"""Ranks that are compared for each layer, evenly spaced, if one budget is shared."""
 
 
 @renamed(remove="share")
@@ -44,7 +48,7 @@ class LowRankWeights(Rewrite):
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
                  the whole model, unless ``sequential``.
     Differs      from the papers: ``scale`` takes the root mean square of an input, not its mean
-                 size.
+                 size. ``shared_budget`` finds ranks by dynamic programming.
 
     Parameters
     ----------
@@ -60,6 +64,10 @@ class LowRankWeights(Rewrite):
         Power of the size of an input in ``scale``.
     damp : float, default=1e-6
         Added to the diagonal of ``H``, as a share of its mean, for ``gram``.
+    shared_budget : bool, default=False
+        Remove the fraction over all layers together, not of each layer. Ranks are those with the
+        smallest sum of the layers' squared errors, in the measure of ``whiten``; a layer may stay
+        whole.
     half : bool, default=True
         Round both matrices to float16 (bfloat16 if a number is too large), so that files are
         smaller.
@@ -78,6 +86,7 @@ class LowRankWeights(Rewrite):
     whiten: Literal["output", "gram", "scale", "none"] = "output"
     power: float = 0.5
     damp: float = 1e-6
+    shared_budget: bool = False
     half: bool = True
     layers: Sequence[str] | None = None
     sequential: bool = False
@@ -87,10 +96,16 @@ class LowRankWeights(Rewrite):
         {"rank": 2, "whiten": "gram"},
         {"remove": 0.4, "whiten": "scale"},
         {"whiten": "none"},
+        {"whiten": "gram", "shared_budget": True},
     )
 
     def __post_init__(self) -> None:
         check_ranges(self, remove="[0, 1)", rank=">= 1", damp="> 0")
+        if self.shared_budget and self.rank is not None:
+            raise InputError(
+                f"LowRankWeights: expected remove for shared_budget=True, got rank={self.rank}, "
+                "which is the rank of every layer. Leave one of them out."
+            )
         if self.sequential and self.whiten == "none":
             raise InputError(
                 "LowRankWeights: expected whiten='output', 'gram' or 'scale' for sequential=True, "
@@ -126,12 +141,15 @@ class LowRankWeights(Rewrite):
         word = method_of("LowRankWeights", asdict(self))
         if self.remove == 0 and self.rank is None:
             return RewritePlan.of(model, {}, word)
-        few = len(weighted_layers("LowRankWeights", model, self.layers)) == 1
+        chosen = weighted_layers("LowRankWeights", model, self.layers)
+        ranks = {layer.name: self._rank(layer, len(chosen) == 1) for layer in chosen}
+        if self.shared_budget:
+            ranks = self._shared_ranks(chosen, model, calibration)
 
         def one(
             layer: Weighted, model: Model, grams: LayerGrams | None
         ) -> tuple[Thin | None, dict[str, float]]:
-            rank, w = self._rank(layer, few), layer.matrix()
+            rank, w = ranks[layer.name], layer.matrix()
             if rank == 0:
                 return None, {}
             h = None if grams is None else next(parts_of(layer, model, grams))[1]
@@ -147,6 +165,51 @@ class LowRankWeights(Rewrite):
             "LowRankWeights", model, calibration, self.layers, one, sequential=self.sequential
         )
         return RewritePlan.of(model, changes, word, **figures)
+
+    def _shared_ranks(
+        self, layers: Sequence[Weighted], model: Model, calibration: Inputs | LayerGrams | None
+    ) -> dict[str, int]:
+        """Return the ranks of layers with the smallest summed error; 0 for one that stays whole."""
+        grams = None
+        if calibration is not None:
+            grams = grams_for("LowRankWeights", model, calibration, self.layers)
+        every, costs, sizes = list[list[int]](), list[Tensor](), list[Tensor]()
+        for layer in layers:
+            h = None if grams is None else next(parts_of(layer, model, grams))[1]
+            power = self._powers(layer.matrix(), h).clamp(min=0).cpu()
+            n_in, n_out = in_and_out(layer.module)
+            most = (n_in * n_out - 1) // (n_in + n_out)
+            ranks = sorted({*torch.linspace(1, most, min(most, MOST_RANKS)).int().tolist()})
+            lost = power.flip(0).cumsum(0).flip(0)
+            short = MOST_RANKS - len(ranks)  # options of all layers fill one table
+            costs.append(torch.cat([lost[ranks], lost.new_zeros(1 + short)]))
+            whole = torch.full((1 + short,), n_in * n_out)
+            sizes.append(torch.cat([torch.tensor(ranks) * (n_in + n_out), whole]))
+            every.append([*ranks, *[0] * (1 + short)])
+        n_whole, least = (sum(int(size[i]) for size in sizes) for i in (-1, 0))
+        budget = int((1 - self.remove) * n_whole)
+        if least > budget:
+            raise InputError(
+                f"LowRankWeights.plan: expected to remove at most {1 - least / n_whole:.3f} of the "
+                f"weights, where every layer has rank 1, got {self.remove}. Lower remove."
+            )
+        taken = allocate(torch.stack(costs), torch.stack(sizes), budget)
+        return {one.name: ranks[i] for one, ranks, i in zip(layers, every, taken, strict=True)}
+
+    def _powers(
+        self, w: Float[Tensor, "out in"], h: Float[Tensor, "in in"] | None
+    ) -> Float[Tensor, "rank"]:
+        """Return the squared singular values of the matrix that is cut, largest first."""
+        if h is None or self.whiten == "none":
+            return torch.linalg.svdvals(w).square()
+        if self.whiten == "scale":
+            return torch.linalg.svdvals(w * self._column_sizes(h)).square()
+        rank = min(w.shape)
+        return torch.linalg.eigvalsh(w @ h @ w.T).flip(0)[:rank]
+
+    def _column_sizes(self, h: Float[Tensor, "in in"]) -> Float[Tensor, "in"]:
+        size = h.diagonal().clamp(min=0).sqrt() ** self.power
+        return torch.where(size > 0, size, 1.0)
 
     def _rank(self, layer: Weighted, few: bool) -> int:
         """Return the rank of a layer, or 0 if thin matrices would not be smaller."""
@@ -178,8 +241,7 @@ class LowRankWeights(Rewrite):
             left = torch.linalg.eigh(w @ h @ w.T).eigenvectors[:, -rank:]
             return left, left.T @ w
         if self.whiten == "scale":
-            size = h.diagonal().clamp(min=0).sqrt() ** self.power
-            size = torch.where(size > 0, size, 1.0)
+            size = self._column_sizes(h)
             left, right = thin_factors(w * size, rank)
             return left, right / size
         root = torch.linalg.cholesky(damped(h, self.damp))
