@@ -14,6 +14,7 @@ from sonde.compress.block_rounding import BlockRounding as BlockRounding
 from sonde.compress.block_rounding import partition as partition
 from sonde.compress.conditional_codec import ConditionalCodec as ConditionalCodec
 from sonde.compress.coordinate_rounding import CoordinateRounding as CoordinateRounding
+from sonde.compress.correct_biases import correct_biases as correct_biases
 from sonde.compress.cross_layer_cache import CrossLayerCache as CrossLayerCache
 from sonde.compress.cross_layer_cache import CrossLayerMoments as CrossLayerMoments
 from sonde.compress.cross_layer_cache import cross_layer_moments as cross_layer_moments

@@ -517,8 +517,8 @@ class Pruned(Packed):
         return int(self.values.count_nonzero())
 
     def matrix(self) -> Float[Tensor, "out in"]:
-        """Return the values."""
-        return self.values.double()
+        """Return the values, with one row for each output."""
+        return self.values.double().flatten(1)
 
 
 def narrowed(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

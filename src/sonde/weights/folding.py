@@ -192,39 +192,65 @@ def planned(module: nn.Module, changes: Mapping[str, Change], method: str) -> Re
     StateError
         If the model's class can have no such bias.
     """
-    own_names = module.state_dict().keys()
-    config: dict[str, Any] = {}
-    added: dict[str, Change] = {}
-    for name in changes.keys() - own_names:
-        if name in added or config_of(module) is None:
-            continue
-        option, zeros = _bias_option(module, name)
-        config |= option
-        added |= zeros
+    new = changes.keys() - module.state_dict().keys()
+    config, added, impossible = new_biases(module, new)
+    if impossible:
+        raise StateError(
+            f"fold_edit: {impossible[0].removesuffix('.bias')} has no bias, which this edit needs, "
+            f"and {type(config_of(module)).__name__} has no option for a bias. Open the edit with "
+            "sonde.editing or sonde generate."
+        )
     plan = RewritePlan.of(module, {**added, **changes}, method)
     return replace(plan, config=config)
 
 
-def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, Change]]:
-    """Return the configuration option that adds a bias, and all biases that it adds, as zeros."""
-    config = config_of(module)
-    kind: Any = type(module)
+def new_biases(
+    module: nn.Module, names: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Change], list[str]]:
+    """Return the options that add biases, all biases that they add as zeros, and the rest.
+
+    Parameters
+    ----------
+    module : nn.Module
+    names : iterable of str
+        Of biases that the model lacks.
+
+    Returns
+    -------
+    (options, zeros, impossible)
+        A model without a configuration gets a bias without an option. ``impossible`` are the names
+        that no option of a configuration adds.
+    """
+    options, zeros, impossible = dict[str, Any](), dict[str, Change](), list[str]()
+    wanted = sorted(names)
+    if config_of(module) is None or not wanted:
+        return options, zeros, impossible
+    offered = _bias_options(module)
+    for name in wanted:
+        option = next((o for o, shapes in offered.items() if name in shapes), None)
+        if option is None:
+            impossible.append(name)
+        elif option not in options:
+            options[option] = True
+            zeros |= {n: Exchange(torch.zeros(shape)) for n, shape in offered[option].items()}
+    return options, zeros, impossible
+
+
+def _bias_options(module: nn.Module) -> dict[str, dict[str, torch.Size]]:
+    """Return the shapes of the biases that each option of a model's configuration adds."""
+    config, kind = config_of(module), type(module)
     own_names = module.state_dict().keys()
+    offered = dict[str, dict[str, torch.Size]]()
     for option, value in vars(config).items():
         if "bias" not in option or value is not False:
             continue
         twin = deepcopy(config)
         setattr(twin, option, True)
+        make: Any = kind
         with torch.device("meta"):
-            twin_state = kind(twin).state_dict()
-        new = {n: twin_state[n].shape for n in twin_state.keys() - own_names}
-        if name in new:
-            return {option: True}, {n: Exchange(torch.zeros(shape)) for n, shape in new.items()}
-    raise StateError(
-        f"fold_edit: {name.removesuffix('.bias')} has no bias, which this edit needs, and "
-        f"{type(config).__name__} has no option for a bias. Open the edit with sonde.editing "
-        "or sonde generate."
-    )
+            twin_state = make(twin).state_dict()
+        offered[option] = {n: twin_state[n].shape for n in twin_state.keys() - own_names}
+    return offered
 
 
 def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any) -> Layer:

@@ -215,6 +215,7 @@ def put_tensors(new: nn.Module, changed: Mapping[str, Tensor]) -> None:
         if leaf in owner._buffers:
             owner._buffers[leaf] = value
             continue
+        vars(owner).pop(leaf, None)  # a bias that is None may be no parameter
         before = owner._parameters.get(leaf)
         trains = before is None or before.requires_grad
         owner._parameters[leaf] = nn.Parameter(value, trains and value.is_floating_point())
