@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from sonde.compress import RTN, QuantLinear, SignQuant
+from sonde.compress import RTN, QuantLinear, SignQuant, _grid
 from sonde.core.errors import InputError
 
 
@@ -34,6 +36,34 @@ def test_each_weight_is_the_nearest_of_its_group(symmetry):
                 nearest = points[(points - w[row, j]).abs().argmin()]
                 assert abs(found[row, j] - w[row, j]) <= abs(nearest - w[row, j]) + 1e-12
     assert bool((new[0].values()[3] == 0).all())
+
+
+class LargestFloat64(TorchDispatchMode):
+    """Note the largest number of float64 entries that an operation returns."""
+
+    n_entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.dtype == torch.float64:
+                self.n_entries = max(self.n_entries, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("clip", [None, "mse"])
+def test_a_large_matrix_is_rounded_in_blocks_of_rows(clip, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 300, bias=False), nn.Embedding(200, 40)).bfloat16()
+    method = RTN(bits=3, group=16, clip=clip, layers=("*",))
+    whole = method.plan(net).changes
+    monkeypatch.setattr(_grid, "BLOCK", 1000)
+    with LargestFloat64() as largest:
+        blocks = method.plan(net).changes
+    assert 1000 < largest.n_entries <= 25 * 48  # a block of 25 rows, padded to whole groups
+    for name, change in whole.items():
+        for part, values in change.replaced().items():
+            assert torch.equal(blocks[name].replaced()[part], values), (name, part)
 
 
 def test_rounding_again_changes_nothing_and_no_bits_is_the_same_model():

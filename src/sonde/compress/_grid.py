@@ -11,11 +11,14 @@ from torch.nn import functional
 from sonde.compress._layers import Weighted
 from sonde.core.errors import InputError
 from sonde.weights import Grid, Quantised, pack
+from sonde.weights.packing import packed_length
 
 Symmetry = Literal["symmetric", "asymmetric"]
 Zero = Literal["point", "free"]
 SMALLEST = 2.0**-100
 """Below this a group counts as zero: its scale would not be a normal number."""
+BLOCK = 2**18
+"""Entries of a matrix that are rounded together."""
 
 
 def check_grid(owner: str, bits: int | None, group: int) -> None:
@@ -127,9 +130,25 @@ def rounded(
     clip: str | None = None,
     layer: Weighted | None = None,
 ) -> Quantised:
-    """Return a matrix with each entry rounded to the nearest point of its group's grid."""
+    """Return a matrix with each entry rounded to the nearest point of its group's grid.
+
+    A block of rows is converted to float64 at a time: an output layer of a language model would
+    else hold several times the bytes of the whole model.
+    """
     make = grid_of if clip is None else clipped_grid
-    return rounded_to(weight, grid, make(weight, grid, symmetry), layer)
+    n_out, n = weight.shape
+    codes = weight.new_empty(n_out, packed_length(n, grid.bits), dtype=torch.uint8)
+    scale = weight.new_empty(n_out, grid.n_groups(n), dtype=torch.bfloat16)
+    whole = Quantised(
+        codes, scale, scale.clone(), grid, n, turned=layer is not None and layer.turned
+    )
+    step = max(1, BLOCK // max(1, n))
+    for start in range(0, n_out, step):
+        rows = weight[start : start + step].double()
+        part = rounded_to(rows, grid, make(rows, grid, symmetry))
+        for name in ("codes", "scale", "offset"):
+            getattr(whole, name)[start : start + step] = getattr(part, name)
+    return whole
 
 
 def rounded_to(

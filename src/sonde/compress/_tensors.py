@@ -112,7 +112,7 @@ def _rounded(
 ) -> QuantisedTensor:
     n, lead = weight.shape[-1], weight.shape[:-1]
     grid = Grid.over(bits, group, n)
-    quantised = rounded(weight.detach().reshape(-1, n).double(), grid, symmetry)
+    quantised = rounded(weight.detach().reshape(-1, n), grid, symmetry)
     codes, scale, offset = (
         x.reshape(*lead, -1) for x in (quantised.codes, quantised.scale, quantised.offset)
     )

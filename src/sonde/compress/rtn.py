@@ -10,16 +10,16 @@ from sonde.compress._grid import (
     Symmetry,
     check_grid,
     clipped_grid,
-    grid_of,
     method_of,
+    rounded,
     rounded_to,
 )
-from sonde.compress._layers import weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._output_grid import output_grid
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Grid, Rewrite, RewritePlan
+from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePlan
 
 DATA = ("inputs", "output")
 """Values of ``clip`` that choose grids by examples."""
@@ -97,28 +97,26 @@ class RTN(Rewrite):
             return RewritePlan.of(model, changes, word)
         names = names_of_tensors(model.module, self.layers)
         layers = weighted_layers("RTN", model, self.layers, beside=names)
-        grams: LayerGrams | None = None
         if self.clip in DATA:
             assert calibration is not None  # ``reads`` requires it
             grams = grams_for("RTN", model, calibration, self.layers)
-        for layer in layers:
-            matrix = layer.matrix()
-            grid = Grid.over(self.bits, self.group, matrix.shape[1])
-            if grams is not None:
-                parts = list(parts_of(layer, model, grams))
-                if self.clip == "output":
-                    chosen = output_grid(matrix, grid, self.symmetry, parts)
-                else:
-                    each = [
-                        clipped_grid(matrix[rows], grid, self.symmetry, h.diagonal())
-                        for rows, h in parts
-                    ]
-                    scales, offsets = zip(*each, strict=True)
-                    chosen = torch.cat(scales), torch.cat(offsets)
-            elif self.clip is None:
-                chosen = grid_of(matrix, grid, self.symmetry)
-            else:
-                chosen = clipped_grid(matrix, grid, self.symmetry)
-            changes[layer.weight] = rounded_to(matrix, grid, chosen, layer)
+            changes = {one.weight: self._by_inputs(one, model, grams) for one in layers}
+        else:
+            for layer in layers:
+                matrix = layer.matrix_of(layer.module.weight.detach())
+                grid = Grid.over(self.bits, self.group, matrix.shape[1])
+                changes[layer.weight] = rounded(matrix, grid, self.symmetry, self.clip, layer)
         asked = self.bits, self.group, self.symmetry
         return plan_with_tensors(model, self.layers, asked, changes, word)
+
+    def _by_inputs(self, layer: Weighted, model: Model, grams: LayerGrams) -> Quantised:
+        """Return a layer's weight on the grids with the smallest error on its inputs."""
+        assert self.bits is not None  # ``planned`` returns before
+        matrix = layer.matrix()
+        grid = Grid.over(self.bits, self.group, matrix.shape[1])
+        parts = list(parts_of(layer, model, grams))
+        if self.clip == "output":
+            return rounded_to(matrix, grid, output_grid(matrix, grid, self.symmetry, parts), layer)
+        each = [clipped_grid(matrix[rows], grid, self.symmetry, h.diagonal()) for rows, h in parts]
+        scales, offsets = zip(*each, strict=True)
+        return rounded_to(matrix, grid, (torch.cat(scales), torch.cat(offsets)), layer)

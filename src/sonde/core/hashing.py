@@ -8,7 +8,7 @@ reproducible, not secret: pass a secret seed against an adversary who can choose
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ def tensor_key(x: Tensor) -> bytes:
     x = x.detach().cpu().contiguous()
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape)}|".encode()
     flat = x.reshape(-1).view(torch.uint8) if x.numel() else torch.empty(0, dtype=torch.uint8)
-    return blake2b(head + flat.numpy().tobytes(), digest_size=16).digest()
+    content: Any = flat.numpy()
+    digest = blake2b(head, digest_size=16)
+    digest.update(content)
+    return digest.digest()
 
 
 def base_hashes(keys: Sequence[bytes], purpose: Purpose, seed: int) -> np.ndarray:
