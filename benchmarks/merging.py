@@ -10,6 +10,7 @@ range, and above that more workers are no faster.
 
 import tempfile
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Case:
     many_seconds: float
     size_bytes: int
     level: int
+    n_units: int = UNITS
 
     def range_seconds(self, faster: float = 1.0) -> float:
         """Return the seconds that a worker spends on each commit."""
@@ -55,7 +57,7 @@ class Case:
 
     def speed_up(self, workers: int, faster: float = 1.0, shared: bool = True) -> float:
         """Return how many times as fast as one worker the plan is done."""
-        n = UNITS >> self.level
+        n = self.n_units >> self.level
         each = self.range_seconds(faster) + (self.merge_seconds if shared else 0.0)
         alone, turns = n * (self.range_seconds(faster) + self.merge_seconds), -(-n // workers)
         last = self.level_of_tree * self.merge_seconds
@@ -64,7 +66,7 @@ class Case:
     @property
     def level_of_tree(self) -> int:
         """Merges that wait for the last commit."""
-        return max(0, (UNITS >> self.level).bit_length() - 1)
+        return max(0, (self.n_units >> self.level).bit_length() - 1)
 
 
 def merge_rows(size: Size) -> list[Row]:
@@ -73,9 +75,11 @@ def merge_rows(size: Size) -> list[Row]:
     unit = _unit_seconds(depth, width, sample)
     wide, sites = size.pick((2048, 32), (128, 4))
     cases = [
-        _case(f"variances at {depth} sites of {width}", unit, width, depth, depth, "diag"),
-        _case(f"covariances at {depth} sites of {width}", unit, width, depth, depth, "full"),
-        _case(
+        measured_case(f"variances at {depth} sites of {width}", unit, width, depth, depth, "diag"),
+        measured_case(
+            f"covariances at {depth} sites of {width}", unit, width, depth, depth, "full"
+        ),
+        measured_case(
             f"covariances at {sites} sites of {wide}",
             unit * sites * wide**2 / (depth * width**2),
             wide,
@@ -118,10 +122,21 @@ def _requests(stream: Stream, scatter: str) -> dict[str, Request]:
     return dict(sorted((r.id, r) for r in found))
 
 
-def _case(
-    name: str, unit_seconds: float, width: int, n_sites: int, n_measured: int, scatter: str
+def measured_case(
+    name: str,
+    unit_seconds: float,
+    width: int,
+    n_sites: int,
+    n_measured: int,
+    scatter: str,
+    *,
+    place: str = "",
+    n_units: int = UNITS,
 ) -> Case:
-    """Measure commit and merge at ``n_measured`` sites and scale them to ``n_sites``."""
+    """Measure commit and merge at ``n_measured`` sites and scale them to ``n_sites``.
+
+    Runs lie in a temporary folder, or under the address ``place``.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -134,8 +149,8 @@ def _case(
     size_bytes = state_bytes(wanted, stream.schema) * scale
     many = MANY if size_bytes < FOLD_BYTES / MANY else FEW
     turns = range(3)
-    two = [_merged(stream, wanted, 2) for _ in turns]
-    more = [_merged(stream, wanted, many) for _ in turns]
+    two = [_merged(stream, wanted, 2, place) for _ in turns]
+    more = [_merged(stream, wanted, many, place) for _ in turns]
     return Case(
         name,
         unit_seconds,
@@ -143,16 +158,20 @@ def _case(
         min(merge for _, merge in two) * scale,
         min(merge for _, merge in more) * scale,
         size_bytes,
-        commit_level(every, wide, UNITS),
+        commit_level(every, wide, n_units),
+        n_units,
     )
 
 
-def _merged(stream: Stream, wanted: dict[str, Request], n: int) -> tuple[float, float]:
+def _merged(
+    stream: Stream, wanted: dict[str, Request], n: int, place: str = ""
+) -> tuple[float, float]:
     """Return the seconds of one commit, and of the merges for each of ``n`` that wait."""
     states = observe_unit(stream.batches(0, len(stream)), wanted)
     plan = Plan(stream.identity(), tuple(wanted), tuple(range(n + 1)))
-    with tempfile.TemporaryDirectory() as place:
-        ledger = Ledger(Path(place) / "a.run", plan, wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{place}/{uuid.uuid4().hex}.run" if place else Path(folder) / "a.run"
+        ledger = Ledger(run, plan, wanted)
         began = time.monotonic()
         for unit in range(n):
             ledger.put(unit, unit + 1, states, {})
