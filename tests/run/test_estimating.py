@@ -9,6 +9,7 @@ from tests.cli_case import run_words
 
 import sonde
 from sonde.core import InputError, Stream
+from sonde.run.estimating import jobs
 from sonde.run.estimating.jobs import Needs, estimated
 from sonde.run.estimating.sampled import amount, sampled
 from sonde.run.estimating.trials import line_through, power_of
@@ -84,6 +85,18 @@ def test_a_fit_names_what_its_methods_cost():
     text = str(found)
     assert "400 examples, 400 rows" in text
     assert json.loads(json.dumps(found.document))["schema"] == "sonde-estimate/1"
+
+
+def test_methods_are_timed_on_rows_that_memory_can_hold(monkeypatch):
+    observed: list[int] = []
+
+    def observe(batches, wanted, split=None):
+        observed.append(sum(len(batch) for batch in batches))
+
+    monkeypatch.setattr(jobs, "observe_unit", observe)
+    monkeypatch.setattr(jobs, "HELD_BYTES", 20 * ROWS.shape[1] * 4)
+    sonde.estimate("fit", Stream.of(ROWS[:400]), methods="covariance", examples=16)
+    assert observed == [20, 20]
 
 
 @pytest.mark.truth("the bytes of the states that the fit keeps")

@@ -20,6 +20,7 @@ from sonde.files.machine import resident_bytes
 from sonde.run.estimating.job_estimate import Cheaper, JobEstimate
 from sonde.run.estimating.sampled import amount, sampled
 from sonde.run.estimating.trials import (
+    FIRST,
     Clock,
     Line,
     Trial,
@@ -50,6 +51,8 @@ from sonde.tap import LiveStream
 WORKERS = (4, 16)
 FORWARD = "forward passes"
 DOMINATES = 0.5
+HELD_BYTES = 256 * 2**20
+"""Rows on which single methods are timed; 8 examples may be more."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ def estimated(
         disk_bytes=disk,
         peak_bytes=resident_bytes() + max(needs.added_bytes, BASE),
         parts=dict(sorted(parts.items(), key=lambda part: -part[1])),
-        cheaper=_cheaper(job, stream, seconds, parts, per),
+        cheaper=_cheaper(job, stream, seconds, parts),
     )
 
 
@@ -253,6 +256,13 @@ def largest_sizes(wanted: Mapping[str, Request], stream: Stream) -> Callable[[in
         return float(sum(sizes.values()))
 
     return held
+
+
+def example_bytes(stream: Stream) -> float:
+    """Return the bytes of an example's rows at all sites."""
+    per = rows_of_an_example(stream)
+    sizes = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
+    return sum(per[key] * size for key, size in sizes.items()) or 1.0
 
 
 def is_live(stream: Stream) -> bool:
@@ -287,7 +297,8 @@ def _method_lines(
 
     A statistic that several methods read counts for the first.
     """
-    part = sampled(stream, min(UNIT_SIZE, len(stream)))
+    most = max(FIRST, int(HELD_BYTES / example_bytes(stream)))
+    part = sampled(stream, min(UNIT_SIZE, len(stream), most))
     batches = [b for start, stop in pairwise(part.units()) for b in part.batches(start, stop)]
 
     def seconds(some: Mapping[str, Request]) -> float:
@@ -312,15 +323,13 @@ def _cheaper(
     stream: Stream,
     seconds: float,
     parts: Mapping[str, float],
-    per: Mapping[str, float],
 ) -> tuple[Cheaper, ...]:
     """Return the changes that would save most, each with the time that is left."""
     changes: list[Cheaper] = []
     forward, whole = parts.get(FORWARD, 0.0), sum(parts.values()) or 1.0
     if forward > DOMINATES * whole:
         if job != "read":
-            widths = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
-            size = round(len(stream) * sum(per[k] * width for k, width in widths.items()))
+            size = round(len(stream) * example_bytes(stream))
             change = f"from rows on disk (sonde read once, {gib(size)}), each further {job}"
             others = sum(s for name, s in parts.items() if name != FORWARD)
             changes.append(Cheaper(change, max(seconds - forward, others)))
