@@ -4,7 +4,7 @@ The net has sites of that width and almost no forward pass of its own, so that a
 sonde takes for hooks, statistics and files. The estimates of two numbers of texts give the seconds
 of a token; the forward passes of a real model are added by its tokens in a second. Merges of
 workers are measured in a folder, and in a bucket of moto's server on the loopback behind a proxy
-that answers each request so many seconds later (`--latency`), as a service far away does.
+that answers each request later by `--latency` seconds, as a service far away does.
 
     python -m benchmarks.planning --tokens-per-second 10000
 """
@@ -26,8 +26,8 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.wording import gib
 from sonde.run.estimating.job_estimate import JobEstimate, duration
 
-TOKENS, SITES, WIDTH, LENGTH = 10**9, 32, 4096, 100
-SAMPLES = (256, 1024)
+TOKENS, SITES, WIDTH, LENGTH = 10**9, 32, 4096, 50
+SAMPLES = (128, 256)
 """Texts of the two estimates; each runs on at most an eighth of them."""
 WORKERS = (1, 16, 1000)
 
@@ -98,10 +98,15 @@ def plan_table(costs: dict[str, Cost], tokens: int, forward: float) -> list[str]
     for job, cost in costs.items():
         own = cost.seconds_of_a_token
         times = [duration(tokens * (own + forward) / n) for n in WORKERS]
-        sizes = [gib(cost.disk_bytes(tokens)), gib(cost.large.memory_bytes)]
+        sizes = [size(cost.disk_bytes(tokens)), size(cost.large.memory_bytes)]
         cells = [job, f"{1e6 * own:,.0f}", *times, *sizes]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def size(n_bytes: int) -> str:
+    """Return a number of bytes in MiB, GiB or TB."""
+    return f"{n_bytes / 1e12:,.1f} TB" if n_bytes > 1e12 else gib(n_bytes)
 
 
 def merge_cases(
