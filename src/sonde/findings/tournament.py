@@ -21,7 +21,14 @@ from torch import Tensor
 from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.answers.best_probe import BestProbe
 from sonde.findings.rule import Check, Finding, Gap
-from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain
+from sonde.findings.trial import (
+    BEYOND,
+    LEVEL,
+    SCOPES,
+    Trial,
+    chance_of_gain,
+    closed_beyond,
+)
 
 LIKE_CONSTANTS: Final = ("inputs", "some inputs", "part", "statistics")
 """Scopes of changes that can act as a constant on a logit."""
@@ -142,7 +149,7 @@ def _can_be_cause(
 ) -> bool:
     """Return whether a change closes enough of the gap, and no other change gains far more."""
     trial, gap = finding.trial, finding.gap
-    if trial is None:
+    if trial is None or trial.leaves_out:
         return False
     earlier = [code for code, cls in rule_classes().items() if cls.before_constants]
     if trial.is_constant and not all(_was_tried(settled.get(code)) for code in earlier):
@@ -154,6 +161,8 @@ def _can_be_cause(
     for rival in (f.trial for f in tried.values() if f.trial is not None):
         if rival is trial or rival.measure != trial.measure or rival.scope == "head":
             continue
+        if rival.leaves_out and closed_beyond(trial, rival) < BEYOND:
+            return False
         common = _common(trial, rival)
         gains = [float((_at(t, t.after, common) - _at(t, t.before, common)).mean())
                  for t in (trial, rival)] if len(common) >= FEWEST else [0.0, 0.0]  # fmt: skip

@@ -28,6 +28,12 @@ SCOPES: Final[tuple[Scope, ...]] = (
 )  # fmt: skip
 """Parts that a change can modify, smallest first: a larger part can fit more by chance."""
 LEVEL: Final = 0.01
+BEYOND: Final = 1 / 3
+"""Part of what is left wrong without some values that a cause must correct."""
+COMPARED: Final = 12
+"""Least number of common rows for a comparison of two trials."""
+LEAST_SCORE: Final = -8.0
+"""Least score of a row in such a comparison, so that one row cannot decide."""
 CANNOT_RUN: Final = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
     ValueError,
@@ -72,6 +78,9 @@ class Trial:
     is_constant : bool
         Whether the change is a constant on one logit, which corrects some of the answers whatever
         is wrong before it.
+    leaves_out : bool
+        Whether the change puts usual values in the place of others: it says where the fault is,
+        but it does not undo it, and is never the cause.
     """
 
     change: str
@@ -83,6 +92,7 @@ class Trial:
     nats: Float[Tensor, "row"] | None = None
     group: Int[Tensor, "row"] | None = None
     is_constant: bool = False
+    leaves_out: bool = False
 
     @property
     def gain(self) -> float:
@@ -109,6 +119,33 @@ class Trial:
     def holds(self) -> bool:
         """True if the held-out rows improved significantly."""
         return self.gain > 0 and self.p < LEVEL
+
+
+def closed_beyond(trial: Trial, held: Trial) -> float:
+    """Return how much of what is left wrong without some values another change corrects.
+
+    Parameters
+    ----------
+    trial : Trial
+    held : Trial
+        Of usual values in the place of others.
+
+    Returns
+    -------
+    float
+        A fraction of 1; 0 if too few rows are in both trials.
+    """
+    if trial.measure != held.measure:
+        return 0.0
+    places = [{row: i for i, row in enumerate(t.rows.tolist())} for t in (trial, held)]
+    common = sorted(set(places[0]) & set(places[1]))
+    if len(common) < COMPARED:
+        return 0.0
+    after, other = (
+        float(t.after[[place[row] for row in common]].double().clamp(min=LEAST_SCORE).mean())
+        for t, place in zip((trial, held), places, strict=True)
+    )
+    return (after - other) / max(1 - other, 1e-12)
 
 
 def gained(trial: Trial) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at
+from sonde.findings.evidence.trials.held_columns import held_column
 from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.restored_rows import RestoredRows, restored_rows
@@ -31,7 +32,7 @@ from sonde.findings.rule import (
     Theme,
 )
 from sonde.findings.symptoms import Symptom
-from sonde.findings.trial import Trial, chance_of_gain
+from sonde.findings.trial import BEYOND, Trial, chance_of_gain, closed_beyond
 from sonde.findings.words.places import sentence
 from sonde.findings.words.step import Step
 from sonde.findings.words.text import listed, number, percent, plural, shortened
@@ -107,7 +108,10 @@ class SND015(Rule):
         "3 rows before or after are tried if a line through the answers (of classes: a "
         "temperature) would lower the loss by 0.05: the nearest row that removes two thirds of "
         "this regret (Student's test over blocks of rows, 1 %). Newer inputs make a forecast "
-        "better although nothing is wrong; they do not leave less regret. Last, the wrong rows of "
+        "better although nothing is wrong; they do not leave less regret. Every column and channel "
+        "is also held at its median: if a form leaves more than two thirds of what the best held "
+        "column leaves wrong, this column is named instead, with no cause, since a small factor "
+        "makes noise smaller, too. Last, the wrong rows of "
         "any model (of maps: with a tenth of their pixels wrong and far more than most rows) are "
         "tried in the forms of each input tensor. The form is reported if it corrects 65 % of "
         "those that did not choose it and moves their inputs nearer to those of correct rows, a "
@@ -134,7 +138,56 @@ class SND015(Rule):
                 check = self._of_wrong_rows(mended, check)
         if check.state == "clear":
             check = self._of_tensors(evidence, check)
-        return self._of_restored(evidence, check) if check.state == "clear" else check
+        if check.state == "clear":
+            check = self._of_restored(evidence, check)
+            return self._of_held(evidence, check) if check.state == "clear" else check
+        return self._of_held(evidence, check)
+
+    def _of_held(self, evidence: Evidence, other: Check) -> Check:
+        """Judge the column that gains most if it is held, unless another form does far better."""
+        held = evidence.get(held_column)
+        if not isinstance(held, TensorTrials):
+            return other
+        rival = None if other.finding is None else other.finding.trial
+        if rival is not None and closed_beyond(rival, held.trial) >= BEYOND:
+            return other
+        trial, numbers = held.trial, held.trial.measure == "error"
+        own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
+        figure = self._gained(trial)
+        if held.is_like_constants or not self._gains(trial, figure):
+            return other if rival is None else _without_trial(other)
+        before, after = (_reached(score, numbers) for score in (own, then))
+        text = (
+            f"With its inputs {held.form.words}, the model {after} on {plural(n, 'row')} held out "
+            f"from this choice; with unchanged inputs, it {before}. The values of this column do "
+            "not fit the model, and no other form of the inputs does much better."
+        )
+        what = "R^2 of" if numbers else "correct on"
+        return self.raised_with(
+            "error" if trial.gain >= self.part * (1 - own) else "warning",
+            sentence(text),
+            figure,
+            effect=min(1.0, trial.gain),
+            fix="Look where the values of this column come from: they may be noise, of other rows "
+            f"or of another source. Without them, {what} {_figure(then, numbers)} instead of "
+            f"{_figure(own, numbers)}.",
+            trial=trial,
+            location=Location(tensors=held.form.tensors, columns=held.form.columns),
+        )
+
+    def _gained(self, trial: Trial) -> Figure:
+        """Return the gain of a form of one input tensor beside the least gain that counts."""
+        own, numbers = float(trial.before.mean()), trial.measure == "error"
+        least = max(self.gain_of_numbers if numbers else self.gain, self.lost * (1 - own))
+        return Figure(
+            "gain", trial.gain, unit="share", null=0.0, p=trial.p, n_rows=len(trial.rows),
+            threshold=least,
+        )  # fmt: skip
+
+    def _gains(self, trial: Trial, figure: Figure) -> bool:
+        assert figure.threshold is not None
+        is_useful = trial.measure != "error" or float(trial.after.mean()) > 0
+        return trial.gain >= figure.threshold and trial.p < self.level and is_useful
 
     def _of_restored(self, evidence: Evidence, clear: Check) -> Check:
         """Judge the form of any input tensor that corrects most of the wrong rows."""
@@ -180,11 +233,8 @@ class SND015(Rule):
             return clear
         trial, numbers = tried.trial, tried.trial.measure == "error"
         own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
-        least = max(self.gain_of_numbers if numbers else self.gain, self.lost * (1 - own))
-        figure = Figure(
-            "gain", trial.gain, unit="share", null=0.0, p=trial.p, n_rows=n, threshold=least
-        )  # fmt: skip
-        if trial.gain < least or trial.p >= self.level or (numbers and then <= 0):
+        figure = self._gained(trial)
+        if not self._gains(trial, figure):
             return self.clear(figure, f"none of {tried.n_tried:,} forms of the inputs does better")
         before, after = (_reached(score, numbers) for score in (own, then))
         text = (
@@ -509,6 +559,12 @@ def _range(form: Tried) -> str:
         return ""
     low, high = form.range
     return f" Factors from {number(low)} to {number(high)} work about as well."
+
+
+def _without_trial(check: Check) -> Check:
+    """Return a check whose finding cannot be the cause."""
+    assert check.finding is not None
+    return replace(check, finding=replace(check.finding, trial=None))
 
 
 def _reached(score: float, numbers: bool) -> str:

@@ -74,7 +74,7 @@ def tensor_forms(given: Mapping[str, InputTensor], names: Sequence[str] = ()) ->
     """
     forms: list[TensorForm] = []
     for one in given.values():
-        for axis in _channel_axes(one):
+        for axis in channel_axes(one):
             forms += _of_channels(one, axis, names if len(given) == 1 else ())
     forms += _partners(given)
     for one in given.values():
@@ -127,6 +127,18 @@ def affine_form(
     )
 
 
+def held_form(one: InputTensor, axis: int, i: int, names: Sequence[str] = ()) -> TensorForm:
+    """Return the form in which a column or channel holds its median in every row."""
+    median = float(one.x.select(axis, i).double().median())
+    return on_tensor(
+        one.name,
+        f"with {place_of(one, axis, i, names)} held at its median",
+        f"{index_of(axis, i, one.name)} = {median:.6g}",
+        _on_channel(one, axis, i, lambda x: torch.full_like(x, median)),
+        (i,),
+    )
+
+
 def on_tensor(
     name: str,
     words: str,
@@ -140,7 +152,8 @@ def on_tensor(
     )
 
 
-def _channel_axes(one: InputTensor) -> list[int]:
+def channel_axes(one: InputTensor) -> list[int]:
+    """Return the axes along which a tensor may have columns or channels, each with its meaning."""
     if one.kind == "mask" or one.x.ndim < 2:
         return []
     if one.x.ndim == 3 and 1 in one.x.shape[1:]:

@@ -78,11 +78,14 @@ class TensorTrials:
     trial : Trial
     n_tried : int
         Forms that were tried.
+    is_like_constants : bool
+        Whether constants on the logits, or a line through the numbers, do as well.
     """
 
     form: TensorForm
     trial: Trial
     n_tried: int
+    is_like_constants: bool = False
 
 
 def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
@@ -97,11 +100,14 @@ Tried = TypeVar("Tried")
 
 
 def in_own_budget(
-    stream: LiveStream, evidence: Evidence, of: Callable[["FormSearch"], Tried]
+    stream: LiveStream,
+    evidence: Evidence,
+    of: Callable[["FormSearch"], Tried],
+    part: float = BESIDE,
 ) -> Tried | str:
     """Return the result of a search for a form with a budget of its own, or why none is made."""
     data = evidence.data
-    budget = evidence.budget.beside(BESIDE)
+    budget = evidence.budget.beside(part)
     evidence = replace(evidence, budget=budget)
     n = budget.rows(ROWS, LEAST, SCREENED)
     small = whole_examples(stream, chosen_examples(stream, n, data.seed))
@@ -162,20 +168,39 @@ class FormSearch:
 
     def chosen(self) -> TensorTrials | str:
         """Return the best form and its trial."""
+        return self.judged(
+            lambda: self.best([
+                *self._shift(),
+                *(form for form in self._code_forms() if form is not None),
+                *self.with_numbers(self.promising(tensor_forms(self.given, self.names))),
+            ])
+        )  # fmt: skip
+
+    def judged(
+        self, choose: Callable[[], TensorForm | None], leaves_out: bool = False
+    ) -> TensorTrials | str:
+        """Return a form and its trial on the rows that did not choose it.
+
+        Parameters
+        ----------
+        choose : callable
+            Gives the form that the rows which choose call for; None if there is none.
+        leaves_out : bool, default=False
+            Whether the form replaces values by usual ones.
+        """
         if min(len(self.chooses), len(self.judges)) < LEAST // 4:
             return "too few rows with labels"
-        own = self._scored(None, self.judges)
+        own = self.scored(None, self.judges)
         if own is None or float(own.mean()) > CORRECT:
             return "there was no reason to try other forms" if own is not None else "no answers"
-        forms = tensor_forms(self.given, self.names)
-        codes = [form for form in self._code_forms() if form is not None]
-        best = self._best([*self._shift(), *codes, *self.with_numbers(self.promising(forms))])
-        after = None if best is None else self._scored(best, self.judges)
+        best = choose()
+        after = None if best is None else self.scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
-        if self._is_like_constants(best):
+        is_like_constants = self._is_like_constants(best)
+        if is_like_constants and not leaves_out:
             return "constants on the logits do as well"
-        rows = self.whole.order[torch.tensor(self.judges)]
+        rows = self.order_of(self.judges)
         groups = groups_at(self.evidence, rows)
         if not best.tensors:  # the inputs of other rows
             groups = blocks_of(after - own, rows)
@@ -186,10 +211,10 @@ class FormSearch:
             rows,
             own,
             after,
-            None,
-            groups,
+            group=groups,
+            leaves_out=leaves_out,
         )
-        return TensorTrials(best, trial, self.n_tried)
+        return TensorTrials(best, trial, self.n_tried, is_like_constants)
 
     @property
     def _is_ordered(self) -> bool:
@@ -242,7 +267,8 @@ class FormSearch:
         """Return the examples of rows, by planned order."""
         return self.whole.order[torch.tensor(rows)]
 
-    def _scored(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
+    def scored(self, form: TensorForm | None, rows: Sequence[int]) -> Float[Tensor, "row"] | None:
+        """Return the score of each row in a form; None if the answers are not known."""
         answers = self.answers([form], rows)
         return self.scores.scores(answers[0], self.order_of(rows)) if answers else None
 
@@ -332,7 +358,7 @@ class FormSearch:
             steepness.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
         return steepness
 
-    def _best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
+    def best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
         """Return the form with the least loss on the rows that choose, if it lowers the loss."""
         if not forms:
             return None
