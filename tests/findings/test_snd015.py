@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,51 @@ def test_a_third_at_another_gamma_is_found_with_its_gain(power: float, undone: s
     (found,) = scanned(net, torch.where(bent[:, None, None, None], x**power, x), label).findings
     assert f"with their brightness to the power of {undone}: at least" in found["sentence"]
     assert not scanned(net, x, label).findings
+
+
+@pytest.fixture(scope="module")
+def curved() -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a net that is right about two curved columns of five, with rows it has not seen."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(1000, 5, generator=draw)
+    y = (2 * x[:, 1]).sin() + x[:, 3].abs() + 0.3 * x[:, 0]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 1))
+    descent = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(400):
+        rows = torch.randint(0, 600, (128,), generator=draw)
+        loss = nn.functional.mse_loss(net(x[rows])[:, 0], y[rows])
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    return net.eval(), x[600:], y[600:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("column", "change", "cause", "words"),
+    [
+        (3, lambda v: v + 4 * torch.randn(len(v), generator=torch.Generator().manual_seed(5)), None,
+         "d held at its median"),
+        (0, lambda v: v[torch.randperm(len(v), generator=torch.Generator().manual_seed(5))], None,
+         "a held at its median"),
+        (3, lambda v: v + 3, "SND015", "with d at mean 0 and variance 1"),
+        (3, lambda v: 0.1 * v, "SND015", "d multiplied by 10"),
+    ],
+    ids=["noise", "values of other rows", "an offset", "a factor"],
+)  # fmt: skip
+def test_one_column_is_named_and_is_the_cause_if_a_form_mends_it(
+    curved, column, change, cause, words
+) -> None:
+    """A column of noise is hidden by a small factor, or by an exchange with an idle column."""
+    net, x, y = curved
+    x = x.clone()
+    x[:, column] = change(x[:, column])
+    frame = pd.DataFrame(x.numpy(), columns=list("abcde")).assign(label=y.numpy())
+    report = sonde.scan(net, frame, settings=ScanSettings(progress=False))
+    finding = next(f for f in report.findings if f.code == "SND015")
+    assert report.json()["cause"] == cause
+    assert words in finding["sentence"]
 
 
 def mended(right: float, kept: float) -> Check:

@@ -137,6 +137,20 @@ def test_a_fault_of_one_tensor_is_named_and_its_line_restores_the_answers(traine
 
 
 @pytest.mark.slow
+def test_a_column_of_noise_is_named_and_no_form_of_it_is_the_cause(trained) -> None:
+    """A small factor makes noise smaller, and half as many answers come back by it."""
+    net, given, y = trained
+    noise = torch.randn(len(y), generator=torch.Generator().manual_seed(1))
+    report = _scan(net, _column("right", 1, lambda v: v + 6 * noise)(given), y)
+    finding = next(f for f in report.findings if f.code == "SND015")
+    assert report.json()["cause"] is None
+    assert finding["location"] == {"tensors": ["right"], "columns": [1]} | {
+        k: v for k, v in finding["location"].items() if k not in ("tensors", "columns")
+    }
+    assert "held at its median" in finding["sentence"]
+
+
+@pytest.mark.slow
 def test_the_inputs_of_training_are_clear(trained) -> None:
     net, given, y = trained
     report = _scan(net, given, y)

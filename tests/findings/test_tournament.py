@@ -56,6 +56,15 @@ def test_a_change_of_other_rows_is_not_explained_by_the_cause() -> None:
     assert named(*checks) == ("SND015", {"SND015": None, "SND068": None})
 
 
+def test_a_change_that_does_as_well_as_leaving_values_out_is_no_cause() -> None:
+    held = replace(trial(range(15), "inputs"), leaves_out=True)
+    assert named(found("SND015", held))[0] is None
+    little, much = (found("SND068", trial(range(n), "part")) for n in (17, 22))
+    assert named(found("SND015", held), little)[0] is None
+    assert named(little)[0] == "SND068"
+    assert named(found("SND015", held), much)[0] == "SND068"
+
+
 @pytest.mark.parametrize(
     "check",
     [

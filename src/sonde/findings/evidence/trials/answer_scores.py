@@ -168,6 +168,7 @@ def line_does_as_well(
     made: Tensor,
     order: Int[Tensor, "row"],
     chooses: Bool[Tensor, "row"],
+    enough: float = ENOUGH,
 ) -> bool:
     """Return whether a line through the numbers given does about as well as a change of inputs.
 
@@ -183,6 +184,8 @@ def line_does_as_well(
     order : Int[Tensor, "row"]
         The examples of the rows.
     chooses : Bool[Tensor, "row"]
+    enough : float, default=2 / 3
+        Fraction of the gain that is about as well.
     """
     truth = scores.targets(order).reshape(len(order), -1)
     x = given.double().reshape(truth.shape)
@@ -195,4 +198,4 @@ def line_does_as_well(
     fitted = (slope * (x - centre) + mean).reshape(given.shape)
     reached = [float(scores.scores(one, order)[~chooses].clamp(min=0).mean())
                for one in (given, fitted, made)]  # fmt: skip
-    return reached[1] - reached[0] >= ENOUGH * (reached[2] - reached[0])
+    return reached[1] - reached[0] >= enough * (reached[2] - reached[0])

@@ -163,6 +163,7 @@ def constants_do_as_well(
     truth: Int[Tensor, "row"],
     chooses: Bool[Tensor, "row"],
     group: Int[Tensor, "row2"] | None = None,
+    enough: float = ENOUGH,
 ) -> bool:
     """Return whether constants on the logits do about as well as a change of the inputs.
 
@@ -179,6 +180,8 @@ def constants_do_as_well(
     chooses : Bool[Tensor, "row"]
     group : Int[Tensor, "row2"] or None
         Groups of the rows that judge.
+    enough : float, default=2 / 3
+        Fraction of the gain that is about as well.
 
     Examples
     --------
@@ -202,7 +205,7 @@ def constants_do_as_well(
     def do_as_well(rival: Float[Tensor, "row class"]) -> bool:
         reached = (rival.argmax(1) == truth)[judge].double().mean()
         loss = cooled_loss(_of_unit_size(rival), truth, chooses)
-        if float(reached - before) < ENOUGH * float(after - before):
+        if float(reached - before) < enough * float(after - before):
             return False
         if own is None or loss is None:
             return True

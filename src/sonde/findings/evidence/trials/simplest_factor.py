@@ -53,7 +53,7 @@ def simplest_factor(
     for side in (factors[at + 1 :], factors[:at][::-1]):
         for factor in side:
             scored = scores(factor)
-            if scored is None or not _is_tied(scored, top, group):
+            if scored is None or not is_tied(scored, top, group):
                 break
             tied.append(factor)
     kinds = (POWERS, units, BETWEEN)
@@ -62,9 +62,10 @@ def simplest_factor(
     return SimplestFactor(chosen, min(tied), max(tied))
 
 
-def _is_tied(
+def is_tied(
     found: Float[Tensor, "row"], top: Float[Tensor, "row"], group: Int[Tensor, "row"] | None
 ) -> bool:
+    """Return whether scores are about as good as the best ones, or not significantly worse."""
     less = float((top - found).double().mean())
     return less <= WORSE or (less <= 5 * WORSE and chance_of_gain(found, top, group) > BEYOND)
 

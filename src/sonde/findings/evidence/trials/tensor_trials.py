@@ -23,7 +23,7 @@ from sonde.findings.evidence.trials.answer_scores import (
     answer_scores,
     line_does_as_well,
 )
-from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
+from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
 from sonde.findings.evidence.trials.shifted_rows import (
     blocks_of,
@@ -197,7 +197,7 @@ class FormSearch:
         after = None if best is None else self.scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
-        is_like_constants = self._is_like_constants(best)
+        is_like_constants = self._is_like_constants(best, 1.0 if leaves_out else ENOUGH)
         if is_like_constants and not leaves_out:
             return "constants on the logits do as well"
         rows = self.order_of(self.judges)
@@ -272,7 +272,7 @@ class FormSearch:
         answers = self.answers([form], rows)
         return self.scores.scores(answers[0], self.order_of(rows)) if answers else None
 
-    def _is_like_constants(self, form: TensorForm) -> bool:
+    def _is_like_constants(self, form: TensorForm, enough: float) -> bool:
         """Return whether constants on the logits, or a line through the numbers, do as well."""
         rows = [*self.chooses, *self.judges]
         chooses = torch.arange(len(rows)) < len(self.chooses)
@@ -280,11 +280,11 @@ class FormSearch:
         order = self.order_of(rows)
         groups = groups_at(self.evidence, order[~chooses])
         if self.scores.kind == "numbers":
-            return line_does_as_well(self.scores, given, formed, order, chooses)
+            return line_does_as_well(self.scores, given, formed, order, chooses, enough)
         if self.scores.kind == "entries":
             return False
         label = self.evidence.data.label[order]
-        return constants_do_as_well(given, formed, label, chooses, groups)
+        return constants_do_as_well(given, formed, label, chooses, groups, enough)
 
     def _shift(self) -> list[TensorForm]:
         """Return the form with the inputs of other rows that the unchanged rows call for."""

@@ -27,7 +27,7 @@ from sonde.findings.evidence.trials.input_forms import (
     pixel_move,
     pixel_moves,
 )
-from sonde.findings.evidence.trials.simplest_factor import factor_words, simplest_factor
+from sonde.findings.evidence.trials.simplest_factor import factor_words, is_tied, simplest_factor
 from sonde.findings.trial import CANNOT_RUN
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
@@ -42,6 +42,8 @@ KIND: Final = ("form of the inputs", "forms of the inputs")
 STANDARD: Final = "at mean 0 and variance 1"
 MOST_WRITTEN: Final = 16
 """Columns or channels whose numbers are written in a line of code."""
+MOST_ALONE: Final = 64
+"""Columns of a table that are standardised one by one."""
 
 
 def _as_given(x: Inputs) -> Inputs:
@@ -253,6 +255,8 @@ def simple_form(
 ) -> Tried:
     """Return a form with the simplest factor that does equally well, or with the best step.
 
+    If one column at mean 0 and variance 1 does as well as all columns, it is the form.
+
     Groups of the rows that choose, such as copies, are the units of the test.
     """
     x, names = numbers_of(small), evidence.data.inputs
@@ -260,6 +264,8 @@ def simple_form(
     moves = {} if picture is None else pixel_moves(picture)
     if picture is not None and best.words in moves:
         return _nearest_move(stream, small, best, of_choosing, evidence, picture)
+    if x.ndim == 2 and STANDARD in best.words:
+        return _one_standardised(stream, small, best, of_choosing, evidence, group)
     factors = column_factors(names)
     if best.words not in factors:
         return best
@@ -276,6 +282,37 @@ def simple_form(
     simplest = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)], group)
     chosen = by_factor[simplest.factor] or best
     return replace(chosen, range=(simplest.low, simplest.high), factor=simplest.factor)
+
+
+def _one_standardised(
+    stream: LiveStream,
+    small: SmallBatches,
+    best: Tried,
+    of_choosing: Callable[[Tried], Tensor],
+    evidence: Evidence,
+    group: Int[Tensor, "row"] | None,
+) -> Tried:
+    """Return the form of the one column that does as well as all columns, or the form of all."""
+    x, names = numbers_of(small), evidence.data.inputs
+    n = x.shape[1]
+    if not 1 < n <= MOST_ALONE:
+        return best
+    mean, std = x.mean(0), x.std(0)
+    places = names if len(names) == n else [f"column {i}" for i in range(n)]
+    columns = {f"with {places[i]} {STANDARD}": i for i in range(n) if float(std[i]) > 0}
+    forms = {w: one_column(i, float(1 / std[i]), float(-mean[i] / std[i]))
+             for w, i in columns.items()}  # fmt: skip
+    alone = [
+        t for t in tried_forms(stream, small, forms, (), evidence, True) if t.score is not None
+    ]
+    if not alone:
+        return best
+    one = max(alone, key=lambda form: float(of_choosing(form).mean()))
+    if not is_tied(of_choosing(one), of_choosing(best), group):
+        return best
+    i = columns[one.words]
+    code = f"x[:, {i}] = (x[:, {i}] - {float(mean[i]):.6g}) / {float(std[i]):.6g}"
+    return replace(one, code=code)
 
 
 def _nearest_move(
