@@ -10,7 +10,7 @@ import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd015 import SND015
-from sonde.findings.evidence.trials.input_forms import changes
+from sonde.findings.evidence.trials.input_forms import changes, column_changes, line_of
 from sonde.findings.evidence.trials.input_trials import (
     MendedRows,
     Tried,
@@ -142,6 +142,28 @@ def test_every_form_has_the_shape_of_the_inputs() -> None:
     for shape in ((6, 16), (6, 15), (6, 3, 4, 4), (6, 5, 7)):
         x = torch.randn(shape)
         assert all(change(x).shape == x.shape for change in changes(x).values())
+
+
+@pytest.mark.truth("the line of each form, run as it is printed")
+@pytest.mark.parametrize(
+    "x",
+    [torch.rand(12, 3, 8, 8), torch.rand(12, 64) * 255, torch.rand(12, 5) + 1,
+     torch.rand(12, 5, 4) + 1],
+    ids=["colour", "flattened", "table", "sequence"],
+)  # fmt: skip
+def test_every_line_of_code_does_what_its_form_does(x: Tensor) -> None:
+    names = [f"c{i}" for i in range(5)] if x.shape[1:] == (5,) else []
+    forms = changes(x, not names) | column_changes(x, names)
+    for words, change in forms.items():
+        made = change(x)
+        form = Tried(words, None, math.nan, code=line_of(change), change=change)
+        if not form.line or "std" in form.line:
+            continue  # a factor and an offset of all numbers, or constants of the training rows
+        space = {"torch": torch, "x": x.clone()}
+        exec(form.line, space)
+        torch.testing.assert_close(space["x"], made, rtol=1e-4, atol=1e-4, msg=form.line)
+    scaled = {w for w, c in forms.items() if not line_of(c)}
+    assert not [w for w in scaled if "exchanged" in w or "moved by 2" in w or "power of c" in w]
 
 
 @pytest.mark.slow

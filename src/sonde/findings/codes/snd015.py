@@ -301,7 +301,8 @@ class SND015(Rule):
         text = text if whole else f"{text[:-1]}: this fault explains some of the errors, not all."
         then, now = (_figure(x, numbers) for x in (own + gain, own))
         fix = f": {'R^2 of' if numbers else 'correct on'} {then} instead of {now}.{_range(best)}"
-        return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)
+        level: Level = "error" if whole else "warning"
+        return self._raised(text, figure, best, fix, level, trial, found.tensor)
 
     def _by_loss(
         self,
@@ -341,7 +342,8 @@ class SND015(Rule):
                 "rows cannot decide between them."
             )
         fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
-        return self._raised(text, figure, pair[1], fix, "warning", trial if trial.holds else None)
+        tried = trial if trial.holds else None
+        return self._raised(text, figure, pair[1], fix, "warning", tried, found.tensor)
 
     def _of_stored(
         self, evidence: Evidence, found: VariantEvidence, stored: StoredColumns, other: Check
@@ -421,9 +423,9 @@ class SND015(Rule):
             "wrong now."
         )
         fix += _range(found.form)
-        form = replace(found.form, scale=None)
-        check = self._raised(text, figure, form, fix, trial=found.trial("some inputs"))
-        return _at(check, found.tensor)
+        form = replace(found.form, scale=None, code="")  # their code would change all rows
+        tried = found.trial("some inputs")
+        return self._raised(text, figure, form, fix, trial=tried, tensor=found.tensor)
 
     def _of_wrong_rows(self, found: MendedRows, clear: Check) -> Check:
         """Judge the form that corrects wrong answers and keeps the correct ones."""
@@ -447,8 +449,8 @@ class SND015(Rule):
         )
         fix = f": accuracy about {percent(after)} instead of {percent(before)}."
         fix += _range(found.form)
-        check = self._raised(text, figure, found.form, fix, "warning", found.trial("inputs"))
-        return _at(check, found.tensor)
+        tried = found.trial("inputs")
+        return self._raised(text, figure, found.form, fix, "warning", tried, found.tensor)
 
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
@@ -472,7 +474,7 @@ class SND015(Rule):
             f"{plural(found.n_rows, 'row')})."
         )
         fix = f": then the inputs of {found.norms[0].path} are distributed as in training."
-        return self._raised(text, figure, best, fix)
+        return self._raised(text, figure, best, fix, tensor=found.tensor)
 
     def _raised(
         self,
@@ -482,6 +484,7 @@ class SND015(Rule):
         fix: str,
         level: Level = "error",
         trial: Trial | None = None,
+        tensor: str = "",
     ) -> Check:
         return self.raised_with(
             level,
@@ -491,14 +494,8 @@ class SND015(Rule):
             next=Step("scan", scale=best.scale) if best.scale else None,
             fix=f"{best.line or f'Give the inputs {best.words}'}{fix}",
             trial=trial,
+            location=Location(tensors=(tensor,) if tensor else (), columns=best.columns),
         )
-
-
-def _at(check: Check, tensor: str) -> Check:
-    """Return the check with the input that it accuses."""
-    if check.finding is None or not tensor:
-        return check
-    return replace(check, finding=replace(check.finding, location=Location(tensors=(tensor,))))
 
 
 def _trial(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
@@ -36,12 +37,48 @@ FACTORS = (
 MOST_COLUMNS = 40
 MOST_CHANNELS: Final = 12
 NEVER, OF_EXPONENTS = -math.inf, 60.0
+
+
+@dataclass(frozen=True)
+class CodedChange:
+    """A change of the inputs, and the code that makes it.
+
+    Parameters
+    ----------
+    change : callable
+    line : str
+        Python that changes a batch ``x`` in this way.
+    columns : tuple of int
+        Columns of a table that change; empty for all.
+    """
+
+    change: Change
+    line: str
+    columns: tuple[int, ...] = ()
+
+    def __call__(self, x: Inputs) -> Inputs:
+        """Return the inputs in this form."""
+        return self.change(x)
+
+
+def line_of(change: Change) -> str:
+    """Return the code of a change; empty if it has none."""
+    return getattr(change, "line", "")
+
+
+def columns_of(change: Change) -> tuple[int, ...]:
+    """Return the columns of a table that a change is made for; empty for all."""
+    return getattr(change, "columns", ())
+
+
 COLUMN_CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
-    "the logarithm of {}": (torch.log, 0.0, math.inf),
-    "the logarithm of 1 plus {}": (torch.log1p, -1e-9, math.inf),
-    "e to the power of {}": (torch.exp, NEVER, OF_EXPONENTS),
-    "10 to the power of {}": (lambda x: 10**x, NEVER, OF_EXPONENTS / 2),
-}
+    "the logarithm of {}": (CodedChange(torch.log, "{}.log()"), 0.0, math.inf),
+    "the logarithm of 1 plus {}": (CodedChange(torch.log1p, "{}.log1p()"), -1e-9, math.inf),
+    "e to the power of {}": (CodedChange(torch.exp, "{}.exp()"), NEVER, OF_EXPONENTS),
+    "10 to the power of {}": (
+        CodedChange(lambda x: 10**x, "10 ** {}"), NEVER, OF_EXPONENTS / 2,
+    ),
+}  # fmt: skip
 """Curves of a column, with the range of numbers that each takes."""
 CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
     "with each number as its logarithm": (torch.log, 0.0, math.inf),
@@ -64,11 +101,7 @@ LINES = {
     "moved by one to the right": "x = x.roll(1, 1)",
     "reverse order (BGR": "x = x.flip(1)  # channels",
     "ImageNet's constants": "x = (x - mean) / std  # ImageNet's mean and std, on pixels in 0..1",
-    "upside down": "x = x.flip(-2)",
-    "height and width": "x = x.transpose(-1, -2)",
-    "turned to the left": "x = x.rot90(1, (-2, -1))",
-    "turned to the right": "x = x.rot90(-1, (-2, -1))",
-    "mirrored": "x = x.flip(-1)",
+    "mirrored along the last axis": "x = x.flip(-1)",
     "with the order of steps reversed": "x = x.flip(1)",
     "with 1 plus each number as its logarithm": "x = x.log1p()",
     "with each number as its logarithm": "x = x.log()",
@@ -116,7 +149,8 @@ def _on_column(i: int, curve: Change) -> Change:
         changed[:, i] = curve(x[:, i])
         return changed
 
-    return change
+    place = f"x[:, {i}]"
+    return CodedChange(change, f"{place} = {line_of(curve).format(place)}", (i,))
 
 
 def column_factors(names: Sequence[str]) -> dict[str, tuple[int, float]]:
@@ -137,7 +171,9 @@ def one_column(i: int, factor: float, offset: float) -> Change:
         changed[:, i] = factor * x[:, i] + offset
         return changed
 
-    return change
+    line = f"x[:, {i}] = {factor:.6g} * x[:, {i}]"
+    line += f" {'-' if offset < 0 else '+'} {abs(offset):.6g}" if offset else ""
+    return CodedChange(change, line, (i,))
 
 
 def _exchanged(i: int, j: int) -> Change:
@@ -146,7 +182,7 @@ def _exchanged(i: int, j: int) -> Change:
         changed[:, [i, j]] = x[:, [j, i]]
         return changed
 
-    return change
+    return CodedChange(change, f"x[:, [{i}, {j}]] = x[:, [{j}, {i}]]", (i, j))
 
 
 def changes(
@@ -206,8 +242,10 @@ def changes(
         turned.pop("mirrored")
     by_words |= turned
     for power in GAMMAS:
-        by_words[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
-            dark + room * ((x - dark) / room).clamp(min=0) ** p
+        part = f"((x - {dark:.6g}) / {room:.6g}).clamp(min=0)"
+        by_words[f"with their brightness to the power of {power:.2g}"] = CodedChange(
+            lambda x, p=power: dark + room * ((x - dark) / room).clamp(min=0) ** p,
+            f"x = {dark:.6g} + {room:.6g} * {part} ** {power:.6g}",
         )
     return _by_promise(by_words, pixel_moves(picture), span)
 
@@ -244,7 +282,11 @@ def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
             order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
             where = "along axis 1" if axis == 1 else "along the last axis"
             words = f"with channels {pair[0]} and {pair[1]} {where} exchanged"
-            exchanges[words] = lambda x, o=order, a=axis: x.index_select(a, x.new_tensor(o).long())
+            at = (f"x[{':' if axis == 1 else '...'}, [{a}, {b}]]" for a, b in (pair, pair[::-1]))
+            exchanges[words] = CodedChange(
+                lambda x, o=order, a=axis: x.index_select(a, x.new_tensor(o).long()),
+                " = ".join(at),
+            )
     return exchanges
 
 
@@ -283,29 +325,33 @@ def move_words(step: int, dim: int) -> str:
 
 def pixel_move(picture: Sequence[int], step: int, dim: int) -> Change:
     """Return the change that shifts images cyclically."""
-    return lambda x: x.reshape(-1, *picture).roll(step, dim).reshape(x.shape)
+    return _on_pictures(picture, lambda x: x.roll(step, dim), f"{{}}.roll({step}, {dim})")
 
 
-def _blur(n: int) -> Change:
-    """Return the change that gives each pixel the mean of the pixels around it."""
-    return lambda x: avg_pool2d(x, n, 1, n // 2, count_include_pad=False)
+def _on_pictures(picture: Sequence[int], change: Change, code: str) -> CodedChange:
+    """Return a change of images of a shape, flattened images included."""
+    images = f"x.reshape(-1, {', '.join(str(n) for n in picture)})"
+    return CodedChange(
+        lambda x: change(x.reshape(-1, *picture)).reshape(x.shape),
+        f"x = {code.format(images)}.reshape(x.shape)",
+    )
 
 
 def _turned(picture: Sequence[int]) -> dict[str, Change]:
     """Return the changes that shift or rotate images of a shape, flattened images included."""
-
-    def turned(change: Change) -> Change:
-        return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)
-
+    turned: dict[str, tuple[Change, str]] = {
+        "turned upside down": (lambda x: x.flip(-2), "{}.flip(-2)"),
+        "with height and width exchanged": (lambda x: x.transpose(-1, -2), "{}.transpose(-1, -2)"),
+        "turned to the left": (lambda x: x.rot90(1, (-2, -1)), "{}.rot90(1, (-2, -1))"),
+        "turned to the right": (lambda x: x.rot90(-1, (-2, -1)), "{}.rot90(-1, (-2, -1))"),
+        "mirrored": (lambda x: x.flip(-1), "{}.flip(-1)"),
+    }
+    for n in BLURS:
+        mean = f"torch.nn.functional.avg_pool2d({{}}, {n}, 1, {n // 2}, count_include_pad=False)"
+        turned[f"blurred over {n} x {n} pixels"] = (
+            lambda x, n=n: avg_pool2d(x, n, 1, n // 2, count_include_pad=False), mean,
+        )  # fmt: skip
     moved = {
         words: pixel_move(picture, step, dim) for words, (step, dim) in pixel_moves(picture).items()
     }
-    return {
-        "turned upside down": turned(lambda x: x.flip(-2)),
-        "with height and width exchanged": turned(lambda x: x.transpose(-1, -2)),
-        "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
-        "turned to the right": turned(lambda x: x.rot90(-1, (-2, -1))),
-        "mirrored": turned(lambda x: x.flip(-1)),
-        **{f"blurred over {n} x {n} pixels": turned(_blur(n)) for n in BLURS},
-        **moved,
-    }
+    return {words: _on_pictures(picture, *coded) for words, coded in turned.items()} | moved

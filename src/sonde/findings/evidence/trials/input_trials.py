@@ -23,7 +23,12 @@ from sonde.findings.evidence.trials.anomaly_trials import refitted_norms
 from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import CHUNK, NormFit, batch_norms, norm_fits
 from sonde.findings.evidence.trials.input_forms import Change
-from sonde.findings.evidence.trials.mended_rows import MendedRows, mended_rows, wrong_and_right
+from sonde.findings.evidence.trials.mended_rows import (
+    MendedRows,
+    mended_rows,
+    tensor_name,
+    wrong_and_right,
+)
 from sonde.findings.evidence.trials.stored_columns import StoredColumns, stored_columns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss
 from sonde.findings.evidence.trials.tried_forms import (
@@ -89,6 +94,8 @@ class VariantEvidence:
         The inputs as they are, and with the changes that make these columns fit.
     judged : (Int[Tensor, "row2"], Bool[Tensor, "row2"])
         Examples of the scores of ``restored``, and which of them choose a change.
+    tensor : str
+        Name of the argument that takes the one input tensor.
     refitted : Trial or None
         The norms with statistics of the rows, if these do not fit and the answers can be judged.
     """
@@ -105,6 +112,7 @@ class VariantEvidence:
     stored: StoredColumns | None = None
     restored: tuple[Tried, ...] = ()
     judged: tuple[Int[Tensor, "row2"], Bool[Tensor, "row2"]] = field(default_factory=_no_rows)
+    tensor: str = ""
 
 
 @counted
@@ -125,7 +133,9 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         return VariantEvidence()
     with untouched(stream.model.module), torch.no_grad():
         fits = norm_fits(stream, small, norms)
-        variants = VariantEvidence(fits, probe=probe, n_rows=len(small))
+        variants = VariantEvidence(
+            fits, probe=probe, n_rows=len(small), tensor=tensor_name(stream, small)
+        )
         changeable = is_changeable(small.singles[0])
         # What is tried last gets what is left of the budget. Norms inside the model that are far
         # off come before forms of inputs if the first norm, which sees the inputs, is not.

@@ -183,7 +183,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             offset=offset,
             kept=_share_right(both[1], rows.least),
             scored=_scored(bad, good, ~chooses, (as_given, form), both, evidence),
-            tensor=_name_of(stream, bad),
+            tensor=tensor_name(stream, bad),
         )
 
     def simple(form: Tried) -> Tried:
@@ -203,8 +203,8 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
     return tuple(one for one in simplest if one is not None)
 
 
-def _name_of(stream: LiveStream, small: SmallBatches) -> str:
-    """Return the name of the one input tensor."""
+def tensor_name(stream: LiveStream, small: SmallBatches) -> str:
+    """Return the name of the one input tensor of some examples."""
     return next(iter(input_tensors(stream.model.module, small.singles[0])), "")
 
 

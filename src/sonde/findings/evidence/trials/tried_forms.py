@@ -21,6 +21,8 @@ from sonde.findings.evidence.trials.input_forms import (
     changes,
     column_changes,
     column_factors,
+    columns_of,
+    line_of,
     move_words,
     one_column,
     picture_shape,
@@ -92,6 +94,11 @@ class Tried:
     single: "Tried | None" = None
 
     @property
+    def columns(self) -> tuple[int, ...]:
+        """Columns of a table that the form changes; empty for all."""
+        return columns_of(self.change)
+
+    @property
     def line(self) -> str:
         """The line of Python that changes the inputs in this way; empty if there is none."""
         if self.scale is not None:
@@ -128,7 +135,9 @@ def on_top(
     for tried in tried_forms(stream, small, forms, (), evidence, True, part):
         words, change = joined[tried.words]
         scale = _scale(x, change(x))
-        last = Tried(words, None, math.nan, scale, code=standardising_code(words, x))
+        last = Tried(
+            words, None, math.nan, scale, code=standardising_code(words, x) or line_of(change)
+        )
         lines = [line for line in (start.line, last.line) if line]
         code = f"{lines[0].split('  #')[0]}; {lines[1]}" if len(lines) == 2 else ""
         yield replace(tried, code=code, single=single)
@@ -176,7 +185,7 @@ def tried_forms(
                 logits = torch.cat(given)[whole.label >= 0]
         scale = _scale(x, change(x))
         misfit = fits[0].misfit if fits else math.nan
-        code = standardising_code(words, x)
+        code = standardising_code(words, x) or line_of(change)
         yield Tried(words, score, misfit, scale, change=change, logits=logits, code=code)
 
 
@@ -299,9 +308,11 @@ def _one_standardised(
         return best
     mean, std = x.mean(0), x.std(0)
     places = names if len(names) == n else [f"column {i}" for i in range(n)]
-    columns = {f"with {places[i]} {STANDARD}": i for i in range(n) if float(std[i]) > 0}
-    forms = {w: one_column(i, float(1 / std[i]), float(-mean[i] / std[i]))
-             for w, i in columns.items()}  # fmt: skip
+    forms = {
+        f"with {places[i]} {STANDARD}": one_column(i, float(1 / std[i]), float(-mean[i] / std[i]))
+        for i in range(n)
+        if float(std[i]) > 0
+    }
     alone = [
         t for t in tried_forms(stream, small, forms, (), evidence, True) if t.score is not None
     ]
@@ -310,9 +321,7 @@ def _one_standardised(
     one = max(alone, key=lambda form: float(of_choosing(form).mean()))
     if not is_tied(of_choosing(one), of_choosing(best), group):
         return best
-    i = columns[one.words]
-    code = f"x[:, {i}] = (x[:, {i}] - {float(mean[i]):.6g}) / {float(std[i]):.6g}"
-    return replace(one, code=code)
+    return replace(one, code=line_of(one.change))
 
 
 def _nearest_move(
