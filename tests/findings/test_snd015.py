@@ -161,7 +161,8 @@ def test_every_line_of_code_does_what_its_form_does(x: Tensor) -> None:
             continue  # a factor and an offset of all numbers, or constants of the training rows
         space = {"torch": torch, "x": x.clone()}
         exec(form.line, space)
-        torch.testing.assert_close(space["x"], made, rtol=1e-4, atol=1e-4, msg=form.line)
+        size = float(made.abs().max())  # constants are printed to six digits
+        torch.testing.assert_close(space["x"], made, rtol=1e-3, atol=1e-3 * size, msg=form.line)
     scaled = {w for w, c in forms.items() if not line_of(c)}
     assert not [w for w in scaled if "exchanged" in w or "moved by 2" in w or "power of c" in w]
 

@@ -492,10 +492,15 @@ class SND015(Rule):
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
             next=Step("scan", scale=best.scale) if best.scale else None,
-            fix=f"{best.line or f'Give the inputs {best.words}'}{fix}",
+            fix=f"{_code(best) or f'Give the inputs {best.words}'}{fix}",
             trial=trial,
             location=Location(tensors=(tensor,) if tensor else (), columns=best.columns),
         )
+
+
+def _code(form: Tried) -> str:
+    """Return the code of a form; a change of single columns is explained in a comment."""
+    return f"{form.line}  # {form.words.removeprefix('with ')}" if form.columns else form.line
 
 
 def _trial(
