@@ -132,10 +132,12 @@ def measured_case(
     *,
     place: str = "",
     n_units: int = UNITS,
+    turns: int = 3,
 ) -> Case:
     """Measure commit and merge at ``n_measured`` sites and scale them to ``n_sites``.
 
-    Runs lie in a temporary folder, or under the address ``place``.
+    Runs lie in a temporary folder, or under the address ``place``. With one turn, two commits stand
+    for many too.
     """
     import torch
 
@@ -148,9 +150,8 @@ def measured_case(
     every = {f"{r.id}{i}": r for r in wanted.values() for i in range(scale)}
     size_bytes = state_bytes(wanted, stream.schema) * scale
     many = MANY if size_bytes < FOLD_BYTES / MANY else FEW
-    turns = range(3)
-    two = [_merged(stream, wanted, 2, place) for _ in turns]
-    more = [_merged(stream, wanted, many, place) for _ in turns]
+    two = [_merged(stream, wanted, 2, place) for _ in range(turns)]
+    more = [_merged(stream, wanted, many, place) for _ in range(turns)] if turns > 1 else two
     return Case(
         name,
         unit_seconds,

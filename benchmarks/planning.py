@@ -118,6 +118,7 @@ def merge_cases(
     def both(place: str) -> list[Case]:
         options: Any = {"place": place, "n_units": n_units}
         diag = measured_case("variances", unit_seconds, width, sites, sites, "diag", **options)
+        options["turns"] = 1  # 128 MiB a site
         full = measured_case("covariances", unit_seconds, width, sites, 1, "full", **options)
         return [diag, full]
 
@@ -153,6 +154,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sites", type=int, default=SITES)
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a text")
+    parser.add_argument("--unit-seconds", type=float, help="print merges alone, for such units")
     parser.add_argument("--latency", type=float, default=0.05, help="seconds for a request")
     return parser.parse_args(arguments)
 
@@ -161,6 +163,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan and the merges."""
     typed = parsed(arguments)
     torch.set_num_threads(1)
+    n_units = -(-typed.tokens // (typed.length * UNIT_SIZE))
+    unit = typed.unit_seconds or planned_unit(typed)
+    print(
+        f"{n_units:,} units of {UNIT_SIZE} texts, {unit:,.0f} s each; times as fast as one worker"
+    )
+    print(flush=True)
+    cases = merge_cases(unit, typed.sites, typed.width, n_units, typed.latency)
+    print(*merge_table(cases), sep="\n")
+    return 0
+
+
+def planned_unit(typed: argparse.Namespace) -> float:
+    """Print the plan and return the seconds of a unit of the fit."""
     shape = typed.sites, typed.width, typed.length
     costs: dict[str, Cost] = {}
     for job in ("read tokens", "read means", "fit covariance"):
@@ -170,15 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{typed.tokens:,} tokens in texts of {typed.length}, {typed.sites} sites of", end=" ")
     print(f"{typed.width:,}; forward passes alone: {duration(typed.tokens * forward)}\n")
     print(*plan_table(costs, typed.tokens, forward), "", sep="\n", flush=True)
-    n_units = -(-typed.tokens // (typed.length * UNIT_SIZE))
-    own = costs["fit covariance"].seconds_of_a_token + forward
-    unit = UNIT_SIZE * typed.length * own
-    print(
-        f"{n_units:,} units of {UNIT_SIZE} texts, {unit:,.0f} s each; times as fast as one worker\n"
-    )
-    cases = merge_cases(unit, typed.sites, typed.width, n_units, typed.latency)
-    print(*merge_table(cases), sep="\n")
-    return 0
+    return UNIT_SIZE * typed.length * (costs["fit covariance"].seconds_of_a_token + forward)
 
 
 if __name__ == "__main__":
