@@ -35,13 +35,12 @@ from sonde.tap.hooks.running import (
     running_calls,
     watch_calls,
 )
-from sonde.tap.hooks.sharding import require_own
 from sonde.tap.hooks.stack import in_backward
 from sonde.tap.model.shown_axes import shown_axis
 from sonde.tap.model.sites import places_of
 from sonde.tap.model.time_first import in_trial, known_time_first, unknown_order
 from sonde.tap.rows.nested import nested_like, padded
-from sonde.weights.live import module_of, with_tensors
+from sonde.weights.live import module_of, require_values, with_tensors
 
 _MASKS: "weakref.WeakKeyDictionary[SiteCall, dict[int, tuple[StorageWeakRef, Tensor | None]]]" = (
     weakref.WeakKeyDictionary()
@@ -254,7 +253,7 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     >>> torch.equal(new(x), net(x)), len(list(new.parameters())), len(list(net.parameters()))
     (True, 8, 4)
     """
-    require_own("inserted", module_of(model))
+    require_values("inserted", module_of(model))
     _check(module_of(model), layers)
     new = with_tensors(module_of(model), {})
     _put(new, layers)

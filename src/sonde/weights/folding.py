@@ -19,7 +19,7 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.weights._layer import Layer, layer_of, mapped_rows, names_of
 from sonde.weights.change import Change, Exchange
-from sonde.weights.live import module_of
+from sonde.weights.live import module_of, require_in_memory
 from sonde.weights.residual import inputs_or_none, residual_writers, run, sums_at
 from sonde.weights.rewrite import RewritePlan
 
@@ -141,10 +141,13 @@ def _folded(layer: Layer, affine: AffineMap, port: str) -> dict[str, Change]:
 
     Raises
     ------
+    InputError
+        If the layer's weights are no plain tensors in memory.
     StateError
         If hooks stand on the layer, or the folded layer does not give what the edited one gives.
     """
     _refuse_hooks(layer.name, layer.module)
+    require_in_memory(f"fold_edit at {layer.name}", layer.module)
     changes = layer.before(affine) if port == "in" else layer.after(affine)
     differs = layer.difference(affine, port, changes)
     if not differs <= TOLERANCE:

@@ -57,6 +57,25 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
     SiteError
         If ranks hold parts of the weights.
     """
+    require_values(owner, module)
+    for name, kind in _of_other_kinds(module):
+        raise InputError(
+            f"{owner}: expected weights that are plain tensors, got {name} as {kind}. Pass the "
+            "model before it was converted, or sonde.weights.dequantised(model), which turns such "
+            "weights into plain ones where the library says how."
+        )
+
+
+def require_values(owner: str, module: nn.Module) -> None:
+    """Raise if weights of a model have no values: lazy ones, and those on the device ``meta``.
+
+    Raises
+    ------
+    InputError
+        Naming the first of them.
+    SiteError
+        If ranks hold parts of the weights.
+    """
     require_own(owner, module)
     for name, x in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(x):
@@ -70,12 +89,6 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
                 "'meta': it was never loaded, or is offloaded to the disk. Load the model whole: "
                 "sonde.load(MODEL, device='cpu')."
             )
-    for name, kind in _of_other_kinds(module):
-        raise InputError(
-            f"{owner}: expected weights that are plain tensors, got {name} as {kind}. Pass the "
-            "model before it was converted, or sonde.weights.dequantised(model), which turns such "
-            "weights into plain ones where the library says how."
-        )
 
 
 def _of_other_kinds(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -114,6 +127,7 @@ def dequantised(model: Model | nn.Module) -> Model:
     torch.strided
     """
     live = as_model(model)
+    require_values("dequantised", live.module)
     new = with_tensors(live.module, {})
     if type(new).__module__ == _PACKED:
         return replace(live, module=_plain_layer(new))

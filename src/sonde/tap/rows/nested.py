@@ -32,13 +32,18 @@ def nested_like(old: Tensor, x: Tensor) -> Tensor:
 
 
 def require_dense(x: Tensor) -> None:
-    """Raise if an output is sparse, since its rows cannot be copied.
+    """Raise if an output is sparse or distributed, since its rows cannot be copied.
 
     Raises
     ------
     ShapeError
         With its layout.
     """
+    if type(x) is not Tensor and type(x).__name__ == "DTensor":
+        raise ShapeError(
+            "expected a tensor of one rank, got a DTensor, which several ranks hold. Leave the "
+            "site out, or read the module after it."
+        )
     if x.layout not in DENSE:
         raise ShapeError(
             "expected a dense output, got an output of layout "

@@ -91,7 +91,7 @@ class Taken:
 
     def take(self, leaf: TakenTensor, x: Tensor, call: int) -> None:
         """Reduce a tensor to rows, or store a copy of it until the forward pass is over."""
-        if x.layout not in DENSE:
+        if x.layout not in DENSE or type(x) is not Tensor:
             with at_site(leaf.kinds[0].key):
                 require_dense(x)
         soon, size = leaf.soon, x.nbytes
