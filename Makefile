@@ -151,6 +151,7 @@ fuzz: install
 # Every job on every tiny architecture against plain torch, and docs/matrix.md: two minutes.
 matrix: install
 	$(BIN)/python -m tools.matrix --write
+	$(BIN)/python -m tools.matrix --weights --write
 
 # Models and data that nobody here made, in an environment of their own: jobs, planted faults, docs/field.md.
 FIELD := .field/venv

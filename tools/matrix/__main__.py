@@ -36,6 +36,8 @@ from tools.matrix.table import (
     summary,
     table,
 )
+from tools.matrix.weights import PAGE as WEIGHTS_PAGE
+from tools.matrix.weights import weight_cells, weights_page
 
 import sonde
 
@@ -98,6 +100,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", nargs="+", choices=ALL_JOBS, default=list(ALL_JOBS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one cell")
     parser.add_argument("--write", action="store_true", help="renew the cells of the page")
+    parser.add_argument("--weights", action="store_true", help="kinds of weights in place of them")
     parser.add_argument("--list", action="store_true", help="print the architectures")
     return parser.parse_args(arguments)
 
@@ -112,12 +115,24 @@ def _keep(cell: Cell, cells: dict[tuple[str, str], Cell], path: Path | None) -> 
         print(f"{cell.architecture} {cell.job}: {cell.said}", flush=True)
 
 
+def _of_weights(write: bool) -> int:
+    """Print the table of kinds of weights; return 1 where a cell is wrong."""
+    logging.disable(logging.WARNING)
+    cells = weight_cells()
+    print(table(cells), "", reasons(cells), "", sep="\n")
+    if write:
+        WEIGHTS_PAGE.write_text(weights_page(cells), "utf-8")
+    return int(any(cell.verdict == WRONG for cell in cells))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells and print the table; return 1 where one is wrong."""
     typed = parsed(arguments)
     if typed.list:
         print(*ARCHITECTURES, sep="\n")
         return 0
+    if typed.weights:
+        return _of_weights(typed.write)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     cells: dict[tuple[str, str], Cell] = {}
