@@ -41,7 +41,7 @@ class BitStack(Rewrite):
     next block. ``save_stack`` writes the blocks as a file that opens cut anywhere.
 
     Range        linear layers become ``StackLinear``; the residual's norm never rises.
-    Cost         one pass over the data; a singular value decomposition for each block.
+    Cost         one pass over the data; a singular value decomposition for each block, O(in^2 out).
     Assumes      inputs of the kind that the model will meet.
     Differs      from the paper: inputs are measured by the root mean square over all rows; blocks
                  are sorted by the layer's output error, not by running the model for each; the
