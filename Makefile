@@ -77,7 +77,7 @@ test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
-	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec]' --editable $(STUDIES) --group dev
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec,serve,audio,train,text]' --editable $(STUDIES) --group dev --group docs
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
 
 # The same with the newest of everything that the registry has.

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.quantizers.auto import (  # pyright: ignore[reportPrivateImportUsage]
     register_quantization_config,
     register_quantizer,
@@ -84,6 +85,7 @@ class PackedQuantizer(HfQuantizer):
         for name in list(config.layers):
             if finish_form(model, name):
                 del config.layers[name]  # a copy that is saved holds the plain weight
+        _in_one_type(model, tuple(config.layers))
         if self.folder is not None:
             insert_saved_layers(model, self.folder)
         if config.layers:
@@ -112,6 +114,21 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return False, because no gradient flows through packed layers."""
         return False
+
+
+def _in_one_type(model: Any, packed: tuple[str, ...]) -> None:
+    """Give plain weights that were stored in a narrower type the type of the model.
+
+    transformers 5.16 leaves weights as they are stored if a quantizer opens the model.
+    """
+    wanted = model.config.dtype
+    for name, module in model.named_modules():
+        if not isinstance(wanted, torch.dtype) or name in packed:
+            continue
+        for parameter in module.parameters(recurse=False):
+            stored = parameter.dtype
+            if stored.is_floating_point and stored.itemsize <= wanted.itemsize != 1:
+                parameter.data = parameter.data.to(wanted)
 
 
 def _set_guard(config: Any, on: bool) -> None:
