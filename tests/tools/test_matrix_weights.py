@@ -15,6 +15,7 @@ def test_every_cell_is_right_or_refused_and_the_page_says_so():
     assert weights.PAGE.read_text("utf-8") == weights.weights_page(cells)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_a_refusal_names_the_tensor_and_its_kind():
     for kind, job, said in (
         ("subclass with dequantize", "fold", "fold_edit at 2: .* got weight as Int8"),
