@@ -10,7 +10,7 @@ import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd015 import SND015
-from sonde.findings.evidence.trials.input_forms import changes, column_changes, line_of
+from sonde.findings.evidence.trials.input_forms import changes, column_changes, line_of, one_column
 from sonde.findings.evidence.trials.input_trials import (
     MendedRows,
     Tried,
@@ -208,9 +208,9 @@ def curved() -> tuple[nn.Module, Tensor, Tensor]:
     ("column", "change", "cause", "words"),
     [
         (3, lambda v: v + 4 * torch.randn(len(v), generator=torch.Generator().manual_seed(5)), None,
-         "d held at its median"),
+         "d held at "),
         (0, lambda v: v[torch.randperm(len(v), generator=torch.Generator().manual_seed(5))], None,
-         "a held at its median"),
+         "a held at "),
         (3, lambda v: v + 3, "SND015", "with d at mean 0 and variance 1"),
         (3, lambda v: 0.1 * v, "SND015", "d multiplied by 10"),
     ],
@@ -235,6 +235,15 @@ def mended(right: float, kept: float) -> Check:
     rows = MendedRows(form, right, nearer=0.2, p=0.9, n=40, wrong=0.05, kept=kept)
     evidence = arrays.evidence_of(noise(200, 8))
     return SND015().check(evidence.having({variant_evidence: VariantEvidence(mended=(rows,))}))
+
+
+def test_the_form_of_some_rows_is_said_in_words_since_code_would_change_all() -> None:
+    form = Tried("with c0 divided by 10", None, math.nan, change=one_column(0, 0.1, 0.0))
+    rows = MendedRows(form, 0.95, nearer=0.9, p=1e-9, n=40, wrong=0.2, kept=0.1)
+    evidence = arrays.evidence_of(noise(200, 8))
+    found = SND015().check(evidence.having({variant_evidence: VariantEvidence(mended=(rows,))}))
+    fix = assert_raised(found, "error").fix
+    assert fix.startswith("Give the inputs with c0 divided by 10. Do so for these rows alone")
 
 
 def test_a_form_that_mends_wrong_rows_and_breaks_no_others_is_that_of_all_rows() -> None:

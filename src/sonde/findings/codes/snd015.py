@@ -108,10 +108,12 @@ class SND015(Rule):
         "3 rows before or after are tried if a line through the answers (of classes: a "
         "temperature) would lower the loss by 0.05: the nearest row that removes two thirds of "
         "this regret (Student's test over blocks of rows, 1 %). Newer inputs make a forecast "
-        "better although nothing is wrong; they do not leave less regret. Every column and channel "
-        "is also held at its median: if a form leaves more than two thirds of what the best held "
-        "column leaves wrong, this column is named instead, with no cause, since a small factor "
-        "makes noise smaller, too. Last, the wrong rows of "
+        "better although nothing is wrong; they do not leave less regret. "
+        "Every column and channel is also held at its median, at other quantiles and at 0: if"
+        " a form leaves more than two thirds of what the best held column leaves wrong, this "
+        "column is named instead, with no cause, since a small factor makes noise smaller, "
+        "too. "
+        "Last, the wrong rows of "
         "any model (of maps: with a tenth of their pixels wrong and far more than most rows) are "
         "tried in the forms of each input tensor. The form is reported if it corrects 65 % of "
         "those that did not choose it and moves their inputs nearer to those of correct rows, a "
@@ -500,7 +502,8 @@ class SND015(Rule):
 
 def _code(form: Tried) -> str:
     """Return the code of a form; a change of single columns is explained in a comment."""
-    return f"{form.line}  # {form.words.removeprefix('with ')}" if form.columns else form.line
+    is_of_columns = bool(form.line and form.columns)
+    return f"{form.line}  # {form.words.removeprefix('with ')}" if is_of_columns else form.line
 
 
 def _trial(
