@@ -21,6 +21,7 @@ from sonde_studies.places import PLACES
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "src" / "sonde" / "cli" / "papers.json"
 UNKNOWN = "authors not known to us"
+MOST_NAMED = 3
 
 
 def bibliography(path: Path = ROOT / "docs" / "papers.bib") -> dict[str, dict[str, str]]:
@@ -59,16 +60,17 @@ def cited(fields: Mapping[str, str]) -> str:
 
 
 def index() -> list[dict[str, Any]]:
-    """Return name, title, authors, year, code and studies of each system."""
+    """Return name, title, authors, year, code and studies of each system.
+
+    Papers that methods cite, and that are no system's, follow under their first method's name.
+    """
     papers = bibliography()
     once = {(row.system, row.paper): row for row in reversed(rows_of())}  # two numbers, one system
-    return [
+    systems = [
         {
             "name": row.system,
             "key": row.paper,
-            "title": papers[row.paper].get("title", ""),
-            "authors": papers[row.paper].get("author", "").removesuffix("others"),
-            "year": papers[row.paper].get("year", ""),
+            **described(papers[row.paper]),
             "code": [code for code in row.code if not code.startswith("recipes.")],
             "recipes": recipes_of(row),
             "studies": [*row.study],
@@ -76,6 +78,28 @@ def index() -> list[dict[str, Any]]:
         }
         for row in reversed(once.values())
     ]
+    own = {row.paper for row in once.values()}
+    codes = {key: [use.strip("`").removeprefix("sonde.") for use in uses if "." in use]
+             for key, uses in cited_by().items() if key in papers and key not in own}  # fmt: skip
+    return systems + [
+        {
+            "name": ", ".join(one.partition(".")[2] for one in code[:MOST_NAMED]),
+            "key": key,
+            **described(papers[key]),
+            "code": code,
+            "recipes": [],
+            "studies": [],
+            "missing": "",
+        }
+        for key, code in sorted(codes.items())
+        if code
+    ]
+
+
+def described(fields: Mapping[str, str]) -> dict[str, str]:
+    """Return title, authors and year of an entry; empty where they are not known."""
+    authors = fields.get("author", "").removesuffix("others")
+    return {"title": fields.get("title", ""), "authors": authors, "year": fields.get("year", "")}
 
 
 def recipes_of(row: Row) -> list[str]:

@@ -101,35 +101,53 @@ def _entries() -> list[Listed]:
 
 
 def _papers(words: str) -> list[dict[str, Any]]:
-    """Return the papers whose name, title, authors or key contain all words, best matches first."""
-    asked = [*map(_squeezed, words.split()), _squeezed(words)]
+    """Return the papers whose name, title, authors or key have all words, best matches first.
 
-    def rank(name: str, *others: str) -> int | None:
-        if asked[-1] in name:
-            return 0 if asked[-1] == name else 1
-        if any(asked[-1] in text for text in others):
+    Words may be cut at their end, not at their beginning: ROME is no part of "from experience".
+    """
+    whole, asked = _squeezed(words), _spaced(words).rstrip()
+
+    def rank(key: str, squeezed: str, name: str, others: str) -> int | None:
+        if whole == squeezed:
+            return 0
+        if asked in name:
+            return 1
+        if asked in others or (whole and whole in key):
             return 2
-        return 3 if all(any(w in text for text in (name, *others)) for w in asked[:-1]) else None
+        text = f"{name}{others} {key}"
+        return 3 if all(f" {word}" in text for word in asked.split()) else None
 
-    ranked = [(r, paper) for paper, names in _indexed() if (r := rank(*names)) is not None]
-    whole = any(
-        r < 3 for r, _ in ranked
-    )  # single words count where nothing has all of them at once
-    ranked = [(r, paper) for r, paper in ranked if r < 3 or not whole]
+    ranked = [(r, paper) for paper, *texts in _indexed() if (r := rank(*texts)) is not None]
+    if any(r < 3 for r, _ in ranked):  # scattered words count where nothing has them in a row
+        ranked = [(r, paper) for r, paper in ranked if r < 3]
     return [paper for _, paper in sorted(ranked, key=lambda pair: pair[0])]
 
 
 @cache
-def _indexed() -> list[tuple[dict[str, Any], list[str]]]:
-    """Return every paper with its name, title, authors and key as they are searched."""
+def _indexed() -> list[tuple[dict[str, Any], str, str, str, str]]:
+    """Return every paper with its key, its name in two forms, and its title and authors."""
     papers = json.loads(Path(__file__).with_name("papers.json").read_text(encoding="utf-8"))
-    fields = ("name", "title", "authors", "key")
-    return [(paper, [_squeezed(paper[k]) for k in fields]) for paper in papers]
+    return [
+        (one, one["key"], _squeezed(one["name"]), _spaced(one["name"]),
+         f"{_spaced(one['title'])}{_spaced(one['authors'])}")
+        for one in papers
+    ]  # fmt: skip
 
 
 def _squeezed(text: str) -> str:
     """Return the letters and digits of a text, in lower case."""
     return re.sub(r"[^a-z0-9]", "", text.casefold())
+
+
+def _spaced(text: str) -> str:
+    """Return the words of a text in lower case, with a space before and after each.
+
+    Examples
+    --------
+    >>> _spaced("IP-Adapter: text")
+    ' ip adapter text '
+    """
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text.casefold()))} "
 
 
 def _told(paper: dict[str, Any]) -> list[str]:
