@@ -124,10 +124,16 @@ def test_models_that_compute_something_else_are_not_merged(three, tmp_path, opti
     (tmp_path / "a" / "config.json").write_text(json.dumps({**config, option: value}))
     with pytest.raises(InputError, match=r"so the same weights compute something different"):
         merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
-    neutral = {"use_cache": False, "attention_dropout": 0.3, "_name_or_path": "elsewhere"}
+    neutral = {"use_cache": False, "attention_dropout": 0.3, "_name_or_path": "elsewhere",
+               "is_encoder_decoder": None}  # fmt: skip
     told = json.loads((three / "a" / "config.json").read_text())
     (tmp_path / "a" / "config.json").write_text(json.dumps({**told, **neutral}))
     merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
+
+
+def test_a_word_that_is_no_method_is_refused_in_python_too(tmp_path):
+    with pytest.raises(InputError, match=r"among arithmetic, ties, .*got 'task_arithmetic'"):
+        sonde.merge_models("base", ["other"], tmp_path / "new", method="task_arithmetic")
 
 
 def test_what_was_fitted_under_other_names_and_broken_weights_are_refused(three, tmp_path):

@@ -373,7 +373,11 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
 def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
     """Raise if the models' configurations use equal weights in different ways."""
     first, second = (_meaning(config_dict(folder.path)) for folder in (one, other))
-    apart = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+    apart = sorted(
+        name
+        for name in first.keys() | second.keys()
+        if _set(first.get(name)) != _set(second.get(name))
+    )
     if apart:
         key = apart[0]
         raise InputError(
@@ -381,6 +385,11 @@ def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -
             f"{name2}, so the same weights compute something different. Give models with the "
             "same base."
         )
+
+
+def _set(option: Any) -> Any:
+    """Return an option; None for False, which some versions of transformers leave out."""
+    return None if option is False else option
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 from sonde.core.renaming import renamed
 from sonde.data.loading import is_factory
 from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
@@ -85,6 +85,11 @@ def merge_models(
 
 
 def _rule(method: Way, parameters: dict[str, Any]) -> Any:
+    if method not in USES:
+        raise InputError(
+            f"edit merge: expected a method among {', '.join(USES)}, got {method!r}."
+            f"{near(method, USES)}"
+        )
     unused = [name for name in parameters if name not in USES[method]]
     if unused:
         raise InputError(
