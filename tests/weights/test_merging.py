@@ -131,11 +131,6 @@ def test_models_that_compute_something_else_are_not_merged(three, tmp_path, opti
     merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
 
 
-def test_a_word_that_is_no_method_is_refused_in_python_too(tmp_path):
-    with pytest.raises(InputError, match=r"among arithmetic, ties, .*got 'task_arithmetic'"):
-        sonde.merge_models("base", ["other"], tmp_path / "new", method="task_arithmetic")
-
-
 def test_what_was_fitted_under_other_names_and_broken_weights_are_refused(three, tmp_path):
     fisher = {"layers.0.mlp.up_proj.weight": torch.ones(1)}
     with pytest.raises(InputError, match=r"got 'layers\.0\.mlp\.up_proj\.weight'"):

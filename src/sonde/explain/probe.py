@@ -53,8 +53,9 @@ class Probe(Instrument):
     shrunk by OAS. Groups are dealt into folds by hash; each fold is judged by the classifier of all
     rows outside it, so that rows of one document never stand on both sides.
 
-    Range        [0, 1]; higher = the classes can be read off linearly. ``null`` is the share of
-                 the most frequent class.
+    Range        [0, 1]; higher = the classes can be read off linearly. ``null`` is the accuracy,
+                 on the same rows, of the class that is most frequent in the other folds; with
+                 classes of equal size it is lower than their share.
     Cost         one pass; state ``8 (dim^2 + classes dim) + 4 m dim`` bytes; result ``folds``
                  solutions of O(dim^3).
     Assumes      labels; at least two groups. A class whose rows all lie in one fold is never
