@@ -38,8 +38,8 @@ WIDEST = 4096
 class ProbeBaselinesResult(Result):
     """``value`` is the probe's accuracy at each site, on held-out groups.
 
-    ``null`` is the accuracy of the most frequent class. ``at_input`` is the accuracy of the same probe
-    on the input, or the embedding of its tokens; NaN if that is too wide, or if the model has
+    ``null`` is the accuracy of the most frequent class. ``at_input`` is the accuracy of the same
+    probe on the input, or the embedding of its tokens; NaN if that is too wide, or if the model has
     several floating-point inputs (``conventions["input"]`` says so). ``redrawn`` is the
     accuracy at the site of the model with weights drawn anew, ``control`` the accuracy on classes
     drawn by type, and ``selectivity`` the accuracy less ``control``.
