@@ -22,8 +22,6 @@ STEPS: Final = (1, 2, 3, 4, 8)
 ZOOMS: Final = (0.5, 0.67, 0.8, 1.25, 1.5, 2.0)
 SEQUENCE: Final = 8
 """Least entries of a vector that may be a signal, which can be shifted or resampled."""
-HELD_AT: Final = (10, 25, 75, 90)
-"""Quantiles at which a column is held, in percent, beside its median."""
 MODE: Final = (0.05, 0.9)
 """Fraction of the rows in which a value occurs that may stand for a missing number."""
 
@@ -129,27 +127,16 @@ def affine_form(
     )
 
 
-def held_forms(
-    one: InputTensor, axis: int, i: int, names: Sequence[str] = ()
-) -> Iterator[TensorForm]:
-    """Yield the forms in which a column or channel holds one usual value in every row.
-
-    The median of noise may be unusual for the model, so other quantiles and 0 are tried too.
-    """
-    values = one.x.select(axis, i).double().flatten()
-    low, high = float(values.min()), float(values.max())
-    levels = {"its median": float(values.median())}
-    levels |= {f"its {p} % quantile": float(values.kthvalue(1 + p * (len(values) - 1) // 100)[0])
-               for p in HELD_AT}  # fmt: skip
-    levels |= {"0": 0.0} if low < 0 < high else {}
-    for words, value in levels.items():
-        yield on_tensor(
-            one.name,
-            f"with {place_of(one, axis, i, names)} held at {words}",
-            f"{index_of(axis, i, one.name)} = {value:.6g}",
-            _on_channel(one, axis, i, lambda x, v=value: torch.full_like(x, v)),
-            (i,),
-        )
+def held_form(one: InputTensor, axis: int, i: int, names: Sequence[str] = ()) -> TensorForm:
+    """Return the form in which a column or channel holds its median in every row."""
+    median = float(one.x.select(axis, i).double().median())
+    return on_tensor(
+        one.name,
+        f"with {place_of(one, axis, i, names)} held at its median",
+        f"{index_of(axis, i, one.name)} = {median:.6g}",
+        _on_channel(one, axis, i, lambda x: torch.full_like(x, median)),
+        (i,),
+    )
 
 
 def on_tensor(
