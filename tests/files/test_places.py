@@ -79,7 +79,11 @@ def test_a_failure_is_one_sentence_without_the_answer():
         pass
 
     body = "<Error><Code>SlowDown</Code><Key>AKIAEXAMPLE</Key></Error>"
-    told = str(_failure("s3://b/x", GenericError(f"Server returned 503 Slow: {body}")))
+    told = str(
+        _failure(
+            "s3://b/x", GenericError(f"performing PUT in 536.1ms: Server returned 503 Slow: {body}")
+        )
+    )
     assert told.startswith("s3://b/x: it answered 503 (SlowDown), after 8 retries within 60 s.")
     assert "AKIA" not in told
     assert "is kept" in told

@@ -35,7 +35,7 @@ GAP_BYTES = 4096
 EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 KEPT = "What was committed is kept: the same command continues from there."
 
-_STATUS = re.compile(r"\b([45]\d\d)\b")
+_STATUS = re.compile(r"\b([45]\d\d)(?::| [A-Z])")  # milliseconds stand in the message too
 _CODE = re.compile(r"<Code>(\w{1,40})</Code>")
 
 
@@ -331,7 +331,7 @@ def _failure(said: str, error: Exception) -> StoreError:
     if is_refused or kind in ("PermissionDeniedError", "UnauthenticatedError"):
         what = f"it answered {status[1]}: " if status else ""
         reason = f"{what}access was refused, or there are no credentials. Check both"
-    elif kind == "NotSupportedError" or "501" in text:
+    elif kind == "NotSupportedError" or (status is not None and status[1] == "501"):
         reason = "the service does not support a request that sonde needs"
     else:
         what = f"it answered {status[1]}" if status else "it does not answer, or cuts connections"
