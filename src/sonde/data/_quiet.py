@@ -1,14 +1,38 @@
-"""Loading without progress bars, advice and telemetry on the terminal."""
+"""Loading without progress bars, advice and telemetry on the terminal, one thread at a time."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR
+from threading import RLock
+
+# from_pretrained replaces functions of transformers' classes while it runs and then puts back what
+# it found: of two threads inside it, the later one puts back the other's replacement, and from
+# then on no model of the process ties its weights.
+_one_thread = RLock()
+
+
+def _renew() -> None:
+    global _one_thread
+    _one_thread = RLock()
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds the lock does not exist in a child
+    os.register_at_fork(after_in_child=_renew)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers and the hub client inside the block, then restore their settings."""
+    """Silence transformers and the hub client inside the block, then restore their settings.
+
+    Another thread waits until the block ends: transformers loads one model at a time.
+    """
+    with _one_thread, _silent():
+        yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub import constants
