@@ -257,6 +257,18 @@ def _types(bundle):
     return {i: state_type(r.statistic) for i, r in bundle.requests.items()}
 
 
+class Twice(torch.nn.Sequential):
+    """The layers of a network, all of which run twice."""
+
+    def __init__(self, net):
+        super().__init__(*net)
+
+    def forward(self, x):
+        """Return the second of two equal answers."""
+        super().forward(x)
+        return super().forward(x)
+
+
 def test_scores_belong_to_the_model_site_and_reducer_of_the_fit():
     x = list(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)))
     net = mlp()
@@ -264,8 +276,10 @@ def test_scores_belong_to_the_model_site_and_reducer_of_the_fit():
     assert score(fitted, net, x, **QUIET).num_rows == 120
     with pytest.raises(StateError, match=r"fitted for another model: its weights differ"):
         score(fitted, mlp(seed=3), x, **QUIET)
-    with pytest.raises(StateError, match=r"not all of these are sites of this model"):
+    with pytest.raises(StateError, match=r"cannot be read from this model: .*got '0'"):
         score(fitted, torch.nn.Linear(8, 4).eval(), x, **QUIET)
+    with pytest.raises(StateError, match=r"'0' is called 2 times .* @last or @all\. If this is"):
+        score(fitted, Twice(net), x, **QUIET)
     with pytest.raises(StateError, match=r"expected dim=16, reducer .* at 2:out.*got nothing"):
         score(fitted, net, x, sites="0", **QUIET)
     with pytest.raises(StateError, match=r"holds no detector\. Fit one"):

@@ -366,7 +366,7 @@ def test_sites_that_are_gone_are_refused(small):
     states = {k.replace("0:out", "9:out"): v for k, v in moved.states.items()}
     tasks = tuple(type(t)(t.instrument, ("9:out",)) for t in moved.tasks)
     gone = Fitted(tasks, states, header, moved.split)
-    with pytest.raises(StateError, match="not all of these are sites of this model"):
+    with pytest.raises(StateError, match="fitted at 9:out, which cannot be read from this model"):
         Guard(net, gone, alpha=None)
 
 

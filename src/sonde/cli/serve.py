@@ -17,7 +17,7 @@ from sonde.cli.options import (
     TrustFlag,
     named,
 )
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.core.wording import install_extra
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Serve:
             from sonde.serving.running import check, run
         except ImportError as error:
             raise InputError(
-                f"serve: expected the package {error.name}, which is not installed. Run: "
+                f"serve: expected {failed_import(error.name or 'of the server', error)}. Run: "
                 f"{install_extra('serve')}"
             ) from None
         if self.shared and self.log is None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sonde.compress._wire import Reader, count_bytes
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.core.wording import install_extra
 
 MOST = 1 << 20
@@ -103,8 +103,8 @@ def _decoded(reader: Reader, decode: Any) -> np.ndarray:
 def _stream(owner: str) -> Any:
     try:
         return import_module("constriction").stream
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            f"{owner}: entropy coding needs the package constriction, which is not installed. "
+            f"{owner}: entropy coding needs {failed_import('constriction', error)}. "
             f"Run: {install_extra('codec')}"
         ) from None

@@ -117,6 +117,17 @@ def reason_of(error: BaseException) -> str:
     return str(error).rstrip(".")
 
 
+def failed_import(package: str, error: ImportError) -> str:
+    """Return a package that cannot be imported with the reason: it may be missing, or be broken.
+
+    Examples
+    --------
+    >>> failed_import("ray", ModuleNotFoundError("No module named 'ray'"))
+    "the package ray, which cannot be imported (No module named 'ray')"
+    """
+    return f"the package {package}, which cannot be imported ({reason_of(error)})"
+
+
 def no_file(path: Path, kind: str = "file") -> str:
     """Return why a path is not a readable file: there is none, or it is a folder.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from sonde.core.errors import InputError, no_file
+from sonde.core.errors import InputError, failed_import, no_file
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.inputs import Model
 from sonde.core.wording import install_extra
@@ -230,9 +230,9 @@ def _header(found: bytes) -> tuple[int, int]:
 def _soundfile() -> Any:
     try:
         import soundfile
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            "recordings are read by the package soundfile, which is not installed. Run: "
+            f"recordings are read by {failed_import('soundfile', error)}. Run: "
             f"{install_extra('audio')}"
         ) from None
     return soundfile

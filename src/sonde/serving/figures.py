@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points, version
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.run.instruments.entries import Key
 from sonde.run.watching.metrics import OpenTelemetryMetrics, PrometheusMetrics
 from sonde.serving.served import Answered
@@ -211,10 +211,10 @@ def _meter() -> OpenTelemetryMetrics | None:
     try:
         from opentelemetry.metrics import get_meter, get_meter_provider, set_meter_provider
         from opentelemetry.sdk.metrics import MeterProvider
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            "serve: OTEL_ environment variables are set, but the package opentelemetry-sdk "
-            "is not installed. Install it, or unset the variables."
+            "serve: OTEL_ environment variables are set, which need "
+            f"{failed_import('opentelemetry-sdk', error)}. Install it, or unset the variables."
         ) from None
     if not isinstance(get_meter_provider(), MeterProvider):
         readers = [_reader(name.strip()) for name in _exporters() if name.strip() != "none"]

@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.serving.running import Settings, made, say_serving, service_of, sharing
 
 READY_CHECK = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
@@ -30,9 +30,10 @@ def deployment(settings: Settings, **options: Any) -> Any:
     """
     try:
         from ray import serve
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            "serve: --runner ray needs Ray Serve, which is not installed. Install 'ray[serve]'."
+            f"serve: --runner ray needs {failed_import('ray', error)}. Run: pip install "
+            "'ray[serve]'"
         ) from None
     text = (settings if settings.log is None else replace(settings, shared=settings.log)).text()
 

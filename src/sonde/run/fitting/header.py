@@ -1,9 +1,10 @@
 """Header of a bundle: its model, reading, sites and data, and a check of streams against them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sonde.core.clearance import LABELS, require_cleared
-from sonde.core.errors import StateError
+from sonde.core.errors import SiteError, StateError
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
 from sonde.files.identity import CODE, MODEL_FACTS, data_hash, describe_difference
@@ -12,6 +13,8 @@ from sonde.run.fitting.same_behaviour import BEHAVIOUR, require_same_behaviour, 
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.tap import LiveStream, known_config_hash, known_structure
 
+NAMED: Final = 3
+"""Sites that an error lists before it counts the rest."""
 OWN_LABELS = "own_labels"
 """Present in ``data`` if the labels number the outputs of a model that does not name them."""
 READING_FIELDS = ("objective", "keep_special", "perturb", "sinks")
@@ -70,6 +73,18 @@ def make_header(
             "seed": stream.seed,
         },
     }
+
+
+def unreadable_sites(who: str, sites: Sequence[str], error: SiteError) -> StateError:
+    """Return the error for sites of a fit that cannot be read from a model, with the full reason.
+
+    A site may be missing, or exist and be refused, as the parts of a layer that ranks split.
+    """
+    more = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
+    return StateError(
+        f"{who}: the state was fitted at {', '.join(sites[:NAMED])}{more}, which cannot be read "
+        f"from this model: {error} If this is not the model of the fit, use the model of the fit."
+    )
 
 
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:

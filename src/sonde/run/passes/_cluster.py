@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.core.wording import install_extra, plural
 from sonde.run.passes.crew import Crew, n_cores
 
@@ -55,8 +55,7 @@ def import_ray() -> Any:
         import ray
     except ImportError as error:
         raise InputError(
-            "--runner ray: expected the package ray, which is not installed "
-            f"({error}). Run: {install_extra('ray')}"
+            f"--runner ray: expected {failed_import('ray', error)}. Run: {install_extra('ray')}"
         ) from error
     return ray
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import SiteError, StateError
+from sonde.core.errors import SiteError
 from sonde.core.sinks import AUTO, KEEP
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.data import kept_for
 from sonde.files.places import to_path
 from sonde.run.fitting.fitted import Fitted
-from sonde.run.fitting.header import require_same_model
+from sonde.run.fitting.header import require_same_model, unreadable_sites
 from sonde.run.instruments.asked import asking_logits
 from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
 from sonde.run.reading.recipe import default_options, recipe_in
@@ -75,11 +75,7 @@ def open_as(
         stream = read(model, data, **{**wants, **kept, **options})
         _ = stream.schema  # sites are looked up here
     except SiteError as error:
-        reason = str(error).partition(": ")[2].partition(". ")[0].rstrip(".")
-        raise StateError(
-            f"score: the state was fitted at {_first(sites)}, and not all of these are sites of "
-            f"this model ({reason}). Score with the model that it was fitted on."
-        ) from error
+        raise unreadable_sites("score", sites, error) from error
     return stream
 
 
@@ -137,11 +133,6 @@ def _stored(
     store = open_store(place, data, "auto", "auto", {}, options)
     require_same_model(header, store)
     return Store(place, [site["text"] for site in header["sites"]], checked=True)
-
-
-def _first(sites: list[str]) -> str:
-    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
-    return ", ".join(sites[:3]) + more
 
 
 def _needs_logits(fitted: Fitted) -> bool:

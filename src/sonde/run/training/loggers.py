@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.run.training.callback import Log, figures_of, log_of
 from sonde.run.training.track import Track
-
-INSTALLED_BY: Final = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def log_track(track: Track, word: str) -> int:
@@ -52,7 +50,7 @@ def open_logger(word: str) -> AbstractContextManager[Log]:
         return OPENED[kind](name)
     except ImportError as error:
         raise InputError(
-            f"log: {kind} is not installed here ({error}). Run: pip install {INSTALLED_BY[kind]}"
+            f"log: {kind} needs {failed_import(kind, error)}. Run: pip install {kind}"
         ) from None
 
 

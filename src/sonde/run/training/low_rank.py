@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.core.wording import install_extra
 from sonde.layers import inserted_layers
 from sonde.weights._kinds import is_linear
@@ -112,8 +112,8 @@ def _linear(module: nn.Module) -> list[str]:
 def _peft() -> Any:
     try:
         return import_module("peft")
-    except ImportError:
+    except ImportError as error:
         raise InputError(
-            f"--scope {PREFIX}:N needs the package peft, which is not installed. Run: "
+            f"--scope {PREFIX}:N needs {failed_import('peft', error)}. Run: "
             f"{install_extra('train')}"
         ) from None

@@ -20,6 +20,7 @@ from sonde.core.sinks import KEEP, Sinks
 from sonde.core.wording import plural
 from sonde.data import special_ids
 from sonde.run.fitting.fitted import Fitted, as_fitted
+from sonde.run.fitting.header import unreadable_sites
 from sonde.run.fitting.live_model import require_live_model
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
@@ -240,10 +241,7 @@ class Guard:
                 passed=None if metrics is None else metrics.passed_by,
             )
         except SiteError as error:
-            raise StateError(
-                f"Guard: the probe was fitted at {', '.join(sorted(wanted)[:3])}, and not all of "
-                f"these are sites of this model: {error} Guard the model that it was fitted on."
-            ) from error
+            raise unreadable_sites("Guard", sorted(wanted), error) from error
         gaussian = [w for w in self._watches if w.name[0] == GAUSSIAN and w.reduction is None]
         self._stacked = Stacked.of([(w.name[1], w.scorer) for w in gaussian])
         self._together = {(GAUSSIAN, key) for key in self._stacked.keys} if self._stacked else set()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Protocol, final, runtime_checkable
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, failed_import
 from sonde.core.wording import install_extra
 from sonde.run.instruments.entries import Key
 
@@ -53,10 +53,10 @@ class PrometheusMetrics:
     def __init__(self, registry: Any = None) -> None:
         try:
             import prometheus_client as client
-        except ImportError:
+        except ImportError as error:
             raise InputError(
-                "PrometheusMetrics: expected the package prometheus-client, which is not "
-                f"installed. Run: {install_extra('serve')}"
+                f"PrometheusMetrics: expected {failed_import('prometheus-client', error)}. Run: "
+                f"{install_extra('serve')}"
             ) from None
         self.registry = client.CollectorRegistry() if registry is None else registry
         labels, own_registry = ("method", "site"), self.registry

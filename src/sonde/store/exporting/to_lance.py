@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sonde.core.errors import InputError, SondeError, StoreError
+from sonde.core.errors import InputError, SondeError, StoreError, failed_import
 from sonde.core.wording import install_extra
 from sonde.files.durable import TEMPORARY, replace, sync_directory, write_error
 from sonde.files.seal import BLANK, sealed_file
@@ -121,7 +121,8 @@ def lance_module() -> Any:
         import lance
     except ImportError as error:
         raise InputError(
-            f"export: Lance files need the package pylance. Run: {install_extra('lance')}"
+            f"export: Lance files need {failed_import('pylance', error)}. Run: "
+            f"{install_extra('lance')}"
         ) from error
     return lance
 
