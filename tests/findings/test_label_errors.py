@@ -30,11 +30,14 @@ def test_features_alone_tell_how_many_labels_are_wrong_and_which():
     assert clean.wrong.high < 0.01 * len(y)
 
 
-def test_copies_in_one_group_do_not_vouch_for_each_other():
+@pytest.mark.parametrize("name", ["group", "group_key", "id"])
+def test_copies_in_one_group_do_not_vouch_for_each_other(name):
     """A wrong label is on both copies of a row: as groups they are found, as rows they are not."""
     x, y, bad = digits(90)
     both = {"X": np.repeat(x, 2, 0), "y": np.repeat(y, 2)}
-    found = check_labels({**both, "group": np.repeat(np.arange(len(y)), 2)})
+    group = np.repeat(np.arange(len(y)), 2)
+    keys = group[:, None].view(np.uint8) if name == "group_key" else group
+    found = check_labels({**both, name: keys})
     assert np.isin(found.wrong.order[:180] // 2, bad).mean() > 0.9
     assert found.wrong.low <= 180 <= found.wrong.high
 

@@ -43,6 +43,17 @@ def test_arrays_are_compared_by_what_they_hold_also_where_ids_are_given() -> Non
     assert data_evidence(tokens, "tokens").keys == tokens.who.keys
 
 
+def test_rows_of_one_input_in_exported_arrays_are_no_copies_of_each_other() -> None:
+    """Documents a, b and a again: three inputs, of which one is a copy."""
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    ids, position = [*"aaabbbaa"], [6, 3, 0, 0, 4, 9, 0, 3]
+    facts = data_evidence(Stream.of(x, ids=ids, position=position), "arrays")
+    assert copies(facts).sets == ((2, 6),)
+    assert (copies(facts).n, copies(facts).n_extra) == (3, 1)
+    assert facts.piece is not None
+    assert facts.piece.tolist() == [2, 1, 0, 0, 1, 2, 0, 1]
+
+
 def test_chunks_of_one_text_are_no_copies_of_each_other() -> None:
     x, _ = digits()
     keys = [bytes([i // 4]) for i in range(100)]

@@ -28,7 +28,7 @@ class Labels:
     (`pred_probs` or `probs`) of a model that did not learn these labels, or one array of features
     or hidden states. From features, a linear classifier and the nearest rows give probabilities to
     rows that they were not fitted on. `group` (person, document) keeps rows of a group together;
-    `id` names the rows.
+    `id` names the rows. Without `group`, rows with one `id` form a group.
 
     Example: sonde labels labels.npz -o labels.csv
     """

@@ -124,7 +124,7 @@ def check_labels(
     ----------
     arrays : mapping of str to array
         Labels as ``y`` or ``label``; ``pred_probs``, or one array of features; ``group`` and ``id``
-        if known.
+        if known. Without groups, rows with one id form a group.
     features : str, optional
         Name of the features, if there are several arrays.
     seed : int, default=0
@@ -139,7 +139,7 @@ def check_labels(
     _check_rows(arrays, np.asarray(arrays[named]))
     given = _one_label_a_row(np.asarray(arrays[named]), named)
     n = len(given)
-    group = members(arrays.get("group"), n)
+    group = members(_groups_of(arrays), n)
     array_name = next((name for name in PROBABILITIES if name in arrays), None)
     if array_name is not None and features is None:
         p = torch.as_tensor(arrays[array_name]).double()
@@ -155,6 +155,15 @@ def check_labels(
     wrong = wrong_labels(p, label, group)
     ids = [str(one) for one in arrays["id"]] if "id" in arrays else map(str, range(n))
     return CheckedLabels(wrong, label, names, tuple(ids), source)
+
+
+def _groups_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the group of each row, or its id, which all rows of an input share."""
+    if "group" in arrays:
+        return arrays["group"]
+    if "group_key" in arrays:
+        return np.asarray([bytes(key).hex() for key in arrays["group_key"]])
+    return arrays.get("id")
 
 
 def _check_rows(arrays: Mapping[str, np.ndarray], given: np.ndarray) -> None:

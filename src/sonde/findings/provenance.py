@@ -139,7 +139,7 @@ def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
 
 def _texts_cut(data: DataEvidence) -> dict[str, int]:
     """Return how many texts the pieces come from; nothing if no text was cut into pieces."""
-    if data.piece is None or not bool((data.piece > 0).any()):
+    if data.piece is None or data.size is None or not bool((data.piece > 0).any()):
         return {}
     return {"n_texts": int((data.piece == 0).sum())}
 

@@ -1,7 +1,7 @@
 """Facts about a data set that its listing alone provides."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,7 +95,14 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
         limited=limited,
         sample_of=stream.sample_of,
         seed=stream.seed,
+        piece=_pieces_of_rows(stream),
     )
+
+
+def _pieces_of_rows(stream: ArrayStream) -> Int[Tensor, "example"] | None:
+    """Return the index of each row among the rows of its input, or None if no input has several."""
+    several = stream.examples_of_rows
+    return None if several is None else _numbered(several, stream.positions.tolist())
 
 
 def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
@@ -146,9 +153,14 @@ def _starts(batch: Batch) -> list[int]:
 
 def _pieces(examples: Sequence[_Example]) -> Int[Tensor, "example"]:
     """Return the index of each example among the chunks of its document."""
-    begun: Counter[tuple[bytes, int]] = Counter()
-    pieces = torch.zeros(len(examples), dtype=torch.int64)
-    for i in sorted(range(len(examples)), key=lambda i: examples[i].start):
-        pieces[i] = begun[examples[i].document]
-        begun[examples[i].document] += 1
+    return _numbered([e.document for e in examples], [e.start for e in examples])
+
+
+def _numbered(owners: Sequence[Hashable], starts: Sequence[int]) -> Int[Tensor, "example"]:
+    """Return the index of each entry among those of its owner, by position."""
+    begun: Counter[Hashable] = Counter()
+    pieces = torch.zeros(len(owners), dtype=torch.int64)
+    for i in sorted(range(len(owners)), key=lambda i: starts[i]):
+        pieces[i] = begun[owners[i]]
+        begun[owners[i]] += 1
     return pieces

@@ -145,7 +145,7 @@ class DataEvidence:
         Key of the hash of rows.
     piece, size : Int[Tensor, "example"] or None
         Which chunk of its item an example is (None: every example is an item), and the bytes of
-        that item.
+        that item (None: not known, as of arrays).
     own_columns : callable or None
         Gives the columns of examples that are no input, label, id or group, by name.
     key_columns : callable or None
