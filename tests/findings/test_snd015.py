@@ -230,6 +230,47 @@ def test_one_column_is_named_and_is_the_cause_if_a_form_mends_it(
     assert words in finding["sentence"]
 
 
+class Areas(nn.Module):
+    """Tells rows by the product of their first two columns and a third: units cancel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        area = x[:, 0] * x[:, 1]
+        return torch.stack([area, x[:, 2], x[:, 3].square() + area / 2], 1)
+
+
+class AreasOfTwo(Areas):
+    """The same net with the second column as an input of its own."""
+
+    def forward(self, x: Tensor, depth: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(torch.cat([x[:, :1], depth, x[:, 1:]], 1))
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: a unit that two columns can take equally well")
+@pytest.mark.parametrize("column", [0, 2])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_form_that_rows_cannot_tell_from_that_of_another_column_is_no_cause(
+    column: int, apart: bool
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(420, 5, generator=generator) + 0.2
+    label = Areas()(x).argmax(1)
+    x[:, column] *= 10
+    names = ["width", "depth", "height", "slope", "idle"]
+    if apart:
+        rest = x[:, [0, 2, 3, 4]]
+        items = [{"x": a, "depth": b, "label": k}
+                 for a, b, k in zip(rest, x[:, 1:2], label.tolist(), strict=True)]  # fmt: skip
+        report = sonde.scan(AreasOfTwo(), items, settings=ScanSettings(progress=False))
+    else:
+        frame = pd.DataFrame(x.numpy(), columns=names).assign(label=label.numpy())
+        report = sonde.scan(Areas(), frame, settings=ScanSettings(progress=False))
+    finding = next(f for f in report.findings if f.code == "SND015")
+    is_undecided = "these rows cannot tell which" in finding["sentence"]
+    assert is_undecided == (column == 0)
+    assert report.json()["cause"] == (None if column == 0 else "SND015")
+
+
 def mended(right: float, kept: float) -> Check:
     form = Tried("turned to the left", None, math.nan)
     rows = MendedRows(form, right, nearer=0.2, p=0.9, n=40, wrong=0.05, kept=kept)

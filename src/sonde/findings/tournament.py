@@ -78,7 +78,7 @@ def name_cause(
     tried = {code: f for code, f in raised.items() if _is_tried(f)}
     free = {code: f for code, f in tried.items() if _is_free(f, raised)}
     able = {c: f for c, f in free.items() if f.trial is not None and f.trial.scope != "head"
-            and _beats_constant(f.trial, known)}  # fmt: skip
+            and not f.trial.rival and _beats_constant(f.trial, known)}  # fmt: skip
     chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)
                       and not _is_like(f.trial, constant)})  # fmt: skip
     part = None if chosen is not None else _largest_part(able)
@@ -149,7 +149,7 @@ def _can_be_cause(
 ) -> bool:
     """Return whether a change closes enough of the gap, and no other change gains far more."""
     trial, gap = finding.trial, finding.gap
-    if trial is None or trial.leaves_out:
+    if trial is None or trial.leaves_out or trial.rival:
         return False
     earlier = [code for code, cls in rule_classes().items() if cls.before_constants]
     if trial.is_constant and not all(_was_tried(settled.get(code)) for code in earlier):

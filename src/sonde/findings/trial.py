@@ -81,6 +81,9 @@ class Trial:
     leaves_out : bool
         Whether the change puts usual values in the place of others: it says where the fault is,
         but it does not undo it, and is never the cause.
+    rival : str
+        A change of other values that does as well, in words that follow "with"; empty if none is
+        known. The rows do not say which of the two undoes the fault: neither is the cause.
     """
 
     change: str
@@ -93,6 +96,7 @@ class Trial:
     group: Int[Tensor, "row"] | None = None
     is_constant: bool = False
     leaves_out: bool = False
+    rival: str = ""
 
     @property
     def gain(self) -> float:

@@ -16,6 +16,7 @@ from sonde.findings.evidence.trials.held_columns import held_column
 from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.restored_rows import RestoredRows, restored_rows
+from sonde.findings.evidence.trials.rivals import does_as_well
 from sonde.findings.evidence.trials.stored_columns import StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
 from sonde.findings.evidence.trials.tensor_trials import TensorTrials, tensor_trials
@@ -111,7 +112,9 @@ class SND015(Rule):
         "better although nothing is wrong; they do not leave less regret. "
         "Every column and channel is also held at its median: if a form leaves more than two "
         "thirds of what the best held column leaves wrong, this column is named instead, with "
-        "no cause, since a small factor makes noise smaller, too. "
+        "no cause, since a small factor makes noise smaller, too. If a form of other columns or "
+        "tensors does as well on the rows that chose neither (not worse at 5 %, and a log loss at "
+        "most a ninth higher), both are named, and neither is the cause. "
         "Last, the wrong rows of "
         "any model (of maps: with a tenth of their pixels wrong and far more than most rows) are "
         "tried in the forms of each input tensor. The form is reported if it corrects 65 % of "
@@ -239,12 +242,13 @@ class SND015(Rule):
             return self.clear(figure, f"none of {tried.n_tried:,} forms of the inputs does better")
         before, after = (_reached(score, numbers) for score in (own, then))
         text = (
-            f"With its inputs {tried.form.words}, the model {after} on {plural(n, 'row')} held out "
-            f"from this choice; with unchanged inputs, it {before}."
+            f"With its inputs {tried.form.words}{_or(trial)}, the model {after} on "
+            f"{plural(n, 'row')} held out from this choice; with unchanged inputs, it {before}."
         )
         is_whole = trial.gain >= self.part * (1 - own)
         what = "R^2 of" if numbers else "correct on"
         fix = f": {what} {_figure(then, numbers)} instead of {_figure(own, numbers)}."
+        fix += _or_fix(trial)
         return self.raised_with(
             "error" if is_whole else "warning",
             sentence(text),
@@ -272,7 +276,7 @@ class SND015(Rule):
         best, judge = found.best, ~found.chooses
         if best is None or best.score is None or int(judge.sum()) < LEAST_JUDGES:
             return self.clear(Figure("gain", 0.0), "too few rows to choose a form and to test it")
-        trial = _trial(evidence, found.rows, found.chooses, (given, best))
+        trial = _trial(evidence, found.rows, found.chooses, (given, best), found.rival)
         if trial is None:
             return self.clear(
                 Figure("gain", 0.0), "the answers to inputs in this form are not known"
@@ -295,13 +299,15 @@ class SND015(Rule):
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; the best probe of its layers {most}"
         text = (
-            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out "
-            f"from this choice; with unchanged inputs, it {before}{probe}."
+            f"With its inputs {best.words}{_or(trial)}, the model {after} on "
+            f"{plural(n, 'row')} held out from this choice; with unchanged inputs, it "
+            f"{before}{probe}."
         )
         whole = math.isnan(found.probe) or own + gain > reach - 0.1
         text = text if whole else f"{text[:-1]}: this fault explains some of the errors, not all."
         then, now = (_figure(x, numbers) for x in (own + gain, own))
         fix = f": {'R^2 of' if numbers else 'correct on'} {then} instead of {now}.{_range(best)}"
+        fix += _or_fix(trial)
         level: Level = "error" if whole else "warning"
         return self._raised(text, figure, best, fix, level, trial, found.tensor)
 
@@ -333,9 +339,10 @@ class SND015(Rule):
             return clear
         right, now = (percent(float(x.mean())) for x in (trial.after, trial.before))
         text = (
-            f"With its inputs {pair[1].words}, the model's log loss is {number(then, 2)} nats "
-            f"instead of {number(own, 2)} on {plural(len(before), 'row')} held out from this "
-            f"choice, at the best temperature; accuracy {right} instead of {now}."
+            f"With its inputs {pair[1].words}{_or(trial)}, the model's log loss is "
+            f"{number(then, 2)} nats instead of {number(own, 2)} on "
+            f"{plural(len(before), 'row')} held out from this choice, at the best temperature; "
+            f"accuracy {right} instead of {now}."
         )
         if chance_of_gain(-biased, -after, trial.group) >= 0.01:
             text += (
@@ -343,6 +350,7 @@ class SND015(Rule):
                 "rows cannot decide between them."
             )
         fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
+        fix += _or_fix(trial)
         tried = trial if trial.holds else None
         return self._raised(text, figure, pair[1], fix, "warning", tried, found.tensor)
 
@@ -510,12 +518,16 @@ def _trial(
     rows: Int[Tensor, "row"],
     chooses: Bool[Tensor, "row"],
     pair: tuple[Tried, Tried],
+    rival: Tried | None = None,
 ) -> Trial | None:
-    """Return the trial of a form on held-out rows; None if a score is not known."""
+    """Return the trial of a form on held-out rows; None if a score is not known.
+
+    A ``rival`` is named if these rows do not tell it from the form.
+    """
     scores = [one.score for one in pair]
     if scores[0] is None or scores[1] is None or not len(scores[0]) == len(scores[1]) == len(rows):
         return None
-    return Trial(
+    trial = Trial(
         f"its inputs {pair[1].words}",
         "inputs",
         "accuracy" if evidence.data.target is None else "error",
@@ -525,6 +537,24 @@ def _trial(
         _nats(evidence, rows, chooses, pair[1]),
         groups_at(evidence, rows[~chooses]),
     )
+    if rival is None or rival.score is None or len(rival.score) != len(rows):
+        return trial
+    nats = (_nats(evidence, rows, chooses, rival), trial.nats)
+    losses = None if nats[0] is None or nats[1] is None else (nats[0], nats[1])
+    is_tied = does_as_well(rival.score[~chooses], trial.after, losses, trial.group)
+    return replace(trial, rival=f"its inputs {rival.words}") if is_tied else trial
+
+
+def _or(trial: Trial) -> str:
+    """Return the words on a rival that the rows cannot tell apart; empty if there is none."""
+    rival = trial.rival.removeprefix("its inputs ")
+    return f" (or, as well: {rival}; these rows cannot tell which)" if rival else ""
+
+
+def _or_fix(trial: Trial) -> str:
+    """Return what to do about a rival; empty if there is none."""
+    rival = trial.rival.removeprefix("its inputs ")
+    return f" Or give the inputs {rival}: look which of the two the data need." if rival else ""
 
 
 def _nats(

@@ -107,6 +107,7 @@ class VariantEvidence:
     rows: Int[Tensor, "row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     chooses: Bool[Tensor, "row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     best: Tried | None = None
+    rival: Tried | None = None
     mended: tuple[MendedRows, ...] = ()
     refitted: Trial | None = None
     stored: StoredColumns | None = None
@@ -186,9 +187,22 @@ def _with_forms(
     tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
     order, chooses = _judged_rows(small, evidence)
     best = _chosen(stream, small, tried, chooses, evidence)
+    rival = None
     if judged and best is not None:
         best = _stacked(stream, small, tried, best, chooses, evidence, part)
-    return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
+        rival = _rival(small, tried, best, chooses)
+    return replace(
+        found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best, rival=rival
+    )
+
+
+def _rival(
+    small: SmallBatches, tried: Sequence[Tried], best: Tried, chooses: Bool[Tensor, "row"]
+) -> Tried | None:
+    """Return the form of other columns that does best on selection rows; None if there is none."""
+    others = [t for t in tried[1:] if t.columns and not set(t.columns) & set(best.columns)
+              and t.score is not None and len(t.score) == len(chooses)]  # fmt: skip
+    return min(others, key=_rank(small, others, chooses), default=None) if best.columns else None
 
 
 def _screened(
@@ -219,8 +233,8 @@ def _judged_on_more(
     best, answers, seed = found.best, _answers_by_order(evidence), evidence.data.seed
     if best is None or best.score is None or not found.tried:
         return found
-    tried = [best] if best.single is None else [best.single, best]
-    n = evidence.budget.rows(JUDGES, 0, len(tried) + 1 - bool(answers))
+    asked = [form for form in (best.single, best, found.rival) if form is not None]
+    n = evidence.budget.rows(JUDGES, 0, len(asked) + 1 - bool(answers))
     which = [i for i in chosen_examples(stream, n, seed) if not answers or i in answers]
     if len(which) <= len(found.rows):
         return replace(
@@ -228,25 +242,28 @@ def _judged_on_more(
         )
     small = small_batches(stream.model, stream.inputs, which, None)
     forms: dict[str, Change] = {"": found.tried[0].change} if not answers else {}
-    forms |= {form.words: form.change for form in tried}
+    forms |= {form.words: form.change for form in asked}
     scored = list(tried_forms(stream, small, forms, (), evidence, True, 1))
     if answers and scored:
         scored = [_as_scanned(small, answers, evidence), *scored]
-    if len(scored) < 1 + len(tried) or any(form.score is None for form in scored):
+    if len(scored) < 1 + len(asked) or any(form.score is None for form in scored):
         return replace(found, best=best.single or best)
     order, _ = _judged_rows(small, evidence)
     chose = groups_at(evidence, found.rows[found.chooses])
-    judged = [replace(form, score=one.score, logits=one.logits)
-              for form, one in zip(tried, scored[1:], strict=True)]  # fmt: skip
-    best = judged[-1] if len(judged) == 1 else replace(judged[-1], single=judged[0])
+    judged = {form.words: replace(form, score=one.score, logits=one.logits)
+              for form, one in zip(asked, scored[1:], strict=True)}  # fmt: skip
     chooses = torch.isin(groups_at(evidence, order), chose)
     given = replace(scored[0], misfit=found.tried[0].misfit)
+    single = None if best.single is None else judged[best.single.words]
     return replace(
         found,
         tried=(given, *found.tried[1:]),
         rows=order,
         chooses=chooses,
-        best=_surpassing(best, given, order, chooses, evidence),
+        best=_surpassing(
+            replace(judged[best.words], single=single), given, order, chooses, evidence
+        ),
+        rival=None if found.rival is None else judged[found.rival.words],
     )
 
 

@@ -25,6 +25,7 @@ from sonde.findings.evidence.trials.answer_scores import (
 )
 from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.rivals import does_as_well
 from sonde.findings.evidence.trials.shifted_rows import (
     blocks_of,
     chosen_shift,
@@ -165,6 +166,7 @@ class FormSearch:
         self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
         self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
         self.n_tried = 0
+        self.rival: TensorForm | None = None
 
     def chosen(self) -> TensorTrials | str:
         """Return the best form and its trial."""
@@ -204,6 +206,7 @@ class FormSearch:
         groups = groups_at(self.evidence, rows)
         if not best.tensors:  # the inputs of other rows
             groups = blocks_of(after - own, rows)
+        rival = None if leaves_out else self._tied_rival(best, after, groups)
         trial = Trial(
             f"its inputs {best.words}",
             "inputs",
@@ -213,8 +216,29 @@ class FormSearch:
             after,
             group=groups,
             leaves_out=leaves_out,
+            rival="" if rival is None else f"its inputs {rival.words}",
         )
         return TensorTrials(best, trial, self.n_tried, is_like_constants)
+
+    def _tied_rival(
+        self, best: TensorForm, after: Float[Tensor, "row"], groups: Int[Tensor, "row"] | None
+    ) -> TensorForm | None:
+        """Return the best form of other places if the held-out rows cannot tell it apart."""
+        rival, order = self.rival, self.order_of(self.judges)
+        answers = [] if rival is None else self.answers([rival, best], self.judges)
+        if not answers:
+            return None
+        score = self.scores.scores(answers[0], order)
+        losses = (self._cooled(answers[0], order), self._cooled(answers[1], order))
+        return rival if does_as_well(score, after, losses, groups) else None
+
+    def _cooled(self, answers: Tensor, order: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """Return the loss of each row, of classes at the temperature that suits the answers."""
+        if self.scores.kind != "class":
+            return self._row_losses(answers, self.judges)
+        logits = as_logits(two_logits(answers))
+        losses = [self.scores.losses(logits / t, order) for t in TEMPERATURES]
+        return min(losses, key=lambda loss: float(loss.mean()))
 
     @property
     def _is_ordered(self) -> bool:
@@ -369,7 +393,18 @@ class FormSearch:
             is_simpler = form.affine == best.affine and form.n_numbers < best.n_numbers
             if best.affine is not None and is_simpler and loss <= SAME * least + NIL:
                 best = form
+        others = [i for i, form in enumerate(forms) if self._is_elsewhere(form, best)]
+        self.rival = None if not others else forms[min(others, key=lambda i: losses[i])]
         return best if least < given else None
+
+    def _is_elsewhere(self, form: TensorForm, best: TensorForm) -> bool:
+        """Return whether two forms change other tensors, or other columns of one table."""
+        if not form.tensors or not best.tensors:
+            return False
+        shared = set(form.tensors) & set(best.tensors)
+        are_tables = all(self.given[name].x.ndim == 2 for name in shared)
+        is_apart = bool(form.columns and best.columns) and not {*form.columns} & {*best.columns}
+        return not shared or (are_tables and is_apart)
 
     def with_numbers(self, forms: Sequence[TensorForm]) -> list[TensorForm]:
         """Return the forms, and those of the best places in the numbers that suit the rows."""
