@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
@@ -81,6 +82,32 @@ def test_what_was_done_to_a_layer_is_told_apart():
     assert moved.units[0][0] == 3
     spread = float(base[0](torch.stack([i["x"] for i in items()]))[:, 3].std(correction=0).detach())
     assert moved.size == pytest.approx(5.0 / spread, rel=1e-4)
+
+
+@pytest.mark.truth("the formula of the page, with NumPy's covariance and a loop over rows")
+@torch.no_grad()
+def test_the_movement_is_what_the_page_says():
+    """Rows go different ways, in units of unequal spread, and some do not change."""
+    base = nn.Sequential(net()[0], nn.ReLU())
+    other: Any = copy.deepcopy(base)
+    other[0].weight[:2] *= 2.0
+    other[0].bias[:2] += torch.tensor([0.5, -0.2])
+    data = items(300)
+    fits = [
+        sonde.fit(RowSample(), sonde.read(m, data, sites=["1"], check=False), progress=False)
+        for m in (base, other)
+    ]
+    movement = compare_models(*fits, progress=False).matches[0].movement
+    assert movement is not None
+    x, y = (m(torch.stack([row["x"] for row in data])).double().numpy() for m in (base, other))
+    covariance = np.cov(x.T, bias=True)
+    lengths, variances = [], []
+    for change in y - x:
+        if change.any():
+            lengths.append(change @ change)
+            variances.append(change @ covariance @ change / (change @ change))
+    assert movement.size == pytest.approx(np.sqrt(np.mean(lengths) / np.mean(variances)), rel=1e-4)
+    assert 100 < len(lengths) < 290
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ _MEANINGS: Final = {
     "A->B": "variance of the second model's layer that a linear map of the first model's layer "
     "explains, above chance",
     "B->A": "the same with the two models exchanged",
-    "moved": "change of a state in standard deviations (only layers with the same name and width)",
+    "moved": "root mean square length of the rows' changes, divided by the root mean square, over "
+    "these rows, of the standard deviation of the first model's rows along each row's change. Rows "
+    "that did not change are left out (only layers with the same name and width)",
 }
 
 
@@ -396,6 +398,6 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         )
         for m in moved
     )
-    note = "Root mean square change of a state, in standard deviations of the first model's states "
-    note += "at this layer. In common: fraction of the change that is equal for all rows."
+    note = f"Moved: {_MEANINGS['moved']}. "
+    note += "In common: fraction of the change that is equal for all rows."
     return Picture("moved", message, draw, Numbers(columns, table, "moved"), note)

@@ -119,8 +119,9 @@ def _numbers(found: dict[str, Any]) -> Section | None:
     if control["n"]:
         parts.insert(0, Figure(_control_picture(found)))
     lead = "Effect: change of the target. Control: effect of random changes of the same size on "
-    lead += "the target. Damage: effect on data that should not change. Size: how far "
-    lead += "states move, in standard deviations of the unedited states."
+    lead += "the target. Damage: effect on data that should not change. Size: root "
+    lead += "mean square length of the states' changes, divided by the root mean square of the "
+    lead += "standard deviations of the unedited states along these changes."
     return Section("numbers", "Four numbers", parts, lead)
 
 

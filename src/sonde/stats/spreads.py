@@ -7,8 +7,10 @@ from torch import Tensor
 def spreads(old: Float[Tensor, "row dim"], new: Float[Tensor, "row dim"]) -> float:
     """Return the root mean square change of rows, in standard deviations along the change.
 
-    The spread is the root mean square over those rows of the standard deviation of ``old`` along
-    each row's own change: a shift by ``a`` standard deviations of one direction is ``a``.
+    Formula: ``sqrt(mean_i |c_i|^2 / mean_i (c_i^T S c_i / |c_i|^2))``, where ``c_i`` is the change
+    of row ``i`` and ``S`` the covariance of ``old`` (divided by the number of rows). Rows that did
+    not change are left out of both means, but not out of ``S``. A shift of all rows by ``a``
+    standard deviations of one direction is ``a``.
 
     Examples
     --------

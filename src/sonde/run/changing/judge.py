@@ -76,7 +76,8 @@ class Judgement:
     kl : Difference
         Divergence of the changed answers from the old ones on neutral data.
     size : float
-        Root mean square change of a state, in standard deviations along it; NaN if not measured.
+        Root mean square change of a state, in standard deviations of the unedited states along
+        the change, by the formula of ``sonde.stats.spreads.spreads``; NaN if not measured.
     controls : tuple of float
         Effects of random changes of the same size.
     separation : float, default=NaN

@@ -39,7 +39,7 @@ class Movement:
     ----------
     size : float
         Root mean square change of a row, in standard deviations of the first model's rows along
-        this change.
+        the change: ``sonde.stats.spreads.spreads`` has the formula.
     common : float
         Share of the squared change that all rows have in common: 1 is a plain shift.
     direction : float

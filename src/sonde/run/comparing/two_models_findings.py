@@ -28,9 +28,10 @@ MEANINGS: Final = {
     "CMP002": (
         "Layers that changed",
         "The states of these layers differ on the same inputs. The first of them is where the "
-        "models part: look at its weights first. The size is the root mean square change of a "
-        "state, in standard deviations of the first model's states along the change; below 0.001 "
-        "is rounding. CKA beside it is 1 if the geometry stayed the same. Whether the change "
+        "models part: look at its weights first. The size is the root mean square length of "
+        "the changes of states, divided by the root mean square, over the changed states, of the "
+        "standard deviation of the first model's states along each change; below 0.001 is "
+        "rounding. CKA beside it is 1 if the geometry stayed the same. Whether the change "
         "costs accuracy stands in the first sentence of the comparison.",
     ),
     "CMP003": (
