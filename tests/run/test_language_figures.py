@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 from torch import Tensor, nn
@@ -81,6 +82,24 @@ def test_no_change_does_nothing() -> None:
     assert scores.pop("efficacy") == 0.0
     assert set(scores.values()) == {1.0}
     assert "its worst figure is efficacy, 0.00" in idle.document["language"]["verdict"]
+
+
+@pytest.mark.slow
+def test_what_no_prompt_asked_has_no_score() -> None:
+    """Neutral texts alone do not answer for other subjects."""
+    asked = replace(prompts(own_answer()), wordings=((),), neighbours=((),))
+    found = measure_language(twin(), unchanged, facts=asked, kept=0.998)
+    assert found.scores.keys() == {
+        "efficacy",
+        "other topics",
+        "fluency",
+        "plausibility",
+        "refusals",
+    }
+    meanings = {line.name: line.meaning for line in found.lines}
+    assert meanings["generality"] == "not asked: no other wording of a fact"
+    assert meanings["specificity"].startswith("not asked: no other subject (0.998 of")
+    assert "Not measured: generality, specificity" in found.verdict
 
 
 def test_one_answer_to_every_prompt_is_poor() -> None:

@@ -177,17 +177,30 @@ def _target_lines(asked: FactFigures | None, efficacy: Efficacy, kept: float) ->
         did = efficacy.value if math.isnan(efficacy.value) else max(0.0, efficacy.value)
         other = Line("generality", nan, nan, nan, "other wordings of facts")
         return Line("efficacy", did, nan, nan, efficacy.meaning), other, stay
-    worded, others = asked.n_wordings, asked.n_neighbours
-    near = f"the smaller of: {others} other subjects keep their answer, neutral texts keep theirs"
-    words = f"{worded} other wordings do"
+    words = f"{asked.n_wordings} other wordings do"
     if asked.n_unlike:
         words += f" ({asked.n_unlike} left out: the old model answers them unlike the prompt)"
-    each = [value for value in (asked.specificity, kept) if not math.isnan(value)]
+    generality = Line("generality", asked.generality[1], *asked.generality, words)
+    if not asked.n_wordings:
+        generality = Line("generality", nan, nan, nan, "not asked: no other wording of a fact")
     return (
         Line("efficacy", asked.efficacy[1], *asked.efficacy, "prompts give the new answer"),
-        Line("generality", asked.generality[1], *asked.generality, words),
-        Line("specificity", min(each, default=nan), nan, nan, near),
+        generality,
+        _specificity(asked, kept),
     )
+
+
+def _specificity(asked: FactFigures, kept: float) -> Line:
+    """Return the line on other subjects and neutral texts; without a subject it has no score."""
+    name, nan = "specificity", math.nan
+    if not asked.n_neighbours:
+        texts = "" if math.isnan(kept) else f" ({kept:.3g} of confident next tokens elsewhere stay)"
+        return Line(name, nan, nan, nan, f"not asked: no other subject{texts}")
+    near = f"{asked.n_neighbours} other subjects keep their answer"
+    if math.isnan(kept):
+        return Line(name, asked.specificity, nan, nan, near)
+    both = f"the smaller of: {near}, neutral texts keep theirs"
+    return Line(name, min(asked.specificity, kept), nan, nan, both)
 
 
 def _text_lines(wrote: Mapping[str, WrittenTexts], rise_nats: float) -> Sequence[Line]:
