@@ -151,7 +151,8 @@ fuzz: install
 # Every job on every tiny architecture against plain torch, and docs/matrix.md: two minutes.
 matrix: install
 	$(BIN)/python -m tools.matrix --write
-	$(BIN)/python -m tools.matrix --weights --write
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .torchao torchao==0.18.0
+	PYTHONPATH=.torchao $(BIN)/python -m tools.matrix --weights --write
 
 # Models and data that nobody here made, in an environment of their own: jobs, planted faults, docs/field.md.
 FIELD := .field/venv

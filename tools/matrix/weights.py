@@ -8,6 +8,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +59,8 @@ class SparseLinear(nn.Module):
 class Int8(Tensor):
     """A weight of 8 bits with a scale for each row, which dequantises itself for every operation.
 
-    Built like the quantised tensors of torchao: codes and scales inside, ``dequantize``.
+    Built like the quantised tensors of torchao, which are tried too if torchao is installed: codes
+    and scales inside, ``dequantize``.
     """
 
     codes: Tensor
@@ -154,6 +159,26 @@ def _distributed() -> Any:
     return net
 
 
+def _torchao() -> dict[str, Callable[[], Any]]:
+    """Return kinds of weights of torchao, if it is installed."""
+    if find_spec("torchao") is None:
+        return {}
+    quantization: Any = import_module("torchao.quantization")
+    configs = {
+        "torchao int8": quantization.Int8WeightOnlyConfig(),
+        "torchao int8, inputs too": quantization.Int8DynamicActivationInt8WeightConfig(),
+        "torchao float8": quantization.Float8WeightOnlyConfig(),
+        "torchao intx": quantization.IntxWeightOnlyConfig(weight_dtype=torch.int8),
+    }
+
+    def converted(config: Any) -> Any:
+        net = plain_net()
+        quantization.quantize_(net, config, filter_fn=lambda _module, name: name == PLACE)
+        return net
+
+    return {name: partial(converted, config) for name, config in configs.items()}
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "float32": plain_net,
     "quantize_dynamic": _packed,
@@ -163,6 +188,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "DTensor, one rank": _distributed,
     "lazy, never run": _lazy,
     "meta": _meta,
+    **_torchao(),
 }
 ROWS = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
@@ -358,13 +384,15 @@ def weight_cells() -> list[Cell]:
 
 def weights_page(cells: list[Cell]) -> str:
     """Return the page."""
+    packages = [f"{name} {version(name)}" for name in ("torch", "torchao") if find_spec(name)]
     about = [f"| {name} | {str(job.__doc__).splitlines()[0]} |" for name, job in JOBS.items()]
     return (
         "# Weights that are no plain tensors\n\n"
         "`python -m tools.matrix --weights --write` gives the middle layer of a net of three "
         "linear layers a\nweight of each kind, does each job by sonde and again by torch, and "
-        f"writes this page.\n\n{summary(cells).partition(';')[0]}.\n\n✓: equal. A number: refused "
-        "with the reason below. –: torch alone has no answer,\nor no gradient.\n\n"
+        f"writes this page.\n\n{summary(cells).partition(';')[0]} ({', '.join(packages)}).\n\n"
+        "✓: equal. A number: refused with the reason below. –: torch alone has no answer,\n"
+        "or no gradient.\n\n"
         "| job | what is compared |\n|---|---|\n"
         + "\n".join(about)
         + "\n\n"
