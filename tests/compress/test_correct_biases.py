@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import sonde
 from sonde import Model
 from sonde.compress import AWQ, RTN, PruneWeights, correct_biases, fidelity, layer_grams
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.data import open_inputs
 from sonde.weights import RewritePlan
 
@@ -94,3 +94,31 @@ def test_plans_without_a_mean_to_keep_are_refused():
         correct_biases(scaled, net, inputs)
     with pytest.raises(InputError, match="changes none"):
         correct_biases(RewritePlan.of(net, {}), net, inputs)
+
+
+def test_examples_that_are_not_finite_are_left_out_and_counted():
+    draw = torch.Generator().manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    x = torch.rand(60, 6, generator=draw)
+    plan, fix = RTN(bits=2).plan(net), correct_biases
+    wanted = fix(plan, net, open_inputs(Model(net), x[2:])).fold(net)
+    x[0], x[1] = float("nan"), 1e30
+    with pytest.warns(SondeWarning, match=r"2 examples of 60 .* left out"):
+        got = fix(plan, net, open_inputs(Model(net), x)).fold(net)
+    torch.testing.assert_close(got(x[2:]), wanted(x[2:]))
+    with pytest.warns(SondeWarning, match=r"4 of 120 rows at the inputs of layers .* left out"):
+        moments = layer_grams(net, open_inputs(Model(net), x), progress=False)
+    torch.testing.assert_close(fix(plan, net, moments).fold(net)(x[2:]), wanted(x[2:]))
+    x[:30] = float("nan")
+    for run in (lambda inputs: fix(plan, net, inputs), lambda inputs: layer_grams(net, inputs)):
+        with pytest.raises(InputError, match="Expected at most 25%"):
+            run(open_inputs(Model(net), x))
+
+
+def test_a_layer_that_no_example_reaches_keeps_its_bias():
+    net: Any = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.rand(20, 5, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(SondeWarning, match=r"no row that is finite reaches self_attn\.out_proj"):
+        plan = correct_biases(RTN(bits=2).plan(net), net, open_inputs(Model(net), x))
+    assert plan.figures == {"biases": 2, "without_bias": 0}
+    assert "self_attn.out_proj.bias" not in plan.changes

@@ -4,6 +4,7 @@ Not for methods that scale the inputs of layers (``AWQ``, ``SmoothQuant``) or re
 ``PruneChannels`` corrects biases itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.weights import Change, Exchange, RewritePlan, as_model
 from sonde.weights.change import written_type
 from sonde.weights.folding import new_biases
+from sonde.weights.needs import finite_examples
 
 
 def correct_biases(
@@ -30,7 +32,8 @@ def correct_biases(
 
     Range        biases of linear layers and convolutions whose weight the plan changes; a layer
                  without a bias gets one if the configuration has an option for it, or if the model
-                 has no configuration. Figures: ``biases``, those that were changed or added;
+                 has no configuration. A layer that no example reaches keeps its bias.
+                 Figures: ``biases``, those that were changed or added;
                  ``without_bias``, layers that can have none.
     Cost         the moments of layers' inputs, one pass over the data; none if they are given.
     Assumes      inputs as the original model gives them: errors of earlier layers are not part of
@@ -51,7 +54,8 @@ def correct_biases(
     Raises
     ------
     InputError
-        If the plan scales inputs of layers, or changes no weight of a layer.
+        If the plan scales inputs of layers, or changes no weight of a layer, or more than a quarter
+        of the examples are not finite.
 
     Examples
     --------
@@ -83,7 +87,8 @@ def correct_biases(
             "correct_biases: expected a plan that changes the weights of linear layers or "
             f"convolutions, got {plan.method or 'one'} that changes none. Use the plan as it is."
         )
-    grams = grams_for("correct_biases", live, calibration, tuple(one.name for one in layers))
+    grams = _moments(live, calibration, layers)
+    layers = [one for one in layers if grams.of_layers([one.name]).n]
     changes = {_bias(one): _corrected(one, plan.changes[one.weight], grams) for one in layers}
     missing = {_bias(one) for one in layers if one.module.bias is None}
     config, zeros, impossible = new_biases(live.module, missing)
@@ -98,6 +103,16 @@ def correct_biases(
         method=f"{plan.method}, biases corrected",
         figures={**plan.figures, "biases": len(kept), "without_bias": len(impossible)},
     )
+
+
+def _moments(model: Model, given: Inputs | LayerGrams, layers: Sequence[Weighted]) -> LayerGrams:
+    """Return the given moments of layers' inputs, or compute them over the finite examples."""
+    owner, names = "correct_biases", tuple(one.name for one in layers)
+    if not isinstance(given, LayerGrams):
+        given = finite_examples(owner, "calibration", given)
+    is_linear = all(one.is_linear for one in layers)
+    usual = {one.name for one in weighted_layers(owner, model, None)} if is_linear else set[str]()
+    return grams_for(owner, model, given, None if usual.issuperset(names) else names)
 
 
 def _bias(layer: Weighted) -> str:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._tensors import names_of_tensors
 from sonde.core.errors import InputError, SondeWarning, StateError
+from sonde.core.finite import finite_rows
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.state import State
+from sonde.core.wording import plural
 from sonde.engine.progress import Bar
 from sonde.files.state_file import read_one, write_one
 from sonde.stats import Moments, MomentsState
@@ -35,6 +37,7 @@ from sonde.tap import (
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
 from sonde.weights.live import require_in_memory
+from sonde.weights.needs import MOST_LEFT_OUT
 
 KEY, JOIN, GROUP = "layer_grams", "&", "#"
 
@@ -54,7 +57,7 @@ class LayerGrams(State):
     scatters : tuple of Float[Tensor, "dim dim"]
         Sums of ``(x - mean)(x - mean)^T``.
     broken : int
-        Rows that were left out because they are not finite.
+        Rows that were left out because they are not finite, or too large to square.
     model : str
         Record of the model that the inputs were read at, as of ``sonde.tap.model_record``.
     """
@@ -172,7 +175,8 @@ def layer_grams(
     Raises
     ------
     InputError
-        If a layer that a pattern names reads no row, or no layer reads one.
+        If a layer that a pattern names reads no row, no layer reads one, or more than a quarter of
+        the rows are not finite or too large to square.
     """
     live, moments = as_model(model), dict[str, MomentsState]()
     require_in_memory("layer_grams", live.module)
@@ -189,6 +193,7 @@ def layer_grams(
     silent = silent_layers(moments, chosen.values())
     if layers is not None or len(silent) == len(chosen):
         require_rows(moments, chosen.values())
+    _report_broken(broken, sum(state.n for state in moments.values()))
     if silent:
         warnings.warn(
             "layer_grams: no row that is finite reaches "
@@ -203,6 +208,23 @@ def layer_grams(
     return LayerGrams.of(moments, broken, model_record(live.module))
 
 
+def _report_broken(broken: int, n: int) -> None:
+    """Warn of rows that were left out; raise if they are more than a quarter of all."""
+    if not broken:
+        return
+    words = (
+        f"layer_grams: {broken:,} of {plural(broken + n, 'row')} at the inputs of layers "
+        f"{'is' if broken == 1 else 'are'} not finite or too large to square"
+    )
+    if broken > MOST_LEFT_OUT * (broken + n):
+        raise InputError(
+            f"{words}. Expected at most {MOST_LEFT_OUT:.0%} of such rows. Clean the examples, or "
+            "load the model in float32."
+        )
+    were = "It was" if broken == 1 else "They were"
+    warnings.warn(f"{words}. {were} left out.", SondeWarning, stacklevel=3)
+
+
 def add_rows(
     found: dict[str, MomentsState],
     chosen: Mapping[nn.Module, Weighted],
@@ -210,10 +232,10 @@ def add_rows(
     batch: InputBatch,
     exact: bool = False,
 ) -> int:
-    """Add the rows that layers read in a forward pass to moments; return the non-finite rows."""
+    """Add the rows that layers read to moments; return how many are not finite, or too large."""
     broken = 0
     for name, rows in _rows_of(chosen, calls, batch).items():
-        finite = torch.isfinite(rows).all(1)
+        finite = finite_rows(rows)
         if not bool(finite.all()):
             broken += int((~finite).sum())
             rows = rows[finite]

@@ -156,7 +156,7 @@ def _opened(owner: str, name: str, need: Examples, model: Model, given: Any) -> 
     opened = given if isinstance(given, Inputs) else open_inputs(model, given)
     if not len(opened):
         raise InputError(f"{owner}.plan: expected examples in {name!r}, got none.")
-    return finite_examples(owner, name, opened)
+    return finite_examples(f"{owner}.plan", name, opened)
 
 
 def finite_examples(owner: str, name: str, inputs: Inputs) -> Inputs:
@@ -181,7 +181,7 @@ def finite_examples(owner: str, name: str, inputs: Inputs) -> Inputs:
     if not bad:
         return inputs
     words = (
-        f"{owner}.plan: {plural(len(bad), 'example')} of {len(inputs):,} in {name!r} "
+        f"{owner}: {plural(len(bad), 'example')} of {len(inputs):,} in {name!r} "
         f"{'has' if len(bad) == 1 else 'have'} numbers that are not finite or are too large to "
         f"square, first example {min(bad)}"
     )
