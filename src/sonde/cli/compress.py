@@ -69,6 +69,9 @@ class Compress:
             "layers by name; '*' includes embeddings and convolutions (default: all linear layers)",
         ),
     ] = ()
+    bias_fix: Annotated[
+        bool, tyro.conf.arg(help="correct biases: each changed layer keeps the mean of its outputs")
+    ] = False
     limit: Annotated[
         int | None,
         named("N", "number of calibration examples (default: 8 rows for each input of a layer)"),
@@ -110,6 +113,6 @@ class Compress:
 
     def _wish(self) -> dict[str, Any]:
         """Return the typed size, and the number of examples used to find it."""
-        names = ("to", "method", "budget", "max_kl", "group", "layers", "limit", "held")
-        wishes = {name: getattr(self, name) for name in names}
+        names = ("to", "method", "budget", "max_kl", "group", "layers", "bias_fix", "limit")
+        wishes = {name: getattr(self, name) for name in (*names, "held")}
         return wishes | {"layers": listed(self.layers)}

@@ -24,7 +24,7 @@ from sonde.run.compressing.choosing import (
 from sonde.run.compressing.document import compress_document
 from sonde.run.compressing.inside import inside
 from sonde.run.compressing.methods import Target, method_asked
-from sonde.run.compressing.packable import without_unpacked
+from sonde.run.compressing.packable import packed_plan
 from sonde.run.compressing.search import (
     ANY,
     SizeTrial,
@@ -101,6 +101,8 @@ class Wish:
         Weights that share a scale.
     layers : sequence of str
         Layers by name.
+    bias_fix : bool
+        Whether biases keep the mean of the outputs of changed layers.
     """
 
     to: str | None = None
@@ -109,6 +111,7 @@ class Wish:
     max_kl: float | None = None
     group: int | None = None
     layers: tuple[str, ...] = ()
+    bias_fix: bool = False
 
     @property
     def seeks(self) -> bool:
@@ -145,6 +148,7 @@ def compress_model(
     max_kl: float | None = None,
     group: int | None = None,
     layers: Sequence[str] = (),
+    bias_fix: bool = False,
     limit: int | None = None,
     held: int = 64,
     device: str = "auto",
@@ -178,6 +182,9 @@ def compress_model(
         Weights that share a scale; by default the method's, mostly 32.
     layers : sequence of str
         Layers by name; ``*`` with embeddings and convolutions. By default all linear ones.
+    bias_fix : bool, default=False
+        Whether the bias of each changed layer is corrected, so that the mean of the layer's outputs
+        over the calibration examples stays as it was: see ``sonde.compress.correct_biases``.
     limit : int, optional
         Examples to calibrate on; by default 8 rows for each input of a layer.
     held : int, default=64
@@ -197,7 +204,7 @@ def compress_model(
     InputError
         If the size or method is unknown, the model refuses it, or nothing fits the budget.
     """
-    wish = Wish(to, method, budget_bytes(budget), max_kl, group, tuple(layers))
+    wish = Wish(to, method, budget_bytes(budget), max_kl, group, tuple(layers), bias_fix)
     for word, n in {"limit": limit, "held": held}.items():
         if n is not None and n < 1:
             raise InputError(f"--{word}: expected at least 1, got {n}.")
@@ -228,7 +235,7 @@ def compress_model(
             sites=sites,
             times=times,
             rows={
-                "calibrated_on": len(job.ours) if rule is None or _reads(rule) else 0,
+                "calibrated_on": len(job.ours) if rule is None or bias_fix or _reads(rule) else 0,
                 "compared_on": len(job.held),
             },
             tried=[trial.json() for trial in tried],
@@ -291,18 +298,19 @@ class _Job:
         if _reads(rule):
             calibration, notes = self._calibration(rule)
             given = {"calibration": calibration}
+        means = given.get("calibration", self.ours) if wish.bias_fix else None
 
         def tried(setting: Setting | None) -> Trial:
             one = rule
             if setting is not None:
                 one = replace(rule, bits=setting.bits, group=setting.group)
-            plan = without_unpacked(one.plan(self.model, given))
+            plan = packed_plan(one, self.model, given, means)
             return Trial(setting, plan, fidelity(self.model, plan.fold(self.model), self.held))
 
         if not wish.seeks:
             return tried(None), [], notes
         word = (wish.method or "gptq").partition("(")[0]
-        settings = sized_settings(self.model, word, wish.layers or None)
+        settings = sized_settings(self.model, word, wish.layers or None, means)
         chosen = fitting(settings, tried, budget=wish.budget, max_kl=wish.max_kl)
         return (*chosen, notes)
 
@@ -311,14 +319,14 @@ class _Job:
         wish = self.wish
         path = self.output.absolute().with_name(self.output.name + ".trials.jsonl")
         key = search_key(self.model, self.ours, self.held) + "".join(wish.layers)
+        key += " bias_fix" if wish.bias_fix else ""
         asked, given = pairs_to_seek(str(wish.method)), {"layers": wish.layers or None}
-        file = TrialFile(path, key)
-        tried = list(
-            trials(self.model, self.ours, self.held, asked, file, callback_of(self.progress), given)
-        )
+        file, show = TrialFile(path, key), callback_of(self.progress)
+        means = self.ours if wish.bias_fix else None
+        tried = list(trials(self.model, self.ours, self.held, asked, file, show, given, means))
         best = fitting_trial(tried, wish.budget, wish.max_kl)
         rule = method_asked(best.method, Target.of(best.size), given)
-        plan = without_unpacked(rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours)))
+        plan = packed_plan(rule, self.model, dict.fromkeys(rule.reads(), self.ours), means)
         return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), tried
 
     def _calibration(self, rule: Any) -> tuple[Any, tuple[str, ...]]:
@@ -327,7 +335,7 @@ class _Job:
         if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
             return self.ours, ()
         require_finite(type(rule).__name__, self.model.module)
-        ours = finite_examples(type(rule).__name__, "calibration", self.ours)
+        ours = finite_examples(f"{type(rule).__name__}.plan", "calibration", self.ours)
         grams = layer_grams(self.model, ours, layers=rule.layers, progress=bool(self.progress))
         return grams, _few_rows(grams, len(ours))
 

@@ -1,10 +1,38 @@
-"""Leave out of a plan what would change weights without making them smaller."""
+"""Plans of packed weights: none that change weights without making them smaller."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from sonde.compress import LayerGrams, correct_biases
 from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
 from sonde.weights import RewritePlan
 from sonde.weights.change import Packed
+
+
+def packed_plan(
+    rule: Any, model: Model, given: Mapping[str, Any], means: Inputs | LayerGrams | None = None
+) -> RewritePlan:
+    """Return a method's plan without layers that no packed form holds.
+
+    Parameters
+    ----------
+    rule : Rewrite
+    model : Model
+    given : mapping
+        What the method reads, by name.
+    means : Inputs or LayerGrams, optional
+        Examples, or the moments of layers' inputs, with which biases are corrected; by default
+        biases are unchanged.
+
+    Raises
+    ------
+    InputError
+        If nothing is left to pack, or biases are to be corrected and the plan has none to correct.
+    """
+    plan = without_unpacked(rule.plan(model, given))
+    return plan if means is None else correct_biases(plan, model, means)
 
 
 def without_unpacked(plan: RewritePlan) -> RewritePlan:

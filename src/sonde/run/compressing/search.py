@@ -12,7 +12,7 @@ from sonde.compress import Fidelity, LayerGrams, fidelity, layer_grams
 from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Inputs, Model
 from sonde.run.compressing.methods import Target, method_asked
-from sonde.run.compressing.packable import without_unpacked
+from sonde.run.compressing.packable import packed_plan
 from sonde.run.compressing.sizes import planned_bytes
 from sonde.tap import config_hash, fingerprint, forward_code, parts, structure
 
@@ -146,6 +146,7 @@ def trials(
     file: TrialFile,
     progress: Callable[[str], None],
     given: Mapping[str, Any] | None = None,
+    means: Inputs | None = None,
 ) -> Iterator[SizeTrial]:
     """Yield the trial of each size and method: read from the file, or run now.
 
@@ -163,6 +164,8 @@ def trials(
         Called with a line that says what is tried next.
     given : mapping, optional
         Further parameters of all methods, such as ``layers``.
+    means : Inputs, optional
+        Examples with which biases are corrected, as in ``packed_plan``.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def trials(
             else:
                 read[name] = ours
         try:
-            plan = without_unpacked(rule.plan(model, read))
+            plan = packed_plan(rule, model, read, means)
         except InputError as error:
             progress(f"left out: {error}")
             if pair == asked[-1] and not n_made:
