@@ -88,8 +88,8 @@ def _largest_gaps(
 def without_ties(x: Float[Tensor, "row dim"], seed: int) -> Float[Tensor, "row dim"]:
     """Return centred rows, with noise of 1e-10 deviations in units with repeated values."""
     centred = x - x.mean(0)
-    ordered = x.sort(dim=0).values
-    tied = (ordered[1:] == ordered[:-1]).any(0)
+    ordered = x.T.contiguous().sort(dim=1).values
+    tied = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if not bool(tied.any()):
         return centred
     generator = torch.Generator().manual_seed(seed)

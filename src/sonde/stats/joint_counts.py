@@ -15,7 +15,7 @@ def as_symbols(x: Float[Tensor, "row dim"], n_bins: int) -> Int[Tensor, "row dim
     A unit with more than ``n_bins`` values is cut into bins of about equal numbers of rows, between
     values that occur. Equal values share a bin, so any increasing map of a unit changes nothing.
     """
-    ordered = x.sort(0).values.T.contiguous()
+    ordered = x.T.contiguous().sort(dim=1).values
     places = torch.arange(1, n_bins, device=x.device) * len(x) // n_bins
     symbols = torch.searchsorted(ordered[:, places].contiguous(), x.T.contiguous(), right=True).T
     n_values = (ordered.diff(dim=1) != 0).sum(1) + 1

@@ -40,11 +40,11 @@ class QuantilesState(State):
         weight = torch.cat(
             [torch.full((len(v),), 2.0**h, dtype=torch.float64) for h, v in enumerate(self.levels)]
         ).to(values.device)
-        ordered, row = values.sort(dim=0)
-        cumulative = weight[row].cumsum(0).T.contiguous()
+        ordered, row = values.T.contiguous().sort(dim=1)
+        cumulative = weight[row].cumsum(1)
         goal = (q.to(cumulative) * self.n).expand(len(cumulative), -1).contiguous()
-        index = torch.searchsorted(cumulative, goal).clamp(max=len(values) - 1).T
-        out = ordered.gather(0, index).double()
+        index = torch.searchsorted(cumulative, goal).clamp(max=len(values) - 1)
+        out = ordered.gather(1, index).T.double()
         out = torch.where((q <= 0)[:, None], self.low.double(), out)
         return torch.where((q >= 1)[:, None], self.high.double(), out)
 
@@ -109,12 +109,12 @@ class Quantiles(Statistic[QuantilesState]):
         level = 0
         while level < len(levels):
             if len(levels[level]) >= self.k:
-                ordered = levels[level].sort(dim=0).values
+                ordered = levels[level].T.contiguous().sort(dim=1).values.T
                 pairs = len(ordered) // 2 * 2
                 coin = int(splitmix64(np.array([compactions * 64 + level], dtype=np.uint64))[0] & 1)
                 compactions += 1
-                levels[level] = ordered[pairs:]
-                up = ordered[coin:pairs:2]
+                levels[level] = ordered[pairs:].contiguous()
+                up = ordered[coin:pairs:2].contiguous()
                 if level + 1 == len(levels):
                     levels.append(up)
                 else:
