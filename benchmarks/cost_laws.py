@@ -7,6 +7,7 @@ Cells are written as they are measured; a second run goes on where the first sto
 
     python -m benchmarks.cost_laws --results cost_laws.jsonl    # measure, print the table
     python -m benchmarks.cost_laws --results cost_laws.jsonl --only KNN
+    python -m benchmarks.cost_laws --results small.jsonl --factor 0.25    # 64 units, 256 rows
 """
 
 import argparse
@@ -34,7 +35,6 @@ from sonde.testing.instrument_laws import fit, lacking, make_inputs
 from sonde.weights import Examples, Rewrite
 
 UNITS, ROWS = (256, 512, 1024), (1024, 2048, 4096)
-CELLS = (*((units, ROWS[0]) for units in UNITS), *((UNITS[0], rows) for rows in ROWS[1:]))
 LIMIT_SECONDS = 30.0
 """Processor time after which a cell is given up."""
 SHORT_SECONDS, REPEATS = 0.1, 3
@@ -47,6 +47,8 @@ UNIT_WORDS, ROW_WORDS = (
     "sample|rows?|candidates|m|n|patches",
 )
 
+Cells = tuple[list[tuple[int, int]], list[tuple[int, int]]]
+"""Units and rows of the cells in which units vary, and of those in which rows vary."""
 Prepare = Callable[[int, int], Callable[[], Any]]
 
 
@@ -180,13 +182,27 @@ def measured(
     return {"seconds": min(times)}
 
 
-def run(path: Path, chosen: Sequence[Subject], limit: float, again: bool = False) -> None:
+def axes(factor: float = 1.0) -> Cells:
+    """Return the cells of both laws, all sizes multiplied by a factor.
+
+    Examples
+    --------
+    >>> axes(0.25)[1]
+    [(64, 256), (64, 512), (64, 1024)]
+    """
+    units, rows = [[round(factor * n) for n in sizes] for sizes in (UNITS, ROWS)]
+    return [(n, rows[0]) for n in units], [(units[0], n) for n in rows]
+
+
+def run(
+    path: Path, chosen: Sequence[Subject], limit: float, sizes: Cells, again: bool = False
+) -> None:
     """Measure the cells that the file lacks, or all; those beyond a failed one are left out."""
     done = {} if again else cells(path)
     with path.open("a") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for subject in chosen:
-            for units, rows in CELLS:
+            for units, rows in dict.fromkeys([*sizes[0], *sizes[1]]):
                 own = done.setdefault(subject.path, {})
                 smaller = [s for (u, r), s in own.items() if u <= units and r <= rows]
                 if (units, rows) in own or any(one["seconds"] is None for one in smaller):
@@ -250,19 +266,18 @@ def exponent(times: Sequence[float | None]) -> float | None:
     return math.log2(known[-1] / known[-2]) if says else None
 
 
-def table(path: Path, chosen: Sequence[Subject]) -> list[str]:
+def table(path: Path, chosen: Sequence[Subject], sizes: Cells) -> list[str]:
     """Return the table, and the methods that exceed their documented exponents."""
     measured_cells, lines, above, missing = cells(path), list[str](), list[str](), list[str]()
     for subject in chosen:
         own = measured_cells.get(subject.path, {})
-        first = own.get(CELLS[0], {"seconds": None, "reason": "not run"})
+        first = own.get(sizes[0][0], {"seconds": None, "reason": "not run"})
         if first["seconds"] is None:
             missing.append(f"`{subject.path}` ({first['reason']})")
             continue
-        along = [[(u, ROWS[0]) for u in UNITS], [(UNITS[0], r) for r in ROWS]]
-        times = [[own.get(cell, {}).get("seconds") for cell in axis] for axis in along]
+        times = [[own.get(cell, {}).get("seconds") for cell in axis] for axis in sizes]
         failed = [[own[c]["reason"] for c in axis if c in own and "reason" in own[c]]
-                  for axis in along]  # fmt: skip
+                  for axis in sizes]  # fmt: skip
         slopes, said = [exponent(axis) for axis in times], documented(subject.member)
         texts = ["" if s is None else f"{s:.1f}" for s in slopes]
         shown = [(why or ["not run"])[0] if axis[-1] is None else f"{axis[-1]:.2g}"
@@ -273,7 +288,9 @@ def table(path: Path, chosen: Sequence[Subject]) -> list[str]:
         for slope, limit, axis in zip(slopes, said, ("units", "rows"), strict=True):
             if slope is not None and slope > limit + MARGIN:
                 above.append(f"`{subject.path}`: {slope:.1f} in {axis}, documented {limit}")
-    columns = ["method", "256 x 1,024, s", "1,024 units, s", "4,096 rows, s"]
+    (units, rows), most_units, most_rows = sizes[0][0], sizes[0][-1][0], sizes[1][-1][1]
+    columns = ["method", f"{units:,} x {rows:,}, s", f"{most_units:,} units, s"]
+    columns += [f"{most_rows:,} rows, s"]
     columns += ["units: slope", "said", "rows: slope", "said"]
     head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     return [*head, *lines, "", "Above the documented exponent:", *(above or ["none"]), "",
@@ -286,12 +303,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("cost_laws.jsonl"))
     parser.add_argument("--only", nargs="+", default=())
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds of a cell")
+    parser.add_argument("--factor", type=float, default=1.0, help="multiplies units and rows")
     parser.add_argument("--again", action="store_true", help="measure known cells once more")
     typed = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chosen = [one for one in subjects() if not typed.only or one.name in typed.only]
-    run(typed.results, chosen, typed.limit, typed.again)
-    print(*table(typed.results, chosen), sep="\n")
+    sizes = axes(typed.factor)
+    run(typed.results, chosen, typed.limit, sizes, typed.again)
+    print(*table(typed.results, chosen, sizes), sep="\n")
     return 0
 
 

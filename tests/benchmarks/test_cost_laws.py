@@ -47,11 +47,12 @@ def test_exponents_above_the_documented_ones_are_named(tmp_path, monkeypatch):
 
     chosen = [subject("Honest", 2, 1), subject("Cubic", 2, 3, 0.1), subject("Slow", 4, 0)]
     path = tmp_path / "cells.jsonl"
-    cost_laws.run(path, chosen, 30.0)
+    sizes = cost_laws.axes()
+    cost_laws.run(path, chosen, 30.0, sizes)
     n = clock.calls
-    cost_laws.run(path, chosen, 30.0)  # goes on where it stopped
+    cost_laws.run(path, chosen, 30.0, sizes)  # goes on where it stopped
     assert clock.calls == n
-    lines = cost_laws.table(path, chosen)
+    lines = cost_laws.table(path, chosen, sizes)
     assert "| measure.Honest | 1 | 16 | 4 | 2.0 | 2 | 1.0 | 1 |" in lines
     assert "| measure.Slow | 1 | over 30 s | 1 | 4.0 | 2 | 0.0 | 1 |" in lines
     above = lines[lines.index("Above the documented exponent:") + 1 : -2]
