@@ -122,3 +122,32 @@ def test_wrong_labels_that_the_net_has_learned_are_counted_at_an_early_site() ->
         label=torch.from_numpy(truth),
     )
     assert_clear(SND034().check(clean))
+
+
+def level_of(seed: int, wrong: float, apart: float) -> str:
+    """Rows of three normal classes, answered as well as can be, and states that follow answers."""
+    draw, n = np.random.default_rng(seed), 600
+    centre, label = apart * draw.normal(size=(3, 6)), draw.integers(0, 3, n)
+    x = centre[label] + draw.normal(size=(n, 6))
+    logits = x @ centre.T - (centre**2).sum(1) / 2
+    p = torch.softmax(2 * torch.from_numpy(logits), 1).numpy()
+    late = 6 * np.tanh(2 * p) @ np.eye(3, 5) + 0.3 * draw.normal(size=(n, 5))
+    given, is_wrong = label.copy(), draw.random(n) < wrong
+    given[is_wrong] = (label[is_wrong] + draw.integers(1, 3, is_wrong.sum())) % 3
+    sites = {k: torch.from_numpy(v).float() for k, v in (("early", x), ("late", late))}
+    evidence = evidence_of(
+        sites, label=torch.from_numpy(given), logits=torch.from_numpy(logits),
+        facts={"labels_are_models": True},
+    )  # fmt: skip
+    finding = SND034().check(evidence).finding
+    return "clear" if finding is None else finding.level
+
+
+@pytest.mark.slow
+@pytest.mark.truth("no label is wrong; one label in twelve is wrong")
+def test_rows_between_classes_that_overlap_are_no_wrong_labels() -> None:
+    """The answers of the best possible classifier gather its errors in the wrong class."""
+    healthy = [level_of(seed, 0.0, apart) for seed in range(8) for apart in (0.7, 1.0)]
+    planted = [level_of(seed, 0.08, 1.0) for seed in range(8)]
+    assert healthy.count("warning") <= 2  # 8 of 16 by the count of doubtful rows alone
+    assert planted.count("warning") >= 5

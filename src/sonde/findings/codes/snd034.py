@@ -7,7 +7,11 @@ from scipy.stats import binom
 
 from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
 from sonde.findings.evidence.inputs.suspect_labels import OneWay, one_way, suspect_labels
-from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, doubtful_rows
+from sonde.findings.evidence.inputs.unusual_rows import (
+    chance_of_depth,
+    doubtful_labels,
+    doubtful_rows,
+)
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Section, Theme
@@ -29,6 +33,7 @@ class SND034(LabelRule):
     level: float = 0.001
     precision: float = 0.5
     least: float = 10
+    border: float = 0.01
 
     title: ClassVar[str] = "Rows whose label is probably wrong"
     theme: ClassVar[Theme] = "labels"
@@ -48,10 +53,13 @@ class SND034(LabelRule):
         "fraction. Further rows are then listed: at least six of their neighbours share another "
         "label, at most 2 have the row's label, and the model predicts that other class at "
         "least as confidently as it does on average for rows of that class; the level follows "
-        "from all rows listed. It is raised as a note too if the estimated number of wrong labels "
-        "is at least 2 % of the rows and 10 at the lower end of its interval, and at least half of "
-        "as many first rows of the order are expected to be wrong. The report also orders labels "
-        "to check first, by the probability "
+        "from all rows listed. It stays a note if the rows lie nearer to the border of the other "
+        "class at the first site than rows of that class that meet the same criteria (1 %, by "
+        "their mean rank): rows between two classes do, rows with a wrong label do not. It is "
+        "raised as a note too if the estimated number of wrong labels is at least 2 % of the rows "
+        "and 10 at the lower end of its interval, and at least half of as many first rows of the "
+        "order are expected to be wrong. The report also orders labels to check first, by the "
+        "probability "
         "that the probe, the neighbours and the model's own answers give to each label, and "
         "prints how many labels are wrong, with an interval, and how many of some deliberately "
         "exchanged labels come first in this order. Labels "
@@ -95,7 +103,8 @@ class SND034(LabelRule):
             return self.clear(figure, seen)
         # Chance does not explain the clear rows, so the rows that the model doubts count as well.
         low, high = clopper_pearson(count, n)
-        severe = count / n >= self.warning
+        is_at_border = chance_of_depth(evidence) < self.border
+        severe = count / n >= self.warning and not is_at_border
         threshold = self.warning if severe else self.note
         figure = replace(figure, value=count / n, low=low, high=high, threshold=threshold)
         examples = examples_at(evidence, doubtful_rows(evidence))
@@ -105,6 +114,11 @@ class SND034(LabelRule):
             "rows of one other class and are classified as that class; up to "
             f"{percent(self.usual)} is normal."
         )
+        if is_at_border:
+            sentence += (
+                f" At {found.sites[0].name} they lie nearer to its border than its own rows: "
+                "classes that overlap look like this, too."
+            )
         return self.raised_with(
             "warning" if severe else "note",
             sentence,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
 from torch import Tensor
 
 from sonde.core.hashing import bytes_key
@@ -162,6 +163,8 @@ class DoubtfulLabels:
         Rows that were looked at.
     n_clear : int
         Rows that neighbours and probe alone make doubtful, without the model's own answers.
+    usual, usual_named : Int[Tensor, "other"]
+        Indices of the rows that meet the same criteria with their own label, and this label.
     """
 
     row: Int[Tensor, "row"]
@@ -169,6 +172,8 @@ class DoubtfulLabels:
     share: Float[Tensor, "row"]
     n: int
     n_clear: int
+    usual: Int[Tensor, "other"]
+    usual_named: Int[Tensor, "other"]
 
 
 @once
@@ -181,23 +186,61 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     """
     labels = label_evidence(evidence)
     k = min(NEIGHBOURS, labels.n_rows - 1)
-    x, truth = labels.x(labels.best), labels.truth
-    distance, index = nearest(x, x, k, group=labels.group, group2=labels.group)
-    label = truth[index].masked_fill(~torch.isfinite(distance), -1)
-    votes = torch.nn.functional.one_hot(label.clamp(min=0), len(labels.names))
-    votes = (votes * (label >= 0)[:, :, None]).sum(1)
+    truth = labels.truth
+    votes = _votes(labels, labels.best)
     count, named = votes.max(1)
     own = votes.gather(1, truth[:, None])[:, 0]
     agrees = labels.sites[labels.best].predicted == named
     clear = (own == 0) & (count >= 0.9 * k)
-    likely = (own <= 0.2 * k) & (count >= 0.6 * k) & _model_names(evidence, labels, named)
-    clear, likely = clear & agrees, likely & agrees & (named != truth)
+    deep = (count >= 0.6 * k) & _model_names(evidence, labels, named)
+    clear, likely = clear & agrees, (own <= 0.2 * k) & deep & agrees & (named != truth)
     wrong = clear | likely
+    usual = torch.nonzero(((count >= 0.9 * k) | deep) & agrees & (named == truth)).flatten()
     row = torch.nonzero(wrong).flatten()
     share = count[row].double() / k
     row = row[torch.argsort(share, descending=True, stable=True)]
     shares = count[row].double() / k
-    return DoubtfulLabels(row, named[row], shares, labels.n_rows, int(clear.sum()))
+    return DoubtfulLabels(
+        row, named[row], shares, labels.n_rows, int(clear.sum()), usual, truth[usual]
+    )
+
+
+def _votes(labels: LabelEvidence, site: int) -> Int[Tensor, "row class"]:
+    """Return how many of each row's nearest rows of other groups have each label."""
+    x, k = labels.x(site), min(NEIGHBOURS, labels.n_rows - 1)
+    distance, index = nearest(x, x, k, group=labels.group, group2=labels.group)
+    label = labels.truth[index].masked_fill(~torch.isfinite(distance), -1)
+    votes = torch.nn.functional.one_hot(label.clamp(min=0), len(labels.names))
+    return (votes * (label >= 0)[:, :, None]).sum(1)
+
+
+def chance_of_depth(evidence: Evidence) -> float:
+    """Return the p-value of how near doubtful rows lie to the border of the class they resemble.
+
+    A net gathers the rows that it gets wrong among the rows of the class that it answers, so deep
+    layers cannot tell a wrong label from a row between two classes. At the first site, a row with
+    a wrong label lies as deep among the rows of the named class as its own rows do that meet the
+    same criteria; rows between the classes do not. The rank among these rows, averaged over the
+    doubtful rows, is half by chance.
+    """
+    labels, doubt = label_evidence(evidence), doubtful_labels(evidence)
+    votes = _votes(labels, 0).double()
+    ranks: list[float] = []
+    for row, named in zip(doubt.row.tolist(), doubt.named.tolist(), strict=True):
+        usual = _margin(votes[doubt.usual[doubt.usual_named == named]], named)
+        if len(usual):
+            below = usual - _margin(votes[row : row + 1], named)
+            ranks.append(float(((below < 0).double() + 0.5 * (below == 0)).mean()))
+    if not ranks:
+        return 1.0
+    return float(norm.cdf((sum(ranks) / len(ranks) - 0.5) * math.sqrt(12 * len(ranks))))
+
+
+def _margin(votes: Float[Tensor, "row class"], named: int) -> Float[Tensor, "row"]:
+    """Return by how many neighbours a class leads any other class."""
+    others = votes.clone()
+    others[:, named] = -1
+    return votes[:, named] - others.amax(1)
 
 
 def _model_names(
