@@ -51,7 +51,10 @@ def test_a_folded_vector_is_the_hooked_one_and_can_be_taken_back(run, tmp_path, 
         want = logits(plain, CODE[0])
     got = logits(edited, CODE[0])
     assert float((got - want).abs().max()) < 1e-5 * float(want.abs().max())
-    assert any(name.endswith("bias") for name in tensors)
+    assert len(tensors) == 1  # the class adds a bias to each projection of each layer: zeros
+    changed = {n for n, x in edited.module.named_parameters() if n.endswith("bias") and x.any()}
+    assert changed == {*tensors}
+    assert "20 biases of zeros had to be added" in ran.err
     assert run("edit", "undo", new, "-o", tmp_path / "old").code == 0
     again = sonde.load(str(tmp_path / "old"), device="cpu")
     assert torch.equal(logits(again, CODE[0]), logits(plain, CODE[0]))

@@ -76,6 +76,15 @@ class RewritePlan:
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
+    @property
+    def blank(self) -> frozenset[str]:
+        """Names of added biases that hold only zeros, so that they change nothing.
+
+        The class of a model may have biases in all layers or in none.
+        """
+        added = {n for n in self.changes.keys() - self.made_for.keys() if n.endswith("bias")}
+        return frozenset(name for name in added if not bool(self.changes[name].of(None).any()))
+
     @classmethod
     def of(
         cls,

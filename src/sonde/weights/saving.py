@@ -13,6 +13,7 @@ import torch
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
+from sonde.core.wording import plural
 from sonde.data._checkpoints import (
     FACTORY_KEY,
     GUARD_KEY,
@@ -65,9 +66,10 @@ class Saved:
     patch : Path
         The patch that undoes the edit, beside the folder.
     tensors : tuple of str
-        The tensors that were rewritten or added.
+        The tensors that were rewritten or added, without biases that hold only zeros.
     notes : tuple of str
-        Number types that differ from the original's, and the word that opens a factory's model.
+        Number types that differ from the original's, how many biases of zeros were added, and the
+        word that opens a factory's model.
     """
 
     folder: Path
@@ -150,8 +152,20 @@ def _saved(
         stored = old.places.get(name)
         if stored is not None and one.entry is not None:
             types[old.weights[stored].entries[name].dtype, one.entry.dtype] += 1
-    notes = (*type_notes(types), *opening_notes(called, output))
-    return Saved(output, output.with_name(output.name + ".patch"), tuple(written), notes)
+    blank = {_added_name(held, name)[0] for name in plan.blank}
+    notes = (*type_notes(types), *_blank_notes(len(blank)), *opening_notes(called, output))
+    tensors = tuple(name for name in written if name not in blank)
+    return Saved(output, output.with_name(output.name + ".patch"), tensors, notes)
+
+
+def _blank_notes(n: int) -> tuple[str, ...]:
+    """Return a note on biases of zeros that were added."""
+    if not n:
+        return ()
+    return (
+        f"note: {plural(n, 'bias', 'biases')} of zeros had to be added, which change no answer: "
+        "the class of the model has biases in all layers or in none.",
+    )
 
 
 def _of_transformer(plan: "RewritePlan", source: Path) -> "RewritePlan":
@@ -184,11 +198,10 @@ def _planned(
     if forms:
         config[QUANTISED] = {**OPENED_BY_SONDE, "layers": forms}
     for name, change in plan.changes.items():
-        path, leaf = name.rpartition(".")[::2]
+        leaf = name.rpartition(".")[2]
         if name not in plan.made_for:
-            sibling = held.named_like(f"{path}.weight" if path else "weight")
-            own = sibling[0].removesuffix("weight") + leaf if sibling else name
-            new[own] = NewTensor(None, change, beside=sibling[0] if sibling else None)
+            own, sibling = _added_name(held, name)
+            new[own] = NewTensor(None, change, beside=sibling)
             continue
         stored_name = _found(held, name, plan)
         group = (name, *plan.parted.get(name, ()))
@@ -213,6 +226,13 @@ def _planned(
     for above, kept in plan.blocks.items():
         new = _renumbered(held, new, above, kept)
     return new, config
+
+
+def _added_name(held: LoadedFolder, name: str) -> tuple[str, str | None]:
+    """Return the name in the folder of a tensor that it lacks, and the weight beside it."""
+    path, leaf = name.rpartition(".")[::2]
+    sibling = held.named_like(f"{path}.weight" if path else "weight")
+    return (sibling[0].removesuffix("weight") + leaf, sibling[0]) if sibling else (name, None)
 
 
 def _forms_after(folder: ModelFolder, plan: "RewritePlan") -> Mapping[str, Mapping[str, Any]]:

@@ -237,12 +237,13 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     tables = deed.tables() if is_written else ()
     language = language_of(model, deed.act, judgement, neutral, deed) if is_written else None
     saved = save_edited(model, deed.plan, output, name=model.name) if is_written else None
+    tensors = saved.tensors if saved else [n for n in deed.plan.changes if n not in deed.plan.blank]
     document = edit_document(
         deed.word,
         judgement,
         model=model.name,
         method=deed.plan.method,
-        places=[*deed.places, *(saved.tensors if saved else deed.plan.changes)],
+        places=[*deed.places, *tensors],
         target=deed.told,
         neutral=data_name(subject.neutral, neutral),
         output=str(output) if saved else None,
