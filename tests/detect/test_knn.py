@@ -23,6 +23,26 @@ def test_matches_sklearn(k):
     np.testing.assert_allclose(KNN(k=k).fit(x.float()).score(y.float()), want, rtol=1e-4)
 
 
+def test_more_neighbours_than_half_of_a_class_are_flagged():
+    """With 50 rows in each of ten classes, the 60th neighbour is of another class."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 20, generator=generator)
+
+    def of_classes(n):
+        own = centres[torch.arange(n) % 10]
+        return own + 0.3 * torch.randn(n, 20, generator=generator)
+
+    between = torch.rand(300, 10, generator=generator)
+    odd = between / between.sum(1, keepdim=True) @ centres
+    odd += 0.3 * torch.randn(300, 20, generator=generator)
+    x, usual = of_classes(500), of_classes(300)
+    for k, flags, low, high in ((25, (), 0.99, 1.0), (60, ("many_neighbours",), 0.0, 0.5)):
+        scorer = KNN(k=k).fit(x)
+        assert scorer.flags == flags
+        area = (scorer.score(odd)[:, None] > scorer.score(usual)).double().mean()
+        assert low <= float(area) <= high
+
+
 def test_a_fitted_row_is_at_distance_zero_from_itself():
     x = _rows().float()
     assert float(KNN(k=1).fit(x).score(x).max()) == 0.0

@@ -91,6 +91,13 @@ def test_fewer_rows_than_k_takes_all_and_says_so():
     assert "few_rows" in scorer.flags
 
 
+@pytest.mark.parametrize(("n_classes", "flags"), [(4, ()), (20, ("many_neighbours",))])
+def test_more_neighbours_than_half_of_a_predicted_class_are_flagged(n_classes, flags):
+    x = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    logits = 5.0 * torch.eye(n_classes)[torch.arange(200) % n_classes]
+    assert NNGuide(k=10).fit(x, logits=logits).flags == flags
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(InputError, match="NNGuide: expected 1 <= k <= m, got k=5 and m=2"):
         NNGuide(k=5, m=2)

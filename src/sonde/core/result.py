@@ -30,6 +30,9 @@ FLAGS: dict[str, str] = {
     "low_precision": "rounding of the rows reaches the last digits of the value",
     "lost_precision": "rounding of the rows dominates the value",
     "few_rows": "too few rows (groups): at most as many as dimensions, or hardly any of one kind",
+    "many_neighbours": "more neighbours than half of the fitted rows of a class (of ten classes, "
+    "if the method does not know them): the neighbours of most rows come from other classes, so "
+    "in-distribution rows look anomalous. Lower k, or fit more rows",
     "few_groups": "fewer than 8 independent groups of rows: the standard error is widened by "
     "Student's t, and is itself uncertain",
     "heavy_tails": "fewer than 4 effective rows (groups) have the variance, or rows have heavy "

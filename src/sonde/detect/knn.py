@@ -17,6 +17,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_fitted_width
+from sonde.detect._neighbours import neighbour_flags
 from sonde.stats import HashSample, HashSampleState, largest_products, unit_rows
 
 CHUNK = 2048
@@ -87,14 +88,16 @@ class KNN(Detector):
     Range        [0, 2]; higher = more unusual.
     Cost         one pass; state 4 m dim bytes; O(m dim) per row, in float64 for a row so near the
                  bank, beside the bank's own spread, that float32 cannot tell which is the k-th.
-    Assumes      lengths carry nothing; more than ``k`` rows (else the farthest, flag ``few_rows``).
+    Assumes      lengths carry nothing; more than ``k`` rows (else the farthest, flag ``few_rows``);
+                 ``k`` of at most half of the rows of a class. The flag ``many_neighbours`` assumes
+                 ten classes: ``k`` above a twentieth of the rows in the bank.
     Differs      from the paper: a hash sample instead of a random one; the distance, not its
                  square.
 
     Parameters
     ----------
     k : int, default=50
-        Which neighbour.
+        Which neighbour; below the number of fitted rows of a class.
     m : int, default=10000
         Most rows that are kept.
 
@@ -127,8 +130,7 @@ class KNN(Detector):
         if len(sample.rows) == 0:
             raise StateError("KNN: expected at least 1 row to fit on, got none.")
         flags = [] if sample.is_everything else ["sampled"]
-        if len(sample.rows) < self.k:
-            flags.append("few_rows")
+        flags += neighbour_flags(self.k, len(sample.rows))
         origin = mean_unit_row(sample.rows)
         bank = centred_bank(sample.rows, origin)
         return KNNScorer(

@@ -14,6 +14,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_fitted_width
+from sonde.detect._neighbours import neighbour_flags
 from sonde.detect.energy import energy_of
 from sonde.detect.knn import CHUNK, to_unit_length, unit_bank
 from sonde.stats import HashSample, HashSampleState, largest_products
@@ -59,7 +60,8 @@ class NNGuide(Detector):
     Cost         one pass; state 4 m (dim + classes) bytes; O(m dim) per row.
     Assumes      rows are the input of the model's final linear layer; positive log evidence; where
                  fitted rows have less, the guidance turns round, which is counted in
-                 ``conventions`` and warned of.
+                 ``conventions`` and warned of; ``k`` of at most half of the fitted rows of a
+                 predicted class (else flag ``many_neighbours``).
     Differs      from the paper: a hash sample instead of a random one.
 
     Parameters
@@ -113,7 +115,8 @@ class NNGuide(Detector):
             )
         n_rows = len(sample.rows)
         flags = [] if sample.is_everything else ["sampled"]
-        flags += ["few_rows"] if n_rows < self.k else []
+        n_classes = len(logits.rows.argmax(1).unique())
+        flags += neighbour_flags(self.k, n_rows, n_classes)
         return NNGuideScorer(
             value=float(n_rows),
             n=sample.n,
