@@ -106,7 +106,7 @@ def test_states_are_read_and_written(run, hooked, tmp_path):
         assert np.load(tmp_path / "a" / f"{site}.npy", mmap_mode="r").tobytes() == truth
         assert np.array(table[column].to_pylist(), dtype=np.float32).tobytes() == truth
     assert npz["label"].tolist() == np.load(tmp_path / "a" / "label.npy").tolist() == labels
-    assert table["id"].to_pylist() == [i.decode() for i in npz["id"]] == [str(i) for i in ids]
+    assert table["id"].to_pylist() == npz["id"].tolist() == [str(i) for i in ids]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from models import cnn, mlp
 from sonde.core.errors import InputError, StoreError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
+from sonde.data.arrays import load_arrays, texts_of
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
@@ -27,6 +28,7 @@ from sonde.store.exporting.parts import column_names
 from sonde.store.exporting.view import plane_of, view_of
 
 N = 300
+TEXTS = ("id", "group", "label_name")
 
 
 def source(**columns: Any) -> Stream:
@@ -353,3 +355,26 @@ def test_a_pattern_of_several_kinds_of_rows_is_refused(two_reducers, tmp_path):
 def test_rows_beside_others_are_not_fitted(two_reducers):
     with pytest.raises(InputError, match=r"got only rows of further reducers .*conv1:out\|patches"):
         fit(KNN(), Store(two_reducers).select(reducer="patches"), progress=False)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ""])
+def test_texts_of_arrays_are_text_or_utf8(tmp_path, ending):
+    """Names beyond ASCII have more bytes than characters."""
+    ids, names = [f"zoë {'x' * i}" for i in range(6)], ["groß", "klein"] * 3
+    rows = zip(torch.eye(6), ids, names, "aabbüü", strict=True)
+    items = [{"x": x, "id": i, "label": name, "group": group} for x, i, name, group in rows]
+    given = read(mlp(6), items, sites="0", group_column="group")
+    write_store(given, tmp_path / "rows")
+    export_store(tmp_path / "rows", tmp_path / f"a{ending}")
+    if ending == ".safetensors":
+        held = load_arrays(tmp_path / "a.safetensors")
+        assert all(held[name].dtype == torch.uint8 for name in ("id", "group", "label_name"))
+        arrays = {name: np.asarray(texts_of(x)) for name, x in held.items() if name in TEXTS}
+    elif ending:
+        arrays = dict(np.load(tmp_path / "a.npz", allow_pickle=False))
+    else:
+        arrays = {name: np.load(tmp_path / "a" / f"{name}.npy") for name in TEXTS}
+    assert {arrays[name].dtype.kind for name in TEXTS} == {"U"}
+    assert arrays["id"].tolist() == ids
+    assert arrays["group"].tolist() == [*"aabbüü"]
+    assert arrays["label_name"].tolist() == names

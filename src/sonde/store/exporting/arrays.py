@@ -72,7 +72,7 @@ class _Facts:
     """Properties of the columns that must be known before they are written."""
 
     n_rows: int
-    id_bytes: int
+    id_width: int
     plain_ids: bool
     labelled: bool
     placed: bool
@@ -80,7 +80,7 @@ class _Facts:
 
 def write_npz(store: Store, path: Path, tick: Tick) -> int:
     """Write sites and columns as ``.npz`` and return the number of rows."""
-    facts = _facts(store, tick)
+    facts = _facts(store, tick, _characters)
     with (
         sealed_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,  # type: ignore[call-overload]
@@ -103,7 +103,7 @@ def write_npy(store: Store, path: Path, tick: Tick) -> int:
     """
     if path.exists():
         raise StoreError(f"export: {path} exists. Remove it, or write to another path.")
-    facts = _facts(store, tick)
+    facts = _facts(store, tick, _characters)
     aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
     make_directory(aside)
     try:
@@ -126,7 +126,7 @@ def _write_array(file: Any, array: Array) -> None:
 
 def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
     """Write sites and columns as ``.safetensors`` in their dtypes; return the number of rows."""
-    facts = _facts(store, tick)
+    facts = _facts(store, tick, _utf8_bytes)
     arrays = sorted(
         _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
     )
@@ -161,20 +161,30 @@ def _raw(piece: np.ndarray) -> memoryview:
     return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
 
 
-def _facts(store: Store, tick: Tick) -> _Facts:
-    n_rows = id_bytes = 0
+def _characters(text: str) -> int:
+    """Return the width of a text in an array of NumPy's own files."""
+    return len(text)
+
+
+def _utf8_bytes(text: str) -> int:
+    """Return the width of a text where a format knows only numbers."""
+    return len(text.encode())
+
+
+def _facts(store: Store, tick: Tick, width: Callable[[str], int]) -> _Facts:
+    n_rows = id_width = 0
     plain, labelled, placed = True, False, False
     key = store.schema[0].key
     for part in parts_of(store.select([key]), {}):
         batch = part.batch
-        ids = [str(i).encode() for i in batch.ids]
-        id_bytes = max([id_bytes, *map(len, ids)])
-        plain = plain and all(i == bytes(k) for i, k in zip(ids, batch.keys, strict=True))
+        ids = _ids(batch)
+        id_width = max([id_width, *map(width, ids)])
+        plain = plain and all(i.encode() == bytes(k) for i, k in zip(ids, batch.keys, strict=True))
         labelled = labelled or bool((batch.label >= 0).any())
         placed = placed or bool((batch.position[key] != 0).any())
         n_rows += len(part)
         tick(0)
-    return _Facts(n_rows, max(1, id_bytes), plain, labelled, placed)
+    return _Facts(n_rows, max(1, id_width), plain, labelled, placed)
 
 
 def _arrays(store: Store, facts: _Facts, tick: Tick, native: bool) -> Iterator[Array]:
@@ -184,9 +194,9 @@ def _arrays(store: Store, facts: _Facts, tick: Tick, native: bool) -> Iterator[A
     one = store.select([key])
     if store.source_rows is not None:
         yield Array("row", "<i8", (n,), _of_parts(one, _items))
-    # A dtype of bytes in NumPy's own files; rows of bytes where a format knows only numbers.
-    ids = _texts(one, facts.id_bytes, native, _ids)
-    yield Array("id", *_text_form(n, facts.id_bytes, native), ids)
+    # A dtype of text in NumPy's own files; rows of bytes where a format knows only numbers.
+    ids = _texts(one, facts.id_width, native, _ids)
+    yield Array("id", *_text_form(n, facts.id_width, native), ids)
     if not facts.plain_ids:
         yield from _key_array("key", one, n, lambda b: [bytes(k) for k in b.keys])
     if store.grouped:
@@ -262,30 +272,32 @@ def _items(part: ExportPart) -> np.ndarray:
     return np.asarray(part.item, dtype=np.int64)
 
 
-def _ids(batch: Batch) -> list[bytes]:
-    return [str(i).encode() for i in batch.ids]
+def _ids(batch: Batch) -> list[str]:
+    return [str(i) for i in batch.ids]
 
 
 def _text_form(n: int, width: int, native: bool) -> tuple[str, tuple[int, ...]]:
-    return ("|u1", (n, width)) if native else (f"|S{width}", (n,))
+    return ("|u1", (n, width)) if native else (f"<U{width}", (n,))
 
 
-def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[bytes]]) -> Pieces:
-    """Return each row's text: as byte strings, or as rows of zero-padded bytes."""
+def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[str]]) -> Pieces:
+    """Return each row's text: as text, or as rows of zero-padded bytes of UTF-8."""
 
     def take(batch: Batch, example: np.ndarray) -> np.ndarray:
-        column = np.array(of(batch), dtype=f"S{width}")[example]
-        return column.view(np.uint8).reshape(-1, width) if native else column
+        if not native:
+            return np.array(of(batch), dtype=f"<U{width}")[example]
+        column = np.array([text.encode() for text in of(batch)], dtype=f"S{width}")[example]
+        return column.view(np.uint8).reshape(-1, width)
 
     return _walk(store, take)
 
 
 def _label_names(store: Store, n: int, native: bool) -> Array:
     """Return the name of each row's class; empty for no label."""
-    width = max(1, *(len(name.encode()) for name in store.label_names))
+    width = max(1, *map(_utf8_bytes if native else _characters, store.label_names))
 
-    def named(batch: Batch) -> list[bytes]:
-        return [(m or "").encode() for m in names_of(batch.label.numpy(), store.label_names)]
+    def named(batch: Batch) -> list[str]:
+        return [m or "" for m in names_of(batch.label.numpy(), store.label_names)]
 
     texts = _texts(store, width, native, named)
     return Array("label_name", *_text_form(n, width, native), texts)
@@ -308,12 +320,13 @@ def _key_array(
 
 def _groups(store: Store, n: int, native: bool) -> Iterator[Array]:
     keys = [bytes(k) for k in store.group_keys]
-    texts = [text_of(k).encode() for k in keys]
-    if all(t == k for t, k in zip(texts, keys, strict=True)) or len({len(k) for k in keys}) > 1:
-        width = max(map(len, texts), default=1)
+    texts = [text_of(k) for k in keys]
+    is_text = all(t.encode() == k for t, k in zip(texts, keys, strict=True))
+    if is_text or len({len(k) for k in keys}) > 1:
+        width = max(map(_utf8_bytes if native else _characters, texts), default=1)
 
-        def named(batch: Batch) -> list[bytes]:
-            return [text_of(bytes(k)).encode() for k in batch.group_keys]
+        def named(batch: Batch) -> list[str]:
+            return [text_of(bytes(k)) for k in batch.group_keys]
 
         yield Array("group", *_text_form(n, width, native), _texts(store, width, native, named))
         return
