@@ -5,6 +5,7 @@ import types
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,34 @@ DRAW = torch.Generator().manual_seed(0)
 ROWS = torch.randn(60, 6, generator=DRAW)
 
 
+class Slotted:
+    __slots__ = ("k",)
+
+    def __init__(self, k):
+        self.k = k
+
+    def times(self, x):
+        return x * self.k
+
+
+def options(model):
+    """Assign and change attributes under names that the forward reads; nothing calls this."""
+    model.act = model.curve = model.slotted = model.bound = None
+    model.options["shift"] = 0.0
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.curve, self.slotted, self.bound = np.ones(2), Slotted(1.0), Slotted(1.0).times
+        self.options = {"shift": 0.1}
+
+    def forward(self, x):
+        x = self.bound(self.a(x)) * float(self.curve[1]) * self.slotted.k
+        return self.b(x + self.options["shift"])
+
+
 class Net(nn.Module):
     rate = 1.0
 
@@ -53,6 +82,11 @@ class Net(nn.Module):
 def net() -> Net:
     torch.manual_seed(0)
     return Net().eval()
+
+
+def odd() -> Odd:
+    torch.manual_seed(0)
+    return Odd().eval()
 
 
 def packed(seed: int = 0) -> nn.Module:
@@ -106,13 +140,19 @@ UNCERTAIN = {
     "hook": (net, hooked, "b.forward_hooks is hooked"),
     "patched forward": (net, patched, "b.forward is patched"),
     "method": (net, with_method, "scaled is with_method"),
+    "array": (odd, partial(set_to, "curve", np.full(2, 3.0)), r"curve is float64 \(2,\)"),
+    "slots": (odd, partial(set_to, "slotted", Slotted(3.0)), r"slotted is Slotted\(k=3.0\)"),
+    "bound": (odd, partial(set_to, "bound", Slotted(3.0).times), r"of Slotted\(k=3.0\)"),
+    "name of a function": (odd, of_options, r"options is dict\('shift': 0.9\)"),
     "unsaved buffer": (net, shifted, "None of its parts"),
 }
 
 
 def read(model, rows=ROWS):
     return sonde.read(
-        model, rows, sites="a" if isinstance(model, Net) or "_orig_mod" in model._modules else "*0"
+        model,
+        rows,
+        sites="a" if isinstance(model, Net | Odd) or "_orig_mod" in model._modules else "*0",
     )
 
 

@@ -9,8 +9,9 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Iterator
+from functools import cache
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from sonde.tap.hooks.names import ModuleNames, own_class
 
 LIBRARIES = frozenset({"torch", "transformers"})
 """Packages whose forwards are known by their version and configuration."""
+GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
 
 
 def forward_code(module: nn.Module) -> str:
@@ -71,12 +73,34 @@ def forward_functions(
             continue
         seen.add(code)
         yield code
-        for name in code.co_names:
-            called = [inspect.getattr_static(kind, name, function.__globals__.get(name))]
-            if "super" in code.co_names:
-                called = [vars(base).get(name) for base in kind.__mro__] + called
-            own = [f for f in called if isinstance(f, FunctionType)]
-            waiting += [f for f in own if package(f) == package(function)]
+        names = used_names(code)
+        called = [function.__globals__.get(name) for name in names.of_globals]
+        called += [inspect.getattr_static(kind, name, None) for name in names.of_attributes]
+        if "super" in names.of_globals:
+            called += [vars(base).get(n) for base in kind.__mro__ for n in names.of_attributes]
+        own = [f for f in called if isinstance(f, FunctionType)]
+        waiting += [f for f in own if package(f) == package(function)]
+
+
+class UsedNames(NamedTuple):
+    """Names that code reads as globals, and names of attributes."""
+
+    of_globals: tuple[str, ...]
+    of_attributes: tuple[str, ...]
+
+
+@cache
+def used_names(code: CodeType) -> UsedNames:
+    """Return the names that code uses, apart: ``self.norm`` is no use of a function ``norm``.
+
+    Parameters
+    ----------
+    code : CodeType
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opcode in dis.hasname]
+    is_global = {step.argval: None for step in steps if step.opname in GLOBAL}
+    others = {step.argval: None for step in steps if step.opname not in GLOBAL}
+    return UsedNames(tuple(is_global), tuple(others))
 
 
 def instructions(code: CodeType) -> str:

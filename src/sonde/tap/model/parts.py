@@ -15,6 +15,7 @@ from functools import cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
@@ -22,7 +23,13 @@ from torch.nn.modules import module as global_hooks
 from sonde.files.part_facts import ADAPTER, SOFT, Facts, folded
 from sonde.tap.hooks.inert import Hook
 from sonde.tap.hooks.names import ModuleNames, own_class
-from sonde.tap.model.forward_code import LIBRARIES, forward_functions, instructions, package
+from sonde.tap.model.forward_code import (
+    LIBRARIES,
+    forward_functions,
+    instructions,
+    package,
+    used_names,
+)
 from sonde.tap.model.structure import DEVICE, HOW_IT_RUNS, settings
 from sonde.tap.model.tensor_bytes import tensor_hash
 from sonde.tap.model.written import written_attributes
@@ -41,12 +48,13 @@ NEAR, DEEPEST, LONGEST, MOST = 6, 4, 60, 1000
 
 
 class Uses(NamedTuple):
-    """Names that code reads, assigns as attributes, whose contents it changes, or writes into."""
+    """Attributes that code reads, assigns, whose contents it changes, writes into; and globals."""
 
     read: frozenset[str] = frozenset()
     assigned: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
+    of_globals: frozenset[str] = frozenset()
 
 
 def parts(module: nn.Module) -> Facts:
@@ -75,7 +83,7 @@ def parts(module: nn.Module) -> Facts:
         for name, text in _of_part(part, uses):
             facts[f"{path}.{name}" if path and name else path or name] = text
     for kind in own:
-        facts |= _of_class(kind, uses.read - uses.assigned)
+        facts |= _of_class(kind, uses)
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         facts |= dict(_hooks(name.removeprefix("_global_"), getattr(global_hooks, name)))
     if adapters := _adapters(modules.values()):
@@ -132,11 +140,13 @@ def _hooks(name: str, hooks: Mapping[int, Any]) -> Iterator[tuple[str, str]]:
         yield name, SOFT + ", ".join(map(_function, others))
 
 
-def _of_class(kind: type[nn.Module], counted: AbstractSet[str]) -> Facts:
+def _of_class(kind: type[nn.Module], uses: Uses) -> Facts:
     """Return plain attributes of a class and globals of its module that a forward reads."""
     facts: Facts = {}
-    spaces = [vars(base) for base in kind.__mro__ if package(base) not in (*LIBRARIES, "builtins")]
-    for space in (*spaces, vars(sys.modules.get(kind.__module__, SimpleNamespace()))):
+    classes = [base for base in kind.__mro__ if package(base) not in (*LIBRARIES, "builtins")]
+    spaces = [(vars(base), uses.read - uses.assigned) for base in classes]
+    module = vars(sys.modules.get(kind.__module__, SimpleNamespace()))
+    for space, counted in (*spaces, (module, uses.of_globals)):
         for name in counted & space.keys():
             if name.startswith("__") or not isinstance(space[name], bool | int | float | str):
                 continue
@@ -191,7 +201,10 @@ def _text(value: Any, above: AbstractSet[int]) -> str:
         return tensor_hash(value)[:12]
     if isinstance(value, torch.ScriptObject):
         return _packed(value)
-    if isinstance(value, FunctionType | BuiltinFunctionType | MethodType):
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(value.tobytes()).hexdigest()[:12]
+        return f"{value.dtype} {value.shape} {digest}"
+    if isinstance(value, FunctionType | BuiltinFunctionType):
         return _function(value)
     name = type(value).__qualname__
     if id(value) in above or len(above) > DEEPEST or isinstance(value, nn.Module | type):
@@ -202,12 +215,16 @@ def _text(value: Any, above: AbstractSet[int]) -> str:
     elif isinstance(value, list | tuple | set | frozenset):
         ordered = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         inner = [_text(x, inside) for x in ordered[:MOST]]
+    elif isinstance(value, MethodType):
+        return _short(f"{_function(value)} of {_text(value.__self__, inside)}")
     elif isinstance(value, partial):
         inner = [_text(x, inside) for x in (value.func, value.args, value.keywords)]
     elif package(type(value)) in (*LIBRARIES, "builtins", "threading"):
         return name
     else:
-        held = getattr(value, "__dict__", {})
+        slots = [n for base in type(value).__mro__ for n in getattr(base, "__slots__", ())]
+        held = {n: getattr(value, n, None) for n in slots if not n.startswith("__")}
+        held |= getattr(value, "__dict__", {})
         inner = [f"{k}={_text(v, inside)}" for k, v in [*held.items()][:MOST]]
     return _short(f"{name}({', '.join(inner)})")
 
@@ -265,7 +282,8 @@ def _own_names(kind: type[nn.Module]) -> Uses:
         code = getattr(inspect.unwrap(waiting.pop()), "__code__", None)
         if code is not None and code not in seen:
             seen[code] = None
-            waiting += [f for n in code.co_names if callable(f := getattr(kind, n, None))]
+            names = used_names(code).of_attributes
+            waiting += [f for n in names if callable(f := getattr(kind, n, None))]
     return _names(tuple(seen))
 
 
@@ -273,12 +291,14 @@ def _own_names(kind: type[nn.Module]) -> Uses:
 def _names(codes: tuple[CodeType, ...]) -> Uses:
     """Return the names that code reads, assigns as attributes, changes inside, and writes into."""
     read, assigned, changed, written = set[str](), set[str](), set[str](), set[str]()
+    of_globals = set[str]()
     waiting = list(codes)
     while waiting:
         code = waiting.pop()
         waiting += [c for c in code.co_consts if isinstance(c, CodeType)]
         texts = [c for c in code.co_consts if isinstance(c, str)]  # of ``getattr(self, "how")``
-        read |= {*code.co_names, *texts}
+        read |= {*used_names(code).of_attributes, *texts}
+        of_globals |= {*used_names(code).of_globals}
         written |= written_attributes(code)
         steps = list(dis.get_instructions(code))
         for i, step in enumerate(steps):
@@ -289,4 +309,4 @@ def _names(codes: tuple[CodeType, ...]) -> Uses:
                 changed.update(before)
             elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in CHANGES:
                 changed.update(before[-1:])
-    return Uses(*map(frozenset, (read, assigned, changed, written)))
+    return Uses(*map(frozenset, (read, assigned, changed, written, of_globals)))
