@@ -384,13 +384,14 @@ def weight_cells() -> list[Cell]:
 
 def weights_page(cells: list[Cell]) -> str:
     """Return the page."""
-    packages = [f"{name} {version(name)}" for name in ("torch", "torchao") if find_spec(name)]
+    has_torchao = any(name.startswith("torchao") for name in KINDS)
+    of_torchao = f" (torchao {version('torchao')})" if has_torchao else ""
     about = [f"| {name} | {str(job.__doc__).splitlines()[0]} |" for name, job in JOBS.items()]
     return (
         "# Weights that are no plain tensors\n\n"
         "`python -m tools.matrix --weights --write` gives the middle layer of a net of three "
         "linear layers a\nweight of each kind, does each job by sonde and again by torch, and "
-        f"writes this page.\n\n{summary(cells).partition(';')[0]} ({', '.join(packages)}).\n\n"
+        f"writes this page.\n\n{summary(cells).partition(';')[0]}{of_torchao}.\n\n"
         "✓: equal. A number: refused with the reason below. –: torch alone has no answer,\n"
         "or no gradient.\n\n"
         "| job | what is compared |\n|---|---|\n"
