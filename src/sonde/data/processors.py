@@ -192,7 +192,8 @@ def _image_processor(directory: Path) -> Any:
         return None
     written = json_object(path)
     if has_pillow_backend():
-        from transformers import AutoImageProcessor
+        # `transformers.AutoImageProcessor` needs torchvision in versions 5.4 to 5.16: this does not
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         with suppress(Exception):
             return AutoImageProcessor.from_pretrained(directory, **pillow_options())
