@@ -69,6 +69,30 @@ def test_places_that_are_only_read_refuse_to_be_written(scheme):
             write(f"{scheme}://host/org/x.sonde")
 
 
+@pytest.mark.parametrize("address", ["s3://", "S3:", Path("gs://"), "az://", Path("hf:/")])
+def test_an_address_without_a_bucket_is_no_folder(address):
+    for write in (lambda p: atomic_write(p, b""), make_directory):
+        with pytest.raises(
+            StoreError, match=r"expected \w+://BUCKET/NAME, got no bucket|only read"
+        ):
+            write(address)
+    assert not Path(str(address)).exists()
+
+
+def test_settings_that_open_no_service_are_one_sentence(monkeypatch):
+    require_packages()
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", os.devnull + "/none.json")
+    for scheme, said in (("az", "MissingAccount"), ("gs", "OpenCredentials")):
+        with pytest.raises(StoreError, match=rf"^{scheme}://none-{scheme}: the settings .*{said}"):
+            to_path(f"{scheme}://none-{scheme}/x").exists()
+
+
+def test_an_address_of_this_machine_is_told_its_path():
+    with pytest.raises(StoreError, match=r"file:///tmp/x\.sonde: .* Name it /tmp/x\.sonde\."):
+        atomic_write("file:///tmp/x.sonde", b"")
+
+
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(StoreError, match="a path on this machine, got an address"):
         atomic_write("ftp://host/x.sonde", b"")

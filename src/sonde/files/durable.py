@@ -171,6 +171,11 @@ def require_local(path: Path | str) -> None:
         If the path begins with a scheme of two or more letters and a colon.
     """
     match = ADDRESS.match(str(path))
+    if match is not None and match["scheme"].lower() == "file":
+        raise StoreError(
+            f"file:///{match['rest']}: expected a path, got an address of this machine. Name it "
+            f"/{match['rest']}."
+        )
     if match is not None:
         raise StoreError(
             f"{match['scheme']}://{match['rest']}: expected a path on this machine, got an "

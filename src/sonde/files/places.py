@@ -22,6 +22,8 @@ from sonde.files.services import Found, Service, service_of
 
 LOCAL: type[Path] = type(Path())
 SCHEMES = ("s3", "gs", "az", "https", "http", "hf")
+BARE = frozenset(f"{scheme}:" for scheme in SCHEMES)
+"""What ``pathlib`` makes of an address without a bucket: ``s3://`` is no folder called ``s3:``."""
 BUFFER_BYTES = 2**20
 PIECE_BYTES = 8 * 2**20
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):[\\/]+(?P<rest>.*)", re.DOTALL)
@@ -48,6 +50,8 @@ def to_path(path: Path | str) -> Path:
     True
     """
     match = None if isinstance(path, Place) else ADDRESS.match(str(path))
+    if str(path).lower() in BARE:
+        return Place(str(path).lower())
     if match is None or match["scheme"].lower() not in SCHEMES:
         return path if isinstance(path, Path) else Path(path)
     scheme, rest = match["scheme"].lower(), match["rest"].replace("\\", "/")
@@ -113,7 +117,7 @@ class Place(LOCAL):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBas
     @property
     def _service(self) -> Service:
         if len(self.parts) < 2:
-            raise StoreError(f"{self}: expected {self.scheme}://BUCKET/NAME, got no bucket.")
+            raise StoreError(f"{self}//: expected {self.scheme}://BUCKET/NAME, got no bucket.")
         return service_of(self.scheme, self.parts[1])
 
     def _asked_key(self) -> str:

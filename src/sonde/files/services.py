@@ -33,9 +33,15 @@ CHUNK_BYTES = 8 * 2**20
 PARALLEL = 8
 GAP_BYTES = 4096
 EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
+SETTINGS = {
+    "s3": "AWS_REGION, and AWS_ENDPOINT_URL if the service is not Amazon's",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS to a file with credentials",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and the credentials of the account",
+}
 KEPT = "What was committed is kept: the same command continues from there."
 
 _STATUS = re.compile(r"\b([45]\d\d)(?::| [A-Z])")  # milliseconds stand in the message too
+_SOURCE = re.compile(r"source: (\w{1,40})")
 _CODE = re.compile(r"<Code>(\w{1,40})</Code>")
 
 
@@ -107,7 +113,14 @@ class Bucket(Service):
 
     def __init__(self, scheme: str, name: str) -> None:
         self._library = _obstore(scheme)
-        self._store = _opened(scheme, name)
+        try:
+            self._store = _opened(scheme, name)
+        except Exception as error:  # each service has its own errors of missing settings
+            cause = _SOURCE.search(str(error))
+            raise StoreError(
+                f"{scheme}://{name}: the settings of the service do not open it"
+                f"{'' if cause is None else f' ({cause[1]})'}. Set {SETTINGS[scheme]}."
+            ) from None
 
     def require_writable(self, said: str) -> None:
         """Do nothing: buckets are written unless their owner forbids it."""
