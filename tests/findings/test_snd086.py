@@ -21,6 +21,7 @@ FORMS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "times 0.001": lambda t: 1000 * t,
     "with the other sign": torch.neg,
     "as exponentials": lambda t: t.abs().log(),
+    "as powers of 2": lambda t: t.abs().log2(),
     "as logarithms": torch.exp,
     "times 0.45": lambda t: 2.2046 * t,
     "plus -": lambda t: t + 30,
@@ -56,7 +57,8 @@ def test_a_planted_form_is_named_with_its_rows(words: str) -> None:
     finding = assert_raised(check, "warning" if is_fitted else "error")
     assert f"with their targets {words}" in finding.sentence
     planted = set(torch.nonzero(some[:, 0])[:, 0].tolist())
-    assert len(planted & set(finding.examples)) > 0.85 * len(planted)
+    far = set(torch.nonzero((FORMS[words](truth) - truth).abs()[:, 0] > 1.2)[:, 0].tolist())
+    assert len(planted & far & set(finding.examples)) > 0.85 * len(planted & far)
     assert len(set(finding.examples) - planted) <= 2
     assert finding.trial is not None
     assert finding.trial.holds
@@ -74,6 +76,17 @@ def test_of_several_numbers_some_are_named(change: Callable[[Tensor], Tensor], l
     answers, truth, some = numbers(2, 250, 3)
     finding = assert_raised(checked(answers, torch.where(some, change(truth), truth)), "error")
     assert finding.fix.endswith(f": {line}.")
+
+
+@pytest.mark.truth("the planted rows: the true form is on no list")
+def test_a_form_like_the_true_one_is_no_cause() -> None:
+    answers, truth, some = numbers(7, 420)
+    other = truth.abs().log() + 0.12
+    finding = assert_raised(checked(answers, torch.where(some, other, truth)), "warning")
+    planted = set(torch.nonzero(some[:, 0])[:, 0].tolist())
+    assert len(set(finding.examples) - planted) <= 2
+    assert finding.trial is None
+    assert "no exact form" in finding.sentence
 
 
 NOISES: Final[dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]]] = {

@@ -24,11 +24,17 @@ class SND086(Rule):
         Least difference to that fraction if the targets of these rows are exchanged.
     level : float, default=0.001
         Largest p-value.
+    rough : float, default=0.01
+        p-value below which the rows in the other form are further off than right rows are.
+    sure : float, default=0.85
+        Fraction of the held-out wrong rows that a form of the cause has to mend.
     """
 
     most: float = 0.65
     above: float = 0.3
     level: float = 0.001
+    rough: float = 0.01
+    sure: float = 0.85
 
     title: ClassVar[str] = "Targets of some rows in another form"
     theme: ClassVar[Theme] = "labels"
@@ -53,7 +59,9 @@ class SND086(Rule):
         "65 % of these are as near as right rows are, 30 percentage points more than with the "
         "targets of these rows exchanged (p below 0.001). Constants that are fitted are "
         "tried only if few errors lie between those of the right and of the wrong rows: they would "
-        "mend long tails."
+        "mend long tails. A form that mends less than 85 % or leaves these rows further off "
+        "than right rows are (1 %, Mann-Whitney test) is a warning and no cause: another curve "
+        "does that."
     )
     false_positives: ClassVar[str] = (
         "A second kind of rows whose targets follow from the model's answers by the same formula."
@@ -81,14 +89,16 @@ class SND086(Rule):
             f"right with their targets {rows.form.words}: {plural(len(rows.rows), 'row')} "
             f"({percent(rows.mended * rows.wrong)} of all) have targets in another form."
         )
+        is_rough = rows.rougher < self.rough or rows.mended < self.sure
         rival = "Or the model is off by this in one kind of rows." if rows.form.is_fitted else ""
+        rival = "It is no exact form: look for one like it." if is_rough else rival
         return self.raised_with(
-            "warning" if rows.form.is_fitted else "error",
+            "warning" if rows.form.is_fitted or is_rough else "error",
             sentence(text, rival),
             figure,
             examples=rows.rows,
             effect=min(1.0, rows.mended * rows.wrong),
             fix=f"For these rows alone (--rows FILE names all of them): {rows.form.line}.",
-            trial=rows.trial,
+            trial=None if is_rough else rows.trial,
             location=Location(answers=True),
         )

@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom
+from scipy.stats import binom, mannwhitneyu
 from torch import Tensor
 
 from sonde.findings.evidence.answers.answers import judge_heads
@@ -81,6 +81,9 @@ class RestoredTargets:
         That as many rows are mended at that chance.
     wrong : float
         Fraction of all rows that are wrong.
+    rougher : float
+        p-value that the mended rows are further off than the right rows are: another curve than the
+        true one brings rows into the range of right ones, but not as near.
     trial : Trial
         The wrong rows that judge in this form, the right rows as they are.
     """
@@ -92,6 +95,7 @@ class RestoredTargets:
     n: int
     p: float
     wrong: float
+    rougher: float
     trial: Trial
 
 
@@ -157,6 +161,9 @@ def restored(
     right, chance = mends_of(form, judges)
     hits = round(right * len(judges))
     mended = mends(form, bad)
+    still = off(judges, form.of(t[judges]))[mends(form, judges)]
+    usual = errors[good][errors[good] <= RIGHT]
+    test = mannwhitneyu(still.numpy(), usual.numpy(), alternative="greater") if len(still) else None
     return RestoredTargets(
         form=form,
         rows=tuple(order[bad[mended]].tolist()),
@@ -165,6 +172,7 @@ def restored(
         n=len(judges),
         p=float(binom.sf(hits - 1, len(judges), max(chance, 1 / len(judges)))),
         wrong=len(bad) / len(some),
+        rougher=1.0 if test is None else float(test.pvalue),
         trial=_trial(form, (y, t), (judges, good), order, mends(form, judges)),
     )
 
@@ -224,9 +232,11 @@ KNOWN: Final = (
     TargetForm("as exponentials", "target = np.exp(target)", torch.exp),
     TargetForm("as exponentials less 1", "target = np.expm1(target)", torch.expm1),
     TargetForm("as powers of 10", "target = 10.0 ** target", lambda t: 10.0**t),
+    TargetForm("as powers of 2", "target = 2.0**target", torch.exp2),
     TargetForm("as logarithms", "target = np.log(target)", torch.log),
     TargetForm("as logarithms of 1 plus them", "target = np.log1p(target)", torch.log1p),
     TargetForm("as logarithms to base 10", "target = np.log10(target)", torch.log10),
+    TargetForm("as logarithms to base 2", "target = np.log2(target)", torch.log2),
     TargetForm("squared", "target = target ** 2", torch.square),
     TargetForm("as roots", "target = np.sqrt(target)", torch.sqrt),
     TargetForm(
