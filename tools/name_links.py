@@ -1,4 +1,4 @@
-"""Link names in the text of the site: ``GPTQ`` to its entry, ``sonde study nac`` to its rows."""
+"""Link names in the text of the site: ``GPTQ`` and ``SND034`` to their pages, studies to rows."""
 
 import importlib
 import re
@@ -8,6 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from tools.reference import PACKAGES
 
+from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import methods
 from sonde_studies import STUDIES
 
@@ -19,7 +20,7 @@ def addresses() -> dict[str, tuple[str, str]]:
     """Return the page and the heading of each name, as ``GPTQ`` and as ``compress.GPTQ``.
 
     A name without its package is left out if two packages export it, or if it is a lower-case word,
-    which prose may mean otherwise. A method has a page of its own, without a heading.
+    which prose may mean otherwise. A method and the code of a finding have a page of their own.
     """
     found: dict[str, tuple[str, str]] = {}
     owners: dict[str, set[str]] = {}
@@ -38,7 +39,8 @@ def addresses() -> dict[str, tuple[str, str]]:
         owners.setdefault(name, set()).add(method.family)
         long = f"{method.family}.{name}"
         found |= dict.fromkeys((name, long, f"sonde.{long}"), place)
-    return {
+    codes = {code: (f"findings/{code.lower()}", "") for code in rule_classes()}
+    return codes | {
         name: place
         for name, place in found.items()
         if "." in name or (len(owners[name]) == 1 and not name.islower())

@@ -20,6 +20,8 @@ PAGES = [
     *sorted((ROOT / "docs" / "coming_from").glob("*.md")),
 ]
 PRINTED = re.compile(r"^```output\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!#|[a-z]+:)([^)\s]+)")
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -33,6 +35,27 @@ WITH_CODE = [page for page in PAGES if page.stem != "methods" and code_of(page)]
 
 def test_some_pages_have_code():
     assert {"README", "tutorial", "write_an_instrument"} <= {page.stem for page in WITH_CODE}
+
+
+def made_pages() -> list[Path]:
+    """Return the pages and folders that the build of the docs makes, and git leaves out."""
+    lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    return [ROOT / line.strip("/") for line in lines if line.startswith("/docs/")]
+
+
+def test_links_of_pages_lead_somewhere_before_the_docs_are_built():
+    """A reader of the repository has no pages that the build makes: {doc} names those."""
+    made, dead = made_pages(), list[str]()
+    assert ROOT / "docs" / "methods" in made
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        if any(page.is_relative_to(place) for place in (*made, ROOT / "docs" / "_build")):
+            continue
+        text = SHOWN.sub("", page.read_text("utf-8"))
+        for target in LINK.findall(text):
+            there = (page.parent / target.partition("#")[0]).resolve()
+            if not there.exists() or any(there.is_relative_to(place) for place in made):
+                dead.append(f"{page.relative_to(ROOT)}: {target}")
+    assert dead == []
 
 
 @pytest.mark.slow
