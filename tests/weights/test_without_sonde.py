@@ -64,6 +64,10 @@ def test_transformers_alone_refuses_what_it_would_fill_at_random(tmp_path):
     assert said[-6:] == ["opened"] * 6
     assert len(said) == 16
     assert [words for words in said[:-6] if "Run `import sonde` before from" not in words] == []
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    del config["quantization_config"]  # the advice that transformers logs first
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    assert all("Run `import sonde`" in words for words in opened_alone(tmp_path / "packed"))
     state = packed.state_dict()
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy").state_dict()
     assert all(torch.equal(again[name], x) for name, x in state.items())
