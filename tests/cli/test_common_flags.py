@@ -131,7 +131,18 @@ def test_an_output_that_is_typed_twice_is_written_twice_or_refused(run, tmp_path
     assert json.loads(other.read_text("utf-8"))["schema"] == "sonde-compare/1"
     assert f"wrote {page}, {other}" in ran.err
     assert "ends in .html or .json" in run(*words, "-o", page, "-o", tmp_path / "c.txt").error()
-    fit = ("fit", "knn", "sonde:digits", "sonde:digits/test", "-o", tmp_path / "a.sonde")
+    fit = ("fit", "knn(k=2)", "sonde:digits", "sonde:digits/test", "-o", tmp_path / "a.sonde")
+    some = ("--limit", 64, "--sites", "logits")
+    assert run(*fit, *some).code == 0
+    tables = [tmp_path / name for name in ("s.csv", "s.html", "s.parquet")]
+    score = ("score", tmp_path / "a.sonde", "sonde:digits", "sonde:digits/test", "--limit", 16)
+    ran = run(*score, "--each", *(w for name in tables for w in ("-o", name)))
+    assert ran.code == 0, ran.err
+    assert all(f"wrote {name}: 16 rows" in ran.err for name in tables)
+    drawn = [tmp_path / name for name in ("e.html", "e.svg")]
+    ran = run("evaluate", tables[0], tables[2], *(w for name in drawn for w in ("-o", name)))
+    assert ran.code == 0, ran.err
+    assert all(name.stat().st_size > 1000 for name in drawn)
     assert "expected -o once, got it 2 times" in run(*fit, "-o", tmp_path / "b.sonde").error()
 
 

@@ -1,6 +1,7 @@
 """``sonde labels``: the sentence, the table and the CSV of arrays with wrong labels."""
 
 import csv
+import json
 
 import numpy as np
 
@@ -21,4 +22,10 @@ def test_labels_prints_how_many_and_writes_which(tmp_path):
     assert len(rows) == 300
     assert {int(row["row"]) for row in rows[:20]} == set(range(20))
     assert run_words("labels", str(tmp_path / "a.npz"), "-o", "a.txt").code == 2
+    both = [*("-o", str(tmp_path / "b.csv")), *("-o", str(tmp_path / "b.json"))]
+    said = run_words("labels", str(tmp_path / "a.npz"), *both)
+    assert said.code == 0, said.err
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+    assert len(json.loads((tmp_path / "b.json").read_text())["rows"]) == len(given)
+    assert f"wrote {tmp_path / 'b.csv'}, {tmp_path / 'b.json'}" in said.err
     assert run_words("labels", str(tmp_path / "none.npz")).code == 2

@@ -206,7 +206,9 @@ def _with_places(command: Any, are_read: bool) -> Any:
 
 
 def _writes_pages(kind: type[Any]) -> bool:
-    """Return whether the output of a command is a page, which has several forms."""
+    """Return whether a command may write its output in several forms: a page, or tables."""
+    if getattr(kind, "several_outputs", False):
+        return True
     for each in fields(kind):
         if each.name == "output":
             return each.type == PageWord

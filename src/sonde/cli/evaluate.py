@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from sonde.cli._presenting import say_document
+from sonde.cli._presenting import pages_of, say_document
 from sonde.cli._table import between, legend, share, table, text_width
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
@@ -207,6 +207,7 @@ class Evaluate:
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
+    several_outputs: ClassVar[bool] = True
 
     def run(self) -> int:
         """Read or compute the scores, and print the metrics."""
@@ -221,7 +222,8 @@ class Evaluate:
         if self.known.n_kinds:
             return self._held_against()
         if self.output is not None:
-            check_picture(self.output, *self.inputs)
+            for path in pages_of(self.output):
+                check_picture(path, *self.inputs)
         usual, unusual = self._tables()
         for name, scored in (("usual", usual), ("unusual", unusual)):
             _say_infinite(scored, f"{name} rows")
@@ -264,8 +266,9 @@ class Evaluate:
 
         options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
-        save_evaluation(evaluation(rows, drawn, **told), path)
-        note(f"wrote {path}")
+        for each in pages_of(path):
+            save_evaluation(evaluation(rows, drawn, **told), each)
+            note(f"wrote {each}")
 
     def _names(self) -> dict[str, str]:
         """Return the names of the two tables: as typed, with the probe that scores them."""

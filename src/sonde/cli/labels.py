@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
+from sonde.cli._presenting import pages_of
 from sonde.cli._table import table
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, named
@@ -37,7 +39,9 @@ class Labels:
     output: Annotated[
         Path | None,
         tyro.conf.arg(
-            aliases=["-o"], metavar="FILE", help="all rows as CSV, the most doubtful first"
+            aliases=["-o"],
+            metavar="FILE",
+            help="all rows, the most doubtful first: .csv, or .json with the estimate",
         ),
     ] = None
     features: Annotated[
@@ -45,29 +49,39 @@ class Labels:
     ] = None
     seed: Annotated[int, tyro.conf.arg(help="seed of the folds")] = 0
     printing: Printing = field(default_factory=Printing)
+    several_outputs: ClassVar[bool] = True
 
     def run(self) -> int:
         """Estimate, print the first rows, and write all of them if requested."""
+        from sonde.files.durable import atomic_write
         from sonde.findings.label_errors import check_labels, read_arrays
+        from sonde.store.outputs import check_file
 
-        if self.output is not None and self.output.suffix != ".csv":
-            raise InputError(f"labels: expected -o FILE.csv, got {self.output}.")
+        outputs = () if self.output is None else pages_of(self.output)
+        for path in outputs:
+            if path.suffix not in (".csv", ".json"):
+                raise InputError(f"labels: expected -o FILE.csv or FILE.json, got {path}.")
+            check_file(path, str(self.file))
         checked = check_labels(read_arrays(self.file), self.features, seed=self.seed)
-        if self.output is not None:
-            from sonde.files.durable import atomic_write
-
-            atomic_write(self.output, _csv(checked).encode())
+        for path in outputs:
+            text = _csv(checked) if path.suffix == ".csv" else _json(checked)
+            atomic_write(path, text.encode())
         if self.printing.json:
             say_json(checked.json())
         elif not self.printing.quiet:
             rows = [_cells(row) for row in checked.rows()[:SHOWN]]
             say("\n".join([*checked.sentences(), "", table(TITLES, rows)]))
-        note(f"{self.file}: {checked.verdict()}" + (f"; {self.output}" if self.output else ""))
+        wrote = f"; wrote {', '.join(map(str, outputs))}" if outputs else ""
+        note(f"{self.file}: {checked.verdict()}{wrote}")
         return 0
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     return [row["id"], row["label"], row["looks_like"], f"{row['p_wrong']:.2f}"]
+
+
+def _json(found: "CheckedLabels") -> str:
+    return json.dumps(found.json(), indent=1) + "\n"
 
 
 def _csv(found: "CheckedLabels") -> str:

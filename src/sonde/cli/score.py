@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from sonde.cli._presenting import pages_of
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import (
     EstimateFlag,
@@ -106,6 +107,7 @@ class Score:
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
+    several_outputs: ClassVar[bool] = True
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
@@ -140,15 +142,16 @@ class Score:
         if weak is not None:
             seen = weak.open(model, data, **options_of(self.reading))
             answers = with_groups(answers, weak, seen)
-        if self.fuse is not None and (self.each or self._is_page):
+        if self.fuse is not None and (self.each or self._has_page):
             table = with_fused(table, fitted, self.fuse, unusual=other_scores)
         if self.hash_ids:
             table, answers = _hashed(table), answers and _hashed(answers)
         shown = table if answers is None else answers
         if self.output is not None:
-            written = table if self._is_page else shown
-            self._write(written, fitted, stream, self.output)
-            note(f"wrote {self.output}: {plural(written.num_rows, 'row')}")
+            for path in pages_of(self.output):
+                written = table if _is_page(path) else shown
+                self._write(written, fitted, stream, path)
+                note(f"wrote {path}: {plural(written.num_rows, 'row')}")
         if self.printing.json:
             say_json(_flagged(shown, fitted))
         elif not self.printing.quiet:
@@ -163,8 +166,9 @@ class Score:
         if not 0 < self.alarm < 1:
             raise InputError(f"--alarm: expected a rate in (0, 1), got {self.alarm}.")
         if self.output is not None:
-            check_suffix(self.output, PAGES)
-            check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
+            for path in pages_of(self.output):
+                check_suffix(path, PAGES)
+                check_file(path, self.model, self.data, *filter(None, [self.unusual]))
         self.running.crew()
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError(
@@ -209,11 +213,11 @@ class Score:
                 note(f"note: {text}")
 
     @property
-    def _is_page(self) -> bool:
-        return self.output is not None and self.output.suffix.lower() in PAGES
+    def _has_page(self) -> bool:
+        return self.output is not None and any(map(_is_page, pages_of(self.output)))
 
     def _write(self, table: Any, fitted: Any, stream: Any, path: Path) -> None:
-        if not self._is_page:
+        if not _is_page(path):
             from sonde.run.scoring.tables import write_table
 
             write_table(table, path)
@@ -224,6 +228,10 @@ class Score:
         looked = Exhibits(fitted, stream, self.show_inputs, self.hash_ids)
         title = f"{self.data or self.model} scored by {self.probe.name}"
         save_scores(table, path, looked, alpha=self.alarm, title=title, examples=self.examples)
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix.lower() in PAGES
 
 
 def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
