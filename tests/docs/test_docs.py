@@ -37,6 +37,14 @@ def test_some_pages_have_code():
     assert {"README", "tutorial", "write_an_instrument"} <= {page.stem for page in WITH_CODE}
 
 
+def test_a_decision_begins_with_a_paragraph_that_says_what_was_decided():
+    """A reader who knows no earlier text of the contract starts there."""
+    for page in sorted((ROOT / "docs" / "decisions").glob("*.md")):
+        title, first, *_ = page.read_text("utf-8").split("\n\n")
+        assert title.startswith("# "), page.name
+        assert not re.match(r"(\*\*)?(Text|Before|Asked|Now|Was|How|Decided)\b", first), page.name
+
+
 def made_pages() -> list[Path]:
     """Return the pages and folders that the build of the docs makes, and git leaves out."""
     lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
