@@ -135,3 +135,38 @@ def test_the_examples_of_a_class_are_those_with_its_label():
     assert three.identity() != rest.identity()
     with pytest.raises(InputError, match=r"expected a class among 0, 1, .*got '33'"):
         data.of_class("33")
+
+
+class Counted(nn.Module):
+    """A linear net that counts the rows of its forward passes."""
+
+    rows = 0
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x):
+        Counted.rows += len(x)
+        return self.linear(x)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("rows of forward passes; the loss of all forget examples at the end")
+def test_ascent_stops_at_its_loss_and_reads_rows_in_proportion_to_the_data():
+    draw = torch.Generator().manual_seed(3)
+    torch.manual_seed(0)
+    net = Counted().eval()
+    x = torch.randn(1280, 5, generator=draw)
+    y = net(x).argmax(1)
+    rows: list[int] = []
+    for n in (640, 1280):
+        Counted.rows = 0
+        sides = dict.fromkeys(("forget", "retain"), (x[:n], y[:n]))
+        GradientAscent(epochs=4, stop_loss=1e3).plan(net, sides)
+        rows.append(Counted.rows)
+    assert rows[1] < 2.1 * rows[0]
+    start = float(nn.functional.cross_entropy(net(x), y).detach())
+    rule = GradientAscent(rate=1e-2, retain_weight=0.0, stop_loss=start + 0.3)
+    found = rule.plan(net, dict.fromkeys(("forget", "retain"), (x, y))).figures["loss_forget"]
+    assert start + 0.3 < found < start + 0.4

@@ -28,6 +28,8 @@ from sonde.weights.tuning import (
 )
 
 SIDES = ("forget", "retain")
+MOST_ASKED = 64
+"""Times in an epoch that the loss of all forget examples is computed."""
 
 
 @final
@@ -40,7 +42,8 @@ class GradientAscent(Rewrite):
     model.
 
     Range        any weight may change.
-    Cost         ``epochs`` passes over the forget data, with as many batches of the others.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others; once a
+                 batch's loss is half of ``stop_loss``, up to 64 further forward passes an epoch.
     Assumes      labels, or texts.
     Differs      from plain ascent: descends on the others meanwhile, and stops.
 
@@ -80,14 +83,13 @@ class GradientAscent(Rewrite):
     def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
         """Return the trained weights."""
         require_truth("GradientAscent", model, forget=forget, retain=retain)
-        others = Cycle(retain)
+        others, limit = Cycle(retain), _Limit(forget, self.stop_loss)
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
             kept = mean_loss(trainee, others.next(trainee.draw))
-            return self.retain_weight * kept - mean_loss(trainee, batch)
-
-        def stop(trainee: Trainee) -> bool:
-            return _loss_of(trainee, forget) > self.stop_loss
+            forgotten = mean_loss(trainee, batch)
+            limit.note(len(batch), float(forgotten.detach()))
+            return self.retain_weight * kept - forgotten
 
         new = tuned(
             model,
@@ -97,7 +99,7 @@ class GradientAscent(Rewrite):
             epochs=self.epochs,
             seed=self.seed,
             label="gradient ascent",
-            stop=stop,
+            stop=limit.is_passed,
         )
         return _planned(model, new, "gradient_ascent", forget, retain)
 
@@ -332,6 +334,27 @@ def _fresh(module: nn.Module) -> nn.Module:
                 "fresh model."
             )
     return new
+
+
+@dataclass
+class _Limit:
+    """Whether the mean loss of examples passed a limit, asked at most 64 times an epoch."""
+
+    inputs: Inputs
+    most: float
+    n_rows: int = 0
+    latest: float = 0.0
+
+    def note(self, n_rows: int, loss: float) -> None:
+        """Note the loss of a batch before its step."""
+        self.n_rows, self.latest = self.n_rows + n_rows, loss
+
+    def is_passed(self, trainee: Trainee) -> bool:
+        """Return whether the loss of all examples is above the limit; False if it is not asked."""
+        if self.latest <= self.most / 2 or self.n_rows * MOST_ASKED < len(self.inputs):
+            return False
+        self.n_rows = 0
+        return _loss_of(trainee, self.inputs) > self.most
 
 
 def _loss_of(trainee: Trainee, inputs: Inputs) -> float:
