@@ -36,6 +36,13 @@ def table(n: int = 240) -> Tensor:
     return MEAN + STD * torch.randn(n, 6, generator=torch.Generator().manual_seed(4))
 
 
+def after(line: str, x: Tensor) -> Tensor:
+    """Return a table after a line of code."""
+    space = {"torch": torch, "x": x.clone()}
+    exec(line, space)
+    return space["x"]
+
+
 def off(x: Tensor, net: nn.Module | None = None) -> Any:
     net = (net or Scaled()).eval().requires_grad_(False)
     return stored_columns(tensors(net, x), x, NAMES)
@@ -61,8 +68,15 @@ def test_a_column_that_does_not_fit_is_named_with_the_change_that_makes_it_fit()
         assert (found.words, found.n_columns) == (said, 6)
         if said:
             assert torch.allclose(found.change(y), x, rtol=1e-3)
+            assert found.change.columns == (at,)
+            assert torch.allclose(after(found.change.line, y), x, rtol=1e-3)
     y = x[:, [4, 1, 2, 3, 0, 5]]
     assert off(y).words == ("with age and sugar exchanged",)
+    y[:, 2] *= 2.20462
+    both = off(y)
+    assert len(both.words) == 2
+    assert set(both.change.columns) == {0, 2, 4}
+    assert torch.allclose(after(both.change.line, y), x, rtol=1e-3)
 
 
 @pytest.mark.truth("two samples of one law without a variance, and of one with")
@@ -108,6 +122,8 @@ def test_the_column_is_the_cause_and_not_a_constant_on_a_logit() -> None:
     findings = report(y).findings
     cause = [f for f in findings if f["code"] == "SND015"]
     assert "weight divided by 10" in cause[0]["fix"]
+    line = cause[0]["fix"].partition("  #")[0]
+    assert torch.allclose(after(line, y), x, rtol=1e-4)
     assert {f["because_of"] for f in findings if f["code"] in ("SND039", "SND062")} == {"SND015"}
     assert not [f for f in report(x).findings if f["code"] == "SND015"]
 

@@ -389,7 +389,7 @@ class SND015(Rule):
         if best is None or trial is None:
             fix = f"Give {first.name} in the unit and column position of the training table"
             if best is not None:
-                fix = f"Give the inputs {best.words}: then these columns fit the stored statistics"
+                fix = f"{_asked(best)}: then these columns fit the stored statistics"
             return self.raised_with(
                 "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}.",
                 location=Location(columns=tuple(c.name for c in stored.off)),
@@ -406,7 +406,7 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=max(figure.value, min(1.0, trial.gain)),
-            fix=f"Give the inputs {best.words}: {what} {then} instead of {now}.",
+            fix=f"{_asked(best)}: {what} {then} instead of {now}.",
             trial=trial if trial.holds else None,
             location=Location(columns=tuple(c.name for c in stored.off)),
         )
@@ -501,7 +501,7 @@ class SND015(Rule):
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
             next=Step("scan", scale=best.scale) if best.scale else None,
-            fix=f"{_code(best) or f'Give the inputs {best.words}'}{fix}",
+            fix=f"{_asked(best)}{fix}",
             trial=trial,
             location=Location(tensors=(tensor,) if tensor else (), columns=best.columns),
         )
@@ -511,6 +511,11 @@ def _code(form: Tried) -> str:
     """Return the code of a form; a change of single columns is explained in a comment."""
     is_of_columns = bool(form.line and form.columns)
     return f"{form.line}  # {form.words.removeprefix('with ')}" if is_of_columns else form.line
+
+
+def _asked(form: Tried) -> str:
+    """Return what to do for a form: its code, or words if it has no code."""
+    return _code(form) or f"Give the inputs {form.words}"
 
 
 def _trial(

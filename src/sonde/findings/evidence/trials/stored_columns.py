@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sonde.findings.evidence.trials.input_forms import Change, Inputs, column_changes
+from sonde.findings.evidence.trials.input_forms import (
+    Change,
+    CodedChange,
+    Inputs,
+    column_changes,
+    line_of,
+)
 from sonde.tap import LiveStream
 
 NEAR, LIKE = 0.5, math.log(1.5)
@@ -57,7 +63,8 @@ class StoredColumns:
     words : tuple of str
         Words for the change of each column that one change makes fit, as in the forms of inputs.
     change : callable or None
-        All these changes one after the other; None if no change makes a column fit.
+        All these changes one after the other, with their code; None if no change makes a column
+        fit.
     """
 
     where: str
@@ -200,7 +207,9 @@ def _fitting(
             x = one(x)
         return x
 
-    return tuple(chosen), change
+    lines = [line_of(one) for one in chosen.values()]
+    columns = tuple(sorted(set().union(*(touched[words] for words in chosen))))
+    return tuple(chosen), CodedChange(change, "; ".join(lines) if all(lines) else "", columns)
 
 
 def _touched(change: Change, x: Inputs) -> set[int]:
