@@ -173,6 +173,17 @@ def test_the_model_is_listed_and_errors_have_the_shape_of_the_protocol(model):
             assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.slow
+def test_the_reason_of_a_chat_template_reaches_the_client():
+    model = sonde.load("sonde:stdlib", device="cpu")
+    model.processor.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with served(model) as client:
+        answer = asked(client, "chat/completions", messages=[{"role": "user", "content": "a"}])
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert "rejects these messages: roles must alternate. Check" in message
+
+
 def test_a_net_without_a_text_says_that_it_does_not_continue():
     with served(torch.nn.Linear(2, 3)) as client:
         answer = client.post("/v1/completions", json={"prompt": "x"})

@@ -29,6 +29,7 @@ from sonde.tap import LiveStream
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.rows.padding import left_padded, right_padded
 
+LONGEST_REASON = 200
 ONE = {"max_new_tokens": 1}
 """Settings of the stream; each request brings its own."""
 
@@ -110,10 +111,11 @@ class Continuing:
                     prompt, tokenize=False, add_generation_prompt=True
                 )
             except Exception as error:
+                reason = str(error).strip().rstrip(".")[:LONGEST_REASON] or type(error).__name__
                 raise ProtocolError(
                     400,
-                    f"The model's chat template rejects these messages ({type(error).__name__}). "
-                    "Check the roles and their order.",
+                    f"The model's chat template rejects these messages: {reason}. Check the roles "
+                    "and their order.",
                     "messages",
                 ) from None
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
