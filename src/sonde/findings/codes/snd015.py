@@ -110,8 +110,9 @@ class SND015(Rule):
         "temperature) would lower the loss by 0.05: the nearest row that removes two thirds of "
         "this regret (Student's test over blocks of rows, 1 %). Newer inputs make a forecast "
         "better although nothing is wrong; they do not leave less regret. "
-        "Every column and channel is also held at its median: if a form leaves more than two "
-        "thirds of what the best held column leaves wrong, this column is named instead, with "
+        "Every column and channel is also held at its median, and further ones with it while each "
+        "corrects a tenth of what is left wrong (1 %, corrected for the columns tried): if a form "
+        "leaves more than two thirds of what is wrong then, these columns are named instead, with "
         "no cause, since a small factor makes noise smaller, too. If a form of other columns or "
         "tensors does as well on the rows that chose neither (not worse at 5 %, and a log loss at "
         "most a ninth higher), both are named, and neither is the cause. "
@@ -161,9 +162,10 @@ class SND015(Rule):
         if held.is_like_constants or not self._gains(trial, figure):
             return other if rival is None else _without_trial(other)
         before, after = (_reached(score, numbers) for score in (own, then))
+        columns = "this column" if len(held.form.columns) == 1 else "these columns"
         text = (
             f"With its inputs {held.form.words}, the model {after} on {plural(n, 'row')} held out "
-            f"from this choice; with unchanged inputs, it {before}. The values of this column do "
+            f"from this choice; with unchanged inputs, it {before}. The values of {columns} do "
             "not fit the model, and no other form of the inputs does much better."
         )
         what = "R^2 of" if numbers else "correct on"
@@ -172,7 +174,7 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=min(1.0, trial.gain),
-            fix="Look where the values of this column come from: they may be noise, of other rows "
+            fix=f"Look where the values of {columns} come from: they may be noise, of other rows "
             f"or of another source. Without them, {what} {_figure(then, numbers)} instead of "
             f"{_figure(own, numbers)}.",
             trial=trial,

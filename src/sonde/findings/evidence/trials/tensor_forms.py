@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sonde.findings.words.text import listed
 from sonde.tap.model.input_tensors import InputTensor, Tensors
 
 Change = Callable[[Tensors, Int[Tensor, "row"]], Tensors]
@@ -127,15 +128,36 @@ def affine_form(
     )
 
 
-def held_form(one: InputTensor, axis: int, i: int, names: Sequence[str] = ()) -> TensorForm:
-    """Return the form in which a column or channel holds its median in every row."""
-    median = float(one.x.select(axis, i).double().median())
-    return on_tensor(
-        one.name,
-        f"with {place_of(one, axis, i, names)} held at its median",
-        f"{index_of(axis, i, one.name)} = {median:.6g}",
-        _on_channel(one, axis, i, lambda x: torch.full_like(x, median)),
-        (i,),
+def held_form(
+    places: Sequence[tuple[InputTensor, int, int]], names: Sequence[str] = ()
+) -> TensorForm:
+    """Return the form in which columns or channels hold their medians in every row.
+
+    Parameters
+    ----------
+    places : sequence of (InputTensor, int, int)
+        Tensor, axis and index of each.
+    names : sequence of str, default=()
+        Names of the columns, if the only tensor is a table.
+    """
+    held = [(*place, float(place[0].x.select(*place[1:]).double().median())) for place in places]
+
+    def change(given: Tensors, _: Tensor) -> Tensors:
+        changed: Tensors = {}
+        for one, axis, i, median in held:
+            x = changed.get(one.name, given[one.name]).clone()
+            x.select(axis, i).fill_(median)
+            changed = {**changed, one.name: x}
+        return changed
+
+    where = listed([place_of(*place, names) for place in places], len(places))
+    tensors = tuple(dict.fromkeys(one.name for one, _, _ in places))
+    return TensorForm(
+        f"with {where} held at {'its median' if len(places) == 1 else 'their medians'}",
+        "; ".join(f"{index_of(axis, i, one.name)} = {v:.6g}" for one, axis, i, v in held),
+        change,
+        tensors=tensors,
+        columns=tuple(i for _, _, i in places) if len(tensors) == 1 else (),
     )
 
 
