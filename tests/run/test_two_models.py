@@ -84,6 +84,7 @@ def test_what_was_done_to_a_layer_is_told_apart():
     assert moved.size == pytest.approx(5.0 / spread, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the formula of the page, with NumPy's covariance and a loop over rows")
 @torch.no_grad()
 def test_the_movement_is_what_the_page_says():
