@@ -24,6 +24,7 @@ from sonde.findings.evidence.trials.part_changes import PartChange, grid
 from sonde.findings.evidence.trials.part_trials import PartTrials, part_trials
 from sonde.findings.evidence.trials.tempered_loss import least_convex
 from sonde.findings.rule import Check
+from sonde.findings.trial import Trial
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream
 
@@ -332,3 +333,21 @@ def test_the_temperature_is_that_of_the_whole_grid() -> None:
         logits = scale * (3.0 * one_hot(label, 6) + 2 * torch.randn(80, 6, generator=draw)).double()
         losses = {f: float(cross_entropy(f * logits, label)) for f in every}
         assert least_convex(losses.__getitem__, every, 1.0) == min(every, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize(("mended", "level"), [(3, "note"), (9, "warning")])
+def test_a_gain_of_few_answers_is_a_note(mended: int, level: str) -> None:
+    before = torch.ones(60)
+    before[:9] = 0
+    after = before.clone()
+    after[:mended] = 1
+    rows = torch.arange(60)
+    trials = PartTrials(
+        PartChange("block 0 left out", "leave block 0 out", ("0",), nullcontext),
+        given=torch.full((60,), 0.5), changed=torch.full((60,), 0.3), own=0.5,
+        right=float(before.mean()), mended=float(after.mean()), p=1e-6, unit="nats",
+        of_tokens=False, n_tried=40,
+        trial=Trial("block 0 left out", "part", "accuracy", rows, before, after),
+    )  # fmt: skip
+    evidence = arrays(torch.randn(80, 4))
+    assert_raised(SND068().check(evidence.having({part_trials: trials})), level)

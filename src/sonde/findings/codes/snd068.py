@@ -34,6 +34,8 @@ class SND068(Rule):
         the model's kind.
     slight : float, default=0.1
         Gain of a regression's R^2 below which the finding is a note.
+    chance : float, default=0.05
+        p-value of the sign test of a classifier's answers from which the finding is a note.
     """
 
     share: float = 0.1
@@ -42,6 +44,7 @@ class SND068(Rule):
     level: float = 0.001
     family: float = 0.05
     slight: float = 0.1
+    chance: float = 0.05
 
     title: ClassVar[str] = "A small change to one part of the model restores its answers"
     theme: ClassVar[Theme] = "run"
@@ -72,7 +75,8 @@ class SND068(Rule):
         "best temperature (signed ranks, 0.1 %; for another pooling, and for an order of blocks "
         "that the weights suggest, 5 % over the number of changes tried if that is more; or a "
         "sign test of answers that become correct, 0.05 %), and a classifier's accuracy must "
-        "rise by 2 percentage points; a gain of R^2 below 0.1 is a note. A language model with the "
+        "rise by 2 percentage points; a gain of R^2 below 0.1, and one of so few answers that it "
+        "may be chance (sign test, 5 %), are notes. A language model with the "
         "change must still not see later tokens, and must beat the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
@@ -122,7 +126,10 @@ class SND068(Rule):
         rows = plural(n, "text" if trials.of_tokens else "row")
         rest = f"({rows} held out from the choice, of {trials.n_tried} changes tried)."
         path = change.paths[0]
-        is_slight = trial is not None and trial.measure == "error" and trial.gain < self.slight
+        is_slight = trial is not None and (
+            (trial.measure == "error" and trial.gain < self.slight)
+            or (trial.measure == "accuracy" and trial.p >= self.chance)
+        )
         return self.raised_with(
             "note" if is_slight else "warning",
             sentence(f"{text} {rest}"),
