@@ -1,5 +1,7 @@
 """Calibration examples that are not finite: left out and counted, or refused, by every rewrite."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -65,3 +67,28 @@ def test_every_rewrite_leaves_out_the_same_examples():
         bad[:11] = torch.nan
         with pytest.raises(InputError, match="11 examples of 40"):
             planned(rule, bad)
+
+
+READS_NO_STATES = {"RTN", "DataFreeCompress", "PruneWeights"}
+"""Their default plans ask no layer for its inputs."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_states_that_become_too_large_inside_are_counted():
+    bad = ROWS.clone()
+    bad[[3, 20], 2] = 1e12  # the example can be squared; its states behind the first layer cannot
+    grown = net()
+    with torch.no_grad():
+        grown[0].weight *= 1e9
+    rules = rewrites()
+    with pytest.raises(InputError, match="expected weights whose factors half precision holds"):
+        rules["BitStack"].plan(grown, dict.fromkeys(rules.pop("BitStack").reads(), bad))
+    for name, rule in rules.items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            plan = rule.plan(grown, dict.fromkeys(rule.reads(), bad))
+        counted = [w for w in said if "rows at the inputs of layers" in str(w.message)]
+        assert bool(counted) != (name in READS_NO_STATES), name
+        for tensor, change in plan.changes.items():
+            assert bool(change.of(grown.state_dict().get(tensor)).isfinite().all()), (name, tensor)

@@ -17,7 +17,14 @@ from sonde.compress._blocks import BlockCall, Blocks, block_calls, placed_call
 from sonde.compress._grid import Symmetry
 from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
-from sonde.compress.grams import LayerGrams, add_rows, grams_for, layers_of_weight, require_rows
+from sonde.compress.grams import (
+    LayerGrams,
+    add_rows,
+    grams_for,
+    layers_of_weight,
+    report_broken,
+    require_rows,
+)
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.stats import MomentsState
@@ -315,4 +322,5 @@ def _grams(
     found: Mapping[str, MomentsState], layers: Sequence[Weighted], broken: int
 ) -> LayerGrams:
     require_rows(found, layers)
+    report_broken("layer_grams", broken, sum(state.n for state in found.values()))
     return LayerGrams.of(found, broken, "")

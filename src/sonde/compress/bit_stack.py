@@ -24,6 +24,7 @@ from sonde.weights.packing import packed_length
 
 MOST_FACTOR_BITS = 0.25
 """Bits of a weight that the thin matrices of a block may take, if no rank is given."""
+HALF = torch.finfo(torch.half).max
 SMALLEST = 1e-3
 """Least size of an input, in parts of the mean."""
 
@@ -173,6 +174,12 @@ class _Stack:
         sign = torch.where(self.residual >= 0, 1.0, -1.0).to(self.residual)
         u, s, v = torch.linalg.svd(self.residual.abs(), full_matrices=False)
         root = s[: self.rank].sqrt()
+        if float(root.max()) > HALF:
+            raise InputError(
+                f"BitStack.plan: expected weights whose factors half precision holds, got a size "
+                f"of {float(root.max()):.3g} at {self.layer.name}. Leave the layer out (layers=), "
+                "or scale its weight."
+            )
         left, right = (u[:, : self.rank] * root).half(), (root[:, None] * v[: self.rank]).half()
         before = self._loss()
         self.residual = self.residual - sign * (left.double() @ right.double())

@@ -193,7 +193,7 @@ def layer_grams(
     silent = silent_layers(moments, chosen.values())
     if layers is not None or len(silent) == len(chosen):
         require_rows(moments, chosen.values())
-    _report_broken(broken, sum(state.n for state in moments.values()))
+    report_broken("layer_grams", broken, sum(state.n for state in moments.values()))
     if silent:
         warnings.warn(
             "layer_grams: no row that is finite reaches "
@@ -208,12 +208,27 @@ def layer_grams(
     return LayerGrams.of(moments, broken, model_record(live.module))
 
 
-def _report_broken(broken: int, n: int) -> None:
-    """Warn of rows that were left out; raise if they are more than a quarter of all."""
+def report_broken(owner: str, broken: int, n: int) -> None:
+    """Warn of rows that were left out; raise if they are more than a quarter of all.
+
+    Parameters
+    ----------
+    owner : str
+        For the message.
+    broken : int
+        Rows that are not finite, or too large to square.
+    n : int
+        The other rows.
+
+    Raises
+    ------
+    InputError
+        If more than a quarter of the rows are broken.
+    """
     if not broken:
         return
     words = (
-        f"layer_grams: {broken:,} of {plural(broken + n, 'row')} at the inputs of layers "
+        f"{owner}: {broken:,} of {plural(broken + n, 'row')} at the inputs of layers "
         f"{'is' if broken == 1 else 'are'} not finite or too large to square"
     )
     if broken > MOST_LEFT_OUT * (broken + n):

@@ -16,7 +16,8 @@ from sonde.compress._grid import check_grid, method_of, rounded
 from sonde.compress._layers import weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
-from sonde.compress.grams import without_padding
+from sonde.compress.grams import report_broken, without_padding
+from sonde.core.finite import finite_rows
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.tap import calls_of, place_of
@@ -118,12 +119,17 @@ def _largest_inputs(
     """Return the largest absolute value of each input over all real tokens, group by group."""
     firsts: list[nn.Module] = [group.layers[0].module for group in groups]
     largest_of: dict[nn.Module, Tensor] = {}
+    n_rows = n_finite = 0
     for batch in map(right_padded, inputs.batches(0, len(inputs))):
         args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
         for part, x in calls_of(model.module, firsts, args, kwargs):
             rows = without_padding(x, batch)
-            largest = rows.reshape(-1, rows.shape[-1]).abs().double().amax(0)
-            largest_of[part] = (
-                largest if part not in largest_of else torch.maximum(largest_of[part], largest)
-            )
-    return [largest_of[part] for part in firsts]
+            rows = rows.reshape(-1, rows.shape[-1])
+            finite = rows[finite_rows(rows)]
+            n_rows, n_finite = n_rows + len(rows), n_finite + len(finite)
+            if len(finite):
+                largest = finite.abs().double().amax(0)
+                largest_of[part] = torch.maximum(largest_of.get(part, largest), largest)
+    report_broken("SmoothQuant.plan", n_rows - n_finite, n_finite)
+    none = [torch.zeros(group.layers[0].matrix().shape[1]).double() for group in groups]
+    return [largest_of.get(part, zero) for part, zero in zip(firsts, none, strict=True)]
