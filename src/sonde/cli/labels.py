@@ -38,11 +38,7 @@ class Labels:
     file: Annotated[tyro.conf.Positional[Path], named("FILE", "arrays: .npz or .safetensors")]
     output: Annotated[
         Path | None,
-        tyro.conf.arg(
-            aliases=["-o"],
-            metavar="FILE",
-            help="all rows, the most doubtful first: .csv, or .json with the estimate",
-        ),
+        named("FILE", "all rows, the most doubtful first: .csv, or .json with the estimate", "-o"),
     ] = None
     features: Annotated[
         str | None, named("NAME", "array of features, if FILE contains several arrays")
