@@ -140,7 +140,7 @@ def held_form(
     names : sequence of str, default=()
         Names of the columns, if the only tensor is a table.
     """
-    held = [(*place, float(place[0].x.select(*place[1:]).double().median())) for place in places]
+    held = [(*place, float(place[0].x.select(*place[1:]).double().nanmedian())) for place in places]
 
     def change(given: Tensors, _: Tensor) -> Tensors:
         changed: Tensors = {}
