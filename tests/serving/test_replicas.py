@@ -12,6 +12,7 @@ import pytest
 
 from served_process import body_of, running
 from serving_case import net, probe, rows
+from sonde.run.fitting.fitted import Fitted
 from sonde.serving.feedback import Feedback
 from sonde.serving.peers import Peers
 from sonde.serving.refusals import Refusal
@@ -90,6 +91,25 @@ def test_feedback_metrics_and_changes_are_those_of_all_replicas(tmp_path):
                 assert code == 200
             time.sleep(0.3)
         assert server.ask("/changes")[1]["events"][0]["first"] == found[0][0]["first"]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the processes that run, and the inputs that were counted")
+def test_replicas_end_with_a_killed_parent_and_commit_what_they_answered(tmp_path):
+    with running("--replicas", 2, "--commit", 600, "--log", tmp_path / "log") as server:
+        given = []
+        asked_until_both(server, given)
+        parent = server.process.pid
+        folder = Path(f"/proc/{parent}/task/{parent}/children")
+        replicas = [int(pid) for pid in folder.read_text().split()]
+        server.process.kill()
+        server.process.wait()
+        until = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in replicas):
+            assert time.monotonic() < until, "replicas outlive their parent"
+            time.sleep(0.1)
+    files = [path for path in (tmp_path / "log").rglob("*.sonde") if path.is_file()]
+    assert sum(Fitted.load(path).header["data"]["n_examples"] for path in files) == len(given)
 
 
 def test_an_answer_of_another_replica_takes_feedback_once(tmp_path):

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
+from multiprocessing import parent_process
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Literal, final
 
 from sonde.core.errors import InputError
@@ -239,6 +240,7 @@ def _set_threads(settings: Settings) -> None:
 def application() -> Any:
     """Return the application in a further process; the replica that leads tells that it serves."""
     settings = Settings.of(os.environ[SETTINGS])
+    Thread(target=_end_with_the_parent, name="sonde-parent", daemon=True).start()
 
     def told() -> None:
         if service_of(ready_app).monitor.leads:
@@ -246,6 +248,18 @@ def application() -> Any:
 
     ready_app = made(settings, when_ready=told)
     return ready_app
+
+
+def _end_with_the_parent() -> None:
+    """Stop this replica as a signal does when its parent process has ended.
+
+    Replicas share the socket of their parent: those of a killed server would go on answering, and
+    the port would stay taken.
+    """
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def service_of(application: Any) -> Service:
