@@ -145,3 +145,22 @@ def test_targets_with_an_offset_are_no_other_form() -> None:
     net = Sum()
     rows, numbers = drawn(net, left=(3,), right=(4,))
     assert not scanned(net, rows, label=numbers[:, 0] + 3 * SOME.double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_chance", [True, False])
+def test_wrong_rows_are_searched_unless_right_ones_are_chance(
+    is_chance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def search(_: Any, rows: Any) -> str:
+        searched.append(len(rows.wrong))
+        return "not searched"
+
+    monkeypatch.setattr("sonde.findings.evidence.trials.restored_rows._restored", search)
+    net = Two()
+    rows, logits = drawn(net, left=(5,), right=(4,))
+    lot = torch.randint(0, 5, (N,), generator=torch.Generator().manual_seed(6))
+    scanned(net, rows, label=lot if is_chance else torch.where(SOME, lot, logits.argmax(1)))
+    assert bool(searched) != is_chance

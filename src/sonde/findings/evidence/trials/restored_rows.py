@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu
 from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence
@@ -30,6 +30,8 @@ MOST: Final = 128
 """Largest number of wrong rows, and of right rows, that are used."""
 WRONG: Final = 2 / 3
 """How far off a number is wrong, in standard deviations of the targets; half as far is right."""
+CHANCE: Final = 0.1
+"""p-value from which right answers may be chance, so that no row is known to be as in training."""
 OFF: Final = 0.1
 """Fraction of a row's positions or pixels from which their answers may be wrong."""
 USUAL: Final = 3 * 1.4826
@@ -143,6 +145,11 @@ def _wrong_and_right(search: FormSearch) -> _Rows | str:
     bad, good = off > limit, off < limit / 2
     if min(int(bad.sum()), int(good.sum())) < FEWEST:
         return f"needs {FEWEST} rows with wrong and {FEWEST} with right answers"
+    if search.scores.kind == "class":
+        counts = torch.unique(search.scores.targets(search.order_of(every)), return_counts=True)[1]
+        usual = float(counts.max()) / len(every)
+        if float(binom.sf(int(good.sum()) - 1, len(every), usual)) >= CHANCE:
+            return "the model is right no more often than the commonest label: by chance"
     at = torch.tensor(every)
     return _Rows(at[bad][:MOST], at[good][:MOST], float(bad.double().mean()), limit)
 
