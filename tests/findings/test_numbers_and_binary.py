@@ -101,7 +101,10 @@ def test_the_column_or_the_scale_that_breaks_a_regression_is_named(
 def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
     net, x, y = trained
     (found,) = scanned(Logarithm(net), x, (y / 300).exp()).findings
-    assert found["fix"] == "Undo the scaling of the targets: y = y.exp()."
+    assert (
+        found["fix"]
+        == "Undo the scaling of the targets; the same for the model's answers y: y = y.exp()."
+    )
 
 
 @pytest.mark.slow
@@ -163,3 +166,31 @@ def test_what_is_possible_is_asked_of_every_layer_and_of_the_inputs() -> None:
     assert best.on(torch.arange(40)) == pytest.approx(
         sum(best.scores[i] for i in range(40)) / 40, abs=1e-12
     )
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: targets of a weak regression in another unit; its inputs are right")
+@pytest.mark.parametrize(
+    ("unit", "fix"),
+    [
+        (lambda y: y / 10, "y = 0.1 * y"),
+        (lambda y: 10 * y, "y = 10 * y"),
+        (lambda y: 2.54 * y + 30, ""),
+        (lambda y: 1.8 * y + 32, ""),
+    ],
+    ids=["tenth", "tenfold", "a line", "Fahrenheit"],
+)
+def test_inputs_are_not_the_cause_of_targets_in_another_unit(unit: Callable, fix: str) -> None:
+    """Two free factors of columns do what one factor of the answers does."""
+    draw = torch.Generator().manual_seed(4)
+    x = 0.3 * torch.randn(270, 5, generator=draw) + torch.tensor([1.0, 2.0, 1.5, 3.0, 1.0])
+    net = nn.Sequential(nn.Linear(5, 1)).eval()
+    net[0].weight.data = torch.tensor([[40.0, 25.0, -12.0, 30.0, 0.5]])
+    net[0].bias.data = torch.tensor([10.0])
+    y = net(x)[:, 0].detach()
+    y = y + 1.2 * y.std() * torch.randn(270, generator=draw)
+    rows = {name: x[:, i].tolist() for i, name in enumerate(COLUMNS)} | {"label": unit(y).tolist()}
+    report = sonde.scan(net, rows, settings=ScanSettings(progress=False))
+    assert report.json()["cause"] in (("SND037",) if fix else ("SND037", None))
+    if fix:
+        assert fix in next(f for f in report.findings if f["code"] == "SND037")["fix"]

@@ -129,7 +129,10 @@ def test_a_place_that_names_many_columns_names_none():
             "x = x.flip(1)  # channels: correct on 9 %.",
             "x = x.flip(1)  # channels: correct on 9 %.",
         ),
-        ("Undo the scaling of the targets: y = 10 ** y.", "y = 10 ** y"),
+        (
+            "Undo the scaling of the targets; the same for the model's answers y: y = 10 ** y.",
+            "y = 10 ** y",
+        ),
         ("label = label + 1 (or correct the inputs): correct on 3 %.", "label = label + 1"),
         ("Load the weights again, the head first.", ""),
     ],

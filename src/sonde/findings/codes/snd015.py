@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at
+from sonde.findings.evidence.trials.answer_scores import AnswerScores, line_does_as_well
 from sonde.findings.evidence.trials.held_columns import held_column
 from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
@@ -296,6 +297,8 @@ class SND015(Rule):
         least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
         if gain <= 0 or p >= self.level or own + gain < least:
             return self._by_loss(evidence, found, (given, best), trial, self.clear(figure))
+        if _is_like_line(evidence, found, given, best):
+            return self.clear(figure, "a line through the answers does as well")
         losses = _losses(evidence, found, (given, best))
         if losses is not None and float(losses[2].mean()) < self.rivals * float(losses[1].mean()):
             return self.clear(figure, "a bias on the logit of one class corrects more")
@@ -551,6 +554,17 @@ def _trial(
     losses = None if nats[0] is None or nats[1] is None else (nats[0], nats[1])
     is_tied = does_as_well(rival.score[~chooses], trial.after, losses, trial.group)
     return replace(trial, rival=f"its inputs {rival.words}") if is_tied else trial
+
+
+def _is_like_line(evidence: Evidence, found: VariantEvidence, given: Tried, best: Tried) -> bool:
+    """Return whether a line through the numbers given does about as well as the best form."""
+    target = evidence.data.target
+    if target is None or given.numbers is None or best.numbers is None:
+        return False
+    place = {example: i for i, example in enumerate(found.rows.tolist())}
+    scores = AnswerScores("numbers", target[found.rows], place)
+    answers = [one[:, None] for one in (given.numbers, best.numbers)]
+    return line_does_as_well(scores, answers[0], answers[1], found.rows, found.chooses)
 
 
 def _or(trial: Trial) -> str:

@@ -259,7 +259,7 @@ def _counts_win(lens: LensEvidence) -> bool:
 def _advice(made: Rescaled) -> str:
     """Return the advice if a rescaling of the model's outputs fits the targets."""
     if made.is_known:
-        return f"Undo the scaling of the targets: {made.line}."
+        return f"Undo the scaling of the targets; the same for the model's answers y: {made.line}."
     return (
         "Check whether targets and inputs are scaled as in training. This fitted rescaling "
         f"removes part of the error, whatever its cause: {made.line}."

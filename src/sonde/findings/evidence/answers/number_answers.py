@@ -100,8 +100,10 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     "the exponential of its numbers": ("y = y.exp()", torch.exp),
     "the exponential less 1 of its numbers": ("y = y.expm1()", torch.expm1),
     "10 to the power of its numbers": ("y = 10 ** y", lambda y: 10.0**y),
+    "2 to the power of its numbers": ("y = y.exp2()", torch.exp2),
     "the square of its numbers": ("y = y.square()", torch.square),
     "the logarithm of its numbers": ("y = y.log()", torch.log),
+    "the logarithm to base 2 of its numbers": ("y = y.log2()", torch.log2),
     "the logarithm of 1 plus its numbers": ("y = y.log1p()", torch.log1p),
     "the root of its numbers": ("y = y.sqrt()", torch.sqrt),
 }
@@ -127,8 +129,9 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     """Return the simplest change of a regression's outputs that fits the targets, or None.
 
     From simple to complex: a form without a parameter, a factor, an offset, both, and a form with
-    both. Each is fitted on half of the groups. The simplest change is taken whose error on the
-    other half is at most a tenth above the smallest error, a half if the change is a known one.
+    both. Each is fitted on half of the groups. Known changes whose error on the other half is at
+    most a half above the smallest error come first; among these, or among all, the simplest change
+    is taken whose error is at most a tenth above the smallest.
     """
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
@@ -142,6 +145,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     assert order is not None  # number_rows asks for it
     own = 1 - (answers - truth)[~fits].square() / spread
     fitted: list[Rescaled] = []
+    limits: list[float] = []
     for form in forms_fitted(answers[fits], truth[fits]):
         squares = (form.of(answers[~fits]) - truth[~fits]).square()
         defined = torch.isfinite(squares)
@@ -152,18 +156,27 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
             trial = Trial(form.words, scope, "error", rows, own, after)
             error = float(squares.mean()) ** 0.5
             fitted.append(Rescaled(form.words, form.line, error, form.is_known, trial))
-    best = min(f.error for f in fitted)
-    return next(f for f in fitted if f.error <= (HALF_MORE if f.is_known else TENTH) * best)
+            limits.append(TENTH if form.is_fitted else HALF_MORE)
+    least = min(f.error for f in fitted)
+    usual = [f for f, limit in zip(fitted, limits, strict=True)
+             if f.is_known and f.error <= limit * least]  # fmt: skip
+    able = usual or fitted
+    best = min(f.error for f in able)
+    return next(f for f in able if f.error <= TENTH * best)
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """A change of outputs: as text, as code on ``y``, and whether it is a plausible mistake."""
+    """A change of outputs: as text, as code on ``y``, and whether it is a plausible mistake.
+
+    A constant that is fitted makes up for part of whatever is wrong.
+    """
 
     words: str
     line: str
     of: Form
     is_known: bool = False
+    is_fitted: bool = False
 
 
 def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[AnswerForm]:
@@ -179,7 +192,7 @@ def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[Answe
     )
     more = float((y - x).mean())
     of_offset = AnswerForm(
-        f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more, True
+        f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more, True, True
     )
     slope, offset = _line(x, y)
     of_line = AnswerForm(

@@ -95,8 +95,8 @@ CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
 """Curves of all numbers of a table, signal or spectrum."""
 
 LINES = {
-    "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of the training rows",
-    "each channel at mean 0": "x = (x - mean) / std  # of each channel of the training pictures",
+    "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of these rows, as tried",
+    "each channel at mean 0": "x = (x - mean) / std  # of each channel of these pictures, as tried",
     "moved by one to the left": "x = x.roll(-1, 1)",
     "moved by one to the right": "x = x.roll(1, 1)",
     "reverse order (BGR": "x = x.flip(1)  # channels",

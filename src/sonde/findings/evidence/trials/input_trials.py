@@ -250,7 +250,7 @@ def _judged_on_more(
         return replace(found, best=best.single or best)
     order, _ = _judged_rows(small, evidence)
     chose = groups_at(evidence, found.rows[found.chooses])
-    judged = {form.words: replace(form, score=one.score, logits=one.logits)
+    judged = {form.words: replace(form, score=one.score, logits=one.logits, numbers=one.numbers)
               for form, one in zip(asked, scored[1:], strict=True)}  # fmt: skip
     chooses = torch.isin(groups_at(evidence, order), chose)
     given = replace(scored[0], misfit=found.tried[0].misfit)

@@ -75,6 +75,8 @@ class Tried:
         Gives inputs in this way.
     logits : Float[Tensor, "row class"] or None
         Answers to the rows with a label.
+    numbers : Float[Tensor, "row"] or None
+        Answers to the rows with a target.
     code : str
         Lines of Python that make the change, if it has numbers of its own, or that make the two
         changes of a form on top of another form.
@@ -90,6 +92,7 @@ class Tried:
     factor: float = 1.0
     change: Change = _as_given
     logits: Float[Tensor, "row class"] | None = None
+    numbers: Float[Tensor, "row"] | None = None
     code: str = ""
     single: "Tried | None" = None
 
@@ -177,16 +180,21 @@ def tried_forms(
         except CANNOT_RUN:  # e.g. images that are not square, turned
             continue
         fits = [fit_norm(name, module, sums[name]) for name, module in norms if sums[name].n]
-        score = logits = None
+        score = logits = numbers = None
         given = [a for a in answers if a is not None]
         if judged and len(given) == len(answers):
             score = score_rows_of(torch.cat(given), whole.order, whole.label, evidence)
             if evidence.data.target is None:
                 logits = torch.cat(given)[whole.label >= 0]
+            else:
+                has_target = torch.isfinite(evidence.data.target[whole.order])
+                numbers = torch.cat(given)[has_target, 0].double()
         scale = _scale(x, change(x))
         misfit = fits[0].misfit if fits else math.nan
         code = standardising_code(words, x) or line_of(change)
-        yield Tried(words, score, misfit, scale, change=change, logits=logits, code=code)
+        yield Tried(
+            words, score, misfit, scale, change=change, logits=logits, numbers=numbers, code=code
+        )
 
 
 def standardising_code(words: str, x: Inputs) -> str:
