@@ -29,6 +29,7 @@ from sonde.findings.evidence.trials.mended_rows import (
     tensor_name,
     wrong_and_right,
 )
+from sonde.findings.evidence.trials.rivals import are_rivals
 from sonde.findings.evidence.trials.stored_columns import StoredColumns, stored_columns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss
 from sonde.findings.evidence.trials.tried_forms import (
@@ -200,7 +201,7 @@ def _rival(
     small: SmallBatches, tried: Sequence[Tried], best: Tried, chooses: Bool[Tensor, "row"]
 ) -> Tried | None:
     """Return the form of other columns that does best on selection rows; None if there is none."""
-    others = [t for t in tried[1:] if t.columns and not set(t.columns) & set(best.columns)
+    others = [t for t in tried[1:] if are_rivals(t.columns, best.columns)
               and t.score is not None and len(t.score) == len(chooses)]  # fmt: skip
     return min(others, key=_rank(small, others, chooses), default=None) if best.columns else None
 

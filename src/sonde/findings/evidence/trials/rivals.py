@@ -4,6 +4,7 @@ On a small or an easy table, a factor of one column may put as many answers righ
 two others that was the fault. Then neither is the cause.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from jaxtyping import Float, Int
@@ -44,3 +45,15 @@ def does_as_well(
     other, own = losses
     is_surer = float(own.mean()) < SURER * float(other.mean())
     return not (is_surer and chance_of_gain(-other, -own, group) < LEVEL)
+
+
+def are_rivals(columns: Sequence[int], others: Sequence[int]) -> bool:
+    """Return whether two forms of one table are of other columns, neither all of the other's.
+
+    Examples
+    --------
+    >>> are_rivals((3, 7), (3, 5)), are_rivals((3, 7), (3,)), are_rivals((3,), ())
+    (True, False, False)
+    """
+    one, two = set(columns), set(others)
+    return bool(one and two) and not one <= two and not two <= one

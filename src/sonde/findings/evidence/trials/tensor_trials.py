@@ -25,7 +25,7 @@ from sonde.findings.evidence.trials.answer_scores import (
 )
 from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
-from sonde.findings.evidence.trials.rivals import does_as_well
+from sonde.findings.evidence.trials.rivals import are_rivals, does_as_well
 from sonde.findings.evidence.trials.shifted_rows import (
     blocks_of,
     chosen_shift,
@@ -403,8 +403,7 @@ class FormSearch:
             return False
         shared = set(form.tensors) & set(best.tensors)
         are_tables = all(self.given[name].x.ndim == 2 for name in shared)
-        is_apart = bool(form.columns and best.columns) and not {*form.columns} & {*best.columns}
-        return not shared or (are_tables and is_apart)
+        return not shared or (are_tables and are_rivals(form.columns, best.columns))
 
     def with_numbers(self, forms: Sequence[TensorForm]) -> list[TensorForm]:
         """Return the forms, and those of the best places in the numbers that suit the rows."""
