@@ -1,4 +1,4 @@
-"""Loading without progress bars, advice and telemetry on the terminal, one thread at a time."""
+"""Load in one thread at a time, without progress bars, advice and telemetry on the terminal."""
 
 import os
 from collections.abc import Iterator

@@ -59,9 +59,10 @@ def _of(search: FormSearch) -> TensorTrials | str:
 
 
 def _gains_much(search: FormSearch, form: TensorForm, more: TensorForm, n_tried: int) -> bool:
-    """Return whether the best of some forms that hold one more column beats a form, by chance not.
+    """Return whether a form that holds one more column gains much more than chance explains.
 
-    The rows that chose the form say so: the others are needed to judge what is chosen in the end.
+    ``more`` is the best of ``n_tried`` forms. The rows that chose it decide: the other rows judge
+    the form that is chosen in the end.
     """
     before, after = (search.scored(one, search.chooses) for one in (form, more))
     if before is None or after is None:
