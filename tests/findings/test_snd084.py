@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
+from sonde.compress import RTN
 from sonde.findings.codes.snd084 import SND084
 from sonde.findings.evidence.modules.altered_weights import altered_weights
 from sonde.findings.rule import Check
@@ -75,6 +76,22 @@ def test_the_altered_weight_is_named(
     assert finding.sentence.startswith(words.format(round(100 * share)))
     assert finding.location is not None
     assert finding.location.modules == modules
+
+
+@pytest.mark.truth("the layer that was overwritten before all layers were packed")
+def test_copies_among_packed_layers_are_named_and_packed_layers_alone_are_clear() -> None:
+    def packed(change: Callable[[nn.Sequential], None]) -> Check:
+        net = net_of().requires_grad_(False)
+        change(net)
+        stream = read(RTN(bits=4).plan(net).fold(net).eval(), torch.randn(8, 12), sites="3")
+        assert isinstance(stream, LiveStream)
+        weights = altered_weights(stream)
+        assert weights.n == 4
+        return SND084().check(evidence_of(torch.randn(30, 4)).having({altered_weights: weights}))
+
+    assert_clear(packed(lambda _: None))
+    finding = assert_raised(packed(_copied), "warning")
+    assert finding.sentence.startswith("2.weight: every entry equals that of 1")
 
 
 def test_trained_shared_and_zero_weights_are_clear() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import sonde
+from sonde.compress import RTN
 from sonde.core.inputs import Model
 from sonde.run.comparing.model_difference import model_difference
 from sonde.run.comparing.two_models import RowSample, compare_models
@@ -131,3 +133,38 @@ def test_equal_bits_are_never_called_trained_anew() -> None:
     difference = model_difference(Model(net()), Model(moved))
     assert difference.weights == ("1.weight", "1.bias")
     assert difference.code == ()
+
+
+@pytest.mark.truth("the rounded weights and their distance from the plain ones")
+def test_weights_of_packed_layers_are_compared_as_the_layers_use_them() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4)).eval()
+    coarse, fine = RTN(bits=2, layers=("2",)), RTN(bits=8, layers=("0",))
+    small = fine.plan(plain).fold(coarse.plan(plain).fold(plain))
+    difference = model_difference(Model(plain), Model(small))
+    assert (difference.n_weights, set(difference.weights)) == (6, {"0.weight", "2.weight"})
+    assert [name for name, _ in difference.changes] == ["2.weight", "0.weight"]
+    for name, change in difference.changes:
+        before, layer = plain.get_parameter(name).detach(), small.get_submodule(name[0])
+        after = (layer(torch.eye(layer.in_features)) - layer.bias).T.detach()
+        assert change == pytest.approx(float((after - before).norm() / before.norm()), rel=0.02)
+    again = model_difference(Model(small), Model(copy.deepcopy(small)))
+    assert (again.weights, again.n_weights) == ((), 6)
+
+
+def test_a_packed_conv1d_is_compared_with_its_transpose() -> None:
+    plain = Conv1D(12, 12)
+    small = nn.Sequential(copy.deepcopy(plain))
+    small = RTN(bits=8).plan(small).fold(small)
+    difference = model_difference(Model(nn.Sequential(plain)), Model(small))
+    ((name, change),) = difference.changes
+    assert name == "0.weight"
+    assert change < 0.02
+
+
+def test_weights_without_values_are_counted_as_not_compared() -> None:
+    base, other = net(), net()
+    other[1].weight = nn.Parameter(other[1].weight.to("meta"))
+    difference = model_difference(Model(base), Model(other))
+    assert (difference.weights, difference.n_unread) == ((), 1)
+    assert difference.sentence().endswith("Without values in memory, not compared: 1 weight.")

@@ -13,6 +13,7 @@ from sonde.weights.change import (
     Stacked,
     Thin,
 )
+from sonde.weights.dense import DenseWeight, dense_weights
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.linear_block import LinearBlock
 from sonde.weights.live import as_model, dequantised, module_of, tensor_hash, with_tensors
@@ -35,6 +36,7 @@ __all__ = [
     "Change",
     "CodebookLinear",
     "Coded",
+    "DenseWeight",
     "Examples",
     "Exchange",
     "Grid",
@@ -57,6 +59,7 @@ __all__ = [
     "Thin",
     "ThinLinear",
     "as_model",
+    "dense_weights",
     "dequantised",
     "fold_edit",
     "fold_writers",

@@ -19,7 +19,8 @@ from sonde.tap import is_plain, kind_of
 from sonde.tap import tensor_hash as hash_of_parts
 from sonde.tap.hooks.sharding import require_own
 
-_PACKED = "torch.ao.nn.quantized.dynamic.modules.linear"
+DYNAMIC = "torch.ao.nn.quantized.dynamic.modules.linear"
+"""Where the linear layers of ``quantize_dynamic`` are defined."""
 TIED = "tie_word_embeddings"
 """What a configuration calls one matrix for the embedding and the output."""
 
@@ -129,13 +130,13 @@ def dequantised(model: Model | nn.Module) -> Model:
     live = as_model(model)
     require_values("dequantised", live.module)
     new = with_tensors(live.module, {})
-    if type(new).__module__ == _PACKED:
+    if type(new).__module__ == DYNAMIC:
         return replace(live, module=_plain_layer(new))
     for name, part in list(new.named_modules()):
-        if name and type(part).__module__ == _PACKED:
+        if name and type(part).__module__ == DYNAMIC:
             new.set_submodule(name, _plain_layer(part))
     named = [*new.named_parameters(), *new.named_buffers()]
-    put_tensors(new, {name: _plain(name, x) for name, x in named if not is_plain(x)})
+    put_tensors(new, {name: plain_tensor(x) for name, x in named if not is_plain(x)})
     for name, kind in _of_other_kinds(new):
         raise InputError(
             f"dequantised: expected weights that say how they become plain tensors, got {name} as "
@@ -154,14 +155,20 @@ def _plain_layer(part: Any) -> nn.Linear:
     return layer.train(part.training)
 
 
-def _plain(name: str, x: Tensor) -> Tensor:
-    """Return a converted tensor as a plain one, or the tensor itself if it does not say how."""
+def plain_tensor(x: Tensor) -> Tensor:
+    """Return a converted tensor as a plain one without a gradient, or itself if it cannot say how.
+
+    Parameters
+    ----------
+    x : Tensor
+        Plain, sparse or quantised tensor, or a subclass with a method ``dequantize``.
+    """
     if x.layout is not torch.strided:
         return x.detach().to_dense()
     says = getattr(type(x), "dequantize", None)
     if x.is_quantized or says not in (None, Tensor.dequantize):
         return x.detach().dequantize()
-    return x
+    return x.detach()
 
 
 def require_finite(owner: str, module: nn.Module) -> None:

@@ -3,8 +3,9 @@
 These are facts of the stored numbers, so that no row is run and nothing is estimated.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Final, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
+from sonde.weights.dense import DenseWeight, own_weights
 
 LEAST: Final = 64
 """Fewest entries of a weight that is tested."""
@@ -57,25 +59,34 @@ class AlteredWeights:
 
 def altered_weights(stream: LiveStream, _: Evidence | None = None) -> AlteredWeights:
     """Return the weights of the modules that ran which are rounded, cut off or copied."""
-    weights = dict(_weights(stream))
-    altered = list(_copies(weights))
-    for (path, name), weight in weights.items():
+    first: dict[tuple[object, ...], tuple[str, DenseWeight]] = {}
+    copies, altered, n = list[Altered](), list[Altered](), 0
+    for path, name, held in _weights(stream):
+        weight, n = held.read(), n + 1
+        total, squares = (float(x.sum()) for x in (weight.double(), weight.double().square()))
+        key = (tuple(weight.shape), weight.dtype, total, squares)
+        earlier, other = first.setdefault(key, (path, held))
+        if other is not held and torch.equal(other.read(), weight) and not _is_repeated(weight):
+            copies.append(Altered(path, name, "copied", 1.0, earlier))
         if (one := _in_itself(path, name, weight)) is not None:
             altered.append(one)
-    return AlteredWeights(tuple(altered), len(weights))
+    return AlteredWeights((*copies, *altered), n)
 
 
-def _weights(stream: LiveStream) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def _weights(stream: LiveStream) -> Iterator[tuple[str, str, DenseWeight]]:
     """Yield the matrices and kernels of the modules that ran; a shared weight once."""
     seen: set[int] = set()
     for path, module in stream.probe.names.modules.items():
-        for name, weight in module.named_parameters(recurse=False):
-            is_able = not weight.is_meta and weight.is_floating_point() and weight.ndim >= 2
-            if not is_able or not stream.probe.calls(path) or weight.numel() < LEAST:
+        if not stream.probe.calls(path):
+            continue
+        for name, held in own_weights(module).items():
+            if held.is_buffer or len(held.shape) < 2 or prod(held.shape) < LEAST:
                 continue
-            if weight.data_ptr() not in seen:
-                seen.add(weight.data_ptr())
-                yield (path, name), weight.detach()
+            weight = held.read()
+            memory = id(held.source) if held.is_packed else weight.data_ptr()
+            if not weight.is_meta and weight.is_floating_point() and memory not in seen:
+                seen.add(memory)
+                yield path, name, held
 
 
 def _in_itself(path: str, name: str, weight: Tensor) -> Altered | None:
@@ -92,19 +103,6 @@ def _in_itself(path: str, name: str, weight: Tensor) -> Altered | None:
             return Altered(path, name, "rounded", float(len(values)))
     is_cut = share >= AT_BOUND and len(torch.unique(weight)) > LEVELS
     return Altered(path, name, "cut", share) if is_cut else None
-
-
-def _copies(weights: Mapping[tuple[str, str], Tensor]) -> Iterator[Altered]:
-    """Yield the weights that equal an earlier one bit by bit, without sharing its memory."""
-    first: dict[tuple[object, ...], tuple[str, str]] = {}
-    for (path, name), weight in weights.items():
-        total = float(weight.double().sum())
-        key = (tuple(weight.shape), weight.dtype, total, float(weight.double().square().sum()))
-        earlier = first.setdefault(key, (path, name))
-        if earlier == (path, name) or not torch.equal(weights[earlier], weight):
-            continue
-        if not _is_repeated(weight):
-            yield Altered(path, name, "copied", 1.0, earlier[0])
 
 
 def _is_repeated(weight: Tensor) -> bool:

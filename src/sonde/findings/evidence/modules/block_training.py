@@ -13,6 +13,7 @@ from sonde.findings.evidence.modules.fresh_weights import spectrum_edge
 from sonde.findings.evidence.record import Evidence
 from sonde.tap import LiveStream
 from sonde.tap.model.blocks import block_paths
+from sonde.weights.dense import own_weights
 
 LEAST: Final = 4
 TINY: Final = 1e-3
@@ -59,10 +60,11 @@ def block_training(stream: LiveStream) -> BlockTraining | None:
 
 def _of_weights(block: nn.Module) -> Iterator[tuple[float, float]]:
     for module in block.modules():
-        weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if weight is None or weight.ndim < 2 or weight.is_meta or not weight.is_floating_point():
+        held = own_weights(module).get("weight")
+        weight = None if held is None or len(held.shape) < 2 else held.read()
+        if weight is None or weight.is_meta or not weight.is_floating_point():
             continue
-        matrix = weight.detach().flatten(1)
+        matrix = weight.flatten(1)
         spread = float(matrix.float().square().mean().sqrt())
         if spread > 0 and min(matrix.shape) > 1:
             yield math.log(spectrum_edge(matrix, spread)[0]), math.log(spread)
