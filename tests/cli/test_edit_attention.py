@@ -31,7 +31,7 @@ def test_a_window_as_long_as_the_text_costs_nothing_and_a_short_one_something(tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--pattern", "windows:8"), "expected a pattern among all, axial:AXIS"),
+        (("--pattern", "windows:8"), "expected a pattern of an attention among all, axial:AXIS"),
         (("--pattern", "axial"), "expected grid=(height, width) for axial"),
         (("--pattern", "axial", "--grid", "7by7"), "--grid: expected HxW"),
         (("--report", "page.txt"), "--report: expected a name that ends in .html or .json"),

@@ -195,5 +195,7 @@ def test_what_cannot_be_left_out_is_refused():
     ):
         DropBlocks().plan(model, {"calibration": x * math.nan})
     pairs = Pairs(6, 3).double()
-    with pytest.raises(InputError, match="Pairs does not run without these blocks of blocks"):
+    with pytest.raises(
+        InputError, match="Pairs does not run with a linear map in place of these blocks"
+    ):
         DropBlocks(blocks=2, replace="linear").plan(pairs, {"calibration": x})

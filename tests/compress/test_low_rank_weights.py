@@ -127,6 +127,9 @@ def test_what_cannot_be_thinned_is_refused():
     net, _ = drawn()
     with pytest.raises(InputError, match=r"rank of at most 13 for 0\.weight of 24 x 32, got 14"):
         LowRankWeights(rank=14, whiten="none").plan(net)
+    two = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with pytest.raises(InputError, match="expected a rank of at most 2, got 9"):
+        LowRankWeights(rank=9, whiten="none").plan(two)
     for n_in, n_out in ((6, 3), (3, 2)):  # as many numbers as before save nothing; the most is 1
         with pytest.raises(InputError, match=f"most 1 for 0.weight of {n_out} x {n_in}, got 2"):
             LowRankWeights(rank=2, whiten="none").plan(nn.Sequential(nn.Linear(n_in, n_out)))

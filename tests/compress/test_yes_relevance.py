@@ -319,7 +319,7 @@ def test_what_is_not_asked(change, said):
 
 
 def test_a_prompt_without_a_token_is_refused():
-    with pytest.raises(InputError, match=r"a prompt of 1 token or more .* got 0"):
+    with pytest.raises(InputError, match=r"of 1 token or more, got none .* Write a question"):
         asked_parts(load("sonde:stdlib"), "", "{question}")
 
 

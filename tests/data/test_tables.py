@@ -195,7 +195,7 @@ def test_files_that_cannot_be_read(gpt2, tmp_path):
 def test_lines_longer_than_the_limit_are_refused(gpt2, tmp_path, monkeypatch):
     (tmp_path / "l.jsonl").write_text(json.dumps({"text": "x" * 500}) + "\n")
     monkeypatch.setattr(tables_module, "MAX_LINE_BYTES", 100)
-    with pytest.raises(errors.InputError, match="line 1: longer than"):
+    with pytest.raises(errors.InputError, match="line 1: expected at most"):
         open_inputs(load(gpt2), tmp_path / "l.jsonl")
 
 

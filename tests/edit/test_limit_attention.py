@@ -146,7 +146,11 @@ def test_random_groups_share_the_real_tokens_out_evenly():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: LimitAttention("near:3"), InputError, "a pattern among all, axial"),
+        (
+            lambda: LimitAttention("near:3"),
+            InputError,
+            "an attention among all, axial",
+        ),
         (lambda: LimitAttention("histogram:3"), InputError, "histogram:3 sorts values"),
         (lambda: LimitAttention("axial"), InputError, r"grid=\(height, width\) for axial"),
         (lambda: LimitAttention("all", strength=2.0), InputError, r"strength in \[0, 1\]"),

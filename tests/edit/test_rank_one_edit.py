@@ -114,12 +114,15 @@ def test_bad_input():
     with pytest.raises(InputError, match="got an empty text"):
         Fact("tom likes ", "tom", "")
     with pytest.raises(
-        InputError, match=r"expected a linear layer, got model\.layers\.0\.mlp, a .*gate_proj"
+        InputError,
+        match=r"RankOneEdit: expected a linear layer, got model\.layers\.0\.mlp, a .*gate_proj",
     ):
         RankOneEdit(FACTS[0], "layers.0.mlp").plan(model, None)
     with pytest.raises(InputError, match=r"SecondMoment fitted at .*down_proj:in, got NoneType"):
         RankOneEdit(FACTS[0], LAYER, steps=0).plan(model)
-    with pytest.raises(InputError, match="with its tokenizer, got a bare module"):
+    with pytest.raises(
+        InputError, match=r"RankOneEdit\.plan: .* with its tokenizer, got a bare module"
+    ):
         RankOneEdit(FACTS[0], LAYER).plan(model.module)
     with pytest.raises(InputError, match="causal language model with its tokenizer"):
         RankOneEdit(FACTS[0], LAYER).plan(Model(model.module), None)

@@ -246,7 +246,7 @@ def test_plain_attention_is_that_of_torch():
         (lambda: made(order=3, scores="relu"), "order=2 with a prior"),
         (
             lambda: made()(states(), mask=torch.arange(2)[:, None].expand(2, N) > 0),
-            "a real token in every row, got none in 0",
+            "a real token in every row, got none in row 0",
         ),
     ],
 )

@@ -59,3 +59,14 @@ def test_constant_and_few_rows_are_flagged(rank):
     assert "dead" in result.flags
     for source in ("moments", "sample"):
         assert "few_rows" in rank(X[:4], source=source).flags
+
+
+@EACH
+@pytest.mark.truth("the first-order effects of rows on all moments")
+@pytest.mark.parametrize("shape", [(60, 6), (40, 90)])
+def test_a_sample_of_heavy_tails_is_flagged_as_the_moments_are(rank, shape):
+    rows = np.random.default_rng(0).standard_t(2, shape) * np.linspace(2.0, 0.4, shape[1])
+    rows[7] *= 99.0
+    for x, is_flagged in ((rows, True), (np.random.default_rng(1).standard_normal(shape), False)):
+        for source in ("moments", "sample"):
+            assert ("heavy_tails" in rank(x, source=source).flags) is is_flagged

@@ -167,9 +167,7 @@ def test_a_scope_moves_its_parameters_alone(digits, scope, inside, outside):
     moving = {name for name, p in module.named_parameters() if p.requires_grad}
     assert inside in moving
     assert outside not in moving
-    with pytest.raises(
-        InputError, match="expected all, norms, layers, top:N, last:N or low-rank:N, got 'top:0'"
-    ):
+    with pytest.raises(InputError, match="low-rank:N, with N of at least 1, got 'top:0'"):
         scoped(module, "top:0")
 
 

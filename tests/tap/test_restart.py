@@ -233,5 +233,7 @@ def test_inputs_of_a_module_can_be_replaced_and_errors_are_said():
         run.from_site("h.1", torch.zeros(2, 4, 31))
     with pytest.raises(SiteError, match="expected one site with port out or in"):
         run.from_site("blocks", torch.zeros(2, 4, 32))
+    with pytest.raises(SiteError, match=r"got transformer\.h\.1@2:out, .* ran 1 time .* below @1"):
+        run.from_site("h.1@2", torch.zeros(2, 4, 32))
     with pytest.raises(SiteError, match=r"'cell' ran 5 times\. Write cell@0"):
         record_forward(loop(), X[..., :6]).from_site("cell", torch.zeros(2, 6))

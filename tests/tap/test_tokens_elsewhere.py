@@ -233,10 +233,13 @@ def test_states_in_windows_that_begin_elsewhere_are_refused() -> None:
         _rows(model, {"input_ids": ids, "attention_mask": mask}, "encoder.layer.1")
 
 
-def test_a_tap_refuses_windows_that_the_model_fills_up() -> None:
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_tap_refuses_windows_that_the_model_fills_up(embedded: bool) -> None:
     ids, _ = _texts(pad=1)
+    model = _longformer()
+    states = {"inputs_embeds": model.get_input_embeddings()(ids).detach()}
     with (
         pytest.raises(SiteError, match="pads texts itself"),
-        Tap(_longformer(), "encoder.layer.1", "mean") as tap,
+        Tap(model, "encoder.layer.1", "mean") as tap,
     ):
-        tap.run(input_ids=ids)
+        tap.run(**(states if embedded else {"input_ids": ids}))

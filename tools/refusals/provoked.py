@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tools.refusals.further import further_cases
 from torch import Tensor, nn
 
 import sonde
@@ -79,6 +80,7 @@ def cases(p: Place) -> Iterator[Case]:
     yield from _figures(p)
     yield from _parameters(p)
     yield from _commands(p)
+    yield from further_cases(p)
 
 
 def _data(p: Place) -> Iterator[Case]:

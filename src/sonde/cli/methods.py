@@ -53,7 +53,7 @@ class Methods:
         if which and which not in (*families, PLUG_IN, *names):
             raise InputError(
                 f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
-                f"{which!r}.{near(which, names)} `sonde methods` lists them all."
+                f"{which!r}.{near(which, [*families, *names])} `sonde methods` lists them all."
             )
         chosen = [e for e in entries if which in ("", e.family, e.name)]
         papers = _papers(self.paper) if self.paper and not which else []

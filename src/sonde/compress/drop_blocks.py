@@ -210,10 +210,12 @@ class _Walk:
             with Session(new), torch.no_grad():
                 new(*args, **kwargs)
         except Exception as error:  # whatever a model raises that misses what a block made
+            change = "with a linear map in place of" if plan.forms else "without"
             raise InputError(
-                f"DropBlocks.plan: {type(new).__name__} does not run without these blocks of "
-                f"{self.blocks.name} ({type(error).__name__}: {error}). Leave out other blocks, "
-                "or use a method that changes single layers."
+                f"DropBlocks.plan: {type(new).__name__} does not run {change} these blocks of "
+                f"{self.blocks.name} ({type(error).__name__}: {error}). What they return beside "
+                "the states may be needed. Leave out other blocks, or use a method that changes "
+                "single layers."
             ) from error
         return with_own_config(self.model, plan)
 

@@ -181,7 +181,11 @@ class LatentCodec(Codec):
         """Return the payload: shape, fingerprint, symbols, and numbers outside of the tables."""
         steps = (x.double() - self.medians).round().reshape(-1, self.width)
         if steps.numel() and float(steps.abs().max()) > _MOST_CODE:
-            raise InputError("LatentCodec.encode: expected numbers within 2^62 steps.")
+            raise InputError(
+                "LatentCodec.encode: expected numbers at most 2^62 from the medians, got "
+                f"{float(steps.abs().max()):.3g}. Scale the latents down, and train the tables on "
+                "them."
+            )
         symbols = steps.long() - self.lows
         last = self.tables.shape[1] - 1
         outside = (symbols < 0) | (symbols >= last)

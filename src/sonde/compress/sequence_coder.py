@@ -213,7 +213,12 @@ class SequenceCoder(Codec):
             if not bool(last.isfinite().any(-1).all() and not last.isnan().any()):
                 got = "NaN" if bool(last.isnan().any()) else "infinity for every token"
                 raise InputError(
-                    f"SequenceCoder: expected finite logits, got {got}. Load the model in float32."
+                    f"SequenceCoder: expected finite logits, got {got} in {logits.dtype}. "
+                    + (
+                        "Check the weights: sonde scan."
+                        if logits.dtype in (torch.float32, torch.float64)
+                        else "Load the model in float32."
+                    )
                 )
             p = (last if ruled_out is None else last.masked_fill(ruled_out, -torch.inf)).softmax(-1)
             cache = cache_of(out)

@@ -68,7 +68,9 @@ def save_stack(model: Model | nn.Module, path: Path | str) -> None:
     module = model.module if isinstance(model, Model) else model
     layers = _stacks(module)
     if not layers:
-        raise InputError("save_stack: expected a model with StackLinear layers, got none.")
+        raise InputError(
+            "save_stack: expected a model with StackLinear layers, got none. BitStack makes them."
+        )
     own = {f"{name}.{part}" for name in layers for part in PARTS}
     rest = bytes_of({k: v.detach().cpu().contiguous().clone()
                      for k, v in module.state_dict().items() if k not in own})  # fmt: skip

@@ -217,7 +217,7 @@ def shortened(
     if len(fewer) != len(sizes) or any(n > size for n, size in zip(fewer, sizes, strict=True)):
         raise InputError(
             f"shortened: expected for each of {len(sizes)} segments at most its tokens, {sizes}, "
-            f"got {fewer}."
+            f"got {fewer}. Lower kept."
         )
     parts = zip(states.split(sizes), fewer, strict=True)
     pooled = [adaptive_avg_pool1d(x.T[None], n)[0].T for x, n in parts if n > 0]

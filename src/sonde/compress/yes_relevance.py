@@ -138,11 +138,16 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     while len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id:
         tokens.pop()  # the answer would begin behind the end
     most = context_of(model)
-    if not tokens or (most is not None and len(tokens) + new_tokens > most):
+    if not tokens:
         raise InputError(
-            f"asked_parts: expected a prompt of 1 token or more that fits with {new_tokens} new "
-            f"tokens into what the model reads, {most} tokens, got {len(tokens)}. Shorten the "
-            "question or the template, or pass fewer new_tokens."
+            f"asked_parts: expected a prompt of 1 token or more, got none from {question!r}. Write "
+            "a question or a template with words."
+        )
+    if most is not None and len(tokens) + new_tokens > most:
+        raise InputError(
+            f"asked_parts: expected a prompt that fits with {new_tokens} new tokens into what the "
+            f"model reads, {most} tokens, got {len(tokens)}. Shorten the question or the template, "
+            "or pass fewer new_tokens."
         )
     ids = torch.tensor([tokens], device=next(module.parameters()).device)
     with in_eval(module):

@@ -170,7 +170,10 @@ def _refuse(path: Path, name: str) -> None:
                 "they are opened; they are not loaded. Save the model with save_pretrained "
                 "(safetensors), or pass a live module."
             )
-        raise InputError(f"load: {name} has no *.safetensors; it holds {_listing(path)}.")
+        raise InputError(
+            f"load: {name} has no *.safetensors; it holds {_listing(path)}. "
+            "Download it again with its weights, or save it by save_pretrained."
+        )
 
 
 def has_state_dicts(directory: Path) -> bool:

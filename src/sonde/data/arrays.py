@@ -176,7 +176,8 @@ def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise SiteError(
-                f"open_arrays: no array in {path} is called {pattern!r}.{near(pattern, names)}"
+                f"open_arrays: no array in {path} is called {pattern!r}.{near(pattern, names)} It "
+                f"has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
             )
     return [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
 

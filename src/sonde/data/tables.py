@@ -303,7 +303,10 @@ def _bounded(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            raise InputError(f"{path} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB.")
+            raise InputError(
+                f"{path} line {number}: expected at most {MAX_LINE_BYTES >> 20} MiB in a line, got "
+                "more. Put each item on a line of its own, and large values into files beside it."
+            )
         yield line
 
 

@@ -361,12 +361,16 @@ class PAWN(Detector):
         """Return the scorer with the weights after the last step."""
         if trained.net.steps == 0:
             raise StateError(
-                f"PAWN: expected a trained net, got {plural(trained.seen, 'text')} after "
-                f"{trained.walks} epochs. Fit it with fit or sonde.fit: with update alone, the net "
-                "sees each row only once, which is not enough."
+                "PAWN: expected a trained net, got rows of "
+                f"{plural(trained.n_positive + trained.n_other, 'text')} and no step of training. "
+                "Fit it with fit or sonde.fit, which read the rows several times; update reads "
+                "them once."
             )
         if not all(bool(torch.isfinite(w).all()) for w in trained.net.values):
-            raise StateError("PAWN: the training diverged. Take a smaller rate.")
+            raise StateError(
+                "PAWN: the training diverged. Take a smaller rate, or check the rows for very "
+                "large values."
+            )
         return PAWNScorer(
             value=trained.loss.average,
             n=trained.n_positive + trained.n_other,

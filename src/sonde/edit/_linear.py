@@ -8,8 +8,17 @@ from sonde.weights._layer import Layer, layer_of
 MATRICES = ("matrix", "transposed")
 
 
-def linear_layer(module: nn.Module, layer: str) -> Layer:
+def linear_layer(owner: str, module: nn.Module, layer: str) -> Layer:
     """Return a layer after a check that it is linear.
+
+    Parameters
+    ----------
+    owner : str
+        Method that changes the layer, for the message.
+    module : Module
+        Module that contains the layer.
+    layer : str
+        Path of the layer.
 
     Raises
     ------
@@ -22,7 +31,7 @@ def linear_layer(module: nn.Module, layer: str) -> Layer:
         return layer_at
     inside = linear_layers(module, layer)
     raise InputError(
-        f"BatchEdit: expected a linear layer, got {layer}, a {type(part).__name__}. Linear layers "
+        f"{owner}: expected a linear layer, got {layer}, a {type(part).__name__}. Linear layers "
         f"in it: {', '.join(inside) or 'none'}."
     )
 

@@ -74,7 +74,7 @@ class Writing:
             missed = (keys @ change.right.T @ change.left.T - residual).norm(dim=1)
             worst = float((missed / residual.norm(dim=1).clamp(min=1e-300)).max())
             figures["missed"] = max(worst, figures.get("missed", 0.0))
-            part = linear_layer(module, layer)
+            part = linear_layer(method.partition("(")[0], module, layer)
             named = {part.weight: part.plus(change.left, change.right)}
             module = RewritePlan.of(module, named).fold(module)
             changes |= named
@@ -106,7 +106,7 @@ class Writing:
         return least_update(wanted, every, reach, weight)
 
 
-def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]:
+def linear_paths(owner: str, model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]:
     """Return the model and the paths of its linear layers.
 
     Raises
@@ -116,13 +116,13 @@ def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]
     """
     if model.processor is None:
         raise InputError(
-            "BatchEdit.plan: expected a causal language model with its tokenizer, got a bare "
+            f"{owner}.plan: expected a causal language model with its tokenizer, got a bare "
             "module. Load it with sonde.load, or write sonde.Model(module, tokenizer, "
             "task='causal')."
         )
     paths = [site.path for site in resolve(model.module, list(layers))]
     for path in paths:
-        linear_layer(model.module, path)
+        linear_layer(owner, model.module, path)
     return model, paths
 
 

@@ -120,7 +120,7 @@ class BatchEdit(Rewrite):
         StateError
             If the second moment is singular, or no direction is free.
         """
-        resolved, paths = linear_paths(model, self.layers)
+        resolved, paths = linear_paths("BatchEdit", model, self.layers)
         place = block_around(resolved.module, paths[-1])
         search = Search(self.steps, self.rate, self.divergence, self.decay, self.largest)
         word = f"BatchEdit({len(self.facts)} facts, how={self.how!r}, weight={self.weight})"

@@ -86,7 +86,7 @@ class RankOneEdit(Rewrite):
         StateError
             If the second moment is singular.
         """
-        resolved, paths = linear_paths(model, [self.layer])
+        resolved, paths = linear_paths("RankOneEdit", model, [self.layer])
         search = Search(self.steps, self.rate, self.divergence, self.decay, self.largest)
         word = f"RankOneEdit({self.fact.prompt!r} -> {self.fact.target!r})"
         shift = None if self.shift is None else self.shift[None]

@@ -90,9 +90,11 @@ class Descent:
         """Take a step, and return the loss before it."""
         value = float(loss.detach())
         if not math.isfinite(value):
+            cause = "Check the rows and the model for NaN and very large numbers."
+            if self.n_steps:
+                cause = f"Lower the rate (now {self.rate:g}), or check the rows of this step."
             raise InputError(
-                f"{self.owner}: expected a finite loss, got {value} at step {self.n_steps}. Lower "
-                f"the rate (now {self.rate:g})."
+                f"{self.owner}: expected a finite loss, got {value} at step {self.n_steps}. {cause}"
             )
         self.move(torch.autograd.grad(loss, self.parameters, allow_unused=True))
         return value

@@ -297,7 +297,8 @@ def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
     if first.keys() != second.keys():
         raise InputError(
             "expected clean and corrupted inputs with the same argument names, got "
-            f"{sorted(first)} and {sorted(second)}."
+            f"{sorted(first, key=str)} and {sorted(second, key=str)}. Call the model in the same "
+            "way for both, with a mask for both or for neither."
         )
     for name, x in first.items():
         y = second[name]

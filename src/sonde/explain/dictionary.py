@@ -277,8 +277,15 @@ def load_dictionary(path: str | Path) -> Dictionary:
         }
         check_fields(fields, path)
         return Dictionary(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"load_dictionary: {path} is damaged: {error!r}.") from error
+    except KeyError as error:
+        raise StateError(
+            f"load_dictionary: {path} is damaged: its header has no {error}. Save the dictionary "
+            "again."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise StateError(
+            f"load_dictionary: {path} is damaged: {error}. Save the dictionary again."
+        ) from error
 
 
 @final

@@ -231,8 +231,14 @@ def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:
     most = whole_memory_bytes() if limit is None else limit
     n_bytes = contents.slots[-1].end if contents.slots else 0
     if n_bytes > most:
-        kind = "memory of this machine," if limit is None else "limit"
-        raise StateError(f"read_state: {path} holds {n_bytes} bytes, more than the {kind} {most}.")
+        kind, advice = (
+            ("memory of this machine,", "Read it on a larger machine.")
+            if limit is None
+            else ("limit", "Raise limit_bytes if you trust the file.")
+        )
+        raise StateError(
+            f"read_state: {path} holds {n_bytes} bytes, more than the {kind} {most}. {advice}"
+        )
 
 
 class _Shelf:

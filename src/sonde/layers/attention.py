@@ -256,7 +256,9 @@ class Attention(Layer):
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
             row = int((~real.any(1)).nonzero()[0])
-            raise InputError(f"Attention: expected a real token in every row, got none in {row}.")
+            raise InputError(
+                f"Attention: expected a real token in every row, got none in row {row}."
+            )
         counted = (real.cumsum(1) - 1).clamp(min=0) if self.grid is None else None
         position = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         position = position if counted is None else counted

@@ -94,7 +94,7 @@ class ConditionalNorm(ConditionedLayer):
         if not isinstance(norm, NORMS) or len(shape) != 1:
             raise InputError(
                 f"ConditionalNorm.of: expected a layer, RMS or group norm over one axis, got "
-                f"{norm}."
+                f"{norm}. Write ConditionalNorm(dim, condition) for a norm of its own."
             )
         if isinstance(norm, nn.GroupNorm):
             new = cls(norm.num_channels, condition, "group", norm.num_groups, norm.eps)

@@ -198,7 +198,7 @@ class Layer(nn.Module):
             row = int((~mask.any(1)).nonzero()[0])
             raise InputError(
                 f"{type(self).__name__}.forward: expected a real {place} in every row, got none in "
-                f"{row}. Drop the row."
+                f"row {row}. Drop the row."
             )
 
     def _check(self, words: list[str], shape: tuple[int, ...]) -> None:

@@ -62,12 +62,14 @@ class Where:
             If there is no grid, or the tokens do not fill it.
         """
         if self.grid is None:
-            raise InputError("Attention: expected grid=(height, width) for this pattern, got none.")
+            raise InputError(
+                "pattern of an attention: expected grid=(height, width) for this pattern, got none."
+            )
         high, wide = self.grid
         if self.position.shape[1] != high * wide:
             raise InputError(
-                f"Attention: expected {high * wide} tokens for the grid {high} x {wide}, got "
-                f"{self.position.shape[1]}. Pass the grid of these tokens."
+                f"pattern of an attention: expected {high * wide} tokens for the grid "
+                f"{high} x {wide}, got {self.position.shape[1]}. Pass the grid of these tokens."
             )
         return self.position // wide, self.position % wide, self.grid
 
@@ -256,7 +258,8 @@ class Stripes(_Groups):
         """Return the band of each token, by head."""
         if where.heads % 2:
             raise InputError(
-                f"Attention: expected an even number of heads for stripes, got {where.heads}."
+                "pattern of an attention: expected an even number of heads for stripes, got "
+                f"{where.heads}. Take axial, which does not divide the heads."
             )
         rows, columns, _ = where.at()
         half = where.heads // 2
@@ -309,7 +312,9 @@ class RandomKeep(Pattern):
     def _rank(self, where: Where) -> Int[Tensor, "row token"]:
         """Return each token's rank in the random order of its text's real tokens."""
         if where.generator is None:
-            raise InputError("Attention: expected a generator for random groups, got none.")
+            raise InputError(
+                "pattern of an attention: expected a generator for random groups, got none."
+            )
         # A copy, so that a second question has the same answer; whole chunks, so that a longer
         # text has the same numbers at its start.
         draw, device = where.generator.clone_state(), where.real.device
@@ -365,7 +370,7 @@ class Histogram(Pattern):
     def _intensity(self, where: Where) -> Float[Tensor, "row head token"]:
         if where.intensity is None:
             raise InputError(
-                "Attention: the pattern 'histogram' sorts the values, which this port does "
+                "pattern of an attention: histogram sorts the values, which this port does "
                 "not provide."
             )
         return where.intensity.masked_fill(~where.real[:, None], float("inf"))
@@ -411,7 +416,7 @@ def pattern_of(said: str | Pattern) -> Pattern:
     forms = ", ".join(
         ":".join([name, *(f.name.upper() for f in fields(one))]) for name, one in PATTERNS.items()
     )
-    raise InputError(f"Attention: expected a pattern among {forms}, got {said!r}.")
+    raise InputError(f"expected a pattern of an attention among {forms}, got {said!r}.")
 
 
 def _value(text: str) -> Any:

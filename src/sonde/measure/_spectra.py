@@ -16,6 +16,7 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.engine.independent_rows import independent_rows, normal_rows
+from sonde.engine.tails import has_heavy_tails
 from sonde.measure._flags import moment_flags, precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 from sonde.stats.halves import half_error, random_halves
@@ -151,6 +152,10 @@ def rank_result(
     flags = spectrum.flags
     if not dead and float(torch.as_tensor(value).detach()) > 0.95 * white:
         flags = (*flags, "se_first_order")
+    if se is not None and isinstance(rows, HashSampleState):
+        effect = _effects(rows, figure, spectrum.values, centered)
+        is_heavy = has_heavy_tails(effect, rows.group, [rows.rows])
+        flags = (*flags, "heavy_tails") if is_heavy else flags
     return RankResult(
         value=value,
         se=se,
@@ -186,6 +191,32 @@ def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> floa
     if any(len(half) == 0 for half in halves):
         return None
     return float(half_error(torch.stack([figure(half) for half in halves]), sample.group))
+
+
+@torch.enable_grad()
+def _effects(
+    sample: HashSampleState, figure: Figure, values: Float[Tensor, "rank"], centered: bool
+) -> Float[Tensor, "row"]:
+    """Return the first-order effect of each row.
+
+    One more row changes an eigenvalue ``l`` by ``(x v)^2 - l``, where ``v`` is its axis.
+    """
+    squares = _last.get(sample, ("squares", centered), lambda: _squares(sample, centered))
+    leaf = values.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(figure(leaf), leaf)
+    return (squares[:, : len(slope)] - leaf.detach()) @ slope
+
+
+@torch.no_grad()
+def _squares(sample: HashSampleState, centered: bool) -> Float[Tensor, "row rank"]:
+    """Return the squared projection of each row on each principal axis, largest first."""
+    x = sample.rows.double()
+    x = x - x.mean(0) if centered else x
+    n, dim = x.shape
+    if n < dim:
+        values, axes = torch.linalg.eigh(x @ x.T)
+        return (axes.square() * values.clamp(min=0)).flip(1)
+    return (x @ torch.linalg.eigh(x.T @ x / n)[1]).square().flip(1)
 
 
 def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:

@@ -81,7 +81,12 @@ def choose_settings(
     wanted = [minimise, *(name for name, _, _ in bounds)]
     table = {name: np.asarray(x, dtype=np.float64) for name, x in measured.items()}
     shapes = {x.shape for x in table.values()}
-    if {*wanted} - {*table} or len(shapes) != 1 or len(next(iter(shapes))) != 2:
+    if missing := [name for name in wanted if name not in table]:
+        raise InputError(
+            f"choose_settings: expected measurements of {missing[0]!r}, got those of "
+            f"{', '.join(table) or 'nothing'}."
+        )
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise InputError(
             f"choose_settings: expected arrays of one shape (setting, row) for {sorted({*wanted})},"
             f" got { ({name: x.shape for name, x in table.items()}) }."

@@ -50,7 +50,10 @@ def planned(
     schema = tuple(s for s in stream.schema if keys is None or s.key in keys)
     unknown = sorted({s.dtype for s in schema} - set(ARROW_TYPES))
     if unknown:
-        raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
+        raise StoreError(
+            f"write_store: rows of type {', '.join(unknown)} cannot be stored. Convert them to "
+            "float16, or load the model in another type (dtype=, --dtype)."
+        )
     bounds = tuple(stream.units(unit_size))
     identity = only_sites(stream.identity(), [s.key for s in schema])
     lines = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))

@@ -81,10 +81,7 @@ class DataSet:
 
     def home(self, key: str) -> Volume:
         """Return the volume that contains a kind of rows."""
-        for volume in self.volumes:
-            if any(s.key == key for s in volume.schema):
-                return volume
-        raise StoreError(f"Store: {self.directory} has no rows of {key}.")
+        return next(v for v in self.volumes if any(s.key == key for s in v.schema))
 
     def batches(self, unit: int, wanted: frozenset[str]) -> Iterator[Batch]:
         """Yield the batches of a unit at the wanted sites, joined over all volumes."""

@@ -128,7 +128,10 @@ class Shelf:
         index = np.atleast_1d(np.asarray(rows))
         whole = index.size == 0 or np.issubdtype(index.dtype, np.integer)
         if index.ndim != 1 or not whole:
-            raise InputError(f"Store.take: expected whole numbers of rows, got {rows!r:.60}.")
+            raise InputError(
+                f"Store.take: expected whole numbers in one dimension, the numbers of rows, got "
+                f"{index.dtype} of shape {index.shape}."
+            )
         index = index.astype(np.int64)
         if index.size and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise InputError(

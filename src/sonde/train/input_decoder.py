@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
+from sonde.core.wording import plural
 from sonde.stats import ridge_of_rows
 
 
@@ -81,7 +82,10 @@ class InputDecoder(nn.Module):
             If the decoder has inner layers.
         """
         if len(self.decoder) != 1:
-            raise InputError("InputDecoder.solve: expected a decoder without inner layers.")
+            raise InputError(
+                f"InputDecoder.solve: expected a decoder without inner layers, got "
+                f"{plural(len(self.decoder) // 2, 'inner layer')}. Train it by gradient descent."
+            )
         weight, bias = ridge_of_rows(x.double(), y.flatten(1).double())
         linear = nn.Linear(x.shape[1], self.width, device=x.device, dtype=x.dtype)
         linear.weight.copy_(weight.T)

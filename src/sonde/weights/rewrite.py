@@ -292,7 +292,7 @@ class Rewrite(ABC):
     def check(self, model: Model) -> None:  # noqa: B027 (most say all else in ``planned``)
         """Raise if no data can give a plan, judged by weights and parameters only.
 
-        Commands call this before they read data.
+        ``plan`` calls this, and commands do before they read data.
         """
 
     @final
@@ -314,6 +314,7 @@ class Rewrite(ABC):
         """
         live = as_model(model)
         require_finite(f"{type(self).__name__}.plan", live.module)
+        self.check(live)
         return self.planned(live, **bound(type(self).__name__, self.reads(), live, fitted))
 
     @abstractmethod

@@ -115,9 +115,14 @@ def _init(ray: Any, where: str, **options: Any) -> None:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:300]
+        advice = (
+            "Check --address, and that Ray and Python have the same versions on all machines."
+            if "num_cpus" not in options
+            else "Check the memory, and that the temporary folder (TMPDIR) is writable and has a "
+            "short path, or leave --runner out."
+        )
         raise InputError(
-            f"--runner ray: Ray at {where} could not be reached or started: {reason}. Check "
-            "--address, and that Ray and Python have the same versions on all machines."
+            f"--runner ray: Ray at {where} could not be reached or started: {reason}. {advice}"
         ) from error
 
 

@@ -254,7 +254,8 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
         wanted = names
     else:
         raise InputError(
-            f"--scope: expected all, norms, layers, top:N, last:N or low-rank:N, got {scope!r}."
+            f"--scope: expected all, norms, layers, top:N, last:N or low-rank:N, with N of at "
+            f"least 1, got {scope!r}."
         )
     if not wanted:
         raise InputError(f"--scope: {type(module).__name__} has no parameter in {scope!r}.")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
+from sonde.core.wording import plural
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.recording import CallRecorder, Forward, RecordedCall, intercepted
 from sonde.tap.hooks.cache import cache_in
@@ -220,8 +221,11 @@ class RecordedForward:
         with Session(self._root, outputs, inputs, reading=False, inside=look):
             output = self._root(*args, **kwargs)
         if not done:
+            ran = plural(n_calls, "time")
             raise SiteError(
-                f"RecordedForward.from_site: {site} never ran. Name a module that runs."
+                f"RecordedForward.from_site: expected a call that runs, got {site}, whose module "
+                f"ran {ran} in this forward pass. "
+                + (f"Write a call below @{n_calls}." if n_calls else "Name a module that runs.")
             )
         return output
 

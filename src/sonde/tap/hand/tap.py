@@ -258,12 +258,14 @@ class TappedForward:
 
     def _require_length(self, x: Tensor, axes: Axes, name: str) -> None:
         """Raise for states of texts that the model itself padded to whole windows."""
-        fed = fed_tokens(self._named)
-        if fed is None or x.ndim != 3 or x.shape[1] <= fed.shape[-1] or axes.kind != "pos":
+        fed, embedded = fed_tokens(self._named), self._named.get("inputs_embeds")
+        length = embedded.shape[1] if isinstance(embedded, Tensor) else None
+        length = length if fed is None else fed.shape[-1]
+        if length is None or x.ndim != 3 or x.shape[1] <= length or axes.kind != "pos":
             return
         if pads_itself(self.module):
             raise SiteError(
-                f"Tap: {name!r} gives {x.shape[1]} states for {fed.shape[-1]} tokens: the model "
+                f"Tap: {name!r} gives {x.shape[1]} states for {length} tokens: the model "
                 "pads texts itself, to whole windows. Read texts at their own length with "
                 "sonde.read, or pad them to whole windows yourself, with an attention_mask."
             )

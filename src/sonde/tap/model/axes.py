@@ -124,7 +124,11 @@ def find_axes(
     if chosen is not None:
         words[chosen] = "dim"
     elif words.count("row") != len(words):
-        raise SiteError(f"Site: expected a feature axis at {where}, got shape {first.shape}.")
+        raise SiteError(
+            f"Site: expected a feature axis at {where}, got shape {first.shape} for {ROWS[0]} "
+            "examples, in which every other axis has a length of the inputs. Read the module "
+            "before it."
+        )
     if others and probe.change.kind == "tokens" and pads_itself(probe.names.modules[""]):
         if not influence.fills_up(Site(path, call, port, key), others, probe.change):
             raise _filled_up(where, first)

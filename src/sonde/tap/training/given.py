@@ -169,6 +169,7 @@ def _check_rows(term: Term, rows: list[Tensor], step: int, least: int) -> None:
     )
     if rows and not trains:
         raise SiteError(
-            f"training: the loss {term.name} trains nothing: no trainable parameter comes "
-            "before its sites. Choose a site after the trained layers."
+            f"training: the loss {term.name} trains nothing: the states at its sites depend on no "
+            "parameter with requires_grad=True. Unfreeze the layers before these sites, or choose "
+            "a site after the trained layers."
         )
