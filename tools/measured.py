@@ -63,16 +63,16 @@ def drawn(law: str, random: torch.Generator, *shape: int) -> Tensor:
     return x / square.sqrt() * math.sqrt((freedom - 2) / freedom)
 
 
-def unrelated(n: int, seed: int) -> World:
+def unrelated(n: int, seed: int, law: str = "normal") -> World:
     """Return rows in which nothing tells of anything else."""
     random = torch.Generator().manual_seed(seed)
     return World(
-        x=normal(random, n, 6),
-        y=normal(random, n, 5),
+        x=drawn(law, random, n, 6),
+        y=drawn(law, random, n, 5),
         label=torch.randint(CLASSES, (n,), generator=random),
         factors=torch.randint(4, (n, 3), generator=random).double(),
-        grad=normal(random, n, 6),
-        logits=normal(random, n, CLASSES),
+        grad=drawn(law, random, n, 6),
+        logits=drawn(law, random, n, CLASSES),
     )
 
 
@@ -272,10 +272,10 @@ def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> 
     parser.add_argument("words", nargs="*", help="figures whose names hold one of these words")
     parser.add_argument("--draws", type=int, default=draws)
     parser.add_argument("--rows", type=int, nargs="+", default=rows)
+    parser.add_argument("--laws", nargs="+", choices=LAWS, default=["normal"])
     if groups:
         parser.add_argument("--groups", type=int, nargs="+", default=[])
         parser.add_argument("--largest", type=float, default=0.0)
         parser.add_argument("--share", type=float, default=0.5)
-        parser.add_argument("--laws", nargs="+", choices=LAWS, default=["normal"])
         add_options(parser)
     return parser.parse_args()
