@@ -94,3 +94,20 @@ def test_heads_of_every_form():
 def test_rows_without_labels_are_told_from_broken_ones(name):
     with pytest.raises(StateError, match="No finite row has a label other than -1: pass labels"):
         getattr(measure, name)(X, torch.full((300,), -1))
+
+
+@pytest.mark.truth("the value of the same rows at a scale of 1")
+@pytest.mark.parametrize("scale", [1e-75, 1e-80, 1e-100, 1e-155])
+@pytest.mark.parametrize("name", ["cka", "biased", "cknna", "procrustes", "gulp"])
+def test_tiny_states_keep_the_value_or_say_that_it_is_lost(name, scale):
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 6, generator=random, dtype=torch.float64)
+    y = x[:, :5] + torch.randn(100, 5, generator=random, dtype=torch.float64)
+    figure = getattr(measure, "cka" if name == "biased" else name)
+    options = {"debiased": False} if name == "biased" else {}
+    whole, tiny = (figure(s * x, s * y, **options) for s in (1.0, scale))
+    if "lost_precision" in tiny.flags and name in ("cka", "biased", "gulp"):
+        assert math.isnan(tiny.value)
+    else:
+        assert tiny.value == pytest.approx(whole.value, rel=1e-6)
+    assert "dead" not in tiny.flags

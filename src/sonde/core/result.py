@@ -28,7 +28,8 @@ Direction = Literal["higher", "lower", "none"]
 
 FLAGS: dict[str, str] = {
     "low_precision": "rounding of the rows reaches the last digits of the value",
-    "lost_precision": "rounding of the rows dominates the value",
+    "lost_precision": "rounding of the rows dominates the value, or their products are too small "
+    "for float64",
     "few_rows": "too few rows (groups): at most as many as dimensions, or hardly any of one kind",
     "many_neighbours": "more neighbours than half of the fitted rows of a class (of ten classes, "
     "if the method does not know them): the neighbours of most rows come from other classes, so "
@@ -50,7 +51,8 @@ FLAGS: dict[str, str] = {
         "the standard deviation is below the width of a bin, so changes inside a bin are not "
         "detected"
     ),
-    "dead": "constant rows or units: their value is not defined",
+    "dead": "constant rows or units (or standard deviations below 1e-162): their value is not "
+    "defined",
     "copies": "equal or nearly equal rows: they count as one group, or are not used as each "
     "other's neighbours; under different names they are neighbours",
     "dead_features": "more than 5 % of the features are active in no row",

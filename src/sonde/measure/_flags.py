@@ -11,6 +11,10 @@ from sonde.stats import MomentsState
 LOW, LOST = 16.0, 4.0
 
 
+SMALLEST = torch.finfo(torch.float64).tiny
+"""Squares below that have lost digits: their number is a multiple of 5e-324."""
+
+
 def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[str]:
     """Return the flags of rows whose relative standard deviation is ``spread``.
 
@@ -35,6 +39,8 @@ def moment_flags(moments: MomentsState) -> tuple[str, ...]:
     if not float(variance.detach().sum()) > 0.0:
         return ("dead",)
     flags = precision_flags(relative_spread(moments.mean, variance))
+    if float(variance.detach().sum()) < SMALLEST:
+        flags = ["lost_precision"]
     if moments.n <= len(variance):
         flags.append("few_rows")
     return tuple(flags)

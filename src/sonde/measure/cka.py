@@ -15,6 +15,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
+from sonde.measure._flags import SMALLEST
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 from sonde.stats.grouped_hsic_sums import GroupedHsicSums, GroupedHsicSumsState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
@@ -105,32 +106,40 @@ class CKA(Instrument):
         assert first is not None
         assert second is not None
         dims = len(pair.reference_x), len(pair.reference_y)
-        return self._answer(pair.hsic, first.hsic, second.hsic, pair.n, 0.0, dims)
+        squares = first.square_x, second.square_x
+        return self._answer(pair.hsic, first.hsic, second.hsic, squares, pair.n, 0.0, dims)
 
     def _biased(
         self, cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float
     ) -> CKAResult:
         n, (p, q) = cross.n, cross.cross.shape
         square = [m.square().sum() for m in (cross.cross, x.scatter, y.scatter)]
-        traces, norms = x.scatter.trace() * y.scatter.trace(), torch.sqrt(square[1] * square[2])
-        null = float((traces / norms).detach()) / max(independent - 1, 1)
-        return self._answer(square[0], square[1], square[2], n, null, (p, q))
+        squares = x.scatter.trace(), y.scatter.trace()
+        ratio = squares[0] / square[1].sqrt() * (squares[1] / square[2].sqrt())
+        null = float(ratio.detach()) / max(independent - 1, 1)
+        return self._answer(square[0], square[1], square[2], squares, n, null, (p, q))
 
     def _answer(
         self,
         pair: Float[Tensor, ""],
         first: Float[Tensor, ""],
         second: Float[Tensor, ""],
+        squares: tuple[Float[Tensor, ""], Float[Tensor, ""]],
         n: int,
         null: float,
         dims: tuple[int, int],
     ) -> CKAResult:
         flags = ["few_rows"] if n <= max(dims) else []
         value: float | Tensor = math.nan
-        if bool(first.detach() > 0) and bool(second.detach() > 0):
-            value = pair / torch.sqrt(first * second)
-        else:
+        own = min(float(first.detach()), float(second.detach()))
+        if not all(bool(square.detach() > 0) for square in squares):
             flags.append("dead")
+        elif abs(own) < SMALLEST:
+            flags.append("lost_precision")
+        elif own > 0:
+            value = pair / (first.sqrt() * second.sqrt())
+        elif "few_rows" not in flags:
+            flags.append("few_rows")
         number = float(torch.as_tensor(value).detach())
         if self.debiased and abs(number) * n < 3 * math.sqrt(2):
             flags.append("se_first_order")

@@ -129,6 +129,8 @@ class _Products:
     def of(cls, rows: SampledRows, site: int, k: int) -> "_Products":
         """Return the ``k`` largest inner products of each row with rows of other groups."""
         x = rows.rows[site] - rows.rows[site].mean(0)
+        # by a power of two, which leaves the value to the bit: products of products stay in range
+        x = torch.ldexp(x, -torch.frexp(x.abs().max()).exponent)
         group, keys, values = rows.group.to(x.device), [], []
         for start in range(0, len(x), CHUNK):
             product = x[start : start + CHUNK] @ x.T
@@ -182,7 +184,7 @@ def _common(x: _Products, y: _Products) -> float:
 def _scale(x: _Products, y: _Products) -> float:
     """Return the divisor that makes self-alignment 1, or NaN if a criterion is not positive."""
     own = _hsic(x, x), _hsic(y, y)
-    return math.sqrt(own[0] * own[1]) if min(own) > 0 else math.nan
+    return math.sqrt(own[0]) * math.sqrt(own[1]) if min(own) > 0 else math.nan
 
 
 def _sources(rows: SampledRows) -> list[Int[Tensor, "row"]]:

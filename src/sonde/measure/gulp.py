@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.function import as_function
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
-from sonde.measure._flags import moment_flags
+from sonde.measure._flags import SMALLEST, moment_flags
 from sonde.measure._reads import CrossInstrument
 from sonde.stats import CrossMomentsState, MomentsState
 from sonde.stats.normal_equations import GRAM_CUT
@@ -104,10 +104,12 @@ class GULP(CrossInstrument):
 
 
 def _is_swamped(moments: MomentsState, ridge: float) -> bool:
-    """Return whether the ridge is lost in the rounding of the units' correlations."""
+    """Return whether the ridge is lost in the rounding, or the variance is too small to invert."""
+    variance = moments.variance.detach()
+    if float(variance.sum()) < SMALLEST:
+        return True
     if ridge == 0:
         return False
-    variance = moments.variance.detach()
     return ridge < torch.finfo(torch.float64).eps * float(variance.max())
 
 

@@ -67,7 +67,7 @@ class Procrustes(CrossInstrument):
                 n=cross.n, range=(0.0, 2.0), flags=flags, angle=math.nan, raw=math.nan
             )
         nuclear = torch.linalg.svdvals(cross.cross).sum()
-        scale = torch.sqrt(sizes[0] * sizes[1])
+        scale = sizes[0].sqrt() * sizes[1].sqrt()  # their product may be too small for float64
         spread = math.sqrt(cross.n / (independent or cross.n))
         cosine = float((nuclear / scale).detach())
         return ProcrustesResult(
