@@ -64,7 +64,7 @@ def test_noise_follows_no_definition():
 
 def test_rows_without_labels_are_refused():
     rows = [{"x": row["x"]} for row in clusters()[-1]]
-    with pytest.raises(InputError, match="4 or more classes"):
+    with pytest.raises(InputError, match=r"300 of 300 rows without one.* Name"):
         defined_anomaly(IDENTITY, rows, site="0", progress=False)
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from sonde import InputError
 from sonde.metrics import Cascade
 from sonde_studies.parts.cascades import order_p_value
 from sonde_studies.parts.choice import NOT_TOLD, correlation_of_halves, gain_of_best
 from sonde_studies.parts.figures import auroc_effects, is_sure
 from sonde_studies.parts.forks import least_alike
 from sonde_studies.parts.owners import owners_of, parted, shuffled_labels
-from sonde_studies.parts.rows import apart
+from sonde_studies.parts.rows import apart, check_classes
 from sonde_studies.recipes import RECIPES, recipe_of
 from tools import recipe_nulls as nulls
 from tools import recipe_worlds as worlds
@@ -198,3 +199,22 @@ def test_the_best_of_equal_arms_gains_as_rarely_as_promised(shared):
         n_before += is_sure(gain)
     assert n_false <= 16  # 2.3 % of 400: more in one of 50
     assert n_false < n_before
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0, 1, -1] * 9, "9 of 27 rows without one.* Leave"),
+        ([0, 1], "9 or more labelled rows, got 2"),
+        ([0] * 20, "2 or more classes, got 0"),
+        ([0] * 19 + [1], r"of every class, got \{'1': 1\}"),
+    ],
+)
+def test_the_first_reason_alone_is_named(label, message):
+    with pytest.raises(InputError, match=message):
+        check_classes("recipe", np.array(label), 9)
+
+
+def test_rows_of_one_group_are_not_called_one_row():
+    with pytest.raises(InputError, match="groups: 1, rows: 40"):
+        apart(np.arange(40) % 2, 0.3, 0, owner=np.zeros(40, int))

@@ -51,5 +51,5 @@ def test_words_of_few_writers_become_lines():
 
 def test_a_writer_of_one_document_is_refused():
     rows = [{**row, "file": f"{row['author']}{i % 4}"} for i, row in enumerate(texts("names"))]
-    with pytest.raises(InputError, match="5 or more groups each, got"):
+    with pytest.raises(InputError, match="5 or more groups of every class, got"):
         who_wrote_it(load("sonde:stdlib"), rows, group_column="file", progress=False)

@@ -119,26 +119,38 @@ def check_classes(
     kinds: int = 2,
     each: int = 2,
     groups: Any = None,
-    what: str = "rows",
 ) -> None:
     """Raise if there are too few labelled rows, classes, or rows (or groups) of a class.
 
     Raises
     ------
     InputError
-        If so, with what there is.
+        If so, naming the first reason.
     """
     names = np.unique(label)
     owners = np.arange(len(label)) if groups is None else np.asarray(groups)
     held = {str(name): len(np.unique(owners[label == name])) for name in names}
-    few = min(held.values(), default=0) < each
-    without = int((label < 0).sum()) if label.dtype.kind in "if" else 0
-    if len(label) < least or len(names) < kinds or few or without:
-        what = what if groups is None else "groups"
+    few = {name: n for name, n in held.items() if n < each}
+    if without := int((label < 0).sum()) if label.dtype.kind in "if" else 0:
+        advice = "Leave these rows out" if without < len(label) else "Name the column of labels"
         raise InputError(
-            f"{recipe}: expected {least} or more labelled rows of {kinds} or more classes with "
-            f"{each} or more {what} each, got {len(label)} rows of {len(names)} classes, {without} "
-            f"rows without a label: {held}. Look at the columns, or leave rare classes out."
+            f"{recipe}: expected a label for every row, got {without} of {len(label)} rows without "
+            f"one, or with a negative one. {advice}."
+        )
+    if len(label) < least:
+        raise InputError(
+            f"{recipe}: expected {least} or more labelled rows, got {len(label)}. Give more rows."
+        )
+    if len(names) < kinds:
+        raise InputError(
+            f"{recipe}: expected {kinds} or more classes, got {', '.join(held) or 'none'}. Check "
+            "that the column of labels is the right one."
+        )
+    if few:
+        what = "rows" if groups is None else "groups"
+        raise InputError(
+            f"{recipe}: expected {each} or more {what} of every class, got {few}. Give more "
+            f"{what} of these classes, or leave the classes out."
         )
 
 
@@ -169,7 +181,14 @@ def apart(
     from sklearn.model_selection import train_test_split  # pyright: ignore
 
     rows = one_of_each(owner, seed)
-    check_classes("split of groups", label[rows], 2, kinds=1, what="groups")
+    names, counts = np.unique(label[rows], return_counts=True)
+    if len(rows) < 2 or counts.min() < 2:
+        held = dict(zip(map(str, names), counts.tolist(), strict=True))
+        raise InputError(
+            "split of groups: expected two or more groups for every class, where one row stands "
+            f"for each group, got {held} (groups: {len(rows)}, rows: {len(owner)}). Give rows of "
+            "more groups, or leave the column of groups out if the rows are independent."
+        )
     parts: Any = train_test_split(rows, test_size=share, stratify=label[rows], random_state=seed)
     kept, held = (np.sort(part) if ordered else np.asarray(part) for part in parts)
     if len(rows) < len(owner):
