@@ -97,6 +97,30 @@ def test_the_column_or_the_scale_that_breaks_a_regression_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.truth("planted: targets of another form; the linear logarithm of another unit")
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        (lambda y: 1.8 * y + 32, "y = 1.8 * y + 32"),
+        (lambda y: (y / 1000).log(), "y = y.log(); y = y -6.9"),
+        (torch.log10, "y = y.log10()"),
+        (lambda y: 1 / y, "y = 1 / y"),
+        (lambda y: 1000 - y, "y = -y; y = y +"),
+    ],
+    ids=["Fahrenheit", "logarithm of thousands", "base 10", "reciprocal", "the rest of a whole"],
+)
+def test_targets_in_a_form_that_people_use_are_the_cause(
+    trained, targets: Callable, line: str
+) -> None:
+    net, x, y = trained
+    report = scanned(net, x, targets(y))
+    assert report.json()["cause"] == "SND037"
+    (finding,) = (f for f in report.findings if f["code"] == "SND037")
+    assert line in finding["fix"]
+    assert "SND015" not in {f["code"] for f in report.findings}
+
+
+@pytest.mark.slow
 @pytest.mark.truth("planted: the net gives logarithms of the targets")
 def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
     net, x, y = trained

@@ -148,6 +148,30 @@ def test_targets_with_an_offset_are_no_other_form() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.truth("planted: skewed targets, all in another unit; inputs are right")
+@pytest.mark.parametrize("unit", [lambda y: y / 10, torch.sqrt, lambda y: y.log() + 1])
+def test_skewed_targets_in_another_unit_are_no_form_of_some_rows(unit: Callable) -> None:
+    """Rows with small answers seem right beside those of large ones, which any form shrinks."""
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn(500, 4, generator=draw)
+    weight = torch.tensor([0.8, -0.5, 0.3, 0.2])
+
+    class Price(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 1)
+            self.inner.weight.data, self.inner.bias.data = weight[None].clone(), torch.tensor([8.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).exp()
+
+    y = (x @ weight + 8 + 0.1 * torch.randn(500, generator=draw)).exp()
+    report = sonde.scan(Price().eval(), (x, unit(y)), progress=False)
+    assert "SND015" not in {f.code for f in report.findings}
+    assert report.json()["cause"] in ("SND037", None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_chance", [True, False])
 def test_wrong_rows_are_searched_unless_right_ones_are_chance(
     is_chance: bool, monkeypatch: pytest.MonkeyPatch

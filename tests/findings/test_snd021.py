@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, checked, deep_relu, noise, tensors
 from sonde.core.stream import Stream
 from sonde.findings.codes.snd021 import SND021
@@ -53,3 +55,13 @@ def test_norms_beyond_the_grid_are_told_as_bounds(
     assert check.finding is not None
     for word in words:
         assert word in check.finding.sentence
+
+
+@pytest.mark.truth("answers in the unit of the targets, above states of unit size")
+def test_answers_of_a_regression_are_not_compared_with_states() -> None:
+    inner, answers = noise(200, 16), 5e4 * noise(200, 1)
+    sites = {"a": inner, "b": answers}
+    numbers = arrays.evidence_of(sites, logits=answers, facts={"target": torch.arange(200.0)})
+    assert SND021().check(numbers).state == "not_applicable"
+    classes = arrays.evidence_of(sites, logits=answers)
+    assert_raised(SND021().check(classes), "warning")

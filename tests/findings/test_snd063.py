@@ -38,3 +38,9 @@ def test_a_sensor_that_is_scaled_is_named_and_chance_is_not() -> None:
     assert figure.high is not None
     assert figure.low < float(off[OLD].mean() - off[~OLD].mean()) < figure.high
     assert_clear(ended(torch.where(OLD, 1.2 * said, said)))
+
+
+@pytest.mark.truth("targets of another size: the model is off everywhere")
+def test_no_group_is_named_where_all_rows_are_off() -> None:
+    check = ended(torch.where(OLD, 2.5, 1.0) * (40 + 3 * TARGET))
+    assert check.state == "not_applicable"

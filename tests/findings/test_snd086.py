@@ -89,6 +89,18 @@ def test_a_form_like_the_true_one_is_no_cause() -> None:
     assert "no exact form" in finding.sentence
 
 
+@pytest.mark.truth("graded errors of one sign: a tail, of which a factor mends the end roughly")
+@pytest.mark.parametrize(("n_between", "is_named"), [(0, True), (40, False)])
+def test_the_end_of_a_tail_is_no_second_kind_of_rows(n_between: int, is_named: bool) -> None:
+    draw = np.random.default_rng(2)
+    answers = 2000 * draw.gamma(3, 1, 400) + 3000
+    ratio = 1 + 0.05 * draw.normal(size=400)
+    ratio[:45] = 1.8 + 0.14 * draw.normal(size=45)
+    ratio[45 : 45 + n_between] = 1.25 + 0.35 * draw.random(n_between)
+    check = checked(torch.from_numpy(answers)[:, None], torch.from_numpy(answers * ratio)[:, None])
+    assert (check.finding is not None) == is_named
+
+
 NOISES: Final[dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]]] = {
     "t3": lambda draw, y: draw.standard_t(3, len(y)),
     "exponential": lambda draw, y: draw.exponential(0.6, len(y)),

@@ -21,14 +21,7 @@ from torch import Tensor
 from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.answers.best_probe import BestProbe
 from sonde.findings.rule import Check, Finding, Gap
-from sonde.findings.trial import (
-    BEYOND,
-    LEVEL,
-    SCOPES,
-    Trial,
-    chance_of_gain,
-    closed_beyond,
-)
+from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain, is_beyond
 
 LIKE_CONSTANTS: Final = ("inputs", "some inputs", "part", "statistics")
 """Scopes of changes that can act as a constant on a logit."""
@@ -161,7 +154,7 @@ def _can_be_cause(
     for rival in (f.trial for f in tried.values() if f.trial is not None):
         if rival is trial or rival.measure != trial.measure or rival.scope == "head":
             continue
-        if rival.leaves_out and closed_beyond(trial, rival) < BEYOND:
+        if rival.leaves_out and not is_beyond(trial, rival):
             return False
         common = _common(trial, rival)
         gains = [float((_at(t, t.after, common) - _at(t, t.before, common)).mean())

@@ -34,7 +34,7 @@ from sonde.findings.rule import (
     Theme,
 )
 from sonde.findings.symptoms import Symptom
-from sonde.findings.trial import BEYOND, Trial, chance_of_gain, closed_beyond
+from sonde.findings.trial import LEVEL, Trial, chance_of_gain, is_beyond
 from sonde.findings.words.places import sentence
 from sonde.findings.words.step import Step
 from sonde.findings.words.text import listed, number, percent, plural, shortened
@@ -156,21 +156,29 @@ class SND015(Rule):
         if not isinstance(held, TensorTrials):
             return other
         rival = None if other.finding is None else other.finding.trial
-        if rival is not None and closed_beyond(rival, held.trial) >= BEYOND:
+        if rival is not None and is_beyond(rival, held.trial):
             return other
         trial, numbers = held.trial, held.trial.measure == "error"
         own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
         figure = self._gained(trial)
-        if held.is_like_constants or not self._gains(trial, figure):
-            return other if rival is None else _without_trial(other)
-        before, after = (_reached(score, numbers) for score in (own, then))
         columns = "this column" if len(held.form.columns) == 1 else "these columns"
+        what = "R^2 of" if numbers else "correct on"
+        # a form that was found proves that the inputs are at fault: these rows only choose the words
+        is_sure = trial.p < self.level or (
+            other.finding is not None and min(trial.p, held.p_of_loss) < LEVEL
+        )
+        if held.is_like_constants or not is_sure or not self._is_large(trial, figure):
+            without = f"{what} {_figure(then, numbers)} of {plural(n, 'row')}"
+            return other if rival is None else _without_trial(other, (
+                f"Look where the values of {columns} come from, too: the rows cannot tell this "
+                f"form from one with the inputs {held.form.words} ({without})."
+            ))  # fmt: skip
+        before, after = (_reached(score, numbers) for score in (own, then))
         text = (
             f"With its inputs {held.form.words}, the model {after} on {plural(n, 'row')} held out "
             f"from this choice; with unchanged inputs, it {before}. The values of {columns} do "
             "not fit the model, and no other form of the inputs does much better."
         )
-        what = "R^2 of" if numbers else "correct on"
         return self.raised_with(
             "error" if trial.gain >= self.part * (1 - own) else "warning",
             sentence(text),
@@ -192,10 +200,10 @@ class SND015(Rule):
             threshold=least,
         )  # fmt: skip
 
-    def _gains(self, trial: Trial, figure: Figure) -> bool:
+    def _is_large(self, trial: Trial, figure: Figure) -> bool:
         assert figure.threshold is not None
         is_useful = trial.measure != "error" or float(trial.after.mean()) > 0
-        return trial.gain >= figure.threshold and trial.p < self.level and is_useful
+        return trial.gain >= figure.threshold and is_useful
 
     def _of_restored(self, evidence: Evidence, clear: Check) -> Check:
         """Judge the form of any input tensor that corrects most of the wrong rows."""
@@ -242,7 +250,7 @@ class SND015(Rule):
         trial, numbers = tried.trial, tried.trial.measure == "error"
         own, then, n = float(trial.before.mean()), float(trial.after.mean()), len(trial.rows)
         figure = self._gained(trial)
-        if not self._gains(trial, figure):
+        if trial.p >= self.level or not self._is_large(trial, figure):
             return self.clear(figure, f"none of {tried.n_tried:,} forms of the inputs does better")
         before, after = (_reached(score, numbers) for score in (own, then))
         text = (
@@ -357,8 +365,7 @@ class SND015(Rule):
             )
         fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
         fix += _or_fix(trial)
-        tried = trial if trial.holds else None
-        return self._raised(text, figure, pair[1], fix, "warning", tried, found.tensor)
+        return self._raised(text, figure, pair[1], fix, "warning", trial, found.tensor)
 
     def _of_stored(
         self, evidence: Evidence, found: VariantEvidence, stored: StoredColumns, other: Check
@@ -617,10 +624,11 @@ def _range(form: Tried) -> str:
     return f" Factors from {number(low)} to {number(high)} work about as well."
 
 
-def _without_trial(check: Check) -> Check:
-    """Return a check whose finding cannot be the cause."""
+def _without_trial(check: Check, advice: str) -> Check:
+    """Return a check whose finding cannot be the cause, with more advice."""
     assert check.finding is not None
-    return replace(check, finding=replace(check.finding, trial=None))
+    fix = f"{check.finding.fix.rstrip('.')}. {advice}"
+    return replace(check, finding=replace(check.finding, trial=None, fix=fix))
 
 
 def _reached(score: float, numbers: bool) -> str:

@@ -43,7 +43,8 @@ class SND021(Rule):
     how: ClassVar[str] = (
         "Median norm of all rows at every site, divided by the root of the width; the largest "
         "of these over the smallest, among sites whose modules are of one class. A few rows "
-        "with huge values do not affect the median."
+        "with huge values do not affect the median. The answers of a regression are left out: "
+        "they have the unit of the targets."
     )
     false_positives: ClassVar[str] = (
         "Sites of one class with different purposes, such as a head of logits."
@@ -59,7 +60,7 @@ class SND021(Rule):
             return too_few(self, evidence.n_groups, GROUPS)
         kinds: dict[tuple[str, str], list[SiteEvidence]] = {}
         for site in evidence.sites:
-            if _size(site) > 0:
+            if _size(site) > 0 and not _is_of_targets(site, evidence):
                 kinds.setdefault((site.schema.module, site.schema.site.port), []).append(site)
         several = [sites for sites in kinds.values() if len(sites) > 1]
         if not several:
@@ -91,6 +92,14 @@ class SND021(Rule):
             effect=log_effect(ratio, self.note, 1e6),
             next=read_command(last.name),
         )
+
+
+def _is_of_targets(site: SiteEvidence, evidence: Evidence) -> bool:
+    """Return whether a site holds the answers of a regression, in the unit of its targets."""
+    answers = evidence.columns.get("logits")
+    if evidence.data.target is None or answers is None or answers.rows.ndim != 2:
+        return False
+    return site is evidence.sites[-1] and site.dim == answers.rows.shape[1]
 
 
 def _size(site: SiteEvidence) -> float:

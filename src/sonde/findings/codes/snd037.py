@@ -48,7 +48,7 @@ class SND037(ClassAnswersRule):
     section: ClassVar[Section] = "answers"
     explains: ClassVar[tuple[Explains, ...]] = (
         Explains(("SND069",), levels=SERIOUS),
-        Explains(("SND039", "SND061", "SND062", "SND063", "SND064")),
+        Explains(("SND039", "SND061", "SND062", "SND063", "SND064", "SND074")),
     )
     why: ClassVar[str] = (
         "If the answers are worse than a probe of the model's own states, or than always giving "

@@ -40,7 +40,7 @@ class Place:
     def _copied(self, value: Any, name: str) -> Any:
         for x in leaves(value).values():
             dtype = self.types.get(name, x.dtype) if x.is_floating_point() else x.dtype
-            value = replaced(value, x, x.detach().to(self.device, dtype, copy=True))
+            value = replaced(value, x, x.to(self.device, dtype, copy=True))
         return value
 
 

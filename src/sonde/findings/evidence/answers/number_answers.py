@@ -1,7 +1,7 @@
 """Errors of a regression model, compared with a linear probe and with the mean."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,9 +104,20 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     "the square of its numbers": ("y = y.square()", torch.square),
     "the logarithm of its numbers": ("y = y.log()", torch.log),
     "the logarithm to base 2 of its numbers": ("y = y.log2()", torch.log2),
+    "the logarithm to base 10 of its numbers": ("y = y.log10()", torch.log10),
     "the logarithm of 1 plus its numbers": ("y = y.log1p()", torch.log1p),
     "the root of its numbers": ("y = y.sqrt()", torch.sqrt),
+    "1 divided by its numbers": ("y = 1 / y", torch.reciprocal),
+    "its numbers from Celsius to Fahrenheit": ("y = 1.8 * y + 32", lambda y: 1.8 * y + 32),
+    "its numbers from Fahrenheit to Celsius": ("y = (y - 32) / 1.8", lambda y: (y - 32) / 1.8),
 }
+LOGARITHMS: Final[Mapping[str, tuple[str, Form]]] = {
+    "the logarithm": ("y = y.log()", torch.log),
+    "the logarithm to base 10": ("y = y.log10()", torch.log10),
+    "the logarithm to base 2": ("y = y.log2()", torch.log2),
+    "the negative": ("y = -y", torch.neg),
+}
+"""Forms with one constant: a logarithm of numbers in another unit, or what is left of a whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +210,7 @@ def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[Answe
         f"its numbers times {slope:.4g} plus {offset:.4g}", f"y = {slope:.4g} * y {offset:+.4g}",
         lambda y: slope * y + offset, _is_standardised(x) or _is_standardised(y),
     )  # fmt: skip
-    forms += [of_factor, of_offset, of_line]
+    forms += [of_factor, of_offset, *_with_constant(x, y), of_line]
     c, d = _line(x, y.log())
     forms.append(AnswerForm(
         f"the exponential of {c:.4g} times its numbers plus {d:.4g}",
@@ -216,6 +227,20 @@ def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[Answe
             lambda y, f=form, a=a, b=b: a * f(y) + b, _is_standardised(y),
         ))  # fmt: skip
     return forms
+
+
+def _with_constant(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> Iterator[AnswerForm]:
+    """Yield logarithms and the negative with a constant added."""
+    for words, (line, form) in LOGARITHMS.items():
+        less = y - form(x)
+        kept = torch.isfinite(less)
+        if int(kept.sum()) < LEAST:
+            continue
+        more = float(less[kept].mean())
+        yield AnswerForm(
+            f"{words} of its numbers plus {more:.4g}", f"{line}; y = y {more:+.4g}",
+            lambda y, f=form, more=more: f(y) + more, True, True,
+        )  # fmt: skip
 
 
 def _is_standardised(x: Float[Tensor, "row"]) -> bool:

@@ -35,6 +35,8 @@ RIGHT: Final = 2.0
 FEW: Final = 0.2
 """Fitted constants are tried if no more rows, relative to the wrong ones, have errors between those
 of right and of wrong rows: long tails have more."""
+TAIL: Final = 0.5
+"""From this many on, right and wrong rows may be of one kind, with a long tail of errors."""
 CLOSE: Final = 0.1
 """Fraction of the choosing rows by which a later form must mend more."""
 NEAR_POWER: Final = 0.2
@@ -84,6 +86,9 @@ class RestoredTargets:
     rougher : float
         p-value that the mended rows are further off than the right rows are: another curve than the
         true one brings rows into the range of right ones, but not as near.
+    is_tail : bool
+        Whether so many errors lie between those of right and of wrong rows that both may be of one
+        kind, with a long tail.
     trial : Trial
         The wrong rows that judge in this form, the right rows as they are.
     """
@@ -96,6 +101,7 @@ class RestoredTargets:
     p: float
     wrong: float
     rougher: float
+    is_tail: bool
     trial: Trial
 
 
@@ -173,6 +179,7 @@ def restored(
         p=float(binom.sf(hits - 1, len(judges), max(chance, 1 / len(judges)))),
         wrong=len(bad) / len(some),
         rougher=1.0 if test is None else float(test.pvalue),
+        is_tail=between > TAIL,
         trial=_trial(form, (y, t), (judges, good), order, mends(form, judges)),
     )
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu
 from torch import Tensor
 
 from sonde.findings.evidence.answers.answers import right_rows
@@ -30,6 +30,8 @@ from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import input_tensors
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
+CHANCE: Final = 0.1
+"""p-value from which right answers may be chance, so that no row is known to be as in training."""
 KEPT: Final = 0.95
 STEPS: Final = 12
 
@@ -117,11 +119,14 @@ def wrong_and_right(evidence: Evidence) -> JudgedRows | None:
     A number is wrong beyond two thirds of the targets' spread and three usual errors.
     """
     numbers, shared, limit = number_rows(evidence), shared_rows(evidence), WRONG
+    usual = 0.0
     if not isinstance(numbers, str):
         where, answers, truth = numbers
         off = torch.full((len(shared.group),), math.nan, dtype=torch.float64)
-        off[where] = (answers - truth).abs() / truth.std(correction=0)
+        spread = truth.std(correction=0)
+        off[where] = (answers - truth).abs() / spread
         limit = max(limit, 3 * 1.4826 * float(off.nanmedian()))
+        usual = ((truth - truth.median()).abs() / spread < limit / 2).double().mean().item()
     elif (is_right := right_rows(evidence)) is not None:
         off = 1 - is_right
     else:
@@ -130,9 +135,31 @@ def wrong_and_right(evidence: Evidence) -> JudgedRows | None:
     bad, good = one[off[one] > limit], one[off[one] < limit / 2]
     if order is None or min(len(bad), len(good)) < FEWEST:
         return None
+    if may_be_chance(len(good), int(torch.isfinite(off[one]).sum()), usual):
+        return None
     wrong, right = (order[rows[:ROWS]].tolist() for rows in (bad, good))
     share = len(bad) / int(torch.isfinite(off[one]).sum())
     return JudgedRows(wrong, right, share, 1 - (limit / 2) ** 2)
+
+
+def may_be_chance(n_right: int, n: int, usual: float) -> bool:
+    """Return whether a constant that is right on a fraction of rows may be right on as many.
+
+    Then no row is known to be as in training.
+
+    Parameters
+    ----------
+    n_right, n : int
+        Rows that the model gets right, and all rows.
+    usual : float
+        Fraction of the rows on which the constant is right.
+
+    Examples
+    --------
+    >>> may_be_chance(62, 100, 0.6), may_be_chance(90, 100, 0.6)
+    (True, False)
+    """
+    return float(binom.sf(n_right - 1, n, usual)) >= CHANCE
 
 
 def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tuple[MendedRows, ...]:

@@ -11,13 +11,13 @@ from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom, mannwhitneyu
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import two_logits
 from sonde.findings.evidence.trials.answer_scores import AnswerScores
-from sonde.findings.evidence.trials.mended_rows import mended_by_offset
+from sonde.findings.evidence.trials.mended_rows import may_be_chance, mended_by_offset
 from sonde.findings.evidence.trials.tensor_forms import TensorForm, place_of, tensor_forms
 from sonde.findings.evidence.trials.tensor_trials import FormSearch, in_own_budget
 from sonde.findings.trial import Trial
@@ -30,8 +30,6 @@ MOST: Final = 128
 """Largest number of wrong rows, and of right rows, that are used."""
 WRONG: Final = 2 / 3
 """How far off a number is wrong, in standard deviations of the targets; half as far is right."""
-CHANCE: Final = 0.1
-"""p-value from which right answers may be chance, so that no row is known to be as in training."""
 OFF: Final = 0.1
 """Fraction of a row's positions or pixels from which their answers may be wrong."""
 USUAL: Final = 3 * 1.4826
@@ -145,13 +143,27 @@ def _wrong_and_right(search: FormSearch) -> _Rows | str:
     bad, good = off > limit, off < limit / 2
     if min(int(bad.sum()), int(good.sum())) < FEWEST:
         return f"needs {FEWEST} rows with wrong and {FEWEST} with right answers"
-    if search.scores.kind == "class":
-        counts = torch.unique(search.scores.targets(search.order_of(every)), return_counts=True)[1]
-        usual = float(counts.max()) / len(every)
-        if float(binom.sf(int(good.sum()) - 1, len(every), usual)) >= CHANCE:
-            return "the model is right no more often than the commonest label: by chance"
+    usual = _right_by_constant(search, every, given[0], limit)
+    if may_be_chance(int(good.sum()), len(every), usual):
+        return "the model is right no more often than a constant answer: by chance"
     at = torch.tensor(every)
     return _Rows(at[bad][:MOST], at[good][:MOST], float(bad.double().mean()), limit)
+
+
+def _right_by_constant(
+    search: FormSearch, every: Sequence[int], answers: Tensor, limit: float
+) -> float:
+    """Return the fraction of rows that the commonest label, or the median, gets right."""
+    order, scores = search.order_of(every), search.scores
+    if scores.kind == "entries":
+        return 0.0
+    if scores.kind == "class":
+        counts = torch.unique(scores.targets(order), return_counts=True)[1]
+        return float(counts.max()) / len(every)
+    numbers = (answers if scores.head is not None else answers[:, :1]).double()
+    truth = scores.targets(order).reshape(numbers.shape)
+    median = truth.nanmedian(0).values.expand_as(numbers)
+    return float((_off(scores, scores.scores(median, order)) < limit / 2).double().mean())
 
 
 def _one_per_group(keys: Sequence[bytes], rows: list[int]) -> list[int]:

@@ -10,14 +10,10 @@ from typing import Final
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.findings.trial import LEVEL, chance_of_gain
+from sonde.findings.trial import LEVEL, PROVED, SURER, chance_of_gain
 
 WORSE: Final = 0.1
 """Mean score by which a rival may lag behind, if the rows do not prove that it does."""
-PROVED: Final = 0.05
-"""p-value below which the chosen form's scores are better than those of a rival."""
-SURER: Final = 0.9
-"""Loss relative to a rival's below which the chosen form is told from it by its losses."""
 
 
 def does_as_well(

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sonde.core.inputs import InputBatch
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, two_logits
 from sonde.findings.evidence.trials.answer_scores import (
@@ -31,7 +32,7 @@ from sonde.findings.evidence.trials.shifted_rows import (
     chosen_shift,
     shifted_rows,
 )
-from sonde.findings.evidence.trials.tempered_loss import TEMPERATURES, as_logits
+from sonde.findings.evidence.trials.tempered_loss import TEMPERATURES, as_logits, cooled_loss
 from sonde.findings.evidence.trials.tensor_forms import (
     Change,
     TensorForm,
@@ -41,7 +42,7 @@ from sonde.findings.evidence.trials.tensor_forms import (
     tensor_forms,
 )
 from sonde.findings.self_check import chosen_examples
-from sonde.findings.trial import CANNOT_RUN, Trial, chooses_by_key
+from sonde.findings.trial import CANNOT_RUN, Trial, chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.input_tensors import InputTensor, input_tensors, with_tensors
 from sonde.tap.model.seeding import untouched
@@ -81,12 +82,15 @@ class TensorTrials:
         Forms that were tried.
     is_like_constants : bool
         Whether constants on the logits, or a line through the numbers, do as well.
+    p_of_loss : float, default=1.0
+        p-value that the log loss of classes falls, each at its best temperature.
     """
 
     form: TensorForm
     trial: Trial
     n_tried: int
     is_like_constants: bool = False
+    p_of_loss: float = 1.0
 
 
 def tensor_trials(stream: LiveStream, evidence: Evidence) -> TensorTrials | str:
@@ -214,11 +218,15 @@ class FormSearch:
             rows,
             own,
             after,
-            group=groups,
+            self._nats(best),
+            groups,
             leaves_out=leaves_out,
             rival="" if rival is None else f"its inputs {rival.words}",
         )
-        return TensorTrials(best, trial, self.n_tried, is_like_constants)
+        given = self._nats(None)
+        is_known = given is not None and trial.nats is not None
+        p_of_loss = chance_of_gain(-given, -trial.nats, groups) if is_known else 1.0
+        return TensorTrials(best, trial, self.n_tried, is_like_constants, p_of_loss)
 
     def _tied_rival(
         self, best: TensorForm, after: Float[Tensor, "row"], groups: Int[Tensor, "row"] | None
@@ -239,6 +247,16 @@ class FormSearch:
         logits = as_logits(two_logits(answers))
         losses = [self.scores.losses(logits / t, order) for t in TEMPERATURES]
         return min(losses, key=lambda loss: float(loss.mean()))
+
+    def _nats(self, form: TensorForm | None) -> Float[Tensor, "row"] | None:
+        """Return the log loss of the rows that judge, at the temperature of those that choose."""
+        if self.scores.kind != "class":
+            return None
+        rows = [*self.chooses, *self.judges]
+        chooses = torch.arange(len(rows)) < len(self.chooses)
+        label = self.evidence.data.label[self.order_of(rows)]
+        loss = cooled_loss(self.answers([form], rows)[0], label, chooses)
+        return None if loss is None else loss[~chooses]
 
     @property
     def _is_ordered(self) -> bool:
@@ -360,9 +378,7 @@ class FormSearch:
         free = {n: x.float().requires_grad_() for n, x in given.items() if x.is_floating_point()}
         try:
             with torch.enable_grad():
-                changed = with_tensors(self.module, batch, lambda _: {**given, **free})
-                args, kwargs = self.stream.probe.place.call(changed.args, changed.kwargs)
-                answers = self.scores.of(self.module(*args, **kwargs))
+                answers = self.differentiable(batch, {**given, **free})
                 if answers is None:
                     return [0.0] * len(forms)
                 loss = self.scores.losses(answers, self.order_of(rows))
@@ -381,6 +397,12 @@ class FormSearch:
             step = torch.stack(parts).sum(0).double()
             steepness.append(float(step.sum() / step.square().sum().sqrt().clamp(min=1e-30)))
         return steepness
+
+    def differentiable(self, batch: InputBatch, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the answers to a batch with these input tensors, not detached from them."""
+        changed = with_tensors(self.module, batch, lambda _: dict(tensors))
+        args, kwargs = self.stream.probe.place.call(changed.args, changed.kwargs)
+        return self.scores.of(self.module(*args, **kwargs))
 
     def best(self, forms: Sequence[TensorForm]) -> TensorForm | None:
         """Return the form with the least loss on the rows that choose, if it lowers the loss."""
