@@ -114,9 +114,9 @@ def test_targets_in_a_form_that_people_use_are_the_cause(
 ) -> None:
     net, x, y = trained
     report = scanned(net, x, targets(y))
-    assert report.json()["cause"] == "SND037"
-    (finding,) = (f for f in report.findings if f["code"] == "SND037")
-    assert line in finding["fix"]
+    assert report.cause is not None
+    assert report.cause.code == "SND037"
+    assert line in report.cause["fix"]
     assert "SND015" not in {f["code"] for f in report.findings}
 
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -219,6 +220,41 @@ def test_two_columns_of_noise_are_named_together(curved) -> None:
     assert sorted(finding["location"]["columns"]) == [0, 3]
     assert "held at their medians" in finding["sentence"]
     assert "values of these columns" in finding["sentence"]
+
+
+class Stored(nn.Module):
+    """A net that stores the mean and the standard deviation of its columns."""
+
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x - self.mean) / self.std)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: columns cut to whole numbers; counts and flags are whole numbers")
+def test_columns_cut_to_whole_numbers_are_named(wines) -> None:
+    net, x, y = wines
+    mean, std = 0.3 * torch.arange(13) + 0.1, torch.full((13,), 0.2)
+    mean[:4], std[:4] = torch.tensor([0.3, 12.4, 0.02, 130.0]), torch.tensor([0.46, 3.0, 0.14, 9.0])
+    model = Stored(net, mean, std).eval()
+    x = mean + std * x
+    x[:, :4] = x[:, :4].round()
+    names = [*"abcdefghijklm"]
+
+    def of(x: Tensor) -> list[Any]:
+        frame = pd.DataFrame(x.numpy(), columns=names).assign(label=y.numpy())
+        report = sonde.scan(model, frame, settings=ScanSettings(progress=False))
+        return [f for f in report.findings if "whole numbers" in f.sentence]
+
+    assert not of(x)
+    (finding,) = of(x.trunc())
+    assert finding["location"]["columns"] == names[4:]
+    assert finding.level == "error"
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,8 @@ class Report:
     ----------
     findings : list of ReportFinding
         Sorted by level, then size: dictionaries of the schema ``sonde-scan/1`` with attributes.
+    cause : ReportFinding or None
+        The finding whose change corrects the wrong answers, if one was found and tried.
     figures : dict of str to Svg
         The pictures of the page by key; a notebook shows them, ``.save(path)`` writes SVG or PNG.
     """
@@ -105,6 +107,11 @@ class Report:
     def findings(self) -> list[ReportFinding]:
         """The findings that are not ignored."""
         return [ReportFinding(f) for f in self._report["findings"] if not f["ignored"]]
+
+    @property
+    def cause(self) -> ReportFinding | None:
+        """The finding that is the main cause of wrong answers; None if none was found."""
+        return next((f for f in self.findings if f.code == self._report["cause"]), None)
 
     @property
     def figures(self) -> dict[str, Svg]:

@@ -105,12 +105,14 @@ class SND015(Rule):
         "standard deviations away, or if its standard deviation is at most a quarter or at "
         "least four times the stored one, while most columns fit (not by its standard "
         "deviation if its tail index is below 2); then the unit, curve or exchange of columns that "
-        "makes it fit is tried. Without labels, a form is reported if it removes three quarters "
-        "of the first batch norm's misfit and leaves less than 0.125 nats. Inputs of a row up to "
-        "3 rows before or after are tried if a line through the answers (of classes: a "
-        "temperature) would lower the loss by 0.05: the nearest row that removes two thirds of "
-        "this regret (Student's test over blocks of rows, 1 %). Newer inputs make a forecast "
-        "better although nothing is wrong; they do not leave less regret. "
+        "makes it fit is tried. Columns of whole numbers are named first if no whole numbers have "
+        "the stored mean and deviation (variance below 0.5 f (1 - f), with f behind the point of "
+        "the mean): they were rounded or cut. Without labels, a form is reported if it removes "
+        "three quarters of the first batch norm's misfit and leaves less than 0.125 nats. Inputs "
+        "of a row up to 3 rows before or after are tried if a line through the answers (of "
+        "classes: a temperature) would lower the loss by 0.05: the nearest row that removes two "
+        "thirds of this regret (Student's test over blocks of rows, 1 %). Newer inputs make a "
+        "forecast better although nothing is wrong; they do not leave less regret. "
         "Every column and channel is also held at its median, and further ones with it while each "
         "corrects a tenth of what is left wrong (1 %, corrected for the columns tried): if a form "
         "leaves more than two thirds of what is wrong then, these columns are named instead, with "
@@ -163,7 +165,7 @@ class SND015(Rule):
         figure = self._gained(trial)
         columns = "this column" if len(held.form.columns) == 1 else "these columns"
         what = "R^2 of" if numbers else "correct on"
-        # a form that was found proves that the inputs are at fault: these rows only choose the words
+        # a form that was raised proves a fault of the inputs: these rows only choose its words
         is_sure = trial.p < self.level or (
             other.finding is not None and min(trial.p, held.p_of_loss) < LEVEL
         )
@@ -372,8 +374,11 @@ class SND015(Rule):
     ) -> Check:
         """Judge columns whose mean and standard deviation differ from those stored in the model.
 
-        A form that rows chose is kept if it corrects more answers than these columns put right.
+        A form that rows chose is kept if it corrects more answers than these columns put right. No
+        form brings back what columns of rounded numbers have lost.
         """
+        if stored.cut:
+            return self._of_cut(evidence, stored)
         trial, best = None, None
         if len(found.restored) == 2:
             best = found.restored[1]
@@ -422,6 +427,31 @@ class SND015(Rule):
             fix=f"{_asked(best)}: {what} {then} instead of {now}.",
             trial=trial if trial.holds else None,
             location=Location(columns=tuple(c.name for c in stored.off)),
+        )
+
+    def _of_cut(self, evidence: Evidence, stored: StoredColumns) -> Check:
+        """Name the columns that were rounded or cut to whole numbers."""
+        first, n = stored.cut[0], len(stored.cut)
+        figure = Figure(
+            "columns_off", n / stored.n_columns, unit="share", null=0.0, threshold=0.0,
+            n_rows=evidence.data.n,
+        )  # fmt: skip
+        names = listed([shortened(c.name, 30) for c in stored.cut])
+        have = "has" if n == 1 else "have"
+        text = (
+            f"{n} of {plural(stored.n_columns, 'column')} {have} whole numbers alone: {names}. Of "
+            f"{shortened(first.name, 30)} the model has stored mean {number(first.stored[0])} and "
+            f"standard deviation {number(first.stored[1])} ({stored.where}), which no whole "
+            "numbers have: they were rounded or cut."
+        )
+        return self.raised_with(
+            "error" if 4 * n >= stored.n_columns else "warning",
+            sentence(text),
+            figure,
+            effect=figure.value,
+            fix="Read these columns as floating-point numbers: look for .astype(int), // and "
+            "integer columns of a data base. No change of the inputs brings back what was lost.",
+            location=Location(columns=tuple(c.name for c in stored.cut)),
         )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:

@@ -36,7 +36,7 @@ FEW: Final = 0.2
 """Fitted constants are tried if no more rows, relative to the wrong ones, have errors between those
 of right and of wrong rows: long tails have more."""
 TAIL: Final = 0.5
-"""From this many on, right and wrong rows may be of one kind, with a long tail of errors."""
+"""Such errors in between, relative to the wrong rows, from which both may be of one kind."""
 CLOSE: Final = 0.1
 """Fraction of the choosing rows by which a later form must mend more."""
 NEAR_POWER: Final = 0.2
@@ -87,8 +87,8 @@ class RestoredTargets:
         p-value that the mended rows are further off than the right rows are: another curve than the
         true one brings rows into the range of right ones, but not as near.
     is_tail : bool
-        Whether so many errors lie between those of right and of wrong rows that both may be of one
-        kind, with a long tail.
+        Whether right and wrong rows may be of one kind, with a long tail of errors: for each wrong
+        row, half an error or more lies between those of right and of wrong rows.
     trial : Trial
         The wrong rows that judge in this form, the right rows as they are.
     """

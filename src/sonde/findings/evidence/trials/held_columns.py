@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, two_logits

@@ -30,6 +30,14 @@ MOST_OFF: Final = 0.5
 LEAST_COLUMNS: Final = 4
 TAIL, VARIANCE = 0.05, 2.0
 """Fraction of the rows in a column's tail; the tail index below which there is no variance."""
+LEAST_ROWS: Final = 20
+"""Rows from which it is no chance that a column holds whole numbers alone."""
+FITTING: Final = 0.25
+"""Fraction of the columns that must fit if others were cut."""
+UNSURE: Final = 0.5
+"""Stored variance relative to the least one of whole numbers: running variances are estimates."""
+ROUNDED: Final = 2.0**-8
+"""Relative error of stored means, as of bfloat16."""
 LEFT: Final = 1e-2
 """Least variance of a column beside what is left of the variance 1 of a new batch norm."""
 
@@ -65,6 +73,9 @@ class StoredColumns:
     change : callable or None
         All these changes one after the other, with their code; None if no change makes a column
         fit.
+    cut : tuple of OffColumn
+        Columns of whole numbers whose stored mean and standard deviation no whole numbers have:
+        they were rounded or cut, and no change brings back what was lost.
     """
 
     where: str
@@ -72,6 +83,7 @@ class StoredColumns:
     n_columns: int
     words: tuple[str, ...]
     change: Change | None
+    cut: tuple[OffColumn, ...] = ()
 
 
 def stored_columns(stream: LiveStream, x: Inputs, names: Sequence[str]) -> StoredColumns | None:
@@ -84,23 +96,54 @@ def stored_columns(stream: LiveStream, x: Inputs, names: Sequence[str]) -> Store
         return None
     x = x.detach().cpu().double()
     pairs = list(_pairs(stream, x.shape[1]))
-    typical = [_typical(x, mean, spread) for _, mean, spread in pairs]
+    cut = _cut(x, names, pairs)
+    if cut is not None:
+        return cut
+    typical = [_quantile(x, mean, spread) for _, mean, spread in pairs]
     if not min(typical, default=math.inf) < 1:
         return None
     where, mean, spread = pairs[typical.index(min(typical))]
     off = torch.nonzero(_is_off(x, mean, spread)).flatten().tolist()
     if not off or len(off) > MOST_OFF * len(names):
         return None
-    listed = tuple(
+    listed = _listed(x, names, mean, spread, off)
+    words, change = _fitting(x, names, mean, spread, off)
+    return StoredColumns(where, listed, len(names), words, change)
+
+
+def _listed(
+    x: Inputs, names: Sequence[str], mean: Tensor, spread: Tensor, which: Sequence[int]
+) -> tuple[OffColumn, ...]:
+    return tuple(
         OffColumn(
             str(names[i]),
             (float(mean[i]), float(spread[i])),
             (float(x[:, i].mean()), float(x[:, i].std(correction=0))),
         )
-        for i in off
+        for i in which
     )
-    words, change = _fitting(x, names, mean, spread, off)
-    return StoredColumns(where, listed, len(names), words, change)
+
+
+def _cut(
+    x: Inputs, names: Sequence[str], pairs: Sequence[tuple[str, Tensor, Tensor]]
+) -> StoredColumns | None:
+    """Return the columns that were rounded or cut to whole numbers; None if there are none.
+
+    Whole numbers with mean m vary at least by f (1 - f), where f is what m has behind the point.
+    """
+    quartile = [_quantile(x, mean, spread, FITTING) for _, mean, spread in pairs]
+    if len(x) < LEAST_ROWS or not min(quartile, default=math.inf) < 1:
+        return None
+    where, mean, spread = pairs[quartile.index(min(quartile))]
+    ends = torch.stack([mean - ROUNDED * mean.abs(), mean + ROUNDED * mean.abs()])
+    rest = ends - ends.floor()
+    least = (rest * (1 - rest)).amin(0) * (ends[0].floor() == ends[1].floor())
+    is_cut = (x == x.round()).all(0) & (spread.square() < UNSURE * least)
+    which = torch.nonzero(is_cut).flatten().tolist()
+    if not which:
+        return None
+    cut = _listed(x, names, mean, spread, which)
+    return StoredColumns(where, (), len(names), (), None, cut)
 
 
 def _pairs(
@@ -148,11 +191,13 @@ def _of_norm(
         yield f"{name}.running_mean", mean / (1 - left), moved.sqrt()
 
 
-def _typical(x: Inputs, mean: Tensor, spread: Tensor) -> float:
-    """Return the median misfit of the columns; infinite if half of the deviations are unknown."""
+def _quantile(x: Inputs, mean: Tensor, spread: Tensor, q: float = 0.5) -> float:
+    """Return a quantile of the columns' misfit; infinite if half of the deviations are unknown."""
     misfit = _misfit(x, mean, spread)
     finite = misfit[~misfit.isnan()]
-    return float(finite.median()) if 2 * len(finite) > len(misfit) else math.inf
+    if 2 * len(finite) <= len(misfit):
+        return math.inf
+    return float(finite.quantile(q, interpolation="lower"))
 
 
 def _misfit(x: Inputs, mean: Tensor, spread: Tensor) -> Float[Tensor, "column"]:

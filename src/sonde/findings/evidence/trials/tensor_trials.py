@@ -224,8 +224,9 @@ class FormSearch:
             rival="" if rival is None else f"its inputs {rival.words}",
         )
         given = self._nats(None)
-        is_known = given is not None and trial.nats is not None
-        p_of_loss = chance_of_gain(-given, -trial.nats, groups) if is_known else 1.0
+        p_of_loss = 1.0
+        if given is not None and trial.nats is not None:
+            p_of_loss = chance_of_gain(-given, -trial.nats, groups)
         return TensorTrials(best, trial, self.n_tried, is_like_constants, p_of_loss)
 
     def _tied_rival(
