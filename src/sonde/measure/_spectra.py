@@ -154,7 +154,7 @@ def rank_result(
         flags = (*flags, "se_first_order")
     if se is not None and isinstance(rows, HashSampleState):
         effect = _effects(rows, figure, spectrum.values, centered)
-        is_heavy = has_heavy_tails(effect, rows.group, [rows.rows])
+        is_heavy = has_heavy_tails(effect.cpu(), rows.group.cpu(), [rows.rows])
         flags = (*flags, "heavy_tails") if is_heavy else flags
     return RankResult(
         value=value,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sonde import InputError
+from sonde import InputError, Model
 from sonde.metrics import Cascade
 from sonde_studies.parts.cascades import order_p_value
 from sonde_studies.parts.choice import NOT_TOLD, correlation_of_halves, gain_of_best
@@ -218,3 +218,10 @@ def test_the_first_reason_alone_is_named(label, message):
 def test_rows_of_one_group_are_not_called_one_row():
     with pytest.raises(InputError, match="groups: 1, rows: 40"):
         apart(np.arange(40) % 2, 0.3, 0, owner=np.zeros(40, int))
+
+
+def test_a_refusal_says_how_many_rows_are_left_of_groups_and_copies():
+    rows = [{"x": torch.randn(4), "a": i % 2, "b": i % 3, "group": i // 5} for i in range(300)]
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval()
+    with pytest.raises(InputError, match=r"got 60.* The recipe read groups of data: 60 of 300"):
+        recipe_of("where-tasks-part")(Model(net), rows, tasks=("a", "b"))

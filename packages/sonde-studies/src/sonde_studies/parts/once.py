@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec
 
+from sonde import InputError
 from sonde.data import different_rows, kept_rows
 from sonde.report import Answer
 from sonde_studies.parts.owners import owners_of
@@ -66,7 +67,13 @@ def copies_once(
                         given.arguments[name] = kept_rows(given.arguments[name], chosen)
                         counted = f"{len(chosen):,} of {len(owner):,} rows; one row of each counts"
                         facts[f"groups of {name}"] = counted
-            answer = recipe(*given.args, **given.kwargs)  # pyright: ignore
+            try:
+                answer = recipe(*given.args, **given.kwargs)  # pyright: ignore
+            except InputError as error:
+                if not facts:
+                    raise
+                counted = "; ".join(f"{what}: {n}" for what, n in facts.items())
+                raise InputError(f"{error} The recipe read {counted}.") from error
             return replace(answer, facts={**answer.facts, **facts}) if facts else answer
 
         return asked
