@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,6 +183,7 @@ def _runs(p: "Place") -> "Iterator[Case]":
     deep = p / ("a" * 90)
     deep.mkdir()
     yield "the path of Ray's sockets is too long", lambda: _connected_in(deep)
+    yield "what workers write is deleted at once", lambda: _fitted_and_deleted(p)
     folder = p / "images"
     for i in range(12):
         (folder / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -316,6 +318,25 @@ def _connected_in(folder: Path) -> None:
         _connected(Crew(runner="ray"))
     finally:
         tempfile.tempdir = held
+
+
+def _fitted_and_deleted(p: "Place") -> None:
+    """Fit with two workers, while a thread deletes the states that they write."""
+    directory, is_over = p / "deleted.run", Event()
+
+    def delete() -> None:
+        while not is_over.wait(0.002):
+            for path in directory.glob("states/*.sonde"):
+                path.unlink(missing_ok=True)
+
+    thread = Thread(target=delete)
+    thread.start()
+    try:
+        method = measure.ParticipationRatio()
+        sonde.fit(method, Stream.of(p.x), progress=False, workers=2, directory=str(directory))
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager
