@@ -9,6 +9,7 @@ import pytest
 from object_storage import require_packages
 from sonde.core.errors import StoreError
 from sonde.files.durable import atomic_write, make_directory
+from sonde.files.durable import require_local
 from sonde.files.places import Place, to_path
 from sonde.files.services import _failure, service_of
 
@@ -134,3 +135,15 @@ def test_a_bucket_opens_without_credentials(monkeypatch):
 
 def test_a_service_is_opened_once():
     assert service_of("https", "host") is service_of("https", "host")
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+@pytest.mark.parametrize("address", ["s3:bucket", "GS:bucket/a", "az:a", "hf:a/b", "https:host/a"])
+def test_an_address_without_slashes_is_refused_and_not_written_beside(address, as_type):
+    scheme, _, rest = address.partition(":")
+    with pytest.raises(StoreError, match=f"Write {scheme.lower()}://{rest}, or /.*{address} for a"):
+        to_path(as_type(address))
+    with pytest.raises(StoreError, match="two slashes"):
+        require_local(as_type(address))
+    whole = Path.cwd() / address
+    assert to_path(whole) == whole

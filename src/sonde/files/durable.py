@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import StoreError
-from sonde.files.places import ADDRESS, Place, to_path
+from sonde.files.places import ADDRESS, Place, require_slashes, to_path
 
 PRIMITIVES = ("open_new", "write", "fsync", "replace", "unlink")
 TEMPORARY = ".tmp-"
@@ -170,6 +170,7 @@ def require_local(path: Path | str) -> None:
     StoreError
         If the path begins with a scheme of two or more letters and a colon.
     """
+    require_slashes(path)
     match = ADDRESS.match(str(path))
     if match is not None and match["scheme"].lower() == "file":
         raise StoreError(

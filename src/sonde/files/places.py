@@ -28,6 +28,8 @@ BUFFER_BYTES = 2**20
 PIECE_BYTES = 8 * 2**20
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):[\\/]+(?P<rest>.*)", re.DOTALL)
 """A scheme of one letter is a drive of Windows; ``pathlib`` leaves one of the two slashes."""
+WITHOUT_SLASHES = re.compile(rf"({'|'.join(SCHEMES)}):(?=[^\\/])", re.IGNORECASE)
+"""An address such as ``s3:bucket``, which ``pathlib`` takes for a file of that name."""
 
 _private: dict[str, str] = {}
 """Queries of signed addresses, and names with passwords, by the address without them."""
@@ -42,6 +44,11 @@ def to_path(path: Path | str) -> Path:
         A path, or an address such as ``s3://bucket/name``. A signed address keeps its query for
         this process alone; messages show the address without it.
 
+    Raises
+    ------
+    StoreError
+        If the address has a scheme and no slashes, such as ``s3:bucket/name``.
+
     Examples
     --------
     >>> to_path("s3://bucket/rows/store.json").parent
@@ -50,6 +57,7 @@ def to_path(path: Path | str) -> Path:
     True
     """
     match = None if isinstance(path, Place) else ADDRESS.match(str(path))
+    require_slashes(path)
     if str(path).lower() in BARE:
         return Place(str(path).lower())
     if match is None or match["scheme"].lower() not in SCHEMES:
@@ -58,6 +66,28 @@ def to_path(path: Path | str) -> Path:
     if scheme in ("http", "https"):
         rest = _without_secrets(scheme, rest)
     return Place(f"{scheme}://{rest}")
+
+
+def require_slashes(path: Path | str) -> None:
+    """Raise if a path is an address without slashes, for which a local file would be written.
+
+    Parameters
+    ----------
+    path : path or str
+        A path or an address.
+
+    Raises
+    ------
+    StoreError
+        If it starts with a scheme and a colon, without a slash after it.
+    """
+    match = None if isinstance(path, Place) else WITHOUT_SLASHES.match(str(path))
+    if match is not None:
+        scheme, rest = match[1].lower(), str(path)[match.end() :]
+        raise StoreError(
+            f"{scheme}:{rest}: expected an address with two slashes or a path, got neither. Write "
+            f"{scheme}://{rest}, or {Path.cwd() / str(path)} for a local file of that name."
+        )
 
 
 def _without_secrets(scheme: str, rest: str) -> str:
