@@ -11,6 +11,7 @@ from typing import Any
 
 from tools.see_also import see_also_export
 
+from sonde.core.columns import Column
 from sonde.run.instruments.families import FAMILIES
 
 ROOMS = (
@@ -92,9 +93,21 @@ def entry(name: str, found: Any) -> list[str]:
     if not (inspect.isclass(found) or inspect.isroutine(inspect.unwrap(found))):
         is_short = len(repr(found)) <= LONGEST and "<" not in repr(found)
         shown = f"{name} = {found!r}" if is_short else f"{name}: {type(found).__name__}"
-        return [_block([shown], "python")]
+        return [_block([shown], "python"), *_columns(found)]
     doc = inspect.getdoc(found) or ""
     return [_block([f"{name}{_signature(found)}"], "python"), *sections(doc)]
+
+
+def _columns(found: Any) -> list[str]:
+    """Return a list of what each column means, if a value maps names to columns."""
+    if not (isinstance(found, dict) and all(isinstance(v, Column) for v in found.values())):
+        return []
+    head = "What a statistic may take beside the rows, by the name of its parameter."
+    lines = (
+        f"- `{name}` (*{one.kind}, {one.shape}*): {escaped(one.meaning)}"
+        for name, one in found.items()
+    )
+    return [head, "\n".join(lines)]
 
 
 def sections(doc: str) -> list[str]:

@@ -8,8 +8,7 @@ import pytest
 
 from object_storage import require_packages
 from sonde.core.errors import StoreError
-from sonde.files.durable import atomic_write, make_directory
-from sonde.files.durable import require_local
+from sonde.files.durable import atomic_write, make_directory, require_local
 from sonde.files.places import Place, to_path
 from sonde.files.services import _failure, service_of
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, cross_val_predict
 
 from sonde.core.errors import InputError
 from sonde.findings.label_errors import check_labels, read_arrays
@@ -28,6 +30,34 @@ def test_features_alone_tell_how_many_labels_are_wrong_and_which():
     assert np.isin(found.wrong.order[:120], bad).mean() > 0.9
     clean = check_labels({"X": x, "y": load_digits().target})
     assert clean.wrong.high < 0.01 * len(y)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the exchanged labels")
+def test_the_interval_holds_the_number_also_for_folds_of_rows_in_their_order():
+    """Neighbouring digits are of one writer, whom no other fold contains."""
+    x, truth = load_digits(return_X_y=True)
+    n_held = 0
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        rows = np.sort(draw.choice(len(truth), 900, replace=False))
+        bad, y = draw.random(900) < 0.05, truth[rows]
+        y = np.where(bad, (y + draw.integers(1, 10, 900)) % 10, y)
+        model = LogisticRegression(max_iter=300)
+        p = cross_val_predict(model, x[rows] / 16, y, cv=KFold(5), method="predict_proba")
+        found = check_labels({"pred_probs": p, "y": y})
+        n_held += found.wrong.low <= bad.sum() <= found.wrong.high
+    assert n_held >= 5
+
+
+def test_crowded_errors_and_the_assumption_are_said_in_words():
+    draw = np.random.default_rng(0)
+    p = draw.dirichlet([0.1, 0.1, 0.1], 400)
+    y = np.array([draw.choice(3, p=row) for row in p])
+    y[:40] = (y[:40] + 1) % 3
+    said = " ".join(check_labels({"pred_probs": p, "y": y}).sentences())
+    assert "Errors crowd in neighbouring rows" in said
+    assert "p(wrong) assumes" in said
 
 
 @pytest.mark.parametrize("name", ["group", "group_key", "id"])

@@ -191,3 +191,13 @@ def test_the_head_counts_pieces_and_the_texts_that_they_were_cut_from():
     whole = scan("sonde:stdlib", [{"text": t[:90]} for t in texts], settings=quick)
     assert "n_texts" not in whole.json()["provenance"]["data"]
     assert "9 rows" in str(whole)
+
+
+def test_settings_of_a_scan_are_taken_by_name() -> None:
+    found = scan(mlp(), items(40), sites=["0"], only="SND011", show_inputs=True, progress=False)
+    assert [one["code"] for one in found.json()["checks"]] == ["SND011"]
+    assert found.json()["shows_inputs"]
+    both = scan(mlp(), items(40), sites=["0"], settings=QUIET, only=["SND011", "SND041"])
+    assert {one["code"] for one in both.json()["checks"]} == {"SND011", "SND041"}
+    with pytest.raises(InputError, match="onyl"):
+        scan(mlp(), items(40), onyl="SND011")

@@ -73,7 +73,12 @@ class Labels:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    return [row["id"], row["label"], row["looks_like"], f"{row['p_wrong']:.2f}"]
+    return [row["id"], row["label"], row["looks_like"], _chance(row["p_wrong"])]
+
+
+def _chance(p: float) -> str:
+    """Return a probability with two decimals; no label is certain to be wrong."""
+    return ">0.99" if p > 0.99 else f"{p:.2f}"
 
 
 def _json(found: "CheckedLabels") -> str:

@@ -34,6 +34,8 @@ class Calibration(State):
     scores : Float[Tensor, "n"]
         Scores of held-out rows, float64; kept in ascending order.
     guarantee : {"marginal", "pac"}, default="marginal"
+        Promise about the rate of false alarms: ``marginal`` keeps it in the mean over calibration
+        sets, ``pac`` keeps it for this calibration set, with probability ``1 - delta``.
     delta : float, default=0.05
         Probability that a ``pac`` promise may fail.
 

@@ -19,10 +19,11 @@ class QueryMoments(State):
     Parameters
     ----------
     n : Int[Tensor, "row"]
-        Tokens.
+        Number of tokens whose queries were counted.
     mean : Float[Tensor, "row query_head width"]
+        Mean query of each head.
     scatter : Float[Tensor, "row query_head width width"]
-        Sum of ``(q - mean)(q - mean)^T``.
+        Sum over the tokens of ``(q - mean)(q - mean)^T``, for each head.
     """
 
     n: Int[Tensor, "row"]

@@ -17,7 +17,7 @@ SIDES = ("negative side", "positive side")
 def contrast(
     positive: Any, negative: Any, split: str = "train", limit: int | None = None
 ) -> Source:
-    """Return the items of two data sets as one, labelled 1 and 0, for ``sonde.read``.
+    """Join two data sets for ``sonde.read``, with label 1 for the first and 0 for the second.
 
     Parameters
     ----------

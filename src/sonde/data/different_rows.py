@@ -37,7 +37,7 @@ class DifferentRows:
     data : Any
         What is left, for everything that reads data. Data without copies are the given object.
     n, n_different : int
-        Rows that were looked at, and different rows among them.
+        Number of rows that were compared, and number of different rows among them.
     n_named_apart : int
         Rows with the content of an earlier row and another id, which stay: ids name the rows.
     """
@@ -97,7 +97,7 @@ def different_rows(data: Any, limit: int | None = None) -> DifferentRows:
 
 
 def kept_rows(data: Any, index: Int[np.ndarray, "row"]) -> Any:
-    """Return some rows of data, which know their numbers in the data that the user gave.
+    """Return some rows of data; ``row_number`` gives the number of each in the user's data.
 
     Parameters
     ----------

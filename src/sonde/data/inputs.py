@@ -41,7 +41,7 @@ class ItemInputs(Inputs):
     source, encoder, layout, listing
         Where rows are, how they become inputs, which column is what, and who they are.
     batch_size : int
-        Most examples of one forward; fixed, so that a unit's rounding can be repeated.
+        Most examples of one forward pass. It is fixed, so that a second run rounds as the first.
     skip_bad : bool
         Leave out items that cannot be decoded, and count them.
     typed : dict

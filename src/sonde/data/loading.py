@@ -85,7 +85,7 @@ def load(
 ) -> Model:
     """Return the model that the user names, with its processor.
 
-    ``sonde.load`` describes the arguments; it passes down what this room cannot import.
+    Call ``sonde.load``, which passes ``fill`` and ``insert``.
 
     Parameters
     ----------
@@ -101,9 +101,9 @@ def load(
         Tokenizer, image processor, or function that turns an item into a tensor; by default the
         model's own.
     fill : callable
-        Puts what a folder holds into a module of its factory.
+        Function that puts the weights of a folder into the module that its factory returns.
     insert : callable
-        Puts the layers that a folder holds into its model.
+        Function that inserts the layers that a folder holds into the model.
 
     Raises
     ------

@@ -60,7 +60,7 @@ class PillowProcessor:
     mean, std : tuple of float
         For each channel, after scaling.
     resample : int
-        Pillow's number of the filter.
+        Pillow's number of the resampling filter: 2 is bilinear, 3 is bicubic.
     """
 
     size: tuple[int, int] | int | None

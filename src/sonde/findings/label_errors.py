@@ -29,6 +29,8 @@ WIDE = 2048
 LABELS = ("y", "label", "labels")
 PROBABILITIES = ("pred_probs", "probs", "probabilities")
 TEXTS = ("id", "group")
+CROWDED = 1.5
+"""Dispersion of errors over neighbouring rows that a sentence reports."""
 BESIDE = (*TEXTS, "group_key", "row", "key", "position", "label_name")
 """Arrays that are neither features nor labels."""
 
@@ -75,7 +77,7 @@ class CheckedLabels:
         return f"{number} of {len(self.label):,} labels are wrong (95 % interval {low} to {high})"
 
     def sentences(self) -> list[str]:
-        """Return the estimate, how far the order can be trusted, and where it comes from."""
+        """Return the estimate, how far it can be trusted, and where it comes from."""
         n = round(self.wrong.number)
         sharp = self.wrong.sharpness
         fit = "too cautious" if sharp > 1.25 else "overconfident" if sharp < 0.8 else "calibrated"
@@ -84,6 +86,17 @@ class CheckedLabels:
             expected = round(self.wrong.expected(n))
             texts.append(f"Of the first {n} rows of the list, {expected} are expected to be wrong.")
         texts.append(f"Probabilities: {self.source}; they are {fit} (power {sharp:.2f}).")
+        if self.wrong.dispersion > CROWDED:
+            texts.append(
+                "Errors crowd in neighbouring rows: sums over blocks of rows vary "
+                f"{self.wrong.dispersion:.1f} times as much as those of independent rows, so the "
+                "interval is wider. Take folds of shuffled rows, or give groups."
+            )
+        if n:
+            texts.append(
+                "p(wrong) assumes that the probabilities give warning of the model's own mistakes. "
+                "Where a model is confident and mistaken, its mistakes count as wrong labels."
+            )
         return texts
 
     def json(self) -> dict[str, Any]:
@@ -96,6 +109,7 @@ class CheckedLabels:
             "high": wrong.high,
             "p": wrong.p,
             "precision": wrong.precision,
+            "dispersion": wrong.dispersion,
             "source": self.source,
             "rows": self.rows(),
         }

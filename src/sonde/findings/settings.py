@@ -1,8 +1,9 @@
 """Settings of a scan other than the model, the data and the reading."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE
@@ -13,7 +14,9 @@ from sonde.run.passes.crew import Crew, Runner
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """Settings of a scan and of its report.
+    """Settings of a scan and of its report, imported from ``sonde.report``.
+
+    ``sonde.scan`` takes each of them by name as well: ``sonde.scan(model, data, only="SND034")``.
 
     Parameters
     ----------
@@ -102,6 +105,27 @@ class ScanSettings:
             check_code(entry.partition("@")[0])
         only = {check_code(code) for code in self.only}
         return [rule for rule in every if not only or rule.code in only]
+
+    def changed(self, **values: Any) -> "ScanSettings":
+        """Return these settings with some of them replaced.
+
+        Parameters
+        ----------
+        **values
+            New values by name. One word stands for a tuple of one, and a list for a tuple.
+
+        Examples
+        --------
+        >>> ScanSettings().changed(only="SND034").only
+        ('SND034',)
+        """
+        tuples = {one.name for one in fields(self) if isinstance(one.default, tuple)}
+        for name in tuples & values.keys():
+            value = values[name]
+            values[name] = (value,) if isinstance(value, str) else tuple(value)
+        if isinstance(values.get("reference"), str):
+            values["reference"] = Path(values["reference"])
+        return replace(self, **values)
 
     @property
     def crew(self) -> Crew:

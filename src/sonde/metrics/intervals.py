@@ -35,6 +35,7 @@ class Metric(Result):
         groups, or of groups with rows of the rarer kind, both are widened by Student's t, and
         groups of uneven sizes count as fewer; of a single group there are none.
     level : float, default=0.95
+        Probability with which the interval should hold the figure of fresh rows.
     n_positive, n_negative : int
         Rows of either kind; unusual ones are positive unless ``conventions`` say otherwise.
     resampled : Float[Tensor, "resample"], optional

@@ -14,11 +14,20 @@ from sonde.metrics.intervals import members
 
 RATES: Final = torch.cat([torch.zeros(1), torch.logspace(-4.3, -0.2, 100)]).double()
 """Fractions of wrong labels whose likelihood is computed."""
-SHARPNESS: Final = torch.logspace(-1.4, 0.7, 30).double()
-"""Powers of the probabilities; above 1 they are too cautious, below 1 too sure."""
+SHARPNESS: Final = torch.logspace(-1.4, 0.7, 22).double()
+"""Median powers of the probabilities; above 1 they are too cautious, below 1 too sure."""
+SPREADS: Final = (0.0, 0.25, 0.5)
+"""Standard deviations, over the rows, of the logarithm of the power."""
+POWERS: Final = torch.logspace(-2.1, 1.4, 36).double()
+"""Powers of which these distributions are mixtures."""
 INTERVAL: Final = float(chi2.ppf(0.95, 1)) / 2
 NO_SIGN: Final = 0.05
 """Level above which the number of wrong labels is 0."""
+BLOCKS: Final = (10, 20)
+"""Numbers of blocks of neighbouring rows whose errors are compared."""
+NEAR: Final = 7.0
+"""Difference in log-likelihood, in nats, beyond which a fraction has no part in an average."""
+CHUNK: Final = 8192
 TINY: Final = 1e-12
 
 
@@ -35,11 +44,16 @@ class WrongLabels:
     support : Float[Tensor, "row"]
         Probability of the label among the classes, if it is right.
     probability : Float[Tensor, "row"]
-        Probability that the label is wrong, in [0, 1].
+        Probability that the label is wrong, in [0, 1]: the mean over all fractions and powers that
+        fit, weighted by their likelihood.
     named : Int[Tensor, "row"]
         The class with the largest probability apart from the label.
     sharpness : float
-        Power of the given probabilities that fits the labels best: 1 = calibrated.
+        Median power of the given probabilities that fits the labels best: 1 = calibrated.
+    dispersion : float
+        Variance of the errors in blocks of neighbouring rows, relative to independent errors; at
+        least 1. It divides the log-likelihood: above 1 the interval is wider, and ``probability``
+        is averaged over more; ``number`` and ``p`` stay.
     """
 
     number: float
@@ -50,6 +64,7 @@ class WrongLabels:
     probability: Float[Tensor, "row"]
     named: Int[Tensor, "row"]
     sharpness: float
+    dispersion: float
 
     @property
     def order(self) -> Int[Tensor, "row"]:
@@ -72,15 +87,20 @@ def wrong_labels(probabilities: Any, label: Any, group: Any = None) -> WrongLabe
 
     A label is right with probability ``1 - e``, and then the classes have the given probabilities
     to some power; otherwise the label is another class than the true one, each with the same
-    probability. The fraction ``e`` and the power are those of the largest likelihood, so an
-    overconfident model is no reason to call labels wrong: what counts are labels that contradict
-    predictions more often than predictions of this confidence err. The interval is that of the
-    profile likelihood.
+    probability. The power differs from row to row (log-normal), so a model may be overconfident,
+    and on some rows more than on others: what counts are labels that contradict predictions more
+    often than predictions of this confidence err. The fraction ``e``, the median of the powers and
+    their spread are those of the largest likelihood. The interval is that of the profile
+    likelihood, widened if errors crowd in neighbouring rows, as they do if the model was fitted on
+    unshuffled folds.
 
     Range        number in [0, rows]; 0 = no sign of wrong labels. Order: higher = more doubtful.
-    Cost         O(rows classes) for each of 30 powers, O(rows) for each of 101 fractions and power.
-    Assumes      probabilities of rows that the model did not learn from; wrong labels that do not
-                 depend on the input. Labels that are wrong by a rule (all night images) count less.
+    Cost         O(rows classes) for each of 36 powers, O(rows) for each of 101 fractions and 66
+                 distributions of powers.
+    Assumes      probabilities of rows that the model did not learn from, in the order in which the
+                 rows were collected; wrong labels that do not depend on the input. Labels that are
+                 wrong by a rule (all night images) count less. A model that is confident in wrong
+                 answers, against which its confidence gives no warning, looks like wrong labels.
 
     Parameters
     ----------
@@ -102,52 +122,122 @@ def wrong_labels(probabilities: Any, label: Any, group: Any = None) -> WrongLabe
     """
     p, y = _checked(probabilities, label)
     n, n_classes = p.shape
-    weight = _weights(group, n)
-    logs = p.clamp(min=TINY).log()
-    best = torch.full((len(RATES),), torch.inf, dtype=torch.float64)
-    powers = torch.zeros_like(best)
-    for power in SHARPNESS:
-        own = (logs * power).log_softmax(1).gather(1, y[:, None])[:, 0].exp()
-        loss = _losses(own, RATES, n_classes, weight)
-        powers = torch.where(loss < best, power, powers)
-        best = torch.minimum(loss, best)
+    index = members(group, n)
+    weight = 1 / torch.bincount(index)[index].double()
+    loss = torch.zeros(len(RATES), len(SHARPNESS) * len(SPREADS), dtype=torch.float64)
+    for rows in torch.arange(n).split(CHUNK):
+        loss += _losses(_supports(p[rows], y[rows]), n_classes, weight[rows])
+    best, form = loss.min(1)
     at = int(best.argmin())
-    inside = RATES[best <= best[at] + INTERVAL]
-    rate, power = float(RATES[at]), float(powers[at])
+    rate, own = float(RATES[at]), _support(p, y, int(form[at]))
     if rate > 0:  # between its neighbours on the grid
-        own = (logs * power).log_softmax(1).gather(1, y[:, None])[:, 0].exp()
         near = torch.linspace(float(RATES[at - 1]), float(RATES[min(at + 1, len(RATES) - 1)]), 41)
-        rate = float(near[int(_losses(own, near.double(), n_classes, weight).argmin())])
+        rate = float(near[int(_losses(own[:, None], n_classes, weight, near.double()).argmin())])
+    expected = (1 - rate) * _support(p, p.argmax(1), int(form[at]))
+    spread = _dispersion((p.argmax(1) == y).double() - expected, index, weight)
+    inside = RATES[best <= best[at] + INTERVAL * spread]
     gain = 2 * float(best[0] - best[at])
     p_value = float(chi2.sf(gain, 1)) / 2 if gain > 0 else 1.0
-    if p_value >= NO_SIGN:  # a flat likelihood has its maximum anywhere
-        rate, power = 0.0, float(powers[0])
-    q = (logs * power).softmax(1)
-    own = q.gather(1, y[:, None])[:, 0]
-    wrong = rate * (1 - own) / (n_classes - 1)
-    named = q.scatter(1, y[:, None], -1.0).argmax(1)
+    is_sign = p_value < NO_SIGN  # else the likelihood is flat, with its maximum anywhere
+    chosen = int(form[at]) if is_sign else int(form[0])
+    wrong = torch.zeros(n, dtype=torch.float64)
+    if is_sign:
+        wrong = torch.cat([_probability(_supports(p[rows], y[rows]), n_classes, loss / spread)
+                           for rows in torch.arange(n).split(CHUNK)])  # fmt: skip
     return WrongLabels(
-        rate * n,
+        rate * n if is_sign else 0.0,
         float(inside.min()) * n,
         float(inside.max()) * n,
         p_value,
-        own,
-        wrong / (wrong + (1 - rate) * own).clamp(min=1e-300),
-        named,
-        power,
+        _support(p, y, chosen),
+        wrong,
+        p.scatter(1, y[:, None], -1.0).argmax(1),
+        float(SHARPNESS[chosen % len(SHARPNESS)]),
+        spread,
     )
 
 
+def _mixtures() -> Float[Tensor, "power form"]:
+    """Return the weights of the powers in each distribution, spread by spread."""
+    off = POWERS.log()[:, None] - SHARPNESS.log()
+    scale = torch.tensor([max(spread, 0.05) for spread in SPREADS]).double()  # of one or two powers
+    weights = (-((off[:, None] / scale[:, None]) ** 2) / 2).flatten(1)
+    return weights.softmax(0)
+
+
+def _supports(
+    p: Float[Tensor, "row class"], label: Int[Tensor, "row"]
+) -> Float[Tensor, "row form"]:
+    """Return the probability of each row's label under each distribution of powers."""
+    return _by_powers(p, label, POWERS) @ _mixtures()
+
+
+def _support(
+    p: Float[Tensor, "row class"], label: Int[Tensor, "row"], form: int
+) -> Float[Tensor, "row"]:
+    """Return the probability of each row's label under one distribution of powers."""
+    weights = _mixtures()[:, form]
+    kept = weights > 1e-9
+    chunks = torch.arange(len(p)).split(CHUNK)
+    return torch.cat([_by_powers(p[r], label[r], POWERS[kept]) @ weights[kept] for r in chunks])
+
+
+def _by_powers(
+    p: Float[Tensor, "row class"], label: Int[Tensor, "row"], powers: Float[Tensor, "power"]
+) -> Float[Tensor, "row power"]:
+    logs = p.clamp(min=TINY).log()
+    own = [(logs * power).log_softmax(1).gather(1, label[:, None]) for power in powers]
+    return torch.cat(own, 1).exp().clamp(min=1e-300)
+
+
 def _losses(
-    own: Float[Tensor, "row"],
-    rates: Float[Tensor, "rate"],
+    own: Float[Tensor, "row form"],
     n_classes: int,
     weight: Float[Tensor, "row"],
-) -> Float[Tensor, "rate"]:
+    rates: Float[Tensor, "rate"] = RATES,
+) -> Float[Tensor, "rate form"]:
     """Return the negative log-likelihood of the labels for each fraction of wrong ones."""
-    rates = rates[:, None]
-    seen = (1 - rates) * own + rates * (1 - own) / (n_classes - 1)
-    return -(seen.clamp(min=1e-300).log() * weight).sum(1)
+    other = (1 - own) / (n_classes - 1)
+    return -torch.stack([weight @ own.lerp(other, float(e)).log_() for e in rates])
+
+
+def _probability(
+    own: Float[Tensor, "row form"], n_classes: int, loss: Float[Tensor, "rate form"]
+) -> Float[Tensor, "row"]:
+    """Return the probability that each label is wrong, averaged over what fits the labels."""
+    share = (loss.min() - loss).exp() * (loss < loss.min() + NEAR)
+    total = torch.zeros(len(own), dtype=torch.float64)
+    for form in torch.nonzero(share.sum(0)).flatten().tolist():
+        near = share[:, form] > 0
+        right = own[:, form, None]
+        wrong = RATES[near] * (1 - right) / (n_classes - 1)
+        total += (wrong / (wrong + (1 - RATES[near]) * right)) @ share[near, form]
+    return total / share.sum()
+
+
+def _dispersion(
+    error: Float[Tensor, "row"], index: Int[Tensor, "row"], weight: Float[Tensor, "row"]
+) -> float:
+    """Return how far sums over neighbouring rows vary, relative to sums of independent groups.
+
+    Parameters
+    ----------
+    error : Float[Tensor, "row"]
+        Whether the prediction is the label, less the probability of that.
+    index : Int[Tensor, "row"]
+        Number of each row's group.
+    weight : Float[Tensor, "row"]
+        Weight of each row.
+    """
+    part = weight * error
+    part = part - weight * part.sum() / weight.sum()
+    groups = torch.zeros(int(index.max()) + 1).double().index_add(0, index, part)
+    alone = float(groups.square().sum())
+    if alone <= 0 or len(groups) < 2 * max(BLOCKS):
+        return 1.0
+    sums = [torch.stack([b.sum() for b in part.tensor_split(k)]).square().sum() for k in BLOCKS]
+    ratios = [float(s) / alone * k / (k - 1) for s, k in zip(sums, BLOCKS, strict=True)]
+    return max(1.0, sum(ratios) / len(ratios))
 
 
 def _checked(
@@ -175,9 +265,3 @@ def _checked(
             f"{y.min().item()} to {y.max().item()}."
         )
     return p, y.long()
-
-
-def _weights(group: Any, n: int) -> Float[Tensor, "row"]:
-    """Return the weight of each row: one over the number of rows of its group."""
-    index = members(group, n)
-    return 1 / torch.bincount(index)[index].double()

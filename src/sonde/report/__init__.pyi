@@ -1,3 +1,4 @@
+from sonde.findings.settings import ScanSettings as ScanSettings
 from sonde.report._schema import check_report as check_report
 from sonde.report._schema import schema as schema
 from sonde.report.answer import Answer as Answer

@@ -166,7 +166,7 @@ def scan(
     versus : str, path, iterable or None, default=None
         A second data set: which layers tell the two apart, and which of its rows are unusual.
     settings : ScanSettings, optional
-        How the scan is run, thresholds, gates, privacy.
+        How the scan is run, thresholds, gates, privacy; from ``sonde.report``.
     sites : object, default="auto"
         Patterns of the sites to scan, such as ``layers.*.mlp``; ``auto`` takes the stream after
         every block.
@@ -182,7 +182,9 @@ def scan(
     progress : bool, default=True
         False keeps silent, as ``ScanSettings(progress=False)`` does.
     **options
-        Named options of ``sonde.data.open_inputs``.
+        Named options of ``sonde.data.open_inputs``, and fields of ``ScanSettings`` such as
+        ``only``, ``ignore``, ``deep``, ``alpha`` and ``workers``, which replace those of
+        ``settings``.
 
     Returns
     -------
@@ -194,7 +196,8 @@ def scan(
     'sonde-scan/1'
     """
     started = time.time()
-    settings = settings or ScanSettings()
+    names = ScanSettings.__dataclass_fields__.keys() & options.keys()
+    settings = (settings or ScanSettings()).changed(**{n: options.pop(n) for n in names})
     how = {"sites": sites, "reducer": reducer, "processor": processor}
     how |= {"keep_special": keep_special, "seed": seed, **options}
     chosen = {name: value for name, value in how.items() if value not in AS_IT_IS}

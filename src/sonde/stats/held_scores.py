@@ -164,7 +164,10 @@ class SampledCalibration(State):
     n : int
         Number of scores that ``tail`` and ``scores`` come from.
     guarantee : {"marginal", "pac"}, default="marginal"
+        Promise about the rate of false alarms: ``marginal`` keeps it in the mean over calibration
+        sets, ``pac`` keeps it for this calibration set, with probability ``1 - delta``.
     delta : float, default=0.05
+        Probability that a ``pac`` promise may fail.
 
     Examples
     --------
