@@ -1,6 +1,7 @@
 """Calls that pages, docstrings and notebooks show have the keyword arguments that they name."""
 
 import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -85,5 +86,7 @@ def test_shown_calls_have_the_keyword_arguments_that_they_name() -> None:
 
 
 def test_a_keyword_argument_that_does_not_exist_is_seen() -> None:
-    shown = "`sonde.load(x, colour='a(b')` and sonde.scan(m, d, only=('SND034',), onyl=f(limit=2))"
-    assert unknown(shown) == ["sonde.load(colour=)", "sonde.scan(onyl=)"]
+    shown = (
+        "`sonde.load(x, colour='a(b')` and sonde.scan(m, d, only=('SND034',), colours=f(limit=2))"
+    )
+    assert unknown(shown) == ["sonde.load(colour=)", "sonde.scan(colours=)"]

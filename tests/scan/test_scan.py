@@ -199,5 +199,5 @@ def test_settings_of_a_scan_are_taken_by_name() -> None:
     assert found.json()["shows_inputs"]
     both = scan(mlp(), items(40), sites=["0"], settings=QUIET, only=["SND011", "SND041"])
     assert {one["code"] for one in both.json()["checks"]} == {"SND011", "SND041"}
-    with pytest.raises(InputError, match="onyl"):
-        scan(mlp(), items(40), onyl="SND011")
+    with pytest.raises(InputError, match="colours"):
+        scan(mlp(), items(40), colours="SND011")
