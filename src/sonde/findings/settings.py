@@ -37,6 +37,7 @@ class ScanSettings:
     fresh : bool, default=False
         Drop what another plan left in the run directory.
     progress : bool, default=True
+        Whether a bar shows the progress of the pass.
     error_bars : bool, default=True
         Compute standard errors.
     stochastic : bool, default=False
