@@ -42,7 +42,7 @@ CASES = {
         "fit knn sonde:digits head.csv --image-column image",
         ["head.csv has no rows"],
     ),
-    "one row": (f"{FIT} - one.npz", ["no row to fit on", "'held'"]),
+    "one row": (f"{FIT} - one.npz", ["Mahalanobis: no row to fit on", "'held'"]),
     "one row measure": ("fit covariance - one.npz", ["expected at least 2 rows, got 1 at a"]),
     "one row entropy": ("fit unit_entropy - one.npz", ["expected at least 2 rows, got 1 at a"]),
     "one row scan": ("scan - one.npz", ["at least two examples", "got one"]),

@@ -247,6 +247,11 @@ class Instrument(ABC):
         """
         return self
 
+    @property
+    def title(self) -> str:
+        """Name of the method in messages."""
+        return type(self).__name__
+
     def reading(self) -> dict[str, Any]:
         """Return the options of ``sonde.read`` that this instrument needs, by name.
 

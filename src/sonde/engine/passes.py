@@ -233,7 +233,7 @@ def states_of(task: Task, states: States, split: Split | None = None) -> dict[st
                 state = merge_pair(request.statistic, state, states[request.id])
             if state is None:
                 raise StateError(
-                    f"{type(task.instrument).__name__}: no row to fit on at "
+                    f"{task.instrument.title}: no row to fit on at "
                     + " & ".join(group[0].keys)
                     + (
                         f". {group[0].where.advice}"

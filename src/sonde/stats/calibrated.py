@@ -214,6 +214,11 @@ class Calibrated(Instrument):
         return self.detector.span
 
     @property
+    def title(self) -> str:
+        """Name of the detector in messages."""
+        return self.detector.title
+
+    @property
     def held_columns(self) -> tuple[str, ...]:
         """The columns of held-out rows that are stored."""
         needs = score_needs(self.detector)
