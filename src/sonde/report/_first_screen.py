@@ -133,8 +133,9 @@ def gap_sentence(found: dict[str, Any]) -> str:
     Examples
     --------
     >>> trial = {"measure": "accuracy", "possible": 0.88, "possible_at": "conv2:out"}
-    >>> gap_sentence({"trial": trial | {"closed": 0.75}})
-    'the change closes 75 % of the gap to a linear probe of conv2 (88 %): there is another fault'
+    >>> print(gap_sentence({"trial": trial | {"closed": 0.75}}))
+    the change closes 75 % of the gap to a linear probe of conv2 (88 %): there is another fault, \
+or the model was never as good as this probe
     """
     trial = found.get("trial") or {}
     closed, best = trial.get("closed"), trial.get("possible")
@@ -142,9 +143,13 @@ def gap_sentence(found: dict[str, Any]) -> str:
         return ""
     words = share(best) if trial["measure"] == "accuracy" else f"loss {number(best)}"
     where = shown(trial["possible_at"].removesuffix(":out"), 40)
-    where = where if where == "the reference" else f"a linear probe of {where}"
+    is_probe = where != "the reference"
+    where = f"a linear probe of {where}" if is_probe else where
+    # a probe is fitted on these rows; the reference is what the model answered when it was right
+    rest = ", or the model was never as good as this probe" if is_probe else ""
     return (
-        f"the change closes {share(closed)} of the gap to {where} ({words}): there is another fault"
+        f"the change closes {share(closed)} of the gap to {where} ({words}): "
+        f"there is another fault{rest}"
     )
 
 

@@ -392,12 +392,11 @@ class SND015(Rule):
             threshold=0.0, n_rows=evidence.data.n,
         )  # fmt: skip
         first = stored.off[0]
-        n_fit = stored.n_columns - len(stored.off)
         text = (
             f"{shortened(first.name, 30)} has mean {number(first.found[0])} and standard deviation "
             f"{number(first.found[1])}; the model has stored {number(first.stored[0])} and "
             f"{number(first.stored[1])} ({stored.where}); "
-            f"{n_fit} of {plural(stored.n_columns, 'column')} fit."
+            f"{stored.n_fit} of {plural(stored.n_columns, 'column')} fit."
         )
         if len(stored.off) > 1:
             text += (

@@ -68,6 +68,10 @@ class StoredColumns:
         The buffer that holds the means.
     off : tuple of OffColumn
     n_columns : int
+        All columns.
+    n_fit : int
+        Columns whose mean and standard deviation are near the stored ones; some columns are neither
+        near nor off.
     words : tuple of str
         Words for the change of each column that one change makes fit, as in the forms of inputs.
     change : callable or None
@@ -81,6 +85,7 @@ class StoredColumns:
     where: str
     off: tuple[OffColumn, ...]
     n_columns: int
+    n_fit: int
     words: tuple[str, ...]
     change: Change | None
     cut: tuple[OffColumn, ...] = ()
@@ -108,7 +113,8 @@ def stored_columns(stream: LiveStream, x: Inputs, names: Sequence[str]) -> Store
         return None
     listed = _listed(x, names, mean, spread, off)
     words, change = _fitting(x, names, mean, spread, off)
-    return StoredColumns(where, listed, len(names), words, change)
+    n_fit = int((_misfit(x, mean, spread) < 1).sum())
+    return StoredColumns(where, listed, len(names), n_fit, words, change)
 
 
 def _listed(
@@ -143,7 +149,8 @@ def _cut(
     if not which:
         return None
     cut = _listed(x, names, mean, spread, which)
-    return StoredColumns(where, (), len(names), (), None, cut)
+    n_fit = int((_misfit(x, mean, spread) < 1).sum())
+    return StoredColumns(where, (), len(names), n_fit, (), None, cut)
 
 
 def _pairs(
