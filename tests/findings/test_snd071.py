@@ -282,3 +282,31 @@ def test_numbers_on_another_scale_are_raised_with_the_line_that_turns_them_back(
     healthy = head_accuracy.judged(said, said + 0.3 * torch.randn(80, 2), (), group)
     assert healthy is not None
     assert "other" not in healthy
+
+
+@pytest.mark.truth("planted permutations of classes; chance and one-sided confusions have none")
+@pytest.mark.parametrize("shape", [(90, 6, 7), (90, 23)], ids=["maps", "positions"])
+def test_renamed_classes_of_maps_and_positions(shape: tuple[int, ...]) -> None:
+    draw = torch.Generator().manual_seed(3)
+    truth = torch.multinomial(torch.tensor([0.7, 0.15, 0.1, 0.05]), 90 * 42, True, generator=draw)
+    truth = truth.reshape(90, -1)[:, : int(np.prod(shape[1:]))].reshape(shape).double()
+    truth[:7, :2] = torch.nan  # not labelled
+    wrong = torch.rand(shape, generator=draw) < 0.08
+    said = torch.where(
+        wrong, torch.randint(0, 4, shape, generator=draw).double(), truth.nan_to_num()
+    )
+
+    def other(said: Tensor, truth: Tensor) -> Any:
+        judgement = head_accuracy.judged(said, truth, (), torch.arange(90), True)
+        assert judgement is not None
+        return judgement["other"]
+
+    renamed = torch.tensor([0.0, 3.0, 1.0, 2.0])[truth.nan_to_num().long()]
+    words, after = other(said, torch.where(truth.isnan(), torch.nan, renamed))
+    assert words == "with labels renamed (1 -> 2, 2 -> 3, 3 -> 1)"
+    held = ~truth.isnan()
+    held[::2] = False
+    assert after == pytest.approx(float((said == truth)[held].double().mean()))
+    assert other(said, truth) is None
+    assert other(torch.where(truth.nan_to_num() == 3, 1.0, said), truth) is None
+    assert other(said.flip(0).roll(1, 0), truth) is None

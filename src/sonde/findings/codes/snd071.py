@@ -37,10 +37,10 @@ class SND071(Rule):
         "2,048 rows: the accuracy (several labels: of each label; maps: of each pixel; numbers: "
         "squared errors as fractions of the targets' variance) is compared with that of the "
         "commonest answer alone, or of the mean. Raised if the head, or one of its labels, is "
-        "worse by 4 standard errors over groups, or if labels in another order, or rotated or "
-        "mirrored maps, or numbers on another scale (R^2 higher by 0.2), fit far better; many "
-        "possible orders are compared on half of the rows "
-        "and tested on the other."
+        "worse by 4 standard errors over groups, or if labels in another order, classes of pixels "
+        "and positions under other names (most of each renamed class right), rotated or mirrored "
+        "maps, or numbers on another scale (R^2 higher by 0.2) fit far better; many possible "
+        "orders are compared on half of the rows and tested on the other."
     )
     false_positives: ClassVar[str] = (
         "A head that was trained to detect every case of a rare class, at the price of false "

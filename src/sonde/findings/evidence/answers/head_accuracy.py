@@ -21,6 +21,7 @@ from sonde.findings.words.text import number
 NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
 IGNORED: Final = -100
 MOVED_ROWS: Final = 20
+MOST_CLASSES: Final = 256
 GAIN: Final = 0.05
 """Fraction of the answers by which another order must be more accurate before it is reported."""
 
@@ -134,7 +135,7 @@ def _of_positions(
     return {
         "measure": "label_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
         "whole": float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean()),
-        "parts": tuple(parts),
+        "parts": tuple(parts), "other": _renamed(said, truth, is_known),
     }  # fmt: skip
 
 
@@ -262,7 +263,8 @@ def _of_map(said: Tensor, truth: Tensor) -> dict[str, Any] | None:
     usual = torch.where(is_known, (truth == common).double(), math.nan).flatten(1)
     judgement: dict[str, Any] = {
         "measure": "pixel_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
-        **_overlaps(said, truth, is_known), "other": _turned(said, truth, hit.nanmean(1)),
+        **_overlaps(said, truth, is_known),
+        "other": _turned(said, truth, hit.nanmean(1)) or _renamed(said, truth, is_known),
     }  # fmt: skip
     return judgement
 
@@ -289,6 +291,35 @@ def _turned(said: Tensor, truth: Tensor, right: Tensor) -> tuple[str, float] | N
     best = max(after, key=lambda words: after[words])
     is_far = after[best] > float(right.nanmean()) + GAIN
     return (f"with their labels {best}", after[best]) if is_far else None
+
+
+def _renamed(said: Tensor, truth: Tensor, known: Tensor) -> tuple[str, float] | None:
+    """Return the names of classes under which positions or pixels are right, and their accuracy.
+
+    Every second row chooses the names, one to one; the others judge. None unless most positions of
+    each renamed class have the new name there.
+    """
+    classes = torch.unique(torch.cat([truth[known], said[known]])).long()
+    if not 2 <= len(classes) <= MOST_CLASSES or len(truth) < MOVED_ROWS:
+        return None
+    half = torch.arange(len(truth)) % 2 == 0
+
+    def counts(rows: Tensor) -> Float[Tensor, "label answer"]:
+        some = known[rows]
+        pairs = [torch.searchsorted(classes, x[rows][some].long()) for x in (truth, said)]
+        n = len(classes)
+        return torch.bincount(n * pairs[0] + pairs[1], minlength=n * n).reshape(n, n).double()
+
+    chosen, judge = counts(half), counts(~half)
+    called = torch.from_numpy(linear_sum_assignment(chosen.numpy(), maximize=True)[1])
+    of_label = judge.sum(1).clamp(min=1)
+    hit = judge.gather(1, called[:, None])[:, 0]
+    moved = [i for i, c in enumerate(called.tolist()) if i != c and float(judge[i].sum())]
+    own, after = (float(x.sum() / judge.sum()) for x in (judge.diagonal(), hit))
+    if not moved or after < own + GAIN or any(float(hit[i] / of_label[i]) <= 0.5 for i in moved):
+        return None
+    names = ", ".join(f"{int(classes[i])} -> {int(classes[called[i]])}" for i in moved[:6])
+    return f"with labels renamed ({names}{', ...' if len(moved) > 6 else ''})", after
 
 
 def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
