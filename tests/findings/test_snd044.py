@@ -87,7 +87,7 @@ def test_value_is_the_ratio_of_steps_to_spread() -> None:
 
 
 def test_few_pairs_are_withheld() -> None:
-    assert SND044().check(evidence_of(digits()[0][:100])).state == "withheld"
+    assert SND044().check(evidence_of(digits()[0][:96])).state == "withheld"
 
 
 @pytest.mark.truth("steps between the last row of a group and the first of the next, in numpy")

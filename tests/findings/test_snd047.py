@@ -45,3 +45,20 @@ def test_labels_and_states_in_the_order_of_the_file() -> None:
     drift = x[order] + torch.linspace(0, 2, 600)[:, None]
     finding = assert_raised(SND047().check(arrays.evidence_of(drift, label=label[order])), "note")
     assert finding.sentence.startswith("States at x drift")
+
+
+@pytest.mark.slow
+@pytest.mark.truth("rows in random order, and the same rows sorted")
+def test_a_hundred_rows_are_enough_and_rare_classes_are_no_reason() -> None:
+    """A normal law gives one random order of a rare class in a hundred a p below 1 in 10,000."""
+    draw = torch.Generator().manual_seed(3)
+    p = []
+    for seed in range(400):
+        rare = (torch.rand(100, generator=draw) < 0.05).long()
+        p.append(of_neighbours(rare, seed=seed).p)
+    assert sum(one < 1e-3 for one in p) <= 6
+    assert sum(one < 0.05 for one in p) <= 30
+    x = torch.randn(100, 6, generator=draw)
+    assert_clear(SND047().check(arrays.evidence_of(x)))
+    drift = x + 3 * torch.linspace(0, 1, 100)[:, None]
+    assert_raised(SND047().check(arrays.evidence_of(drift)), "note")

@@ -39,7 +39,7 @@ class SND044(Rule):
 
     below: float = 0.9
     errors: float = 5.0
-    least: float = 200.0
+    least: float = 96.0
     level: float = 0.001
 
     title: ClassVar[str] = "Rows resemble their neighbours in the file"

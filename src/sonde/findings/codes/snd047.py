@@ -30,13 +30,13 @@ class SND047(Rule):
     share : float, default=0.05
         Least share above that of random orders.
     level : float, default=0.0001
-    rows : int, default=200
+    rows : int, default=100
         Least rows, one of each group.
     """
 
     share: float = 0.05
     level: float = 0.0001
-    rows: int = 200
+    rows: int = 100
 
     title: ClassVar[str] = "The order of the rows is not random"
     theme: ClassVar[Theme] = "data"

@@ -33,14 +33,15 @@ class SND048(Rule):
     above : float, default=0.1
         Least share of equal neighbours above that of random orders.
     level : float, default=0.0001
-    rows : int, default=200
+    rows : int, default=100
+        Least labelled rows, one of each group.
     """
 
     unique: float = 0.95
     dense: float = 4.0
     above: float = 0.1
     level: float = 0.0001
-    rows: int = 200
+    rows: int = 100
 
     title: ClassVar[str] = "An identifier predicts the labels"
     theme: ClassVar[Theme] = "data"
