@@ -285,7 +285,7 @@ def test_errors_say_what_to_do():
         _fitted().score([torch.zeros(1, 5)] * 4)
     with pytest.raises(InputError, match="features of at least 1, got 0"):
         FeatureGaps(features=0)
-    with pytest.raises(InputError, match="expected skip of at least 0, got -1"):
+    with pytest.raises(InputError, match="expected skip 'auto' or at least 0, got -1"):
         FeatureGaps(skip=-1)
 
 

@@ -127,7 +127,7 @@ def test_fresh_streams_are_left_alone_and_messages():
 def test_a_second_stream_without_a_real_token_is_refused():
     a, b = draw(2, 3, 4), draw(2, 5, 4, seed=1)
     mask = torch.tensor([[True, True, False, False, False], [False] * 5])
-    with pytest.raises(InputError, match="a real token in every row, got none in 1"):
+    with pytest.raises(InputError, match="a real token in every row, got none in row 1"):
         filled(Exchange("bridge", 4, top=3))(a, b, mask=mask)
 
 

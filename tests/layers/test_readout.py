@@ -73,7 +73,7 @@ def test_a_hidden_token_has_no_influence():
     (grad,) = torch.autograd.grad(layer(x, mask=mask).square().sum(), x)
     assert float(grad[0, [2, 4]].abs().max()) == 0.0
     assert float(grad[0, [0, 1, 3]].abs().min()) > 0.0
-    with pytest.raises(InputError, match="real token in every row, got none in 1"):
+    with pytest.raises(InputError, match="real token in every row, got none in row 1"):
         layer(x, mask=torch.tensor([[True] * 5, [False] * 5]))
     with pytest.raises(InputError, match="one token of row 1 at site 1"):
         Readout((4, 4), 6).double()(x, x, mask=(mask, torch.tensor([[True] * 5, [False] * 5])))

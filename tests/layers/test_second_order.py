@@ -69,5 +69,5 @@ def test_pearson():
 
 def test_products_over_no_token_are_refused():
     x = torch.randn(2, 3, 4)
-    with pytest.raises(InputError, match="a real token in every row, got none in 0"):
+    with pytest.raises(InputError, match="a real token in every row, got none in row 0"):
         SecondOrder("gram", 4, 4)(x, x, mask=torch.tensor([[False] * 3, [True] * 3]))

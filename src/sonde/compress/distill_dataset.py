@@ -106,6 +106,7 @@ class DistillDataset:
 
     def __post_init__(self) -> None:
         check_ranges(self, steps=">= 1", crop="(0, 1]", ramp="[0, 1]")
+        check_ranges(self, schedule=("cosine", "linear"))
         if not self.low < self.high:
             raise InputError(
                 f"DistillDataset: expected low below high, got {self.low:g} and {self.high:g}."

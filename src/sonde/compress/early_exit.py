@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,7 +78,7 @@ class EarlyExit:
     paper: ClassVar[str] = "schuster2022confident"
 
     def __post_init__(self) -> None:
-        check_ranges(self, tolerance="[0, 1)", delta="(0, 0.5)")
+        check_ranges(self, tolerance="[0, 1)", delta="(0, 0.5)", pool=get_args(Pool))
 
     def fit(self, model: Model, train: Inputs, calibration: Inputs) -> "EarlyExits":
         """Return readouts fitted on some inputs, with thresholds calibrated on others.

@@ -172,7 +172,7 @@ class ExtractExperts:
     paper: ClassVar[str] = "cai2024readme"
 
     def __post_init__(self) -> None:
-        check_ranges(self, keep="(0, 1]", top="(0, 1]")
+        check_ranges(self, keep="(0, 1]", top="(0, 1]", by=("use", "length", "random"))
 
     def extract(self, model: Model | nn.Module, domains: Mapping[str, Any]) -> SlicedModel:
         """Return the model cut into experts. ``model`` is not changed.

@@ -1,18 +1,21 @@
 """Answers to parameter names that a method does not have, also those of other libraries.
 
-Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name is answered
-with the right one before ``__init__`` runs. Functions are decorated with ``answered``.
+Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name, or a word
+that is no choice of a parameter, is answered before ``__init__`` runs. Functions are decorated with
+``answered``.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, TypeVar, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
+from sonde.core.ranges import listed
 from sonde.core.renaming import former_names
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,21 +132,22 @@ def answer_to(name: str, known: Collection[str]) -> str:
     meant = next((own for own in ELSEWHERE.get(name, ()) if own in known), None)
     if meant is not None:
         return f" The name here is {meant}."
-    listed = f" Its parameters: {', '.join(known)}." if known else " It has no parameters."
-    return near(name, known) + listed
+    own = f" Its parameters: {', '.join(known)}." if known else " It has no parameters."
+    return near(name, known) + own
 
 
 def checked_new(cls: type[Any], *args: Any, **given: Any) -> Any:
-    """Return an empty object of a method's class; raise if a parameter's name is wrong.
+    """Return an empty object of a method's class; raise if a parameter's name or word is wrong.
 
     Raises
     ------
     TypeError
         With the name that is meant, or near names and all names.
     InputError
-        If a model is given in place of the first parameter.
+        If a model is given in place of the first parameter, or a parameter has other choices.
     """
     check_names(cls, given)
+    check_choices(cls, args, given)
     if args and isinstance(args[0], nn.Module | Model) and not _takes_model(cls):
         raise InputError(
             f"{cls.__name__}: expected parameters, got the model "
@@ -164,6 +168,27 @@ def check_names(cls: type[Any], given: Iterable[str]) -> None:
     names = _known(cls) if given else None
     if names is not None:
         _require_known(cls.__name__, given, names)
+
+
+def check_choices(cls: type[Any], args: Iterable[Any], given: Mapping[str, Any]) -> None:
+    """Raise if a word or number is none of the choices that a parameter's type lists.
+
+    Raises
+    ------
+    InputError
+        With the choices.
+    """
+    choices = _choices(cls)
+    if not choices:
+        return
+    for name, value in {**dict(zip(_known(cls) or (), args, strict=False)), **given}.items():
+        wanted = choices.get(name)
+        if wanted and isinstance(value, str | int | float) and value not in wanted:
+            words = [word for word in wanted if isinstance(word, str)]
+            meant = near(value, words) if isinstance(value, str) else ""
+            raise InputError(
+                f"{cls.__name__}: expected {name} {listed(wanted)}, got {value!r}.{meant}"
+            )
 
 
 class InitSignature:
@@ -215,6 +240,27 @@ def _known(cls: type[Any]) -> tuple[str, ...] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     return (*parameters, *former_names(cls).values())
+
+
+@functools.cache
+def _choices(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the choices of each parameter whose type lists them all."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # a type that is imported for type checkers alone
+        return {}
+    return {name: values for name, hint in hints.items() if (values := _listed_in(hint))}
+
+
+def _listed_in(hint: Any) -> tuple[Any, ...]:
+    """Return the values of a ``Literal``, which may be optional; of other types nothing."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) not in (Union, UnionType):
+        return ()
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    choices = [_listed_in(part) for part in parts]
+    return tuple(value for values in choices for value in values) if all(choices) else ()
 
 
 @functools.cache

@@ -62,5 +62,10 @@ def _said(wanted: str | Collection[Any]) -> str:
     if isinstance(wanted, str):
         in_words = {"> ": "above ", ">=": "of at least"}
         return in_words[wanted[:2]] + wanted[2:] if wanted[0] == ">" else f"in {wanted}"
-    *others, last = map(repr, wanted)
+    return listed(wanted)
+
+
+def listed(values: Collection[Any]) -> str:
+    """Return values as ``'a', 'b' or 'c'``."""
+    *others, last = map(repr, values)
     return f"{', '.join(others)} or {last}" if others else last

@@ -283,8 +283,8 @@ class FeatureGaps(Detector):
 
     def __post_init__(self) -> None:
         check_ranges(self, features=">= 1", m=">= 1", l2="> 0")
-        if not isinstance(self.skip, str) and self.skip < 0:
-            raise InputError(f"FeatureGaps: expected skip of at least 0, got {self.skip}.")
+        if self.skip != "auto" and (isinstance(self.skip, str) or self.skip < 0):
+            raise InputError(f"FeatureGaps: expected skip 'auto' or at least 0, got {self.skip!r}.")
 
     @property
     def usual(self) -> Where:

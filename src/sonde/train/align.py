@@ -123,7 +123,11 @@ class Align(nn.Module):
         self.distance, self.temperature = distance, temperature
         self.grids, self.resample, self.heads, self.prefix = grids, resample, heads, prefix
         check_ranges(
-            self, distance=get_args(Distance), temperature="> 0", resample=("after", "before")
+            self,
+            distance=get_args(Distance),
+            temperature="> 0",
+            resample=("after", "before"),
+            heads=("first", "mean"),
         )
         self.batching = "pair" if distance == "relational" else "mean"
         layers: list[nn.Module] = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.renaming import renamed
 
 
@@ -87,6 +88,7 @@ class SparseTraining:
     variants: ClassVar[dict[str, str]] = {"congruity": "tian2024fedsgc"}
 
     def __post_init__(self) -> None:
+        check_ranges(self, allocation=("uniform", "erdos_renyi"))
         is_known = self.score in ("gradient", "magnitude", "random", "congruity")
         if not is_known or not 0 < self.density <= 1 or not 0 <= self.remove <= 1:
             raise InputError(
