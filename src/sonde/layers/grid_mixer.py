@@ -87,7 +87,9 @@ class GridMixer(Layer):
         super().__init__()
         if grid is None and weights not in ("shared", "dilated"):
             raise InputError(f"GridMixer: expected grid=(height, width) for {weights!r}, got none.")
-        if kernel % 2 == 0 or dim % raft or (weights == "dilated" and dim < 2):
+        if weights == "dilated" and dim < 2:
+            raise InputError(f"GridMixer: expected dim of at least 2 for 'dilated', got {dim}.")
+        if kernel % 2 == 0 or dim % raft:
             raise InputError(
                 f"GridMixer: expected an odd kernel and a raft that divides dim={dim}, got "
                 f"{kernel} and {raft}."
