@@ -66,3 +66,11 @@ def test_contexts_that_nothing_links_are_refused():
     with pytest.raises(InputError, match="got 6 cells of 3 concepts and 4 contexts"):
         spurious_shift(x[apart], concept[apart], context[apart])
     assert "dead" in spurious_shift(np.ones((600, 2)), concept, context).flags
+
+
+def test_cells_of_few_rows_are_flagged():
+    random = torch.Generator().manual_seed(0)
+    for n, is_flagged in ((3, True), (20, False)):
+        concept, context = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(n, 1).T
+        result = spurious_shift(torch.randn(16 * n, 6, generator=random), concept, context)
+        assert ("few_rows" in result.flags) is is_flagged

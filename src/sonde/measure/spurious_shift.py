@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import FEW_GROUPS
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
@@ -64,8 +65,9 @@ class SpuriousShift(Instrument):
                  shifts.
     Cost         one pass; state 8 cells (dim + 2) bytes.
     Assumes      at least two concepts and two contexts, linked by at least as many cells as there
-                 are concepts and contexts together; rows without a concept or a context are left
-                 out. The null is that of contexts without meaning.
+                 are concepts and contexts together, each of 8 rows or more (else flag ``few_rows``:
+                 the error is too small); rows without a concept or a context are left out. The
+                 null is that of contexts without meaning.
     Differs      from the paper: shares of variance of cells in place of cosines with anchors.
 
     Parameters
@@ -102,12 +104,14 @@ class SpuriousShift(Instrument):
         dead = not bool(total.detach() > 0)
         part = [float(p.detach() / total.detach()) for p in (concept, context)]
         counts = design.table(cells.n)
+        in_cell = len(cells.n) / float((1.0 / cells.n.double()).sum())  # harmonic mean
+        few = () if in_cell >= FEW_GROUPS else ("few_rows",)
         return SpuriousShiftResult(
             value=math.nan if dead else (context - concept) / total,
             null=design.without_meaning(cells, float(concept.detach())),
             n=cells.n_labelled,
             range=(-1.0, 1.0),
-            flags=("dead",) if dead else (),
+            flags=("dead", *few) if dead else few,
             conventions={"cells": "means weigh alike", "context": self.context},
             share_concept=part[0],
             share_context=part[1],
