@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_iris, load_wine
 from torch import Tensor, nn
 
 import sonde
@@ -273,6 +273,32 @@ def wines() -> tuple[nn.Module, Tensor, Tensor]:
         loss.backward()
         descent.step()
     return net.eval(), x[89:], y[89:]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: noise in two of the four columns of scikit-learn's iris")
+@pytest.mark.parametrize("noisy", [(1, 2), (0, 2)])
+def test_forms_that_hide_columns_of_noise_are_no_cause(noisy: tuple[int, int]) -> None:
+    """One column multiplied by 60, then all standardised, leaves that column alone."""
+    data = load_iris()
+    order = np.random.default_rng(0).permutation(150)
+    x, y = torch.from_numpy(data.data[order]).float(), torch.from_numpy(data.target[order])
+    x = (x - x[:75].mean(0)) / x[:75].std(0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+    descent = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.1)
+    for _ in range(500):
+        loss = nn.functional.cross_entropy(net(x[:75]), y[:75])
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    draw = np.random.default_rng(2)
+    x[:, list(noisy)] += 5 * torch.from_numpy(draw.standard_normal((150, 2))).float()
+    frame = pd.DataFrame(x[75:].numpy(), columns=list("abcd")).assign(label=y[75:].numpy())
+    report = sonde.scan(net.eval(), frame, settings=ScanSettings(progress=False))
+    (finding,) = (f for f in report.findings if f.code == "SND015")
+    assert report.cause is None
+    assert set(noisy) <= set(finding["location"]["columns"])
 
 
 @pytest.mark.slow

@@ -325,7 +325,8 @@ class SND015(Rule):
         fix = f": {'R^2 of' if numbers else 'correct on'} {then} instead of {now}.{_range(best)}"
         fix += _or_fix(trial)
         level: Level = "error" if whole else "warning"
-        return self._raised(text, figure, best, fix, level, trial, found.tensor)
+        check = self._raised(text, figure, best, fix, level, trial, found.tensor)
+        return _at_rival(check, found.rival) if trial.rival else check
 
     def _by_loss(
         self,
@@ -651,6 +652,15 @@ def _range(form: Tried) -> str:
         return ""
     low, high = form.range
     return f" Factors from {number(low)} to {number(high)} work about as well."
+
+
+def _at_rival(check: Check, rival: Tried | None) -> Check:
+    """Return a check whose finding is about the columns of a rival, too."""
+    if rival is None or check.finding is None or check.finding.location is None:
+        return check
+    columns = dict.fromkeys((*check.finding.location.columns, *rival.columns))
+    location = replace(check.finding.location, columns=tuple(columns))
+    return replace(check, finding=replace(check.finding, location=location))
 
 
 def _without_trial(check: Check, advice: str) -> Check:

@@ -7,7 +7,7 @@ rows are also tried by themselves.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,7 +22,11 @@ from sonde.findings.evidence.shared_rows import groups_at, shared_rows
 from sonde.findings.evidence.trials.anomaly_trials import refitted_norms
 from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import CHUNK, NormFit, batch_norms, norm_fits
-from sonde.findings.evidence.trials.input_forms import Change
+from sonde.findings.evidence.trials.input_forms import (
+    Change,
+    CodedChange,
+    Inputs,
+)
 from sonde.findings.evidence.trials.mended_rows import (
     MendedRows,
     mended_rows,
@@ -59,6 +63,7 @@ KEPT, MOST = 3, 0.8  # forms that are tried again, and the part of the budget fo
 TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
 SLACK, WORST = 0.03, -8.0  # of a score below the probe's; the least score that a row counts
+HIDDEN = 0.3  # factor of a column, beside the largest one, below which a form may hide it
 SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
 
@@ -191,7 +196,9 @@ def _with_forms(
     rival = None
     if judged and best is not None:
         best = _stacked(stream, small, tried, best, chooses, evidence, part)
-        rival = _rival(small, tried, best, chooses)
+        rival = _rival(
+            small, (*tried[1:], *_without_hidden(stream, small, best, evidence)), best, chooses
+        )
     return replace(
         found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best, rival=rival
     )
@@ -200,10 +207,55 @@ def _with_forms(
 def _rival(
     small: SmallBatches, tried: Sequence[Tried], best: Tried, chooses: Bool[Tensor, "row"]
 ) -> Tried | None:
-    """Return the form of other columns that does best on selection rows; None if there is none."""
-    others = [t for t in tried[1:] if are_rivals(t.columns, best.columns)
+    """Return the rival that does best on selection rows; None if there is none.
+
+    Rivals are forms of other columns, and the same form without the columns that it hides.
+    """
+    others = [t for t in tried
+              if (t.hides or are_rivals(t.columns, best.columns))
               and t.score is not None and len(t.score) == len(chooses)]  # fmt: skip
-    return min(others, key=_rank(small, others, chooses), default=None) if best.columns else None
+    return min(others, key=_rank(small, others, chooses), default=None)
+
+
+def _without_hidden(
+    stream: LiveStream, small: SmallBatches, best: Tried, evidence: Evidence
+) -> Iterator[Tried]:
+    """Yield the form with the columns held that it makes small beside others; nothing if none.
+
+    A form that divides columns of noise, or multiplies the others, hides the noise and undoes
+    nothing. Then the answers are as good without these columns.
+    """
+    x = numbers_of(small)
+    if x.ndim != 2:
+        return
+    slope = _slopes(x, best.change(x))
+    hidden = torch.nonzero(slope < HIDDEN * slope.max()).flatten().tolist()
+    if not hidden or bool(slope.isnan().any()) or hidden == [*best.columns]:
+        return  # a single column that is held competes in SND015, with its medians of these rows
+    median = best.change(x)[:, hidden].median(0).values
+
+    def change(x: Inputs) -> Inputs:
+        changed = best.change(x).clone()
+        changed[:, hidden] = median
+        return changed
+
+    names = evidence.data.inputs
+    places = [names[i] if len(names) == x.shape[1] else f"column {i}" for i in hidden]
+    medians = "its median" if len(hidden) == 1 else "their medians"
+    words = f"with {listed(places)} held at {medians}, too"
+    forms = {words: CodedChange(change, "", tuple(hidden))}
+    for form in tried_forms(stream, small, forms, (), evidence, True):
+        yield replace(form, hides=True)
+
+
+def _slopes(x: Inputs, changed: Inputs) -> Float[Tensor, "column"]:
+    """Return the factor of each column of a table; NaN if a column is not just multiplied."""
+    if changed.shape != x.shape:
+        return torch.full((1,), math.nan)
+    given, made = ((one - one.mean(0)).double() for one in (x, changed))
+    slope = (given * made).sum(0) / given.square().sum(0).clamp(min=1e-300)
+    far = (made - slope * given).square().sum(0) > 1e-4 * made.square().sum(0)
+    return torch.where(far, math.nan, slope.abs())
 
 
 def _screened(
@@ -238,8 +290,8 @@ def _judged_on_more(
     n = evidence.budget.rows(JUDGES, 0, len(asked) + 1 - bool(answers))
     which = [i for i in chosen_examples(stream, n, seed) if not answers or i in answers]
     if len(which) <= len(found.rows):
-        return replace(
-            found, best=_surpassing(best, found.tried[0], found.rows, found.chooses, evidence)
+        return _with_best(
+            found, _surpassing(best, found.tried[0], found.rows, found.chooses, evidence)
         )
     small = small_batches(stream.model, stream.inputs, which, None)
     forms: dict[str, Change] = {"": found.tried[0].change} if not answers else {}
@@ -248,7 +300,7 @@ def _judged_on_more(
     if answers and scored:
         scored = [_as_scanned(small, answers, evidence), *scored]
     if len(scored) < 1 + len(asked) or any(form.score is None for form in scored):
-        return replace(found, best=best.single or best)
+        return _with_best(found, best.single or best)
     order, _ = _judged_rows(small, evidence)
     chose = groups_at(evidence, found.rows[found.chooses])
     judged = {form.words: replace(form, score=one.score, logits=one.logits, numbers=one.numbers)
@@ -256,16 +308,20 @@ def _judged_on_more(
     chooses = torch.isin(groups_at(evidence, order), chose)
     given = replace(scored[0], misfit=found.tried[0].misfit)
     single = None if best.single is None else judged[best.single.words]
-    return replace(
-        found,
-        tried=(given, *found.tried[1:]),
-        rows=order,
-        chooses=chooses,
-        best=_surpassing(
-            replace(judged[best.words], single=single), given, order, chooses, evidence
-        ),
-        rival=None if found.rival is None else judged[found.rival.words],
+    chosen = _surpassing(
+        replace(judged[best.words], single=single), given, order, chooses, evidence
     )
+    rival = None if found.rival is None else judged[found.rival.words]
+    tried = (given, *found.tried[1:])
+    return _with_best(replace(found, tried=tried, rows=order, chooses=chooses), chosen, rival)
+
+
+def _with_best(found: VariantEvidence, best: Tried, rival: Tried | None = None) -> VariantEvidence:
+    """Add the form that was judged, and its rival unless that hides columns of another form."""
+    rival = found.rival if rival is None else rival
+    is_of_best = found.best is not None and best.words == found.best.words
+    kept = rival if rival is None or not rival.hides or is_of_best else None
+    return replace(found, best=best, rival=kept)
 
 
 def _stacked(

@@ -17,6 +17,7 @@ from sonde.findings.evidence.trials.input_forms import (
     FACTORS,
     LINES,
     Change,
+    CodedChange,
     Inputs,
     changes,
     column_changes,
@@ -82,6 +83,8 @@ class Tried:
         changes of a form on top of another form.
     single : Tried or None
         For such a form: the best single form, which it has to surpass on rows that chose neither.
+    hides : bool
+        Whether columns are held that another form makes small: it may undo nothing.
     """
 
     words: str
@@ -95,6 +98,7 @@ class Tried:
     numbers: Float[Tensor, "row"] | None = None
     code: str = ""
     single: "Tried | None" = None
+    hides: bool = False
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -131,7 +135,9 @@ def on_top(
     others = {w: change for w, change in forms_of(x, evidence, True).items() if w}
 
     def composed(change: Change) -> Change:
-        return lambda given: change(start.change(given))
+        both = (start.columns, columns_of(change))
+        columns = tuple(sorted({*both[0], *both[1]})) if all(both) else ()
+        return CodedChange(lambda given: change(start.change(given)), "", columns)
 
     joined = {f"{start.words}, then {w}": (w, change) for w, change in others.items()}
     forms = {words: composed(change) for words, (_, change) in joined.items()}
