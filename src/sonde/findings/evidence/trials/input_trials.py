@@ -252,9 +252,9 @@ def _slopes(x: Inputs, changed: Inputs) -> Float[Tensor, "column"]:
     """Return the factor of each column of a table; NaN if a column is not just multiplied."""
     if changed.shape != x.shape:
         return torch.full((1,), math.nan)
-    given, made = ((one - one.mean(0)).double() for one in (x, changed))
-    slope = (given * made).sum(0) / given.square().sum(0).clamp(min=1e-300)
-    far = (made - slope * given).square().sum(0) > 1e-4 * made.square().sum(0)
+    before, after = ((one - one.mean(0)).double() for one in (x, changed))
+    slope = (before * after).sum(0) / before.square().sum(0).clamp(min=1e-300)
+    far = (after - slope * before).square().sum(0) > 1e-4 * after.square().sum(0)
     return torch.where(far, math.nan, slope.abs())
 
 
