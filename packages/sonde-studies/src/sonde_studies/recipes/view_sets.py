@@ -13,7 +13,7 @@ from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
 from sonde_studies.parts.heads import SetHead, linear_head
 from sonde_studies.parts.owners import groups_told, joined_owners, owners_of
-from sonde_studies.parts.rows import apart, check_classes, rows_with
+from sonde_studies.parts.rows import apart, check_classes, one_of_each, rows_with
 from sonde_studies.parts.states import last_states
 
 QUESTION = "How many views does an answer need, and how should they be joined?"
@@ -72,12 +72,13 @@ def view_sets(
     if n_most < 2 or mixed:
         got = f"{n_most} views of some, and {mixed} things of several classes"
         raise InputError(f"view_sets: expected things of one class with two views, got {got}.")
-    check_classes("view_sets", label, LEAST, kinds=1, each=4)
+    of_things = joined_owners(owner, owners_of(data, group_column, limit)[: len(rows)])
+    of_things = of_things[[own[0] for own in sets]]
+    independent = label[one_of_each(of_things, seed)]
+    check_classes("view_sets", independent, LEAST, kinds=1, each=4)
     states = last_states(model, [row[view_column] for row in rows], site, progress)
     order = np.random.default_rng(seed).permutation
     views = torch.stack([states[order(own)[:n_most]] for own in sets])
-    of_things = joined_owners(owner, owners_of(data, group_column, limit)[: len(rows)])
-    of_things = of_things[[own[0] for own in sets]]
     kept, held = apart(label, TEST, seed, owner=of_things)
     views = (views - views[kept].mean((0, 1))) / views[kept].std((0, 1)).clamp(min=1e-9)
     sizes = [n for n in (1, 2, 4, 8, 16, 32) if n < n_most] + [n_most]
