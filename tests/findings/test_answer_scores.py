@@ -23,6 +23,10 @@ def test_losses_and_scores_are_those_of_the_rows() -> None:
         rows = [cross_entropy(logits[i].movedim(axis - 1, 1), label[place[o]])
                 for i, o in enumerate(ORDER.tolist())]  # fmt: skip
         assert torch.allclose(scores.losses(logits, ORDER).float(), torch.stack(rows))
+        longer = torch.cat([label.clamp(min=-1), torch.tensor([[1, -1, 0]]).expand(3, 3)], 1)
+        padded = AnswerScores("entries", longer, place, head="")
+        assert torch.equal(padded.losses(logits, ORDER), scores.losses(logits, ORDER))
+        assert torch.equal(padded.scores(logits, ORDER), scores.scores(logits, ORDER))
     y = torch.tensor([[1.0, 10.0], [2.0, 40.0], [6.0, 70.0]])
     given = y[[2, 1, 0]] + torch.tensor([1.0, 30.0])
     numbers = AnswerScores("numbers", y, place, head="")

@@ -91,6 +91,7 @@ class AnswerScores:
             return (two_logits(answers).argmax(1) == truth).double()
         if self.kind == "numbers":
             return 1 - self._errors(answers, truth)
+        truth = _as_long(truth, answers)
         right = (answers.argmax(class_axis(answers, truth)) == truth) & (truth >= 0)
         n = (truth >= 0).flatten(1).sum(1)
         return right.flatten(1).sum(1).double() / n.clamp(min=1)
@@ -103,6 +104,7 @@ class AnswerScores:
         if self.kind == "class":
             logits = as_logits(two_logits(answers)).double()
             return cross_entropy(logits, truth.clamp(0, logits.shape[1] - 1), reduction="none")
+        truth = _as_long(truth, answers)
         logits = answers.movedim(class_axis(answers, truth), 1).double()
         each = cross_entropy(logits, truth.clamp(min=-1), reduction="none", ignore_index=-1)
         return each.flatten(1).sum(1) / (truth >= 0).flatten(1).sum(1).clamp(min=1)
@@ -119,6 +121,29 @@ class AnswerScores:
 
     def _truth(self, order: Int[Tensor, "row"]) -> Tensor:
         return self.truth[torch.tensor([self.place[i] for i in order.tolist()])]
+
+
+def _as_long(truth: Int[Tensor, "row ..."], answers: Tensor) -> Int[Tensor, "row ..."]:
+    """Return labels of positions as long as the answers to shorter texts.
+
+    Labels are padded to the longest text of all, a batch to its own longest, and trials may cut
+    texts to one length.
+
+    Examples
+    --------
+    >>> truth = torch.tensor([[1, 0, -1], [0, 1, 1]])
+    >>> _as_long(truth, torch.zeros(2, 2, 5)).tolist()
+    [[1, 0], [0, 1]]
+    """
+    if truth.ndim != 2 or answers.ndim != 3 or truth.shape[1] in answers.shape[1:]:
+        return truth
+    n_classes = int(truth.max()) + 1
+    able = [
+        (other == n_classes, n)  # a model rarely has classes that no row has
+        for n, other in (answers.shape[1:], answers.shape[:0:-1])
+        if n < truth.shape[1] and other >= n_classes
+    ]
+    return truth[:, : max(able)[1]] if able else truth
 
 
 def answer_scores(
