@@ -4,12 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sonde.findings.evidence.answers.answers import judge_heads
 from sonde.findings.evidence.answers.head_accuracy import GAIN, R2_GAIN, Part
 from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
+from sonde.findings.trial import Trial
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import listed, number, percent, plural
 
@@ -95,7 +98,7 @@ class SND071(Rule):
             examples=_wrong(head), effect=min(1.0, after - head.value),
             fix=f"Give labels and outputs in the same order: {words}, {percent(after)} are "
                 f"correct instead of {percent(head.value)}.",
-            location=Location(answers=True),
+            trial=_trial(head, words), location=Location(answers=True),
         )  # fmt: skip
 
     def _of_scale(self, head: HeadAnswers, words: str, after: float) -> Check:
@@ -133,6 +136,17 @@ class SND071(Rule):
             "warning", sentence(text, f"{plural(len(head.right), 'row')}."), figure,
             examples=_wrong(head), effect=min(1.0, max(0.0, -figure.value)),
         )  # fmt: skip
+
+
+def _trial(head: HeadAnswers, words: str) -> Trial | None:
+    """Return the trial of a change of the labels on the rows that did not choose it."""
+    if head.mended is None:
+        return None
+    judges = torch.isfinite(head.mended)
+    rows = torch.tensor(head.examples)[judges]
+    scores = head.right[judges].double(), head.mended[judges]
+    change = words.removeprefix("with ")
+    return Trial(change, "labels", "accuracy", rows, *scores, group=head.group[judges])
 
 
 def _said(part: Part) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonde.engine.errorbars import group_error
 from sonde.findings.evidence.answers.number_answers import forms_fitted
+from sonde.findings.trial import chooses
 from sonde.findings.words.text import number
 
 NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
@@ -28,6 +29,8 @@ GAIN: Final = 0.05
 R2_GAIN: Final = 0.2
 """Gain of R^2 by which numbers on another scale must fit better before it is reported."""
 
+Fields = dict[str, Any]
+"""Some of the fields of a ``HeadAnswers``, by name."""
 Kind = Literal["accuracy", "label_accuracy", "rank_accuracy", "pixel_accuracy", "rms_error"]
 
 
@@ -94,7 +97,7 @@ def judged(
             return _of_classes(outputs.argmax(1), truth.argmax(1), "accuracy")
         whole = bool((outputs == outputs.round()).all()) and not binary
         if truth.ndim >= 3 and (whole or (binary and _is_map_of_classes(outputs))):
-            return _with_classes(_of_map(outputs, truth), are_classes)
+            return _with_classes(_of_map(outputs, truth, group), are_classes)
         return (
             _of_labels(outputs, truth, names, group)
             if binary
@@ -135,7 +138,7 @@ def _of_positions(
     return {
         "measure": "label_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
         "whole": float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean()),
-        "parts": tuple(parts), "other": _renamed(said, truth, is_known),
+        "parts": tuple(parts), **_renamed(said, truth, is_known, group),
     }  # fmt: skip
 
 
@@ -253,7 +256,7 @@ def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] |
     return f"with output {', '.join(moved)}", after
 
 
-def _of_map(said: Tensor, truth: Tensor) -> dict[str, Any] | None:
+def _of_map(said: Tensor, truth: Tensor, group: Int[Tensor, "row"]) -> Fields | None:
     is_known = torch.isfinite(truth) & (truth >= 0)
     is_known &= (truth != NOTHING) | (said.max() >= NOTHING)
     if not bool(is_known.any()):
@@ -264,9 +267,9 @@ def _of_map(said: Tensor, truth: Tensor) -> dict[str, Any] | None:
     judgement: dict[str, Any] = {
         "measure": "pixel_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
         **_overlaps(said, truth, is_known),
-        "other": _turned(said, truth, hit.nanmean(1)) or _renamed(said, truth, is_known),
     }  # fmt: skip
-    return judgement
+    turned = _turned(said, truth, hit.nanmean(1))
+    return judgement | ({"other": turned} if turned else _renamed(said, truth, is_known, group))
 
 
 def _overlaps(said: Tensor, truth: Tensor, known: Tensor) -> dict[str, Any]:
@@ -293,33 +296,38 @@ def _turned(said: Tensor, truth: Tensor, right: Tensor) -> tuple[str, float] | N
     return (f"with their labels {best}", after[best]) if is_far else None
 
 
-def _renamed(said: Tensor, truth: Tensor, known: Tensor) -> tuple[str, float] | None:
-    """Return the names of classes under which positions or pixels are right, and their accuracy.
+def _renamed(said: Tensor, truth: Tensor, known: Tensor, group: Int[Tensor, "row"]) -> Fields:
+    """Return the names of classes under which positions or pixels are right, and how many are.
 
-    Every second row chooses the names, one to one; the others judge. None unless most positions of
-    each renamed class have the new name there.
+    The rows that choose changes choose the names, one to one; the others judge. Empty unless most
+    positions of each renamed class have the new name there.
     """
     classes = torch.unique(torch.cat([truth[known], said[known]])).long()
-    if not 2 <= len(classes) <= MOST_CLASSES or len(truth) < MOVED_ROWS:
-        return None
-    half = torch.arange(len(truth)) % 2 == 0
+    chosen = chooses(group)
+    if not 2 <= len(classes) <= MOST_CLASSES or min(int(chosen.sum()), int((~chosen).sum())) < 2:
+        return {}
+    at = [torch.searchsorted(classes, x.nan_to_num().long()) for x in (truth, said)]
 
     def counts(rows: Tensor) -> Float[Tensor, "label answer"]:
-        some = known[rows]
-        pairs = [torch.searchsorted(classes, x[rows][some].long()) for x in (truth, said)]
-        n = len(classes)
-        return torch.bincount(n * pairs[0] + pairs[1], minlength=n * n).reshape(n, n).double()
+        some, n = known[rows], len(classes)
+        pairs = n * at[0][rows][some] + at[1][rows][some]
+        return torch.bincount(pairs, minlength=n * n).reshape(n, n).double()
 
-    chosen, judge = counts(half), counts(~half)
-    called = torch.from_numpy(linear_sum_assignment(chosen.numpy(), maximize=True)[1])
-    of_label = judge.sum(1).clamp(min=1)
+    called = torch.from_numpy(linear_sum_assignment(counts(chosen).numpy(), maximize=True)[1])
+    judge = counts(~chosen)
     hit = judge.gather(1, called[:, None])[:, 0]
     moved = [i for i, c in enumerate(called.tolist()) if i != c and float(judge[i].sum())]
     own, after = (float(x.sum() / judge.sum()) for x in (judge.diagonal(), hit))
-    if not moved or after < own + GAIN or any(float(hit[i] / of_label[i]) <= 0.5 for i in moved):
-        return None
+    most = hit > 0.5 * judge.sum(1)
+    if not moved or not after >= own + GAIN or not bool(most[moved].all()):
+        return {}
     names = ", ".join(f"{int(classes[i])} -> {int(classes[called[i]])}" for i in moved[:6])
-    return f"with labels renamed ({names}{', ...' if len(moved) > 6 else ''})", after
+    words = f"with labels renamed ({names}{', ...' if len(moved) > 6 else ''})"
+    right = torch.where(
+        known, (called[at[0].clamp(max=len(called) - 1)] == at[1]).double(), math.nan
+    )
+    mended = torch.where(chosen, math.nan, right.flatten(1).nanmean(1))
+    return {"other": (words, after), "mended": mended}
 
 
 def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, Any] | None:

@@ -62,6 +62,9 @@ class HeadAnswers:
     other : (str, float) or None
         A change after which answers fit the labels far better, in words, and the share right then;
         for numbers the mean R^2.
+    mended : Float[Tensor, "row"] or None
+        Fraction of each row's answers that are right after this change; NaN for the rows that chose
+        it. None if it is not known.
     line : str
         This change of numbers as code on ``y``, the model's output.
     own : float
@@ -83,6 +86,7 @@ class HeadAnswers:
     parts: tuple[Part, ...] = ()
     words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     other: tuple[str, float] | None = None
+    mended: Float[Tensor, "row"] | None = None
     of_classes: bool = False
     line: str = ""
     own: float = math.nan
@@ -222,6 +226,8 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
         judgement["words"] = tuple(
             tuple(side[i] for i in places if side) for side in judgement.get("words", ((), ()))
         )
+        if "mended" in judgement:
+            judgement["mended"] = judgement["mended"][kept]
         if "numbers" in judgement:
             judgement["numbers"] = tuple(x[kept] for x in judgement["numbers"])
         judgement |= {"examples": tuple(examples[order[i]] for i in places), "group": group[kept]}
