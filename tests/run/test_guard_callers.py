@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import urllib.request
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -219,3 +220,31 @@ def test_a_model_that_calls_itself_or_raises_leaves_nothing_open(expected):
     torch.testing.assert_close(
         guard.scores["mahalanobis", "inner.2:out"], expected[0][0]["mahalanobis", "2:out"], **NEAR
     )
+
+
+def of_call(net: nn.Module, x: torch.Tensor) -> None:
+    """Call the model with other weights for this call alone."""
+    weights = {name: 1.5 * w for name, w in net.named_parameters()}
+    torch.func.functional_call(net, weights, (x,))
+
+
+def in_place(net: nn.Module, x: torch.Tensor) -> None:
+    """Change a weight, call the model, and change the weight back."""
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    net[2].weight.mul_(2)
+    net(x)
+    net.load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", [of_call, in_place])
+def test_weights_that_change_under_a_guard_are_told_once(probe, change) -> None:
+    net = mlp()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Guard(net, probe) as guard:
+            for x in FAR[:3]:
+                net(x)
+            with pytest.warns(SondeWarning, match="not the weight that the probe"):
+                change(net, FAR[0])
+            change(net, FAR[0])
+            assert guard.n_forwards == 5

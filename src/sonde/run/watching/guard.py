@@ -1,6 +1,7 @@
 """``sonde.Guard``: fitted detectors on every forward pass of a live model in use."""
 
 import threading
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core._shown import html_table
 from sonde.core.batch import Batch
-from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.core.sinks import KEEP, Sinks
 from sonde.core.wording import plural
@@ -35,6 +36,7 @@ from sonde.run.watching._watched import (
     scored,
     watches_of,
 )
+from sonde.run.watching._weights import HeldWeights
 from sonde.run.watching.metrics import Metrics
 from sonde.tap import Onlooker
 from sonde.tap.forwards.watched_call import WatchedText
@@ -132,16 +134,17 @@ class Guard:
 
     Every forward of the model counts, whichever thread or asyncio task makes it. Asked in a thread
     or task that has called the model, the guard gives what it saw of that call; elsewhere what it
-    saw last. The model keeps its mode: in training
-    mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
-    the forward and runs a backward after it. ``token_statistics`` and ``pawn`` score each token as
-    it comes, if their rows are calibrated (``reduction="rows"``): those that ``generate`` makes,
-    and the prompt's too with ``logits_to_keep=0``. With beams or assisted decoding the tokens that
-    were rejected later are scored too (these two follow beams, but no assistant). A sequence that
-    has ended while ``generate`` continues others of its batch is scored no more, if
-    ``generation_config`` has the end token and the padding token of the call to ``generate``;
-    without a cache the padding is scored. A probe that is calibrated by label is used with the
-    threshold of all classes together: a running model has no labels.
+    saw last. The model keeps its mode: in training mode, with dropout, usual inputs look unusual.
+    Weights that are changed after the guard was made, or exchanged for one call, are told once by a
+    ``SondeWarning``. A detector that needs gradients turns them on for the forward and runs a
+    backward after it. ``token_statistics`` and ``pawn`` score each token as it comes, if their rows
+    are calibrated (``reduction="rows"``): those that ``generate`` makes, and the prompt's too with
+    ``logits_to_keep=0``. With beams or assisted decoding the tokens that were rejected later are
+    scored too (these two follow beams, but no assistant). A sequence that has ended while
+    ``generate`` continues others of its batch is scored no more, if ``generation_config`` has the
+    end token and the padding token of the call to ``generate``; without a cache the padding is
+    scored. A probe that is calibrated by label is used with the threshold of all classes together:
+    a running model has no labels.
 
     Parameters
     ----------
@@ -247,6 +250,7 @@ class Guard:
         self._together = {(GAUSSIAN, key) for key in self._stacked.keys} if self._stacked else set()
         self._thresholds: dict[tuple[int, ...], Tensor] = {}
         self.n_forwards, self.n_alarms, self._lock = 0, 0, threading.Lock()
+        self._weights, self._is_told = HeldWeights(live.module), False
         self._latest: Latest[GuardedText] = Latest()
 
     def __enter__(self) -> "Guard":
@@ -327,6 +331,16 @@ class Guard:
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
         """Score the rows of a forward pass, in the thread that runs it."""
+        if not self._is_told and (name := self._weights.changed()):
+            self._is_told = True
+            warnings.warn(
+                f"Guard: {name} is not the weight that the probe was compared with: it was changed "
+                "after the guard was made, or exchanged for this call. Scores and p-values are "
+                "those of another model. Fit the probe on the new weights, or guard after they "
+                "are loaded.",
+                SondeWarning,
+                stacklevel=2,
+            )
         stacked = {} if self._stacked is None else self._stacked.scores(without_sinks(batch))
         parts = [
             scored(w, batch, cut, stacked.get(w.name[1]) if w.name in self._together else None)

@@ -1,0 +1,49 @@
+"""The weights of a guarded model: whether they are still those that the probe was compared with."""
+
+from torch import Tensor, nn
+
+
+class HeldWeights:
+    """The parameters of a model at one moment, and which of them are others by now.
+
+    ``torch.func.functional_call`` exchanges parameters for one call; an optimiser, a loaded state
+    dictionary and ``copy_`` change them in place. Both are seen without reading a number: by the
+    tensor's identity and by its version counter. Tensors of a subclass and on ``meta`` are left
+    out: sharded and offloaded models exchange them in every forward.
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Linear(2, 1)
+    >>> held = HeldWeights(net)
+    >>> held.changed()
+    ''
+    >>> with torch.no_grad():
+    ...     _ = net.bias.add_(1)
+    >>> held.changed()
+    'bias'
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = [
+            (f"{path}.{name}" if path else name, owner._parameters, name, tensor, _version(tensor))
+            for path, owner in module.named_modules()
+            for name, tensor in owner._parameters.items()
+            if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+        ]
+
+    def changed(self) -> str:
+        """Return the name of a parameter that is another one, or has other values; else empty."""
+        for path, now, name, tensor, version in self._held:
+            if now.get(name) is not tensor or _version(tensor) != version:
+                return path
+        return ""
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; inference tensors do not count."""
+    return -1 if tensor.is_inference() else tensor._version
