@@ -249,13 +249,18 @@ def _without_hidden(
 
 
 def _slopes(x: Inputs, changed: Inputs) -> Float[Tensor, "column"]:
-    """Return the factor of each column of a table; NaN if a column is not just multiplied."""
+    """Return the factor of each column of a table; NaN if a column is not just multiplied.
+
+    Columns that do not vary have the largest factor: no form hides them.
+    """
     if changed.shape != x.shape:
         return torch.full((1,), math.nan)
     before, after = ((one - one.mean(0)).double() for one in (x, changed))
     slope = (before * after).sum(0) / before.square().sum(0).clamp(min=1e-300)
     far = (after - slope * before).square().sum(0) > 1e-4 * after.square().sum(0)
-    return torch.where(far, math.nan, slope.abs())
+    slope = torch.where(far, math.nan, slope.abs())
+    varies = x.amax(0) > x.amin(0)
+    return torch.where(varies, slope, slope[varies].max() if bool(varies.any()) else 1.0)
 
 
 def _screened(
