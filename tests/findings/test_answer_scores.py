@@ -42,6 +42,8 @@ def test_a_line_through_the_answers_explains_another_unit_and_not_other_answers(
     chooses, made = order % 2 == 0, (y + 0.2 * torch.randn(80))[:, None]
     assert line_does_as_well(scores, 2.2 * y[:, None], made, order, chooses)
     assert not line_does_as_well(scores, torch.randn(80, 1), made, order, chooses)
+    far = 300 * (0.4 * y + torch.randn(80))[:, None]  # inputs that are not scaled
+    assert not line_does_as_well(scores, far, made, order, chooses)
 
 
 class Tags(nn.Module):

@@ -221,6 +221,8 @@ def line_does_as_well(
     slope = ((x - centre) * (truth - mean))[kept].sum(0)
     slope = slope / (x - centre)[kept].square().sum(0).clamp(min=1e-300)
     fitted = (slope * (x - centre) + mean).reshape(given.shape)
-    reached = [float(scores.scores(one, order)[~chooses].clamp(min=0).mean())
-               for one in (given, fitted, made)]  # fmt: skip
-    return reached[1] - reached[0] >= enough * (reached[2] - reached[0])
+    constant = mean.expand_as(truth).reshape(given.shape)
+    own, line, form, usual = (float(scores.scores(one, order)[~chooses].clamp(min=0).mean())
+                              for one in (given, fitted, made, constant))  # fmt: skip
+    base = max(own, usual)  # any line is as good as the mean, whatever the answers are
+    return line - base >= enough * (form - base)
