@@ -127,7 +127,8 @@ def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
     (found,) = scanned(Logarithm(net), x, (y / 300).exp()).findings
     assert (
         found["fix"]
-        == "Undo the scaling of the targets; the same for the model's answers y: y = y.exp()."
+        == "Give the targets in the form of training. Or bring the model's answers y into the form "
+        "of these targets: y = y.exp()."
     )
 
 

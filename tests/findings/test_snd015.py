@@ -255,6 +255,9 @@ def test_columns_cut_to_whole_numbers_are_named(wines) -> None:
     (finding,) = of(x.trunc())
     assert finding["location"]["columns"] == names[4:]
     assert finding.level == "error"
+    unnamed = sonde.scan(model, (x.trunc(), y), progress=False)
+    (finding,) = (f for f in unnamed.findings if "whole numbers" in f.sentence)
+    assert finding["location"]["columns"] == list(range(4, 13))
 
 
 @pytest.fixture(scope="module")

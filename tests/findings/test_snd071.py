@@ -301,6 +301,8 @@ def test_renamed_classes_of_maps_and_positions(shape: tuple[int, ...]) -> None:
         assert judgement is not None
         return judgement.get("other")
 
+    cycled = torch.where(truth.isnan(), torch.nan, (truth.nan_to_num() + 1) % 4)
+    assert other(said, cycled)[0] == "with labels renamed (0 -> 3, 1 -> 0, 2 -> 1, 3 -> 2)"
     renamed = torch.tensor([0.0, 3.0, 1.0, 2.0])[truth.nan_to_num().long()]
     words, after = other(said, torch.where(truth.isnan(), torch.nan, renamed))
     assert words == "with labels renamed (1 -> 2, 2 -> 3, 3 -> 1)"

@@ -114,3 +114,16 @@ def test_a_table_beside_other_inputs_is_a_table() -> None:
     assert table.names[:2] == ("column 0 of table", "column 1 of table")
     x, _, _ = bundled("wine")
     assert table.values == pytest.approx(x[:60], rel=1e-6)
+
+
+@pytest.mark.truth("a column of drawn numbers with missing ones: no value is everywhere")
+def test_missing_values_make_no_constant() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=draw)
+    x[torch.rand(60, generator=draw) < 0.2, 2] = torch.nan
+
+    stream = read(nn.Linear(4, 2).eval(), list(x))
+    assert isinstance(stream, LiveStream)
+    parts = idle_tensors(stream)
+    assert isinstance(parts, IdleTensors)
+    assert parts.found == ()

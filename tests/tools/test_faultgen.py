@@ -130,7 +130,8 @@ def test_a_place_that_names_many_columns_names_none():
             "x = x.flip(1)  # channels: correct on 9 %.",
         ),
         (
-            "Undo the scaling of the targets; the same for the model's answers y: y = 10 ** y.",
+            "Give the targets in the form of training. Or bring the model's answers y into the "
+            "form of these targets: y = 10 ** y.",
             "y = 10 ** y",
         ),
         ("label = label + 1 (or correct the inputs): correct on 3 %.", "label = label + 1"),

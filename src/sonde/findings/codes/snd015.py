@@ -1,6 +1,8 @@
 """SND015: inputs in another form than in training."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -18,7 +20,7 @@ from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence,
 from sonde.findings.evidence.trials.mended_rows import MendedRows
 from sonde.findings.evidence.trials.restored_rows import RestoredRows, restored_rows
 from sonde.findings.evidence.trials.rivals import does_as_well
-from sonde.findings.evidence.trials.stored_columns import StoredColumns
+from sonde.findings.evidence.trials.stored_columns import OffColumn, StoredColumns
 from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
 from sonde.findings.evidence.trials.tensor_trials import TensorTrials, tensor_trials
 from sonde.findings.evidence.trials.tried_forms import Tried
@@ -186,8 +188,9 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=min(1.0, trial.gain),
-            fix=f"Look where the values of {columns} come from: they may be noise, of other rows "
-            f"or of another source. Without them, {what} {_figure(then, numbers)} instead of "
+            fix=f"Look where the values of {columns} come from: they may be noise, of other "
+            "rows or of another source, or an overfitted model has learned chance from them. "
+            f"Without them, {what} {_figure(then, numbers)} instead of "
             f"{_figure(own, numbers)}.",
             trial=trial,
             location=Location(tensors=held.form.tensors, columns=held.form.columns),
@@ -268,7 +271,7 @@ class SND015(Rule):
             sentence(text),
             figure,
             effect=min(1.0, trial.gain),
-            fix=f"{tried.form.line}{fix}",
+            fix=f"{_for_paste(tried.form.line)}{fix}",
             trial=trial,
             location=Location(
                 tensors=tried.form.tensors,
@@ -410,7 +413,7 @@ class SND015(Rule):
                 fix = f"{_asked(best)}: then these columns fit the stored statistics"
             return self.raised_with(
                 "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}.",
-                location=Location(columns=tuple(c.name for c in stored.off)),
+                location=_at(evidence, stored.off),
             )  # fmt: skip
         numbers = evidence.data.target is not None
         then, now = (_figure(float(x.mean()), numbers) for x in (trial.after, trial.before))
@@ -426,7 +429,7 @@ class SND015(Rule):
             effect=max(figure.value, min(1.0, trial.gain)),
             fix=f"{_asked(best)}: {what} {then} instead of {now}.",
             trial=trial if trial.holds else None,
-            location=Location(columns=tuple(c.name for c in stored.off)),
+            location=_at(evidence, stored.off),
         )
 
     def _of_cut(self, evidence: Evidence, stored: StoredColumns) -> Check:
@@ -451,7 +454,7 @@ class SND015(Rule):
             effect=figure.value,
             fix="Read these columns as floating-point numbers: look for .astype(int), // and "
             "integer columns of a data base. No change of the inputs brings back what was lost.",
-            location=Location(columns=tuple(c.name for c in stored.cut)),
+            location=_at(evidence, stored.cut),
         )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
@@ -652,6 +655,23 @@ def _range(form: Tried) -> str:
         return ""
     low, high = form.range
     return f" Factors from {number(low)} to {number(high)} work about as well."
+
+
+def _at(evidence: Evidence, columns: Sequence[OffColumn]) -> Location:
+    """Return the place of columns: their names, or their positions in a table without names."""
+    is_named = bool(evidence.data.inputs)
+    return Location(columns=tuple(c.name if is_named else c.index for c in columns))
+
+
+def _for_paste(line: str) -> str:
+    """Return a line for an argument that is called like a function of Python: as ``x``.
+
+    Examples
+    --------
+    >>> _for_paste("input[:, 3] = -1 * input[:, 3]")
+    'x[:, 3] = -1 * x[:, 3]'
+    """
+    return re.sub(r"\binput\b", "x", line)
 
 
 def _at_rival(check: Check, rival: Tried | None) -> Check:

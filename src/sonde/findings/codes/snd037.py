@@ -259,7 +259,10 @@ def _counts_win(lens: LensEvidence) -> bool:
 def _advice(made: Rescaled) -> str:
     """Return the advice if a rescaling of the model's outputs fits the targets."""
     if made.is_known:
-        return f"Undo the scaling of the targets; the same for the model's answers y: {made.line}."
+        return (
+            "Give the targets in the form of training. Or bring the model's answers y into the "
+            f"form of these targets: {made.line}."
+        )
     return (
         "Check whether targets and inputs are scaled as in training. This fitted rescaling "
         f"removes part of the error, whatever its cause: {made.line}."

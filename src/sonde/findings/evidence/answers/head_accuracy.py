@@ -269,7 +269,9 @@ def _of_map(said: Tensor, truth: Tensor, group: Int[Tensor, "row"]) -> Fields | 
         **_overlaps(said, truth, is_known),
     }  # fmt: skip
     turned = _turned(said, truth, hit.nanmean(1))
-    return judgement | ({"other": turned} if turned else _renamed(said, truth, is_known, group))
+    renamed = _renamed(said, truth, is_known, group)
+    is_turned = turned is not None and turned[1] > renamed.get("other", ("", 0.0))[1]
+    return judgement | ({"other": turned} if is_turned else renamed)
 
 
 def _overlaps(said: Tensor, truth: Tensor, known: Tensor) -> dict[str, Any]:

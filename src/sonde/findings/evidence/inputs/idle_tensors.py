@@ -1,5 +1,6 @@
 """Input tensors, channels and masks that have one value in all rows."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -130,6 +131,8 @@ class _Seen:
         """Add the values of some rows."""
         x = x.detach().cpu()
         x = x.double() if x.is_floating_point() else x.long()
+        if x.is_floating_point():  # beside a missing value, no value is everywhere
+            x = torch.where(x.isnan(), math.inf, x)
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
         same = x.shape[1:] == self.first.shape[1:]
         self.is_equal = self.is_equal and same and bool((x == self.first).all())

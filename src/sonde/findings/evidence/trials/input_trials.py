@@ -148,7 +148,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         # off come before forms of inputs if the first norm, which sees the inputs, is not.
         is_inside = bool(fits) and fits[0].misfit < SEVERE <= max(fit.misfit for fit in fits)
         refitted = _refitted(stream, evidence, small, every, norms, fits) if is_inside else None
-        if changeable and names:
+        if changeable:
             variants = _with_stored(stream, every, evidence, variants)
         first = fits[0].misfit if fits else 0.0
         if changeable and (first > MISFIT or judged):
@@ -164,7 +164,9 @@ def _with_stored(
     stream: LiveStream, every: SmallBatches, evidence: Evidence, found: VariantEvidence
 ) -> VariantEvidence:
     """Add the columns that differ from the model's stored statistics."""
-    stored = stored_columns(stream, numbers_of(every), evidence.data.inputs)
+    x = numbers_of(every)
+    names = evidence.data.inputs or tuple(f"column {i}" for i in range(x.shape[1]))
+    stored = stored_columns(stream, x, names)
     if stored is None or stored.change is None:
         return replace(found, stored=stored)
     forms = {"": lambda x: x, listed(stored.words): stored.change}

@@ -49,11 +49,14 @@ class OffColumn:
     Parameters
     ----------
     name : str
+    index : int
+        Position in the table.
     stored, found : (float, float)
         Mean and standard deviation.
     """
 
     name: str
+    index: int
     stored: tuple[float, float]
     found: tuple[float, float]
 
@@ -123,6 +126,7 @@ def _listed(
     return tuple(
         OffColumn(
             str(names[i]),
+            i,
             (float(mean[i]), float(spread[i])),
             (float(x[:, i].mean()), float(x[:, i].std(correction=0))),
         )
