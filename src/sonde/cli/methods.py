@@ -53,7 +53,8 @@ class Methods:
         if which and which not in (*families, PLUG_IN, *names):
             raise InputError(
                 f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
-                f"{which!r}.{near(which, [*families, *names])} `sonde methods` lists them all."
+                f"{which!r}.{near(which, [*families, *names])} `sonde methods` lists them all; "
+                f"`sonde methods --paper {which}` finds methods by the name of a paper."
             )
         chosen = [e for e in entries if which in ("", e.family, e.name)]
         papers = _papers(self.paper) if self.paper and not which else []
