@@ -55,14 +55,14 @@ def test_each_call_is_refused_and_reasons_name_what_is_wrong(tmp_path):
         reached = {wrong: provoke(call, met) for wrong, call in cases(Place.at(tmp_path))}
     answered = {
         wrong: text
-        for wrong, (name, text) in reached.items()
+        for wrong, (name, text, _) in reached.items()
         if name == "no refusal" and "violates type hint" not in text and "TypeCheck" not in text
     }
     assert answered == {}
     assert len(reached) > 110
     untrue = {
-        wrong: reached[wrong][1]
+        wrong: reached[wrong].message
         for wrong, reason in TRUE.items()
-        if not re.search(reason, reached[wrong][1])
+        if not re.search(reason, reached[wrong].message)
     }
     assert untrue == {}

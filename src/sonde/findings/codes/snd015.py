@@ -413,7 +413,7 @@ class SND015(Rule):
                 fix = f"{_asked(best)}: then these columns fit the stored statistics"
             return self.raised_with(
                 "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}.",
-                location=_at(evidence, stored.off),
+                location=_at(evidence, stored.off, stored.n_columns),
             )  # fmt: skip
         numbers = evidence.data.target is not None
         then, now = (_figure(float(x.mean()), numbers) for x in (trial.after, trial.before))
@@ -429,7 +429,7 @@ class SND015(Rule):
             effect=max(figure.value, min(1.0, trial.gain)),
             fix=f"{_asked(best)}: {what} {then} instead of {now}.",
             trial=trial if trial.holds else None,
-            location=_at(evidence, stored.off),
+            location=_at(evidence, stored.off, stored.n_columns),
         )
 
     def _of_cut(self, evidence: Evidence, stored: StoredColumns) -> Check:
@@ -454,7 +454,7 @@ class SND015(Rule):
             effect=figure.value,
             fix="Read these columns as floating-point numbers: look for .astype(int), // and "
             "integer columns of a data base. No change of the inputs brings back what was lost.",
-            location=_at(evidence, stored.cut),
+            location=_at(evidence, stored.cut, stored.n_columns),
         )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
@@ -657,9 +657,9 @@ def _range(form: Tried) -> str:
     return f" Factors from {number(low)} to {number(high)} work about as well."
 
 
-def _at(evidence: Evidence, columns: Sequence[OffColumn]) -> Location:
+def _at(evidence: Evidence, columns: Sequence[OffColumn], n_columns: int) -> Location:
     """Return the place of columns: their names, or their positions in a table without names."""
-    is_named = bool(evidence.data.inputs)
+    is_named = len(evidence.data.inputs) == n_columns
     return Location(columns=tuple(c.name if is_named else c.index for c in columns))
 
 

@@ -165,7 +165,9 @@ def _with_stored(
 ) -> VariantEvidence:
     """Add the columns that differ from the model's stored statistics."""
     x = numbers_of(every)
-    names = evidence.data.inputs or tuple(f"column {i}" for i in range(x.shape[1]))
+    names = evidence.data.inputs
+    if len(names) != x.shape[1]:  # that of the argument
+        names = tuple(f"column {i}" for i in range(x.shape[1]))
     stored = stored_columns(stream, x, names)
     if stored is None or stored.change is None:
         return replace(found, stored=stored)
