@@ -33,6 +33,7 @@ class HeldWeights:
             (f"{path}.{name}" if path else name, owner._parameters, name, tensor, _version(tensor))
             for path, owner in module.named_modules()
             for name, tensor in owner._parameters.items()
+            if isinstance(tensor, Tensor)
             if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
         ]
 
