@@ -19,7 +19,8 @@ SHARPNESS: Final = torch.logspace(-1.4, 0.7, 22).double()
 SPREADS: Final = (0.0, 0.25, 0.5)
 """Standard deviations, over the rows, of the logarithm of the power."""
 POWERS: Final = torch.logspace(-2.1, 1.4, 36).double()
-"""Powers of which these distributions are mixtures."""
+"""Powers at which the likelihood of each row is computed. That of a median and a spread is the
+mean over these powers, weighted by the log-normal distribution of the two."""
 INTERVAL: Final = float(chi2.ppf(0.95, 1)) / 2
 NO_SIGN: Final = 0.05
 """Level above which the number of wrong labels is 0."""

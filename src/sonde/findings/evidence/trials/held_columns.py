@@ -104,7 +104,10 @@ def _nearest(search: FormSearch, places: list[Place]) -> list[int]:
     batch = search.small.together(rows)
     order = search.order_of(rows)
     numbers = {one.name: one.x[torch.tensor(rows)].float() for one, _, _ in places}
-    medians = [float(one.x.select(axis, i).double().nanmedian()) for one, axis, i in places]
+    medians = torch.tensor(
+        [float(one.x.select(axis, i).double().nanmedian()) for one, axis, i in places]
+    )
+    along = {(one.name, axis): (one.x.ndim, one.x.shape[axis]) for one, axis, _ in places}
     keep = torch.full((len(places),), START, requires_grad=True)
     boldness = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.Adam([keep, boldness], RATE)
@@ -113,11 +116,15 @@ def _nearest(search: FormSearch, places: list[Place]) -> list[int]:
             for _ in range(n_steps):
                 kept = keep.sigmoid()
                 tensors = dict(numbers)
-                for at, (one, axis, i) in enumerate(places):
-                    x = tensors[one.name]
-                    column = x.select(axis, i)
-                    moved = medians[at] + kept[at] * (column - medians[at])
-                    tensors[one.name] = x.select_scatter(moved, axis, i)
+                start = 0
+                for (name, axis), (ndim, n) in along.items():
+                    shape = [n if a == axis else 1 for a in range(ndim)]
+                    part = slice(start, start + n)
+                    median = medians[part].reshape(shape)
+                    moved = kept[part].reshape(shape) * (tensors[name] - median)
+                    tensors[name], start = median + moved, start + n
+                for _ in range(PASSES):
+                    budget.note(len(rows))
                 answers = search.differentiable(batch, tensors)
                 if answers is None:
                     return []
