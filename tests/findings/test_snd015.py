@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -319,6 +320,19 @@ def test_noise_in_few_rows_is_no_other_unit(wines, columns: list[int]) -> None:
     assert report.json()["cause"] is None
     named = {i for f in report.findings if f.code == "SND015" for i in f["location"]["columns"]}
     assert len(named & set(columns)) >= min(2, len(columns))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_columns_of_any_type_of_numbers_are_judged(wines, dtype: torch.dtype) -> None:
+    net, x, y = wines
+    draw = torch.Generator().manual_seed(1)
+    x = x.clone()
+    x[:, [6, 9]] += 5 * torch.randn(len(x), 2, generator=draw)
+    report = sonde.scan(copy.deepcopy(net).to(dtype), (x.to(dtype), y), progress=False)
+    assert not [c["reason"] for c in report.json()["checks"] if c["state"] == "failed"]
+    (finding,) = (f for f in report.findings if f.code == "SND015")
+    assert {6, 9} & set(finding["location"]["columns"])
 
 
 @pytest.mark.slow
