@@ -232,6 +232,12 @@ def test_an_adapter_that_acts_is_named():
     with pytest.raises(StateError, match="adapter 'two' x 4 is active here, the fit had 'one' x 4"):
         score(probe, read(model, ROWS + 1), progress=False)
     model.set_adapter("one")
+    with Guard(model, probe, alpha=None), torch.no_grad():
+        model(ROWS)
+        model.set_adapter("two")
+        with pytest.warns(SondeWarning, match="adapter 'two' x 4 is active, and was 'one' x 4"):
+            model(ROWS)
+    model.set_adapter("one")
     assert not certain_differences(parts(model), first)
     expect(nn.Module, model).base_model.model[0].scaling["one"] *= 2
     assert parts(model)["active adapter"] == "'one' x 8"

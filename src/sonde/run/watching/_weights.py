@@ -2,9 +2,11 @@
 
 from torch import Tensor, nn
 
+from sonde.tap.model.parts import active_adapters
+
 
 class HeldWeights:
-    """The parameters of a model at one moment, and which of them are others by now.
+    """The parameters and active adapters of a model at one moment, and what is another by now.
 
     ``torch.func.functional_call`` exchanges parameters for one call; an optimiser, a loaded state
     dictionary and ``copy_`` change them in place. Both are seen without reading a number: by the
@@ -25,7 +27,7 @@ class HeldWeights:
     >>> with torch.no_grad():
     ...     _ = net.bias.add_(1)
     >>> held.changed()
-    'bias'
+    'the weight bias was changed, or exchanged for this call'
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -37,11 +39,17 @@ class HeldWeights:
             if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
         ]
 
+        self._tuned = [part for part in module.modules() if "_active_adapter" in vars(part)]
+        self._adapters = active_adapters(self._tuned)
+
     def changed(self) -> str:
-        """Return the name of a parameter that is another one, or has other values; else empty."""
+        """Return what was changed, as words: a weight or the adapters; empty if nothing was."""
         for path, now, name, tensor, version in self._held:
             if now.get(name) is not tensor or _version(tensor) != version:
-                return path
+                return f"the weight {path} was changed, or exchanged for this call"
+        adapters = active_adapters(self._tuned) if self._tuned else ""
+        if adapters != self._adapters:
+            return f"adapter {adapters} is active, and was {self._adapters}"
         return ""
 
 

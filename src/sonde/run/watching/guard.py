@@ -135,7 +135,7 @@ class Guard:
     Every forward of the model counts, whichever thread or asyncio task makes it. Asked in a thread
     or task that has called the model, the guard gives what it saw of that call; elsewhere what it
     saw last. The model keeps its mode: in training mode, with dropout, usual inputs look unusual.
-    Weights that are changed after the guard was made, or exchanged for one call, are told once by a
+    Weights and adapters that change after the guard was made, or for one call, are told once by a
     ``SondeWarning``. A detector that needs gradients turns them on for the forward and runs a
     backward after it. ``token_statistics`` and ``pawn`` score each token as it comes, if their rows
     are calibrated (``reduction="rows"``): those that ``generate`` makes, and the prompt's too with
@@ -331,13 +331,12 @@ class Guard:
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
         """Score the rows of a forward pass, in the thread that runs it."""
-        if not self._is_told and (name := self._weights.changed()):
+        if not self._is_told and (what := self._weights.changed()):
             self._is_told = True
             warnings.warn(
-                f"Guard: {name} is not the weight that the probe was compared with: it was changed "
-                "after the guard was made, or exchanged for this call. Scores and p-values are "
-                "those of another model. Fit the probe on the new weights, or guard after they "
-                "are loaded.",
+                f"Guard: {what}, since the guard was made. Scores and p-values are of another "
+                "model than the probe's. Fit the probe on this model, or make the guard after the "
+                "change.",
                 SondeWarning,
                 stacklevel=2,
             )

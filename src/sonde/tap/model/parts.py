@@ -86,7 +86,7 @@ def parts(module: nn.Module) -> Facts:
         facts |= _of_class(kind, uses)
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         facts |= dict(_hooks(name.removeprefix("_global_"), getattr(global_hooks, name)))
-    if adapters := _adapters(modules.values()):
+    if adapters := active_adapters(modules.values()):
         facts[ADAPTER] = adapters
     return folded(facts)
 
@@ -154,7 +154,7 @@ def _of_class(kind: type[nn.Module], uses: Uses) -> Facts:
     return facts
 
 
-def _adapters(modules: Iterable[nn.Module]) -> str:
+def active_adapters(modules: Iterable[nn.Module]) -> str:
     """Return the adapters of PEFT that act, those that are merged, and their scales."""
     names_active: dict[str, None] = {}
     for part in modules:
