@@ -1,9 +1,12 @@
 """Names of the classes in answers: the model's, the user's, or those of labels in its order."""
 
 import csv
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import sonde
@@ -74,9 +77,65 @@ def test_labels_in_the_order_of_the_answers_name_them(tmp_path):
     assert first_answers(model, tmp_path / "p.sonde") == (["ant", "bee", "cow"], 3)
 
 
+def test_names_for_a_model_without_classes_are_refused_at_the_start():
+    one = nn.Sequential(nn.Linear(3, 1))
+    with pytest.raises(InputError, match="expected a classifier"):
+        ServedModel(one, None, options={"number_columns": "a,b,c", "classes": "no,yes"})
+
+
 def test_another_number_of_names_is_refused_at_the_start():
     with pytest.raises(InputError, match="expected 3 class names, one for each output"):
         ServedModel(net(), None, options={"number_columns": "a,b,c", "classes": "x,y"})
+
+
+def of_json(client):
+    found = client.post("/predict", json={"inputs": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]})
+    return [one["id"] for one in found.json()["answers"]]
+
+
+def of_open_inference(client):
+    x = {"name": "inputs", "datatype": "FP32", "shape": [2, 3], "data": [1, 0, 0, 0, 1, 0]}
+    found = client.post("/v2/models/Sequential/infer", json={"inputs": [x]}).json()
+    return [f"{found['parameters']['sonde_id']}-{i}" for i in range(2)]
+
+
+def of_multipart(client):
+    images = [np.full((4, 4, 3), v, np.uint8) for v in ((9, 0, 0), (0, 9, 0))]
+    parts = [io.BytesIO() for _ in images]
+    for part, image in zip(parts, images, strict=True):
+        Image.fromarray(image).save(part, "PNG")
+    files = [("image", (f"{i}.png", part.getvalue())) for i, part in enumerate(parts)]
+    found = client.post("/predict", files=files)
+    assert found.status_code == 200, found.text
+    return [one["id"] for one in found.json()["answers"]]
+
+
+@pytest.mark.truth("the classes of the net")
+@pytest.mark.parametrize("door", [of_json, of_open_inference, of_multipart])
+def test_a_truth_that_is_no_class_is_refused_and_counts_nothing(door):
+    if door is of_multipart:
+        pixels = nn.Conv2d(3, 3, 1, bias=False)
+        pixels.weight.data = torch.eye(3)[:, :, None, None]
+        model = nn.Sequential(pixels, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *net())
+        context = served(model.eval(), image_mean=0.0, image_std=1.0, classes="ant,bee,cow")
+    else:
+        context = served(net(), classes="ant,bee,cow")
+    with context as client:
+        ids = door(client)
+        for truth in ("dog", "7", 3, -1, 0.5, True, None):
+            found = client.post("/feedback", json={"id": ids[0], "truth": truth})
+            assert found.status_code == 400, truth
+            is_value = truth not in (True, None)
+            assert ("3 classes (ant, bee, cow)" in found.text) == is_value, found.text
+        both = [{"id": ids[0], "truth": "ant"}, {"id": ids[1], "truth": "dog"}]
+        found = client.post("/feedback", json={"feedback": both})
+        assert (found.status_code, client.get("/feedback").json()["all"]["n"]) == (400, 0)
+        assert "Input 1: " in found.text
+        both[1]["truth"] = "bee"
+        assert client.post("/feedback", json={"feedback": both}).json() == {
+            "taken": 2,
+            "correct": 2,
+        }
 
 
 def test_a_truth_is_a_name_before_it_is_an_index():

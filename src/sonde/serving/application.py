@@ -382,7 +382,7 @@ class _Handlers:
         if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         check_count(len(each), self.limits)
-        judgements = [self.service.judge(one.get("id"), one.get("truth")) for one in each]
+        judgements = self.service.judge(each)
         return JSONResponse({"taken": len(judgements), "correct": sum(judgements)})
 
     async def accuracy(self, _: Request) -> Response:

@@ -12,6 +12,8 @@ from sonde.serving.served import Answer
 from sonde.stats.intervals import clopper_pearson
 
 KEPT = 100_000
+SHOWN = 10
+"""Classes that a refusal names."""
 
 
 class Feedback:
@@ -48,7 +50,7 @@ class Feedback:
         truth : str, int or float
             Name or index of the correct class, or the correct number.
         classes : sequence of str, optional
-            Names of a classifier's outputs, by which an index is understood.
+            Names of a classifier's outputs; see ``check_truth``.
 
         Returns
         -------
@@ -58,10 +60,10 @@ class Feedback:
         Raises
         ------
         Refusal
-            404 for an id that is unknown, was told of before, or is forgotten.
+            404 for an id that is unknown, was told of before, or is forgotten; 400 for a truth that
+            is no class of the model: the id goes on waiting.
         """
-        if not isinstance(name, str) or not isinstance(truth, str | int | float):
-            raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
+        index = check_truth(name, truth, classes)
         with self._lock:
             remembered = self._answers.pop(name)
             if remembered is None and self._folder is not None:
@@ -73,7 +75,6 @@ class Feedback:
                     "No answer with this id is waiting for feedback: each answer accepts "
                     f"feedback once, and only the last {self._kept:,} answers are kept.",
                 )
-            index = None if classes is None else class_index(classes, truth)
             is_right = remembered.equals(
                 truth if index is None or classes is None else classes[index]
             )
@@ -105,6 +106,41 @@ class Feedback:
         each = [sum_of(pairs) for pairs in zip(self.counts(), *others, strict=True)]
         named = {"all": sum_of(each), "alarms": each[ALARMS.index(True)], "rest": each[1]}
         return {name: _share(*pair) for name, pair in named.items()}
+
+
+def check_truth(name: Any, truth: Any, classes: Sequence[str] | None) -> int | None:
+    """Return the index of the class that is meant, or None if the model is no classifier.
+
+    A truth that the model cannot answer would count as a mistake of the model.
+
+    Parameters
+    ----------
+    name : str
+        Id of an answer.
+    truth : str, int or float
+    classes : sequence of str or None
+        Names of a classifier's outputs.
+
+    Raises
+    ------
+    Refusal
+        400 for a truth that is neither a name nor an index of a class.
+    """
+    is_value = isinstance(truth, str | int | float) and not isinstance(truth, bool)
+    if not isinstance(name, str) or not is_value:
+        raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
+    if classes is None:
+        return None
+    index = class_index(classes, truth)
+    if index is None:
+        named, n = ", ".join(classes[:SHOWN]), len(classes)
+        listed = f"{named}, ..." if n > SHOWN else named
+        raise Refusal(
+            400,
+            f"Expected as truth the name of one of the model's {n:,} classes ({listed}) or an "
+            f"index from 0 to {n - 1}; nothing was counted.",
+        )
+    return index
 
 
 def sum_of(pairs: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -256,6 +256,11 @@ class ServedModel:
         """
         reader = self._reader_for(self.fitted, row)
         self.classes = self._names_of_outputs(reader.stream)
+        if self.classes is None and self.options.get("classes"):
+            raise InputError(
+                "serve: expected a classifier with --classes, got a model without one output for "
+                "each class. Leave out --classes, or serve the model that ends in its logits."
+            )
         self._reader = reader
 
     def _names_of_outputs(self, stream: LiveStream) -> tuple[str, ...] | None:

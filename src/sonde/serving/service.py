@@ -5,7 +5,7 @@ import atexit
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +21,7 @@ from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
 from sonde.serving.callers import callers_of
 from sonde.serving.changes import Changes
+from sonde.serving.feedback import check_truth
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
 from sonde.serving.monitor import Monitor
@@ -359,10 +360,23 @@ class Service:
         except Exception as error:  # the dashboard must not take an answer from anybody
             _log.error("the dashboard failed: %s", type(error).__name__)
 
-    def judge(self, name: Any, truth: Any) -> bool:
-        """Record the correct answer to an input; return whether the model was correct."""
+    def judge(self, truths: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Record the correct answers to some inputs; return whether the model was correct on each.
+
+        Parameters
+        ----------
+        truths : sequence of mapping
+            Each with the ``id`` of an answer and the ``truth``. None is recorded if one of them is
+            no class of the model.
+        """
         classes = None if self._served is None else self._served.classes
-        return self.monitor.feedback.take(name, truth, classes)
+        each = [(one.get("id"), one.get("truth")) for one in truths]
+        for i, (name, truth) in enumerate(each):
+            try:
+                check_truth(name, truth, classes)
+            except Refusal as refusal:
+                raise refusal.of_input(i) if len(each) > 1 else refusal from None
+        return [self.monitor.feedback.take(name, truth, classes) for name, truth in each]
 
     def _items(
         self,
