@@ -15,14 +15,15 @@ are steered.
 """
 
 import argparse
+import importlib
 import inspect
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -30,7 +31,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sonde
 from benchmarks.protocol import AGAIN, PLAIN, Ratio, interleaved, ratio_of
@@ -146,33 +147,83 @@ def speed_rows(plain: Model, there: Model, n: int, new: int, rounds: int) -> lis
     ]
 
 
+class VllmLinear(nn.Module):
+    """A linear layer of transformers that multiplies as vLLM does on this processor."""
+
+    cpu_linear: Callable[..., Tensor]
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        layers: Any = importlib.import_module("vllm.model_executor.layers.utils")
+        layers.dispatch_cpu_unquantized_gemm(self, remove_weight=False)  # sets cpu_linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product of rows of any shape."""
+        rows = self.cpu_linear(x.flatten(0, -2), self.weight, self.bias)
+        return rows.unflatten(0, x.shape[:-1])
+
+
+def with_products_of_vllm(model: Model) -> Model:
+    """Let vLLM's kernel multiply in each linear layer of the blocks of a model of transformers."""
+    for block in next(x for x in model.module.modules() if isinstance(x, nn.ModuleList)):
+        for part in [*block.modules()]:
+            for name, child in [*part.named_children()]:
+                if isinstance(child, nn.Linear):
+                    setattr(part, name, VllmLinear(child))
+    return model
+
+
 def states_rows(plain: Model, there: Model, n: int) -> list[Row]:
-    """Compare the states of all tokens behind all blocks, of both engines and of float64."""
-    exact = sonde.load(str(plain.name), device="cpu")
+    """Compare the states of all tokens behind all blocks, of both engines and of float64.
+
+    Two correct implementations differ too: transformers is asked with another kernel of attention,
+    and with vLLM's kernel for products of matrices.
+    """
+    folder = str(plain.name)
+    eager, products, exact = (sonde.load(folder, device="cpu") for _ in range(3))
+    cast("Any", eager.module).set_attn_implementation("eager")
+    with_products_of_vllm(products)
     exact.module.double()
     data, fewer = prompts("docs", n), prompts("docs", max(1, n // EXACT))
-    pairs = {
-        f"{n} prompts: the engines": (plain, there, data),
-        f"{len(fewer)} prompts: transformers and float64": (plain, exact, fewer),
-        f"{len(fewer)} prompts: vLLM and float64": (there, exact, fewer),
-    }
+    every = {"vLLM": there, "transformers": plain, "eager attention": eager,
+             "products of vLLM": products}  # fmt: skip
+    some = {"transformers": plain, "vLLM": there, "products of vLLM": products, "float64": exact}
+    pairs = [(name, "transformers") for name in every if name != "transformers"]
+    found = gaps(every, [*pairs, ("vLLM", "products of vLLM")], data)
+    found |= gaps(some, [(name, "float64") for name in some if name != "float64"], fewer)
     return [
-        Row("engines", f"relative difference of a state, at most, {name}", max(gaps(*pair)), "",
-            GAP_BUDGET if there in pair[:2] and plain in pair[:2] else None)
-        for name, pair in pairs.items()
+        Row("engines", f"relative difference of a state, at most, "
+            f"{len(fewer) if 'float64' in pair else n} prompts: {' and '.join(pair)}",
+            max(each), "", GAP_BUDGET if pair[0] == "vLLM" and "float64" not in pair else None,
+            note=f"median {statistics.median(each):.1e}, above {GAP_BUDGET:g}: "
+                 f"{sum(x > GAP_BUDGET for x in each) / len(each):.2%}")
+        for pair, each in found.items()
     ]  # fmt: skip
 
 
-def gaps(model: Model, base: Model, data: list[dict[str, str]]) -> list[float]:
-    """Return the relative difference of each token's state behind each block."""
+def gaps(
+    models: dict[str, Model], pairs: Sequence[tuple[str, str]], data: list[dict[str, str]]
+) -> dict[tuple[str, str], list[float]]:
+    """Return the relative differences of each token's state behind each block, by pair of models.
+
+    Parameters
+    ----------
+    models : dict of str to Model
+    pairs : sequence of tuple of str
+        Each of two names; the difference is relative to the second one's state.
+    data : list of dict
+    """
     how: dict[str, Any] = {"sites": "blocks", "reducer": "tokens", "check": False, "sinks": "keep"}
-    streams = (sonde.read(one, data, **how) for one in (model, base))
-    return [
-        gap
-        for mine, theirs in zip(*streams, strict=True)
-        for x, y in ((mine.rows[k].double(), theirs.rows[k].double()) for k in mine.rows)
-        for gap in ((x - y).norm(dim=1) / y.norm(dim=1)).tolist()
-    ]
+    streams = (sonde.read(one, data, **how) for one in models.values())
+    found: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    for batches in zip(*streams, strict=True):
+        rows = dict(zip(models, (batch.rows for batch in batches), strict=True))
+        for pair, each in found.items():
+            for key, base in rows[pair[1]].items():
+                x, y = rows[pair[0]][key].double(), base.double()
+                each += ((x - y).norm(dim=1) / y.norm(dim=1)).tolist()
+    return found
 
 
 def bfloat16_rows(folder: str, n: int) -> list[Row]:
@@ -181,12 +232,12 @@ def bfloat16_rows(folder: str, n: int) -> list[Row]:
 
     exact = sonde.load(folder, device="cpu", dtype="float32")
     plain, half = (sonde.load(folder, device="cpu", dtype="bfloat16") for _ in range(2))
-    models = {"transformers": plain, "vLLM": on_vllm(half, max_model_len=1024)}
-    found = {name: gaps(model, exact, prompts("docs", n)) for name, model in models.items()}
+    models = {"transformers": plain, "vLLM": on_vllm(half, max_model_len=1024), "float32": exact}
+    pairs = [(name, "float32") for name in models if name != "float32"]
     return [
         Row("engines", f"relative difference from float32 in bfloat16, {n} prompts: {name}",
             statistics.median(each), "", note=f"median; largest {max(each):.2g}")
-        for name, each in found.items()
+        for (name, _), each in gaps(models, pairs, prompts("docs", n)).items()
     ]  # fmt: skip
 
 
