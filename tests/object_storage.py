@@ -1,21 +1,25 @@
-"""An S3 server of moto on the loopback, and a proxy before it that cuts, delays and answers 503.
+"""S3 servers on the loopback, and a proxy before them that cuts, delays and answers 503.
 
-The server speaks the protocol of S3 with conditional writes. The proxy plays the services that
-throttle, break connections, or ignore ``If-None-Match``, and counts requests and bytes.
+The servers of moto and of SeaweedFS have conditional writes; that of rclone has none. The proxy
+plays the services that throttle, break connections, or ignore ``If-None-Match``, and counts
+requests and bytes.
 """
 
 import http.client
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -53,43 +57,97 @@ def settings(endpoint: str) -> dict[str, str]:
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """Start the server in a process of its own, with one bucket; yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(
-        command, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def s3_server(name: str = "moto") -> Iterator[str]:
+    """Start a server of ``SERVERS`` in a process of its own, with one bucket; yield its address."""
+    ports = _free_ports(9)
+    quiet = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            SERVERS[name](ports, folder),
+            env={**quiet, "PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for(ports[0], process)
+            yield f"http://127.0.0.1:{ports[0]}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _moto(ports: list[int], folder: str) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(ports[0])]
+
+
+def _seaweedfs(ports: list[int], folder: str) -> list[str]:
+    names = ("s3.port", "master.port", "volume.port", "filer.port")
+    numbered = [
+        f"-{name}{kind}={port}"
+        for kind, several in (("", ports[:4]), (".grpc", ports[4:8]))
+        for name, port in zip(names, several, strict=True)
+    ]
+    bound = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    room = [f"-dir={folder}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    return [_program("weed"), "server", "-s3", "-filer", *bound, *room, *numbered]
+
+
+def _rclone(ports: list[int], folder: str) -> list[str]:
+    (Path(folder) / BUCKET).mkdir()
+    at = ["--addr", f"127.0.0.1:{ports[0]}", "--config", ""]
+    return [_program("rclone"), "serve", "s3", *at, folder]
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
+    if path is None:
+        pytest.skip(f"needs the program {name}: run `make install` again")
+    return path
+
+
+SERVERS: dict[str, Callable[[list[int], str], list[str]]] = {
+    "moto": _moto,
+    "seaweedfs": _seaweedfs,
+    "rclone": _rclone,
+}
+"""Command of each server, from free ports and an empty folder; the first port is that of S3."""
+
+
+def _free_ports(n: int) -> list[int]:
+    probes = [socket.socket() for _ in range(n)]
     try:
-        _wait_for(port, process)
-        _request(port, "PUT", f"/{BUCKET}")
-        yield f"http://127.0.0.1:{port}"
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
     finally:
-        process.kill()
-        process.wait()
+        for probe in probes:
+            probe.close()
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the server takes an object: its port opens before its storage does."""
     for _ in range(600):
         if process.poll() is not None:
             raise RuntimeError("the S3 server ended at its start")
         try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
+            _request(port, "PUT", f"/{BUCKET}")
+            if _request(port, "PUT", f"/{BUCKET}/first") == 200:
+                _request(port, "DELETE", f"/{BUCKET}/first")
+                return
         except OSError:
-            time.sleep(0.05)
+            pass
+        time.sleep(0.05)
     raise RuntimeError("the S3 server did not start in 30 s")
 
 
-def _request(port: int, method: str, path: str) -> None:
+def _request(port: int, method: str, path: str) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port)
     unsigned = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/"}
     connection.request(method, path, headers=unsigned)
-    connection.getresponse().read()
+    answer = connection.getresponse()
+    answer.read()
     connection.close()
+    return answer.status
 
 
 @dataclass

@@ -6,6 +6,8 @@ import random
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,26 +34,33 @@ from sonde.store import Store, write_store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def proxy():
+@contextmanager
+def proxied_server(name: str) -> Iterator[object_storage.Proxy]:
     object_storage.require_packages()
     with (
-        object_storage.s3_server() as server,
+        object_storage.s3_server(name) as server,
         object_storage.proxied(server) as proxy,
         pytest.MonkeyPatch.context() as patch,
     ):
-        for name, value in object_storage.settings(proxy.address).items():
-            patch.setenv(name, value)
+        for variable, value in object_storage.settings(proxy.address).items():
+            patch.setenv(variable, value)
         patch.setattr(services, "MAX_RETRIES", 4)
         services.service_of.cache_clear()
         yield proxy
     services.service_of.cache_clear()
 
 
+@pytest.fixture(scope="module", params=["moto", "seaweedfs"])
+def proxy(request):
+    with proxied_server(request.param) as proxy:
+        yield proxy
+
+
 @pytest.fixture
 def bucket(proxy, request):
     proxy.reset()
-    yield to_path(f"s3://{BUCKET}/{request.node.name}")
+    name = request.node.name.translate(str.maketrans("[]", "__"))  # brackets are a pattern
+    yield to_path(f"s3://{BUCKET}/{name}")
     proxy.reset()
 
 
@@ -84,6 +93,7 @@ def test_rows_by_number_are_read_by_ranges(bucket, proxy, monkeypatch):
     assert store.who([17])[0][1:] == (0, 0)
 
 
+@pytest.mark.parametrize("proxy", ["moto"], indirect=True)  # a minute of model runs
 def test_commands_write_into_a_bucket_what_they_write_here(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = "".join(f'{{"text": "a line of {i}"}}\n' for i in range(40))
@@ -160,6 +170,15 @@ def test_a_service_without_conditional_writes_is_refused_at_the_start(bucket, pr
         write_store(Stream.of(rows(10)), bucket / "a")
     proxy.reset()
     assert not list(bucket.rglob("*"))
+
+
+def test_a_server_that_overwrites_in_spite_of_the_condition_is_refused():
+    """The server of rclone has no conditional writes, without any proxy's help."""
+    with proxied_server("rclone"):
+        place = to_path(f"s3://{BUCKET}/a")
+        with pytest.raises(StoreError, match=r"conditional write \(If-None-Match\)"):
+            write_store(Stream.of(rows(10)), place)
+        assert not list(place.rglob("*"))
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", 0.4])
