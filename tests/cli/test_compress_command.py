@@ -53,6 +53,21 @@ def test_files_are_smaller_answers_are_near_and_undo_gives_every_byte(run, small
             assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)
 
 
+def test_its_card_says_what_was_measured(small):
+    folder, told = small
+    card = (folder / "README.md").read_text()
+    before, after = told["numbers"]
+    changed = share(told["fidelity"]["changed"])
+    for line in (
+        f"Parameters | {after:,} (original: {before:,})",
+        f"Method | `{told['method']}`",
+        "Compared on | 2 examples of sonde:stdlib/train",
+        f"Other most likely answer | {changed}",
+    ):
+        assert f"| {line}" in card
+    assert "bits per byte" not in card  # of the original
+
+
 def test_its_page_says_what_was_gained_inside_in_answers_bytes_and_time(small):
     folder, told = small
     page = folder.with_name("SMALL.html").read_text()

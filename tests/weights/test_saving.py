@@ -48,8 +48,8 @@ def test_one_tensor_of_a_shipped_model_is_rewritten_and_comes_back(tmp_path, wor
     plan = plan_for(model, name)
     saved = save_edited(model, plan, tmp_path / "new")
     new = hashes(tmp_path / "new")
-    assert [file for file in old if new[file] != old[file]] == ["model.safetensors"]
-    assert new.keys() == old.keys()
+    assert {file for file in old if new[file] != old[file]} == {"README.md", "model.safetensors"}
+    assert new.keys() - old.keys() == {"README.original.md"}
     loaded = sonde.load(str(saved.folder), dtype="float32").module
     assert same_weights(plan.fold(model), loaded) == []
     assert same_weights(model.module, loaded) == [name]
@@ -59,6 +59,29 @@ def test_one_tensor_of_a_shipped_model_is_rewritten_and_comes_back(tmp_path, wor
     ran = run_words("edit", "undo", saved.folder, "-o", tmp_path / "old", "--json")
     assert ran.code == 0, ran.err
     assert hashes(tmp_path / "old") == old == ran.json()["files"]
+
+
+def test_the_card_describes_the_changed_model(tmp_path):
+    """Licence and tags stay; the accuracy of the original stays in a file of its own."""
+    folder = tmp_path / "first"
+    shutil.copytree(model_directory("sonde:digits"), folder)
+    front = (
+        "---\nlicense: mit\nmodel-index:\n- name: x\n  results:\n  - value: 0.97\ntags: [a]\n---\n"
+    )
+    original = front + "# digits\n\nTest accuracy: 0.97.\n"
+    (folder / "README.md").write_text(original)
+    name = "classifier.weight"
+    for word, source, made in (("one", folder, "second"), ("two", tmp_path / "second", "third")):
+        model = sonde.load(str(source), dtype="float32")
+        save_edited(model, plan_for(model, name, word), tmp_path / made, figures={"Loss": "0.1"})
+        card = (tmp_path / made / "README.md").read_text()
+        assert card.startswith("---\nlicense: mit\ntags: [a]\n---\n")
+        assert f"| Method | `{word}` |" in card
+        assert "| Loss | 0.1 |" in card
+        assert f"`{source.name}`" in card
+        assert "0.97" not in card
+        assert str(tmp_path) not in card
+        assert (tmp_path / made / "README.original.md").read_text() == original
 
 
 def test_an_edit_of_an_edit_comes_back_step_by_step(tmp_path):

@@ -46,6 +46,7 @@ from sonde.weights.folder import (
 from sonde.weights.forms import joined_forms
 from sonde.weights.live import TIED, tensor_hash
 from sonde.weights.loaded_folder import LoadedFolder
+from sonde.weights.model_card import CARD, ORIGINAL_CARD, changed_card, shown_figures
 from sonde.weights.patch import Patch, Step, earlier_patch
 
 if TYPE_CHECKING:
@@ -84,12 +85,14 @@ def save_edited(
     output: str | Path,
     name: str = "",
     layers: Mapping[str, bytes] | None = None,
+    figures: Mapping[str, str] | None = None,
 ) -> Saved:
     """Write a model with a plan folded in, and beside it the patch that undoes the plan.
 
     The model's folder is copied byte for byte. Only the changed tensors are rewritten, as float32
-    where they were of a half type. ``OUTPUT.patch`` holds the original bytes of all that differs;
-    copies of the weights in other forms (``*.bin``, ``*.gguf``) are kept there alone.
+    where they were of a half type. A ``README.md`` becomes the card of the changed model, and the
+    original's is kept as ``README.original.md``. ``OUTPUT.patch`` holds the original bytes of all
+    that differs; copies of the weights in other forms (``*.bin``, ``*.gguf``) are kept there alone.
 
     Parameters
     ----------
@@ -105,6 +108,8 @@ def save_edited(
     layers : mapping of str to bytes, optional
         Files of the layers that ``load`` puts into the model, ``sonde.layers.layer_files``. By
         default those that the folder has.
+    figures : mapping of str to str, optional
+        Measured facts by name, for the card of the changed model; by default the plan's figures.
 
     Raises
     ------
@@ -115,9 +120,9 @@ def save_edited(
     """
     called = name or (model.name if isinstance(model, Model) else str(model))
     if not isinstance(model, Model):
-        return _saved(folder_of(model), plan, Path(output), called, layers)
+        return _saved(folder_of(model), plan, Path(output), called, layers, figures)
     with source_folder(model) as source:
-        return _saved(source, plan, Path(output), called, layers)
+        return _saved(source, plan, Path(output), called, layers, figures)
 
 
 def _saved(
@@ -126,6 +131,7 @@ def _saved(
     output: Path,
     called: str,
     layers: Mapping[str, bytes] | None,
+    figures: Mapping[str, str] | None,
 ) -> Saved:
     old = ModelFolder.open(source)
     plan = _of_transformer(plan, source) if stages_of(source) else plan
@@ -140,6 +146,8 @@ def _saved(
         config.setdefault(QUANTISED, dict(OPENED_BY_SONDE))
     with new_folders(output) as (new, patch):
         after, small = _write(old, new, written, config, added)
+        facts = shown_figures(plan.figures) if figures is None else figures
+        _write_card(old, new, called, plan.method, facts, after, small)
         step = Step(called, plan.method, dict(plan.figures), config)
         Patch.write(patch, old, step, {n: w.change for n, w in written.items()}, after, small)
         earlier = earlier_patch(old.path)
@@ -371,6 +379,29 @@ def _write(
         pieces = [small[file]] if file in small else pieces_of(old.path / file)
         after[file] = write_hashed(new / file, pieces)
     return after, small
+
+
+def _write_card(
+    old: ModelFolder,
+    new: Path,
+    called: str,
+    method: str,
+    figures: Mapping[str, str],
+    after: dict[str, str],
+    small: dict[str, bytes],
+) -> None:
+    """Put the card of the changed model in the place of the original's, if there is one."""
+    if CARD not in old.files:
+        return
+    before = (old.path / CARD).read_bytes()
+    sizes = tuple(sum((at / file).stat().st_size for file in old.weights) for at in (old.path, new))
+    card = changed_card(
+        before.decode(errors="replace"), called, method, (sizes[0], sizes[1]), figures
+    )
+    small[CARD] = card.encode()
+    after[CARD] = write_hashed(new / CARD, [small[CARD]])
+    if ORIGINAL_CARD not in old.files:
+        write_hashed(new / ORIGINAL_CARD, [before])
 
 
 def _index(old: ModelFolder, written: Mapping[str, StoredTensor]) -> dict[str, Any]:

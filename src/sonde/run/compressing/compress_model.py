@@ -16,6 +16,7 @@ from sonde.core.wording import plural
 from sonde.data import open_inputs
 from sonde.data.inputs import ItemInputs
 from sonde.engine.progress import callback_of
+from sonde.run.compressing.card import card_figures
 from sonde.run.compressing.choosing import (
     chosen_parts,
     enough_examples,
@@ -219,8 +220,10 @@ def compress_model(
     new = best.plan.fold(loaded)
     sites = inside(loaded, new, job.held, best.plan.renamed)
     times = speeds(loaded, new, job.held) if timing else []
+    compared = data_name(data, job.held)
+    figures = card_figures(loaded, best.plan, best.fidelity, compared, len(job.held))
     with source_folder(loaded) as source:
-        saved = save_edited(source, best.plan, output, name=loaded.name)
+        saved = save_edited(source, best.plan, output, name=loaded.name, figures=figures)
         n_bytes = [weight_bytes(at) for at in (source, output)]
     with removed_on_error(output):
         document = compress_document(
@@ -228,7 +231,7 @@ def compress_model(
             new,
             best.plan,
             name=loaded.name,
-            data=data_name(data, job.held),
+            data=compared,
             output=output,
             bytes_on_disk=n_bytes,
             fidelity=best.fidelity,

@@ -77,7 +77,7 @@ def compress_document(
         "opened_in": _number_types(model.module),
         "packed": packed,
         "covered": _covered(model.module, plan),
-        "numbers": _numbers(model.module, plan),
+        "numbers": weight_counts(model.module, plan),
         "nameable": dict(nameable or {}),
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
@@ -117,8 +117,8 @@ def _covered(module: nn.Module, plan: RewritePlan) -> dict[str, int]:
     return {"bytes": sum(n for _, n in gone), "of": sum(n for _, n in {*sizes.values()})}
 
 
-def _numbers(module: nn.Module, plan: RewritePlan) -> list[int]:
-    """Return how many weights there are before and after; tied tensors count once."""
+def weight_counts(module: nn.Module, plan: RewritePlan) -> list[int]:
+    """Return the numbers of weights before and after a plan; tied tensors count once."""
     sizes: dict[int, tuple[int, int]] = {}
     for name, x in module.state_dict().items():
         if not x.is_floating_point():
