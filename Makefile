@@ -80,12 +80,12 @@ test-lowest:
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec,serve,audio,train,text]' --editable $(STUDIES) --group dev --group docs
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
 
-# The same with the newest of everything that the registry has.
+# The same with the newest of everything that the registry has. constraints.txt is left out: torch is
+# the newest too, and brings 5 GB of libraries for GPUs. PYTHON chooses the interpreter.
 test-latest:
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip install --quiet 'pip>=25.1'
-	.venv-latest/bin/pip install --quiet -c constraints.txt torch
-	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager -c constraints.txt --editable '.[hf,codec,serve,gguf]' --editable $(STUDIES) --group dev
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[hf,lance,codec,serve,audio,train,text,gguf,s3]' --editable $(STUDIES) --group dev
 	.venv-latest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
 
 # Reading in vLLM, the OpenAI protocol and GGUF, in an environment that has vLLM's CPU build.

@@ -195,7 +195,7 @@ def states_rows(plain: Model, there: Model, n: int) -> list[Row]:
     return [
         Row("engines", f"relative difference of a state, at most, "
             f"{len(fewer) if 'float64' in pair else n} prompts: {' and '.join(pair)}",
-            max(each), "", GAP_BUDGET if pair[0] == "vLLM" and "float64" not in pair else None,
+            max(each), "", GAP_BUDGET if pair == ("vLLM", "transformers") else None,
             note=f"median {statistics.median(each):.1e}, above {GAP_BUDGET:g}: "
                  f"{sum(x > GAP_BUDGET for x in each) / len(each):.2%}")
         for pair, each in found.items()
