@@ -12,6 +12,7 @@ import sonde
 from sonde.core import SondeError
 from sonde.core.edit import Scale
 from sonde.detect import Mahalanobis
+from sonde.tap.hooks.sharding import split_layers
 from tools import sharded_table
 
 ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
@@ -173,3 +174,21 @@ def test_meshes_of_two_axes(tmp_path):
             word, weight = ("right", "") if "replicated" in name else ("refused", "splits")
             assert text.startswith(word), (name, text)
             assert weight in text, (name, text)
+
+
+def test_a_group_of_one_rank_costs_no_walk_over_the_weights():
+    class Counted(nn.Linear):
+        walks = 0
+
+        def named_parameters(self, *args, **kwargs):
+            Counted.walks += 1
+            return super().named_parameters(*args, **kwargs)
+
+    model = Counted(3, 2)
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert split_layers(model) is None
+    finally:
+        distributed.destroy_process_group()
+    assert Counted.walks == 0
