@@ -1,7 +1,7 @@
 """Answers to parameter names that a method does not have, also those of other libraries.
 
-Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name, or a word
-that is no choice of a parameter, is answered before ``__init__`` runs. Functions are decorated with
+Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name, or a value
+of another type than a parameter's, is answered before ``__init__`` runs. Functions are decorated with
 ``answered``.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 
 from sonde.core.errors import InputError, near
@@ -112,6 +113,15 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
 """Names of parameters in other libraries, with our names; the first that a method has is meant."""
 
 
+IN_WORDS: Final[dict[type, str]] = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a word",
+}
+"""Types of parameters whose values are checked, as they stand in an error."""
+
+
 def answer_to(name: str, known: Collection[str]) -> str:
     """Return what a wrong name of a parameter should be, as a sentence with a leading blank.
 
@@ -137,7 +147,7 @@ def answer_to(name: str, known: Collection[str]) -> str:
 
 
 def checked_new(cls: type[Any], *args: Any, **given: Any) -> Any:
-    """Return an empty object of a method's class; raise if a parameter's name or word is wrong.
+    """Return an empty object of a method's class; raise if a parameter's name or type is wrong.
 
     Raises
     ------
@@ -147,13 +157,13 @@ def checked_new(cls: type[Any], *args: Any, **given: Any) -> Any:
         If a model is given in place of the first parameter, or a parameter has other choices.
     """
     check_names(cls, given)
-    check_choices(cls, args, given)
     if args and isinstance(args[0], nn.Module | Model) and not _takes_model(cls):
         raise InputError(
             f"{cls.__name__}: expected parameters, got the model "
             f"{type(getattr(args[0], 'module', args[0])).__name__}. Write "
             f"{cls.call_form.format(name=cls.__name__)}."
         )
+    check_choices(cls, args, given)
     return object.__new__(cls)
 
 
@@ -171,24 +181,28 @@ def check_names(cls: type[Any], given: Iterable[str]) -> None:
 
 
 def check_choices(cls: type[Any], args: Iterable[Any], given: Mapping[str, Any]) -> None:
-    """Raise if a word or number is none of the choices that a parameter's type lists.
+    """Raise if a value is none of those that a parameter's type allows.
+
+    Asked of parameters of numbers, yes or no, words and listed choices; other types pass.
 
     Raises
     ------
     InputError
-        With the choices.
+        With what is allowed.
     """
-    choices = _choices(cls)
-    if not choices:
-        return
+    kinds = _kinds(cls)
     for name, value in {**dict(zip(_known(cls) or (), args, strict=False)), **given}.items():
-        wanted = choices.get(name)
-        if wanted and isinstance(value, str | int | float) and value not in wanted:
-            words = [word for word in wanted if isinstance(word, str)]
-            meant = near(value, words) if isinstance(value, str) else ""
-            raise InputError(
-                f"{cls.__name__}: expected {name} {listed(wanted)}, got {value!r}.{meant}"
-            )
+        wanted = kinds.get(name)
+        if wanted is None or any(_fits(value, kind) for kind in wanted):
+            continue
+        listed_values = [kind for kind in wanted if not isinstance(kind, type)]
+        words = [word for word in listed_values if isinstance(word, str)]
+        meant = near(value, words) if isinstance(value, str) else ""
+        types = [IN_WORDS[kind] for kind in wanted if kind in IN_WORDS]
+        choices = [*types, *([listed(listed_values)] if listed_values else [])]
+        raise InputError(
+            f"{cls.__name__}: expected {name} {' or '.join(choices)}, got {value!r}.{meant}"
+        )
 
 
 class InitSignature:
@@ -243,24 +257,38 @@ def _known(cls: type[Any]) -> tuple[str, ...] | None:
 
 
 @functools.cache
-def _choices(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
-    """Return the choices of each parameter whose type lists them all."""
+def _kinds(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return of each parameter the types and values that its type lists, if these can be asked."""
     try:
         hints = get_type_hints(cls.__init__)
     except (NameError, TypeError):  # a type that is imported for type checkers alone
         return {}
-    return {name: values for name, hint in hints.items() if (values := _listed_in(hint))}
+    return {name: kinds for name, hint in hints.items() if (kinds := _kinds_in(hint))}
 
 
-def _listed_in(hint: Any) -> tuple[Any, ...]:
-    """Return the values of a ``Literal``, which may be optional; of other types nothing."""
+def _kinds_in(hint: Any) -> tuple[Any, ...]:
+    """Return the plain types and ``Literal`` values of a type; nothing if it has other parts."""
     if get_origin(hint) is Literal:
         return get_args(hint)
+    if hint in IN_WORDS or hint is NoneType:
+        return (hint,)
     if get_origin(hint) not in (Union, UnionType):
         return ()
-    parts = [part for part in get_args(hint) if part is not NoneType]
-    choices = [_listed_in(part) for part in parts]
-    return tuple(value for values in choices for value in values) if all(choices) else ()
+    parts = [_kinds_in(part) for part in get_args(hint)]
+    return tuple(kind for kinds in parts for kind in kinds) if all(parts) else ()
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a plain type, or is the listed value."""
+    if not isinstance(kind, type):
+        return isinstance(value, str | int | float) and value == kind
+    if kind in (str, NoneType):
+        return isinstance(value, kind)
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) in (bool, torch.bool)
+    if kind is bool or is_bool:
+        return kind is bool and is_bool
+    # Numbers of NumPy and tensors of one number are numbers too.
+    return hasattr(value, "__index__" if kind is int else "__float__")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.keywords import InitSignature, checked_new
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.stats import unit_rows
@@ -66,6 +67,9 @@ class ConceptMarginal:
     chbr2024concepts
     """
 
+    __new__ = checked_new
+    __signature__ = InitSignature()
+    call_form: ClassVar[str] = "{name}().fit(rows, bank, owner)"
     tau: float = 0.07
     paper: ClassVar[str] = "chbr2024concepts"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"tau": 0.5})

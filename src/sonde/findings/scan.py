@@ -116,6 +116,8 @@ def scan_stream(
     """
     settings = settings or ScanSettings()
     chosen = settings.rules()
+    if settings.detectors and other is None:
+        raise InputError("scan: detectors= score a second data set. Pass it as versus=.")
     began = time.monotonic()
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
@@ -128,7 +130,7 @@ def scan_stream(
         other_data = replace(other_data, labels_are_models=own)
     reference = reference_answers(settings.reference, data)
     split = Split(HALF, stream.seed) if other is not None else None
-    detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
+    detectors = chosen_detectors(stream, settings.chosen_detectors()) if other is not None else {}
     tasks = list(detectors.values())
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
     asked = chosen_measures(stream, settings, split, data.has_labels)
@@ -302,7 +304,7 @@ def pass_of(
 ) -> tuple[dict[str, Request], Plan]:
     """Return the requests and the plan of a scan's pass, with detectors if there is a split."""
     asked = chosen_measures(stream, settings, split, data.has_labels)
-    detectors = {} if split is None else chosen_detectors(stream, settings.detectors)
+    detectors = {} if split is None else chosen_detectors(stream, settings.chosen_detectors())
     return _plan(stream, data, settings, split, [*detectors.values()], asked)[1:]
 
 

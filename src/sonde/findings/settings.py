@@ -5,10 +5,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE
+from sonde.core.ranges import check_ranges
 from sonde.findings.catalogue import check_code, rules
 from sonde.findings.rule import Rule
+from sonde.run.instruments.words import instruments_of
 from sonde.run.passes.crew import Crew, Runner
 
 
@@ -48,9 +51,10 @@ class ScanSettings:
         What is measured at every site beside the checks; words as in ``sonde.fit``.
     alpha : float, default=0.01
         False-alarm rate of the detectors against OTHER.
-    detectors : tuple of Detector, default=()
+    detectors : tuple of Detector or str, default=()
         Detectors that are fitted on half of DATA and score OTHER, each at every site whose rows it
-        reads. Empty stands for k nearest neighbours, Mahalanobis, and the energy of logits.
+        reads; words as in ``sonde.fit``. Empty stands for k nearest neighbours, Mahalanobis, and
+        the energy of logits.
     only, ignore : tuples of str
         Codes to keep; codes to silence, as ``CODE`` or ``CODE@site pattern``.
     thresholds : mapping of code to mapping of name to value
@@ -80,7 +84,7 @@ class ScanSettings:
     deep: bool = False
     measures: tuple[Instrument | str, ...] = ()
     alpha: float = 0.01
-    detectors: tuple[Detector, ...] = ()
+    detectors: tuple[Instrument | str, ...] = ()
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     thresholds: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
@@ -91,7 +95,9 @@ class ScanSettings:
     command: str = ""
 
     def __post_init__(self) -> None:
+        check_ranges(self, alpha="(0, 1)", workers=">= 0", threads=">= 1", memory="> 0")
         self.rules()
+        self.chosen_detectors()
 
     def rules(self) -> list[Rule]:
         """Return the rules to run, with the thresholds that the user changed.
@@ -107,13 +113,37 @@ class ScanSettings:
         only = {check_code(code) for code in self.only}
         return [rule for rule in every if not only or rule.code in only]
 
+    def chosen_detectors(self) -> tuple[Detector, ...]:
+        """Return the detectors that were asked for; words are parsed.
+
+        Raises
+        ------
+        InputError
+            If a word does not exist, or a method is no detector.
+        """
+        methods = instruments_of(self.detectors)
+        for method in methods:
+            if not isinstance(method, Detector):
+                is_class = isinstance(method, type)
+                name = f"the class {method.__name__}" if is_class else type(method).__name__
+                raise InputError(
+                    f"scan: expected detectors, got {name}. `sonde methods` lists them."
+                )
+        return tuple(methods)
+
     def changed(self, **values: Any) -> "ScanSettings":
         """Return these settings with some of them replaced.
 
         Parameters
         ----------
         **values
-            New values by name. One word stands for a tuple of one, and a list for a tuple.
+            New values by name. One word or method stands for a tuple of one, and a list for a
+            tuple.
+
+        Raises
+        ------
+        InputError
+            If ``only`` is empty.
 
         Examples
         --------
@@ -123,7 +153,10 @@ class ScanSettings:
         tuples = {one.name for one in fields(self) if isinstance(one.default, tuple)}
         for name in tuples & values.keys():
             value = values[name]
-            values[name] = (value,) if isinstance(value, str) else tuple(value)
+            is_one = isinstance(value, str | Instrument)
+            values[name] = (value,) if is_one else tuple(value)
+        if values.get("only") == ():
+            raise InputError("scan: only= names no code. Leave it out to run every check.")
         if isinstance(values.get("reference"), str):
             values["reference"] = Path(values["reference"])
         return replace(self, **values)

@@ -283,7 +283,7 @@ def scan_streams(
     first = stream(data)
     other = None if versus is None else stream(versus, **columns_of(first), **_beside(first))
     if settings is not None and isinstance(first, LiveStream) and isinstance(other, LiveStream):
-        first = with_columns_of(first, settings.detectors)
+        first = with_columns_of(first, settings.chosen_detectors())
         other = replace(other, sites=first.sites, perturb=first.perturb)
         other = replace(other, with_logits=first.with_logits, logits_asked=first.logits_asked)
     return first, other

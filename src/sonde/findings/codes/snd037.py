@@ -1,5 +1,6 @@
 """SND037: the model's answers are far worse than its states allow."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -21,6 +22,7 @@ from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
+from sonde.findings.evidence.texts.read_in_a_row import read_in_a_row
 from sonde.findings.evidence.trials.answer_trials import new_head
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Section, Theme
 from sonde.findings.symptoms import Symptom
@@ -64,8 +66,11 @@ class SND037(ClassAnswersRule):
         "Classifiers: the accuracy is compared with the larger of two figures on the same rows, "
         "the held-out accuracy of class means at the last site (SND031) and the frequency of "
         "the commonest label; a standard error over groups. Language models: the next-token "
-        "loss is compared with the entropy of the tokens' frequencies, or with counts of up to "
-        "three tokens of the other texts, if these are better at most tokens. Regressions: the "
+        "loss is compared with that of the tokens' frequencies, of these texts and of the other "
+        "texts, or with counts of up to three tokens of the other texts, if these are better at "
+        "most tokens. If the model loses, the texts are read one after another as well: texts of "
+        "one template teach each other, and a model that has read a few of them catches up. "
+        "Regressions: the "
         "mean squared error, as a fraction of the targets' variance, is compared with that of a "
         "held-out linear regression at the last site and of the mean alone. A regression is "
         "judged if the model's numbers explain half of that variance, or if they explain a "
@@ -201,10 +206,10 @@ class SND037(ClassAnswersRule):
     def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:
         if lens.n_groups < LEAST_ROWS:
             return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
-        least, reached_by = self.nats, lens.unigram
+        least, reached_by, n_tokens = self.nats, max(lens.unigram, lens.frequencies), 1
         words = f"the tokens' frequencies alone give a loss of {number(reached_by)}"
         if lens.counted + self.counted < reached_by + self.nats and _counts_win(lens):
-            least, reached_by = self.counted, lens.counted
+            least, reached_by, n_tokens = self.counted, lens.counted, lens.counted_tokens
             words = (
                 f"counts of sequences of {plural(lens.counted_tokens, 'token')} in the other "
                 f"texts give a loss of {number(reached_by)}"
@@ -228,19 +233,34 @@ class SND037(ClassAnswersRule):
             return self.clear(
                 figure, "the model's probabilities are nearly even, as if it were untrained"
             )
+        row, resemble = evidence.get(read_in_a_row), False
+        if row is not None:
+            by_few = min(row.counted[:n_tokens])
+            if row.own - min(reached_by, by_few) <= least:
+                return self.clear(
+                    figure,
+                    f"the model's loss is {number(row.own)} nats per token once it has read some "
+                    "of the texts: they resemble each other, and it catches up",
+                )
+            # No language is learned from so few texts, only what they have in common.
+            resemble = by_few < max(reached_by + least, (lens.frequencies + reached_by) / 2)
+            resemble = resemble and lens.final < math.log(lens.n_words) + self.nats
         text = (
             f"The model's loss is {number(lens.final)} nats per token; {words}. "
             f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'text')}."
         )
         sites = lens.sites[-1:]
         return self.raised_with(
-            "warning",
+            "note" if resemble else "warning",
             text,
             figure,
             sites=sites,
             effect=min(1.0, value / max(reached_by, 1e-9)),
             next=read_command(sites[0]) if sites else None,
-            fix="Load the weights again, the head first, and check whether the tokenizer is "
+            fix="The texts resemble each other: a few of them teach counts as much. Scan with "
+            "texts like those of training, or load the weights again."
+            if resemble
+            else "Load the weights again, the head first, and check whether the tokenizer is "
             "the model's own.",
         )
 

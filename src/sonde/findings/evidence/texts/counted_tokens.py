@@ -36,6 +36,11 @@ def counted_losses(
     return losses
 
 
+def losses_after(before: Sequence[Ids], text: Ids) -> Float[Tensor, "order _target"]:
+    """Return the loss of a text's tokens after the first, under counts of the texts before it."""
+    return _Counts(before).losses(text)
+
+
 def ids_of(batch: InputBatch) -> Int[Tensor, "row pos"]:
     """Return the tokens of a batch."""
     ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)

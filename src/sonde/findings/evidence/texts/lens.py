@@ -116,6 +116,9 @@ class LensEvidence:
     expected, expected_by_rank : float
         Cross entropy in nats of the targets' frequencies with the model's mean prediction, and
         the cross entropy once both are sorted.
+    frequencies : float
+        Loss by the frequencies of the tokens in the other texts; minus infinity if unknown.
+        ``unigram`` knows the texts themselves: of a list of names it is far lower.
     counted, counted_tokens : float, int
         Smallest loss by counts of one to three tokens of the other texts (infinite if unknown), and
         the number of tokens that gives it.
@@ -147,6 +150,7 @@ class LensEvidence:
     doubt: float = math.nan
     expected: float = math.nan
     expected_by_rank: float = math.nan
+    frequencies: float = -math.inf
     counted: float = math.inf
     counted_tokens: int = 0
     texts: "TextAnswers | None" = None
@@ -362,6 +366,7 @@ def _own(found: _Outcomes | None) -> LensEvidence:
         doubt=float(found.doubt.mean()),
         expected=_cross_entropy(share, found.expected),
         expected_by_rank=_cross_entropy(*by_rank),
+        frequencies=float(counted[0]),
         counted=float(counted.min()),
         counted_tokens=1 + int(counted.argmin()),
         texts=found.texts,

@@ -225,7 +225,7 @@ def _given_texts(stream: LiveStream, evidence: Evidence) -> _Given | None:
         return None
     ids = [ids_of(one)[0].tolist() for one in small.singles]
     texts = [str(decode(row)) for row in ids]
-    kept = [i for i, text in enumerate(texts) if _tokens(processor, text) == ids[i]]
+    kept = [i for i, text in enumerate(texts) if tokens_of(processor, text) == ids[i]]
     if len(kept) < LEAST:
         return None
     n_targets = torch.tensor([len(ids[i]) - 1 for i in kept])
@@ -273,7 +273,8 @@ def _as_given(
     return loss * (n / torch.minimum(left, n)).clamp(max=4) / own.n_targets[list(which)]
 
 
-def _tokens(processor: Any, text: str) -> list[int]:
+def tokens_of(processor: Any, text: str) -> list[int]:
+    """Return the tokens of a text, without those that a tokenizer adds around texts."""
     return list(processor(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -285,7 +286,7 @@ def _losses(
     It is not known of texts that are longer than the context of the model: the loss of their
     beginnings would be less than that of shorter texts, whatever they hold.
     """
-    lists = [_tokens(stream.model.processor, t) for t in texts]
+    lists = [tokens_of(stream.model.processor, t) for t in texts]
     longest, most = max(map(len, lists)), context_of(stream.model)
     if min(map(len, lists)) < 2 or (most is not None and longest > most):
         return None
@@ -294,7 +295,7 @@ def _losses(
     budget.note(ids.numel())  # the batch below has the order of one text
     try:
         output = watch(
-            stream.model.module, _batch(small, ids, mask), (), place=stream.probe.place
+            stream.model.module, batch_of(small, ids, mask), (), place=stream.probe.place
         ).output
     except (RuntimeError, IndexError, ValueError):  # e.g. more tokens than the model has places for
         return None
@@ -307,7 +308,8 @@ def _losses(
     return (losses.double().cpu() * mask[:, 1:]).sum(1)
 
 
-def _batch(small: SmallBatches, ids: Tensor, mask: Tensor) -> InputBatch:
+def batch_of(small: SmallBatches, ids: Tensor, mask: Tensor) -> InputBatch:
+    """Return a batch of these tokens, in the form in which the model takes the examples."""
     first = small.singles[0]
     kwargs = {k: v for k, v in first.kwargs.items() if k not in ("input_ids", "position_ids")}
     if small.takes_mask:

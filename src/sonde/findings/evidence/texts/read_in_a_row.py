@@ -1,0 +1,120 @@
+"""Next-token loss of texts that are read one after another, each after examples of its kind.
+
+Texts of one template, rows of a table and lists of names are easily predicted from each other, and
+hardly by a model that has read none of them. A model that works catches up once it has read a few.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.data.text_encoding import context_of
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.counted_tokens import losses_after
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
+from sonde.findings.evidence.texts.text_forms import batch_of, tokens_of
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import metered, watch
+from sonde.tap.streams.small_batches import small_batches
+
+ROWS: Final = 2
+TOKENS, LOGITS, FEWEST = 1024, 1 << 26, 3
+
+
+@dataclass(frozen=True)
+class ReadInARow:
+    """Losses of the later texts of rows of texts, each read after all texts before it in its row.
+
+    Parameters
+    ----------
+    own : float
+        The model's mean loss in nats per token after a text's first.
+    counted : tuple of float
+        Mean loss of the same tokens by counts of one to three tokens of the texts before.
+    n_texts, n_rows : int
+        Texts, and their tokens.
+    """
+
+    own: float
+    counted: tuple[float, ...]
+    n_texts: int
+    n_rows: int
+
+
+def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
+    """Read the lens's texts one after another, in two rows of 1,024 tokens or what the model takes.
+
+    The later half of a row counts. None if a row holds fewer than three texts, or the model gives
+    no losses.
+    """
+    lens = evidence.get(measure_lens)
+    if not isinstance(lens, LensEvidence) or lens.texts is None:
+        return None
+    most = min(TOKENS, context_of(stream.model) or TOKENS, LOGITS // max(1, lens.n_words))
+    processor = stream.model.processor
+    between = [] if processor is None else tokens_of(processor, "\n\n")
+    own, counted, n_texts = list[Tensor](), list[Tensor](), 0
+    with metered(None), untouched(stream.model.module), torch.no_grad():
+        for start in range(ROWS):
+            texts = _fitting(lens.texts.ids[start::ROWS], most, len(between))
+            if len(texts) < FEWEST:
+                continue
+            losses = _losses(stream, texts, between, evidence.data.seed)
+            if losses is None:
+                return None
+            for i in range((len(texts) + 1) // 2, len(texts)):
+                own.append(losses[i])
+                counted.append(losses_after(texts[:i], texts[i]))
+                n_texts += 1
+    if not own:
+        return None
+    together = torch.cat(own)
+    by_counts = torch.cat(counted, dim=1).mean(1)
+    return ReadInARow(float(together.mean()), tuple(by_counts.tolist()), n_texts, len(together))
+
+
+def _fitting(
+    texts: Sequence[Int[Tensor, "_token"]], most: int, between: int
+) -> list[Int[Tensor, "_token"]]:
+    """Return the first texts that fit into a row of tokens."""
+    chosen, n = list[Tensor](), 0
+    for ids in texts:
+        n += len(ids) + between
+        if n > most:
+            break
+        chosen.append(ids.long())
+    return chosen
+
+
+def _losses(
+    stream: LiveStream, texts: Sequence[Int[Tensor, "_token"]], between: list[int], seed: int
+) -> list[Float[Tensor, "_target"]] | None:
+    """Return each text's losses after its first token, all texts read in one row."""
+    gap = torch.tensor(between, dtype=torch.int64)
+    row = torch.cat([part for ids in texts for part in (ids, gap)])[None]
+    small = small_batches(stream.model, stream.inputs, chosen_examples(stream, 1, seed))
+    if not small.singles:
+        return None
+    batch = batch_of(small, row, torch.ones_like(row))
+    try:
+        output = watch(stream.model.module, batch, (), place=stream.probe.place).output
+    except (RuntimeError, IndexError, ValueError):  # e.g. more tokens than the model has places for
+        return None
+    logits = find_logits(output)
+    if logits is None or logits.ndim != 3 or logits.shape[1] != row.shape[1]:
+        return None
+    loss = torch.nn.functional.cross_entropy(
+        logits[0, :-1].float(), row[0, 1:].to(logits.device), reduction="none"
+    )
+    losses, at = list[Tensor](), 0
+    for ids in texts:
+        losses.append(loss[at : at + len(ids) - 1].double().cpu())
+        at += len(ids) + len(between)
+    return losses
