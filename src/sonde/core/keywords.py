@@ -1,8 +1,8 @@
 """Answers to parameter names that a method does not have, also those of other libraries.
 
 Base classes of methods use ``checked_new`` as their ``__new__``, so that a wrong name, or a value
-of another type than a parameter's, is answered before ``__init__`` runs. Functions are decorated with
-``answered``.
+of another type than a parameter's, is answered before ``__init__`` runs. Functions are decorated
+with ``answered``.
 """
 
 import functools
