@@ -116,12 +116,10 @@ def scan_stream(
     """
     settings = settings or ScanSettings()
     chosen = settings.rules()
-    if settings.detectors and other is None:
-        raise InputError("scan: detectors= score a second data set. Pass it as versus=.")
     began = time.monotonic()
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
-    _check_inputs(data, other_data)
+    _check_inputs(data, other_data, settings)
     logits = stream.first_batch().logits
     data = _one_for_all(stream, by_answers(data, logits), logits)
     if other_data is not None:
@@ -337,7 +335,9 @@ def _columns(stream: Stream) -> set[str]:
     return columns
 
 
-def _check_inputs(data: DataEvidence, other: DataEvidence | None) -> None:
+def _check_inputs(data: DataEvidence, other: DataEvidence | None, settings: ScanSettings) -> None:
+    if settings.detectors and other is None:
+        raise InputError("scan: detectors= score a second data set. Pass it as versus=.")
     if data.n == 0:
         raise InputError(f"scan: {data.name} is empty.")
     if data.n == 1:
