@@ -128,14 +128,16 @@ def test_a_truth_that_is_no_class_is_refused_and_counts_nothing(door):
             is_value = truth not in (True, None)
             assert ("3 classes (ant, bee, cow)" in found.text) == is_value, found.text
         both = [{"id": ids[0], "truth": "ant"}, {"id": ids[1], "truth": "dog"}]
-        found = client.post("/feedback", json={"feedback": both})
-        assert (found.status_code, client.get("/feedback").json()["all"]["n"]) == (400, 0)
-        assert "Input 1: " in found.text
+        found = client.post("/feedback", json={"feedback": both}).json()
+        (refused,) = found.pop("refused")
+        assert found == {"taken": 1, "correct": 1}
+        assert refused["error"].startswith("Input 1: Expected as truth")
         both[1]["truth"] = "bee"
-        assert client.post("/feedback", json={"feedback": both}).json() == {
-            "taken": 2,
-            "correct": 2,
-        }
+        found = client.post("/feedback", json={"feedback": both}).json()  # the first was told of
+        assert (found["taken"], [one["status"] for one in found["refused"]]) == (1, [404])
+        assert client.get("/feedback").json()["all"]["n"] == 2
+        again = client.post("/feedback", json={"feedback": both})
+        assert again.status_code == 404
 
 
 def test_a_truth_is_a_name_before_it_is_an_index():

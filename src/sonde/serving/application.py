@@ -383,7 +383,14 @@ class _Handlers:
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         check_count(len(each), self.limits)
         judgements = self.service.judge(each)
-        return JSONResponse({"taken": len(judgements), "correct": sum(judgements)})
+        refused = [one for one in judgements if isinstance(one, Refusal)]
+        taken = [one for one in judgements if not isinstance(one, Refusal)]
+        if refused and not taken:
+            raise refused[0]
+        counted: dict[str, Any] = {"taken": len(taken), "correct": sum(taken)}
+        if refused:
+            counted["refused"] = [{"error": r.sentence, "status": r.status} for r in refused]
+        return JSONResponse(counted)
 
     async def accuracy(self, _: Request) -> Response:
         """Return the accuracy according to feedback."""

@@ -50,7 +50,7 @@ class Feedback:
         truth : str, int or float
             Name or index of the correct class, or the correct number.
         classes : sequence of str, optional
-            Names of a classifier's outputs; see ``check_truth``.
+            Names of a classifier's outputs; a truth is one of them or its index.
 
         Returns
         -------
@@ -63,7 +63,7 @@ class Feedback:
             404 for an id that is unknown, was told of before, or is forgotten; 400 for a truth that
             is no class of the model: the id goes on waiting.
         """
-        index = check_truth(name, truth, classes)
+        index = _class_of(name, truth, classes)
         with self._lock:
             remembered = self._answers.pop(name)
             if remembered is None and self._folder is not None:
@@ -108,7 +108,7 @@ class Feedback:
         return {name: _share(*pair) for name, pair in named.items()}
 
 
-def check_truth(name: Any, truth: Any, classes: Sequence[str] | None) -> int | None:
+def _class_of(name: Any, truth: Any, classes: Sequence[str] | None) -> int | None:
     """Return the index of the class that is meant, or None if the model is no classifier.
 
     A truth that the model cannot answer would count as a mistake of the model.
@@ -138,7 +138,7 @@ def check_truth(name: Any, truth: Any, classes: Sequence[str] | None) -> int | N
         raise Refusal(
             400,
             f"Expected as truth the name of one of the model's {n:,} classes ({listed}) or an "
-            f"index from 0 to {n - 1}; nothing was counted.",
+            f"index from 0 to {n - 1}.",
         )
     return index
 

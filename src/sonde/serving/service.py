@@ -21,7 +21,6 @@ from sonde.serving.batcher import Batcher
 from sonde.serving.bodies import Rows
 from sonde.serving.callers import callers_of
 from sonde.serving.changes import Changes
-from sonde.serving.feedback import check_truth
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
 from sonde.serving.monitor import Monitor
@@ -360,23 +359,24 @@ class Service:
         except Exception as error:  # the dashboard must not take an answer from anybody
             _log.error("the dashboard failed: %s", type(error).__name__)
 
-    def judge(self, truths: Sequence[Mapping[str, Any]]) -> list[bool]:
+    def judge(self, truths: Sequence[Mapping[str, Any]]) -> list[bool | Refusal]:
         """Record the correct answers to some inputs; return whether the model was correct on each.
 
         Parameters
         ----------
         truths : sequence of mapping
-            Each with the ``id`` of an answer and the ``truth``. None is recorded if one of them is
-            no class of the model.
+            Each with the ``id`` of an answer and the ``truth``. One that cannot be recorded has its
+            refusal in place of the judgement.
         """
         classes = None if self._served is None else self._served.classes
-        each = [(one.get("id"), one.get("truth")) for one in truths]
-        for i, (name, truth) in enumerate(each):
+        each: list[bool | Refusal] = []
+        for one in truths:
             try:
-                check_truth(name, truth, classes)
+                judgement = self.monitor.feedback.take(one.get("id"), one.get("truth"), classes)
             except Refusal as refusal:
-                raise refusal.of_input(i) if len(each) > 1 else refusal from None
-        return [self.monitor.feedback.take(name, truth, classes) for name, truth in each]
+                judgement = refusal if len(truths) == 1 else refusal.of_input(len(each))
+            each.append(judgement)
+        return each
 
     def _items(
         self,
