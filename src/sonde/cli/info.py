@@ -224,6 +224,7 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
         "methods": sorted({e["instrument"] for e in entries}),
         "n_results": len(entries),
         "sites": [s["text"] for s in header.get("sites", [])],
+        "reducers": sorted({s["reducer"] for s in header.get("sites", []) if "reducer" in s}),
         "model": header.get("model"),
         "recipe": header.get("recipe"),
         "calibration": _calibration(entries, header.get("split")),
@@ -277,6 +278,7 @@ def _state_words(facts: dict[str, Any]) -> dict[str, str]:
         "kind": f"fitted state, version {facts['version']}, {gib(facts['size_bytes'])}",
         "methods": ", ".join(facts["methods"]),
         "sites": f"{len(facts['sites'])}: {', '.join(facts['sites'])}",
+        "reducer": ", ".join(facts["reducers"]),
         "data": f"{examples}{groups}, {units}",
         "calibrated on": "; ".join(facts["calibration"]),
         "read with": ", ".join(f"{name}={value}" for name, value in options.items()),
@@ -305,6 +307,7 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
     return {
         "kind": f"store of rows, {files}, {gib(facts['size_bytes'])}",
         "sites": f"{len(sites)}: {listed}",
+        "reducer": ", ".join(dict.fromkeys(s["reducer"] for s in sites)),
         "not in all": partial_sites(facts),
         "data": f"{plural(facts['n_examples'], 'example')}{groups}, {units}{sets}",
         "columns": ", ".join(f"{name} ({kind})" for name, kind in facts["columns"].items()),

@@ -172,7 +172,8 @@ class Read:
         if self.printing.json:
             say_json(facts | {"left_out": [entry.json() for entry in stream.left_out]})
         elif not self.printing.quiet:
-            say("\n".join(f"{s['key']:<40} {s['dim']:>6} {s['dtype']}" for s in facts["sites"]))
+            form = "{key:<40} {dim:>6} {dtype} {reducer}"
+            say("\n".join(form.format(**site) for site in facts["sites"]))
             if facts["partial_sites"]:
                 note(
                     "note: these sites are missing in some data sets and not counted: "

@@ -5,12 +5,13 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
+from sonde.findings.evidence.answers.best_probe import best_probe, own_score
 from sonde.findings.evidence.inputs.input_table import InputTable, read_table
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.rule import Breaks, Check, Figure, Rule, Theme
+from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import read_command, sentence
-from sonde.findings.words.text import listed, percent, plural, shortened
+from sonde.findings.words.text import listed, number, percent, plural, shortened
 
 SAME: Final = 1e-9
 """Largest fraction of a column's variance that its copy may leave unexplained."""
@@ -77,10 +78,20 @@ def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool
 @final
 @dataclass(frozen=True)
 class SND073(Rule):
-    """Columns that are constant or copies, and the largest fraction of missing numbers."""
+    """Columns that are constant or copies, and the largest fraction of missing numbers.
+
+    Parameters
+    ----------
+    note, warning : float
+        Fraction of the rows in which a column lacks a number.
+    behind : float, default=0.2
+        How much better than the model's a probe's answers are, in accuracy or R^2, for a constant
+        column to be a warning.
+    """
 
     note: float = 0.05
     warning: float = 0.2
+    behind: float = 0.2
 
     title: ClassVar[str] = "Columns without new information"
     theme: ClassVar[Theme] = "data"
@@ -99,7 +110,10 @@ class SND073(Rule):
         "are reported: columns with a single value; columns that are a linear function of an "
         "earlier column (equal in every row if they have two values), up to 1e-9 of their "
         "variance; and columns that lack a number in 5 % of the rows, including rows that were "
-        "left out. A note; a warning if 20 % of the numbers are missing."
+        "left out. A note; a warning if 20 % of the numbers are missing, or if a column is "
+        "constant and a probe of a layer or of the inputs answers better than the model by 20 "
+        "points of accuracy, or of R^2 in percent: then the model may have learned with other "
+        "values."
     )
     false_positives: ClassVar[str] = "Pixels at the edge of images, which are always empty."
     plant: ClassVar[str] = (
@@ -121,14 +135,30 @@ class SND073(Rule):
                             n_rows=table.n_read)  # fmt: skip
         if not count and share < self.note:
             return self.clear(figure)
+        hint = _lost(evidence, self.behind) if idle.constant else ""
         return self.raised_with(
-            "warning" if share >= self.warning else "note",
-            sentence(*_texts(table, idle)),
+            "warning" if share >= self.warning or hint else "note",
+            sentence(*_texts(table, idle), hint),
             figure,
             effect=max(count / n, share),
-            common=share < self.note and not idle.copies,
+            common=share < self.note and not idle.copies and not hint,
+            location=Location(columns=tuple(table.names[j] for j in idle.constant))
+            if hint
+            else None,
             next=read_command(evidence.sites[0].schema.key) if evidence.sites else None,
         )
+
+
+def _lost(evidence: Evidence, least: float) -> str:
+    """Return that the model answers far worse than a probe, which may be due to the constants."""
+    probe, own = best_probe(evidence), own_score(evidence)
+    if probe is None or own is None or probe.measure == "loss" or probe.mean - own < least:
+        return ""
+    if probe.measure == "accuracy":
+        scores = f"The model is correct on {percent(own)}, a probe on {percent(probe.mean)}"
+    else:
+        scores = f"The model's R^2 is {number(own)}, that of a probe {number(probe.mean)}"
+    return f"{scores}: it may have learned with other values of what is constant."
 
 
 def _texts(table: InputTable, found: IdleColumns) -> list[str]:

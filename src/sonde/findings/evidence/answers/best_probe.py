@@ -128,21 +128,21 @@ def _probes(evidence: Evidence) -> Iterator[BestProbe]:
             yield _scored(INPUTS, "accuracy", rows[at], hit, majority)
 
 
+def own_score(evidence: Evidence) -> float | None:
+    """Return the model's accuracy, or its R^2 against the targets' mean; None if unknown."""
+    numbers, classes = number_answers(evidence), class_answers(evidence)
+    if not isinstance(numbers, str):
+        return 1 - float(numbers.own.mean() / numbers.mean.mean())
+    return None if isinstance(classes, str) else classes.accuracy
+
+
 def reference_lead(evidence: Evidence) -> float:
     """Return how much better the healthy answers are than the model's, in accuracy or R^2.
 
     0 without a reference.
     """
-    reference, numbers, classes = (
-        evidence.reference,
-        number_answers(evidence),
-        class_answers(evidence),
-    )
-    if not isinstance(reference, Reference):
-        return 0.0
-    if not isinstance(numbers, str):
-        return reference.mean - (1 - float(numbers.own.mean() / numbers.mean.mean()))
-    return 0.0 if isinstance(classes, str) else reference.mean - classes.accuracy
+    reference, own = evidence.reference, own_score(evidence)
+    return reference.mean - own if isinstance(reference, Reference) and own is not None else 0.0
 
 
 def _reference(evidence: Evidence, measure: Measure, constant: float) -> Iterator[BestProbe]:
