@@ -50,7 +50,7 @@ def test_a_store(run, acts):
     assert (facts["n_examples"], facts["n_groups"], facts["n_units"]) == (120, 40, 4)
     assert facts["size_bytes"] == sum(p.stat().st_size for p in (acts / "rows").rglob("*.arrow"))
     assert len(facts["sites"]) == 12
-    assert {s["dim"] for s in facts["sites"]} == {4}
+    assert {(s["dim"], s["reducer"]) for s in facts["sites"]} == {(4, "flat")}
     assert facts["columns"] == {"kind": "text"}
     assert facts["in_use_by"] is None
 

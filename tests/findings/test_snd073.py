@@ -1,9 +1,14 @@
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from torch import nn
 
+import sonde
 from findings._nets import assert_clear, assert_raised
 from findings._tables import bundled, evidence_with, table_of
 from sonde.findings.codes.snd073 import SND073, idle_columns
+from sonde.report import Report
 
 
 @pytest.mark.truth("the columns that were added to a table of scikit-learn")
@@ -35,3 +40,25 @@ def test_missing_numbers_are_a_note_and_a_warning_from_a_fifth_on() -> None:
     holes = x.copy()
     holes[:3, 5] = np.nan
     assert_clear(SND073().check(evidence_with(holes, names)))
+
+
+def scanned_with_constant(name: str) -> Report:
+    """Scan a sum of two of three columns, one of which has one value in all rows."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(150, 3, generator=draw)
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 1, bias=False)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[2.0, 0, 0], [0, 1, 0], [2, 1, 0], [2, -1, 0]]))
+        net[1].weight.copy_(torch.tensor([[0.5, 0.5, 0.25, 0.25]]))
+        y = net(x)[:, 0] + 0.1 * torch.randn(150, generator=draw)
+    frame = pd.DataFrame(x.numpy(), columns=["height", "age", "lot"])
+    frame[name] = 1.7
+    return sonde.scan(net, frame.assign(target=y.numpy()), only="SND073", progress=False)
+
+
+@pytest.mark.truth("a column that the model reads, and one that it does not, of one value")
+@pytest.mark.parametrize(("name", "level"), [("height", "warning"), ("lot", "note")])
+def test_a_constant_column_is_a_warning_if_the_model_lost_by_it(name: str, level: str) -> None:
+    (finding,) = scanned_with_constant(name).findings
+    assert (finding["level"], f"{name} has the same value" in finding["sentence"]) == (level, True)
+    assert ("may have learned with other values" in finding["sentence"]) == (level == "warning")
