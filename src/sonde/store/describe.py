@@ -43,8 +43,7 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
         "kind": "store of rows",
         "tables": {name: [c.schema.key for c in cols] for name, cols in first.tables.items()},
         "sites": [
-            {"key": s.key, "dim": s.dim, "dtype": s.dtype, "reducer": str(s.reducer)}
-            for s in sites
+            {"key": s.key, "dim": s.dim, "dtype": s.dtype, "reducer": str(s.reducer)} for s in sites
         ],
         "partial_sites": [
             {"key": key, "n_data_sets": n} for key, n in has.items() if n < len(parts)
