@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from queue import Empty, Queue
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from serving.test_chats import TEMPLATE, events
 from serving_case import served
 from sonde.core import InputError
 from sonde.core.edit import Add
+from sonde.engines._engine import sampling_params
 from sonde.tap import editing
 from vllm_case import probe_of, texts
 
@@ -230,3 +232,26 @@ def test_without_vllm_the_package_is_named(monkeypatch):
     ran = run_words("serve", "sonde:stdlib", "--engine", "vllm")
     assert "expected the package vllm" in ran.error()
     assert "pip install vllm" in ran.error()
+
+
+def test_a_text_that_is_judged_holds_up_the_steps_for_a_moment(both, monkeypatch):
+    monkeypatch.setattr("sonde.engines._request_loop.PATIENCE", 1.0)
+    engine, worker = worker_of(both[1])
+    steps = Queue()
+    name = engine.begin([3, 4, 5], steps.put, holds=True, max_tokens=40, temperature=0.0)
+    try:
+        assert steps.get(timeout=60).tokens
+        with pytest.raises(Empty):
+            steps.get(timeout=0.3)
+        engine.resume(name)
+        assert steps.get(timeout=0.5).tokens
+        second = Queue()
+        other = engine.begin([6, 7], second.put, holds=True, max_tokens=40, temperature=0.0)
+        assert second.get(timeout=60).tokens
+        began = time.monotonic()
+        engine.run([[8, 9]], [sampling_params(max_tokens=1)])  # as the thread that judges may
+        assert time.monotonic() - began < 0.9
+        engine.end(other).result()
+    finally:
+        engine.end(name).result()
+    assert not worker._sonde.states

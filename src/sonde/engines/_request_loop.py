@@ -1,5 +1,6 @@
 """One thread that runs the requests of many callers in a ``vllm.LLM``."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -7,6 +8,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, final
 
+PATIENCE = 0.1
+"""Seconds for which a request may hold up the steps of all."""
 Seen = Callable[[Any], None]
 """Takes each output of a request, or the error that ended it, in the thread that runs vLLM."""
 
@@ -25,6 +28,7 @@ class RequestLoop:
         self.llm = llm
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._seen: dict[str, tuple[str, Seen]] = {}
+        self._held: dict[str, float] = {}
         Thread(target=self._run, name="sonde-vllm", daemon=True).start()
 
     @property
@@ -53,8 +57,22 @@ class RequestLoop:
         own = self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params)
         self._seen[name] = own, seen
 
+    def hold(self, name: str) -> None:
+        """Begin no step until ``resume``, or for ``PATIENCE`` seconds; call it between two steps.
+
+        A thread that judges a first token while vLLM steps gets the interpreter now and then only:
+        the token would come as late as the second one.
+        """
+        self._held[name] = time.monotonic() + PATIENCE
+
+    def resume(self, *names: str) -> None:
+        """Let requests, by default all, hold up no steps any more; call it between two steps."""
+        for name in names or (*self._held,):
+            self._held.pop(name, None)
+
     def end(self, name: str) -> None:
         """End a request that may be unfinished; call it between two steps."""
+        self.resume(name)
         if (request := self._seen.pop(name, None)) is not None:
             self.llm.llm_engine.abort_request([request[0]], internal=True)
 
@@ -65,6 +83,10 @@ class RequestLoop:
                 while True:
                     _answer(*self._calls.get(block=waits))
                     waits = False
+            while self._held and (left := max(self._held.values()) - time.monotonic()) > 0:
+                with suppress(Empty):
+                    _answer(*self._calls.get(timeout=left))
+            self._held.clear()
             if self._seen:
                 self._step()
 

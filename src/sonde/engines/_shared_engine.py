@@ -75,6 +75,7 @@ class SharedEngine:
         self.kept: tuple[str, ...] = ()
         self._loop, self._numbers = RequestLoop(llm), count()
         self._open: set[str] = set()  # texts whose states may still be asked for
+        self._read: set[str] = set()  # unfinished texts of ``run``
 
     @classmethod
     def start(
@@ -130,9 +131,11 @@ class SharedEngine:
         results = [Future[tuple[list[int], States]]() for _ in texts]
 
         def begin() -> None:
+            self._loop.resume()  # who judges may be the thread that waits for these texts
             for ids, params, result in zip(texts, settings, results, strict=True):
                 name = f"read-{next(self._numbers)}"
                 self._loop.add(name, ids, params, partial(self._finished, name, ids, result))
+                self._read.add(name)
 
         self._loop.call(begin).result()
         each = [result.result() for result in results]
@@ -142,8 +145,10 @@ class SharedEngine:
         self, name: str, ids: list[int], result: "Future[tuple[list[int], States]]", output: Any
     ) -> None:
         if isinstance(output, Exception):
+            self._read.discard(name)
             result.set_exception(output)
         elif output.finished:
+            self._read.discard(name)
             new = list(output.outputs[0].token_ids)
             result.set_result((new, self._states(name, len(ids) + len(new) - 1)))
 
@@ -160,7 +165,13 @@ class SharedEngine:
         self._loop.call(update).result()
 
     def begin(
-        self, ids: list[int], deliver: Deliver, *, ends: Sequence[int] = (), **settings: Any
+        self,
+        ids: list[int],
+        deliver: Deliver,
+        *,
+        ends: Sequence[int] = (),
+        holds: bool = False,
+        **settings: Any,
     ) -> str:
         """Begin to continue a text; return the name by which it must be ended.
 
@@ -172,6 +183,8 @@ class SharedEngine:
             Takes the tokens of each step, or the error that ended the text, in another thread.
         ends : sequence of int
             Tokens after which vLLM ends the text.
+        holds : bool, default=False
+            After the first tokens vLLM waits for ``resume``, a tenth of a second at most.
         **settings
             Those of ``vllm.SamplingParams``.
         """
@@ -192,6 +205,8 @@ class SharedEngine:
                 deliver(output)
                 return
             prompt = self._states(name, len(ids), forget=False) if is_first else None
+            if is_first and holds and not self._read:
+                self._loop.hold(name)
             is_first = False
             deliver(_new_tokens(output, prompt))
 
@@ -205,8 +220,19 @@ class SharedEngine:
         self._loop.call(add)
         return name
 
+    def resume(self, name: str) -> None:
+        """Let vLLM go on after the first tokens of a text that holds it."""
+        self._loop.call(lambda: self._loop.resume(name))
+
     def end(self, name: str, length: int | None = None) -> "Future[States]":
-        """End a text; return the states of its first positions, or none."""
+        """End a text; return the states of its first positions, or none.
+
+        Parameters
+        ----------
+        name : str
+        length : int, optional
+            Positions with states; vLLM then waits for ``resume``, as after the first tokens.
+        """
 
         def states() -> States:
             try:
@@ -214,6 +240,8 @@ class SharedEngine:
             finally:
                 self._open.discard(name)
                 self._loop.end(name)
+                if length is not None and not self._read:
+                    self._loop.hold(name)
                 self._tell([("sonde_drop", ([name] if self.is_busy else None,))])
 
         return self._loop.call(states)

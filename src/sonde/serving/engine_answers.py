@@ -61,6 +61,7 @@ class EngineAnswers:
             ids,
             lambda step: loop.call_soon_threadsafe(steps.put_nowait, step),
             ends=() if reads else model.ends(),  # with a probe the end is read too
+            holds=reads,
             max_tokens=wanted + reads,
             seed=settings.seed if chosen["temperature"] else None,
             logprobs=settings.logprobs,
@@ -71,6 +72,7 @@ class EngineAnswers:
             step = await _next(steps)
             if reads:
                 prompt = await self._verdict(ids, [], step.prompt or {})
+                self._engine.resume(name)
             if not on_prompt(prompt):
                 pieces.cancelled.set()
             n_new = len(step.tokens)
@@ -89,6 +91,7 @@ class EngineAnswers:
         if length is not None:
             states = await asyncio.shield(asyncio.wrap_future(ending))
             whole = await self._verdict(ids, pieces.ids, states)
+            self._engine.resume(name)
         return Continued(pieces, prompt, whole)
 
     def _keep_states(self) -> None:
