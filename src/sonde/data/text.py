@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
@@ -126,12 +127,13 @@ class TextEncoder(Encoder):
 
     def _content(self, row: Row) -> bytes:
         if self.kind == "tokens":
-            ids, real = self._given(row), self._real(row)
-            mask = b"" if bool(real.all()) else b"|mask|" + real.numpy().tobytes()
+            ids, mask = self._given(row), b""
+            if row.get("attention_mask") is not None and not bool((real := self._real(row)).all()):
+                mask = b"|mask|" + real.numpy().tobytes()
             if self.decoder is not None and self.decoder.given:
                 target = torch.tensor(self._given_target(row), dtype=torch.int64)
                 mask += b"|decoder|" + target.numpy().tobytes()
-            return b"ids|" + torch.tensor(ids, dtype=torch.int64).numpy().tobytes() + mask
+            return b"ids|" + np.array(ids, dtype=np.int64).tobytes() + mask
         if self.kind == "messages":
             value = _value(row, self.inputs[0])
             if not isinstance(value, list):
@@ -300,6 +302,8 @@ class TextEncoder(Encoder):
     def _given(self, row: Row) -> list[int]:
         ids = _integers(_value(row, self.inputs[0]), self.inputs[0])
         self._require_known(ids)
+        if row.get("attention_mask") is None:
+            return ids
         return [i for i, k in zip(ids, self._kept(row).tolist(), strict=True) if k]
 
     def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
@@ -467,7 +471,7 @@ def _text_of_row(row: Row, name: str) -> str:
 
 def _integers(values: Any, name: str) -> list[int]:
     plain = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(plain, list | tuple) or not all(type(v) is int for v in plain):
+    if not isinstance(plain, list | tuple) or not set(map(type, plain)) <= {int}:
         raise InputError(f"expected a list of whole numbers in column {name!r}")
     return list(plain)
 
