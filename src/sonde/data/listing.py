@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.encoder import EmptyText, Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
 from sonde.data.limited import Kept
+from sonde.data.packed_keys import PackedKeys
 from sonde.data.sources import Row, Source, is_missing
 
 LISTED_AT_ONCE = 256
@@ -30,12 +31,12 @@ class Listing:
 
     Parameters
     ----------
-    keys : list of bytes
+    keys : sequence of bytes
         Key of each example: the hash of its id if there is an id column, else of its content.
         Chunks of one item have equal keys.
-    group_keys : list of bytes
+    group_keys : sequence of bytes
         Key of each example's group, hashed like ``keys``.
-    contents : list of bytes
+    contents : sequence of bytes
         Hash of each example's content.
     occurrence, row, piece, first, length, truncated, label, size : arrays
         For each example: its item's number among equal items, its row in the source, the number of
@@ -63,9 +64,9 @@ class Listing:
         Number of rows that the listed ones are a sample of, if a limit kept a sample.
     """
 
-    keys: list[bytes]
-    group_keys: list[bytes]
-    contents: list[bytes]
+    keys: Sequence[bytes]
+    group_keys: Sequence[bytes]
+    contents: Sequence[bytes]
     occurrence: np.ndarray
     row: np.ndarray
     piece: np.ndarray
@@ -93,16 +94,21 @@ class Listing:
 
 
 class _Lists:
-    """The growing columns of a listing."""
+    """The growing columns of a listing; those that cannot differ are one object.
 
-    def __init__(self) -> None:
-        self.keys: list[bytes] = []
-        self.group_keys: list[bytes] = []
-        self.contents: list[bytes] = []
-        names = "occurrence row piece first length truncated item size pair side"
+    Parameters
+    ----------
+    has_ids, has_groups : bool
+        Whether keys may differ from the hashes of contents, and groups from keys.
+    """
+
+    def __init__(self, has_ids: bool, has_groups: bool) -> None:
+        self.contents = PackedKeys()
+        self.keys = PackedKeys() if has_ids else self.contents
+        self.group_keys = PackedKeys() if has_groups else self.keys
+        names = "row piece first length truncated item size pair side"
         self.names = tuple(names.split())
         self.numbers = {name: array("q") for name in self.names}
-        self.seen: Counter[bytes] = Counter()
         self.missing: Counter[str] = Counter()
         self.content = blake2b(digest_size=16)
         self.labels = LabelColumn()
@@ -122,14 +128,15 @@ class _Lists:
     ) -> None:
         """Add the examples of one item."""
         for number, piece in enumerate(pieces):
-            self.keys.append(key)
-            self.group_keys.append(group)
             self.contents.append(content)
-            entry = (self.seen[key], row, number, piece.first, piece.length, piece.truncated)
+            if self.keys is not self.contents:
+                self.keys.append(key)
+            if self.group_keys is not self.keys:
+                self.group_keys.append(group)
+            entry = (row, number, piece.first, piece.length, piece.truncated)
             values = (*entry, self.n_items, size, *member)
             for name, value in zip(self.names, values, strict=True):
                 self.numbers[name].append(value)
-        self.seen[key] += 1
         self.n_items += 1
         self.n_chunked += len(pieces) > 1
         self.n_truncated += any(p.truncated for p in pieces)
@@ -173,7 +180,7 @@ def list_source(
     InputError
         If an item is broken (and ``skip_bad`` is off), or none is left.
     """
-    lists = _Lists()
+    lists = _Lists(layout.id is not None, layout.group is not None or layout.paired)
     watched = {name for name in {*_meanings(layout), *arguments} if name not in known}
     late: set[str] = set()
     for block in _blocks(kept.of_source(source)):
@@ -189,11 +196,14 @@ def list_source(
     numbers = {n: np.frombuffer(v, dtype=np.int64) for n, v in lists.numbers.items()}
     item = numbers.pop("item")
     label = labels.values[item]
+    is_first = numbers["piece"] == 0
+    firsts = lists.keys if is_first.all() else PackedKeys(compress(lists.keys, is_first))
     lists.content.update(label.tobytes())
     return Listing(
         keys=lists.keys,
         group_keys=lists.group_keys,
         contents=lists.contents,
+        occurrence=firsts.occurrences()[np.cumsum(is_first) - 1],
         **numbers,
         label=label,
         labels=labels,
@@ -236,9 +246,9 @@ def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
     arrays = tuple(names.split())
     return replace(
         listing,
-        keys=[listing.keys[i] for i in kept],
-        group_keys=[listing.group_keys[i] for i in kept],
-        contents=[listing.contents[i] for i in kept],
+        keys=PackedKeys(listing.keys[i] for i in kept),
+        group_keys=PackedKeys(listing.group_keys[i] for i in kept),
+        contents=PackedKeys(listing.contents[i] for i in kept),
         **{name: getattr(listing, name)[kept] for name in arrays},
         target=None if listing.target is None else listing.target[kept],
         fingerprint=blake2b(f"{listing.fingerprint}|{how}".encode(), digest_size=16).hexdigest(),
