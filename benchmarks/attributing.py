@@ -5,16 +5,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.against import seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
 from benchmarks.nets import residual_net
+from benchmarks.peers import PEER_OF, time_and_memory_rows
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
-from benchmarks.rows import Row, not_measured
+from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.explain import Baseline, IntegratedGradients, Objective
 
-PEER, RUNNER = "captum", "benchmarks.attribute_runner"
+RUNNER = "attribute_runner"
+PEER = PEER_OF[RUNNER]
 TIME_BUDGET, MEMORY_BUDGET, MIDDLE_BUDGET = 1.02, 1.0, 0.7
 MIDDLE = "7"
 """The fourth of the blocks 4 to 11 of the residual net."""
@@ -38,24 +37,12 @@ def attribution_rows(size: Size) -> list[Row]:
 
 
 def _against(what: str, how: dict[str, Any], size: Size) -> list[Row]:
-    try:
-        python = python_of(PEER, size.offline)
-        taken = run_child(f"{RUNNER}:times", python, rounds=size.rounds, **how)
-        held = [
-            run_child(f"{RUNNER}:memory", python, steady=True, peer=peer, **how)
-            for peer in (False, True)
-        ]
-    except (PeerError, ChildError) as error:
-        return [not_measured("attribute", what, str(error))]
-    same = "noise differs" if "Smooth" in what else f"values differ by {taken['apart']:.1e}"
-    note = f"{seconds_note(taken)}; {same}; {taken['version']}"
-    times = (taken["median"], "x", TIME_BUDGET, taken["spread"], taken["rounds"], note)
-    share = held[0] / max(held[1], 1.0)
-    adds = f"adds {held[0]:.0f} MiB, the peer {held[1]:.0f}"
-    return [
-        Row("attribute", f"{what}, time", *times),
-        Row("attribute", f"{what}, memory", share, budget=MEMORY_BUDGET, note=adds),
-    ]
+    def notes(taken: dict[str, Any]) -> tuple[str, str]:
+        apart = f"values differ by {taken['apart']:.1e}"
+        return f"; {'noise differs' if 'Smooth' in what else apart}", ""
+
+    budgets = (TIME_BUDGET, MEMORY_BUDGET)
+    return time_and_memory_rows(RUNNER, "attribute", what, size, how, budgets, notes)
 
 
 def _middle(of: str, width: int, side: int, steps: int, size: Size) -> Row:

@@ -1,13 +1,10 @@
 """Planted faults of data: what a scan finds, against cleanlab's Datalab, sliceline, evidently."""
 
-from typing import Any
-
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import PEER_OF, UNMEASURED, audited, in_peer
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 
-PEER = "cleanlab"
+PEER = PEER_OF["data_runner"]
 WHAT = "faults of data"
 FAULTS = (
     "wrong labels",
@@ -27,15 +24,8 @@ def audit_rows(size: Size) -> list[Row]:
 def data_rows(size: Size) -> list[Row]:
     """Missed and falsely named rows of each fault, time and memory."""
     try:
-        python = python_of(PEER, size.offline)
-
-        def ask(function: str, **options: Any) -> Any:
-            return run_child(f"benchmarks.data_runner:{function}", python=python, **options)
-
-        found = ask("compared", seeds=size.pick(3, 1))
-        taken = ask("seconds", rounds=size.pick(3, 1))
-        room = {arm: ask("memory", arm=arm) for arm in taken}
-    except (PeerError, ChildError) as error:
+        found, taken, room = audited("data_runner", size, size.pick(3, 1), size.pick(3, 1))
+    except UNMEASURED as error:
         return [not_measured("data", f"{WHAT} against {PEER}", str(error))]
     name = f"{found['n']} digits, against {found['version']}"
     rows = [row for fault in FAULTS for row in _of_fault(name, fault, found[fault])]
@@ -62,9 +52,8 @@ def data_rows(size: Size) -> list[Row]:
 def label_rows(size: Size) -> list[Row]:
     """Exchanged labels that are missed by rank: the model, a probe, both, the peer."""
     try:
-        python = python_of(PEER, size.offline)
-        found = run_child("benchmarks.label_runner:ranked", python=python, seeds=size.pick(10, 1))
-    except (PeerError, ChildError) as error:
+        found = in_peer("label_runner", size.offline)("ranked", seeds=size.pick(10, 1))
+    except UNMEASURED as error:
         return [not_measured("labels", f"ranks of exchanged labels against {PEER}", str(error))]
     version, rows = found.pop("version"), []
     for kind, said in found.items():
@@ -79,17 +68,10 @@ def label_rows(size: Size) -> list[Row]:
 
 def slice_rows(size: Size) -> list[Row]:
     """Missed rows of a weak group by known columns, false alarms, time and memory."""
-    peer, n = "sliceline", size.pick(2000, 400)
+    peer, n = PEER_OF["slice_runner"], size.pick(2000, 400)
     try:
-        python = python_of(peer, size.offline)
-
-        def ask(function: str, **options: Any) -> Any:
-            return run_child(f"benchmarks.slice_runner:{function}", python=python, n=n, **options)
-
-        found = ask("compared", seeds=size.pick(20, 1))
-        taken = ask("seconds", rounds=size.pick(9, 1))
-        room = {arm: ask("memory", arm=arm) for arm in taken}
-    except (PeerError, ChildError) as error:
+        found, taken, room = audited("slice_runner", size, size.pick(20, 1), size.pick(9, 1), n=n)
+    except UNMEASURED as error:
         return [not_measured("data", f"weak group against {peer}", str(error))]
     name = f"{n} rows, against {found['version']}"
     mine, other = found["sonde"], found[peer]
@@ -121,17 +103,10 @@ def slice_rows(size: Size) -> list[Row]:
 
 def drift_rows(size: Size) -> list[Row]:
     """Missed columns of each fault, columns named beside it, words for it, time and memory."""
-    peer = "evidently"
+    peer = PEER_OF["drift_runner"]
     try:
-        python = python_of(peer, size.offline)
-
-        def ask(function: str, **options: Any) -> Any:
-            return run_child(f"benchmarks.drift_runner:{function}", python=python, **options)
-
-        found = ask("compared", seeds=size.pick(4, 1))
-        taken = ask("seconds", rounds=size.pick(5, 1))
-        room = {arm: ask("memory", arm=arm) for arm in taken}
-    except (PeerError, ChildError) as error:
+        found, taken, room = audited("drift_runner", size, size.pick(4, 1), size.pick(5, 1))
+    except UNMEASURED as error:
         return [not_measured("data", f"columns that moved against {peer}", str(error))]
     name = f"{found.pop('n')} rows of a table, against {found.pop('version')}"
     rows: list[Row] = []

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.child import MIB, ChildError, resident, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import PEER_OF, UNMEASURED, in_peer
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 
-PEER = "kvpress"
+PEER = PEER_OF["cache_runner"]
 GRAMS, NARROW, FASTER = 1.9, 1.1, 1 / 1.7
 RESIDENT, CACHE_BYTES, CACHE_TIME, LOWER, OPENING = 0.30, 0.27, 1.05, 1.0, 1.2
 SLACK = 0.01
@@ -307,9 +307,8 @@ def _across(size: Size) -> Row:
 def _against_kvpress(size: Size) -> Iterator[Row]:
     what = f"KL behind a prompt with a quarter of its keys, against {PEER}"
     try:
-        python = python_of(PEER, size.offline)
-        found = run_child("benchmarks.cache_runner:divergences", python, n_texts=size.pick(8, 1))
-    except (PeerError, ChildError) as error:
+        found = in_peer("cache_runner", size.offline)("divergences", n_texts=size.pick(8, 1))
+    except UNMEASURED as error:
         yield not_measured("cache", what, str(error))
         return
     for name, one in found["rules"].items():

@@ -1,6 +1,5 @@
 """Detectors against pytorch-ood, and against a plain transcription of the NAC formula."""
 
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -8,15 +7,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.against import against, seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.child import ChildError
+from benchmarks.peers import PEER_OF, UNMEASURED, Ask, in_peer
 from benchmarks.protocol import spread_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.detect import NAC
 from sonde.stats.influence_bins import thresholds
 
-PEER = "pytorch-ood"
+PEER = PEER_OF["ood_runner"]
 FLAT = 1.05
 NAC_BUDGET = 1 / 20
 STANDIN = "an empty stand-in for torchvision"
@@ -29,22 +28,21 @@ BANKS = ("KNN", "NNGuide")
 def detector_rows(size: Size) -> list[Row]:
     """Scores, time and memory of every detector that the peer has too."""
     try:
-        python = python_of(PEER, size.offline)
-        cases = run_child("benchmarks.ood_runner:cases", python=python)
-    except (PeerError, ChildError) as error:
+        ask = in_peer("ood_runner", size.offline)
+        cases = ask("cases")
+    except UNMEASURED as error:
         return [not_measured("detect", f"detectors against {PEER}", str(error))]
     exact = [name for name in cases if DEFAULT not in name]
     timed = [name for name, has_state in cases.items() if has_state]
-    rows = _agreement(exact, python, size) + _time(timed, python, size)
+    rows = _agreement(exact, ask, size) + _time(timed, ask, size)
     for name in size.pick(timed, timed[:1]):
-        rows += _memory(name, python, size)
+        rows += _memory(name, ask, size)
     return rows
 
 
-def _agreement(names: list[str], python: Path, size: Size) -> list[Row]:
+def _agreement(names: list[str], ask: Ask, size: Size) -> list[Row]:
     n, width, n_fresh = size.pick((5_000, 256, 500), (400, 16, 50))
-    target = "benchmarks.ood_runner:agreement"
-    found = run_child(target, python=python, names=names, n=n, width=width, n_fresh=n_fresh)
+    found = ask("agreement", names=names, n=n, width=width, n_fresh=n_fresh)
     return [
         row
         for name in names
@@ -73,10 +71,9 @@ def _shape(name: str, size: Size, rows: int | None = None) -> dict[str, Any]:
     return {"name": name, "n": rows or n, "width": width, "n_fresh": n_fresh}
 
 
-def _time(names: list[str], python: Path, size: Size) -> list[Row]:
+def _time(names: list[str], ask: Ask, size: Size) -> list[Row]:
     shapes = [_shape(name, size) for name in names]
-    target = "benchmarks.ood_runner:times"
-    taken = run_child(target, python=python, shapes=shapes, rounds=size.rounds)
+    taken = ask("times", shapes=shapes, rounds=size.rounds)
     return [
         Row(
             "detect",
@@ -92,12 +89,12 @@ def _time(names: list[str], python: Path, size: Size) -> list[Row]:
     ]
 
 
-def _memory(name: str, python: Path, size: Size) -> list[Row]:
+def _memory(name: str, ask: Ask, size: Size) -> list[Row]:
     """Return medians over processes: what one of them needs moves by tens of MiB."""
     n = _shape(name, size)["n"]
     arms: dict[str, dict[str, Any]] = {"many": {}, "few": {"rows": n // 4}, PEER: {"theirs": True}}
     try:
-        found = {arm: _in_processes(name, python, size, **asked) for arm, asked in arms.items()}
+        found = {arm: _in_processes(name, ask, size, **asked) for arm, asked in arms.items()}
     except ChildError as error:
         return [not_measured("detect", f"{name}: memory", str(error))]
     many, few, theirs = ({k: median(v) for k, v in values.items()} for values in found.values())
@@ -115,14 +112,10 @@ def _memory(name: str, python: Path, size: Size) -> list[Row]:
 
 
 def _in_processes(
-    name: str, python: Path, size: Size, rows: int | None = None, **options: Any
+    name: str, ask: Ask, size: Size, rows: int | None = None, **options: Any
 ) -> dict[str, list[float]]:
     shape = _shape(name, size, rows)
-    target = "benchmarks.ood_runner:memory"
-    found = [
-        run_child(target, python=python, steady=True, **shape, **options)
-        for _ in range(size.pick(PROCESSES, 1))
-    ]
+    found = [ask("memory", steady=True, **shape, **options) for _ in range(size.pick(PROCESSES, 1))]
     return {what: [each[what] for each in found] for what in found[0]}
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.against import seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import UNMEASURED, in_peer
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
@@ -18,7 +17,6 @@ from sonde import Stream
 from sonde.explain import SparseAutoencoder
 from sonde.store import Store, write_store
 
-PEER = "sae-lens"
 STEP_BUDGET, SAME_LOSS, READING_BUDGET, SAME_ROWS = 1 / 2.5, 1e-4, 0.05, 1e-5
 SMALL: dict[str, Any] = {"dim": 16, "features": 64, "k": 4}
 
@@ -64,10 +62,9 @@ def _peer_rows(size: Size, shape: dict[str, Any]) -> list[Row]:
     for sparse, kind in ((False, "dense, its default"), (True, "sparse")):
         what = f"{step}, against SAELens's trainer, {kind}"
         try:
-            python = python_of(PEER, size.offline)
-            runner = "benchmarks.dictionary_runner:times"
-            taken = run_child(runner, python, rounds=size.rounds, sparse=sparse, **shape)
-        except (PeerError, ChildError) as error:
+            ask = in_peer("dictionary_runner", size.offline)
+            taken = ask("times", rounds=size.rounds, sparse=sparse, **shape)
+        except UNMEASURED as error:
             rows.append(not_measured("dictionary", what, str(error)))
             continue
         note = f"{seconds_note(taken)}; {taken['version']}"
@@ -84,11 +81,9 @@ def _peer_rows(size: Size, shape: dict[str, Any]) -> list[Row]:
         ]
     what = "rows rebuilt by SAELens from our files, and by ours from its, largest difference"
     try:
-        apart = run_child(
-            "benchmarks.dictionary_runner:layout", python_of(PEER, size.offline), **SMALL
-        )
+        apart = in_peer("dictionary_runner", size.offline)("layout", **SMALL)
         rows.append(Row("dictionary", what, apart, "", SAME_ROWS))
-    except (PeerError, ChildError) as error:
+    except UNMEASURED as error:
         rows.append(not_measured("dictionary", what, str(error)))
     return rows
 

@@ -250,16 +250,16 @@ def _cross_entropy(logits: Tensor, item: dict[str, Any]) -> Tensor:
 
 def merge_models_rows(size: Size) -> list[Row]:
     """Time and memory of merging three models from disk to disk, against mergekit."""
-    from benchmarks.child import run_child
-    from benchmarks.environments import PeerError, python_of
+    from benchmarks.environments import PeerError
+    from benchmarks.peers import in_peer
 
     name = "merge-models"
     try:
-        python = python_of("mergekit", size.offline)
+        ask = in_peer("merge_runner", size.offline)
     except PeerError as error:
         return [not_measured(name, "merging three models from disk to disk", str(error))]
     options = {"tiny": size.tiny, "rounds": size.pick(3, 1)}
-    found = run_child("benchmarks.merge_runner:merges", python, steady=True, **options)
+    found = ask("merges", steady=True, **options)
     rows: list[Row] = []
     for rule, one in found["rules"].items():
         what = f"{rule} of three models of {found['model_mib']:.0f} MiB, disk to disk"

@@ -5,17 +5,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.against import seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import PEER_OF, time_and_memory_rows
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
-from benchmarks.rows import Row, not_measured
+from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde import load
 from sonde.core.inputs import Model
 from sonde.edit import BatchEdit, Fact, NullSpace, SecondMoment
 
-PEER = "concept-erasure"
+PEER = PEER_OF["erase_runner"]
 TIME_BUDGET, MEMORY_BUDGET, FACTS_BUDGET, EXACT = 0.85, 1.0, 2.0, 1e-8
 
 
@@ -23,32 +21,13 @@ def erase_rows(size: Size) -> list[Row]:
     """Time and memory of fitting an eraser and applying it."""
     n, width = size.pick((60_000, 768), (400, 16))
     what = f"LEACE, fit and apply {n} x {width}, against {PEER}"
-    try:
-        python = python_of(PEER, size.offline)
-        shape: dict[str, Any] = {"n": n, "width": width}
-        taken = run_child("benchmarks.erase_runner:times", python, rounds=size.rounds, **shape)
-        held = {
-            peer: run_child(
-                "benchmarks.erase_runner:memory", python, steady=True, peer=peer, **shape
-            )
-            for peer in (False, True)
-        }
-    except (PeerError, ChildError) as error:
-        return [not_measured("erase", what, str(error))]
-    note = f"{seconds_note(taken)}; {taken['version']}"
-    apart = f"rows differ from its own in float64, unshrunk, by {taken['apart']:.1e} spreads"
-    adds = f"adds {held[False]:.0f} MiB, the peer {held[True]:.0f}; {apart}"
-    spread, rounds = taken["spread"], taken["rounds"]
-    return [
-        Row("erase", f"{what}, time", taken["median"], "x", TIME_BUDGET, spread, rounds, note),
-        Row(
-            "erase",
-            f"{what}, memory",
-            held[False] / max(held[True], 1.0),
-            budget=MEMORY_BUDGET,
-            note=adds,
-        ),
-    ]
+
+    def notes(taken: dict[str, Any]) -> tuple[str, str]:
+        apart = f"{taken['apart']:.1e} spreads"
+        return "", f"; rows differ from its own in float64, unshrunk, by {apart}"
+
+    shape, budgets = {"n": n, "width": width}, (TIME_BUDGET, MEMORY_BUDGET)
+    return time_and_memory_rows("erase_runner", "erase", what, size, shape, budgets, notes)
 
 
 def fact_rows(size: Size) -> list[Row]:

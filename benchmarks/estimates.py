@@ -122,8 +122,7 @@ def scoring(make: Callable[[int], Stream], methods: str) -> Job:
 def stored(n: int, folder: Path) -> Any:
     """Return the job of fitting stored rows."""
     rows = Store(write_store(arrays(n), folder / "rows"))
-    work = lambda: dict(sonde.fit("covariance,uniformity", rows, progress=False))  # noqa: E731
-    return "fit", rows, {"methods": "covariance,uniformity"}, work
+    return fit(lambda _: rows, "covariance,uniformity")(n, folder)
 
 
 def scanning(n: int, folder: Path) -> Any:

@@ -1,11 +1,7 @@
 """Debiased CKA of all pairs of layers against other libraries."""
 
-from pathlib import Path
-from typing import Any
-
 from benchmarks.against import seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import UNMEASURED, Ask, in_peer
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 
@@ -19,18 +15,14 @@ def layer_cka_rows(size: Size) -> list[Row]:
     rows = []
     for peer in PEERS:
         try:
-            python = python_of(peer, size.offline)
-            rows += _against(peer, python, count, width, n, size)
-        except (PeerError, ChildError) as error:
+            ask = in_peer("cka_runner", size.offline, peer, width=width, n=n)
+            rows += _against(peer, ask, count, width, n, size)
+        except UNMEASURED as error:
             rows.append(not_measured("cka", f"CKA of all layer pairs against {peer}", str(error)))
     return rows
 
 
-def _against(peer: str, python: Path, count: int, width: int, n: int, size: Size) -> list[Row]:
-    def ask(function: str, **options: Any) -> Any:
-        target = f"benchmarks.cka_runner:{function}"
-        return run_child(target, python=python, width=width, n=n, **options)
-
+def _against(peer: str, ask: Ask, count: int, width: int, n: int, size: Size) -> list[Row]:
     found = ask("times", peer=peer, count=count, rounds=size.rounds)
     mine = ask("memory", arm="sonde", count=count)
     theirs = ask("memory", arm=peer, count=count)

@@ -6,16 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.against import seconds_note
-from benchmarks.child import ChildError, added_peak, run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.child import added_peak, run_child
 from benchmarks.nets import VOCABULARY, _config
+from benchmarks.peers import time_and_memory_rows
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
-from benchmarks.rows import Row, not_measured
+from benchmarks.rows import Row
 from benchmarks.size import Size
 
 ONE, FOUR, TEACHER, OVER, PEER, MEMORY = 1.04, 1.10, 1.40, 1.00, 1.0, 1.02
-RUNNER, PEERS = "benchmarks.losses_runner", "losses"
 ROWS, LENGTH = 8, 64
 Losses = Mapping[Any, nn.Module]
 
@@ -37,28 +35,16 @@ def loss_rows(size: Size) -> Iterator[Row]:
         )
 
 
-def against_peer(
-    size: Size, name: str, what: str, told: str, shape: dict[str, Any]
-) -> Iterator[Row]:
+def against_peer(size: Size, name: str, what: str, told: str, shape: dict[str, Any]) -> list[Row]:
     """Time and memory of ours over a peer's, in the peers' environment."""
     told = f"{told}, {' x '.join(str(n) for n in shape.values())}"
-    try:
-        python = python_of(PEERS, size.offline)
-        taken = run_child(f"{RUNNER}:times", python, what=what, rounds=size.rounds, **shape)
-        held = [
-            run_child(f"{RUNNER}:memory", python, steady=True, what=what, peer=peer, **shape)
-            for peer in (False, True)
-        ]
-    except (PeerError, ChildError) as error:
-        yield not_measured(name, told, str(error))
-        return
-    note = f"{seconds_note(taken)}; values differ by {taken['apart']:.1e}; {taken['version']}"
-    yield Row(
-        name, f"{told}, time", taken["median"], "x", PEER, taken["spread"], taken["rounds"], note
+
+    def notes(taken: dict[str, Any]) -> tuple[str, str]:
+        return f"; values differ by {taken['apart']:.1e}", ""
+
+    return time_and_memory_rows(
+        "losses_runner", name, told, size, {"what": what, **shape}, (PEER, PEER), notes
     )
-    adds = f"adds {held[0]:.0f} MiB, the peer {held[1]:.0f}"
-    share = held[0] / max(held[1], 1.0)
-    yield Row(name, f"{told}, memory", share, budget=PEER, note=adds)
 
 
 def _model(depth: int, width: int, seed: int = 0) -> nn.Module:

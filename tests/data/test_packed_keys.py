@@ -18,6 +18,7 @@ def test_keys_and_their_occurrences_are_those_of_a_list(n_bytes):
     keys = [pool[i] for i in draw.integers(0, 40, 300)]
     packed = pickle.loads(pickle.dumps(PackedKeys(keys)))
     assert list(packed) == keys
+    assert packed == keys
     assert packed[-1] == keys[-1]
     assert packed[np.int64(7)] == keys[7]
     assert packed[3:90:4] == keys[3:90:4]

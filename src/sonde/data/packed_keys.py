@@ -27,6 +27,11 @@ class PackedKeys(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)  # pyright: ignore[reportUnknownArgumentType]
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
     def __iter__(self) -> Iterator[bytes]:
         return (self[i] for i in range(len(self)))
 
