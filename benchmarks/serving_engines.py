@@ -170,9 +170,9 @@ def measured(servers: dict[str, Server], clients: int, n: int, new: int, rounds:
             (f"first token / {PLAIN}", [o["first"] / p["first"] for o, p in pairs], FIRST_BUDGET),
             (f"processor time / {PLAIN}", [o["seconds"] / p["seconds"] for o, p in pairs], None),
         ):
-            value = statistics.median(ratios)
-            rows.append(Row(NAME, f"{where}: {what}", value, "x", budget if is_probed else None,
-                            rounds=rounds))  # fmt: skip
+            value, most = statistics.median(ratios), budget if is_probed else None
+            note = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            rows.append(Row(NAME, f"{where}: {what}", value, "x", most, rounds=rounds, note=note))
     return rows
 
 
