@@ -61,7 +61,8 @@ class SND020(Rule):
         "layer is reported if the root mean square of its weights is at least 4 times or at "
         "most 1/4 of the median of the others in its group (3 times or 1/3: a note), and if the "
         "logarithm of this ratio is 6 robust standard deviations away (1.48 times the median "
-        "deviation, at least log 1.2)."
+        "deviation, at least log 1.2). A note, too, if the weights were tried at the size of the "
+        "others and the answers did not get better: then the model was trained so."
     )
     false_positives: ClassVar[str] = (
         "Models that deliberately scale blocks by depth, so that the first block differs "
@@ -99,8 +100,10 @@ class SND020(Rule):
             f"{plural(first.n_siblings, 'other block')} (root mean square, median of the "
             "others)."
         )
+        is_far = abs(math.log(first.ratio)) >= math.log(self.ratio)
+        is_undone = trial is None or trial.holds
         return self.raised_with(
-            "warning" if abs(math.log(first.ratio)) >= math.log(self.ratio) else "note",
+            "warning" if is_far and is_undone else "note",
             sentence(text, f"The weights of {places(more)} differ as well." if more else ""),
             figure,
             sites=tuple(o.path for o in outliers),

@@ -11,6 +11,7 @@ from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
+from sonde.findings.evidence.texts.read_in_a_row import read_in_a_row
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
@@ -47,7 +48,8 @@ class SND029(Rule):
         "are sorted: the model then expects an equally uneven distribution, but over other "
         "tokens. Not raised if a single token accounts for half of the cost. Nearly even "
         "predictions, as from random weights, cost as much after sorting; a model half of whose "
-        "layers look untrained (SND003) is not judged."
+        "layers look untrained (SND003) is not judged, nor one that beats the frequencies once it "
+        "has read a few of the texts: texts of one template hold few tokens."
     )
     false_positives: ClassVar[str] = "Texts of a language that the model was not trained on."
     plant: ClassVar[str] = "The shipped language model over tokens whose ids are shuffled."
@@ -74,6 +76,13 @@ class SND029(Rule):
             return self.clear(figure, "a single token accounts for most of the cost")
         if untrained_share(evidence) >= self.untrained:
             return self.clear(figure, "the model's layers look untrained")
+        row = evidence.get(read_in_a_row)
+        if row is not None and row.own <= max(lens.unigram, lens.frequencies):
+            return self.clear(
+                figure,
+                "the texts resemble each other, and the loss is not above that of the tokens' "
+                "frequencies once the model has read some of them",
+            )
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
             f"{number(Z * lens.final_se)}); the tokens' frequencies alone give a loss of "

@@ -7,6 +7,7 @@ import numpy as np
 
 from sonde.findings.evidence.answers.best_probe import best_probe, own_score
 from sonde.findings.evidence.inputs.input_table import InputTable, read_table
+from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Breaks, Check, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
@@ -15,6 +16,8 @@ from sonde.findings.words.text import listed, number, percent, plural, shortened
 
 SAME: Final = 1e-9
 """Largest fraction of a column's variance that its copy may leave unexplained."""
+UNTRAINED: Final = 0.5
+"""Fraction of layers that look untrained from which poor answers say nothing of the inputs."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ class SND073(Rule):
         "earlier column (equal in every row if they have two values), up to 1e-9 of their "
         "variance; and columns that lack a number in 5 % of the rows, including rows that were "
         "left out. A note; a warning if 20 % of the numbers are missing, or if a column is "
-        "constant and a probe of a layer or of the inputs answers better than the model by 20 "
-        "points of accuracy, or of R^2 in percent: then the model may have learned with other "
-        "values."
+        "constant (at most a tenth of all are) and a probe of a layer or of the inputs answers "
+        "better than the model by 20 points of accuracy, or of R^2 in percent: then the model "
+        "may have learned with other values."
     )
     false_positives: ClassVar[str] = "Pixels at the edge of images, which are always empty."
     plant: ClassVar[str] = (
@@ -135,7 +138,8 @@ class SND073(Rule):
                             n_rows=table.n_read)  # fmt: skip
         if not count and share < self.note:
             return self.clear(figure)
-        hint = _lost(evidence, self.behind) if idle.constant else ""
+        few = 0 < len(idle.constant) <= max(1, n / 10)  # not the empty edge of pictures
+        hint = _lost(evidence, self.behind) if few else ""
         return self.raised_with(
             "warning" if share >= self.warning or hint else "note",
             sentence(*_texts(table, idle), hint),
@@ -153,6 +157,8 @@ def _lost(evidence: Evidence, least: float) -> str:
     """Return that the model answers far worse than a probe, which may be due to the constants."""
     probe, own = best_probe(evidence), own_score(evidence)
     if probe is None or own is None or probe.measure == "loss" or probe.mean - own < least:
+        return ""
+    if untrained_share(evidence) >= UNTRAINED:
         return ""
     if probe.measure == "accuracy":
         scores = f"The model is correct on {percent(own)}, a probe on {percent(probe.mean)}"
