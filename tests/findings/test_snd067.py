@@ -10,6 +10,7 @@ from findings._nets import assert_clear, assert_raised, texts_of, tokens
 from scan._plants_chain import WORDS, Chain, drawn
 from sonde.findings.codes.snd067 import SND067
 from sonde.findings.evidence.texts.lens import lens_evidence, measure_lens
+from sonde.findings.evidence.texts.read_in_a_row import ReadInARow, read_in_a_row
 from sonde.findings.evidence.texts.text_forms import TextForms, text_forms
 from sonde.findings.evidence.texts.token_rows import OddToken, token_rows
 from sonde.findings.rule import Check
@@ -22,7 +23,13 @@ def often(texts: torch.Tensor) -> list[int]:
     return torch.bincount(texts.flatten()).argsort(descending=True)[:4].tolist()
 
 
-def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = (), copies: int = 1) -> Check:
+def ended(
+    part: str,
+    other: float = 1.0,
+    odd: tuple[OddToken, ...] = (),
+    copies: int = 1,
+    row: ReadInARow | None = None,
+) -> Check:
     """Scan the author of some texts, with rows of one of its layers exchanged.
 
     Parameters
@@ -34,6 +41,8 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = (), copies:
         Tokens that stand out, in place of those that are found.
     copies : int
         How often each text is there.
+    row : ReadInARow, optional
+        What the model says of texts after others; by default nobody asks.
     """
     model = Chain(0.7).requires_grad_(False).eval()
     texts = drawn(model, TEXTS // copies, 50).repeat(copies, 1)
@@ -52,7 +61,8 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = (), copies:
     rows = token_rows(stream, evidence)
     if odd and rows is not None:
         rows = replace(rows, odd=odd)
-    return SND067(forms=1.3).check(evidence.having({token_rows: rows, text_forms: forms}))
+    parts = {token_rows: rows, text_forms: forms, read_in_a_row: row}
+    return SND067(forms=1.3).check(evidence.having(parts))
 
 
 @pytest.mark.truth("planted: two pairs of rows exchanged in a model that wrote the texts itself")
@@ -82,6 +92,18 @@ def test_a_rare_token_is_a_note_and_a_frequent_one_a_warning() -> None:
     for n, level in ((12, "note"), (90, "warning")):
         finding = assert_raised(ended("", odd=(OddToken(7, n, "at", 0.9, -0.4),)), level)
         assert finding.sentence.startswith("At the token number 7 the model's loss is 0.9 nats")
+
+
+def test_a_token_that_is_predicted_after_other_texts_is_of_their_form() -> None:
+    odd = (OddToken(7, 90, "after", 3.9, -0.4),)
+    tokens = torch.tensor([[5, 7, 7, 8], [7, 8, 9, 7]])
+    for beyond, is_of_form in ((torch.tensor([3.0, 0.1, -0.4, 3.0]), True), (tokens[0] / 5, False)):
+        row = ReadInARow(own=1.0, counted=(2.0, 2.0, 2.0), tokens=tokens, beyond=beyond)
+        check = ended("", odd=odd, row=row)
+        if is_of_form:
+            assert_clear(check)
+        else:
+            assert_raised(check, "warning")
 
 
 def test_the_author_of_the_texts_is_clear() -> None:

@@ -1,13 +1,14 @@
 """SND067: tokens with a far higher loss than other tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from sonde.findings.evidence.modules.fresh_weights import untrained_share
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
-from sonde.findings.evidence.texts.token_rows import OddToken, TokenRows, token_rows
+from sonde.findings.evidence.texts.read_in_a_row import read_in_a_row
+from sonde.findings.evidence.texts.token_rows import BEYOND, OddToken, TokenRows, token_rows
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
@@ -62,8 +63,9 @@ class SND067(Rule):
         "other texts; its mean at each token, and after each token. A token is odd if this "
         "excess is at least 0.5 nats, 1.5 nats above the median of the other tokens, and 4 "
         "standard errors away, at 10 positions in 4 texts or more. It is reported if the model "
-        "as a whole beats these counts; the finding is a note if it costs less than 0.01 nats "
-        "per token of the texts. If two tokens are odd, up to ten odd tokens exchange their "
+        "as a whole beats these counts, and if the excess stays at least 0.5 nats where the "
+        "texts are read one after another; the finding is a note if it costs less than 0.01 "
+        "nats per token of the texts. If two tokens are odd, up to ten odd tokens exchange their "
         "rows of the embedding, of the head or of both, pair by pair, on half of up to 48 "
         "texts; exchanged rows are reported if the loss of the other half falls by a twentieth "
         "(signed rank test, 0.1 %), below that of the tokens' frequencies, and no other form of "
@@ -97,7 +99,12 @@ class SND067(Rule):
                 return self._of_pairs(tokens, figure, own, new)
         if not lens.beats_counts:
             return self.clear(figure, "the model predicts worse than counts of tokens")
-        return self._of_tokens(tokens, figure)
+        left = _left_in_a_row(tokens, evidence)
+        if not left.odd:
+            return self.clear(
+                figure, "the tokens are predicted once the model has read some of the texts"
+            )
+        return self._of_tokens(left, figure)
 
     def _of_pairs(self, found: TokenRows, figure: Figure, own: float, new: float) -> Check:
         pairs = listed([f"{_word(found, a)} and {_word(found, b)}" for a, b in found.pairs], 3)
@@ -137,6 +144,15 @@ class SND067(Rule):
             figure,
             effect=min(STANDS, cost),
         )
+
+
+def _left_in_a_row(tokens: TokenRows, evidence: Evidence) -> TokenRows:
+    """Return the odd tokens without those that counts knew from texts of the same form."""
+    row = evidence.get(read_in_a_row)
+    if row is None:
+        return tokens
+    odd = [o for o in tokens.odd if row.beyond_of(o.token, o.side == "after") > BEYOND]
+    return replace(tokens, odd=tuple(odd))
 
 
 def _tokens(found: TokenRows, odd: list[OddToken]) -> str:

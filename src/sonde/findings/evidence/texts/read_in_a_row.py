@@ -4,6 +4,7 @@ Texts of one template, rows of a table and lists of names are easily predicted f
 hardly by a model that has read none of them. A model that works catches up once it has read a few.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,7 @@ ROWS: Final = 2
 TOKENS, LOGITS, FEWEST = 1024, 1 << 26, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReadInARow:
     """Losses of the later texts of rows of texts, each read after all texts before it in its row.
 
@@ -38,14 +39,21 @@ class ReadInARow:
         The model's mean loss in nats per token after a text's first.
     counted : tuple of float
         Mean loss of the same tokens by counts of one to three tokens of the texts before.
-    n_texts, n_rows : int
-        Texts, and their tokens.
+    tokens : Int[Tensor, "2 target"]
+        The token before each of these tokens, and the token itself.
+    beyond : Float[Tensor, "target"]
+        The model's loss at each minus that of counts of three tokens.
     """
 
     own: float
     counted: tuple[float, ...]
-    n_texts: int
-    n_rows: int
+    tokens: Int[Tensor, "2 target"]
+    beyond: Float[Tensor, "target"]
+
+    def beyond_of(self, token: int, is_after: bool) -> float:
+        """Return the mean of ``beyond`` after a token, or at it; infinite if it does not occur."""
+        where = self.tokens[0 if is_after else 1] == token
+        return float(self.beyond[where].mean()) if bool(where.any()) else math.inf
 
 
 def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
@@ -60,7 +68,7 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
     most = min(TOKENS, context_of(stream.model) or TOKENS, LOGITS // max(1, lens.n_words))
     processor = stream.model.processor
     between = [] if processor is None else tokens_of(processor, "\n\n")
-    own, counted, n_texts = list[Tensor](), list[Tensor](), 0
+    own, counted, tokens = list[Tensor](), list[Tensor](), list[Tensor]()
     with metered(None), untouched(stream.model.module), torch.no_grad():
         for start in range(ROWS):
             texts = _fitting(lens.texts.ids[start::ROWS], most, len(between))
@@ -72,12 +80,16 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
             for i in range((len(texts) + 1) // 2, len(texts)):
                 own.append(losses[i])
                 counted.append(losses_after(texts[:i], texts[i]))
-                n_texts += 1
+                tokens.append(torch.stack([texts[i][:-1], texts[i][1:]]))
     if not own:
         return None
-    together = torch.cat(own)
-    by_counts = torch.cat(counted, dim=1).mean(1)
-    return ReadInARow(float(together.mean()), tuple(by_counts.tolist()), n_texts, len(together))
+    together, by_counts = torch.cat(own), torch.cat(counted, dim=1)
+    return ReadInARow(
+        own=float(together.mean()),
+        counted=tuple(by_counts.mean(1).tolist()),
+        tokens=torch.cat(tokens, dim=1),
+        beyond=together - by_counts[-1],
+    )
 
 
 def _fitting(
