@@ -11,14 +11,17 @@ from sonde.findings.codes.snd020 import SND020
 from sonde.findings.evidence.modules.fresh_weights import find_fresh_layers, fresh_layers
 from sonde.findings.evidence.trials import weight_sizes
 from sonde.findings.rule import Check
+from sonde.findings.trial import Trial
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
 
 
-def ended(factor: float, depth: int = 6) -> Check:
+def ended(factor: float, depth: int = 6, trial: Trial | None = None) -> Check:
     net = Patches(dim=24, depth=depth).eval().requires_grad_(False)
     net.get_submodule("blocks.2.up").get_parameter("weight").mul_(factor)
     stream = tensors(net, torch.randn(16, 5, 24, generator=torch.Generator().manual_seed(0)))
-    return SND020().check(evidence_of(stream).having({find_fresh_layers: fresh_layers(stream, 0)}))
+    known = {find_fresh_layers: fresh_layers(stream, 0)}
+    tried = {} if trial is None else {weight_sizes.resized: trial}
+    return SND020().check(evidence_of(stream).having(known | tried))
 
 
 @pytest.mark.parametrize("factor", [10.0, 0.1])
@@ -26,6 +29,14 @@ def test_a_weight_of_another_size_is_named(factor: float) -> None:
     finding = assert_raised(ended(factor), "warning")
     assert finding.sites == ("blocks.2.up",)
     assert finding.figure.value == pytest.approx(factor, rel=0.1)
+
+
+@pytest.mark.parametrize(("after", "level"), [(-8.9, "note"), (-2.5, "warning"), (-1.2, "warning")])
+def test_a_weight_without_which_the_answers_get_worse_is_a_note(after: float, level: str) -> None:
+    before = torch.tensor([-2.4, -2.5, -2.6])
+    changed = before + after + 2.5
+    trial = Trial("blocks.2.up / 10", "part", "loss", torch.arange(3), before, changed)
+    assert_raised(ended(10.0, trial=trial), level)
 
 
 def test_the_gain_of_a_norm_is_compared_with_those_of_the_other_blocks() -> None:
