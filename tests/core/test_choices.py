@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sonde.core.errors import InputError
-from sonde.core.keywords import check_choices
+from sonde.core.keywords import check_values
 
 FAMILIES = ("measure", "detect", "explain", "edit", "compress", "layers", "stats")
 
@@ -64,11 +64,11 @@ def test_numbers_of_other_libraries_are_numbers():
             pass
 
     for n in (np.int64(3), torch.tensor(3)):
-        check_choices(Own, (n,), {"rate": 1, "deep": np.bool_(True)})
-    check_choices(Own, (), {"rate": None})
+        check_values(Own, (n,), {"rate": 1, "deep": np.bool_(True)})
+    check_values(Own, (), {"rate": None})
     for wrong, text in (({"n": None}, "n an integer, got None"), ({"rate": True}, "rate a number")):
         with pytest.raises(InputError, match=text):
-            check_choices(Own, (), wrong)
+            check_values(Own, (), wrong)
 
 
 def test_the_choices_and_the_near_word_are_named():
@@ -76,9 +76,9 @@ def test_the_choices_and_the_near_word_are_named():
         def __init__(self, score: Literal["wanda", "magnitude"] | None = None, n: int = 1) -> None:
             pass
 
-    check_choices(Own, (None,), {"n": 5})
-    check_choices(Own, ("wanda",), {})
+    check_values(Own, (None,), {"n": 5})
+    check_values(Own, ("wanda",), {})
     with pytest.raises(
         InputError, match=r"score 'wanda' or 'magnitude', got 'wnda'. Did you mean wanda"
     ):
-        check_choices(Own, ("wnda",), {})
+        check_values(Own, ("wnda",), {})

@@ -43,7 +43,10 @@ def test_missing_numbers_are_a_note_and_a_warning_from_a_fifth_on() -> None:
 
 
 def scanned_with_constant(name: str) -> Report:
-    """Scan a sum of two of three columns, one of which has one value in all rows."""
+    """Scan a model of three columns, after the column ``name`` was set to 1.7 in all rows.
+
+    The model adds twice the height and the age, and does not read the column ``lot``.
+    """
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(150, 3, generator=draw)
     net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 1, bias=False)).eval()

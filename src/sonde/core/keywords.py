@@ -163,7 +163,7 @@ def checked_new(cls: type[Any], *args: Any, **given: Any) -> Any:
             f"{type(getattr(args[0], 'module', args[0])).__name__}. Write "
             f"{cls.call_form.format(name=cls.__name__)}."
         )
-    check_choices(cls, args, given)
+    check_values(cls, args, given)
     return object.__new__(cls)
 
 
@@ -180,7 +180,7 @@ def check_names(cls: type[Any], given: Iterable[str]) -> None:
         _require_known(cls.__name__, given, names)
 
 
-def check_choices(cls: type[Any], args: Iterable[Any], given: Mapping[str, Any]) -> None:
+def check_values(cls: type[Any], args: Iterable[Any], given: Mapping[str, Any]) -> None:
     """Raise if a value is none of those that a parameter's type allows.
 
     Asked of parameters of numbers, yes or no, words and listed choices; other types pass.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sonde.core.columns import declared
 from sonde.core.errors import StateError
-from sonde.core.keywords import check_choices
+from sonde.core.keywords import check_values
 from sonde.core.state import State, size_bytes
 
 Span = Literal["one", "pair", "all"]
@@ -60,8 +60,8 @@ class Statistic(ABC, Generic[StateT]):
     in_any_order: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **parameters: Any) -> Any:
-        """Return an empty statistic; raise if a parameter has other choices."""
-        check_choices(cls, args, parameters)
+        """Return an empty statistic; raise if a parameter does not take the given value."""
+        check_values(cls, args, parameters)
         return object.__new__(cls)
 
     def needs(self) -> tuple[str, ...]:

@@ -12,7 +12,10 @@ HASH_BYTES = 16
 
 
 class PackedKeys(Sequence[bytes]):
-    """Byte strings, one after another. They become objects when they are asked for."""
+    """Sequence of byte strings that are stored in one buffer.
+
+    An element is copied out of the buffer as ``bytes`` whenever it is read.
+    """
 
     def __init__(self, keys: Iterable[bytes] = ()) -> None:
         self._content, self._ends = bytearray(), array("q", [0])

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
-from sonde.core.keywords import InitSignature, check_choices, check_names
+from sonde.core.keywords import InitSignature, check_names, check_values
 from sonde.core.renaming import current_names
 from sonde.core.site import Site
 
@@ -76,7 +76,7 @@ class Layer(nn.Module):
     def __new__(cls, *args: Any, **parameters: Any) -> Any:
         """Return an empty layer that keeps its constructor's parameters, for saving."""
         check_names(cls, parameters)
-        check_choices(cls, args, parameters)
+        check_values(cls, args, parameters)
         new = super().__new__(cls)
         named = current_names(cls, parameters)
         given = inspect.signature(cls.__init__).bind_partial(new, *args, **named).arguments
