@@ -35,6 +35,7 @@ from sonde.store import write_store
 from sonde.store.exporting.to_lance import lance_module
 from sonde.tap import Tap, record_forward
 from sonde.tap.streams.named_axes import NamedAxes
+from sonde.weights.folder import ModelFolder
 
 if TYPE_CHECKING:
     from tools.refusals.provoked import Case, Place
@@ -116,6 +117,10 @@ def _compressed(p: "Place") -> "Iterator[Case]":
         "the rank is above that of all matrices",
         lambda: compress.LowRankWeights(rank=9, whiten="none").plan(p.net),
     )
+    yield (
+        "no layer has this name",
+        lambda: compress.PruneChannels(layers=("nine",)).plan(p.net, {"calibration": p.x}),
+    )
     hands = Model(_Hands().eval())
     yield (
         "the blocks hand on what the last one made",
@@ -132,6 +137,11 @@ def _compressed(p: "Place") -> "Iterator[Case]":
 
 
 def _changed(p: "Place") -> "Iterator[Case]":
+    old = p / "old"
+    (old / "0_Transformer").mkdir(parents=True)
+    stage = {"idx": 0, "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    (old / "modules.json").write_text(json.dumps([stage]), encoding="utf-8")
+    yield "the transformer lies in a folder of its own", lambda: ModelFolder.open(old)
     llama = sonde.load("sonde:stdlib")
     fact = edit.Fact("def main", "main", "(")
     path = "model.layers.0.mlp"
