@@ -411,8 +411,8 @@ def open_file(path: Path, skip_bad: bool = False) -> Source:
         return array_source(path)
     if suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin"):
         raise InputError(
-            f"{path} is a pickle, which can run any code when it is opened, so it is not read. "
-            "Save it as .npz or .safetensors."
+            f"{path} is a pickle by its name ({suffix}), which can run any code when it is opened, "
+            "so it is not read. Save it as .npz or .safetensors."
         )
     raise InputError(
         f"{path}: expected a file that ends in one of {', '.join(sorted(_suffixes()))}."
