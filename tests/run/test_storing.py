@@ -85,8 +85,9 @@ def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
         StoreJob(writer.stream, 1, writer, "shared.tmp-nowhere").begin()
 
 
+# Hashing is slowed down, so that rows wait for it as they do on a busy machine.
 CHILD = """
-import json, sys, torch
+import json, sys, time, torch, zlib
 from pathlib import Path
 from benchmarks.child import added_peak
 from dataclasses import replace
@@ -94,11 +95,18 @@ from sonde.engine.derived import DerivedStream
 from sonde.core.stream import Stream
 from sonde.store.writing import StoreWriter
 torch.set_num_threads(1)
+crc32 = zlib.crc32
+def late(view, before):
+    time.sleep(len(view) * 6e-9)
+    return crc32(view, before)
+zlib.crc32 = late
 folder = Path(sys.argv[2])
 class Made(DerivedStream):
     seed = 0
     def __init__(self, inner):
         self.inner = inner
+    def units(self, unit_size):
+        return list(range(0, 8193, unit_size))
     def changed(self, batch):
         return replace(batch, rows={k: x.repeat(1, 8_192) for k, x in batch.rows.items()})
     @property
@@ -109,7 +117,7 @@ StoreWriter(Stream.of(torch.ones(8, 4)), folder / "warm", 4).start()
 writer = StoreWriter(stream, folder / "a", int(sys.argv[1]))
 writer.start()
 taken = added_peak(lambda: writer.write(writer.manifest.ranges()))
-print(json.dumps([taken * 2**20, writer.held_bytes(int(sys.argv[1]))]))
+print(json.dumps([taken * 2**20, writer.held_bytes(writer.largest_unit)]))
 """
 
 

@@ -1,11 +1,13 @@
 """Files of a range of units during writing: all data files, then their record."""
 
 import hashlib
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +21,46 @@ HASHED_BYTES = 4 * 2**20
 MOST_HASHING = 8
 
 
+class Hasher:
+    """A thread that hashes pieces of files in order, and lets few of them wait.
+
+    One serves all files of a writer: the rows that wait to be hashed are held, and a range that is
+    committed late would otherwise hold as many as the range that is written meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "sonde-hash")
+        self._free = threading.Semaphore(MOST_HASHING)
+
+    def __enter__(self) -> "Hasher":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+
+    def submit(self, work: Callable[[list[Any]], None], pieces: list[Any]) -> Future[None]:
+        """Queue pieces of a file; wait while ``MOST_HASHING`` lists of pieces are queued."""
+        self._free.acquire()
+        return self._thread.submit(self._run, work, pieces)
+
+    def _run(self, work: Callable[[list[Any]], None], pieces: list[Any]) -> None:
+        try:
+            work(pieces)
+        finally:
+            # The queue's own reference to the list lasts until the call ends.
+            pieces.clear()
+            self._free.release()
+
+
 class HashedFile(WriteOnly):
     """A file whose hash is computed by a thread while it is written."""
 
-    def __init__(self, file: AtomicFile, hasher: ThreadPoolExecutor) -> None:
+    def __init__(self, file: AtomicFile, hasher: Hasher) -> None:
         self._file, self._hasher = file, hasher
         self._hash, self._sum = hashlib.blake2b(digest_size=16), 0
         self._pieces: list[Any] = []
@@ -40,9 +78,12 @@ class HashedFile(WriteOnly):
 
     def _send(self) -> None:
         pieces, self._pieces, self._n_bytes = self._pieces, [], 0
-        while len(self._busy) >= MOST_HASHING:
-            self._busy.pop(0).result()
+        self._raise_failure()
         self._busy.append(self._hasher.submit(self._update, pieces))
+
+    def _raise_failure(self) -> None:
+        while self._busy and self._busy[0].done():
+            self._busy.pop(0).result()
 
     def _update(self, pieces: list[Any]) -> None:
         for piece in pieces:
@@ -71,8 +112,8 @@ class RangeFiles:
     span : (int, int)
     schemas : mapping of str to pa.Schema
         The columns of each table.
-    hasher : ThreadPoolExecutor
-        A single thread.
+    hasher : Hasher
+        Thread that hashes what is written.
     """
 
     def __init__(
@@ -80,7 +121,7 @@ class RangeFiles:
         directory: Path,
         span: Span,
         schemas: Mapping[str, pa.Schema],
-        hasher: ThreadPoolExecutor,
+        hasher: Hasher,
     ) -> None:
         self._directory, self._span = directory, span
         self._stack = ExitStack()

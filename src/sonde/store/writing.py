@@ -3,6 +3,7 @@
 The rows are written by a thread while the next ones are made; memory does not grow with the data.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from sonde.store._columns import (
     plain_values,
     rows_of,
 )
-from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
+from sonde.store._files import HASHED_BYTES, MOST_HASHING, Hasher, RangeFiles, Span
 from sonde.store._identity import describe_other_model, first_difference
 from sonde.store._planned import files_beside, planned
 from sonde.store.layout import DATA, EXAMPLES, GROUPS, HEAD, MANIFEST, RANGES, ROWS, SITES, sealed
@@ -195,6 +196,7 @@ class StoreWriter:
         self.manifest = planned(stream, first, unit_size, kinds, hashes, keys, self._beside)
         self._schemas = {name: part.schema for name, part in self._parts(first).items()}
         self._example_bytes = _size(first) / len(first)
+        self._largest_bytes = max(_sizes(first), default=0) / len(first)
 
     def start(self, fresh: bool = False) -> None:
         """Write the manifest unless it exists; raise if it belongs to another plan.
@@ -218,13 +220,21 @@ class StoreWriter:
             atomic_write(self.directory / name, content)
         atomic_write(path, sealed(self.manifest.json()), once=not existed)
 
+    @property
+    def largest_unit(self) -> int:
+        """Number of examples of the largest unit; arrays have units of their own size."""
+        bounds = self.manifest.bounds
+        return max(stop - start for start, stop in itertools.pairwise(bounds))
+
     def held_bytes(self, n_examples: int) -> int:
         """Return the maximal bytes of rows in transit, for batches of ``n_examples``.
 
-        Some wait, one batch is made, one is written, and what was written is hashed or about to be.
+        Some wait, one batch is made, one is written, and what was written is hashed, is queued for
+        it, or is collected for the queue by the files of two ranges.
         """
         batch = int(self._example_bytes * n_examples)
-        return WAITING_BYTES + 2 * batch + (MOST_HASHING + 1) * max(HASHED_BYTES, batch)
+        queued = MOST_HASHING * (HASHED_BYTES + int(self._largest_bytes * n_examples))
+        return WAITING_BYTES + 2 * batch + queued + 2 * len(self._schemas) * HASHED_BYTES
 
     def missing(self) -> list[Span]:
         """Return the ranges of units that are not committed, or have lost a file."""
@@ -256,7 +266,7 @@ class StoreWriter:
     @contextmanager
     def _sink(self) -> Iterator["_Sink"]:
         with (
-            ThreadPoolExecutor(1, "sonde-hash") as hasher,
+            Hasher() as hasher,
             ThreadPoolExecutor(1, "sonde-commit") as committer,
         ):
             sink = _Sink(self, hasher, committer)
@@ -266,7 +276,7 @@ class StoreWriter:
             finally:
                 sink.abandon()
 
-    def open(self, span: Span, hasher: ThreadPoolExecutor) -> RangeFiles:
+    def open(self, span: Span, hasher: Hasher) -> RangeFiles:
         """Return the files of a range, ready for writing."""
         return RangeFiles(self.directory, span, self._schemas, hasher)
 
@@ -298,9 +308,7 @@ class _Sink:
     A range is synced or uploaded by another thread while the next range is written.
     """
 
-    def __init__(
-        self, writer: StoreWriter, hasher: ThreadPoolExecutor, committer: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, writer: StoreWriter, hasher: Hasher, committer: ThreadPoolExecutor) -> None:
         self._writer, self._hasher, self._committer = writer, hasher, committer
         self._files: RangeFiles | None = None
         self._committing: Future[None] | None = None
@@ -333,7 +341,11 @@ class _Sink:
 
 
 def _size(batch: Batch) -> int:
-    return sum(x.nbytes for x in (*batch.rows.values(), *batch.grad.values()))
+    return sum(_sizes(batch))
+
+
+def _sizes(batch: Batch) -> list[int]:
+    return [x.nbytes for x in (*batch.rows.values(), *batch.grad.values())]
 
 
 def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:

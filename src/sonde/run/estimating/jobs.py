@@ -103,9 +103,10 @@ def estimate_reading(
         write_store(part, folder / "acts", unit_size=unit_size)
         return 0.0
 
-    n_batch = getattr(getattr(innermost(stream), "inputs", None), "batch_size", unit_size)
     writer = StoreWriter(stream, Path("acts"), unit_size)
-    held = writer.held_bytes(min(n_batch, unit_size, len(stream)))
+    largest = writer.largest_unit
+    n_batch = getattr(getattr(innermost(stream), "inputs", None), "batch_size", largest)
+    held = writer.held_bytes(min(n_batch, largest))
     n_ranges = len(writer.manifest.ranges())
     needs = Needs(held, held + forward_bytes_of(stream), n_ranges=n_ranges)
     return estimated("read", stream, work, needs, examples, clock)

@@ -211,8 +211,7 @@ def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> N
     """
     live = innermost(writer.stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
-    n_batch = getattr(inputs, "batch_size", writer.manifest.unit_size)
-    n_batch = min(n_batch, writer.manifest.unit_size, len(writer.stream))
+    n_batch = min(getattr(inputs, "batch_size", writer.largest_unit), writer.largest_unit)
     forward, allowed = forward_bytes_of(writer.stream), allowed_bytes(limit)
     needed = n_processes * (writer.held_bytes(n_batch) + forward)
     if needed > allowed:
