@@ -51,6 +51,9 @@ FIRST = {
     "export": [ACTS],
     "verify": [ACTS],
     "decode": ["encode notes.txt --model sonde:stdlib"],
+    "edit judge": [
+        "edit ablate sonde:stdlib --positive sonde:upper --negative sonde:lower -o NEW --limit 8"
+    ],
     "edit undo": [SMALL],
     "compress undo": [SMALL],
 }
