@@ -1,10 +1,13 @@
-"""S3 servers on the loopback, and a proxy before them that cuts, delays and answers 503.
+"""Servers on the loopback, and a proxy before them that cuts, delays and answers 503.
 
-The servers of moto and of SeaweedFS have conditional writes; that of rclone has none. The proxy
+The S3 servers of moto and of SeaweedFS have conditional writes; that of rclone has none. Azurite is
+Microsoft's emulator of Azure blobs, an npm package: ``npm install -g azurite``. The proxy
 plays the services that throttle, break connections, or ignore ``If-None-Match``, and counts
 requests and bytes.
 """
 
+import base64
+import hmac
 import http.client
 import importlib.util
 import os
@@ -16,8 +19,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,6 +36,9 @@ SLOW_DOWN = (
 HOP_BY_HOP = ("transfer-encoding", "content-length", "connection", "expect")
 SECRET = "wJalrXUtnFEMIsecret"
 BUCKET = "rows"
+AZURITE = "azurite"
+ACCOUNT = "devstoreaccount1"
+ACCOUNT_KEY = base64.b64encode(b"a key of the emulator").decode()
 
 Fault = Callable[[str, str, int], str | float | None]
 """``fault(method, path, n)`` of request n: None, "503", "cut", "strip" or seconds to wait."""
@@ -44,9 +51,18 @@ def require_packages() -> None:
         pytest.skip(f"needs {', '.join(lacking)}: run `make install` again")
 
 
+def scheme_of(name: str) -> str:
+    """Return the scheme of the addresses of a server."""
+    return "az" if name == AZURITE else "s3"
+
+
 def settings(endpoint: str) -> dict[str, str]:
     """Return the environment by which every client finds the server."""
     return {
+        "AZURE_STORAGE_ENDPOINT": f"{endpoint}/{ACCOUNT}",
+        "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+        "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY,
+        "AZURE_ALLOW_HTTP": "true",
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -64,12 +80,16 @@ def s3_server(name: str = "moto") -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             SERVERS[name](ports, folder),
-            env={**quiet, "PYTHONWARNINGS": "ignore"},
+            env={
+                **quiet,
+                "PYTHONWARNINGS": "ignore",
+                "AZURITE_ACCOUNTS": f"{ACCOUNT}:{ACCOUNT_KEY}",
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            _wait_for(ports[0], process)
+            _wait_for(ports[0], process, _make_container if name == AZURITE else _make_bucket)
             yield f"http://127.0.0.1:{ports[0]}"
         finally:
             process.kill()
@@ -98,10 +118,17 @@ def _rclone(ports: list[int], folder: str) -> list[str]:
     return [_program("rclone"), "serve", "s3", *at, folder]
 
 
-def _program(name: str) -> str:
-    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.defpath]))
+def _azurite(ports: list[int], folder: str) -> list[str]:
+    at = ["--blobHost", "127.0.0.1", "--blobPort", str(ports[0]), "--location", folder]
+    quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+    return [_program("azurite-blob", "npm install -g azurite"), *at, *quiet]
+
+
+def _program(name: str, install: str = "make install") -> str:
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    path = shutil.which(name, path=os.pathsep.join(places))
     if path is None:
-        pytest.skip(f"needs the program {name}: run `make install` again")
+        pytest.skip(f"needs the program {name}: run `{install}`")
     return path
 
 
@@ -109,8 +136,9 @@ SERVERS: dict[str, Callable[[list[int], str], list[str]]] = {
     "moto": _moto,
     "seaweedfs": _seaweedfs,
     "rclone": _rclone,
+    AZURITE: _azurite,
 }
-"""Command of each server, from free ports and an empty folder; the first port is that of S3."""
+"""Command of each server, from free ports and an empty folder; clients use the first port."""
 
 
 def _free_ports(n: int) -> list[int]:
@@ -124,26 +152,46 @@ def _free_ports(n: int) -> list[int]:
             probe.close()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the server takes an object: its port opens before its storage does."""
+def _wait_for(
+    port: int, process: subprocess.Popen[bytes], make_bucket: Callable[[int], bool]
+) -> None:
+    """Wait until the server has a bucket: its port opens before its storage does."""
     for _ in range(600):
         if process.poll() is not None:
-            raise RuntimeError("the S3 server ended at its start")
-        try:
-            _request(port, "PUT", f"/{BUCKET}")
-            if _request(port, "PUT", f"/{BUCKET}/first") == 200:
-                _request(port, "DELETE", f"/{BUCKET}/first")
+            raise RuntimeError("the server ended at its start")
+        with suppress(OSError):
+            if make_bucket(port):
                 return
-        except OSError:
-            pass
         time.sleep(0.05)
-    raise RuntimeError("the S3 server did not start in 30 s")
+    raise RuntimeError("the server did not start in 30 s")
 
 
-def _request(port: int, method: str, path: str) -> int:
+def _make_bucket(port: int) -> bool:
+    """Return whether the server takes an object."""
+    _request(port, "PUT", f"/{BUCKET}")
+    if _request(port, "PUT", f"/{BUCKET}/first") != 200:
+        return False
+    _request(port, "DELETE", f"/{BUCKET}/first")
+    return True
+
+
+def _make_container(port: int) -> bool:
+    """Return whether the emulator made a container; clients of blobs do not make them."""
+    path = f"/{ACCOUNT}/{BUCKET}"
+    headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+    signed = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    text = "PUT" + "\n" * 12 + signed + f"/{ACCOUNT}{path}\nrestype:container"
+    digest = hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), "sha256")
+    headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+    return _request(port, "PUT", f"{path}?restype=container", headers) == 201
+
+
+UNSIGNED = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/"}
+
+
+def _request(port: int, method: str, path: str, headers: Mapping[str, str] = UNSIGNED) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    unsigned = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/"}
-    connection.request(method, path, headers=unsigned)
+    connection.request(method, path, headers={**headers, "Content-Length": "0"})
     answer = connection.getresponse()
     answer.read()
     connection.close()
@@ -237,7 +285,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if name.lower() not in ("connection", "transfer-encoding", "content-length", "date"):
                 self.send_header(name, value)
-        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+        lengths = [value for name, value in headers.items() if name.lower() == "content-length"]
+        length = [*lengths, "0"][0] if self.command == "HEAD" else str(len(body))
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":

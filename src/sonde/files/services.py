@@ -38,6 +38,12 @@ SETTINGS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS to a file with credentials",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and the credentials of the account",
 }
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Environment variables with the address of a service or an emulator, which obstore also reads."""
 KEPT = "What was committed is kept: the same command continues from there."
 
 _STATUS = re.compile(r"\b([45]\d\d)(?::| [A-Z])")  # milliseconds stand in the message too
@@ -303,13 +309,13 @@ def _opened(scheme: str, name: str) -> Any:
 
     retry: Any = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
     limits: Any = {"timeout": timedelta(seconds=REQUEST_SECONDS)}
+    endpoint = next((os.environ[key] for key in ENDPOINTS[scheme] if os.environ.get(key)), None)
+    if endpoint is not None:
+        limits["allow_http"] = endpoint.startswith("http://")
     if scheme == "gs":
         return GCSStore(name, client_options=limits, retry_config=retry)
     if scheme == "az":
         return AzureStore(name, client_options=limits, retry_config=retry)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint is not None:
-        limits["allow_http"] = endpoint.startswith("http://")
     more: Any = {} if endpoint is None else {"endpoint": endpoint}
     if "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3") is not None:
         from obstore.auth.boto3 import Boto3CredentialProvider
