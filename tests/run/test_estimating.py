@@ -1,6 +1,7 @@
 """What a job is said to cost, before it runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sonde.core import InputError, Stream
 from sonde.run.estimating import jobs
 from sonde.run.estimating.jobs import Needs, estimated
 from sonde.run.estimating.sampled import amount, sampled
-from sonde.run.estimating.trials import line_through, power_of
+from sonde.run.estimating.trials import growth_of, line_through
 
 ROWS = torch.randn(3000, 6, generator=torch.Generator().manual_seed(0))
 
@@ -52,12 +53,56 @@ def test_a_job_is_extrapolated_by_the_law_of_its_trials(law):
     assert max(work.tried) <= 3000 / 8
 
 
+@pytest.mark.truth("the steps by which the clock of the job moves")
+def test_results_are_tried_with_states_of_their_full_size():
+    """Two seconds more from 500 examples on, which no sample of at most 375 shows."""
+    now = [0.0]
+
+    def work(part, folder):
+        end = 0.1 + 2.0 * (len(part) >= 500)
+        now[0] += 1e-4 * len(part) + end
+        return end
+
+    needs = Needs(1, 1, held=lambda n: float(min(n, 600)))
+    estimate = estimated("job", Stream.of(ROWS), work, needs, clock=lambda: now[0])
+    assert estimate.seconds == pytest.approx(2.1 + 0.3, rel=0.2)
+    assert estimate.n_tried == 512  # units of 256
+    closed = []
+
+    def close(part, folder):
+        closed.append(len(part))
+        return work(part, folder)
+
+    def read(part, folder):
+        now[0] += 1e-4 * len(part)
+        return 0.0
+
+    needs = replace(needs, closing=close, closing_name="checks")
+    estimate = estimated("job", Stream.of(ROWS), read, needs, clock=lambda: now[0])
+    assert estimate.parts["checks"] == pytest.approx(2.1, rel=0.2)
+    assert len(closed) == 3  # a warm-up, the largest sample, the full size
+
+
+@pytest.mark.truth("the law by which the clock of the job moves")
+def test_a_machine_that_is_slow_for_a_while_does_not_bend_the_line():
+    now, calls = [0.0], [0]
+
+    def work(part, folder):
+        calls[0] += 1
+        now[0] += (0.01 + 1e-4 * len(part)) * (3.0 if calls[0] <= 16 else 1.0)
+        return 0.0
+
+    estimate = estimated("job", Stream.of(ROWS), work, Needs(1, 1), clock=lambda: now[0])
+    assert estimate.seconds == pytest.approx(0.31, rel=0.01)
+
+
 def test_a_line_and_a_power_are_found():
     line = line_through([10, 20, 40], [3.2, 3.4, 3.8])
     assert (line.start, line.rate) == pytest.approx((3.0, 0.02))
     assert line_through([10, 20], [1.0, 2.5]).start == 0  # no job takes less than nothing
-    assert power_of([10, 40], [1.0, 16.0]) == pytest.approx(2)
-    assert power_of([10, 10], [1.0, 2.0]) == 0
+    assert growth_of([10, 20, 40], [1.0, 4.0, 16.0], 80) == pytest.approx(4)
+    assert growth_of([10, 20, 40], [2.1, 2.2, 2.4], 100) == pytest.approx(3.0 / 2.4)
+    assert growth_of([10, 10], [1.0, 2.0], 80) == 1
 
 
 def test_samples_are_streams_of_their_own():

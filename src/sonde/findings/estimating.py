@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from sonde.core.instrument import SAMPLE
 from sonde.core.plan import Split
 from sonde.core.stream import Stream
 from sonde.findings.evidence.facts import data_evidence
@@ -13,6 +14,7 @@ from sonde.run.estimating.job_estimate import JobEstimate
 from sonde.run.estimating.jobs import Needs, estimated
 from sonde.run.estimating.sampled import sampled
 from sonde.run.estimating.trials import Clock
+from sonde.run.passes.driver import run_pass
 from sonde.run.passes.memory import estimate
 
 
@@ -24,27 +26,46 @@ def estimate_scan(
     examples: int | None = None,
     clock: Clock = time.perf_counter,
 ) -> JobEstimate:
-    """Estimate the cost of a scan: one pass over all rows, then checks on samples of them.
+    """Estimate the cost of a scan: passes over all rows, then checks on samples of them.
 
-    Which changes the checks try depends on what they find, so the costliest trial counts.
+    The passes are tried alone. The checks read at most ``SAMPLE`` rows of a site, so scans of that
+    many examples show what they take of more. Which changes they try depends on what they detect.
     """
     settings = replace(settings or ScanSettings(), progress=False, directory=None)
     split = Split(HALF, stream.seed) if other is not None else None
     wanted, plan = pass_of(stream, data_evidence(stream, "data", False), settings, split)
     whole = estimate(wanted, stream, plan)
 
-    def work(part: Stream, folder: Path) -> float:
+    def passes(part: Stream, folder: Path) -> float:
+        _run_passes(part, other, settings)
+        return 0.0
+
+    def checks(part: Stream, folder: Path) -> float:
+        began = clock()
+        _run_passes(part, other, settings)
+        between = clock()
         second = None if other is None else sampled(other, len(part))
-        began, now = clock(), time.monotonic()
-        scanned = scan_stream(part, other=second, settings=settings)
-        passes = [p.wall_seconds for p in (scanned.gathered, scanned.other) if p]
-        rows = sum(passes) / max(1e-9, time.monotonic() - now)
-        return (clock() - began) * (1 - min(1.0, rows))
+        scan_stream(part, other=second, settings=settings)
+        return max(0.0, clock() - between - (between - began))
 
     needs = Needs(
         whole.state_bytes,
         whole.total_bytes,
         whole.disk_bytes,
         n_ranges=len(plan.commits()),
+        held=lambda n: float(min(n, SAMPLE)),
+        closing=checks,
+        closing_name="checks",
     )
-    return estimated("scan", stream, work, needs, examples, clock)
+    return estimated("scan", stream, passes, needs, examples, clock)
+
+
+def _run_passes(part: Stream, other: Stream | None, settings: ScanSettings) -> None:
+    """Read the rows of a sample, and as many of OTHER."""
+    split = None if other is None else Split(HALF, part.seed)
+    both = [(part, split)]
+    if other is not None:
+        both.append((sampled(other, len(part)), None))
+    for stream, own in both:
+        wanted, plan = pass_of(stream, data_evidence(stream, "data", False), settings, own)
+        run_pass(stream, wanted, plan, crew=settings.crew)

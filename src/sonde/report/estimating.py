@@ -39,8 +39,9 @@ def estimate(
     """Estimate the time, memory and disk space of a job on all rows of a stream.
 
     The job runs on samples of doubling size, of at most an eighth of the data, until a sample takes
-    two seconds more than the smallest. What it took is extrapolated along a line; results are taken
-    once, and grow with the rows that their states hold.
+    two seconds more than the smallest. What it took is extrapolated along a line. Results, and the
+    checks of a scan, are taken once and grow with the rows that their states hold: they are tried
+    with states of their full size, on at most half of the data, if that takes five seconds or less.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ def estimate(
     settings : ScanSettings, optional
         How a scan is run.
     examples : int or None, default=None
-        Examples of the largest sample; None takes more until they run for two seconds.
+        Examples of the largest sample; None takes more until they run for two seconds. States of
+        full size may take more.
     clock : callable, default=time.perf_counter
         Clock that times the samples; ``time.process_time`` leaves out other work on the machine.
 

@@ -1,6 +1,7 @@
 """Estimates of ``read``, ``fit`` and ``score``: what each runs on a sample, and what it holds."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,8 +27,9 @@ from sonde.run.estimating.trials import (
     Trial,
     Work,
     bounds_of,
+    growth_of,
     line_through,
-    power_of,
+    run_trial,
     run_trials,
 )
 from sonde.run.fitting.fit import DEFAULT_HELD, fit, make_plan, requests_of_pass
@@ -51,6 +53,9 @@ from sonde.tap import LiveStream
 WORKERS = (4, 16)
 FORWARD = "forward passes"
 DOMINATES = 0.5
+END_SECONDS = 5.0
+"""Time that a trial of results at their full size may take beside the trials of the passes."""
+SATURATED = 0.99
 HELD_BYTES = 256 * 2**20
 """Rows on which single methods are timed; 8 examples may be more."""
 
@@ -76,6 +81,10 @@ class Needs:
     held : callable, default=constant
         Size of the states that results are taken of, after a number of examples; results whose cost
         does not follow it are constant.
+    closing : callable or None, default=None
+        Runs what follows the passes on a sample, and returns its seconds; None: the work does.
+    closing_name : str, default="results and calibration"
+        What follows the passes.
     parts : mapping of str to Line, optional
         Seconds of each method by the amount of data.
     """
@@ -87,6 +96,8 @@ class Needs:
     n_ranges: int = 1
     n_walks: int = 0
     held: Callable[[int], float] = lambda _: 1.0
+    closing: Work | None = None
+    closing_name: str = "results and calibration"
     parts: Mapping[str, Line] = field(default_factory=dict[str, Line])
 
 
@@ -201,22 +212,17 @@ def estimated(
         Clock that times the trials.
     """
     trials = run_trials(stream, work, examples, clock)
+    closings = _closings(stream, work, needs, trials, clock)
+    trials = trials if needs.closing is not None else closings
     whole, n = amount(stream), len(stream)
-
-    def rows_line(some: Sequence[Trial]) -> Line:
-        return line_through([t.amount for t in some], [t.row_seconds for t in some])
-
-    def end(some: Sequence[Trial]) -> float:
-        sizes, ends = [needs.held(t.n_examples) for t in some], [t.end_seconds for t in some]
-        power, last = power_of(sizes, ends), needs.held(n)
-        grown = zip(sizes, ends, strict=True)
-        return max(taken * (last / size) ** power if size else taken for size, taken in grown)
-
-    def total(some: Sequence[Trial]) -> float:
-        return rows_line(some).at(whole) + end(some)
-
-    line, seconds = rows_line(trials), total(trials)
-    low, high = bounds_of(trials, total)
+    line, end = _rows_line(trials), _end(needs, closings, n)
+    seconds = line.at(whole) + end
+    lows, highs = zip(
+        bounds_of(trials, lambda some: _rows_line(some).at(whole)),
+        bounds_of(closings, lambda some: _end(needs, some, n)),
+        strict=True,
+    )
+    low, high = sum(lows), sum(highs)
     disk = needs.disk_bytes
     if disk is None:
         line_of_disk = line_through([t.amount for t in trials], [t.disk_bytes for t in trials])
@@ -228,12 +234,12 @@ def estimated(
     forward = min(needs.n_passes * reading.at(whole), seconds)
     parts = {FORWARD: forward} if is_live(stream) else {}
     parts |= {name: method.at(whole) for name, method in needs.parts.items()}
-    parts |= {"results and calibration": end(trials)} if end(trials) else {}
+    parts |= {needs.closing_name: end} if end else {}
     parts["everything else"] = max(0.0, seconds - sum(parts.values()))
     return JobEstimate(
         job=job,
         n_examples=n,
-        n_tried=trials[-1].n_examples,
+        n_tried=max(trials[-1].n_examples, closings[-1].n_examples),
         n_rows=round(n * sum(per.values())),
         n_forwards=needs.n_passes * _forwards(stream) if is_live(stream) else 0,
         seconds=seconds,
@@ -246,6 +252,51 @@ def estimated(
         parts=dict(sorted(parts.items(), key=lambda part: -part[1])),
         cheaper=_cheaper(job, stream, seconds, parts),
     )
+
+
+def _rows_line(trials: Sequence[Trial]) -> Line:
+    return line_through([t.amount for t in trials], [t.row_seconds for t in trials])
+
+
+def _end(needs: Needs, trials: Sequence[Trial], n: int) -> float:
+    """Return the time of results after ``n`` examples."""
+    sizes, ends = [needs.held(t.n_examples) for t in trials], [t.end_seconds for t in trials]
+    return ends[-1] * growth_of(sizes, ends, needs.held(n))
+
+
+def _closings(
+    stream: Stream, work: Work, needs: Needs, trials: Sequence[Trial], clock: Clock
+) -> list[Trial]:
+    """Return trials of what follows the passes.
+
+    The last is of the size from which on the states do not grow, but of half of the data at most;
+    it is left out if it would take longer than ``END_SECONDS``.
+    """
+
+    def closed(n: int) -> Trial:
+        return run_trial(stream, n, needs.closing or work, clock)
+
+    n = trials[-1].n_examples
+    last = min(full_size(needs.held, len(stream)), len(stream) // 2)
+    affordable = last > n and _rows_line(trials).at(last * trials[-1].amount / n) <= END_SECONDS
+    ends = list(trials)
+    if needs.closing is not None:
+        closed(max(1, n // 4))  # warms up
+        ends = [closed(size) for size in ((n,) if affordable else (max(1, n // 4), n))]
+    if affordable and ends[-1].end_seconds > 0 and _end(needs, ends, last) <= END_SECONDS:
+        ends.append(closed(last))
+    return ends
+
+
+def full_size(held: Callable[[int], float], n: int) -> int:
+    """Return the number of examples after which the states are as large as after ``n``.
+
+    Examples
+    --------
+    >>> full_size(lambda examples: min(examples, 100), 5000)
+    99
+    """
+    return bisect_left(range(n), SATURATED * held(n), key=held)
 
 
 def largest_sizes(wanted: Mapping[str, Request], stream: Stream) -> Callable[[int], float]:

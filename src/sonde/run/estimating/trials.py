@@ -4,10 +4,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import nnls  # pyright: ignore[reportUnknownVariableType]
 
 from sonde.core.errors import SondeError, SondeWarning
 from sonde.core.stream import Stream
@@ -18,9 +20,11 @@ ENOUGH_SECONDS = 2.0
 """Seconds that the largest trial takes beyond the smallest, unless data are few."""
 SMALLEST_PART = 8
 """A trial reads at most an eighth of the data."""
-REPEATED, SHORT_SECONDS = 3, 0.25
-"""Runs of a sample size that takes less than this: short runs are noisy."""
-KEPT_SIZES = 4
+ROUNDS = 5
+"""Runs of each size that is kept, unless all runs together take ``ENOUGH_SECONDS`` before."""
+KEPT_SIZES = 5
+SIMPLER = 0.1
+"""Relative residuals below which a law with a lower power is kept."""
 WIDENED = 0.1
 
 Clock = Callable[[], float]
@@ -75,7 +79,9 @@ def run_trials(
 ) -> list[Trial]:
     """Run a job on samples of doubling size until the largest takes long enough.
 
-    A first trial warms up and is dropped. With ``examples``, the largest has that many.
+    A first trial warms up and is dropped. With ``examples``, the largest has that many. Short
+    trials are repeated in turn, size after size, so that other work on the machine slows down all
+    sizes; the fastest of each size is returned, since other work only adds time.
 
     Raises
     ------
@@ -84,32 +90,45 @@ def run_trials(
     """
     most = max(1, len(stream) // SMALLEST_PART) if len(stream) > 2 * FIRST else len(stream)
     most = most if examples is None else min(most, examples)
-    n, done, failed = min(FIRST, most), dict[int, Trial](), None
+    n, tried, failed = min(FIRST, most), dict[int, list[Trial]](), None
     while True:
         try:
-            if not done:
-                _trial(stream, n, 0, work, clock)
-            tried = [_trial(stream, n, 1, work, clock)]
-            while len(tried) < REPEATED and tried[-1].row_seconds < SHORT_SECONDS:
-                tried.append(_trial(stream, n, 1 + len(tried), work, clock))
-            # Other work on the machine only adds time. Units of a store may give equal samples.
-            done[tried[0].n_examples] = min(tried, key=lambda t: t.row_seconds / t.amount)
+            if not tried:
+                run_trial(stream, n, work, clock, seed=0)
+            trial = run_trial(stream, n, work, clock)
+            tried[trial.n_examples] = [trial]  # units of a store may give equal samples
         except SondeError as error:
             failed = error
-        is_enough = len(done) > 2 and _spent([*done.values()]) >= ENOUGH_SECONDS
+        is_enough = len(tried) > 2 and _spent([some[0] for some in tried.values()])
         if n >= most or (is_enough and examples is None):
             break
         n = min(2 * n, most)
-    if not done and failed is not None:
+    if not tried and failed is not None:
         raise failed
-    return list(done.values())[-KEPT_SIZES:]
+    kept = list(tried.values())[-KEPT_SIZES:]
+    for seed in range(2, 1 + ROUNDS):
+        if sum(trial.row_seconds + trial.end_seconds for some in kept for trial in some) > (
+            ENOUGH_SECONDS
+        ):
+            break
+        for some in kept:
+            with suppress(SondeError):
+                some.append(run_trial(stream, some[0].n_examples, work, clock, seed))
+    return [_fastest(some) for some in kept]
 
 
-def _spent(done: Sequence[Trial]) -> float:
-    return done[-1].row_seconds - done[0].row_seconds
+def _spent(trials: Sequence[Trial]) -> bool:
+    return trials[-1].row_seconds - trials[0].row_seconds >= ENOUGH_SECONDS
 
 
-def _trial(stream: Stream, n: int, seed: int, work: Work, clock: Clock) -> Trial:
+def _fastest(trials: Sequence[Trial]) -> Trial:
+    """Return the trial of least time for each row, with the least time of results."""
+    first = min(trials, key=lambda t: t.row_seconds / t.amount)
+    return replace(first, end_seconds=min(t.end_seconds for t in trials))
+
+
+def run_trial(stream: Stream, n: int, work: Work, clock: Clock, seed: int = 1) -> Trial:
+    """Run a job on a sample of about ``n`` examples, in a folder that is removed."""
     part = sampled(stream, n, seed)
     with tempfile.TemporaryDirectory(prefix="sonde-estimate-") as name, warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)
@@ -135,13 +154,24 @@ def line_through(amounts: Sequence[float], values: Sequence[float]) -> Line:
     return Line(0.0, float(y[-1] / x[-1]))
 
 
-def power_of(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Return the exponent with which a time grows with the rows that are held, in 0 to 3."""
-    small, large = (sizes[0], values[0]), (sizes[-1], values[-1])
-    if large[0] <= small[0] or min(small[1], large[1]) <= 0:
-        return 0.0
-    slope = np.log(large[1] / small[1]) / np.log(large[0] / small[0])
-    return float(np.clip(slope, 0.0, 3.0))
+def growth_of(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
+    """Return a time at a size, in times of that of the last size.
+
+    The law is a constant and a power of 1, 2 or 3 of the size, neither of them negative. A higher
+    power is taken only if it halves the residuals and they exceed ``SIMPLER``.
+    """
+    y = np.asarray(values, dtype=float)
+    if len(y) < 2 or max(sizes) <= min(sizes) or y.min() <= 0:
+        return 1.0
+    best, least = 1.0, np.inf
+    for power in (1, 2, 3):
+        x = (np.asarray(sizes, dtype=float) / sizes[-1]) ** power
+        start, rate = nnls(np.stack([1 / y, x / y], axis=1), np.ones_like(y))[0]
+        off = float(np.sqrt(np.mean(((start + rate * x) / y - 1) ** 2)))
+        if off < least / 2 and least > SIMPLER:
+            least = off
+            best = (start + rate * (size / sizes[-1]) ** power) / max(start + rate, 1e-12)
+    return float(best)
 
 
 def bounds_of(
