@@ -82,3 +82,15 @@ def test_rounding_by_the_output_keeps_answers_better_than_by_the_weights() -> No
         with torch.no_grad():
             gaps[clip] = float((new[0](x) - net[0](x)).square().mean())
     assert gaps["output"] < 0.7 * min(gaps[None], gaps["mse"])
+
+
+@pytest.mark.truth("the same rounding, asked for by its name")
+def test_below_four_bits_examples_choose_the_grid_by_default() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(48, 20)).eval(), torch.randn(300, 48) + 2.0
+    for bits, clip in ((3, "output"), (4, None)):
+        new, asked = (
+            RTN(bits, 16, clip=c).plan(net, {"calibration": x}).fold(net) for c in (None, clip)
+        )
+        assert torch.equal(new(x), asked(x))
+    assert not torch.equal(new(x), RTN(3, 16).plan(net).fold(net)(x))

@@ -72,9 +72,11 @@ def changed_by_rome(model: Model, layer: str, fact: Fact, moment: torch.Tensor) 
     return new
 
 
-def rewritten(model: Model, layer: str, texts: Sequence[str], n: int, done: set[str]) -> Iterator:
+def rewritten(
+    model: Model, layer: str, texts: Sequence[str], which: slice, done: set[str]
+) -> Iterator:
     """Yield a line for each fact and method that is not done."""
-    facts = known_facts(model, 0)[:n]
+    facts = known_facts(model, 0)[which]
     names = [f"{f.prompt}{f.target}" for f in facts]
     if {f"{method}: {name}" for name in names for method in METHODS} <= done:
         return
@@ -151,7 +153,10 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
     parser.add_argument("--layer", default="model.layers.3.mlp.down_proj", help="layer of facts")
     parser.add_argument("--site", default="model.layers.3", help="site of steering")
-    parser.add_argument("--facts", type=int, default=50, help="most facts")
+    parser.add_argument("--facts", type=int, default=50, help="facts, with those left")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="facts at the start of the list to leave"
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="edits to judge")
     parser.add_argument("--results", type=Path, default=Path("reports/lm"), help="folder of lines")
     parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
@@ -168,7 +173,7 @@ def main() -> None:
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(60)]
     kinds = {
         "steer": steered(model, typed.site, done),
-        "facts": rewritten(model, typed.layer, texts, typed.facts, done),
+        "facts": rewritten(model, typed.layer, texts, slice(typed.skip, typed.facts), done),
         "forget": unlearned(model, done),
         "merge": merged(model, typed.model, done),
     }

@@ -23,6 +23,8 @@ from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePla
 
 DATA = ("inputs", "output")
 """Values of ``clip`` that choose grids by examples."""
+FEW = 4
+"""Below so many bits examples, where there are any, choose grids of the whole range or narrower."""
 
 
 @final
@@ -33,15 +35,15 @@ class RTN(Rewrite):
     The values are evenly spaced: over the range of the group's entries and 0, or symmetric around
     0. Scale and offset are kept in bfloat16, and codes are computed with these. With
     ``clip="output"`` each row takes the grid for which the layer's output changes least: with a
-    free offset, with 0 among its values, or symmetric, over 1, 0.85 or 0.7 of its range. Take it
-    below 4 bits.
+    free offset, with 0 among its values, or symmetric, over 1, 0.85 or 0.7 of its range. Below 4
+    bits this is the default if there are examples.
 
     Range        linear layers become ``QuantLinear``; stacks of experts and embeddings that are
                  named keep their class and hold codes; a convolution that is named stays one, with
                  rounded weights in its old type: no bytes are saved there.
-    Cost         one pass over the weights; no data. With ``clip="output"`` one pass over the data,
-                 and five products of the size of ``weight x H``; with ``clip="inputs"`` one pass
-                 over the data.
+    Cost         one pass over the weights; no data. With ``clip="output"``, or examples for fewer
+                 than 4 bits, one pass over the data and five products of the size of
+                 ``weight x H``; with ``clip="inputs"`` one pass over the data.
     Assumes      finite weights.
     Differs      from common libraries: scales are rounded before codes are computed; a last group
                  may be short.
@@ -55,7 +57,8 @@ class RTN(Rewrite):
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
         Symmetric grids have no offset.
     clip : {"mse", "inputs", "output"}, optional
-        "mse": give each group the grid with the smallest squared error, of 21 from its whole range
+        By default the whole range; of fewer than 4 bits "output", if examples are passed. "mse":
+        give each group the grid with the smallest squared error, of 21 from its whole range
         to half of it; weights outside go to the grid's end. "inputs": the same, where the error of
         a weight counts by the mean square of its input on examples. "output": give each row the
         grid with the smallest error of the layer's output on examples.
@@ -88,7 +91,8 @@ class RTN(Rewrite):
         """Read examples, or the moments of layers' inputs, to choose grids by the output."""
         if self.clip in DATA:
             return {"calibration": Examples(summed=LayerGrams)}
-        return {"calibration": Examples(optional=True)}
+        chooses = self.clip is None and self.bits is not None and self.bits < FEW
+        return {"calibration": Examples(optional=True, summed=LayerGrams if chooses else None)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
         """Return the rounded weights."""
@@ -97,8 +101,8 @@ class RTN(Rewrite):
             return RewritePlan.of(model, changes, word)
         names = names_of_tensors(model.module, self.layers)
         layers = weighted_layers("RTN", model, self.layers, beside=names)
-        if self.clip in DATA:
-            assert calibration is not None  # ``reads`` requires it
+        (need,) = self.reads().values()
+        if need.summed is not None and calibration is not None:
             grams = grams_for("RTN", model, calibration, self.layers)
             changes = {one.weight: self._by_inputs(one, model, grams) for one in layers}
         else:
@@ -115,7 +119,7 @@ class RTN(Rewrite):
         matrix = layer.matrix()
         grid = Grid.over(self.bits, self.group, matrix.shape[1])
         parts = list(parts_of(layer, model, grams))
-        if self.clip == "output":
+        if self.clip != "inputs":
             return rounded_to(matrix, grid, output_grid(matrix, grid, self.symmetry, parts), layer)
         each = [clipped_grid(matrix[rows], grid, self.symmetry, h.diagonal()) for rows, h in parts]
         scales, offsets = zip(*each, strict=True)

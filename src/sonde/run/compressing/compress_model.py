@@ -362,9 +362,9 @@ def _nameable(rule: Any, layers: Sequence[str]) -> dict[str, str]:
 
 
 def _reads(rule: Rewrite) -> bool:
-    """Return whether a method reads examples."""
+    """Return whether a method reads examples, of which there are some here."""
     needs = [need for need in rule.reads().values() if isinstance(need, Examples)]
-    return any(not need.optional for need in needs)
+    return any(not need.optional or need.summed is not None for need in needs)
 
 
 def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:

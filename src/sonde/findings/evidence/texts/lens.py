@@ -29,12 +29,16 @@ from sonde.tap.model.probe import find_logits
 from sonde.tap.model.readout import head_module, readout
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import metered, watch
-from sonde.tap.streams.small_batches import cut, single, token_length
+from sonde.tap.streams.small_batches import cut, single, stacked, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
 FEWEST: Final = 256
 """Least rows that are read after every block, however large the head."""
+AT_ONCE: Final = 512
+"""Tokens of texts of one length that the model reads together."""
+LOGITS: Final = 1 << 26
+"""Entries of logits that are held together."""
 TOGETHER: Final = 128
 """Rows that a head reads together: it reads its weights once for all of them."""
 SPARE: Final = 4
@@ -263,49 +267,98 @@ def _outcomes(
     wanted: int = MOST_ROWS,
 ) -> _Outcomes | None:
     """Return the model's next-token losses, or None if it gives no logits of tokens."""
-    finals, doubts, group, targets, order, n_words = [], [], [], [], [], 0
-    by_block = _ByBlock(decode, len(blocks))
-    counted, predicted, read = [], [], []
-    by_counts = counted_losses(stream.inputs, texts, seed)
-    expected = torch.zeros((), dtype=torch.float64)
-    for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
-        if len(positions) == 0:
-            continue
-        watched = watch(stream.model.module, text, blocks)
-        logits, ids = find_logits(watched.output), ids_of(text)[0]
-        if logits is None or logits.ndim != 3 or logits.shape[1] != len(ids):
+    by_block, n_words = _ByBlock(decode, len(blocks)), 0
+    by_counts, positions = (
+        counted_losses(stream.inputs, texts, seed),
+        _positions(texts, wanted, seed),
+    )
+    answers: dict[int, _Answer] = {}
+    left = [g for g, at in enumerate(positions) if len(at)]
+    while left:
+        some = _alike(texts, left, n_words)
+        left = [g for g in left if g not in some]
+        watched = watch(stream.model.module, stacked([texts[g] for g in some]), blocks)
+        logits = find_logits(watched.output)
+        if logits is None or logits.ndim != 3 or logits.shape[1] != token_length(texts[some[0]]):
             return None
-        target, n_words = ids[positions + 1], logits.shape[-1]
-        if int(target.max()) >= n_words:
-            return None
-        if decode is not None:
-            every = [watched.tensors[str(b)][0] for b in blocks]
-            states = [tokens[positions.to(tokens.device)] for tokens in every]
-            by_block.add(states, target)
-        own = logits[0, positions.to(logits.device)]
-        finals.append(_loss(own, target))
-        chance = own.float().softmax(-1)
-        doubts.append(torch.special.entr(chance).sum(-1).double().cpu())
-        expected = expected + chance.double().sum(0).cpu()
-        counted.append(by_counts[g][:, positions])
-        predicted.append(logits[0, :-1].float().softmax(-1).sum(0).cpu())
-        read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
-        group.append(torch.full((len(positions),), g))
-        targets.append(ids[1:])
-        order.append(text.order)
-    final, losses = torch.cat(finals), by_block.losses()
+        n_words = logits.shape[-1]
+        for row, g in enumerate(some):
+            at, ids = positions[g], ids_of(texts[g])[0]
+            if int(ids[at + 1].max()) >= n_words:
+                return None
+            if decode is not None:
+                states = [watched.tensors[str(b)][row] for b in blocks]
+                by_block.add(g, [tokens[at.to(tokens.device)] for tokens in states], ids[at + 1])
+            answers[g] = _Answer.of(logits[row], ids, at)
+    read = dict(sorted(answers.items()))
+    ids = [one.ids for one in read.values()]
+    final, losses = torch.cat([one.final for one in read.values()]), by_block.losses()
+    answered = [(one.ids, one.loss, by_counts[g][-1]) for g, one in read.items()]
+    said, order = torch.stack([one.said for one in read.values()]), [texts[g].order for g in read]
     return _Outcomes(
         losses=final.new_zeros(len(final), 0) if losses is None else losses,
         final=final,
-        doubt=torch.cat(doubts) / math.log(max(n_words, 2)),
-        group=torch.cat(group),
-        targets=torch.cat(targets),
-        expected=expected / len(final),
-        counted=torch.cat(counted, dim=1),
-        texts=_texts(stream.model.processor, read, torch.stack(predicted), torch.cat(order)),
+        doubt=torch.cat([one.entropy for one in read.values()]) / math.log(max(n_words, 2)),
+        group=torch.cat([torch.full((len(positions[g]),), g) for g in read]),
+        targets=torch.cat([x[1:] for x in ids]),
+        expected=torch.stack([one.expected for one in read.values()]).sum(0) / len(final),
+        counted=torch.cat([by_counts[g][:, positions[g]] for g in read], dim=1),
+        texts=_texts(stream.model.processor, answered, said, torch.cat(order)),
         n_words=n_words,
-        bytes_per_token=_bytes_per_token(stream.model.processor, targets),
+        bytes_per_token=_bytes_per_token(stream.model.processor, [x[1:] for x in ids]),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What the model says of one text: of all its tokens, and at the chosen positions.
+
+    Parameters
+    ----------
+    ids : Int[Tensor, "token"]
+    loss, said : Tensor
+        Loss of every token after the first, and the summed chance of each token of the vocabulary.
+    final, entropy, expected : Tensor
+        Loss and entropy at each chosen position, and the chances summed over these.
+    """
+
+    ids: Int[Tensor, "token"]
+    loss: Float[Tensor, "target"]
+    said: Float[Tensor, "word"]
+    final: Float[Tensor, "row"]
+    entropy: Float[Tensor, "row"]
+    expected: Float[Tensor, "word"]
+
+    @staticmethod
+    def of(
+        logits: Float[Tensor, "token word"], ids: Int[Tensor, "token"], at: Int[Tensor, "row"]
+    ) -> "_Answer":
+        """Reduce the logits of a text to losses and sums."""
+        chance = logits[:-1].float().softmax(-1)
+        chosen = chance[at.to(logits.device)]
+        loss = _loss(logits[:-1], ids[1:])
+        return _Answer(
+            ids=ids,
+            loss=loss,
+            said=chance.sum(0).cpu(),
+            final=loss[at],
+            entropy=torch.special.entr(chosen).sum(-1).double().cpu(),
+            expected=chosen.sum(0).cpu(),
+        )
+
+
+def _alike(texts: Sequence[InputBatch], left: Sequence[int], n_words: int) -> list[int]:
+    """Return the first text that is left and those of its size, as many as may be read at once.
+
+    One forward pass of several texts takes less time than one for each. Without ``n_words``, the
+    size of the vocabulary, one text is read.
+    """
+    first = texts[left[0]]
+    n = token_length(first) or 1
+    most = min(AT_ONCE, LOGITS // n_words) // n if n_words else 1
+    if first.placeholder is not None:
+        return [left[0]]
+    return [g for g in left if token_length(texts[g]) == n][: max(1, most)]
 
 
 def sampled_texts(n_weights: int) -> tuple[int, int]:
@@ -328,26 +381,29 @@ class _ByBlock:
 
     def __init__(self, decode: Callable[[Tensor], Tensor] | None, n_blocks: int) -> None:
         self.decode, self.n_blocks = decode, n_blocks
-        self.waiting: list[tuple[list[Tensor], Tensor]] = []
-        self.found: list[Tensor] = []
+        self.waiting: list[tuple[int, list[Tensor], Tensor]] = []
+        self.found: dict[int, Tensor] = {}
 
-    def add(self, states: list[Tensor], target: Int[Tensor, "row"]) -> None:
+    def add(self, text: int, states: list[Tensor], target: Int[Tensor, "row"]) -> None:
         """Add the states of a text after each block, and the tokens that follow."""
-        self.waiting.append((states, target))
-        if sum(len(target) for _, target in self.waiting) >= TOGETHER:
+        self.waiting.append((text, states, target))
+        if sum(len(target) for *_, target in self.waiting) >= TOGETHER:
             self._read()
 
     def losses(self) -> Float[Tensor, "row block"] | None:
-        """Return all losses, or None if no state was added."""
+        """Return all losses in the order of the texts, or None if no state was added."""
         if self.waiting:
             self._read()
-        return torch.cat(self.found) if self.found else None
+        return torch.cat([self.found[g] for g in sorted(self.found)]) if self.found else None
 
     def _read(self) -> None:
         assert self.decode is not None  # states are added only if a head reads them
-        target = torch.cat([target for _, target in self.waiting])
-        each = [torch.cat([states[b] for states, _ in self.waiting]) for b in range(self.n_blocks)]
-        self.found.append(torch.stack([_loss(self.decode(s), target) for s in each], dim=1))
+        sizes = [len(target) for *_, target in self.waiting]
+        target = torch.cat([target for *_, target in self.waiting])
+        each = [torch.cat([x[b] for _, x, _ in self.waiting]) for b in range(self.n_blocks)]
+        losses = torch.stack([_loss(self.decode(s), target) for s in each], dim=1)
+        for (text, *_), of_text in zip(self.waiting, losses.split(sizes), strict=True):
+            self.found[text] = of_text
         self.waiting = []
 
 

@@ -43,12 +43,18 @@ class ReadInARow:
         The token before each of these tokens, and the token itself.
     beyond : Float[Tensor, "target"]
         The model's loss at each minus that of counts of three tokens.
+    said : Float[Tensor, "text word"]
+        Sum over the targets of each text of the probability of each token.
+    seen : Float[Tensor, "text word"]
+        How often each token is a target of each text.
     """
 
     own: float
     counted: tuple[float, ...]
     tokens: Int[Tensor, "2 target"]
     beyond: Float[Tensor, "target"]
+    said: Float[Tensor, "text word"]
+    seen: Float[Tensor, "text word"]
 
     def beyond_of(self, token: int, is_after: bool) -> float:
         """Return the mean of ``beyond`` after a token, or at it; infinite if it does not occur."""
@@ -68,17 +74,18 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
     most = min(TOKENS, context_of(stream.model) or TOKENS, LOGITS // max(1, lens.n_words))
     processor = stream.model.processor
     between = [] if processor is None else tokens_of(processor, "\n\n")
-    own, counted, tokens = list[Tensor](), list[Tensor](), list[Tensor]()
+    own, counted, tokens, said = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     with metered(None), untouched(stream.model.module), torch.no_grad():
         for start in range(ROWS):
             texts = _fitting(lens.texts.ids[start::ROWS], most, len(between))
             if len(texts) < FEWEST:
                 continue
-            losses = _losses(stream, texts, between, evidence.data.seed)
-            if losses is None:
+            answered = _answers(stream, texts, between, evidence.data.seed)
+            if answered is None:
                 return None
             for i in range((len(texts) + 1) // 2, len(texts)):
-                own.append(losses[i])
+                own.append(answered[i][0])
+                said.append(answered[i][1])
                 counted.append(losses_after(texts[:i], texts[i]))
                 tokens.append(torch.stack([texts[i][:-1], texts[i][1:]]))
     if not own:
@@ -89,6 +96,8 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
         counted=tuple(by_counts.mean(1).tolist()),
         tokens=torch.cat(tokens, dim=1),
         beyond=together - by_counts[-1],
+        said=torch.stack(said),
+        seen=torch.stack([torch.bincount(x[1], minlength=len(said[0])).float() for x in tokens]),
     )
 
 
@@ -105,10 +114,13 @@ def _fitting(
     return chosen
 
 
-def _losses(
+def _answers(
     stream: LiveStream, texts: Sequence[Int[Tensor, "_token"]], between: list[int], seed: int
-) -> list[Float[Tensor, "_target"]] | None:
-    """Return each text's losses after its first token, all texts read in one row."""
+) -> list[tuple[Float[Tensor, "_target"], Float[Tensor, "word"]]] | None:
+    """Return each text's losses after its first token, and the summed chances there.
+
+    All texts are read in one row.
+    """
     gap = torch.tensor(between, dtype=torch.int64)
     row = torch.cat([part for ids in texts for part in (ids, gap)])[None]
     small = small_batches(stream.model, stream.inputs, chosen_examples(stream, 1, seed))
@@ -125,8 +137,10 @@ def _losses(
     loss = torch.nn.functional.cross_entropy(
         logits[0, :-1].float(), row[0, 1:].to(logits.device), reduction="none"
     )
-    losses, at = list[Tensor](), 0
+    answers, at = list[tuple[Tensor, Tensor]](), 0
     for ids in texts:
-        losses.append(loss[at : at + len(ids) - 1].double().cpu())
+        own = slice(at, at + len(ids) - 1)
+        chances = logits[0, own].float().softmax(-1).sum(0)
+        answers.append((loss[own].double().cpu(), chances.cpu()))
         at += len(ids) + len(between)
-    return losses
+    return answers
