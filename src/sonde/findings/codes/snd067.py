@@ -8,12 +8,7 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.texts.read_in_a_row import read_in_a_row
-from sonde.findings.evidence.texts.token_rows import (
-    OddToken,
-    TokenRows,
-    stands_out,
-    token_rows,
-)
+from sonde.findings.evidence.texts.token_rows import BEYOND, OddToken, TokenRows, token_rows
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.trial import Trial
@@ -68,8 +63,8 @@ class SND067(Rule):
         "other texts; its mean at each token, and after each token. A token is odd if this "
         "excess is at least 0.5 nats, 1.5 nats above the median of the other tokens, and 4 "
         "standard errors away, at 10 positions in 4 texts or more. It is reported if the model "
-        "as a whole beats these counts, and if a token is odd where the texts are read one after "
-        "another too; the finding is a note if it costs less than 0.01 "
+        "as a whole beats these counts, and if the excess stays at least 0.5 nats where the "
+        "texts are read one after another; the finding is a note if it costs less than 0.01 "
         "nats per token of the texts. If two tokens are odd, up to ten odd tokens exchange their "
         "rows of the embedding, of the head or of both, pair by pair, on half of up to 48 "
         "texts; exchanged rows are reported if the loss of the other half falls by a twentieth "
@@ -152,17 +147,11 @@ class SND067(Rule):
 
 
 def _left_in_a_row(tokens: TokenRows, evidence: Evidence) -> TokenRows:
-    """Return the odd tokens that are odd after texts of the same form too.
-
-    Tokens that do not occur there are left out with the others, if none of those stays odd.
-    """
+    """Return the odd tokens without those that counts knew from texts of the same form."""
     row = evidence.get(read_in_a_row)
     if row is None:
         return tokens
-    places = {o: row.places_of(o.token, o.side == "after") for o in tokens.odd}
-    judged = [o for o, at in places.items() if int(at.sum()) > 1]
-    left = {o for o in judged if stands_out(row.beyond, places[o]) is not None}
-    odd = [o for o in tokens.odd if o in left or (o not in judged and (left or not judged))]
+    odd = [o for o in tokens.odd if row.beyond_of(o.token, o.side == "after") > BEYOND]
     return replace(tokens, odd=tuple(odd))
 
 

@@ -4,12 +4,13 @@ Texts of one template, rows of a table and lists of names are easily predicted f
 hardly by a model that has read none of them. A model that works catches up once it has read a few.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.data.text_encoding import context_of
@@ -55,9 +56,10 @@ class ReadInARow:
     said: Float[Tensor, "text word"]
     seen: Float[Tensor, "text word"]
 
-    def places_of(self, token: int, is_after: bool) -> Bool[Tensor, "target"]:
-        """Return which targets follow a token, or are this token."""
-        return self.tokens[0 if is_after else 1] == token
+    def beyond_of(self, token: int, is_after: bool) -> float:
+        """Return the mean of ``beyond`` after a token, or at it; infinite if it does not occur."""
+        where = self.tokens[0 if is_after else 1] == token
+        return float(self.beyond[where].mean()) if bool(where.any()) else math.inf
 
 
 def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.batch import words_of
@@ -142,19 +142,11 @@ def odd_tokens(texts: TextAnswers) -> list[OddToken]:
             few = n < PLACES or len(torch.unique(text[of_token])) < TEXTS_WITH
             if few or n > len(key) // 2:
                 continue
-            if (found := stands_out(beyond, of_token)) is not None:
-                tokens.append(OddToken(int(token), n, side, *found))
+            here, rest = float(beyond[of_token].mean()), float(beyond[~of_token].median())
+            error = float(beyond[of_token].std()) / n**0.5
+            if here > BEYOND and here - rest > max(APART, ERRORS * error):
+                tokens.append(OddToken(int(token), n, side, here, rest))
     return tokens
-
-
-def stands_out(
-    beyond: Float[Tensor, "place"], of_token: Bool[Tensor, "place"]
-) -> tuple[float, float] | None:
-    """Return the mean excess at a token's places and the median elsewhere, if the token is odd."""
-    here, rest = float(beyond[of_token].mean()), float(beyond[~of_token].median())
-    error = float(beyond[of_token].std()) / int(of_token.sum()) ** 0.5
-    odd = here > BEYOND and here - rest > max(APART, ERRORS * error)
-    return (here, rest) if odd else None
 
 
 def _suspected(odd: Sequence[OddToken]) -> list[Rows]:
