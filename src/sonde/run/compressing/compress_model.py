@@ -362,7 +362,7 @@ def _nameable(rule: Any, layers: Sequence[str]) -> dict[str, str]:
 
 
 def _reads(rule: Rewrite) -> bool:
-    """Return whether a method reads examples, of which there are some here."""
+    """Return whether a method reads the examples, which are there."""
     needs = [need for need in rule.reads().values() if isinstance(need, Examples)]
     return any(not need.optional or need.summed is not None for need in needs)
 

@@ -294,7 +294,7 @@ def _outcomes(
     ids = [one.ids for one in read.values()]
     final, losses = torch.cat([one.final for one in read.values()]), by_block.losses()
     answered = [(one.ids, one.loss, by_counts[g][-1]) for g, one in read.items()]
-    said, order = torch.stack([one.said for one in read.values()]), [texts[g].order for g in read]
+    sums, order = torch.stack([one.said for one in read.values()]), [texts[g].order for g in read]
     return _Outcomes(
         losses=final.new_zeros(len(final), 0) if losses is None else losses,
         final=final,
@@ -303,7 +303,7 @@ def _outcomes(
         targets=torch.cat([x[1:] for x in ids]),
         expected=torch.stack([one.expected for one in read.values()]).sum(0) / len(final),
         counted=torch.cat([by_counts[g][:, positions[g]] for g in read], dim=1),
-        texts=_texts(stream.model.processor, answered, said, torch.cat(order)),
+        texts=_texts(stream.model.processor, answered, sums, torch.cat(order)),
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, [x[1:] for x in ids]),
     )

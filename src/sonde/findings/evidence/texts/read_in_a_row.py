@@ -74,7 +74,7 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
     most = min(TOKENS, context_of(stream.model) or TOKENS, LOGITS // max(1, lens.n_words))
     processor = stream.model.processor
     between = [] if processor is None else tokens_of(processor, "\n\n")
-    own, counted, tokens, said = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    own, counted, tokens, chances = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     with metered(None), untouched(stream.model.module), torch.no_grad():
         for start in range(ROWS):
             texts = _fitting(lens.texts.ids[start::ROWS], most, len(between))
@@ -85,7 +85,7 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
                 return None
             for i in range((len(texts) + 1) // 2, len(texts)):
                 own.append(answered[i][0])
-                said.append(answered[i][1])
+                chances.append(answered[i][1])
                 counted.append(losses_after(texts[:i], texts[i]))
                 tokens.append(torch.stack([texts[i][:-1], texts[i][1:]]))
     if not own:
@@ -96,8 +96,8 @@ def read_in_a_row(stream: LiveStream, evidence: Evidence) -> ReadInARow | None:
         counted=tuple(by_counts.mean(1).tolist()),
         tokens=torch.cat(tokens, dim=1),
         beyond=together - by_counts[-1],
-        said=torch.stack(said),
-        seen=torch.stack([torch.bincount(x[1], minlength=len(said[0])).float() for x in tokens]),
+        said=torch.stack(chances),
+        seen=torch.stack([torch.bincount(x[1], minlength=len(chances[0])).float() for x in tokens]),
     )
 
 
@@ -140,7 +140,7 @@ def _answers(
     answers, at = list[tuple[Tensor, Tensor]](), 0
     for ids in texts:
         own = slice(at, at + len(ids) - 1)
-        chances = logits[0, own].float().softmax(-1).sum(0)
-        answers.append((loss[own].double().cpu(), chances.cpu()))
+        summed = logits[0, own].float().softmax(-1).sum(0)
+        answers.append((loss[own].double().cpu(), summed.cpu()))
         at += len(ids) + len(between)
     return answers
