@@ -40,13 +40,12 @@ def estimate_scan(
         _run_passes(part, other, settings)
         return 0.0
 
-    def checks(part: Stream, folder: Path) -> float:
-        began = clock()
+    def whole_scan(part: Stream, folder: Path) -> float:
         _run_passes(part, other, settings)
-        between = clock()
+        began = clock()
         second = None if other is None else sampled(other, len(part))
         scan_stream(part, other=second, settings=settings)
-        return max(0.0, clock() - between - (between - began))
+        return clock() - began
 
     needs = Needs(
         whole.state_bytes,
@@ -54,7 +53,7 @@ def estimate_scan(
         whole.disk_bytes,
         n_ranges=len(plan.commits()),
         held=lambda n: float(min(n, SAMPLE)),
-        closing=checks,
+        closing=whole_scan,
         closing_name="checks",
     )
     return estimated("scan", stream, passes, needs, examples, clock)

@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,7 +82,8 @@ class Needs:
         Size of the states that results are taken of, after a number of examples; results whose cost
         does not follow it are constant.
     closing : callable or None, default=None
-        Runs what follows the passes on a sample, and returns its seconds; None: the work does.
+        Runs the passes of a sample, then the whole job, and returns the seconds of the job; None:
+        the work returns those of what follows the passes.
     closing_name : str, default="results and calibration"
         What follows the passes.
     parts : mapping of str to Line, optional
@@ -213,7 +214,8 @@ def estimated(
     """
     trials = run_trials(stream, work, examples, clock)
     closings = _closings(stream, work, needs, trials, clock)
-    trials = trials if needs.closing is not None else closings
+    if closings[-1].n_examples > trials[-1].n_examples:
+        trials = [*trials, closings[-1]]
     whole, n = amount(stream), len(stream)
     line, end = _rows_line(trials), _end(needs, closings, n)
     seconds = line.at(whole) + end
@@ -239,7 +241,7 @@ def estimated(
     return JobEstimate(
         job=job,
         n_examples=n,
-        n_tried=max(trials[-1].n_examples, closings[-1].n_examples),
+        n_tried=trials[-1].n_examples,
         n_rows=round(n * sum(per.values())),
         n_forwards=needs.n_passes * _forwards(stream) if is_live(stream) else 0,
         seconds=seconds,
@@ -274,7 +276,9 @@ def _closings(
     """
 
     def closed(n: int) -> Trial:
-        return run_trial(stream, n, needs.closing or work, clock)
+        trial = run_trial(stream, n, needs.closing or work, clock)
+        passes = 0.0 if needs.closing is None else trial.row_seconds
+        return replace(trial, end_seconds=max(0.0, trial.end_seconds - passes))
 
     n = trials[-1].n_examples
     last = min(full_size(needs.held, len(stream)), len(stream) // 2)
