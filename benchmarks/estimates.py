@@ -1,6 +1,7 @@
 """Ten jobs against their estimates: the truth is a run of 10 and of 100 times the sample.
 
     python -m benchmarks.estimates            # the jobs
+    python -m benchmarks.estimates --others   # jobs that the estimator was not changed for
     python -m benchmarks.estimates --memory   # memory and disk at 512 to 8,192 dimensions
 
 Both clocks are processor time, so that other work on the machine does not count.
@@ -125,10 +126,14 @@ def stored(n: int, folder: Path) -> Any:
     return fit(lambda _: rows, "covariance,uniformity")(n, folder)
 
 
-def scanning(n: int, folder: Path) -> Any:
+def scanning(make: Callable[[int], Stream]) -> Job:
     """Return the job of a scan."""
-    stream = table(n)
-    return "scan", stream, {"settings": SILENT}, lambda: scan_stream(stream, settings=SILENT)
+
+    def job(n: int, folder: Path) -> Any:
+        stream = make(n)
+        return "scan", stream, {"settings": SILENT}, lambda: scan_stream(stream, settings=SILENT)
+
+    return job
 
 
 JOBS: dict[str, tuple[int, Job]] = {
@@ -141,7 +146,14 @@ JOBS: dict[str, tuple[int, Job]] = {
     "fit knn, arrays": (1024, fit(arrays, "knn")),
     "fit covariance and uniformity, store": (4096, stored),
     "score mahalanobis and knn, texts": (192, scoring(texts, "mahalanobis,knn")),
-    "scan, table": (512, scanning),
+    "scan, table": (512, scanning(table)),
+}
+OTHERS: dict[str, tuple[int, Job]] = {
+    "read, table": (512, reading(table)),
+    "fit knn, table": (512, fit(table, "knn")),
+    "fit linear_probe, arrays": (1024, fit(arrays, "linear_probe")),
+    "score mahalanobis, arrays": (1024, scoring(arrays, "mahalanobis")),
+    "scan, arrays": (512, scanning(arrays)),
 }
 
 
@@ -149,7 +161,7 @@ def compared(
     name: str, several: Sequence[int]
 ) -> list[tuple[str, int, float, float, float, float, int, int]]:
     """Return estimate and truth of a job at several times its sample."""
-    size, job = JOBS[name]
+    size, job = (JOBS | OTHERS)[name]
     lines = []
     for times in several:
         with tempfile.TemporaryDirectory() as folder:
@@ -236,6 +248,7 @@ def main() -> int:
     """Print a table; return 1 if an estimate is further from the truth than a quarter."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimates", description=__doc__)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--others", action="store_true")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of jobs")
     parser.add_argument("--times", type=int, nargs="*", default=TIMES)
     typed = parser.parse_args()
@@ -253,7 +266,7 @@ def main() -> int:
         return 0
     print("| job | times | said, s | interval | taken, s | ratio |\n" + "|---" * 6 + "|")
     far = 0
-    for i, name in enumerate(JOBS):
+    for i, name in enumerate(OTHERS if typed.others else JOBS):
         if typed.only and i not in typed.only:
             continue
         for _, times, said, low, high, taken, disk_said, disk in compared(name, typed.times):
