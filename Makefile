@@ -85,7 +85,7 @@ test-lowest:
 test-latest:
 	test -x .venv-latest/bin/python || $(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip install --quiet 'pip>=25.1'
-	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[hf,lance,codec,serve,audio,train,text,gguf,s3]' --editable $(STUDIES) --group dev
+	.venv-latest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[hf,lance,codec,serve,audio,train,text,gguf,s3]' --editable $(STUDIES) --group dev --group docs
 	.venv-latest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
 
 # Reading in vLLM, the OpenAI protocol and GGUF, in an environment that has vLLM's CPU build.

@@ -238,7 +238,7 @@ def documented(member: type) -> tuple[int, int]:
     (3, 1)
     """
     found = re.search(
-        r"\n    Cost +(.*?)(?=\n    [A-Z][a-z]+ {2,}|\n\n)", member.__doc__ or "", re.S
+        r"\nCost +(.*?)(?=\n[A-Z][a-z]+ {2,}|\n\n|\Z)", inspect.getdoc(member) or "", re.S
     )
     cost = found[1] if found else ""
     named = re.findall(r"O\(([^()]*(?:\([^()]*\)[^()]*)*)\)|state([^;.]*) bytes", cost)

@@ -184,7 +184,7 @@ def test_rows_to_explain_that_are_no_table_are_refused(tmp_path):
 def test_a_name_that_is_too_long_is_one_line(run, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "a" * 300 + ".jsonl"
-    assert f"{name}: File name too long" in run(*words.format(name).split()).error()
+    assert name in run(*words.format(name).split()).error()  # to Python 3.14, there is no such file
 
 
 @pytest.mark.parametrize("flag", ["--dictionary", "--rows"])

@@ -56,7 +56,7 @@ def test_every_form_of_a_file_gives_the_answers_of_its_module(place):
     assert not torch.equal(load("nets_with_files:make", device="cpu").module(x), made(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning", "ignore:.*jit:FutureWarning")
 def test_a_file_that_does_not_fit_or_runs_code_is_refused_with_the_names(place):
     state = dict(net().state_dict())
     torch.save({k: v for k, v in state.items() if k != "2.bias"}, place / "short.pt")

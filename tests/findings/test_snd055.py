@@ -227,7 +227,8 @@ def test_forms_of_texts() -> None:
 
 @pytest.mark.truth("the texts of OTHER that were replaced by German ones, or put into mark-up")
 def test_another_language_comes_before_the_length_and_mark_up_is_counted() -> None:
-    mine, theirs = ({"c0": np.zeros(90), "note": list(docstrings()[i : i + 60])} for i in (0, 60))
+    texts = [text[: 300 + 5 * (i % 60)] for i, text in enumerate(docstrings()[:120])]
+    mine, theirs = ({"c0": np.zeros(90), "note": texts[i : i + 60]} for i in (0, 60))
     for side in (mine, theirs):
         side["c0"] = np.random.default_rng(len(side["note"][0])).normal(size=60)
     plain = theirs["note"]

@@ -125,7 +125,7 @@ def test_models_that_compute_something_else_are_not_merged(three, tmp_path, opti
     with pytest.raises(InputError, match=r"so the same weights compute something different"):
         merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
     neutral = {"use_cache": False, "attention_dropout": 0.3, "_name_or_path": "elsewhere",
-               "is_encoder_decoder": None}  # fmt: skip
+               "is_encoder_decoder": False}  # fmt: skip
     told = json.loads((three / "a" / "config.json").read_text())
     (tmp_path / "a" / "config.json").write_text(json.dumps({**told, **neutral}))
     merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")

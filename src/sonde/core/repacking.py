@@ -26,14 +26,6 @@ class PackedWeight(Protocol):
         ...
 
 
-@runtime_checkable
-class PackedCodes(Protocol):
-    """A submodule that stores the codes of its parent's tensor."""
-
-    shape: tuple[int, ...]
-    codes: Any
-
-
 def is_linear(module: Any) -> bool:
     """Return whether a module is a linear layer, plain or with a packed weight."""
     return isinstance(module, nn.Linear | PackedWeight)
@@ -47,8 +39,14 @@ def packed_weights(module: nn.Module) -> list[PackedWeight]:
 def count_weights(module: nn.Module) -> int:
     """Return the number of parameters of a module, including packed weights."""
     packed = sum(part.in_features * part.out_features for part in packed_weights(module))
-    packed += sum(prod(part.shape) for part in module.modules() if isinstance(part, PackedCodes))
+    packed += sum(map(_packed_length, module.modules()))
     return packed + sum(p.numel() for p in module.parameters())
+
+
+def _packed_length(part: nn.Module) -> int:
+    """Return the number of entries of a parent's tensor whose codes a submodule stores."""
+    # Not isinstance of a protocol: since Python 3.12 it does not see buffers.
+    return prod(part.shape) if hasattr(part, "codes") and hasattr(part, "shape") else 0
 
 
 def in_own_form(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ split, so that their trials can be compared row by row.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -198,5 +199,8 @@ def chance_of_gain(
         return 1.0
     if bool(((rows == 0) | (rows.abs() == 1)).all()):
         return sign_test(up, down)
-    test = wilcoxon(less.numpy(), alternative="greater")
+    with warnings.catch_warnings():
+        # SciPy before 1.15 warns of fewer than ten ranks; the level of a trial asks for more.
+        warnings.simplefilter("ignore", UserWarning)
+        test = wilcoxon(less.numpy(), alternative="greater")
     return float(test.pvalue)  # type: ignore[union-attr]

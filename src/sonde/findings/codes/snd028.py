@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from scipy.stats import wilcoxon
-
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.best_text import best_text
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.texts.text_forms import FIXES
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
+from sonde.findings.trial import chance_of_gain
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural
 
@@ -66,8 +65,7 @@ class SND028(Rule):
         words, given, loss = best.words, best.given, best.loss
         own = float(given.mean())
         gain = own - float(loss.mean())
-        test = wilcoxon(given.numpy() - loss.numpy(), alternative="greater")
-        p = float(test.pvalue)  # type: ignore[union-attr]
+        p = chance_of_gain(-given, -loss)
         figure = Figure(
             "loss_gain", gain, unit="nats", null=0.0, p=p, n_rows=len(loss), n_groups=len(loss),
             threshold=max(self.nats, self.share * own),

@@ -29,6 +29,8 @@ class SND068(Rule):
     level : float, default=0.001
         Of the signed rank test of the loss on rows that did not choose the change; half of it of
         the sign test of their answers.
+    steep, steep_level : float
+        A loss that falls by this share takes this level instead: no chance gain is as large.
     family : float, default=0.05
         Level over all changes tried, for a change that is tried first because of the weights or of
         the model's kind.
@@ -42,6 +44,8 @@ class SND068(Rule):
     tokens: float = 0.05
     right: float = 0.02
     level: float = 0.001
+    steep: float = 0.5
+    steep_level: float = 0.01
     family: float = 0.05
     slight: float = 0.1
     chance: float = 0.05
@@ -73,7 +77,8 @@ class SND068(Rule):
         "code reads get their other values. The best change is judged on the other "
         "half: its loss must be a tenth (of tokens a twentieth) below that of the model at its "
         "best temperature (signed ranks, 0.1 %; for another pooling, and for an order of blocks "
-        "that the weights suggest, 5 % over the number of changes tried if that is more; or a "
+        "that the weights suggest, 5 % over the number of changes tried if that is more; 1 % where "
+        "the loss falls by half; or a "
         "sign test of answers that become correct, 0.05 %), and a classifier's accuracy must "
         "rise by 2 percentage points; a gain of R^2 below 0.1, and one of so few answers that it "
         "may be chance (sign test, 5 %), are notes. A language model with the "
@@ -111,6 +116,8 @@ class SND068(Rule):
         level = self.level
         if trials.change is not None and trials.change.alone:  # one of few that come first
             level = max(level, self.family / max(trials.n_tried, 1))
+        if figure.value >= self.steep:
+            level = max(level, self.steep_level)
         is_sure = trials.p < level or answers
         if trials.change is None or figure.value < least or not is_sure or not gained:
             return self.clear(
