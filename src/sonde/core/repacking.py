@@ -46,7 +46,8 @@ def count_weights(module: nn.Module) -> int:
 def _packed_length(part: nn.Module) -> int:
     """Return the number of entries of a parent's tensor whose codes a submodule stores."""
     # Not isinstance of a protocol: since Python 3.12 it does not see buffers.
-    return prod(part.shape) if hasattr(part, "codes") and hasattr(part, "shape") else 0
+    held: Any = part
+    return prod(held.shape) if hasattr(held, "codes") and hasattr(held, "shape") else 0
 
 
 def in_own_form(module: nn.Module) -> None:
