@@ -21,6 +21,7 @@ from sonde.run.instruments.listing import listed
 
 NAME_WIDTH = 22
 LEAST_TEXT = 20
+SHORT = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Methods:
             say_json([e.json() for e in chosen])
             return 0
         if self.paper:
-            say("\n".join(line for paper in papers for line in _told(paper)) + "\n" * bool(papers))
+            if papers:
+                say("\n".join(line for paper in papers for line in _told(paper)) + "\n")
             for e in chosen:
                 how = ", ".join(_cited(e, self.paper))
                 say(_lines(f"{e.family}.{e.name}", f"{e.summary}{f' ({how})' * bool(how)}"))
@@ -104,19 +106,22 @@ def _entries() -> list[Listed]:
 def _papers(words: str) -> list[dict[str, Any]]:
     """Return the papers whose name, title, authors or key have all words, best matches first.
 
-    Words may be cut at their end, not at their beginning: ROME is no part of "from experience".
+    Words may be cut at their end, not at their beginning: ROME is no part of "from experience". A
+    word of three letters is whole: SAE is not the beginning of an author's name.
     """
-    whole, asked = _squeezed(words), _spaced(words).rstrip()
+    whole, asked = _squeezed(words), _spaced(words)
+    asked = asked if len(whole) <= SHORT else asked.rstrip()
+    parts = [f" {word} " if len(word) <= SHORT else f" {word}" for word in asked.split()]
 
     def rank(key: str, squeezed: str, name: str, others: str) -> int | None:
         if whole == squeezed:
             return 0
         if asked in name:
             return 1
-        if asked in others or (whole and whole in key):
+        if asked in others or (len(whole) > SHORT and whole in key):
             return 2
-        text = f"{name}{others} {key}"
-        return 3 if all(f" {word}" in text for word in asked.split()) else None
+        text = f"{name}{others} {key} "
+        return 3 if all(word in text for word in parts) else None
 
     ranked = [(r, paper) for paper, *texts in _indexed() if (r := rank(*texts)) is not None]
     if any(r < 3 for r, _ in ranked):  # scattered words count where nothing has them in a row
