@@ -379,8 +379,14 @@ def test_another_number_of_threads_is_another_plan(tmp_path):
     options = {"unit_size": 100, "directory": tmp_path / "a.run", **QUIET}
     with pytest.raises(Interrupted):
         fit(KNN(), Stopping(stream(700), 2), threads=1, **options)
-    with pytest.raises(StoreError, match="another plan"):
+    with pytest.raises(StoreError, match=r"another plan \(threads=1 in each worker, not 2"):
         fit(KNN(), stream(700), threads=2, **options)
+    for method, source, reason in (
+        (ParticipationRatio(), stream(700), "other methods or options"),
+        (KNN(), stream(600), "other data or sites"),
+    ):
+        with pytest.raises(StoreError, match=rf"another plan \({reason}"):
+            fit(method, source, threads=1, **options)
 
 
 def test_outputs_are_checked_before_work(tmp_path):

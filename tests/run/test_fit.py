@@ -315,7 +315,8 @@ def test_an_interrupted_run_that_keeps_nothing_tells_what_it_has():
 def test_a_run_that_goes_on_tells_first_what_was_done(tmp_path, monkeypatch, workers):
     told: list[int] = []
     monkeypatch.setattr(Bar, "advance", lambda _, n: told.append(n))
-    source, how = stream(7 * 32), {"unit_size": 32, "directory": tmp_path / "a.run", **QUIET}
+    how = {"unit_size": 32, "directory": tmp_path / "a.run", "threads": 1, **QUIET}
+    source = stream(7 * 32)
     with pytest.raises(Interrupted, match="after 5 of 7 units"):
         fit(Mahalanobis(), Stopping(source, after=5), **how)
     assert told == 5 * [32]

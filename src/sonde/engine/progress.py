@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -152,6 +153,55 @@ class Bar:
             rate=f"{self._done / self.wall_seconds:.0f}/s",
             memory=f"{peak_memory_bytes() / 2**20:.0f} MiB",
         )
+
+
+class Working:
+    """A line with the seconds that one piece of work has taken, shown after two seconds.
+
+    For work that cannot say how far it is. Silent where stderr is no terminal.
+
+    Parameters
+    ----------
+    label : str
+        What is being done.
+    delay_seconds : float, default=2.0
+        Seconds before the line appears.
+    """
+
+    def __init__(self, label: str, delay_seconds: float = 2.0) -> None:
+        self._label, self._delay = label, delay_seconds
+        self._progress: Progress | None = None
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> "Working":
+        if sys.stderr.isatty():
+            self._progress = _spinner()
+            self._progress.add_task(self._label, total=None)
+            self._timer = threading.Timer(self._delay, self._progress.start)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._timer is not None and self._progress is not None:
+            self._timer.cancel()
+            self._timer.join()
+            self._progress.stop()
+
+
+def _spinner() -> "Progress":
+    """Return a line of rich that turns; made before the work, whose random numbers it keeps."""
+    with kept_random_state():
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def callback_of(progress: bool | Callable[[T], None] | None) -> Callable[[T], None]:

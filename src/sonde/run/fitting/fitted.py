@@ -21,6 +21,7 @@ from sonde.core.state import digest, require_finite
 from sonde.core.wording import plural
 from sonde.engine.errorbars import left_out, result_with_error, with_copies, with_few_groups
 from sonde.engine.passes import states_of
+from sonde.engine.progress import Working
 from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.places import to_path
 from sonde.files.state_file import read_header, read_state, state_type, write_state
@@ -146,23 +147,28 @@ class Fitted:
 
     def _result(self, i: int) -> Result:
         if i not in self._results:
-            task = last_task(self.tasks[i], self.states, self.split)
-            rows = sinks = None
-            if self.sample is not None and task.instrument.estimates:
-                n_groups = int(self.header["data"]["n_groups"])
-                rows = self.sample.rows(task.keys, self.states, n_groups)
-                if self.sample.sinks:
-                    sinks = self.sample.rows(task.keys, self.states, n_groups, OnlySinks())
-            states, terms = states_of(task, self.states, self.split), terms_of(task, self.split)
-            result = result_with_error(task.instrument, states, terms, rows)
-            if sinks is not None:
-                result = with_value_of_sinks(result, task.instrument, states, terms, sinks)
-            inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
-            broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
-            result = with_few_groups(result, int(self.header["data"]["n_groups"]))
-            result = self._with_lengths(with_copies(result, *self._copies), self.names[i])
-            self._results[i] = left_out(result) if broken else result
+            word, site = self.names[i]
+            with Working(f"result of {word} at {site}"):
+                self._results[i] = self._computed(i)
         return self._results[i]
+
+    def _computed(self, i: int) -> Result:
+        task = last_task(self.tasks[i], self.states, self.split)
+        rows = sinks = None
+        if self.sample is not None and task.instrument.estimates:
+            n_groups = int(self.header["data"]["n_groups"])
+            rows = self.sample.rows(task.keys, self.states, n_groups)
+            if self.sample.sinks:
+                sinks = self.sample.rows(task.keys, self.states, n_groups, OnlySinks())
+        states, terms = states_of(task, self.states, self.split), terms_of(task, self.split)
+        result = result_with_error(task.instrument, states, terms, rows)
+        if sinks is not None:
+            result = with_value_of_sinks(result, task.instrument, states, terms, sinks)
+        inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
+        broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
+        result = with_few_groups(result, int(self.header["data"]["n_groups"]))
+        result = self._with_lengths(with_copies(result, *self._copies), self.names[i])
+        return left_out(result) if broken else result
 
     def _with_lengths(self, result: Result, name: Key) -> Result:
         """Return a scorer with the lengths of the examples that calibrated it."""

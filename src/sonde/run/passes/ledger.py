@@ -37,6 +37,15 @@ Merge = Callable[[Mapping[str, Request], States, States], States]
 
 PLAN = "plan.json"
 STATES = "states"
+FIELDS = {
+    "n_examples": "{its[n_examples]} examples, not {own[n_examples]}",
+    "threads": "threads={its[threads]} in each worker, not {own[threads]}, which rounds otherwise; "
+    "pass threads={its[threads]} to go on",
+    "requests": "other methods or options of methods",
+    "bounds": "another unit_size, or other groups",
+    "split": "another part of the rows held for calibration",
+}
+"""What differs between two plans for the same rows, by the field of a plan."""
 FOLD_BYTES = 64 * 2**20
 
 _log = logging.getLogger("sonde")
@@ -252,7 +261,11 @@ class Ledger:
             return apart
         both = [stream.get(PARTS) or {} for stream in (one, other)]
         parts = [describe_part(part, *both) for part in difference_of_parts(*both)]
-        return parts[0] if parts else "other data, sites, methods or options"
+        if parts:
+            return parts[0]
+        differ = [words for key, words in FIELDS.items() if own.get(key) != its.get(key)]
+        words = differ[0] if differ and one == other else "other data or sites"
+        return words.format(its=its, own=own)
 
     def _leftovers(self) -> Iterator[Path]:
         for directory in (self.directory, self._states):
