@@ -21,7 +21,7 @@ def test_answers_change_less_and_undo_gives_every_byte(run, tmp_path):
     fixed = run(*ROUNDED, "--bias-fix", "-o", tmp_path / "B").json()
     assert "biases" not in plain["figures"]
     assert fixed["figures"]["biases"] == fixed["layers"] > 10
-    assert (plain["calibrated_on"], fixed["calibrated_on"]) == (0, 64)
+    assert (plain["calibrated_on"], fixed["calibrated_on"]) == (64, 64)  # grids of 2 bits take some
     assert fixed["fidelity"]["kl"] != plain["fidelity"]["kl"]
     assert "biases corrected" in fixed["method"]
     assert run("compress", "undo", tmp_path / "B", "-o", tmp_path / "OLD").code == 0

@@ -1,5 +1,6 @@
 """Parts of a net whose labels are its own answers, so that only the plant is wrong."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -143,18 +144,19 @@ def test_a_net_that_is_right_is_clear_and_labels_of_chance_name_no_part() -> Non
     assert_clear(ended(Stack().eval(), rows()[1][order]))
 
 
-@pytest.mark.parametrize(("alone", "n_tried", "loss", "state"), [
-    (True, 5, 1.2, "raised"), (True, 60, 1.2, "clear"), (False, 5, 1.2, "clear"),
-    (False, 60, 0.7, "raised"),
+@pytest.mark.parametrize(("alone", "n_tried", "loss", "right", "state"), [
+    (True, 5, 1.2, 0.7, "raised"), (True, 60, 1.2, 0.7, "clear"), (False, 5, 1.2, 0.7, "clear"),
+    (False, 60, 0.7, 0.7, "clear"), (False, 60, 0.7, math.nan, "raised"),
 ])  # fmt: skip
-def test_a_change_that_comes_first_or_halves_the_loss_needs_less_certainty(
-    alone: bool, n_tried: int, loss: float, state: str
+def test_a_change_that_comes_first_or_halves_errors_needs_less_certainty(
+    alone: bool, n_tried: int, loss: float, right: float, state: str
 ) -> None:
     change = PartChange("two exchanged", "load again", ("parts.1",), nullcontext, alone=alone)
     given, after = torch.full((40,), 1.5), torch.full((40,), loss)
     tried = PartTrials(
-        change, given, after, 2.0, 0.7, 0.8, p=0.007, unit="nats", of_tokens=False, n_tried=n_tried
-    )
+        change, given, after, 2.0, right, right + 0.1, p=0.007, unit="nats", of_tokens=False,
+        n_tried=n_tried,
+    )  # fmt: skip
     evidence = arrays(torch.randn(40, 3)).having({part_trials: tried})
     assert SND068().check(evidence).state == state
 

@@ -30,7 +30,7 @@ class SND068(Rule):
         Of the signed rank test of the loss on rows that did not choose the change; half of it of
         the sign test of their answers.
     steep, steep_level : float
-        A loss that falls by this share takes this level instead: no chance gain is as large.
+        Where the loss of a regression falls by this share, the level: no chance gain is as large.
     family : float, default=0.05
         Level over all changes tried, for a change that is tried first because of the weights or of
         the model's kind.
@@ -78,7 +78,7 @@ class SND068(Rule):
         "half: its loss must be a tenth (of tokens a twentieth) below that of the model at its "
         "best temperature (signed ranks, 0.1 %; for another pooling, and for an order of blocks "
         "that the weights suggest, 5 % over the number of changes tried if that is more; 1 % where "
-        "the loss falls by half; or a "
+        "the loss of a regression falls by half; or a "
         "sign test of answers that become correct, 0.05 %), and a classifier's accuracy must "
         "rise by 2 percentage points; a gain of R^2 below 0.1, and one of so few answers that it "
         "may be chance (sign test, 5 %), are notes. A language model with the "
@@ -116,7 +116,7 @@ class SND068(Rule):
         level = self.level
         if trials.change is not None and trials.change.alone:  # one of few that come first
             level = max(level, self.family / max(trials.n_tried, 1))
-        if figure.value >= self.steep:
+        if figure.value >= self.steep and math.isnan(trials.right) and not trials.of_tokens:
             level = max(level, self.steep_level)
         is_sure = trials.p < level or answers
         if trials.change is None or figure.value < least or not is_sure or not gained:
