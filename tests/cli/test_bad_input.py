@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,7 +185,9 @@ def test_rows_to_explain_that_are_no_table_are_refused(tmp_path):
 def test_a_name_that_is_too_long_is_one_line(run, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "a" * 300 + ".jsonl"
-    assert name in run(*words.format(name).split()).error()  # to Python 3.14, there is no such file
+    # Since Python 3.14, a path with such a name is told from none only when it is opened.
+    reason = ": File name too long" if sys.version_info < (3, 14) else ""
+    assert f"{name}{reason}" in run(*words.format(name).split()).error()
 
 
 @pytest.mark.parametrize("flag", ["--dictionary", "--rows"])

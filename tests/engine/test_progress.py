@@ -1,7 +1,6 @@
 """What a bar says of the time that is left."""
 
 import os
-import pty
 import time
 
 import pytest
@@ -44,7 +43,7 @@ def test_work_that_is_lost_by_an_interrupt_does_not_say_that_it_is_kept(monkeypa
 
 @pytest.mark.parametrize(("delay", "shown"), [(0.01, True), (9.0, False)])
 def test_work_that_takes_long_is_named_on_a_terminal(delay, shown, monkeypatch):
-    ours, theirs = pty.openpty()
+    ours, theirs = pytest.importorskip("pty").openpty()
     with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr("sys.stderr", terminal)
         patch.setenv("TERM", "xterm")

@@ -30,7 +30,7 @@ class SND068(Rule):
         Of the signed rank test of the loss on rows that did not choose the change; half of it of
         the sign test of their answers.
     steep, steep_level : float
-        Where the loss of a regression falls by this share, the level: no chance gain is as large.
+        Where the loss of a regression falls by this share, the level: chance rarely does as much.
     family : float, default=0.05
         Level over all changes tried, for a change that is tried first because of the weights or of
         the model's kind.
