@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,10 +154,11 @@ class Generate:
                 "--dictionary: expected --feature N=VALUE with it, and no --steer beside it."
             )
         if self.dictionary is None and self.steer is None:
-            steered = {"strength": 1.0, "where": "all", "method": None, "site": None, "act_at": ()}
-            for name, default in steered.items():
-                if getattr(self, name) != default:
-                    raise InputError(f"--{name.replace('_', '-')}: needs --steer or --dictionary.")
+            steered = ("strength", "where", "method", "site", "act_at")
+            for each in fields(self):
+                if each.name in steered and getattr(self, each.name) != each.default:
+                    flag = each.name.replace("_", "-")
+                    raise InputError(f"--{flag}: needs --steer or --dictionary.")
         if self.decode_strength is not None and self.decode is None:
             raise InputError("--decode-strength: needs --decode.")
         if self.decode is not None and self.engine != "transformers":

@@ -48,7 +48,7 @@ def search_backdoor(
     limit : int, default=300
         Read only the first images.
     steps : int, default=220
-        Steps steps of the search for each class; fewer steps find less.
+        Steps of the search for each class; fewer steps find less.
     force : bool, default=False
         Remove also what is not likely, or is too large.
     device : str, default="auto"
