@@ -117,6 +117,37 @@ def test_rows_that_differ_in_what_the_first_layer_does_not_see_are_no_copies() -
     assert SND042().check(stream_evidence(tensors(Halves().eval(), x))).state == "clear"
 
 
+class Reads(nn.Module):
+    """Two layers that read the first four of ten numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x[:, :4]).tanh())
+
+
+def test_rows_that_are_near_in_what_a_net_reads_alone_are_no_copies() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 10, generator=draw)
+    x[150:180, :4] = x[:30, :4] + 0.001 * torch.randn(30, 4, generator=draw)
+    torch.manual_seed(0)
+    assert SND042().check(stream_evidence(tensors(Reads().eval(), x))).state == "clear"
+    x[150:180, 4:] = x[:30, 4:]
+    finding = assert_raised(SND042().check(stream_evidence(tensors(Reads().eval(), x))), "warning")
+    assert len(finding.examples) == 60
+    x[154:180, :4] = torch.randn(26, 4, generator=draw)  # eight of 300 rows change no score
+    assert_raised(SND042().check(stream_evidence(tensors(Reads().eval(), x))), "note")
+
+
+def test_rows_that_differ_by_rounding_are_all_equal() -> None:
+    x = torch.full((200, 16), 3.0) + 2e-7 * torch.randn(200, 16)
+    x[:10] = x[10:20]
+    assert not len(near_pairs(x.double(), torch.arange(200)))
+    assert len(near_pairs(1e4 * (x.double() - 3), torch.arange(200))) == 20
+
+
 class Ending(nn.Module):
     """A first block that sees almost only the last four tokens, and a second that sees all."""
 

@@ -35,3 +35,15 @@ def test_healthy_tables_and_scaled_columns_are_clear() -> None:
     x, _, names = bundled("wine")
     x[::9, 0] = -999  # a constant that SND072 names
     assert_clear(SND075().check(evidence_with(x, ["age", *names[1:]])))
+
+
+def test_ages_in_days_are_no_typing_errors() -> None:
+    x, _, names = bundled("wine")
+    age = np.random.default_rng(0).choice([3.0, 7, 14, 28, 56, 90, 120], len(x))
+    age[::20] = np.resize([180.0, 270, 365], len(age[::20]))
+    assert_clear(SND075().check(evidence_with(np.column_stack([x, age]), [*names, "age"])))
+    age[age > 120] = 900.0  # far from the others
+    finding = assert_raised(
+        SND075().check(evidence_with(np.column_stack([x, age]), [*names, "age"])), "warning"
+    )
+    assert finding.examples == tuple(range(0, len(x), 20))

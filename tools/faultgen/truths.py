@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tools.faultgen.tasks import Rows
 from tools.faultgen.worlds import World, answers, by_row
 from torch import Tensor
@@ -24,7 +25,12 @@ STILL_ROWS: Final = 0.95
 MOST: Final = 0.75
 """Fraction of the named units that must hardly change."""
 STILL: Final = 0.05
-"""Largest change of a weight, relative to its size, since early in the training."""
+"""Largest change of a weight, relative to its size, since early in the training, or largest slope
+of a saturated unit, relative to the steepest."""
+DIRECTIONS: Final = 2.0
+"""Effective number of directions of a layer without any other use than one direction."""
+ALIKE: Final = 0.99
+"""Mean cosine of the states of different rows that hardly differ."""
 
 
 def is_true(finding: Finding, world: World) -> bool:
@@ -54,7 +60,11 @@ def _has_weak_classes(finding: Finding, world: World) -> bool:
 
 def _are_near(finding: Finding, world: World) -> bool:
     """Return whether most of the listed rows have a near copy among the inputs themselves."""
-    parts = [_spread(x.double().flatten(1)) for x in world.given.tensors.values()]
+    is_set = world.task.shape == "set"  # in another order it is the same set
+    parts = [
+        _spread((x.sort(1).values if is_set else x).double().flatten(1))
+        for x in world.given.tensors.values()
+    ]
     x = torch.cat(parts, 1)
     rows = torch.tensor([int(i) for i in finding["rows"]])
     if not len(rows):
@@ -72,8 +82,8 @@ def _is_repeated(finding: Finding, world: World) -> bool:
     named = finding["location"]
     for name in named["tensors"]:
         x, axis = world.fresh.tensors[name], world.task.specs[name].feature_axis
-        for column in named["columns"]:
-            values = x if axis is None else x.select(axis, int(column))
+        for column in named["columns"] or [None]:
+            values = x if axis is None or column is None else x.select(axis, int(column))
             counts = values.unique(return_counts=True)[1].sort(descending=True).values.tolist()
             if len(counts) > 1 and counts[0] >= max(0.05 * values.numel(), 3 * counts[1]):
                 return True
@@ -114,14 +124,24 @@ def _by_vector(x: Tensor) -> Tensor:
 
 
 def _is_weak_group(finding: Finding, world: World) -> bool:
-    """Return whether fresh rows next to the listed ones, by states, are answered worse."""
+    """Return whether fresh rows of the named label are answered worse.
+
+    Without a label, rows next to the listed ones, by states.
+    """
+    score = by_row(world.task.kind, answers(world.net, world.fresh), world.fresh.target)
+    label = re.match(r"label (\d+):", finding["sentence"])
+    if label is not None and world.fresh.target.shape == score.shape:
+        return _is_worse(score, world.fresh.target == int(label[1]))
     rows = torch.tensor([int(i) for i in finding["rows"]])
     if len(rows) < 3 or not finding["sites"]:
         return False
     site = finding["sites"][0]
     given, fresh = (_by_vector(_states(world, x, site)) for x in (world.given, world.fresh))
-    some = torch.isin(torch.cdist(fresh, given).argmin(1), rows)
-    score = by_row(world.task.kind, answers(world.net, world.fresh), world.fresh.target)
+    return _is_worse(score, torch.isin(torch.cdist(fresh, given).argmin(1), rows))
+
+
+def _is_worse(score: Tensor, some: Tensor) -> bool:
+    """Return whether some rows are answered worse than the others by two standard errors."""
     if not 2 < int(some.sum()) < len(some) - 2:
         return False
     a, b = score[some], score[~some]
@@ -153,9 +173,64 @@ def _is_idle(finding: Finding, world: World) -> bool:
     return bool(named["tensors"])
 
 
+def _is_decoded_earlier(finding: Finding, world: World) -> bool:
+    """Return whether a classifier of states at the named site beats the model on fresh rows."""
+    given, fresh = (
+        _by_vector(_states(world, x, finding["sites"][0])) for x in (world.given, world.fresh)
+    )
+    probe = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    probe.fit(given.numpy(), world.given.target.numpy())
+    better = torch.from_numpy(probe.predict(fresh.numpy())) == world.fresh.target
+    own = answers(world.net, world.fresh).argmax(1) == world.fresh.target
+    gain = better.double() - own.double()
+    return float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
+
+
+def _units(world: World, site: str) -> Tensor:
+    """Return the states of fresh rows at a site, one vector for each row and position."""
+    x = _states(world, world.fresh, site)
+    x = x.movedim(1, -1) if x.ndim == 4 else x
+    return x.reshape(-1, x.shape[-1])
+
+
+def _is_saturated(finding: Finding, world: World) -> bool:
+    """Return whether most units of a tanh or a sigmoid are at its ends in most fresh rows."""
+    site = finding["sites"][0]
+    module, y = world.net.get_submodule(site.split(":")[0]), _units(world, site)
+    if isinstance(module, torch.nn.Tanh):
+        slope = 1 - y.square()
+    elif isinstance(module, torch.nn.Sigmoid):
+        slope = 4 * y * (1 - y)
+    else:
+        return False
+    return float((slope < STILL).double().mean()) > 0.5
+
+
+def _are_one_direction(finding: Finding, world: World) -> bool:
+    """Return whether the correlations of a site's units have about one large eigenvalue."""
+    x = _units(world, finding["sites"][0])
+    x = x[:, x.std(0) > 1e-6 * x.abs().mean()]
+    if x.shape[1] < 3:
+        return False
+    values = torch.linalg.eigvalsh(torch.corrcoef(x.T))
+    return float(values.sum() ** 2 / values.square().sum()) < DIRECTIONS
+
+
+def _are_alike(finding: Finding, world: World) -> bool:
+    """Return whether the states of fresh rows point the same way."""
+    x = _units(world, finding["sites"][0])
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:1000]]
+    x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return float(x.mean(0).norm()) ** 2 > ALIKE
+
+
 CHECKS: Final[Mapping[str, Callable[[Finding, World], bool]]] = {
     "SND003": _are_as_early,
     "SND011": _are_still,
+    "SND013": _is_saturated,
+    "SND022": _are_one_direction,
+    "SND023": _are_alike,
+    "SND031": _is_decoded_earlier,
     "SND042": _are_near,
     "SND061": _is_weak_group,
     "SND062": _has_weak_classes,

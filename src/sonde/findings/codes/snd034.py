@@ -25,7 +25,26 @@ from sonde.stats.intervals import clopper_pearson
 @final
 @dataclass(frozen=True)
 class SND034(LabelRule):
-    """Fraction of rows whose neighbours and held-out probe agree on another label."""
+    """Fraction of rows whose neighbours and held-out probe agree on another label.
+
+    Parameters
+    ----------
+    note, warning : float
+        Least fraction of listed rows of a note and of a warning.
+    usual : float, default=0.006
+        Largest fraction of such rows in healthy data.
+    level : float, default=0.001
+        Probability of as many clear rows at that fraction below which they are reported.
+    precision : float, default=0.5
+        Least fraction of the first rows of the order that are expected to be wrong.
+    least : float, default=10.0
+        Least number of wrong labels, at the lower end of its interval, of a note by number alone.
+    border : float, default=0.01
+        p-value of the depth at the first site below which rows lie between two classes.
+    certain : float, default=0.01
+        Least fraction of wrong labels, at the lower end of the interval of their estimated number,
+        of a warning.
+    """
 
     note: float = 0.01
     warning: float = 0.02
@@ -34,6 +53,7 @@ class SND034(LabelRule):
     precision: float = 0.5
     least: float = 10
     border: float = 0.01
+    certain: float = 0.01
 
     title: ClassVar[str] = "Rows whose label is probably wrong"
     theme: ClassVar[Theme] = "labels"
@@ -55,8 +75,10 @@ class SND034(LabelRule):
         "least as confidently as it does on average for rows of that class; the level follows "
         "from all rows listed. It stays a note if the rows lie nearer to the border of the other "
         "class at the first site than rows of that class that meet the same criteria (1 %, by "
-        "their mean rank): rows between two classes do, rows with a wrong label do not. It is "
-        "raised as a note too if the estimated number of wrong labels is at least 2 % of the rows "
+        "their mean rank): rows between two classes do, rows with a wrong label do not. It also "
+        "stays a note unless the estimated number of wrong labels is at least 1 % of the rows at "
+        "the lower end of its interval: rows that the model gets wrong lie among another class, "
+        "too. A note as well if the estimated number of wrong labels is at least 2 % of the rows "
         "and 10 at the lower end of its interval, and at least half of as many first rows of the "
         "order are expected to be wrong. The report also orders labels to check first, by the "
         "probability "
@@ -104,7 +126,8 @@ class SND034(LabelRule):
         # Chance does not explain the clear rows, so the rows that the model doubts count as well.
         low, high = clopper_pearson(count, n)
         is_at_border = chance_of_depth(evidence) < self.border
-        severe = count / n >= self.warning and not is_at_border
+        are_errors = suspect_labels(evidence).count.low < self.certain * n
+        severe = count / n >= self.warning and not is_at_border and not are_errors
         threshold = self.warning if severe else self.note
         figure = replace(figure, value=count / n, low=low, high=high, threshold=threshold)
         examples = examples_at(evidence, doubtful_rows(evidence))
@@ -119,6 +142,8 @@ class SND034(LabelRule):
                 f" At {found.sites[0].name} they lie nearer to its border than its own rows: "
                 "classes that overlap look like this, too."
             )
+        elif are_errors:
+            sentence += " They may as well be errors of the model: see the estimated number."
         return self.raised_with(
             "warning" if severe else "note",
             sentence,

@@ -22,10 +22,23 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND042(Rule):
-    """Rows whose nearest neighbour is far nearer than their fifth-nearest neighbour."""
+    """Rows whose nearest neighbour is far nearer than their fifth-nearest neighbour.
+
+    Parameters
+    ----------
+    least : float, default=3.0
+        Rows of a note.
+    warning : float, default=0.02
+        Fraction of the rows of a warning: fewer copies hardly change a score.
+    many : float, default=10.0
+        Rows of a warning.
+    level : float, default=0.001
+        Probability of as many near rows by chance below which they are reported.
+    """
 
     least: float = 3.0
-    warning: float = 0.01
+    warning: float = 0.02
+    many: float = 10.0
     level: float = 0.001
 
     title: ClassVar[str] = "Near-duplicate rows"
@@ -46,7 +59,9 @@ class SND042(Rule):
         "last token of a text, only the last site and texts of different lengths are compared. If "
         "d is the dimension estimated from the second and fifth neighbour, a uniform density has "
         "4 n eps^d such rows; eps is 0.1, or less so that 0.01 rows are expected. Raised for at "
-        "least 3 rows with a Poisson probability below 0.001 over these sites."
+        "least 3 rows with a Poisson probability below 0.001 over these sites; a warning from 10 "
+        "rows and 2 % on. Rows that are near, but not equal, must have near inputs too, unless "
+        "these are texts or differ in size: within a quarter of the fifth nearest's distance."
     )
     false_positives: ClassVar[str] = (
         "Rows with very heavy tails or few distinct values; saturated states, which coincide at "
@@ -71,13 +86,13 @@ class SND042(Rule):
         at, pairs = min(pairs_at.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
         share = len(pairs) / n
         p = min(1.0, pairs.p * len(pairs_at))
-        severe = share >= self.warning
+        severe = share >= self.warning and len(pairs) >= self.many
         figure = Figure(
             "near_duplicate_share",
             share,
             unit="share",
             null=pairs.expected / n,
-            threshold=self.warning if severe else self.least / n,
+            threshold=max(self.warning, self.many / n) if severe else self.least / n,
             p=p,
             n_rows=n,
             n_groups=n,

@@ -40,6 +40,9 @@ class SND069(Rule):
         Least difference in standard errors.
     fine : float, default=0.9
         Least share of correct answers at which the temperature can be the cause of what is wrong.
+    factor : float, default=5.0
+        Least factor between 1 and a temperature that is the cause, or a warning by the loss alone:
+        long training leaves nets with temperatures up to 4.5.
     doubt : float, default=0.5
         Largest doubt, as a share of the doubt at equal probabilities, of a model that is sure of
         guesses.
@@ -55,6 +58,7 @@ class SND069(Rule):
     halved: float = 0.5
     errors: float = 3.0
     fine: float = 0.9
+    factor: float = 5.0
     doubt: float = 0.5
     certain: float = 0.9
 
@@ -76,7 +80,9 @@ class SND069(Rule):
         "overconfident, from 0.1 on if it is underconfident, and a warning from 0.15 and 0.3 on "
         "(underconfident only if the model returns probabilities: small logits are often "
         "intended, with smoothed labels or bounded weights). Also overconfident if that "
-        "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
+        "temperature removes 30 % of the loss of the other half (50 %, at a temperature of 5 or "
+        "more, for a warning). Only such a temperature, or one of a fifth or less, can be the "
+        "cause. A model "
         "that is no more accurate than the commonest label has no temperature; it is a warning if "
         "its mean confidence lies more than halfway from chance to certainty, and 0.15 and 3 "
         "standard errors above its accuracy. The wrong answers of probability 0.9 or more are "
@@ -107,7 +113,8 @@ class SND069(Rule):
             loud = gap >= self.much_over
         else:
             loud = -gap >= self.much_under and are_probabilities(columns[0])
-        loud = loud or (gap > 0 and sure.fall >= self.halved)
+        is_far = max(sure.temperature, 1 / sure.temperature) >= self.factor
+        loud = loud or (gap > 0 and is_far and sure.fall >= self.halved)
         text = (
             f"The model is {how}: its mean confidence is {percent(sure.sure)}, "
             f"its accuracy {percent(sure.right)} (expected calibration error "
@@ -117,7 +124,7 @@ class SND069(Rule):
         better = helps(sure)
         mended = f"the loss falls by {percent(sure.fall)}, the expected calibration error is"
         # a model that is often wrong has another fault: its probabilities are no cause of that
-        trial = sure.trial if better and sure.right >= self.fine else None
+        trial = sure.trial if better and is_far and sure.right >= self.fine else None
         surest = [(i, p) for i, p in sure.wrong if p >= self.certain] if gap > 0 else []
         return self.raised_with(
             "warning" if loud else "note",

@@ -38,8 +38,8 @@ class SND072(Rule):
     how: ClassVar[str] = (
         "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value that "
         "occurs in at least 3 rows, lies at an end of the column's range, and is further from "
-        "the nearest other value than the range of all other values; up to 3 such values at "
-        "each end. A common code (-999, 9999, 32767 and similar) needs only 2 rows and half "
+        "the nearest other value than the range of all other values, each of which is rarer; up to "
+        "3 such values at each end. A common code (-999, 9999, 32767 and similar) needs only 2 rows and half "
         "that distance; a negative code only needs a column without other negative values; in "
         "columns with fewer than 20 other values only common codes count, at 5 times the "
         "distance. -1 counts if all other numbers are larger and some of them are not whole. A "

@@ -28,6 +28,8 @@ LIMITS: Final[dict[str, tuple[float, float]]] = {
 """The smallest and largest number that a column can hold whose name has this word."""
 RARE: Final = 0.1
 """Columns with more such rows hold other quantities, such as scaled or centred ones."""
+TAIL: Final = 0.02
+"""Columns with more such rows that continue the others hold other quantities, such as days."""
 DATES: Final = 20
 
 
@@ -86,9 +88,23 @@ def _impossible(table: InputTable, column: int) -> OddColumn | None:
         if word in LIMITS:
             low, high = LIMITS[word]
             beyond = (x < low) | (x > high)
-            if 0 < beyond.sum() <= RARE * len(values):
+            share = beyond.sum() / len(values)
+            if 0 < share <= RARE and not (share > TAIL and _is_tail(x, beyond)):
                 return OddColumn(column, word, low, high, beyond)
     return None
+
+
+def _is_tail(x: Float[np.ndarray, "row"], beyond: Bool[np.ndarray, "row"]) -> bool:
+    """Return whether the numbers beyond a limit continue the others without a gap.
+
+    A gap is wider than the range of all numbers within the limits.
+    """
+    inside = x[~beyond & np.isfinite(x)]
+    low, high = float(inside.min()), float(inside.max())
+    above, below = x[beyond & (x > high)], x[beyond & (x < low)]
+    gaps = [float(above.min()) - high] if len(above) else []
+    gaps += [low - float(below.max())] if len(below) else []
+    return max(gaps, default=0.0) <= high - low
 
 
 def _dates(table: InputTable, column: int) -> OddColumn | None:
@@ -129,7 +145,8 @@ class SND075(Rule):
         "whose name has a word such as age, latitude, month, hour, humidity, pH, height, "
         "weight, price or count has limits; numbers beyond these limits are reported if at most "
         "10 % of the rows have such numbers (otherwise the column holds another quantity, such "
-        "as a scaled one; constants of SND072 are left out). A column of at least 20 different "
+        "as a scaled one; constants of SND072 are left out). Nor may they continue the other "
+        "numbers in more than 2 % of the rows: such an age is counted in days. A column of at least 20 different "
         "whole numbers that are all dates between 19000101 and 21001231 holds dates."
     )
     false_positives: ClassVar[str] = "A column whose name uses such a word in another sense."

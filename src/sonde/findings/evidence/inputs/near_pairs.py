@@ -12,6 +12,8 @@ from sonde.stats.neighbours import nearest
 FAR = 5
 MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
 ELSEWHERE, EQUAL, LIKE = 0.5, 1e-4, 0.01
+ROUNDING = 2.0**-20
+"""Distances below this fraction of the rows' median length are the rounding of sums in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +75,12 @@ def near_pairs(
     bright. Rows that are equal must lie within a hundredth there: a first layer that sees a part of
     the inputs has equal states for different inputs. With ``equal_alone``, only pairs of equal rows
     are tested, and may be near there, since they may differ in what the first site does not see.
+    Where the fifth row is no further than rounding reaches, all rows are equal and none is near.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2
     distance, index = nearest(x, other, FAR, group=group, group2=other_group)
-    is_known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > 0)
+    is_known = torch.isfinite(distance[:, -1]) & (distance[:, -1] > rounding(other))
     ratio = torch.full((len(x),), torch.inf, dtype=torch.float64)
     ratio[is_known] = distance[is_known, 0] / distance[is_known, -1]
     dim = local_dimension(distance) if dim is None else dim
@@ -98,10 +101,16 @@ def near_pairs(
             near = ~are_equal | (apart <= ELSEWHERE * far)
         else:
             near = apart <= torch.where(are_equal, LIKE, ELSEWHERE) * far
+        near &= far > rounding(b)
         below, partner = below[near], partner[near]
     expected = 4 * n * eps**dim
     p = float(poisson.sf(len(below) - 1, expected))
     return NearPairs(below, partner, ratio[below], eps, dim, expected, p, n_alike)
+
+
+def rounding(x: Float[Tensor, "row dim"]) -> float:
+    """Return the distance that rounding alone puts between equal rows."""
+    return ROUNDING * float(x.norm(dim=1).median()) if len(x) else 0.0
 
 
 def local_dimension(distance: Float[Tensor, "row 5"]) -> float:

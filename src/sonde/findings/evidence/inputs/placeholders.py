@@ -56,7 +56,8 @@ def _of_column(column: int, x: Float[np.ndarray, "row"]) -> Iterator[StandIn]:
         body = values[below : len(values) - above]
         span = float(body[-1] - body[0])
         away = [*range(below), *range(len(values) - above, len(values))]
-        if span > 0 and all(_is_far(values, counts, i, body, span) for i in away):
+        usual = int(counts[below : len(values) - above].max())
+        if span > 0 and all(_is_far(values, counts, i, body, usual) for i in away):
             for i in away:
                 ends = float(body[0]), float(body[-1])
                 yield StandIn(column, float(values[i]), int(counts[i]), *ends, True)
@@ -70,14 +71,15 @@ def _cuts(n: int) -> list[tuple[int, int]]:
     return sorted((c for c in both if 0 < sum(c) <= n - 3), key=sum, reverse=True)
 
 
-def _is_far(values: np.ndarray, counts: np.ndarray, i: int, body: np.ndarray, span: float) -> bool:
+def _is_far(values: np.ndarray, counts: np.ndarray, i: int, body: np.ndarray, usual: int) -> bool:
     """Return whether a repeated value is too far from the others to be a measurement.
 
-    Any value must be as far from the body as the body is wide; a usual code half as far, and a
+    Any value must be as far from the body as the body is wide and occur more often than each value
+    of it, because all values of some columns repeat; a usual code may be half as far, and a
     negative code only below a body without negative values. In a column of few values only a usual
     code counts, five times as far.
     """
-    value = float(values[i])
+    value, span = float(values[i]), float(body[-1] - body[0])
     gap = max(float(body[0]) - value, value - float(body[-1]))
     is_code = value in CODES
     if counts[i] < (2 if is_code else 3) or counts[i] > MOST_AT_ONE * counts.sum():
@@ -86,7 +88,7 @@ def _is_far(values: np.ndarray, counts: np.ndarray, i: int, body: np.ndarray, sp
         return is_code and len(body) > 2 and gap >= 5 * span
     if is_code and value < -1 and body[0] >= 0:
         return True
-    return gap >= (0.5 if is_code else 1.0) * span
+    return gap >= 0.5 * span if is_code else gap >= span and int(counts[i]) > usual
 
 
 def _near(column: int, values: np.ndarray, counts: np.ndarray) -> Iterator[StandIn]:

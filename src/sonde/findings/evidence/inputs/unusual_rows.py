@@ -13,6 +13,7 @@ from torch import Tensor
 from sonde.core.hashing import bytes_key
 from sonde.findings.evidence.answers.answers import answer_columns, probabilities
 from sonde.findings.evidence.answers.labels import LabelEvidence, class_name, label_evidence, usable
+from sonde.findings.evidence.inputs.input_distances import near_in_inputs
 from sonde.findings.evidence.inputs.near_pairs import FAR, NearPairs, near_pairs
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import DataEvidence, Evidence
@@ -111,7 +112,8 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
     the same few tokens, so only the last site is looked at. There too, texts of one length and
     ending may be alike, so pairs of one length are left out. Otherwise a pair at the first site
     counts if its rows are near at the last site too. Rows that are equal at the last site count if
-    they are near at the first: the last site may see a part of the input only.
+    they are near at the first: the last site may see a part of the input only. Rows that are near
+    at a site, but not equal, count if their inputs are near, where these are vectors.
     """
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS or rows_are_parts(evidence):
@@ -125,11 +127,12 @@ def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
         return {last: near_pairs(shared.x(last), group, lengths=(lengths, lengths))}
     begin, end = shared.x(first), shared.x(last)
     if first == last:
-        return {last: near_pairs(end, group)}
-    return {
+        return {last: near_in_inputs(evidence, near_pairs(end, group))}
+    pairs_at = {
         first: near_pairs(begin, group, elsewhere=(end, end)),
         last: near_pairs(end, group, elsewhere=(begin, begin), equal_alone=True),
     }
+    return {site: near_in_inputs(evidence, pairs) for site, pairs in pairs_at.items()}
 
 
 def rows_are_parts(evidence: Evidence) -> bool:
