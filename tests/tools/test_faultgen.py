@@ -6,10 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tools.faultgen import damages, drawing, grammar, judging, operators, table, tasks, worlds
+from tools.faultgen import (
+    damages,
+    drawing,
+    grammar,
+    judging,
+    operators,
+    table,
+    tasks,
+    truths,
+    worlds,
+)
 from tools.faultgen.pasting import code_of
 from tools.faultgen.places import Place, overlap
-from torch import nn
+from torch import Tensor, nn
 
 SPEC = tasks.Spec("numbers", ("column",), ("height_0", "weight_1", "age_2", "pulse_3"))
 
@@ -246,3 +256,46 @@ def test_warnings_of_units_columns_and_groups_are_asked_of_fresh_rows():
     group = {"rows": rows, "sites": ["fc_out:out"]}
     assert false("SND063", world, **group) == ["SND063"]
     assert false("SND063", weak, **group) == []
+
+
+class Layered(nn.Module):
+    """A first layer that tells two classes apart, a tanh, and answers at random."""
+
+    def __init__(self, gain: float, shift: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.act = nn.Linear(4, 6), nn.Tanh()
+        self.one.weight.data *= gain
+        self.one.bias.data += shift
+
+    def forward(self, features_in: Tensor) -> Tensor:
+        h = self.act(self.one(features_in))
+        return torch.stack([features_in[:, 3], features_in[:, 2]], 1) + 0 * h[:, :2]
+
+
+@pytest.mark.truth("a tanh at its ends, units that follow one, states that a classifier reads")
+def test_warnings_of_layers_are_asked_of_fresh_rows():
+    def world(gain: float, shift: float = 0.0) -> worlds.World:
+        def with_classes(rows: tasks.Rows) -> tasks.Rows:
+            return replace(rows, target=(rows.tensors["features_in"][:, 0] > 1).long())
+
+        plain = small_world()
+        task = replace(plain.task, kind="classes", n_out=2)
+        given, fresh = with_classes(plain.given), with_classes(plain.fresh)
+        return replace(plain, task=task, net=Layered(gain, shift).eval(), given=given, fresh=fresh)
+
+    def is_true(code: str, made: worlds.World, site: str) -> bool:
+        return truths.is_true({"code": code, "sites": [f"{site}:out"], "sentence": ""}, made)
+
+    assert is_true("SND013", world(1.0, 30.0), "act")
+    assert not is_true("SND013", world(0.1), "act")
+    assert is_true("SND023", world(1e-3, 3.0), "one")
+    assert not is_true("SND023", world(1.0), "one")
+    assert is_true("SND031", world(1.0), "one")
+    apart, one = world(1.0), world(1.0)
+    apart.net.one.weight.data[:4] = torch.eye(4)
+    assert not is_true("SND022", apart, "one")
+    one.net.one.weight.data[:] = one.net.one.weight.data[:1] * torch.arange(1.0, 7)[:, None]
+    assert is_true("SND022", one, "one")
+    one.net.one.weight.data[:, 0] = 0
+    assert not is_true("SND031", one, "one")

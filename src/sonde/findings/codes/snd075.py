@@ -146,8 +146,9 @@ class SND075(Rule):
         "weight, price or count has limits; numbers beyond these limits are reported if at most "
         "10 % of the rows have such numbers (otherwise the column holds another quantity, such "
         "as a scaled one; constants of SND072 are left out). Nor may they continue the other "
-        "numbers in more than 2 % of the rows: such an age is counted in days. A column of at least 20 different "
-        "whole numbers that are all dates between 19000101 and 21001231 holds dates."
+        "numbers in more than 2 % of the rows: such an age is counted in days. A column of at "
+        "least 20 different whole numbers that are all dates between 19000101 and 21001231 holds "
+        "dates."
     )
     false_positives: ClassVar[str] = "A column whose name uses such a word in another sense."
     plant: ClassVar[str] = "Three ages of 220, and a column of dates such as 20240131."
