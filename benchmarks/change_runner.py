@@ -1,6 +1,6 @@
 """Runs in the environments of River and Evidently: the row of their first alarm.
 
-They watch the columns of the streams of ``tools.change_table``, which writes them to a file.
+They watch the columns of the streams of ``tools.figures changes``, which writes them to a file.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from benchmarks.size import Size
 
 PEER = PEER_OF["data_runner"]
 WHAT = "faults of data"
+OF_AUDIT = "{:.2f} s for a whole scan, {:.2f} s from given states"
 FAULTS = (
     "wrong labels",
     "one class mislabelled",
@@ -31,21 +32,8 @@ def data_rows(size: Size) -> list[Row]:
     rows = [row for fault in FAULTS for row in _of_fault(name, fault, found[fault])]
     return [
         *rows,
-        Row(
-            "data",
-            f"{name}: time of one audit",
-            taken["sonde"] / taken[PEER],
-            budget=1.0,
-            rounds=size.pick(3, 1),
-            note=f"{taken['sonde']:.2f} s for a whole scan, {taken[PEER]:.2f} s from given states",
-        ),
-        Row(
-            "data",
-            f"{name}: memory of one audit",
-            room["sonde"] / max(room[PEER], 1e-9),
-            budget=1.0,
-            note=f"{room['sonde']:.0f} MiB against {room[PEER]:.0f} MiB",
-        ),
+        _cost(f"{name}: time of one audit", taken, PEER, size.pick(3, 1), OF_AUDIT),
+        _cost(f"{name}: memory of one audit", room, PEER, 1, "{:.0f} MiB against {:.0f} MiB"),
     ]
 
 
@@ -80,24 +68,18 @@ def slice_rows(size: Size) -> list[Row]:
         for arm in taken
     )
     what = f"{name}: healthy data that name a group, share"
+    in_ms = {arm: 1000 * seconds for arm, seconds in taken.items()}
     return [
         Row("data", f"{name}: weak group, 1 - F1", 1 - _f1(mine), "", 1 - _f1(other), note=note),
         Row("data", what, mine["false"], "", other["false"]),
-        Row(
-            "data",
+        _cost(
             f"{name}: time of one search",
-            taken["sonde"] / taken[peer],
-            budget=1.0,
-            rounds=size.pick(9, 1),
-            note=f"{1000 * taken['sonde']:.1f} ms against {1000 * taken[peer]:.1f} ms",
+            in_ms,
+            peer,
+            size.pick(9, 1),
+            "{:.1f} ms against {:.1f} ms",
         ),
-        Row(
-            "data",
-            f"{name}: memory of one search",
-            room["sonde"] / max(room[peer], 1e-9),
-            budget=1.0,
-            note=f"{room['sonde']:.1f} MiB against {room[peer]:.1f} MiB",
-        ),
+        _cost(f"{name}: memory of one search", room, peer, 1, "{:.1f} MiB against {:.1f} MiB"),
     ]
 
 
@@ -119,10 +101,16 @@ def drift_rows(size: Size) -> list[Row]:
             rows.append(Row("data", missed, mine["missed"], "", other["missed"], note=note))
         rows.append(Row("data", beside, mine["beside"], "", other["beside"]))
     for what, each, unit in (("time", taken, "s"), ("memory", room, "MiB")):
-        ratio = each["sonde"] / max(each[peer], 1e-9)
-        note = f"{each['sonde']:.2f} {unit} for a whole scan, {each[peer]:.2f} {unit} for columns"
-        rows.append(Row("data", f"{name}: {what} of one comparison", ratio, budget=1.0, note=note))
+        note = f"{{:.2f}} {unit} for a whole scan, {{:.2f}} {unit} for columns"
+        rows.append(_cost(f"{name}: {what} of one comparison", each, peer, 1, note))
     return rows
+
+
+def _cost(what: str, each: dict[str, float], peer: str, rounds: int, note: str) -> Row:
+    """Return what ours takes over what the peer takes; the note holds both."""
+    ours, theirs = each["sonde"], each[peer]
+    ratio = ours / max(theirs, 1e-9)
+    return Row("data", what, ratio, budget=1.0, rounds=rounds, note=note.format(ours, theirs))
 
 
 def _of_fault(name: str, fault: str, found: dict[str, dict[str, float]]) -> list[Row]:

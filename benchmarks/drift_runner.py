@@ -5,10 +5,9 @@ scan also runs a net that was trained on the first half; evidently compares colu
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import sonde
 from benchmarks.child import added_peak
 from benchmarks.environments import peer_version
+from benchmarks.protocol import medians
 from sonde.findings.settings import ScanSettings
 
 LABEL = "label"
@@ -200,15 +200,8 @@ def _judged(arm: str, fault: str, seeds: int) -> dict[str, float]:
 
 def seconds(rounds: int) -> dict[str, float]:
     """Return the median seconds of processor time of one comparison of each arm, imports done."""
-    pair, taken = planted(LABEL_SHIFT, 0), {arm: [] for arm in ARMS}
-    for run in ARMS.values():
-        run(pair, 0)
-    for _ in range(rounds):
-        for arm, run in ARMS.items():
-            began = time.process_time()
-            run(pair, 0)
-            taken[arm].append(time.process_time() - began)
-    return {arm: statistics.median(each) for arm, each in taken.items()}
+    pair = planted(LABEL_SHIFT, 0)
+    return medians({arm: partial(run, pair, 0) for arm, run in ARMS.items()}, rounds)
 
 
 def memory(arm: str) -> float:

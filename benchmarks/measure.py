@@ -1,15 +1,13 @@
 """Measures against the plain way that builds all distances, and against other libraries."""
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.against import against, seconds_note
-from benchmarks.child import ChildError, run_child
-from benchmarks.environments import PeerError, python_of
 from benchmarks.measure_runner import drawn
+from benchmarks.peers import UNMEASURED, in_peer
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
 from sonde.engine.passes import merge_pair, states_of
@@ -23,7 +21,6 @@ from sonde.measure import (
 )
 from sonde.stats import HsicSums
 
-RUNNER = "benchmarks.measure_runner"
 TIME = {"neighbours": 0.15, "ksg": 0.5, "two-nn": 0.9}
 ROOM = {"neighbours": 0.08, "two-nn": 0.1}
 EXACT, ONE_PASS = 1e-10, 1.2
@@ -46,15 +43,11 @@ def measure_rows(size: Size) -> list[Row]:
 
 def _pair(what: str, peer: str, name: str, n: int, dim: int, size: Size) -> list[Row]:
     """Return time, memory and how far the values are apart, of a measure and of a peer."""
-
-    def ask(function: str, **options: Any) -> Any:
-        return run_child(f"{RUNNER}:{function}", python, what=what, n=n, dim=dim, **options)
-
     try:
-        python = str(python_of(peer, size.offline)) if peer else sys.executable
+        ask = in_peer("measure_runner", size.offline, peer, what=what, n=n, dim=dim)
         found = ask("times", peer=peer, rounds=size.rounds)
         room = [ask("memory", peer=side)["mib"] for side in ("", peer or "dense")]
-    except (PeerError, ChildError) as error:
+    except UNMEASURED as error:
         return [not_measured("measure", name, str(error))]
     speed = f"{seconds_note(found)}, values {found['value']:.6f} and {found['other']:.6f}"
     told = f"{room[0]:.0f} MiB against {room[1]:.0f} MiB beyond the rows"

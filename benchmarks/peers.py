@@ -1,5 +1,6 @@
 """Runs in the environments of other libraries: which runner needs which environment."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ PEER_OF = {
     "ood_runner": "pytorch-ood",
     "slice_runner": "sliceline",
 }
-"""Environment of each runner. Those of several environments are given one when they are run."""
+"""Environment of each runner; the others are given one when they are run, or have none."""
 UNMEASURED = (PeerError, ChildError)
 """What a run raises if the environment is not there, or the run fails."""
 
@@ -39,7 +40,7 @@ def in_peer(runner: str, offline: bool, peer: str = "", **always: Any) -> Ask:
     offline : bool
         Whether an environment that is not there may not be made.
     peer : str, optional
-        Environment; by default that of ``PEER_OF``.
+        Environment; by default that of ``PEER_OF``, or that of this process.
     **always
         Options of every run.
 
@@ -48,7 +49,8 @@ def in_peer(runner: str, offline: bool, peer: str = "", **always: Any) -> Ask:
     PeerError
         If the environment is not there and may not, or could not, be made.
     """
-    python = python_of(peer or PEER_OF[runner], offline)
+    peer = peer or PEER_OF.get(runner, "")
+    python = python_of(peer, offline) if peer else sys.executable
 
     def run(function: str, **options: Any) -> Any:
         return run_child(f"benchmarks.{runner}:{function}", python, **always, **options)

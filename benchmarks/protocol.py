@@ -53,6 +53,12 @@ def interleaved(
     return taken
 
 
+def medians(arms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each arm, after one round that imports what they need."""
+    taken = interleaved(arms, rounds, warm_ups=1)
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
 def ratio_of(
     taken: Mapping[str, Sequence[float]], arm: str, base: str = PLAIN, again: str = AGAIN
 ) -> Ratio:

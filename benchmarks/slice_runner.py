@@ -6,9 +6,8 @@ larger than is no cut that either tries.
 """
 
 import statistics
-import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.child import added_peak
 from benchmarks.environments import peer_version
+from benchmarks.protocol import medians
 from sonde.metrics import weak_groups
 
 USUAL, WEAK = 0.08, 0.4
@@ -96,15 +96,7 @@ def compared(seeds: int, n: int) -> dict[str, Any]:
 def seconds(rounds: int, n: int) -> dict[str, float]:
     """Return the median seconds of one search of each arm, imports done."""
     columns, wrong, _ = planted(0, n, True)
-    taken: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for run in ARMS.values():
-        run(columns, wrong)
-    for _ in range(rounds):
-        for arm, run in ARMS.items():
-            began = time.process_time()
-            run(columns, wrong)
-            taken[arm].append(time.process_time() - began)
-    return {arm: statistics.median(each) for arm, each in taken.items()}
+    return medians({arm: partial(run, columns, wrong) for arm, run in ARMS.items()}, rounds)
 
 
 def memory(arm: str, n: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from tools.alarm_table import frozen, table, text
+from tools.figures.alarms import frozen, promises, text
 
 from sonde.alarms import ChangeDetector, Cusum, EProcess, bet, mixture_wealth
 from sonde.core.errors import InputError
@@ -53,7 +53,7 @@ def test_online_p_values_are_uniform_with_ties():
 @pytest.mark.slow
 @pytest.mark.truth("400 simulated streams for each row of the table; exact binomial bounds")
 def test_the_promise_over_whole_streams():
-    rows = table(streams=400, horizon=1000)
+    rows = promises(streams=400, horizon=1000)
     by = {(r.form, r.n, r.shift): r for r in rows}
     for row in rows:
         if row.form == "online" and row.shift == 0:

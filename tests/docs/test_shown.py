@@ -25,7 +25,7 @@ NOT_RUN = {
     "insert_a_layer": "ten training runs take minutes",
     "large_models": "its times are those of one machine, and its model is fetched",
     "overview": "drawings of the design",
-    "watch_a_stream": "python -m tools.alarm_table simulates thousands of streams",
+    "watch_a_stream": "python -m tools.figures alarms simulates thousands of streams",
 }
 """Pages with shown lines that no command of theirs prints within a test, and why."""
 

@@ -33,7 +33,7 @@ AT_ONCE = 1024
 
 LIKELY = 1.2
 N_CLEAN = 60
-"""Number of clean nets tried; all stay below LIKELY (``python -m tools.backdoor_table``)."""
+"""Number of clean nets tried; all stay below LIKELY (``python -m tools.figures backdoors``)."""
 LEAST_CLASSES = 4
 EVERY = 10**9
 

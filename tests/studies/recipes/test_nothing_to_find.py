@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tools.figures import _recipe_worlds as worlds
+from tools.figures import recipes as nulls
 
 from sonde import InputError, Model
 from sonde.metrics import Cascade
@@ -16,8 +18,6 @@ from sonde_studies.parts.forks import least_alike
 from sonde_studies.parts.owners import owners_of, parted, shuffled_labels
 from sonde_studies.parts.rows import apart, check_classes
 from sonde_studies.recipes import RECIPES, recipe_of
-from tools import recipe_nulls as nulls
-from tools import recipe_worlds as worlds
 
 CASES = {
     "alternating-fields": (partial(worlds.alternated, 0, "by lot"), NOT_TOLD),

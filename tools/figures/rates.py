@@ -1,4 +1,4 @@
-"""Print false-alarm rates of calibrated detectors: ``python -m tools.rates [--draws N]``.
+"""Print false-alarm rates of calibrated detectors.
 
 Usual rows calibrate and usual rows are scored; the rates at 0.1 and 0.2 are means over draws.
 ``max, longer``: examples of 10 rows calibrate, examples of 60 rows are scored. ``few groups``: of
@@ -6,17 +6,17 @@ how many fits on 5 groups no group was held out. ``merged``: the largest differe
 of one pass and of merged halves, in spreads of the scores.
 """
 
-import argparse
 import statistics
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from tools.measured import normal
+from tools.figures._measured import normal
+from tools.figures._table import Row, Table, head
 
 import sonde
-from sonde.core.errors import SondeError, SondeWarning
+from sonde.core.errors import SondeError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, DictLookup, Mahalanobis, PatchCore
 from sonde.run.fitting.fitted import Fitted
@@ -107,23 +107,24 @@ RATES: dict[str, Callable[[int], list[float]]] = {
 }
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=10)
-    n = parser.parse_args().draws
-    warnings.simplefilter("ignore", SondeWarning)
-    print("| calibrated, scored | rate at .1 | rate at .2 |\n|---|---|---|")
+def table(draws: int = 10) -> Table:
+    """Print the tables.
+
+    Parameters
+    ----------
+    draws
+        Draws that each rate is the mean of.
+    """
+    yield head("calibrated, scored", "rate at .1", "rate at .2")
     for name, rates in RATES.items():
-        found = [rates(seed) for seed in range(n)]
-        shown = " | ".join(f"{statistics.mean(column):.3f}" for column in zip(*found, strict=True))
-        print(f"| {name} | {shown} |", flush=True)
+        yield Row((name,), partial(_means, rates, draws))
     lost = sum(few_groups(seed) for seed in range(60))
-    print(f"\nfits on five groups without a held-out group: {lost:.0f} of 60")
-    print("\n| detector | merged against one pass, in spreads of the score |\n|---|---|")
+    yield f"\nfits on five groups without a held-out group: {lost:.0f} of 60\n"
+    yield head("detector", "merged against one pass, in spreads of the score")
     for detector in (Mahalanobis(), KNN(), PatchCore(m=64), DictLookup(m=64, bank="coreset")):
-        print(f"| {detector!r} | {max(merged(seed, detector) for seed in range(3)):.2g} |")
+        yield f"| {detector!r} | {max(merged(seed, detector) for seed in range(3)):.2g} |"
 
 
-if __name__ == "__main__":
-    main()
+def _means(rates: Callable[[int], list[float]], draws: int) -> list[str]:
+    columns = zip(*(rates(seed) for seed in range(draws)), strict=True)
+    return [f"{statistics.mean(column):.3f}" for column in columns]

@@ -1,21 +1,17 @@
 """Every figure of ``sonde.measure`` and the probes, as functions of one drawn world of rows.
 
-``tools.copies``, ``tools.coverage`` and ``tools.nulls`` ask the same figures different questions.
+``copies``, ``coverage`` and ``nulls`` ask the same figures different questions.
 """
 
-import argparse
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from tools.kept_lines import add_options
 from torch import Tensor
 
 from sonde import explain, measure
-from sonde.core.errors import SondeWarning
 from sonde.core.result import Result
 
 CLASSES = 4
@@ -47,6 +43,7 @@ class World:
 
 LAWS: dict[str, int] = {"normal": 0, "t3": 3, "t5": 5}
 """Degrees of freedom of the laws that rows are drawn from; 0 is the normal law."""
+Laws = tuple[Literal["normal", "t3", "t5"], ...]
 
 
 def normal(random: torch.Generator, *shape: int) -> Tensor:
@@ -226,21 +223,6 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def chosen(words: list[str]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures whose name holds one of the words; all without words."""
-    low = [word.lower() for word in words]
-    for name, figure in FIGURES.items():
-        if not low or any(word in name.lower() for word in low):
-            yield name, figure
-
-
-def found(figure: Figure, world: World) -> Result:
-    """Return a figure without warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SondeWarning)
-        return figure(world)
-
-
 def scalar(value: Any) -> float:
     """Return the mean of a value; NaN if there is none."""
     return float("nan") if value is None else float(torch.as_tensor(value).double().mean())
@@ -258,24 +240,3 @@ def doubled(world: World, times: int, share: float = 1.0) -> World:
     rows = torch.cat([often, torch.arange(n)[round(share * n) :]])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return world.at(rows[order])
-
-
-def in_groups(world: World) -> World:
-    """Return the world with equal rows as groups."""
-    _, group = torch.unique(world.x, dim=0, return_inverse=True)
-    return replace(world, group=group)
-
-
-def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> argparse.Namespace:
-    """Return the command line of a table; with ``groups`` that of numbers of groups too."""
-    parser = argparse.ArgumentParser(description=text)
-    parser.add_argument("words", nargs="*", help="figures whose names hold one of these words")
-    parser.add_argument("--draws", type=int, default=draws)
-    parser.add_argument("--rows", type=int, nargs="+", default=rows)
-    parser.add_argument("--laws", nargs="+", choices=LAWS, default=["normal"])
-    if groups:
-        parser.add_argument("--groups", type=int, nargs="+", default=[])
-        parser.add_argument("--largest", type=float, default=0.0)
-        parser.add_argument("--share", type=float, default=0.5)
-        add_options(parser)
-    return parser.parse_args()

@@ -1,6 +1,6 @@
 """Print how often ``find_backdoor`` accuses clean nets and finds planted triggers, for each line.
 
-``python -m tools.backdoor_table`` trains 60 clean nets on digits, of three kinds (with batch norm,
+It trains 60 clean nets on digits, of three kinds (with batch norm,
 without, of another width), and 30 with a trigger, whose place, size and class are drawn for each.
 It takes about ten minutes. Every net is trained on digits of its own draw and searched with others.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tools.figures._table import Table
 from torch import Tensor, nn
 
 from sonde.core import Model
@@ -136,15 +137,19 @@ def text(nets: Sequence[Net]) -> str:
     return "\n".join(lines)
 
 
-def main(n_clean: int = CLEAN, n_planted: int = PLANTED) -> None:
-    """Print the table."""
+def table(clean: int = CLEAN, planted: int = PLANTED) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    clean
+        Number of clean nets.
+    planted
+        Number of nets with a trigger.
+    """
     nets: list[Net] = []
-    for poisoned, n in ((False, n_clean), (True, n_planted)):
+    for poisoned, n in ((False, clean), (True, planted)):
         for seed in range(n):
             nets.append(tried(seed, poisoned))
             print(nets[-1], file=sys.stderr, flush=True)
-    print(text(nets))
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    yield text(nets)

@@ -1,4 +1,4 @@
-"""Inputs until ``sonde serve`` detects a change of the traffic: ``python -m tools.change_table``.
+"""Inputs until ``sonde serve`` detects a change of the traffic.
 
 A table of five columns, a net, Mahalanobis and KNN at one layer, calibrated on other rows. Every
 stream has 500 in-distribution rows and then rows that are changed; counted are the changed rows up
@@ -7,16 +7,16 @@ scored all at once, and the change detectors of the server get the scores one by
 adds libraries that watch the columns of the same streams, each in an environment of its own.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from benchmarks.child import run_child
-from benchmarks.environments import PeerError, python_of
+from benchmarks.peers import UNMEASURED, in_peer
+from tools.figures._table import Row, Table, Words, chosen, head
 from torch import nn
 
 import sonde
@@ -30,25 +30,25 @@ DIM, BEFORE, MOST = 5, 500, 1500
 NAMES = [f"c{i}" for i in range(DIM)]
 PEERS = {"river": 100, "evidently": 10}
 """Streams of each change that a library gets at most; a report of Evidently takes long."""
-Row = np.ndarray
-Told = list[int | None]
+Rows = np.ndarray
+Alarms = list[int | None]
 
 
-def _first(rows: Row, _: np.random.Generator) -> Row:
+def _first(rows: Rows, _: np.random.Generator) -> Rows:
     rows[:, 0] = 0.7
     return rows
 
 
-def _far(rows: Row, rng: np.random.Generator) -> Row:
+def _far(rows: Rows, rng: np.random.Generator) -> Rows:
     rows[rng.random(len(rows)) < 0.05] += 8
     return rows
 
 
-def _copies(rows: Row, _: np.random.Generator) -> Row:
+def _copies(rows: Rows, _: np.random.Generator) -> Rows:
     return np.repeat(rows[: len(rows) // 5 + 1], 5, axis=0)[: len(rows)]
 
 
-CHANGES: Mapping[str, Callable[[Row, np.random.Generator], Row]] = {
+CHANGES: Mapping[str, Callable[[Rows, np.random.Generator], Rows]] = {
     "no change": lambda x, _: x,
     "no change, each input five times": _copies,
     "all columns 0": lambda x, _: x * 0,
@@ -62,14 +62,14 @@ CHANGES: Mapping[str, Callable[[Row, np.random.Generator], Row]] = {
 }
 
 
-def draw(n: int, rng: np.random.Generator) -> Row:
+def draw(n: int, rng: np.random.Generator) -> Rows:
     """Return rows of five columns; the second column depends on the first."""
     x = rng.normal(size=(n, DIM))
     x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1] + 0.5
     return x
 
 
-def stream_of(change: Callable[[Row, np.random.Generator], Row], seed: int) -> Row:
+def stream_of(change: Callable[[Rows, np.random.Generator], Rows], seed: int) -> Rows:
     """Return the rows of one stream, in order."""
     rng = np.random.default_rng(seed)
     return np.concatenate([draw(BEFORE, rng), change(draw(MOST, rng), rng)])
@@ -81,7 +81,7 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, 3)).eval()
 
 
-def probe_of(model: nn.Module, rows: Sequence[Row], folder: Path) -> Fitted:
+def probe_of(model: nn.Module, rows: Sequence[Rows], folder: Path) -> Fitted:
     """Return detectors that were fitted on the first rows and calibrated on the second."""
     paths = [folder / f"{i}.csv" for i in range(2)]
     for path, each in zip(paths, rows, strict=True):
@@ -95,7 +95,7 @@ def probe_of(model: nn.Module, rows: Sequence[Row], folder: Path) -> Fitted:
 class Scored:
     """Scores and answers of many rows, as the server gives them to its change detectors."""
 
-    def __init__(self, model: nn.Module, probe: Fitted, rows: Row) -> None:
+    def __init__(self, model: nn.Module, probe: Fitted, rows: Rows) -> None:
         x = torch.tensor(rows, dtype=torch.float32)
         with torch.inference_mode():
             states = model[:2](x)  # pyright: ignore[reportIndexIssue]
@@ -126,56 +126,64 @@ def first_alarm(probe: Fitted, scored: Scored, first: int) -> int | None:
     return None
 
 
-def first_alarms(model: nn.Module, probe: Fitted, streams: np.ndarray) -> Told:
+def first_alarms(model: nn.Module, probe: Fitted, streams: np.ndarray) -> Alarms:
     """Return the row of the first alarm in each stream."""
     scored = Scored(model, probe, streams.reshape(-1, DIM))
     return [first_alarm(probe, scored, i * (BEFORE + MOST)) for i in range(len(streams))]
 
 
-def cell_of(alarms: Told, n: int) -> str:
+def cell_of(alarms: Alarms, n: int, before: int = BEFORE) -> str:
     """Return how many changes were detected, after how many rows, and the alarms before."""
-    late = [row - BEFORE + 1 for row in alarms if row is not None and row >= BEFORE]
-    early = sum(row is not None and row < BEFORE for row in alarms)
+    late = [row - before + 1 for row in alarms if row is not None and row >= before]
+    early = sum(row is not None and row < before for row in alarms)
     middle = f", {np.median(late):.0f}" if late else ""
     return f"{len(late)} of {n}{middle}" + (f" ({early} before)" if early else "")
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=100, help="streams of each change")
-    parser.add_argument("--calibrated", type=int, default=2000, help="rows that calibrate")
-    parser.add_argument("--peers", nargs="*", default=[], choices=[*PEERS], help="libraries")
-    parser.add_argument("--only", nargs="*", default=[*CHANGES], choices=[*CHANGES])
-    asked = parser.parse_args()
+def table(
+    words: Words = (),
+    *,
+    streams: int = 100,
+    calibrated: int = 2000,
+    peers: tuple[Literal["river", "evidently"], ...] = (),
+) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    words
+        Changes whose names hold one of these words.
+    streams
+        Streams of each change.
+    calibrated
+        Rows that calibrate.
+    peers
+        Libraries that watch the same streams.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        rows = [draw(asked.calibrated, np.random.default_rng(seed)) for seed in (1, 2)]
+        rows = [draw(calibrated, np.random.default_rng(seed)) for seed in (1, 2)]
         model, path = net(), Path(folder) / "streams.npz"
         probe = probe_of(model, rows, Path(folder))
         every = {
-            name: np.stack([stream_of(CHANGES[name], 100 + i) for i in range(asked.streams)])
-            for name in asked.only
+            name: np.stack([stream_of(change, 100 + i) for i in range(streams)])
+            for name, change in chosen(CHANGES, words)
         }
         np.savez(path, reference=rows[1], **every)  # pyright: ignore[reportArgumentType]
-        columns: dict[str, Mapping[str, Told]] = {}
-        for peer in asked.peers:
-            most = min(PEERS[peer], asked.streams)
-            options = {"peer": peer, "path": str(path), "most": most}
+        columns: dict[str, Mapping[str, Alarms]] = {}
+        for peer in peers:
+            options = {"peer": peer, "path": str(path), "most": min(PEERS[peer], streams)}
             try:
-                target = "benchmarks.change_runner:first_alarms"
-                found = run_child(target, python_of(peer), **options)
-                columns[found["version"]] = found["alarms"]
-            except (PeerError, RuntimeError) as error:
-                print(f"{peer} was not measured: {error}")
-        print(f"{asked.streams} streams, {asked.calibrated} rows calibrate")
-        print(f"promise: an alarm without a change in at most {(BEFORE + MOST) / PATIENCE:.2%}\n")
-        print(f"| change | {' | '.join(['sonde', *columns])} |")
-        print(f"|---|{'---|' * (1 + len(columns))}")
-        for name, streams in every.items():
-            cells = [cell_of(first_alarms(model, probe, streams), len(streams))]
-            cells += [cell_of(column[name], len(column[name])) for column in columns.values()]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+                answer = in_peer("change_runner", False, peer)("first_alarms", **options)
+                columns[answer["version"]] = answer["alarms"]
+            except UNMEASURED as error:
+                yield f"{peer} was not measured: {error}"
+    yield f"{streams} streams, {calibrated} rows calibrate"
+    yield f"promise: an alarm without a change in at most {(BEFORE + MOST) / PATIENCE:.2%}\n"
+    yield head("change", "sonde", *columns)
 
+    def cells(name: str) -> list[str]:
+        alarms = [first_alarms(model, probe, every[name]), *(c[name] for c in columns.values())]
+        return [cell_of(each, len(each)) for each in alarms]
 
-if __name__ == "__main__":
-    main()
+    for name in every:
+        yield Row((name,), partial(cells, name))

@@ -1,4 +1,4 @@
-"""Print how often ``sonde train`` calls trainings different: ``python -m tools.training_nulls``.
+"""Print how often ``sonde train`` calls training runs different.
 
 Null pairs differ in the order of rows alone; planted pairs in the number of training rows. The
 verdict over seeds stands beside two rules that ignore the noise of training: the interval over rows
@@ -9,12 +9,13 @@ the order of rows alone, so that every way to pair them is equally likely. The r
 verdicts over pairings, averaged over worlds, has a far smaller error than that of N pairs.
 """
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from tools.figures._table import Table, head
 from torch import Tensor, nn
 
 from sonde import Model
@@ -82,7 +83,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
 EACH, PAIRINGS = 10, 400
 
 
-def exchanged(seed: int, n_seeds: int, values: dict[str, Tensor]) -> dict[str, float]:
+def false_verdicts(seed: int, n_seeds: int, values: dict[str, Tensor]) -> dict[str, float]:
     """Return how often Student's interval over seeds leaves out 0, over ways to pair trainings."""
     random = torch.Generator().manual_seed(seed)
     off = dict.fromkeys(values, 0)
@@ -108,42 +109,43 @@ def trained_alike(seed: int) -> dict[str, Tensor]:
     return {"accuracy": right, "loss": loss}
 
 
-def print_exchanged(n_worlds: int, seeds: list[int]) -> None:
-    """Print the rates of false verdicts over pairings, and their errors over worlds."""
+def exchanged_lines(n_worlds: int, seeds: Sequence[int]) -> Table:
+    """Yield the rates of false verdicts over pairings, and their errors over worlds."""
     worlds = [trained_alike(seed) for seed in range(n_worlds)]
-    print(f"| law over seeds, {n_worlds} worlds | accuracy | loss |\n|---|---|---|")
+    yield head(f"law over seeds, {n_worlds} worlds", "accuracy", "loss")
     for n_seeds in seeds:
-        rates = [exchanged(seed, n_seeds, found) for seed, found in enumerate(worlds)]
+        rates = [false_verdicts(seed, n_seeds, found) for seed, found in enumerate(worlds)]
         cells = [
             f"{fmean(r[name] for r in rates):.4f} +- "
             f"{stdev(r[name] for r in rates) / n_worlds**0.5:.4f}"
             for name in ("accuracy", "loss")
         ]
-        print(f"| {n_seeds} seeds | {' | '.join(cells)} |", flush=True)
+        yield f"| {n_seeds} seeds | {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--exchanged", type=int, metavar="N")
-    parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5])
-    asked = parser.parse_args()
-    if asked.exchanged:
-        print_exchanged(asked.exchanged, asked.seeds)
+def table(exchanged: int = 0, draws: int = 200, seeds: tuple[int, ...] = (3, 5)) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    exchanged
+        Worlds in which only the law over seeds is asked; 0 asks all rules of pairs.
+    draws
+        Null pairs; a quarter as many are planted.
+    seeds
+        Numbers of seeds of a verdict.
+    """
+    if exchanged:
+        yield from exchanged_lines(exchanged, seeds)
         return
     for fewer in (0, 40):
         what = f"{fewer} of {TRAINED} rows fewer" if fewer else "null pairs"
-        n = asked.draws // 4 if fewer else asked.draws
-        for n_seeds in asked.seeds:
+        n = draws // 4 if fewer else draws
+        for n_seeds in seeds:
             found = [trained_pairs(seed, n_seeds, fewer=fewer) for seed in range(n)]
             told = [verdicts(one) for one in found]
             gains = [one["gain"]["accuracy"] for one in found]
             gap, size = (100 * fmean(g[name] for g in gains) for name in ("value", "detects"))
-            print(f"{what}, {n} draws, {n_seeds} seeds: gap {gap:+.1f} points, detects {size:.1f}")
+            yield f"{what}, {n} draws, {n_seeds} seeds: gap {gap:+.1f} points, detects {size:.1f}"
             for name in told[0]:
-                print(f"| {name} | {fmean(t[name] for t in told):.3f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+                yield f"| {name} | {fmean(t[name] for t in told):.3f} |"

@@ -1,6 +1,6 @@
 """Print how often each shift alarms where nothing changed, on rows of a real model.
 
-``python -m tools.drift_table [RESAMPLES] [WAY ...] [--check]`` draws the two sides of every
+It draws the two sides of every
 resample from the states of ``sonde:digits`` and compares them as ``sonde drift`` does. Three ways
 of no change: other rows on each side (``other100``, ``other400``); the ``same`` rows read twice, in
 float32 and bfloat16, with each pair exchanged at random; rows in ``groups`` of three near copies.
@@ -8,11 +8,13 @@ Each share stands with its exact binomial interval of 95 %. With ``--check`` a s
 of 99.8 % lies above the level ends it with 1.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+import tyro
+from tools.figures._table import Table
 from torch import Tensor
 
 import sonde
@@ -134,7 +136,7 @@ def _fitted(stream: Stream) -> Fitted:
     return sonde.fit(Covariance(), stream, progress=False)
 
 
-def table(resamples: int = 200, ways: Sequence[str] = WAYS) -> list[Line]:
+def alarms(resamples: int, ways: Sequence[str]) -> list[Line]:
     """Return the lines of some ways of no change."""
     rows = states()
     lines = []
@@ -167,17 +169,29 @@ def text(lines: list[Line]) -> str:
     return "\n".join(out)
 
 
-def main(words: list[str]) -> int:
-    """Print the table; return 1 where a level is surely exceeded and that was asked for."""
-    numbers = [int(word) for word in words if word.isdigit()]
-    ways = [word for word in words if word in WAYS] or WAYS
-    lines = table(*numbers, ways=ways)
-    print(text(lines))
+def table(
+    words: tyro.conf.Positional[
+        tuple[Literal["other100", "other400", "same", "groups"], ...]
+    ] = WAYS,
+    *,
+    resamples: int = 200,
+    check: bool = False,
+) -> Table:
+    """Print the table; end with 1 if a level is surely exceeded and that was asked for.
+
+    Parameters
+    ----------
+    words
+        Ways of no change.
+    resamples
+        Pairs of sides of each way.
+    check
+        End with 1 if a fraction of alarms is surely above its level.
+    """
+    lines = alarms(resamples, words)
+    yield text(lines)
     wrong = [line for line in lines if not all(line.is_right(level) for level in LEVELS)]
     for line in wrong:
-        print(f"too many alarms: {line.method}, {line.way}, {line.rows}")
-    return 1 if wrong and "--check" in words else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+        yield f"too many alarms: {line.method}, {line.way}, {line.rows}"
+    if wrong and check:
+        raise SystemExit(1)

@@ -1,19 +1,18 @@
 """Print how often weak groups are raised where errors fall by chance, and found where planted.
 
-``python -m tools.weak_groups_table`` puts the errors of a planted data set in 200 random orders:
+It puts the errors of a planted data set in 200 random orders:
 each is a healthy data set with the same columns and states. ``gap 0`` is the promise of the
 intervals alone, ``gap 0.1`` that of SND061. Then the same for losses per token, several of one
 text, and for absolute errors of a regression.
 """
 
-import sys
-
 import torch
+from tools.figures._table import Table
 from torch import Tensor
 
 from sonde.metrics import weak_groups
 
-RESAMPLES, ROWS, TOKENS = 200, 2000, 8
+ROWS, TOKENS = 2000, 8
 
 
 def planted(random: torch.Generator) -> tuple[Tensor, dict[str, Tensor | list[str]], Tensor]:
@@ -50,13 +49,13 @@ def losses(kind: str, bad: Tensor, random: torch.Generator) -> tuple[Tensor, Ten
     return tokens * (0.4 * own).exp() * (1 + 4 * bad), text
 
 
-def of_losses(kind: str) -> str:
+def of_losses(kind: str, resamples: int) -> str:
     """Return a line: how often a group is raised by chance, and found where one is planted.
 
     The bad group is an old sensor, of one row or text in seven.
     """
     random, raised, found = torch.Generator().manual_seed(1), 0, 0
-    for seed in range(RESAMPLES):
+    for seed in range(resamples):
         text = torch.arange(ROWS) // (TOKENS if kind == "tokens" else 1)
         old = torch.rand(ROWS, generator=random)[text] < 0.15
         states = {"a": torch.randn(ROWS, 24, generator=random)}
@@ -66,15 +65,21 @@ def of_losses(kind: str) -> str:
             named = weak_groups(loss, group, columns, states, seed=seed)
             raised += bool(named) and not bool(bad.any())
             found += bool(bad.any()) and any(g.text == "sensor = old" for g in named)
-    return f"{kind}: false alarms {raised} of {RESAMPLES}, planted group found {found}"
+    return f"{kind}: false alarms {raised} of {resamples}, planted group found {found}"
 
 
-def main() -> None:
-    """Print the tables."""
+def table(resamples: int = 200) -> Table:
+    """Print the tables.
+
+    Parameters
+    ----------
+    resamples
+        Random orders of the errors.
+    """
     random, rows = torch.Generator().manual_seed(0), torch.arange(ROWS)
     raised = {0.0: 0, 0.1: 0}
     found = 0
-    for seed in range(RESAMPLES):
+    for seed in range(resamples):
         wrong, columns, states = planted(random)
         found += len(weak_groups(wrong, rows, columns, {"a": states}, seed=seed))
         mixed = wrong[torch.randperm(ROWS, generator=random)]
@@ -82,11 +87,8 @@ def main() -> None:
             raised[gap] += bool(
                 weak_groups(mixed, rows, columns, {"a": states}, gap=gap, seed=seed)
             )
-    lines = [f"false alarms, gap {gap:g}: {n} of {RESAMPLES}" for gap, n in raised.items()]
-    lines.append(f"groups found of 3 planted, mean: {found / RESAMPLES:.2f}")
-    lines += [of_losses("tokens"), of_losses("regression")]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    for gap, n in raised.items():
+        yield f"false alarms, gap {gap:g}: {n} of {resamples}"
+    yield f"groups found of 3 planted, mean: {found / resamples:.2f}"
+    yield of_losses("tokens", resamples)
+    yield of_losses("regression", resamples)

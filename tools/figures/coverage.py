@@ -1,4 +1,4 @@
-"""Print how often value +- 1.96 se holds the mean of fresh draws: ``python -m tools.coverage``.
+"""Print how often value +- 1.96 se holds the mean of fresh draws.
 
 Related rows, classes and factors. ``coverage`` is how often the interval holds the mean of the
 values of all draws, ``ratio`` the mean error over the spread of the values. Good is .92 to .98.
@@ -13,23 +13,21 @@ rows as much more of what is their group's.
 import itertools
 import math
 import statistics
-import sys
 from collections.abc import Iterable
 from functools import partial
 
-from tools.kept_lines import KeptLines, TimeOver
-from tools.measured import (
+from tools.figures._measured import (
+    FIGURES,
     STUDENT,
     Figure,
+    Laws,
     World,
-    chosen,
-    found,
     is_one,
-    options,
     related,
     related_in_groups,
     scalar,
 )
+from tools.figures._table import Row, Table, Words, chosen, head
 
 from sonde.core.few_groups import student_factor
 from sonde.core.result import Result
@@ -37,39 +35,55 @@ from sonde.core.result import Result
 LOW, LEAST = 0.92, 0.85
 
 
-def main() -> int:
-    """Print the table."""
-    asked = options(__doc__ or "", draws=40, rows=[200], groups=True)
-    kept = KeptLines(asked.into, asked.seconds)
-    what, more = ("groups", "without") if asked.groups else ("rows", "ratio")
-    print(
-        f"| figure | law | {what} | mean | spread | mean error | {more} | coverage | flagged "
-        "| unflagged | |\n" + "|---" * 11 + "|"
-    )
-    for name, figure in chosen(asked.words):
-        for law, n, n_groups in itertools.product(asked.laws, asked.rows, asked.groups or [0]):
-            how = {"share": asked.share, "largest": asked.largest}
+def table(
+    words: Words = (),
+    *,
+    draws: int = 40,
+    rows: tuple[int, ...] = (200,),
+    laws: Laws = ("normal",),
+    groups: tuple[int, ...] = (),
+    largest: float = 0.0,
+    share: float = 0.5,
+) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    words
+        Figures whose names hold one of these words.
+    draws
+        Draws of the world.
+    rows
+        Numbers of rows.
+    laws
+        Laws of the rows: normal, or Student's with three or five degrees of freedom.
+    groups
+        Numbers of groups.
+    largest
+        Fraction of all rows that the first group has.
+    share
+        Size of what the rows of a group share.
+    """
+    what, more = ("groups", "without") if groups else ("rows", "ratio")
+    yield head("figure", "law", what, "mean", "spread", "mean error", more, "coverage", "flagged",
+               "unflagged", "")  # fmt: skip
+    for name, figure in chosen(FIGURES, words):
+        for law, n, n_groups in itertools.product(laws, rows, groups or [0]):
             draw = (
-                partial(related_in_groups, n, n_groups, **how)
+                partial(related_in_groups, n, n_groups, share=share, largest=largest)
                 if n_groups
                 else partial(related, n, law=law)
             )
-            worlds = map(draw, range(1000, 1000 + asked.draws))
-            key = f"{name}, {law}, {n}, {n_groups}, {how}, {asked.draws}"
-            try:
-                cells = kept.line(key, partial(_line, figure, worlds, n_groups))
-            except TimeOver:
-                return 3
-            print(f"| {name} | {law} | {n_groups or n} | {' | '.join(cells)} |", flush=True)
-    return 0
+            worlds = map(draw, range(1000, 1000 + draws))
+            yield Row((name, law, n_groups or n), partial(_cells, figure, worlds, n_groups))
 
 
-def _line(figure: Figure, worlds: Iterable[World], n_groups: int) -> list[str]:
+def _cells(figure: Figure, worlds: Iterable[World], n_groups: int) -> list[str]:
     """Return the rest of a row of the table: one figure over all draws."""
     results = list[Result]()
     for world in worlds:
         try:
-            result = found(figure, world)
+            result = figure(world)
         except Exception as error:
             return [f"{type(error).__name__}: {str(error)[:100]}"]
         if result.se is None or not is_one(result.value):
@@ -105,7 +119,3 @@ def _counted(results: list[Result], n_groups: int) -> list[str]:
 def _noise(n: int) -> float:
     """Return two standard errors of a coverage of .95 over a number of draws."""
     return 2 * (0.05 / n) ** 0.5
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tools.coverage_table import lines, text, unusual_images
+from tools.figures.nac_grid import lines, text, unusual_images
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Print what NAC tells of unusual images, by the share of the rows that its grid spans.
 
-``python -m tools.coverage_table`` fits ``NAC`` at each block of ``sonde:digits`` on ``train`` and
+It fits ``NAC`` at each block of ``sonde:digits`` on ``train`` and
 scores ``test`` against uniform noise, negatives, and images turned by 90 degrees. Figures are
 AUROCs: with nine tenths of the typical unit's rows inside the grid, and with ``alpha="auto"``.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tools.figures._table import Table
 
 import sonde
 from sonde.core import SondeWarning
@@ -26,12 +27,6 @@ BLOCKS = tuple(f"vit.layers.{i}" for i in range(4))
 READING: dict[str, Any] = {"objective": "kl_uniform"}
 
 Line = tuple[str, dict[str, tuple[float, float]]]
-
-
-def main() -> int:
-    """Print the table."""
-    print(text(lines()))
-    return 0
 
 
 def lines(sites: Sequence[str] = BLOCKS, n: int | None = None) -> list[Line]:
@@ -81,17 +76,18 @@ def _areas(
     return {kind: area(normal, *scores.values()) for kind, scores in odd.items()}
 
 
-def text(table: Sequence[Line]) -> str:
+def text(found: Sequence[Line]) -> str:
     """Return the table in Markdown."""
-    kinds = list(table[0][1])
+    kinds = list(found[0][1])
     head = "".join(f" {kind}, nine tenths | auto |" for kind in kinds)
     rows = [
         f"| {site} |" + "".join(f" {a:.2f} | {b:.2f} |" for a, b in each.values())
-        for site, each in table
+        for site, each in found
     ]
     shown = [f"| block |{head}", "|---" * (1 + 2 * len(kinds)) + "|", *rows]
     return "\n".join(shown).replace(" 0.", " .")
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def table() -> Table:
+    """Print the table."""
+    yield text(lines())

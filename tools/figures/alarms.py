@@ -1,15 +1,15 @@
 """Print false alarms and delay of every alarm over simulated streams.
 
-``python -m tools.alarm_table`` shows for both forms of the e-process how often a stream without
+It shows for both forms of the e-process how often a stream without
 change alarms, and how many scores after a change it takes; for the alarms that start again, how
 many scores come before a false alarm. The frozen form ranks against a fixed calibration set: its
 p-values share the luck of that set, and the promise breaks on long streams.
 """
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
+from tools.figures._table import Table
 
 from sonde.alarms import ChangeDetector, Cusum, mixture_wealth
 from sonde.alarms.eprocess import Ranks
@@ -21,7 +21,7 @@ PATIENCE = 200
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One line of the table; ``shift`` is in standard deviations, from ``change`` on."""
 
     form: str
@@ -48,7 +48,7 @@ def frozen(calibration: np.ndarray, stream: np.ndarray, u: np.ndarray) -> np.nda
     return (above + u) / (len(ordered) + 1)
 
 
-def simulate(form: str, n: int, shift: float, streams: int, horizon: int) -> Row:
+def simulate(form: str, n: int, shift: float, streams: int, horizon: int) -> Line:
     """Return one line: normal scores, the change after a quarter of the horizon."""
     change = horizon // 4 if shift else horizon
     false, delays = 0, []
@@ -67,10 +67,10 @@ def simulate(form: str, n: int, shift: float, streams: int, horizon: int) -> Row
         elif len(reached):
             delays.append(reached[0] - change + 1)
     delay = float(np.median(delays)) if delays else float("nan")
-    return Row(form, n, shift, streams, horizon, DELTA, false, len(delays), delay)
+    return Line(form, n, shift, streams, horizon, DELTA, false, len(delays), delay)
 
 
-def table(streams: int = 1000, horizon: int = 1000) -> list[Row]:
+def promises(streams: int = 1000, horizon: int = 1000) -> list[Line]:
     """Return all lines: without change for both forms, with changes for the online one."""
     plain = [simulate(f, n, 0.0, streams, horizon) for f in ("online", "frozen") for n in SIZES]
     return plain + [simulate("online", 500, s, streams, horizon) for s in SHIFTS[1:]]
@@ -127,7 +127,7 @@ def runs_text(found: list[Run]) -> str:
     return "\n".join(lines)
 
 
-def text(rows: list[Row]) -> str:
+def text(rows: list[Line]) -> str:
     """Return the table as text."""
     lines = [
         f"{rows[0].streams} streams of {rows[0].horizon} scores, promise {DELTA:g}",
@@ -143,8 +143,16 @@ def text(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    words = [int(w) for w in sys.argv[1:]]
-    print(text(table(*words)))
-    print()
-    print(runs_text(runs(*words[:1])))
+def table(streams: int = 1000, horizon: int = 1000) -> Table:
+    """Print both tables.
+
+    Parameters
+    ----------
+    streams
+        Simulated streams of each line.
+    horizon
+        Scores of each stream of the first table.
+    """
+    yield text(promises(streams, horizon))
+    yield ""
+    yield runs_text(runs(streams))

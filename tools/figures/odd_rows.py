@@ -1,4 +1,4 @@
-"""Print what odd rows do to methods drawn by lot: ``python -m tools.odd_rows --seed 1``.
+"""Print what odd rows do to methods drawn by lot.
 
 Copies, constants, a NaN, few digits, huge and tiny scales, one group, uneven groups, a class of two
 rows, labels as texts, sorted rows. A cell says how the value (or the scores of a detector) moved,
@@ -7,17 +7,17 @@ in standard errors or standard deviations of the scores, which flags came, or ho
 ``<-- crash`` an error that is not sonde's.
 """
 
-import argparse
 import random
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from tests.contract.statistics import exported_instruments
+from tools.figures._table import Row, Table, Words, chosen, head
 from torch import Tensor
 
-from sonde.core.errors import SondeError, SondeWarning
+from sonde.core.errors import SondeError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result, Scorer
 from sonde.testing.instrument_laws import fit, make_inputs, pick, score, size_of_example
@@ -132,27 +132,29 @@ def _moved_scores(before: Tensor, after: Tensor) -> str:
     )
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="methods whose names hold one of these words")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--methods", type=int, default=10)
-    asked = parser.parse_args()
-    warnings.simplefilter("ignore", SondeWarning)
+def table(words: Words = (), *, seed: int = 1, methods: int = 10) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    words
+        Methods whose names hold one of these words; by default some are drawn by lot.
+    seed
+        Seed of the lot.
+    methods
+        How many methods are drawn.
+    """
     rooms = "measure", "detect", "explain"
     every = [i for i in exported_instruments() if type(i).__module__.split(".")[1] in rooms]
-    every = [i for i in every if size_of_example(i) == 1]
-    names = sorted({type(i).__name__ for i in every})
-    drawn = random.Random(asked.seed).sample(names, asked.methods)
-    wanted = [n for n in names if any(w in n for w in asked.words)] if asked.words else drawn
-    print("| method | rows | what became of it |\n|---|---|---|")
-    for name in wanted:
-        instrument = next(i for i in every if type(i).__name__ == name)
+    first = {type(i).__name__: i for i in reversed(every) if size_of_example(i) == 1}
+    names = random.Random(seed).sample(sorted(first), methods)
+    drawn = {n: first[n] for n in (sorted(first) if words else names)}
+    yield head("method", "rows", "what became of it")
+    for name, instrument in chosen(drawn, words):
         plain = measured(instrument, make_inputs(N), make_inputs(N, seed=1))
         for what, change in ODD.items():
-            print(f"| {name} | {what} | {cell(instrument, plain, change)} |", flush=True)
+            yield Row((name, what), partial(_cells, instrument, plain, change))
 
 
-if __name__ == "__main__":
-    main()
+def _cells(*what: Any) -> list[str]:
+    return [cell(*what)]

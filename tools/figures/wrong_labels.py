@@ -1,13 +1,12 @@
-"""Print how often the interval of wrong labels holds their number: ``tools.label_coverage``.
+"""Print how often the interval of wrong labels holds their number.
 
 Labels of sets whose labels are right are exchanged at 0, 2, 5 and 10 %. Classifiers give the
 probabilities of five folds, shuffled and not, and ``held_out_probabilities`` its own. ``coverage``
 is how often the interval holds the number of exchanged labels, for shuffled folds and for folds in
 the order of the rows; ``sure`` counts the labels with p(wrong) of at least .9, and ``wrong`` is the
-fraction of these that are exchanged. ``--seeds 6`` sets the number of draws of each row and rate.
+fraction of these that are exchanged.
 """
 
-import argparse
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tools.figures._table import Table, Words, chosen, head
 
 from sonde.findings.label_errors import held_out_probabilities
 from sonde.metrics import WrongLabels, wrong_labels
@@ -50,38 +50,40 @@ MODELS: Final[dict[str, Callable[[], Any]]] = {
 OWN: Final = "held_out_probabilities"
 
 
-def main() -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--sets", nargs="*", default=[*SETS], choices=[*SETS])
-    asked = parser.parse_args()
+def table(words: Words = (), *, seeds: int = 6) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    words
+        Sets whose names hold one of these words.
+    seeds
+        Draws of each row and rate.
+    """
     warnings.filterwarnings("ignore")
-    print("| set | probabilities | draws | coverage, shuffled | in order | sure | wrong |")
-    print("|---" * 7 + "|")
+    yield head("set", "probabilities", "draws", "coverage, shuffled", "in order", "sure", "wrong")
     every: dict[bool, list[bool]] = {True: [], False: []}
     n_sure = n_wrong = 0
-    for name in asked.sets:
+    for name, _ in chosen(SETS, words):
         for model in (*MODELS, OWN):
             held: dict[bool, list[bool]] = defaultdict(list)
             sure = wrong = 0
-            for bad, is_shuffled, one in _draws(name, model, asked.seeds):
+            for bad, is_shuffled, one in _draws(name, model, seeds):
                 held[is_shuffled].append(one.low - 0.5 <= bad.sum() <= one.high + 0.5)
-                chosen = one.probability.numpy() >= 0.9
-                sure, wrong = sure + int(chosen.sum()), wrong + int(bad[chosen].sum())
-            cells = [_share(sum(held[kind]), len(held[kind])) for kind in (True, False)]
-            print(
-                f"| {name} | {model} | {sum(map(len, held.values()))} | {cells[0]} | {cells[1]} | "
-                f"{sure} | {_share(wrong, sure)} |",
-                flush=True,
-            )
+                doubtful = one.probability.numpy() >= 0.9
+                sure, wrong = sure + int(doubtful.sum()), wrong + int(bad[doubtful].sum())
+            yield _line(name, model, held, sure, wrong)
             n_sure, n_wrong = n_sure + sure, n_wrong + wrong
             for kind, values in held.items():
                 every[kind] += values
-    cells = [_share(sum(every[kind]), len(every[kind])) for kind in (True, False)]
-    n = sum(map(len, every.values()))
-    print(f"| all | | {n} | {cells[0]} | {cells[1]} | {n_sure} | {_share(n_wrong, n_sure)} |")
-    return 0
+    yield _line("all", "", every, n_sure, n_wrong)
+
+
+def _line(name: str, model: str, held: dict[bool, list[bool]], sure: int, wrong: int) -> str:
+    cells = [_share(sum(held[kind]), len(held[kind])) for kind in (True, False)]
+    n = sum(map(len, held.values()))
+    model = f" {model}" if model else ""
+    return f"| {name} |{model} | {n} | {cells[0]} | {cells[1]} | {sure} | {_share(wrong, sure)} |"
 
 
 def _draws(name: str, model: str, seeds: int) -> Iterator[tuple[np.ndarray, bool, WrongLabels]]:
@@ -107,7 +109,3 @@ def _draws(name: str, model: str, seeds: int) -> Iterator[tuple[np.ndarray, bool
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2f}".lstrip("0") if whole else ""
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

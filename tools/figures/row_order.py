@@ -1,15 +1,15 @@
 """Print how often data without a fault raise SND047, SND048 and SND062.
 
-``python -m tools.order_table``: digits and their labels in 200 random orders, each with errors by
+Digits and their labels in 200 random orders, each with errors by
 chance, imbalanced classes and a column that numbers the rows.
 """
 
-import sys
 from collections import Counter
 from dataclasses import replace
 
 import torch
 from sklearn.datasets import load_digits
+from tools.figures._table import Table
 from torch.nn.functional import one_hot
 
 from sonde.core.stream import Stream
@@ -21,7 +21,7 @@ from sonde.findings.evidence.facts import data_evidence
 from sonde.findings.evidence.gather import scan_statistics
 from sonde.findings.evidence.record import Evidence
 
-RESAMPLES, ROWS = 200, 600
+ROWS = 600
 RULES = (SND047(), SND048(), SND062())
 
 
@@ -47,18 +47,20 @@ def resample(random: torch.Generator) -> Evidence:
     )
 
 
-def main() -> None:
-    """Print the table."""
+def table(resamples: int = 200) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    resamples
+        Random orders of the digits.
+    """
     random, raised, judged = torch.Generator().manual_seed(0), Counter[str](), Counter[str]()
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         evidence = resample(random)
         for rule in RULES:
             state = rule.check(evidence).state
             raised[rule.code] += state == "raised"
             judged[rule.code] += state in ("raised", "clear")
     for rule in RULES:
-        sys.stdout.write(f"{rule.code}: {raised[rule.code]} of {judged[rule.code]} raised\n")
-
-
-if __name__ == "__main__":
-    main()
+        yield f"{rule.code}: {raised[rule.code]} of {judged[rule.code]} raised"

@@ -1,20 +1,18 @@
 """Print which codes ``sonde compare`` gives for known changes of trained nets.
 
-python tools/compare_table.py [SEEDS]
-
 Two kinds of net on digits: fully connected and convolutional. A change should have its codes alone:
 equal nets CMP001, a few more steps CMP002, another order of units CMP002 and CMP003, a layer that
 was drawn anew or a net trained from other weights CMP002 and CMP004.
 """
 
 import copy
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
+from tools.figures._table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -102,21 +100,21 @@ def codes(nets: tuple[Any, Any], rows: Tensor) -> str:
     return " ".join(finding.code for finding in found)
 
 
-def main(arguments: list[str]) -> int:
-    """Print a line for each kind of net and change."""
+def table(seeds: int = 5) -> Table:
+    """Print a line for each kind of net and change.
+
+    Parameters
+    ----------
+    seeds
+        Nets of each kind.
+    """
     images, labels = load_digits(return_X_y=True)
     x, y = torch.as_tensor(images).float() / 8 - 1, torch.as_tensor(labels)
-    n_seeds = int(arguments[0]) if arguments else 5
     for make in (dense, convolutional):
         seen: dict[str, Counter[str]] = {}
-        for seed in range(n_seeds):
+        for seed in range(seeds):
             for name, *nets in changes(make, x, y, seed):
                 seen.setdefault(name, Counter())[codes((nets[0], nets[1]), x[N_TRAIN:])] += 1
         for name, counts in seen.items():
-            told = ", ".join(f"{said} ({n} of {n_seeds})" for said, n in counts.most_common())
-            print(f"{make.__name__:<14}{name:<28}{told}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+            each = ", ".join(f"{word} ({n} of {seeds})" for word, n in counts.most_common())
+            yield f"{make.__name__:<14}{name:<28}{each}"

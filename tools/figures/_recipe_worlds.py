@@ -1,4 +1,4 @@
-"""Worlds of known truth for ``tools/recipe_nulls.py``: drawn inputs, nets with drawn weights.
+"""Worlds of known truth for the figure ``recipes``: drawn inputs, nets with drawn weights.
 
 Each function draws a world by its seed, asks one recipe and returns its verdict. Sizes and
 numbers of classes follow the seed, classes are uneven.

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tools.drift_table import ANY, SHIFTS, Line, apart, main, pairs, table, text
+from tools.figures.__main__ import main
+from tools.figures.drift import ANY, SHIFTS, Line, alarms, apart, pairs, text
 
 
 @pytest.mark.slow
 @pytest.mark.truth("the level itself, by exact binomial intervals of 99.8 %")
 def test_no_shift_alarms_too_often_on_rows_of_a_real_model():
-    lines = table(25, ("other100", "same"))
+    lines = alarms(25, ("other100", "same"))
     methods = {line.method for line in lines if line.way == "other rows"}
     assert len(methods) == len(SHIFTS) + 1
     assert ANY in methods
@@ -23,9 +24,10 @@ def test_a_method_that_alarms_too_often_is_told(capsys, monkeypatch):
     assert not wrong.is_right(0.05)
     assert right.is_right(0.05)
     assert "20.0% (12.7%-29.2%)" in text([wrong])
-    monkeypatch.setattr("tools.drift_table.table", lambda *_, **__: [wrong, right])
-    assert main(["--check"]) == 1
-    assert main([]) == 0
+    monkeypatch.setattr("tools.figures.drift.alarms", lambda *_: [wrong, right])
+    with pytest.raises(SystemExit, match="1"):
+        main(["drift", "--check"])
+    assert main(["drift"]) == 0
     assert "too many alarms: bad, other rows" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Print how often intervals from few groups hold their mean: ``python -m tools.interval_coverage``.
+"""Print how often intervals from few groups hold their mean.
 
 The intervals of ``sonde.metrics`` and the errors that are no result of an instrument: of two
 models' answers, of a softened classifier, of edits, of cache rules, of recipes. 200 rows in groups
@@ -6,17 +6,15 @@ that share a part of what they hold, or as many rows as groups where rows are no
 ``coverage`` is how often an interval holds the mean of the values of all draws.
 """
 
-import argparse
 import statistics
-import warnings
 from collections.abc import Callable
 
 import torch
+from tools.figures._table import Row, Table, Words, chosen, head
 from torch import Tensor
 
 from sonde import metrics
 from sonde.compress import RecentCache
-from sonde.core.errors import SondeWarning
 from sonde.run.changing.judge import difference
 from sonde.run.comparing.two_answers import summary
 from sonde.run.compressing.caches import Sums
@@ -154,29 +152,27 @@ INTERVALS: dict[str, Callable[[World], Interval]] = {
 }
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*", help="intervals whose names hold one of these words")
-    parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--groups", type=int, nargs="+", default=[2, 5, 10])
-    asked = parser.parse_args()
-    warnings.simplefilter("ignore", SondeWarning)
-    print(f"| interval | {' | '.join(f'{n} groups' for n in asked.groups)} |")
-    print("|---" * (len(asked.groups) + 1) + "|")
-    for name, interval in INTERVALS.items():
-        if asked.words and not any(word in name for word in asked.words):
-            continue
-        cells = []
-        for n in asked.groups:
-            found = [interval(World(n, seed)) for seed in range(asked.draws)]
-            values = [value for value, _, _ in found if value == value]
-            mean = statistics.mean(values) if values else float("nan")
-            held = [low <= mean <= high for _, low, high in found]
-            none = sum(low != low for _, low, _ in found)
-            cells.append(f"{statistics.mean(held):.2f}" + (f" ({none} none)" if none else ""))
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def table(words: Words = (), *, draws: int = 200, groups: tuple[int, ...] = (2, 5, 10)) -> Table:
+    """Print the table.
+
+    Parameters
+    ----------
+    words
+        Intervals whose names hold one of these words.
+    draws
+        Draws of the world for each cell.
+    groups
+        Numbers of groups.
+    """
+    yield head("interval", *(f"{n} groups" for n in groups))
+    for name, interval in chosen(INTERVALS, words):
+        yield Row((name,), lambda f=interval: [_cell(f, n, draws) for n in groups])
 
 
-if __name__ == "__main__":
-    main()
+def _cell(interval: Callable[[World], Interval], n_groups: int, draws: int) -> str:
+    found = [interval(World(n_groups, seed)) for seed in range(draws)]
+    values = [value for value, _, _ in found if value == value]
+    mean = statistics.mean(values) if values else float("nan")
+    held = [low <= mean <= high for _, low, high in found]
+    none = sum(low != low for _, low, _ in found)
+    return f"{statistics.mean(held):.2f}" + (f" ({none} none)" if none else "")

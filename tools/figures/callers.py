@@ -1,18 +1,19 @@
-"""Bursts of one caller in front of ``sonde serve``: ``python -m tools.caller_table``.
+"""Bursts of one caller in front of ``sonde serve``, with and without the names of the callers.
 
-The table, the net and the detectors of ``tools.change_table``, with ten callers: each has a mean of
+The table, the net and the detectors of the figure ``changes``, with ten callers: each has a mean of
 its own in every column. Calibrated is on rows of all callers. A stream has 1,000 rows, and then
 400 in which something happens. Each stream is watched twice: without names of the callers, and with
 them. Counted are streams with an alarm, and the inputs from the event up to it.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tools.change_table import DIM, Scored, Told, draw, net, probe_of
+from tools.figures._table import Row, Table, Words, chosen, head
+from tools.figures.changes import DIM, Alarms, Scored, cell_of, draw, net, probe_of
 
 from sonde.run.fitting.fitted import Fitted
 from sonde.serving.changes import Changes
@@ -77,35 +78,31 @@ def first_alarm(probe: Fitted, scored: Scored, names: Names | None) -> int | Non
     return None
 
 
-def cell_of(alarms: Told) -> str:
-    """Return how many streams had an alarm in the event, and after how many inputs."""
-    late = [row - BEFORE + 1 for row in alarms if row is not None and row >= BEFORE]
-    early = sum(row is not None and row < BEFORE for row in alarms)
-    middle = f", {np.median(late):.0f}" if late else ""
-    return f"{len(late)} of {len(alarms)}{middle}" + (f" ({early} before)" if early else "")
+def table(words: Words = (), *, streams: int = 100) -> Table:
+    """Print the table.
 
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=100, help="streams of each event")
-    parser.add_argument("--only", nargs="*", default=[*EVENTS], choices=[*EVENTS])
-    asked = parser.parse_args()
+    Parameters
+    ----------
+    words
+        Events whose names hold one of these words.
+    streams
+        Streams of each event.
+    """
     model, rng = net(), np.random.default_rng(1)
     rows = [draw(2000, rng) + MEANS[rng.integers(N, size=2000)] for _ in range(2)]
     with tempfile.TemporaryDirectory() as folder:
         probe = probe_of(model, rows, Path(folder))
-    print(f"{asked.streams} streams, 1,000 inputs before the event\n")
-    print("| event | without names | with names |\n|---|---|---|")
-    for event in asked.only:
-        found: tuple[Told, Told] = ([], [])
-        for seed in range(asked.streams):
+    yield f"{streams} streams, 1,000 inputs before the event\n"
+    yield head("event", "without names", "with names")
+
+    def cells(event: str) -> list[str]:
+        alarms: tuple[Alarms, Alarms] = ([], [])
+        for seed in range(streams):
             stream, names = stream_of(event, 100 + seed)
             scored = Scored(model, probe, stream)
-            for alarms, given in zip(found, (None, names), strict=True):
-                alarms.append(first_alarm(probe, scored, given))
-        print(f"| {event} | {' | '.join(map(cell_of, found))} |", flush=True)
+            for each, given in zip(alarms, (None, names), strict=True):
+                each.append(first_alarm(probe, scored, given))
+        return [cell_of(each, streams, BEFORE) for each in alarms]
 
-
-if __name__ == "__main__":
-    main()
+    for event, _ in chosen(EVENTS, words):
+        yield Row((event,), partial(cells, event))

@@ -1,4 +1,4 @@
-"""Print how often recipes answer falsely where there is nothing: ``python -m tools.recipe_nulls``.
+"""Print how often recipes answer falsely where there is nothing.
 
 Each row is one recipe on data of known truth, drawn anew (``--draws``, ``--first`` is the first
 seed, words choose recipes, ``--drawn`` the worlds).
@@ -9,27 +9,21 @@ With ``--copies 4`` each row of the data that a recipe reads is there four times
 under one id, with ``--persons`` as near copies of one group, with ``--unnamed`` as near copies
 whose group is not stated. ``--people 60`` keeps the first 60 rows of each data set before they are
 copied. Every recipe of the registry must have a world here, or the command ends with an error.
-
-``--into FILE`` keeps each line of the table: a later run with the same options prints it again
-without the draws. ``--seconds 200`` ends the run after that time, with exit status 3.
 """
 
-import argparse
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from tools.kept_lines import KeptLines, TimeOver, add_options
-from tools.recipe_worlds import EYE, REPEATS, Drawn, ask, items_of, more_cases
+from tools.figures._recipe_worlds import EYE, REPEATS, Drawn, ask, items_of, more_cases
+from tools.figures._table import Row, Table, Words, head
 from torch import Tensor, nn
 
 from sonde import Model, load
-from sonde.core.errors import InputError, SondeWarning
+from sonde.core.errors import InputError
 from sonde_studies._planted import PatchAttention
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.parts.choice import NOT_TOLD
@@ -330,50 +324,52 @@ def measure(arm: str, drawn: Drawn, seeds: range) -> list[str]:
     return [f"{sum(answers)} of {len(answers)}{refused}", f"{each:.2f}", " ".join(remarks)]
 
 
-def options() -> argparse.Namespace:
-    """Return what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--drawn", nargs="+", default=[""], help="parts of names of drawn worlds")
-    parser.add_argument("--draws", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--copies", type=int, default=1, help="how often each row is there")
-    parser.add_argument("--ids", action="store_true", help="rows have ids, copies the same")
-    parser.add_argument("--persons", action="store_true", help="copies are near, of one group")
-    parser.add_argument("--unnamed", action="store_true", help="copies are near, without a group")
-    parser.add_argument("--people", type=int, help="keep so many rows of each data set")
-    add_options(parser)
-    parser.add_argument(
-        "--arm", choices=("", "nothing", "planted"), default="", help="only this arm"
-    )
-    return parser.parse_args()
+def table(
+    words: Words = (),
+    *,
+    drawn: tuple[str, ...] = ("",),
+    draws: int = 100,
+    first: int = 0,
+    copies: int = 1,
+    ids: bool = False,
+    persons: bool = False,
+    unnamed: bool = False,
+    people: int | None = None,
+    arm: Literal["", "nothing", "planted"] = "",
+) -> Table:
+    """Print the table.
 
-
-def main() -> int:
-    """Print the table."""
-    asked = options()
+    Parameters
+    ----------
+    words
+        Recipes whose names hold one of these words.
+    drawn
+        Parts of names of drawn worlds.
+    draws
+        Draws of each world.
+    first
+        The first seed.
+    copies
+        How often each row is there.
+    ids
+        Rows have ids, copies the same.
+    persons
+        Copies are near, of one group.
+    unnamed
+        Copies are near, without a group.
+    people
+        Number of rows that are kept of each data set.
+    arm
+        Only this arm.
+    """
     if lacking := set(RECIPES) - {word for word, *_ in cases()}:
-        print(f"recipes without a world: {', '.join(sorted(lacking))}")
-        return 1
-    warnings.simplefilter("ignore", SondeWarning)
-    REPEATS.copies, REPEATS.has_ids, REPEATS.people = asked.copies, asked.ids, asked.people
-    REPEATS.is_person, REPEATS.is_named = asked.persons or asked.unnamed, not asked.unnamed
-    kept = KeptLines(asked.into, asked.seconds)
-    seeds = range(asked.first, asked.first + asked.draws)
-    print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
-    for word, what, arm, drawn in cases():
-        if asked.words and not any(w in word for w in asked.words):
-            continue
-        if not any(part in what for part in asked.drawn) or asked.arm not in arm:
-            continue
-        key = f"{word}, {what}, {arm}, {seeds}, {REPEATS}"
-        try:
-            cells = kept.line(key, partial(measure, arm, drawn, seeds))
-        except TimeOver:
-            return 3
-        print(f"| {word} | {what} | {arm} | {' | '.join(cells)} |", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield f"recipes without a world: {', '.join(sorted(lacking))}"
+        raise SystemExit(1)
+    REPEATS.copies, REPEATS.has_ids, REPEATS.people = copies, ids, people
+    REPEATS.is_person, REPEATS.is_named = persons or unnamed, not unnamed
+    seeds = range(first, first + draws)
+    yield head("recipe", "drawn", "arm", "answers", "seconds of a draw", "")
+    for word, what, own, world in cases():
+        is_chosen = not words or any(w in word for w in words)
+        if is_chosen and any(part in what for part in drawn) and arm in own:
+            yield Row((word, what, own), partial(measure, own, world, seeds))
