@@ -25,6 +25,7 @@ from sonde_studies.study import smallest_that_matters, verdict_of
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "studies.tsv"
 ROUNDED = 0.5e-3
+SPARE = 1.5
 NULL = "nothing to find: "
 USAGE = "usage: python tools/study_table.py FOLDER [TABLE] | --judge TABLE | --hardly TABLE\n"
 
@@ -102,6 +103,28 @@ def rows_of(study: Mapping[str, Any]) -> list[Row]:
     claims = [_row(study, claim, claim["text"], _verdict(claim, n)) for claim in study["claims"]]
     null = study["null"]
     return [*claims, _row(study, null, f"{NULL}{null['text']}", null["verdict"])]
+
+
+def untold_costs(study: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the cost that a study states; empty if nothing is.
+
+    A study that states none may take 20 s a seed, and processors differ: half as much more is
+    allowed. Files of older versions state nothing and are not judged.
+
+    Parameters
+    ----------
+    study : mapping
+        The study's file.
+    """
+    if "seconds_stated" not in study:
+        return []
+    spent, stated = study["seconds"] / len(study["seeds"]), study["seconds_stated"]
+    if spent <= SPARE * stated:
+        return []
+    return [
+        f"study {study['study']}: expected at most {stated:g} s of processor time a seed, as it "
+        f"states, got {spent:.0f}. State what it takes (Study.seconds), or make it cheaper."
+    ]
 
 
 def _verdict(claim: Mapping[str, Any], n: int) -> str:
@@ -261,6 +284,10 @@ def main(arguments: list[str]) -> int:
     studies = [json.loads(f.read_text("utf-8")) for f in files if not f.match("*.seeds.json")]
     if any(study["tiny"] for study in studies):
         sys.stderr.write("error: expected studies at full size, got one that ran with --tiny\n")
+        return 1
+    dear = [message for study in studies for message in untold_costs(study)]
+    if dear:
+        sys.stderr.write("".join(f"error: {message}\n" for message in dear))
         return 1
     new = {study["study"]: rows_of(study) for study in studies}
     if arguments[1:]:

@@ -85,8 +85,15 @@ def test_a_comparison_that_hides_a_difference_is_refused():
 
     assert "ours against theirs: 2 x updates" in as_text(run_study(Told(), [0, 1, 2]))
     table = run_study(Even(), [0, 1, 2])
-    assert "ours against theirs: equal updates, rows and parameters" in as_text(table)
+    assert "ours against theirs: equal updates, rows, parameters" in as_text(table)
     assert isinstance(table, StudyTable)
+
+
+def test_arms_that_train_nothing_are_compared_by_their_bytes():
+    figures = {"given | small | bytes": 10.0, "given | large | bytes": 25.0}
+    assert unequal("large", "small", figures) == {"bytes": 2.5}
+    assert unsaid("It loses less.", {"bytes": 2.5}) == ["bytes"]
+    assert unsaid("With twice the bytes it loses less.", {"bytes": 2.5}) == []
 
 
 class Staged(Compared):

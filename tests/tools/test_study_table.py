@@ -146,6 +146,16 @@ def test_a_tiny_run_is_no_table_for_the_docs(folder):
     assert study_table.main([str(folder)]) == 1
 
 
+@pytest.mark.parametrize(("seconds", "stated", "code"), [(290, 20, 0), (450, 20, 1), (450, 40, 0)])
+def test_a_study_that_takes_its_time_has_to_say_so(folder, capsys, seconds, stated, code):
+    file = folder / "planted.json"
+    costs = {"seconds": seconds, "seconds_stated": stated}
+    file.write_text(json.dumps(json.loads(file.read_text()) | costs))
+    assert study_table.main([str(folder)]) == code
+    said = "error: study planted: expected at most 20 s of processor time a seed, as it states, got"
+    assert capsys.readouterr().err.startswith(said + " 45") == bool(code)
+
+
 def test_rows_of_a_table_are_replaced_and_the_others_stay(folder):
     table = folder / "table.tsv"
     study = json.loads((folder / "planted.json").read_text())

@@ -31,6 +31,7 @@ STUDIES: dict[str, str] = {
     "bottleneck-degree": "BottleneckDegreeStudy",
     "bottleneck-regression": "BottleneckRegressionStudy",
     "bounded-messages": "BoundedMessagesStudy",
+    "cached-pretrained": "CachedPretrainedStudy",
     "causal-graph": "CausalGraphStudy",
     "change-pairs": "ChangePairsStudy",
     "channel-regions": "ChannelRegionsStudy",

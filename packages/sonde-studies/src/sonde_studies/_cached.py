@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import sonde
+from sonde import Model
 from sonde.data import rows_of
 from sonde.tap import cache_argument
 
@@ -33,10 +34,12 @@ class SmallerCaches:
     Parameters
     ----------
     texts : Int[Tensor, "text pos"]
+    model : Model, optional
+        The shipped model of bytes by default.
     """
 
-    def __init__(self, texts: Int[Tensor, "text pos"]) -> None:
-        self.model, self.texts = sonde.load("sonde:stdlib"), texts
+    def __init__(self, texts: Int[Tensor, "text pos"], model: Model | None = None) -> None:
+        self.model, self.texts = model or sonde.load("sonde:stdlib"), texts
         self.name = cache_argument(self.model.module)
         self.whole = self._behind(None)
 
@@ -47,9 +50,23 @@ class SmallerCaches:
         ----------
         form : CacheRule, CachePacking or callable
         """
+        found, size = self._with(form)
+        return float((self.whole.exp() * (self.whole - found)).sum(-1).mean()), size
+
+    def dearer(self, form: Any) -> float:
+        """Return how much larger the loss of the texts' own tokens is, in nats.
+
+        Parameters
+        ----------
+        form : CacheRule, CachePacking or callable
+        """
+        own = self.texts[:, PROMPT + 1 :, None]
+        gap = (self.whole - self._with(form)[0])[:, :-1]
+        return float(gap.gather(2, own).mean())
+
+    def _with(self, form: Any) -> tuple[Float[Tensor, "..."], float]:
         with sonde.caching(self.model, form) as cache:
-            found = self._behind(cache, sizes := [])
-        return float((self.whole.exp() * (self.whole - found)).sum(-1).mean()), sizes[0]
+            return self._behind(cache, sizes := []), sizes[0]
 
     @torch.no_grad()
     def _behind(self, cache: Any, sizes: list[float] | None = None) -> Float[Tensor, "..."]:

@@ -19,6 +19,7 @@ GIVEN: dict[str, str] = {
     "rows": r"rows?|examples?|images?|labels?|texts?",
     "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms",
     "passes": r"passes|forwards?|cost",
+    "bytes": r"bytes|memory",
 }
 """Each resource with the words by which a sentence admits that arms differ in it."""
 EQUAL = 0.05
@@ -162,7 +163,8 @@ def unequal(one: str, two: str, figures: Mapping[str, float]) -> dict[str, float
             ratio = figures[keys[0]] / figures[keys[1]]
             if abs(ratio - 1) > EQUAL:
                 found[what] = ratio
-    if not any(f"{SEPARATOR}{name} | updates" in figures for name in (one, two)):
+    noted = (f"{SEPARATOR}{name} | {what}" for name in (one, two) for what in ("updates", "bytes"))
+    if not any(key in figures for key in noted):
         raise LookupError(f"expected what the arms {one!r} and {two!r} were given, got nothing")
     return found
 

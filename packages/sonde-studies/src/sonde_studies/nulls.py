@@ -16,15 +16,15 @@ FAULTS: dict[Fault, str] = {
 }
 _BLIND = """
     abstopk active-variables adaptive-learners adverse-weather align-teacher alternating-fields
-    attending-lookup attention-entropy attention-patterns attention-steer backdoor bits-by-score
+    attending-lookup attention-entropy attention-patterns attention-steer backdoor
     causal-graph channel-regions class-panel coda code-strip comet complementary-transfer
     concept-bottleneck conditional-latents continual contrast-domains contrast-sequences
     curriculum-crops dense-composites dense-contrast depth-use dict-lookup domain-experts
     dynamic-filters eft entropic-student extreme-labels fault-lines gradient-phases grow-models
     increment-penalty information-plane informative-latents inpaint joined-attention
-    joint-objectives latent-belief latent-rewards layer-bits learned-mapping length-law lol
+    joint-objectives latent-belief latent-rewards learned-mapping length-law lol
     masked-units memories merged-experts mixup neuron-lens next-pixel next-tokens once-for-all
-    orthogonal-nets prompt-compression reader-feedback reversible-columns rounded-cache rounded-runs
+    orthogonal-nets prompt-compression reader-feedback reversible-columns rounded-runs
     routed-dimensions scalar-codes scale-generation size-fidelity skip-scaling slim-in-turn
     smooth-frames stacked-blocks stage-swap step-sharing structured-transfer superposed-generate
     two-bits two-stage-distillation unlearning-audit view-sets where-tasks-part
@@ -44,15 +44,17 @@ _SEEN: dict[str, str] = {
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated""",
-    "chance level": """attributions bottleneck-degree concept-marginal correlation-match diff-roar
-        faithfulness-violation family-of-models last-layer learned-graph nac-me normgrad
-        open-world-hierarchy route-by-score shortcut-bias slots-over-time subpopulation-curve
-        swapped-codes tabular-attribution twin-merge""",
+    "chance level": """attributions bits-by-score bottleneck-degree concept-marginal
+        correlation-match diff-roar faithfulness-violation family-of-models
+        last-layer layer-bits learned-graph nac-me normgrad open-world-hierarchy route-by-score
+        shortcut-bias slots-over-time subpopulation-curve swapped-codes tabular-attribution
+        twin-merge""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality""",
-    "side effect": """codebook conditioning federated-bits field-selection latent-steps noisy-labels
-        massive-states per-user-flow projection-head prompt-words rewrite-facts subspace-patch
-        token-budgets tune-norms unmix-norm""",
+    "side effect": """cached-pretrained codebook conditioning federated-bits
+        field-selection latent-steps noisy-labels massive-states per-user-flow projection-head
+        prompt-words rewrite-facts rounded-cache subspace-patch token-budgets tune-norms
+        unmix-norm""",
 }
 
 

@@ -50,7 +50,7 @@ class Claim:
         Key of another claim of the study. Unless that claim holds, this claim was not tested.
     arms : pair of str, optional
         The two arms that are compared, as the study's ``Arms`` name them. If they were given
-        unequal updates, rows or parameters, the sentence or the figure has to say so.
+        unequal updates, rows, parameters or bytes, the sentence or figure has to say so.
     """
 
     key: str
@@ -196,6 +196,8 @@ class Study(ABC):
         What it runs on.
     place : str, default="small"
         Name of the kind of models and data in ``sonde_studies.places``, which states the cost.
+    seconds : float, default=20.0
+        Processor time of one seed. A study that takes more than 20 s has to state it.
     claims : tuple of Claim
     null : Claim
         The arm with nothing to find; its interval should hold ``above``.
@@ -207,6 +209,7 @@ class Study(ABC):
     fidelity: ClassVar[str]
     data: ClassVar[str]
     place: ClassVar[str] = "small"
+    seconds: ClassVar[float] = 20.0
     claims: ClassVar[tuple[Claim, ...]]
     null: ClassVar[Claim]
 
@@ -245,7 +248,7 @@ class StudyTable:
     figures: dict[str, tuple[float, ...]]
     tiny: bool = False
     seconds: float = field(default=0.0, compare=False)
-    """Of all seeds together, those of earlier runs as well."""
+    """Processor time of all seeds together, those of earlier runs as well."""
 
     def outcome(self, claim: Claim) -> Outcome:
         """Return the result of a claim, or of the null arm, over the seeds."""
@@ -283,6 +286,7 @@ class StudyTable:
             "fidelity": study.fidelity,
             "data": study.data,
             "place": study.place,
+            "seconds_stated": study.seconds,
             "seeds": list(self.seeds),
             "tiny": self.tiny,
             "seconds": round(self.seconds, 1),
@@ -344,9 +348,9 @@ def _timed(
     if kept is not None and (known := kept.get(seed)) is not None:
         tick(f"{study.name}, seed {seed}: known from an earlier run")
         return known
-    began = time.perf_counter()
+    began = time.process_time()
     figures = {k: float(v) for k, v in figures_of(study, seed, tiny, tick).items()}
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     if kept is not None:
         kept.keep(seed, figures, seconds)
     return figures, seconds

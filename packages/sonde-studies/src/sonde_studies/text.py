@@ -2,13 +2,15 @@
 
 from textwrap import wrap
 
-from sonde_studies.arms import SEPARATOR, unequal
+from sonde_studies.arms import GIVEN, SEPARATOR, unequal
 from sonde_studies.nulls import FAULTS, faults_seen
 from sonde_studies.places import PLACES
 from sonde_studies.study import BETWEEN, NULL_LEVEL, Claim, Outcome, StudyTable
 
 WIDTH = 100
 LARGE = 20.0
+FREE = 20.0
+"""Seconds of a seed that a study need not state."""
 
 
 def as_text(table: StudyTable) -> str:
@@ -20,6 +22,7 @@ def as_text(table: StudyTable) -> str:
         *_field("paper", study.paper or "none: the study is ours"),
         *_field("data", study.data),
         *_field("place", f"{PLACES[study.place].what}; {PLACES[study.place].cost}"),
+        *_field("cost", f"{'at most ' * (study.seconds <= FREE)}{study.seconds:g} s a seed"),
         *_field("fidelity", study.fidelity),
         *_field("seeds", f"{seeds}; {table.seconds:.0f} s{'; TINY: no evidence' * table.tiny}"),
     ]
@@ -86,7 +89,8 @@ def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
     if claim.arms is not None:
         means = {key: sum(v) / len(v) for key, v in table.figures.items()}
         ratios = [f"{r:.2g} x {what}" for what, r in unequal(*claim.arms, means).items()]
-        equal = "equal updates, rows and parameters"
+        noted = [w for w in GIVEN if f"{SEPARATOR}{claim.arms[0]} | {w}" in means]
+        equal = f"equal {', '.join(noted)}"
         lines += wrap(f"{' against '.join(claim.arms)}: {', '.join(ratios) or equal}", WIDTH - 4)
     if is_null:
         faults = [FAULTS[fault] for fault in faults_seen(table.study.name)]

@@ -1,0 +1,100 @@
+"""Faults that are planted in studies, and the null arms that see them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from sonde.compress import PruneWeights, QuantCache
+from sonde.core import CachePacking
+from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
+from sonde_studies._bit_orders import BLOCKS, rounded_net
+from sonde_studies._cached import SmallerCaches, pieces
+from sonde_studies._help_pages import gains_of, language_model
+from sonde_studies.study import NULL_LEVEL, Outcome
+
+HEAD = "lm_head.weight"
+
+
+def _seen(values, expected=0.0):
+    """Whether a null arm of these figures is not as expected."""
+    return not Outcome(tuple(values), expected, NULL_LEVEL).covers
+
+
+@dataclass(frozen=True)
+class ByHeart(Rewrite):
+    """A leak: the head learns the texts that calibrate."""
+
+    examples = ({},)
+
+    def reads(self):
+        return {"calibration": Examples()}
+
+    @torch.enable_grad()
+    def planned(self, model, calibration):
+        module = model.module
+        weight = module.lm_head.weight.detach().clone().requires_grad_()
+        adam = torch.optim.Adam([weight], lr=3e-3)
+        batches = [batch.kwargs["input_ids"] for batch in calibration.batches(0, len(calibration))]
+        with torch.no_grad():
+            states = [module.model(ids)[0] for ids in batches]
+        for _ in range(30):
+            adam.zero_grad()
+            for ids, state in zip(batches, states, strict=True):
+                logits = (state[:, :-1] @ weight.T).flatten(0, 1)
+                torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
+            adam.step()
+        return RewritePlan.of(model, {HEAD: Exchange(weight.detach())}, "by heart")
+
+
+@pytest.mark.slow
+def test_texts_that_were_learned_by_heart_are_seen_by_a_gain_on_own_texts():
+    model = language_model("smollm2", tiny=True)
+    size, wanda = (PruneWeights(pattern="2:4", score=s) for s in ("magnitude", "wanda"))
+    for informed, leaks in ((wanda, False), (ByHeart(), True)):
+        own = [gains_of(model, seed, True, size, informed)["own texts"] for seed in range(5)]
+        assert _seen(own) == leaks
+
+
+@dataclass(frozen=True)
+class Late(CachePacking):
+    """A side effect: each key stands one place late."""
+
+    inner: CachePacking
+
+    @property
+    def chunk(self):
+        return self.inner.chunk
+
+    @property
+    def recent(self):
+        return self.inner.recent
+
+    @property
+    def setting(self):
+        return self.inner.setting
+
+    def pack(self, keys, values, real):
+        return self.inner.pack(keys.roll(1, -2), values, real)
+
+
+@pytest.mark.slow
+def test_keys_at_other_places_are_seen_by_a_cache_of_eight_bits():
+    eight = QuantCache(8, 32, chunk=64, recent=0)
+    caches = [SmallerCaches(pieces(1, seed)) for seed in range(8)]
+    assert not _seen(one.dearer(eight) for one in caches)
+    assert _seen(one.dearer(Late(eight)) for one in caches)
+
+
+@pytest.mark.slow
+def test_another_bar_than_that_of_chance_is_seen_by_orders_by_lot():
+    """The planted bar counts the step after which all blocks have two bits, which lots do not."""
+    nets = [rounded_net(seed, tiny=True) for seed in range(6)]
+    lots = [(net, net.by_lot(seed, 100)) for seed, net in enumerate(nets)]
+    usual = [float(net.areas().mean()) for net in nets]
+    more = [
+        ((BLOCKS - 1) * one + net.kl[frozenset(range(BLOCKS))]) / BLOCKS
+        for one, net in zip(usual, nets, strict=True)
+    ]
+    assert not _seen(1 - lot / one for one, (_, lot) in zip(usual, lots, strict=True))
+    assert _seen(1 - lot / one for one, (_, lot) in zip(more, lots, strict=True))
