@@ -61,14 +61,8 @@ class Late(CachePacking):
     """A side effect: each key stands one place late."""
 
     inner: CachePacking
-
-    @property
-    def chunk(self):
-        return self.inner.chunk
-
-    @property
-    def recent(self):
-        return self.inner.recent
+    chunk: int = 64
+    recent: int = 0
 
     @property
     def setting(self):
