@@ -15,7 +15,6 @@ from sonde.stats import (
     BatchHsic,
     ClassDirectionMoments,
     ClassMoments,
-    ContentSketch,
     Coreset,
     CrossMoments,
     DirectionMoments,
@@ -69,7 +68,6 @@ CASES: tuple[Case, ...] = (
     Case(ClassMoments("trace")),
     Case(ClassMoments("diag")),
     Case(ClassMoments("full"), dims=(1, 3, 8)),
-    Case(ContentSketch(16), "example"),
     Case(Coreset(6), error=uncovered),
     Case(CrossMoments()),
     Case(DirectionMoments()),
@@ -116,7 +114,6 @@ NOT_EXACT = {
 
 NO_INFLUENCE = {
     "BatchHsic": "its error comes from the spread over sub-batches, kept in the state",
-    "ContentSketch": "counts of a sample of contents are not differentiable",
     "Coreset": "which rows are chosen is not differentiable",
     "EntryCounts": "results of counts are figures with an error of their own",
     "Extremes": "a largest value has no first-order effect of one more row",

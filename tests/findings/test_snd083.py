@@ -10,7 +10,7 @@ from findings._tables import bundled
 from lm_twin_case import TEXTS, twin
 from sonde.findings.codes.snd083 import SND083
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.inputs.idle_tensors import IdleTensors, find_idle_tensors, idle_tensors
+from sonde.findings.evidence.inputs.idle_tensors import IdleTensors, find_idle_tensors
 from sonde.findings.evidence.inputs.input_table import InputTable, input_table
 from sonde.findings.evidence.record import Evidence
 from sonde.run.reading.read import read
@@ -83,7 +83,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_inputs_without_information_are_named(name: str) -> None:
     rows, level, words = FAULTS[name]
-    found = idle_tensors(stream_of(rows()))
+    found = find_idle_tensors(stream_of(rows()), evidence_of(torch.randn(30, 4)))
     assert isinstance(found, IdleTensors)
     assert len(found.found) == 1
     finding = assert_raised(SND083().check(seeing(found)), level)
@@ -91,7 +91,7 @@ def test_inputs_without_information_are_named(name: str) -> None:
 
 
 def test_inputs_that_change_are_clear() -> None:
-    found = idle_tensors(stream_of(items()))
+    found = find_idle_tensors(stream_of(items()), evidence_of(torch.randn(30, 4)))
     assert_clear(SND083().check(seeing(found)))
 
 
@@ -101,7 +101,7 @@ def test_texts_that_begin_with_the_same_tokens_are_no_idle_columns() -> None:
         twin(), [f"<|im_start|>user\nThe {i} of {text}" for i in range(8) for text in TEXTS]
     )
     assert isinstance(stream, LiveStream)
-    found = idle_tensors(stream)
+    found = find_idle_tensors(stream, evidence_of(torch.randn(30, 4)))
     assert isinstance(found, IdleTensors)
     assert not found.found
 
@@ -124,6 +124,6 @@ def test_missing_values_make_no_constant() -> None:
 
     stream = read(nn.Linear(4, 2).eval(), list(x))
     assert isinstance(stream, LiveStream)
-    parts = idle_tensors(stream)
+    parts = find_idle_tensors(stream, evidence_of(torch.randn(30, 4)))
     assert isinstance(parts, IdleTensors)
     assert parts.found == ()

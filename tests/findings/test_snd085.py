@@ -14,7 +14,6 @@ from sonde.findings.codes.snd085 import SND085
 from sonde.findings.evidence.inputs.repeated_values import (
     RepeatedValues,
     find_repeated_values,
-    repeated_values,
 )
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.settings import ScanSettings
@@ -123,6 +122,6 @@ def _seeing(found: RepeatedValues) -> Evidence:
 def _found(net: nn.Module, rows: list[dict[str, Tensor]]) -> RepeatedValues:
     stream = read(net.eval(), rows)
     assert isinstance(stream, LiveStream)
-    found = repeated_values(stream)
+    found = find_repeated_values(stream, evidence_of(torch.randn(30, 4)))
     assert isinstance(found, RepeatedValues)
     return found

@@ -5,7 +5,6 @@ import torch
 
 from sonde.core.errors import StateError
 from sonde.stats import (
-    ContentSketch,
     Extremes,
     GroupMeans,
     HeadWeights,
@@ -15,7 +14,6 @@ from sonde.stats import (
 )
 
 GENERATOR = torch.Generator().manual_seed(1)
-NONE = 2**63 - 1
 
 
 @pytest.mark.truth("the definition, row by row")
@@ -49,39 +47,6 @@ def test_neighbours_of_one_group_do_not_count():
     state = NeighbourSums().observe(torch.ones(4, 1), order, group, position, order)
     assert int(state.pairs.sum()) == 1
     assert state.se != state.se
-
-
-def _content(keys, order, label):
-    ids = torch.stack([torch.tensor(keys), torch.zeros(len(keys), dtype=torch.int64)], 1)
-    return ids, torch.tensor(order), torch.tensor(label)
-
-
-@pytest.mark.truth("counted by hand")
-def test_content():
-    statistic = ContentSketch(3)
-    a = statistic.observe(*_content([5, 5, 7, 5, 9], [0, 0, 1, 2, 3], [1, 1, 0, 2, 0]))
-    b = statistic.observe(*_content([5, 7, -1, 5], [4, 5, 6, 7], [1, 0, 0, -1]))
-    state = statistic.merge(b, a)
-    assert state.n == 8
-    assert state.keys[:, 0].tolist() == [5, 7, 9]  # -1 is the largest unsigned number
-    assert state.count.tolist() == [4, 2, 1]
-    assert state.examples.tolist() == [[0, 2, 4], [1, 5, NONE], [3, NONE, NONE]]
-    assert state.low_label.tolist() == [-1, 0, 0]
-    assert state.high_label.tolist() == [2, 0, 0]
-    assert state.duplicate_share == pytest.approx(1 - 3 / 7)
-
-
-@pytest.mark.truth("planted share of copies")
-def test_duplicate_share_is_unbiased():
-    shares = []
-    for seed in range(40):
-        generator = torch.Generator().manual_seed(seed)
-        keys = torch.randint(-(2**62), 2**62, (1000, 2), generator=generator)
-        keys[900:] = keys[:100]
-        zero = torch.zeros(1000, dtype=torch.int64)
-        shares.append(ContentSketch(100).observe(keys, torch.arange(1000), zero).duplicate_share)
-    mean = torch.tensor(shares).mean()
-    assert float(mean) == pytest.approx(0.1, abs=3 * 0.03 / 40**0.5 + 0.005)
 
 
 @pytest.mark.truth("mean and variance of y - x")

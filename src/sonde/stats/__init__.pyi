@@ -19,8 +19,6 @@ from sonde.stats.class_moments import ClassMomentsState as ClassMomentsState
 from sonde.stats.class_moments import UnlabelledState as UnlabelledState
 from sonde.stats.coding import gaussian_rate as gaussian_rate
 from sonde.stats.coding import rate_gain as rate_gain
-from sonde.stats.content_sketch import ContentSketch as ContentSketch
-from sonde.stats.content_sketch import ContentSketchState as ContentSketchState
 from sonde.stats.coreset import Coreset as Coreset
 from sonde.stats.coreset import CoresetState as CoresetState
 from sonde.stats.cross_moments import CrossMoments as CrossMoments

@@ -15,20 +15,11 @@ from torch import Tensor
 
 from sonde.core.errors import StateError, StoreError, reason_of
 from sonde.core.wording import plural
+from sonde.files._layout import DTYPES as STORED
 from sonde.files.durable import Bytes, atomic_file
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+# torch adds and multiplies no unsigned numbers of more than one byte.
+DTYPES = {code: dtype for code, (dtype, _) in STORED.items() if code not in ("U16", "U32", "U64")}
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 CHUNK = 1 << 23

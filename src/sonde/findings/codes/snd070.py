@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings.codes._effects import OF_PARTS
 from sonde.findings.evidence.modules.block_training import (
     BlockTraining,
     compare_blocks,
@@ -39,36 +40,7 @@ class SND070(Rule):
     theme: ClassVar[Theme] = "run"
     symptoms: ClassVar[tuple[Symptom, ...]] = ("untrained",)
     breaks: ClassVar[Breaks] = "all answers"
-    explains: ClassVar[tuple[Explains, ...]] = (
-        Explains(
-            (
-                "SND003",
-                "SND012",
-                "SND020",
-                "SND021",
-                "SND022",
-                "SND023",
-                "SND024",
-                "SND026",
-                "SND028",
-                "SND029",
-                "SND031",
-                "SND033",
-                "SND037",
-                "SND039",
-                "SND046",
-                "SND061",
-                "SND062",
-                "SND063",
-                "SND064",
-                "SND065",
-                "SND066",
-                "SND067",
-                "SND068",
-                "SND069",
-            )
-        ),
-    )
+    explains: ClassVar[tuple[Explains, ...]] = (Explains((*OF_PARTS, "SND068")),)
     why: ClassVar[str] = (
         "A checkpoint that mixes two training steps, or was loaded in part, has blocks that do "
         "not belong together, and no error appears."

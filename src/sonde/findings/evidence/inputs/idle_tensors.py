@@ -65,11 +65,6 @@ class IdleTensors:
 
 
 def find_idle_tensors(stream: LiveStream, _: Evidence) -> IdleTensors | str:
-    """Return the inputs that are the same in all rows, as a part of the evidence."""
-    return idle_tensors(stream)
-
-
-def idle_tensors(stream: LiveStream) -> IdleTensors | str:
     """Return the input tensors, channels and masks that are the same in all rows.
 
     At most 2,048 rows and 20,000,000 numbers, from the first rows of the data on.

@@ -71,11 +71,6 @@ class RepeatedValues:
 
 
 def find_repeated_values(stream: LiveStream, _: Evidence) -> RepeatedValues | str:
-    """Return single values in many entries of an input, as a part of the evidence."""
-    return repeated_values(stream)
-
-
-def repeated_values(stream: LiveStream) -> RepeatedValues | str:
     """Return the values that repeat in the input tensors, of at most 2,048 rows."""
     rows: dict[str, list[InputTensor]] = {}
     orders: list[Tensor] = []

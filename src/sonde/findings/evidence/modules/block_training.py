@@ -41,12 +41,7 @@ class BlockTraining:
 
 
 def compare_blocks(stream: LiveStream, _: Evidence) -> BlockTraining | None:
-    """Return how far training has moved each block, as a part of the evidence."""
-    return block_training(stream)
-
-
-def block_training(stream: LiveStream) -> BlockTraining | None:
-    """Return the statistics of blocks of one class; None if there are fewer than four."""
+    """Return how far training has moved blocks of one class; None if there are fewer than four."""
     modules = stream.probe.names.modules
     paths = block_paths(stream.probe.names, stream.probe)
     if len(paths) < LEAST or len({type(modules[p]) for p in paths}) > 1:

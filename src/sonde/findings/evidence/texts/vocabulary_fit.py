@@ -66,11 +66,6 @@ class VocabularyFit:
 
 
 def compare_vocabulary(stream: LiveStream, _: Evidence) -> VocabularyFit | str:
-    """Return the fit of the tokenizer to the embeddings, as a part of the evidence."""
-    return vocabulary_fit(stream)
-
-
-def vocabulary_fit(stream: LiveStream) -> VocabularyFit | str:
     """Return the fit of the model's tokenizer to its input embeddings, or the reason for none."""
     tokenizer = getattr(stream.model.processor, "tokenizer", stream.model.processor)
     if not is_tokenizer(tokenizer) or not hasattr(tokenizer, "get_vocab"):
