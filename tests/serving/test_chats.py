@@ -171,6 +171,10 @@ def test_the_model_is_listed_and_errors_have_the_shape_of_the_protocol(model):
             assert answer.status_code in (400, 404)
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert answer.json()["error"]["param"] == param
+        counted = client.get("/metrics").text
+    for code, n in (("200", 2), ("404", 1)):
+        assert f'sonde_requests_total{{code="{code}",route="metadata"}} {n}.0' in counted
+    assert 'code="500"' not in counted
 
 
 @pytest.mark.slow

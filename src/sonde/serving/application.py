@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -36,17 +34,17 @@ from sonde.serving.bodies import (
     read_body,
 )
 from sonde.serving.chat_routes import ChatRoutes, OnAlarm
+from sonde.serving.handlers import Handler, guarded
 from sonde.serving.interruptions import interrupted_when_gone
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import VERSION, infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
 from sonde.serving.other_pages import OwnPagesMiddleware
-from sonde.serving.refusals import Refusal, frames_of
+from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer
 from sonde.serving.service import Service
 from sonde.serving.traffic import Schedule
 
-_log = logging.getLogger("sonde")
 ID_BYTES, IDS = 8, 256
 """Random bytes in the name of a request; names that are drawn at once."""
 STALL_SECONDS, PATIENCE = 120.0, 0.1
@@ -61,7 +59,6 @@ CLIENT = "x-client"
 OCTETS = "application/octet-stream"
 TENSORS = (JSON, OCTETS, "")
 """Types of a body of tensors; Triton's client names none."""
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def app(
@@ -250,38 +247,9 @@ class _Handlers:
             ("/events", "GET", "page", self.events),
         ]
         return [
-            Route(path, self._guarded(name, handler), methods=[verb])
+            Route(path, guarded(self.service, name, handler, _refused, _failed), methods=[verb])
             for path, verb, name, handler in named
         ]
-
-    def _guarded(self, route: str, handler: Handler) -> Handler:
-        """Wrap a handler: errors become sentences, and its time is measured."""
-
-        async def handle(request: Request) -> Response:
-            began, code = time.perf_counter(), 500
-            try:
-                answer = await handler(request)
-                code = answer.status_code
-            except Refusal as refusal:
-                code = refusal.status
-                answer = JSONResponse({"error": refusal.sentence}, code, refusal.headers)
-            except asyncio.CancelledError:
-                code = 499
-                raise
-            except Exception as error:
-                _log.error("%s failed: %s", route, frames_of(error))
-                answer = JSONResponse(
-                    {
-                        "error": "The server failed on this request. See the server's log for the "
-                        "cause."
-                    },
-                    500,
-                )
-            finally:
-                self.service.counted(route, code, time.perf_counter() - began)
-            return answer
-
-        return handle
 
     async def live(self, _: Request) -> Response:
         """Report whether the process runs and no forward pass hangs."""
@@ -447,3 +415,14 @@ class _Handlers:
     async def openapi(self, _: Request) -> Response:
         """Describe the endpoints, as an OpenAPI document."""
         return JSONResponse(openapi(self.service))
+
+
+def _refused(error: Exception) -> Response | None:
+    if not isinstance(error, Refusal):
+        return None
+    return JSONResponse({"error": error.sentence}, error.status, error.headers)
+
+
+def _failed() -> Response:
+    sentence = "The server failed on this request. See the server's log for the cause."
+    return JSONResponse({"error": sentence}, 500)

@@ -6,8 +6,7 @@ Requests are answered one after another, in the thread of the model, or in vLLM 
 import asyncio
 import json
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -21,6 +20,7 @@ from sonde.serving.chat_pieces import TextPieces
 from sonde.serving.chat_requests import ChatRequest, ProtocolError
 from sonde.serving.continuing import Continued, Continuing
 from sonde.serving.engine_answers import EngineAnswers
+from sonde.serving.handlers import Handler, guarded
 from sonde.serving.interruptions import interrupted_when_gone
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal, frames_of
@@ -59,13 +59,16 @@ class ChatRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        named: list[tuple[str, str, str, Callable[[Request], Awaitable[Response]]]] = [
+        named: list[tuple[str, str, str, Handler]] = [
             ("/v1/chat/completions", "POST", "chat", self.chat),
             ("/v1/completions", "POST", "completions", self.completions),
             ("/v1/models", "GET", "metadata", self.models),
             ("/v1/models/{name}", "GET", "metadata", self.model),
         ]
-        return [Route(path, self._guarded(r, h), methods=[verb]) for path, verb, r, h in named]
+        return [
+            Route(path, guarded(self.service, route, handler, _refused, _failed), methods=[verb])
+            for path, verb, route, handler in named
+        ]
 
     async def models(self, _: Request) -> Response:
         """List the model of this server."""
@@ -202,31 +205,17 @@ class ChatRoutes:
         verdicts = [v for one in found for v in (one.prompt, one.whole) if v is not None]
         return {"X-Request-Id": name, **(_alarm_headers(verdicts) if verdicts else {})}
 
-    def _guarded(
-        self, route: str, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Wrap a handler: errors take the shape of the protocol, and its time is measured."""
 
-        async def handle(request: Request) -> Response:
-            began, code = time.perf_counter(), 500
-            try:
-                answer = await handler(request)
-            except (ProtocolError, Refusal) as error:
-                refusal = error if isinstance(error, ProtocolError) else ProtocolError.of(error)
-                answer = JSONResponse(refusal.json(), refusal.status, refusal.headers)
-            except asyncio.CancelledError:
-                code = 499
-                raise
-            except Exception as error:
-                _log.error("%s failed: %s", route, frames_of(error))
-                refusal = ProtocolError(500, "The server failed on this request. See its log.")
-                answer = JSONResponse(refusal.json(), 500)
-            finally:
-                self.service.counted(route, code, time.perf_counter() - began)
-            code = answer.status_code
-            return answer
+def _refused(error: Exception) -> Response | None:
+    if not isinstance(error, ProtocolError | Refusal):
+        return None
+    refusal = error if isinstance(error, ProtocolError) else ProtocolError.of(error)
+    return JSONResponse(refusal.json(), refusal.status, refusal.headers)
 
-        return handle
+
+def _failed() -> Response:
+    refusal = ProtocolError(500, "The server failed on this request. See its log.")
+    return JSONResponse(refusal.json(), 500)
 
 
 @final
