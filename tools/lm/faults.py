@@ -4,24 +4,31 @@ Each fault is planted into a language model or its texts, and one scan runs. A f
 costs: if the loss on the texts rises by 0.05 nats per token, or if the model gives NaN. It is
 *named* if a warning or error that the healthy model does not have is of a code that describes the
 fault, or names the damaged module; the scan is *wrong* if its stated cause is neither; else it
-*missed* the fault. The codes of each fault are listed here, before any scan runs.
+*missed* the fault. The codes of each fault are listed in ``tools.lm.planted``,
+before any scan runs.
+
+The tiny twin reads documents of its own language, a pretrained model paragraphs of prose
+(``tools.lm.texts``). Faults of chats are planted into chats of the model's own template.
 """
 
 import argparse
 import copy
+import json
 import logging
 import math
 import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tools.lm.planted import FAULTS, SEED, Fault, Texts
+from tools.lm.texts import chats, prose
 from tools.lm.train_twin import FOLDER, document
-from torch import nn
 
 import sonde
 from sonde.core.inputs import Model
@@ -29,207 +36,6 @@ from sonde.core.inputs import Model
 BEGIN, END = "<!-- printed by python -m tools.lm.faults -->", "<!-- end -->"
 COSTS = 0.05
 N_TEXTS = 40
-SEED = 0
-Texts = list[str]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A fault, how it is planted, and what names it.
-
-    Parameters
-    ----------
-    name : str
-    codes : frozenset of str
-        Findings that describe the fault.
-    plant : callable
-        ``plant(module, texts) -> texts``: changes the copy of the model, or returns other texts.
-    place : str
-        Path of the damaged module; empty if the fault is not in one.
-    """
-
-    name: str
-    codes: frozenset[str]
-    plant: Callable[[Any, Texts], Texts]
-    place: str = ""
-
-
-def fault(name: str, codes: str, plant: Callable[[Any, Texts], Any], place: str = "") -> Fault:
-    """Return a fault; ``codes`` are numbers, and ``plant`` may return None for the same texts."""
-
-    def planted(module: Any, texts: Texts) -> Texts:
-        changed = plant(module, texts)
-        return changed if isinstance(changed, list) else texts
-
-    return Fault(name, frozenset(f"SND{n}" for n in codes.split()), planted, place)
-
-
-def blocks(module: Any) -> Any:
-    """Return the list of decoder blocks."""
-    return module.model.layers
-
-
-def _exchange(module: Any, texts: Texts) -> None:
-    some = blocks(module)
-    some[2], some[4] = some[4], some[2]
-
-
-def _rope(module: Any, texts: Texts) -> None:
-    rope = module.model.rotary_emb
-    n = len(rope.inv_freq)
-    rope.inv_freq = 100.0 ** (-torch.arange(n, dtype=torch.float32) / n)
-    rope.original_inv_freq = rope.inv_freq
-
-
-def _scale(path: str, factor: float) -> Callable[[Any, Texts], None]:
-    def plant(module: Any, texts: Texts) -> None:
-        with torch.no_grad():
-            module.get_submodule(path).weight.mul_(factor)
-
-    return plant
-
-
-def _twice(module: Any, texts: Texts) -> None:
-    weight = module.get_submodule("model.layers.4.mlp.down_proj").weight
-    draw = torch.Generator().manual_seed(SEED)
-    left, right = (torch.randn(n, 8, generator=draw) for n in weight.shape)
-    change = left @ right.T
-    with torch.no_grad():
-        weight.add_(change * (1.5 * weight.norm() / change.norm()))
-
-
-def _untied(module: Any, texts: Texts) -> None:
-    old = module.lm_head.weight
-    draw = torch.Generator().manual_seed(SEED)
-    new = torch.randn(old.shape, generator=draw) * old.detach().std()
-    module.lm_head.weight = nn.Parameter(new)
-
-
-def _fresh(module: Any, texts: Texts) -> None:
-    draw = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for weight in blocks(module)[3].parameters():
-            if weight.ndim == 2:
-                weight.copy_(torch.randn(weight.shape, generator=draw) * 0.02)
-            else:
-                weight.fill_(1.0)
-
-
-def _norm(module: Any, texts: Texts) -> None:
-    with torch.no_grad():
-        module.model.norm.weight.fill_(1.0)
-
-
-def _eps(module: Any, texts: Texts) -> None:
-    for part in module.modules():
-        if hasattr(part, "variance_epsilon"):
-            part.variance_epsilon = 10.0
-
-
-def _activation(module: Any, texts: Texts) -> None:
-    for block in blocks(module):
-        block.mlp.act_fn = nn.ReLU()
-
-
-def _attention(module: Any, texts: Texts) -> None:
-    for block in blocks(module):
-        block.self_attn.scaling *= 4.0
-
-
-def _heads(module: Any, texts: Texts) -> None:
-    attention = blocks(module)[1].self_attn
-    with torch.no_grad():
-        weight = attention.k_proj.weight
-        weight.copy_(weight.reshape(-1, attention.head_dim, weight.shape[1]).flip(0).flatten(0, 1))
-
-
-def _half(module: Any, texts: Texts) -> None:
-    with torch.no_grad():
-        blocks(module)[1].mlp.down_proj.weight.mul_(8.0)
-    module.half()
-
-
-def _bits(module: Any, texts: Texts) -> None:
-    with torch.no_grad():
-        for block in blocks(module):
-            for part in block.modules():
-                if isinstance(part, nn.Linear):
-                    step = part.weight.abs().amax() / 3
-                    part.weight.copy_((part.weight / step).round() * step)
-
-
-def _permuted(module: Any, texts: Texts) -> None:
-    weight = module.get_input_embeddings().weight
-    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(SEED))
-    with torch.no_grad():
-        weight.copy_(weight[order])
-
-
-def _dropped(module: Any, texts: Texts) -> None:
-    block = blocks(module)[3]
-    with torch.no_grad():
-        block.mlp.down_proj.weight.zero_()
-        block.self_attn.o_proj.weight.zero_()
-
-
-def _each(change: Callable[[str], str]) -> Callable[[Any, Texts], Texts]:
-    return lambda module, texts: [change(text) for text in texts]
-
-
-def _shuffled(text: str) -> str:
-    words = text.split()
-    random.Random(len(text)).shuffle(words)
-    return " ".join(words)
-
-
-DUTCH = (
-    "De hoofdstad van Frankrijk heet Parijs en daar wonen veel mensen.",
-    "In Japan spreken de mensen Japans en betalen ze met de yen.",
-    "De film was vreselijk en we hebben elke minuut ervan gehaat.",
-    "Het eten was heerlijk, ik zou daar graag weer heen gaan.",
-)
-
-
-def _dutch(every: int) -> Callable[[Any, Texts], Texts]:
-    return lambda module, texts: [
-        f"{DUTCH[i % 4]} {DUTCH[(i // 4) % 4]} Getal {i}." if i % every == 0 else text
-        for i, text in enumerate(texts)
-    ]
-
-
-FAULTS = (
-    fault("two blocks exchanged", "068", _exchange, "model.layers.2"),
-    fault("rotary base of another model", "068", _rope, "model.rotary_emb"),
-    fault("one output projection eight times too large", "020 021 068",
-          _scale("model.layers.3.self_attn.o_proj", 8.0), "model.layers.3.self_attn.o_proj"),
-    fault("an adapter added twice", "020 021 068 084", _twice, "model.layers.4.mlp.down_proj"),
-    fault("tied head loaded apart and drawn anew", "003 068 071 082", _untied, "lm_head"),
-    fault("a block that was not loaded", "003 068 070", _fresh, "model.layers.3"),
-    fault("gains of the last norm lost", "003 068 069", _norm, "model.norm"),
-    fault("eps of norms of another model", "068", _eps, "model.norm"),
-    fault("another activation", "068", _activation, "model.layers.0.mlp.act_fn"),
-    fault("attention scores four times too large", "068", _attention),
-    fault("key heads in reverse order", "068", _heads, "model.layers.1.self_attn.k_proj"),
-    fault("overflow in half precision", "001 002", _half),
-    fault("weights on seven levels", "018 084", _bits),
-    fault("ids of another tokenizer", "029 066 082", _permuted, "model.embed_tokens"),
-    fault("a block that writes nothing", "003 010 011 025 084", _dropped, "model.layers.3"),
-    fault("wrongly decoded characters", "077", _each(
-        lambda text: text.replace("e", "é").encode().decode("latin-1"))),
-    fault("markup left in", "077", _each(lambda text: f"<p>{text.replace('. ', '.</p><p>')}</p>")),
-    fault("upper case", "028", _each(str.upper)),
-    fault("lower case", "028", _each(str.lower)),
-    fault("spaces removed", "028 079", _each(lambda text: text.replace(" ", ""))),
-    fault("spaces doubled", "028 079", _each(lambda text: text.replace(" ", "  "))),
-    fault("words in random order", "081", _each(_shuffled)),
-    fault("another language", "028 029 078", _dutch(1)),
-    fault("every third text in another language", "064 067 078", _dutch(3)),
-    fault("start token twice", "028 066 080", _each(
-        lambda text: f"<|im_start|><|im_start|>{text}")),
-    fault("chat template twice", "028 066 080", _each(
-        lambda text: "<|im_start|>user\n<|im_start|>user\n" + text + "<|im_end|>\n<|im_end|>\n")),
-    fault("tokens joined by commas", "028 079", _each(lambda text: ",".join(text.split(" ")))),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -285,16 +91,47 @@ def loud(report: Any) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def outcome(one: Fault, healthy: Model, texts: Texts, known: frozenset[str]) -> Outcome:
+@dataclass(frozen=True)
+class Base:
+    """Texts without a fault, and what is known of them on the healthy model.
+
+    Parameters
+    ----------
+    texts : list of str
+    loss : float
+        In nats per token.
+    known : frozenset of str
+        Codes of the warnings and errors of a scan.
+    forward, scan : float
+        Processor time of a forward pass of each text, and of a scan, in seconds.
+    """
+
+    texts: Texts
+    loss: float
+    known: frozenset[str]
+    forward: float
+    scan: float
+
+
+def base(healthy: Model, texts: Texts) -> Base:
+    """Read the texts with the healthy model, and scan it."""
+    start = time.process_time()
+    loss = loss_of(healthy, texts)
+    forward = time.process_time() - start
+    report, seconds = scanned(healthy, texts)
+    return Base(texts, loss, frozenset(loud(report)), forward, seconds)
+
+
+def outcome(one: Fault, healthy: Model, own: Base) -> Outcome:
     """Plant a fault, scan, and return what the scan said."""
     module = copy.deepcopy(healthy.module)
-    changed = one.plant(module, list(texts))
+    changed = one.plant(module, list(own.texts))
     model = replace(healthy, module=module)
-    cost = loss_of(model, changed) - loss_of(healthy, texts)
+    cost = loss_of(model, changed) - own.loss
     if cost < COSTS:
         return Outcome("free", cost, (), "", 0.0)
     report, seconds = scanned(model, changed)
-    said = {code: some for code, some in loud(report).items() if code not in known}
+    said = {code: some for code, some in loud(report).items() if code not in own.known}
     cause = report.json().get("cause") or ""
 
     def fits(code: str) -> bool:
@@ -306,6 +143,71 @@ def outcome(one: Fault, healthy: Model, texts: Texts, known: frozenset[str]) -> 
     return Outcome(verdict, cost, tuple(sorted(said)), cause, seconds)
 
 
+def texts_for(model: Model, folder: str, n: int, of_chats: bool) -> Texts:
+    """Return documents in the twin's own language, or prose; or chats."""
+    if folder != str(FOLDER):
+        return (chats if of_chats else prose)(model.processor, n)
+    draw = random.Random(SEED)
+    texts = [document(draw).replace("<|endoftext|>", "") for _ in range(n)]
+    if not of_chats:
+        return texts
+    pairs = [text.partition(". ")[::2] for text in texts]
+    return [
+        model.processor.apply_chat_template(
+            [{"role": "user", "content": a + "."}, {"role": "assistant", "content": b or "Yes."}],
+            tokenize=False,
+        )
+        for a, b in pairs
+    ]
+
+
+class Kept:
+    """Bases and outcomes in a file of JSON lines, so that a run can go on where it was ended."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        self.values: dict[str, Any] = dict(json.loads(line) for line in lines)
+
+    def get(self, name: str, kind: type, made: Callable[[], Any]) -> Any:
+        """Return the value of this name, made and written if it is new."""
+        if name not in self.values:
+            self.values[name] = asdict(made())
+            if self.path is not None:
+                with self.path.open("a", encoding="utf-8") as file:
+                    row = json.dumps((name, self.values[name]), default=sorted)
+                    file.write(row + "\n")
+        return kind(**self.values[name])
+
+
+def row(name: str, found: Outcome) -> str:
+    """Return a fault's row of the table."""
+    cost = "not finite" if math.isnan(found.cost) else f"{found.cost:.3g}"
+    codes = ", ".join(found.said)
+    cells = (name, cost, found.verdict, found.cause, codes, f"{found.seconds:.0f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def total(found: Sequence[Outcome]) -> str:
+    """Return the line below the table."""
+    verdicts = [one.verdict for one in found]
+    free = verdicts.count("free")
+    return (
+        f"\n{verdicts.count('named')} of {len(found) - free} named, {verdicts.count('wrong')} with "
+        f"a wrong cause, {verdicts.count('missed')} missed; {free} cost nothing."
+    )
+
+
+def written(page: Path, folder: str, lines: Sequence[str]) -> None:
+    """Replace the part of a page between the marks of this model."""
+    name = "" if folder == str(FOLDER) else f" {Path(folder).name}"
+    begin, end = (mark.replace(" -->", f"{name} -->") for mark in (BEGIN, END))
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    made = "\n".join(lines)
+    page.write_text(f"{before}{begin}\n\n{made}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tools.lm.faults", description=__doc__)
@@ -313,51 +215,46 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=N_TEXTS, help="number of texts")
     parser.add_argument("--only", default="", help="faults whose name contains this text")
     parser.add_argument("--lot", type=int, help="only this many faults, drawn by a fixed seed")
+    parser.add_argument("--rows", type=Path, help="file of outcomes, which a later run goes on")
     parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
     typed = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     model = sonde.load(typed.model)
-    draw = random.Random(SEED)
-    texts = [document(draw).replace("<|endoftext|>", "") for _ in range(typed.texts)]
-    start = time.process_time()
-    loss = loss_of(model, texts)
-    forward = time.process_time() - start
-    report, seconds = scanned(model, texts)
-    known = frozenset(loud(report))
-    lines: list[str] = []
+    kept, lines = Kept(typed.rows), list[str]()
 
     def say(line: str) -> None:
         lines.append(line)
         print(line, flush=True)
 
-    say(
-        f"`{Path(typed.model).name}`: {len(texts)} texts, loss {loss:.3g} nats per token; a plain "
-        f"forward pass {forward:.1f} s, a scan {seconds:.1f} s of processor time; warnings of the "
-        f"healthy model: {', '.join(sorted(known)) or 'none'}.\n"
-    )
+    def base_of(of_chats: bool) -> Base:
+        texts = texts_for(model, typed.model, typed.texts, of_chats)
+        return kept.get("chats" if of_chats else "documents", Base, lambda: base(model, texts))
+
+    drawn = random.Random(SEED).sample(FAULTS, len(FAULTS) if typed.lot is None else typed.lot)
+    every = FAULTS if typed.lot is None else drawn
+    chosen = [one for one in every if typed.only in one.name]
+    for of_chats, words in ((False, "documents"), (True, "chats")):
+        if any(one.of_chats == of_chats for one in chosen):
+            own = base_of(of_chats)
+            codes = ", ".join(sorted(own.known)) or "none"
+            say(
+                f"`{Path(typed.model).name}`: {len(own.texts)} {words}, loss {own.loss:.3g} nats "
+                f"per token; a plain forward pass {own.forward:.1f} s, a scan {own.scan:.1f} s of "
+                f"processor time; warnings of the healthy model: {codes}.\n"
+            )
     say("| fault | cost, nats | verdict | cause | new warnings | scan, s |")
     say("|---|---|---|---|---|---|")
-    counts: dict[str, int] = {}
-    drawn = random.Random(SEED).sample(FAULTS, len(FAULTS) if typed.lot is None else typed.lot)
-    for one in FAULTS if typed.lot is None else drawn:
-        if typed.only not in one.name:
-            continue
-        found = outcome(one, model, texts, known)
-        counts[found.verdict] = counts.get(found.verdict, 0) + 1
-        cost = "not finite" if math.isnan(found.cost) else f"{found.cost:.3g}"
-        codes = ", ".join(found.said)
-        line = (one.name, cost, found.verdict, found.cause, codes, f"{found.seconds:.0f}")
-        say(f"| {' | '.join(line)} |")
-    n = sum(counts.values()) - counts.get("free", 0)
-    say(f"\n{counts.get('named', 0)} of {n} named, {counts.get('wrong', 0)} with a wrong cause, "
-          f"{counts.get('missed', 0)} missed; {counts.get('free', 0)} cost nothing.")  # fmt: skip
+    every_found: list[Outcome] = []
+    for one in chosen:
+        own = base_of(one.of_chats)
+        found = kept.get(one.name, Outcome, partial(outcome, one, model, own))
+        every_found.append(found)
+        say(row(one.name, found))
+    say(total(every_found))
     if typed.page is not None:
-        before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        made = "\n".join(lines)
-        typed.page.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", encoding="utf-8")
+        written(typed.page, typed.model, lines)
 
 
 if __name__ == "__main__":
