@@ -1,5 +1,6 @@
 """SND084: weights that no training leaves."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -11,6 +12,7 @@ from sonde.findings.evidence.modules.altered_weights import (
     altered_weights,
 )
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.rule import SERIOUS, Breaks, Check, Explains, Figure, Location, Rule, Theme
 from sonde.findings.symptoms import Symptom
 from sonde.findings.words.places import places, read_command, sentence
@@ -48,7 +50,8 @@ class SND084(Rule):
         "forward pass: at most 16 distinct values, with at least 8 entries for each; at least 5 "
         "% of the entries exactly at the largest absolute value; or every entry equal to that "
         "of another weight that does not share its memory. A note if half of the weights are "
-        "like this: the model is then quantised, clipped or grown from copies on purpose. "
+        "like this: the model is then quantised, clipped or grown from copies on purpose, unless "
+        "a language model of rounded weights predicts worse than counts of tokens. "
         "Weights whose rows or columns are all equal are left out."
     )
     false_positives: ClassVar[str] = (
@@ -72,8 +75,9 @@ class SND084(Rule):
         }
         ranked = sorted(kinds.values(), key=len, reverse=True)
         paths = tuple(dict.fromkeys(p for one in altered.found for p in (one.path, one.other) if p))
+        is_purpose = share >= self.purpose and not _costs_the_model(ranked[0], evidence)
         return self.raised_with(
-            "note" if share >= self.purpose else "warning",
+            "note" if is_purpose else "warning",
             sentence(*(_said(some) for some in ranked), f"{plural(altered.n, 'weight')} tested."),
             figure,
             sites=paths,
@@ -81,6 +85,13 @@ class SND084(Rule):
             next=read_command(ranked[0][0].path),
             location=Location(modules=paths),
         )
+
+
+def _costs_the_model(some: Sequence[Altered], evidence: Evidence) -> bool:
+    """Return whether a language model of rounded weights is worse than counts of tokens."""
+    lens = evidence.get(measure_lens)
+    known = isinstance(lens, LensEvidence) and math.isfinite(lens.final)
+    return some[0].kind == "rounded" and known and not lens.beats_counts
 
 
 def _said(some: Sequence[Altered]) -> str:

@@ -33,7 +33,7 @@ from sonde.tap.streams.small_batches import cut, single, stacked, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
-FEWEST: Final = 256
+FEWEST: Final = 128
 """Least rows that are read after every block, however large the head."""
 AT_ONCE: Final = 512
 """Tokens of texts of one length that the model reads together."""

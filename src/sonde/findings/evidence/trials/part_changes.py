@@ -64,6 +64,9 @@ class PartChange:
         Factor on the logits.
     alone : bool
         Whether it is worth trying by itself, if the budget does not reach for the usual changes.
+    turn : int
+        When a large model tries it: a change of all layers at once has a turn from 1 on, the others
+        have 0 and are left out.
     """
 
     words: str
@@ -73,6 +76,7 @@ class PartChange:
     near: Callable[[], Sequence["PartChange"]] | None = None
     factor: float = 1.0
     alone: bool = False
+    turn: int = 0
 
 
 def part_changes(stream: LiveStream) -> list[PartChange]:
@@ -84,6 +88,7 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
     changes = [
         *pooled(stream, blocks),
         *_exchanged(names.modules, blocks),
+        *_tied(stream),
         *_activations(stream),
         *_epsilons(ran),
         *_means(ran),
@@ -91,7 +96,8 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
     ]
     for role, paths in roles.items():
         if len(paths) > 1 and all(_is_linear(ran[p]) for p in paths):
-            changes += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
+            turn = 3 if _is_at_an_end(role, roles) else 0
+            changes += [replace(_scaled(ran, role, paths, f), turn=turn) for f in (0.3, 3.0)]
     changes += _identities(ran)
     changes += [_scaled(ran, path, (path,), -1.0) for path in _inner_layers(ran, blocks)]
     for path in _members(ran, blocks):
@@ -189,6 +195,13 @@ def _roles(ran: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
     return {role: tuple(paths) for role, paths in paths_of.items()}
 
 
+def _is_at_an_end(role: str, roles: Mapping[str, tuple[str, ...]]) -> bool:
+    """Return whether a layer is the first or the last of its part of a block."""
+    parent = role.rpartition(".")[0]
+    inside = [other for other in roles if other.rpartition(".")[0] == parent]
+    return role in (inside[0], inside[-1])
+
+
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
@@ -275,12 +288,41 @@ def _activations(stream: LiveStream) -> Iterator[PartChange]:
         modules = [stream.probe.names.modules[p] for p in paths]
         where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         for name, function in ACTIVATIONS.items():
+            if _is_the_same(modules[0], function):
+                continue
             yield PartChange(
                 f"{name} for {kind} at {where}",
                 f"use {name} where the model has {kind}",
                 tuple(paths),
                 partial(hooked, modules, lambda x, y, f=function: y if x is None else f(x)),
+                turn=1,
             )
+
+
+def _is_the_same(module: nn.Module, function: Callable[[Tensor], Tensor]) -> bool:
+    x = torch.linspace(-3, 3, 12).reshape(1, 12)
+    with torch.no_grad():
+        return torch.allclose(module(x), function(x), atol=1e-6)
+
+
+def _tied(stream: LiveStream) -> Iterator[PartChange]:
+    """Yield a head with the token embeddings as its weight, where it has another of their shape."""
+    model: Any = stream.model.module
+    if stream.model.task != "causal" or not hasattr(model, "get_output_embeddings"):
+        return
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    own, other = (None if m is None else _weight(m) for m in (head, table))
+    if own is None or other is None or own is other or own.shape != other.shape:
+        return
+    path = next((n for n, m in stream.probe.names.modules.items() if m is head), "")
+    if path and own.data_ptr() != other.data_ptr():
+        yield PartChange(
+            f"the token embeddings as the weight of {path}",
+            "model.tie_weights(), with tie_word_embeddings true in the configuration",
+            (path,),
+            partial(with_values, [(head, "weight")], [table.weight]),
+            turn=1,
+        )
 
 
 def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
@@ -323,6 +365,7 @@ def _epsilons(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
                 f"{paths[0]}.{field} = {eps:g}" + (", and in the others" if len(paths) > 1 else ""),
                 tuple(paths),
                 partial(with_values, owners, [eps] * len(owners)),
+                turn=2,
             )
 
 
@@ -349,6 +392,7 @@ def _means(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
             f"norm.weight += {step:g} for every norm",
             tuple(paths),
             around,
+            turn=2,
         )
 
 
@@ -376,12 +420,12 @@ def _rotations(
     for new in (b for b in BASES if not 0.8 < b / base < 1.25):
         yield _of_tables(
             [t for _, t in tables], lambda t, b=new: float(t[0]) * b ** -steps.to(t),
-            f"rope_theta {new:,.0f} for {base:,.0f} in {path}", f"rope_theta = {new:.0f}", path,
+            f"rope_theta {new:,.0f} for {base:,.0f} in {path}", f"rope_theta = {new:.0f}", path, 1,
         )  # fmt: skip
     for factor in (0.125, 0.25, 0.5, 2.0, 4.0, 8.0):
         yield _of_tables(
             [t for _, t in tables], lambda t, f=factor: t * f,
-            f"positions times {factor:g} in {path}", f"rope factor {1 / factor:g}", path,
+            f"positions times {factor:g} in {path}", f"rope factor {1 / factor:g}", path, 4,
         )  # fmt: skip
     paths = [p for r, some in roles.items() if _turns(r, ran[some[0]], 2 * n) for p in some]
     for to_halves in (True, False):
@@ -394,6 +438,7 @@ def _rotations(
             partial(
                 hooked, [ran[p] for p in paths], lambda _, y, h=to_halves: _paired(y, 2 * n, h)
             ),
+            turn=3,
         )
 
 
@@ -411,7 +456,12 @@ def _paired(y: Tensor, width: int, to_halves: bool) -> Tensor:
 
 
 def _of_tables(
-    tables: Sequence[Tensor], new: Callable[[Tensor], Tensor], words: str, line: str, path: str
+    tables: Sequence[Tensor],
+    new: Callable[[Tensor], Tensor],
+    words: str,
+    line: str,
+    path: str,
+    turn: int,
 ) -> PartChange:
     @contextmanager
     def around() -> Iterator[None]:
@@ -424,7 +474,7 @@ def _of_tables(
             for table, old in zip(tables, before, strict=True):
                 table.copy_(old)
 
-    return PartChange(words, line, (path,), around)
+    return PartChange(words, line, (path,), around, turn=turn)
 
 
 def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Iterator[PartChange]:
@@ -451,7 +501,8 @@ def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Itera
     for (x, one), (y, two) in itertools.combinations(first.items(), 2):
         if one.shape == two.shape and x.rpartition(".")[0] == y.rpartition(".")[0]:
             pairs = [(f"{b}.{x}", f"{b}.{y}") for b in blocks if {x, y} <= inner[b].keys()]
-            yield _places_of(modules, pairs, f"{x} and {y} exchanged in every block")
+            change = _places_of(modules, pairs, f"{x} and {y} exchanged in every block")
+            yield replace(change, turn=2)
 
 
 def _further(

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
+from sonde.engine.progress import Bar
 from sonde.findings.evidence.answers.answers import class_answers, compared_answers, judge_heads
 from sonde.findings.evidence.answers.best_probe import reference_lead
 from sonde.findings.evidence.answers.head_answers import Heads
@@ -47,6 +48,13 @@ from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
 TEXTS, ROWS, LEAST = 64, 256, 12
 LONGEST, SHORTEST, FORWARDS = 128, 32, 3  # tokens of a text; forward passes of all texts
 FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
+FIRST_LOOK, OF_WIDE, NEAR = (1, 24), 1.5, 14
+"""Texts and tokens on which a large language model tries changes of all layers at once; the cost of
+all these trials, in budgets of trials; most changes near the best one that are tried then."""
+WIDE, OF_WIDE = (1, 24), 1.5
+"""Texts and tokens on which a large language model tries changes of all layers at once, and the
+cost of these trials, in budgets of all trials: they are tried beside the others, since no other
+finding names what they undo."""
 LEAD: Final = 0.03  # of a reference's accuracy or R^2, from which parts are tried
 SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
 LEAST_CHANGES: Final = 8
@@ -59,6 +67,7 @@ UNTRAINED: Final = 0.5
 COUNTS: Final = "the model predicts better than counts of tokens"
 PROBE: Final = "the model is as accurate as a probe of its layers"
 ERRS: Final = "the model's error is no larger than that of a probe of its layers"
+LARGE: Final = "not tried because the model is large; --deep tries changes to its parts"
 FINE: Final = (COUNTS, PROBE, ERRS)
 
 
@@ -204,32 +213,81 @@ def _searched(
     rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
     few = runs.few(even[:rows])
     able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
+    if runs.causal and able < sum(c.turn > 0 for c in every):
+        return _of_all_layers(runs, even, odd, every)
+    wide = [change for change in every if change.turn or change.alone]
+    if runs.causal and able < min(len(wide), len(every)):
+        return _of_all_layers(runs, even, odd, every)
     first = every[:able]
     if able < min(LEAST_CHANGES, len(every)):  # these were chosen by weights: a few passes
         first = [change for change in every if change.alone]
     budget.leave_out(PARTS, len(every) - len(first))
     if not first:
-        return "not tried because the model is large; --deep tries changes to its parts"
+        return LARGE
     own = few.logits(few.every)
     if own is None:
         return "the model's answers to a few rows are not known"
     temperature = few.temperature(own, few.every)
     reference = float(few.loss_of(temperature, own, few.every).mean())
-    tried: list[tuple[float, PartChange]] = []
     with budget.bar(PARTS, len(first)) as bar:
-        for change in first:
-            tried.append((few.mean(change, few.every), change))
-            bar.advance(1)
+        tried = _sorted_by_loss(few, first, bar)
     hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]
     if not hopes:  # the other rows have nothing to judge
         return _judged(few, few.every, None, temperature, len(first))
-    tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
+    tried = hopes[:KEPT]
     closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
     closer = _nearest(runs, few, even, closer, part)
     means = [(runs.mean(change, even), change) for change in closer]
     best = min(means, key=lambda t: t[0], default=(math.inf, None))[1]
     temperature = runs.temperature(runs.logits(even), even)
     return _judged(runs, odd, best, temperature, len(first) + len(closer))
+
+
+def _of_all_layers(
+    runs: "_Runs", even: Sequence[int], odd: Sequence[int], every: Sequence[PartChange]
+) -> PartTrials | str:
+    """Try the changes of all layers at once of a large language model, beside the other trials.
+
+    What a wrong configuration costs is seen in every text: a few tokens show what undoes it, and
+    more texts are read only if there is hope.
+    """
+    wide = sorted((c for c in every if c.turn or c.alone), key=lambda c: (not c.alone, c.turn))
+    whole = runs.evidence.budget
+    budget, few, more = whole.beside(OF_WIDE), runs.few(even, *FIRST_LOOK), runs.few(even)
+    first = wide[: int(budget.left() / max(1.0, few.cost))]
+    whole.leave_out(PARTS, len(every) - len(first))
+    if not first:
+        return LARGE
+    with budget.counting():
+        own = few.logits(few.every)
+        if own is None:
+            return "the model's answers to a few rows are not known"
+        temperature = few.temperature(own, few.every)
+        least = (1 - HOPE) * float(few.loss_of(temperature, own, few.every).mean())
+        with budget.bar(PARTS, len(first)) as bar:
+            tried = _sorted_by_loss(few, first, bar)
+        best = [change for loss, change in tried[:KEPT] if loss < least]
+        if not best:
+            return _judged(few, few.every, None, temperature, len(first))
+        near = best[0].near
+        if near is not None:
+            tried = _sorted_by_loss(few, near()[:NEAR])
+            best += [change for loss, change in tried[:KEPT] if loss < least]
+        best = [change for _, change in _sorted_by_loss(more, best)]
+        temperature = runs.temperature(runs.logits(even), even)
+        return _judged(runs, odd, best[0], temperature, len(first))
+
+
+def _sorted_by_loss(
+    runs: "_Runs", changes: Sequence[PartChange], bar: Bar | None = None
+) -> list[tuple[float, PartChange]]:
+    """Return the changes with the mean loss of all rows, the least loss first."""
+    tried: list[tuple[float, PartChange]] = []
+    for change in changes:
+        tried.append((runs.mean(change, runs.every), change))
+        if bar is not None:
+            bar.advance(1)
+    return sorted(tried, key=lambda t: t[0])
 
 
 def _judged(
@@ -332,11 +390,13 @@ class _Runs:
         """Number of operations of a forward pass of all rows."""
         return self.evidence.budget.cost.of(len(self.small) * (self.small.length or 1))
 
-    def few(self, which: Sequence[int]) -> "_Runs":
+    def few(
+        self, which: Sequence[int], n_texts: int = FEW_TEXTS, n_tokens: int = FEW_TOKENS
+    ) -> "_Runs":
         """Return the runs of a few of these rows, with texts cut to fewer tokens."""
-        kept = which[: FEW_TEXTS if self.causal else FEW_ROWS]
+        kept = which[: n_texts if self.causal else FEW_ROWS]
         singles = tuple(
-            cut(self.small.singles[i], FEW_TOKENS) if self.causal else self.small.singles[i]
+            cut(self.small.singles[i], n_tokens) if self.causal else self.small.singles[i]
             for i in kept
         )
         return _Runs(self.stream, self.evidence, replace(self.small, singles=singles), self.scores)
