@@ -1,18 +1,24 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import sonde
 from findings import _evidence as arrays
 from findings._counting import Counter, counting
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
+from lm_twin_case import TEXTS, twin
 from sonde.findings.codes.snd020 import SND020
 from sonde.findings.evidence.modules.fresh_weights import find_fresh_layers, fresh_layers
 from sonde.findings.evidence.trials import weight_sizes
+from sonde.findings.evidence.trials.anomaly_trials import Resized, resized_weights
 from sonde.findings.rule import Check
 from sonde.findings.trial import Trial
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
+from sonde.tap import LiveStream
+from sonde.tap.streams.small_batches import small_batches
 
 
 def ended(factor: float, depth: int = 6, trial: Trial | None = None) -> Check:
@@ -20,7 +26,7 @@ def ended(factor: float, depth: int = 6, trial: Trial | None = None) -> Check:
     net.get_submodule("blocks.2.up").get_parameter("weight").mul_(factor)
     stream = tensors(net, torch.randn(16, 5, 24, generator=torch.Generator().manual_seed(0)))
     known = {find_fresh_layers: fresh_layers(stream, 0)}
-    tried = {} if trial is None else {weight_sizes.resized: trial}
+    tried = {} if trial is None else {weight_sizes.resized: Resized(trial, ("blocks.2.up",))}
     return SND020().check(evidence_of(stream).having(known | tried))
 
 
@@ -37,6 +43,21 @@ def test_a_weight_without_which_the_answers_get_worse_is_a_note(after: float, le
     changed = before + after + 2.5
     trial = Trial("blocks.2.up / 10", "part", "loss", torch.arange(3), before, changed)
     assert_raised(ended(10.0, trial=trial), level)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_weight_that_was_trained_to_its_size_does_not_hide_another() -> None:
+    module = deepcopy(twin().module)
+    scaled, trained = "model.layers.3.self_attn.o_proj", "model.layers.1.mlp.up_proj"
+    module.get_submodule(scaled).get_parameter("weight").mul_(8)
+    stream = sonde.read(replace(twin(), module=module), list(TEXTS))
+    assert isinstance(stream, LiveStream)
+    small = small_batches(stream.model, stream.inputs, range(len(TEXTS)), 14)
+    tried = resized_weights(stream, evidence_of(stream), small, {trained: 8.0, scaled: 8.0})
+    assert tried is not None
+    assert tried.paths == (scaled,)
+    assert float(tried.trial.after.mean()) > float(tried.trial.before.mean()) + 1
 
 
 def test_the_gain_of_a_norm_is_compared_with_those_of_the_other_blocks() -> None:

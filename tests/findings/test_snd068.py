@@ -17,6 +17,7 @@ import sonde
 from findings._counting import Counter, counting
 from findings._evidence import evidence_of as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of
+from lm_twin_case import TEXTS, twin
 from sonde.findings.codes.snd068 import SND068
 from sonde.findings.evidence.facts import by_answers
 from sonde.findings.evidence.record import Evidence
@@ -354,3 +355,22 @@ def test_a_gain_of_few_answers_is_a_note(mended: int, level: str) -> None:
     )  # fmt: skip
     evidence = arrays(torch.randn(80, 4))
     assert_raised(SND068().check(evidence.having({part_trials: trials})), level)
+
+
+@pytest.mark.slow
+def test_a_large_language_model_is_tried_with_changes_of_all_layers_on_a_few_tokens() -> None:
+    module: Any = deepcopy(twin().module)
+    rope = module.model.rotary_emb
+    n = len(rope.inv_freq)
+    rope.inv_freq = 100.0 ** (-torch.arange(n) / n)
+    texts = [f"{a} {b}" for a in TEXTS for b in TEXTS if a != b]
+    stream = sonde.read(replace(twin(), module=module), texts)
+    assert isinstance(stream, LiveStream)
+    budget = TrialBudget(lambda: (ForwardCost(0.0, 1.0), 400.0))  # 4 trials of three short texts
+    evidence = evidence_of(stream).having({measure_lens: lens_evidence(stream)})
+    trials = part_trials(stream, replace(evidence, budget=budget))
+    assert isinstance(trials, PartTrials)
+    assert trials.change is not None
+    assert trials.change.words.startswith("rope_theta 10,000 for 100")
+    assert trials.p < 0.001
+    assert trials.n_tried <= 1.5 * 400 / 24

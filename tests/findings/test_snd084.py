@@ -12,6 +12,7 @@ from findings._nets import assert_clear, assert_raised
 from sonde.compress import RTN
 from sonde.findings.codes.snd084 import SND084
 from sonde.findings.evidence.modules.altered_weights import altered_weights
+from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.rule import Check
 from sonde.run.reading.read import read
 from sonde.tap import LiveStream
@@ -101,3 +102,19 @@ def test_trained_shared_and_zero_weights_are_clear() -> None:
 
 def test_a_net_whose_weights_are_all_cut_off_is_so_on_purpose() -> None:
     assert_raised(checked(_whole), "note")
+
+
+@pytest.mark.parametrize(("loss", "level"), [(3.0, "note"), (6.0, "warning")])
+def test_rounded_weights_of_a_language_model_that_is_worse_than_counts_are_no_purpose(
+    loss: float, level: str
+) -> None:
+    net = net_of().requires_grad_(False)
+    for i in range(4):
+        _at(i, lambda w: (w * 8).round() / 8)(net)
+    stream = read(net.eval(), torch.randn(8, 12), sites="3")
+    assert isinstance(stream, LiveStream)
+    known = {
+        altered_weights: altered_weights(stream),
+        measure_lens: LensEvidence(final=loss, unigram=5.0, counted=4.0),
+    }
+    assert_raised(SND084().check(evidence_of(torch.randn(30, 4)).having(known)), level)

@@ -173,3 +173,16 @@ def test_spellings_of_texts_ask_the_budget_in_operations() -> None:
         assert sum(seen) <= total
         assert "spelling" in budget.text() or total > 6e3
     assert spent[6e3] < spent[3e4]
+
+
+@pytest.mark.slow
+def test_a_way_that_few_texts_need_is_tried_before_those_that_change_every_text() -> None:
+    texts = [f"<|im_start|><|im_start|>{a} {b}" for a in TEXTS for b in TEXTS[:4]]
+    stream = sonde.read(twin(), texts, max_length=32)
+    assert isinstance(stream, LiveStream)
+    budget = TrialBudget(lambda: (ForwardCost(0.0, 1.0), 400.0))  # for one way on a few texts
+    forms = text_forms(stream, replace(evidence_of(stream), budget=budget))
+    assert forms is not None
+    loss = forms.losses["with repeated control tokens once"]
+    assert float(loss.mean()) < float(forms.given.mean())
+    assert "spellings of the texts" in budget.text()

@@ -1,7 +1,8 @@
 """``python -m tools.lm.faults [MODEL]``: what a scan says of faults that people make.
 
 Each fault is planted into a language model or its texts, and one scan runs. A fault counts if it
-costs: if the loss on the texts rises by 0.05 nats per token, or if the model gives NaN. It is
+costs: if the loss on the texts rises by 0.05 nats per token, or if the model gives NaN. Of texts
+that a fault makes longer, the loss is divided by the number of tokens without the fault. It is
 *named* if a warning or error that the healthy model does not have is of a code that describes the
 fault, or names the damaged module; the scan is *wrong* if its stated cause is neither; else it
 *missed* the fault. The codes of each fault are listed in ``tools.lm.planted``,
@@ -63,8 +64,8 @@ class Outcome:
     seconds: float
 
 
-def loss_of(model: Model, texts: Sequence[str]) -> float:
-    """Return the cross-entropy of texts, nats per token."""
+def loss_of(model: Model, texts: Sequence[str]) -> tuple[float, int]:
+    """Return the cross-entropy of texts, summed over tokens, and the number of tokens."""
     total, count = 0.0, 0
     with torch.no_grad():
         for text in texts:
@@ -72,7 +73,7 @@ def loss_of(model: Model, texts: Sequence[str]) -> float:
             log_p = model.module(input_ids=ids, use_cache=False).logits[0].float().log_softmax(1)
             total -= float(log_p[:-1].gather(1, ids[0, 1:, None]).sum())
             count += ids.shape[1] - 1
-    return total / count
+    return total, count
 
 
 def scanned(model: Model, texts: Texts) -> tuple[Any, float]:
@@ -98,8 +99,8 @@ class Base:
     Parameters
     ----------
     texts : list of str
-    loss : float
-        In nats per token.
+    loss, n_tokens : float, int
+        In nats per token, and the number of tokens.
     known : frozenset of str
         Codes of the warnings and errors of a scan.
     forward, scan : float
@@ -108,6 +109,7 @@ class Base:
 
     texts: Texts
     loss: float
+    n_tokens: int
     known: frozenset[str]
     forward: float
     scan: float
@@ -116,10 +118,10 @@ class Base:
 def base(healthy: Model, texts: Texts) -> Base:
     """Read the texts with the healthy model, and scan it."""
     start = time.process_time()
-    loss = loss_of(healthy, texts)
+    loss, n = loss_of(healthy, texts)
     forward = time.process_time() - start
     report, seconds = scanned(healthy, texts)
-    return Base(texts, loss, frozenset(loud(report)), forward, seconds)
+    return Base(texts, loss / n, n, frozenset(loud(report)), forward, seconds)
 
 
 def outcome(one: Fault, healthy: Model, own: Base) -> Outcome:
@@ -127,7 +129,8 @@ def outcome(one: Fault, healthy: Model, own: Base) -> Outcome:
     module = copy.deepcopy(healthy.module)
     changed = one.plant(module, list(own.texts))
     model = replace(healthy, module=module)
-    cost = loss_of(model, changed) - own.loss
+    loss, n = loss_of(model, changed)
+    cost = loss / min(n, own.n_tokens) - own.loss
     if cost < COSTS:
         return Outcome("free", cost, (), "", 0.0)
     report, seconds = scanned(model, changed)

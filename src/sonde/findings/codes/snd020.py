@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers, find_fresh_layers
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.anomaly_trials import Resized, loses
 from sonde.findings.evidence.trials.weight_sizes import (
     DEVIATIONS,
     RATIO,
@@ -17,7 +18,7 @@ from sonde.findings.evidence.trials.weight_sizes import (
 )
 from sonde.findings.rule import Breaks, Check, Explains, Figure, Rule, Theme
 from sonde.findings.symptoms import Symptom
-from sonde.findings.trial import Trial, gained
+from sonde.findings.trial import gained
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, plural
 
@@ -62,7 +63,9 @@ class SND020(Rule):
         "most 1/4 of the median of the others in its group (3 times or 1/3: a note), and if the "
         "logarithm of this ratio is 6 robust standard deviations away (1.48 times the median "
         "deviation, at least log 1.2). A note, too, if the weights were tried at the size of the "
-        "others and the answers got worse by a tenth: then the model was trained so."
+        "others and the answers got worse by a tenth: then the model was trained so. Of several "
+        "such layers, the three largest are tried one by one, and those that make the answers "
+        "worse are left out."
     )
     false_positives: ClassVar[str] = (
         "Models that deliberately scale blocks by depth, so that the first block differs "
@@ -87,13 +90,16 @@ class SND020(Rule):
         figure = Figure("size_over_siblings", worst, null=1.0, threshold=self.noted)
         if not outliers:
             return self.clear(figure)
+        tried: Resized | None = evidence.get(resized)
+        trial = None if tried is None else tried.trial
+        if tried is not None:  # weights of the others were trained to their size
+            outliers = [o for o in outliers if o.path in tried.paths] or outliers
         first = max(outliers, key=lambda o: abs(math.log(o.ratio)))
         is_larger = first.ratio > 1
         times = f"{number(max(first.ratio, 1 / first.ratio))} times " + (
             "as large as" if is_larger else "smaller than"
         )
         more = [o.path for o in outliers if o is not first]
-        trial: Trial | None = evidence.get(resized)
         fix = "" if trial is None or not trial.holds else f"With {trial.change}: {gained(trial)}."
         text = (
             f"The weights of {first.path} are {times} those of the same layer in "
@@ -101,9 +107,9 @@ class SND020(Rule):
             "others)."
         )
         is_far = abs(math.log(first.ratio)) >= math.log(self.ratio)
-        loses = trial is not None and _is_worse(trial)
+        is_worse = trial is not None and loses(trial)
         return self.raised_with(
-            "warning" if is_far and not loses else "note",
+            "warning" if is_far and not is_worse else "note",
             sentence(text, f"The weights of {places(more)} differ as well." if more else ""),
             figure,
             sites=tuple(o.path for o in outliers),
@@ -112,9 +118,3 @@ class SND020(Rule):
             fix=fix,
             trial=trial,
         )
-
-
-def _is_worse(trial: Trial) -> bool:
-    """Return whether the answers of the changed weights are worse by a tenth of their score."""
-    before, after = float(trial.before.mean()), float(trial.after.mean())
-    return after < before - 0.1 * abs(before)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from sonde.tap import LiveStream
 from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches
 
+MOST_ALONE: Final = 3
+"""Outlying weights that are each tried by themselves, the largest first."""
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -92,25 +95,55 @@ def _refitted(
             norm.get_buffer(name).copy_(buffer)
 
 
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """The trial of weights divided by their size relative to their siblings.
+
+    Parameters
+    ----------
+    trial : Trial
+    paths : tuple of str
+        The layers that were divided, the largest deviation first.
+    """
+
+    trial: Trial
+    paths: tuple[str, ...]
+
+
 def resized_weights(
     stream: LiveStream, evidence: Evidence, small: SmallBatches, ratios: Mapping[str, float]
-) -> Trial | None:
+) -> Resized | None:
     """Return the trial of weights divided by their size relative to their siblings.
 
-    The factor comes from the weights alone, so that no row chooses it.
+    The factor comes from the weights alone, so that no row chooses it. Of several weights, those
+    whose own division makes the answers worse by a tenth were trained so, and keep their size; the
+    trial is of the others together, and of all if no other is left.
     """
-    modules = stream.probe.names.modules
-    weights = [(w, r) for path, r in ratios.items() if (w := _weight(modules[path])) is not None]
-    if not weights:
-        return None
     before = row_scores(stream, evidence, small)
-    after = row_scores(stream, evidence, small, _divided(weights))
-    if before is None or after is None:
+    if before is None:
         return None
-    path = next(iter(ratios))
-    rest = f" and {len(ratios) - 1} more" if len(ratios) > 1 else ""
-    words = f"the weights of {path}{rest} divided by {ratios[path]:.3g}"
-    return before.tried(after, words, "part")
+
+    def tried(some: Mapping[str, float]) -> Resized | None:
+        modules = stream.probe.names.modules
+        weights = [(w, r) for path, r in some.items() if (w := _weight(modules[path])) is not None]
+        after = row_scores(stream, evidence, small, _divided(weights)) if weights else None
+        if after is None:
+            return None
+        path = next(iter(some))
+        rest = f" and {len(some) - 1} more" if len(some) > 1 else ""
+        words = f"the weights of {path}{rest} divided by {some[path]:.3g}"
+        return Resized(before.tried(after, words, "part"), tuple(some))
+
+    alone = {path: tried({path: ratios[path]}) for path in [*ratios][:MOST_ALONE]}
+    lost = {path for path, one in alone.items() if one is not None and loses(one.trial)}
+    rest = {path: ratio for path, ratio in ratios.items() if path not in lost} or ratios
+    return alone[next(iter(rest))] if len(rest) == 1 else tried(rest)
+
+
+def loses(trial: Trial) -> bool:
+    """Return whether the answers after the change are worse by a tenth of their score."""
+    before, after = float(trial.before.mean()), float(trial.after.mean())
+    return after < before - 0.1 * abs(before)
 
 
 def _weight(module: nn.Module) -> Tensor | None:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from sonde.findings.evidence.trials.block_order import pairs_by_jumps
 from sonde.tap import LiveStream
 from sonde.tap.model.blocks import block_paths
+from sonde.tap.model.readout import head_module
 
 FIRST: Final = (0.0, 0.4, 2.5)
 FACTORS: Final = (-1.0, 0.0, 0.0625, 0.125, 0.18, 0.25, 0.33, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 8.0)
@@ -307,15 +308,16 @@ def _is_the_same(module: nn.Module, function: Callable[[Tensor], Tensor]) -> boo
 
 def _tied(stream: LiveStream) -> Iterator[PartChange]:
     """Yield a head with the token embeddings as its weight, where it has another of their shape."""
-    model: Any = stream.model.module
-    if stream.model.task != "causal" or not hasattr(model, "get_output_embeddings"):
+    head = head_module(stream.probe)
+    own = None if head is None else _weight(head)
+    if stream.model.task != "causal" or head is None or own is None:
         return
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    own, other = (None if m is None else _weight(m) for m in (head, table))
-    if own is None or other is None or own is other or own.shape != other.shape:
+    modules = stream.probe.names.modules
+    path = next((n for n, m in modules.items() if m is head), "")
+    table = next((m for m in modules.values() if isinstance(m, nn.Embedding)), None)
+    if not path or table is None or table.weight.shape != own.shape:
         return
-    path = next((n for n, m in stream.probe.names.modules.items() if m is head), "")
-    if path and own.data_ptr() != other.data_ptr():
+    if table.weight.data_ptr() != own.data_ptr():
         yield PartChange(
             f"the token embeddings as the weight of {path}",
             "model.tie_weights(), with tie_word_embeddings true in the configuration",

@@ -11,9 +11,8 @@ import torch
 
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers, Size, find_fresh_layers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.trials.anomaly_trials import resized_weights
+from sonde.findings.evidence.trials.anomaly_trials import MOST_ALONE, Resized, resized_weights
 from sonde.findings.self_check import chosen_examples
-from sonde.findings.trial import Trial
 from sonde.findings.trial_budget import counted
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
@@ -91,7 +90,7 @@ def ratios(group: Sequence[tuple[str, float]]) -> list[float]:
 
 
 @counted
-def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
+def resized(stream: LiveStream, evidence: Evidence) -> Resized | None:
     """Return the trial of outlying weights rescaled to the size of their siblings."""
     layers = evidence.get(find_fresh_layers)
     if layers is None:
@@ -102,7 +101,8 @@ def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
     outliers.sort(key=lambda o: -abs(math.log(o.ratio)))
     causal = stream.model.task == "causal"
     most, least = (LONGEST, SHORTEST) if causal else (1, 1)  # tokens of a row
-    able = evidence.budget.rows(ROWS * most, FEWEST * least, 2, PART)
+    n_forwards = 2 if len(outliers) == 1 else 2 + min(len(outliers), MOST_ALONE)
+    able = evidence.budget.rows(ROWS * most, FEWEST * least, n_forwards, PART)
     n = max(FEWEST, able // most)
     longest = min(most, able // n) if causal else None  # texts are cut before any is left out
     chosen = chosen_examples(stream, n, evidence.data.seed)
