@@ -35,7 +35,7 @@ from sonde.tap.streams.small_batches import SmallBatches, small_batches
 TEXTS, LONGEST, SHORTEST, LEAST = 32, 96, 32, 8
 # Texts are cut before they are left out: a signed-rank test of nine texts cannot reach 0.1 %.
 WHOLE, PART = 6, 0.5  # forward passes of all texts; part of the budget
-JUDGED = 2.0  # budgets of all trials, for a way that shortened the loss of the first texts
+JUDGED = 2.0  # budgets of all trials, for ways that lowered the loss of the first texts
 SPELLINGS: Final = ("spelling of the texts", "spellings of the texts")
 FIRST, FEWEST, MOST = 8, 3, 3  # texts on which a way is tried first; ways tried on all texts
 HOPE: Final = 0.02
@@ -207,13 +207,14 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
             if ratio < 1.0 - HOPE:
                 ratios[words] = ratio
         losses, every = dict[str, Tensor](), range(len(texts))
-        judged = budget.beside(JUDGED) if ratios else budget
+        more = budget.beside(JUDGED) if ratios else budget
         for words in sorted(ratios, key=lambda words: ratios[words])[:MOST]:
-            if not judged.affords(len(texts) * longest):
+            payer = budget if budget.affords(len(texts) * longest) else more
+            if not payer.affords(len(texts) * longest):
                 budget.leave_out(SPELLINGS, 1)
                 continue
-            with judged.counting():
-                loss = _as_given(stream, own, changing[words][0], every, judged)
+            with payer.counting():
+                loss = _as_given(stream, own, changing[words][0], every, payer)
             if loss is not None:
                 losses[words] = loss
     return TextForms(given, losses, own.order, own.chooses)
