@@ -8,6 +8,7 @@ import importlib
 import inspect
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
@@ -27,7 +28,9 @@ SHORTEST, LONGEST = 24, 48
 @cache
 def _helped() -> tuple[tuple[str, str], ...]:
     """Return the names of functions and classes with the paragraphs of their help, in order."""
-    return tuple(dict.fromkeys(_members()))
+    with warnings.catch_warnings():  # parts of ``typing`` warn when they are looked at
+        warnings.simplefilter("ignore")
+        return tuple(dict.fromkeys(_members()))
 
 
 def _members() -> Iterator[tuple[str, str]]:
