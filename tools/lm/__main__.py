@@ -8,16 +8,15 @@ in. ``--page`` writes the table between the lines of a page.
 """
 
 import argparse
-import logging
 import math
 import random
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tools.lm.commands import parsed, write_part
 from tools.lm.train_twin import FOLDER, document
 
 import sonde
@@ -170,11 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.lm", description=__doc__)
     default = f"{FOLDER}@model.layers.3"
     parser.add_argument("models", nargs="*", default=[default], help="FOLDER@SITE of each model")
-    parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser)
     sentences, found = list[str](), dict[str, Figures]()
     for text in typed.models:
         folder, _, site = text.rpartition("@")
@@ -182,9 +177,7 @@ def main() -> None:
         sentences.append(sentence)
     printed = "\n\n".join(["\n".join(sentences), "\n".join(table(found))])
     print(printed)
-    if typed.page is not None:
-        before, after = typed.page.read_text().split(START)[0], typed.page.read_text().split(END)[1]
-        typed.page.write_text(f"{before}{START}\n\n{printed}\n\n{END}{after}")
+    write_part(typed.page, START, END, printed)
 
 
 if __name__ == "__main__":

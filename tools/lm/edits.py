@@ -15,16 +15,15 @@ which a change of one layer is nothing.
 import argparse
 import copy
 import json
-import logging
 import random
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tools.lm.commands import parsed, write_part
 from tools.lm.known_facts import known_facts
 from tools.lm.other_edits import merged, steered, unlearned
 from tools.lm.rome import rome_weight
@@ -159,11 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="edits to judge")
     parser.add_argument("--results", type=Path, default=Path("reports/lm"), help="folder of lines")
-    parser.add_argument("--page", type=Path, help="a page with the two lines of this tool")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser)
     name = Path(typed.model).name
     typed.results.mkdir(parents=True, exist_ok=True)
     path = typed.results / f"{name}.jsonl"
@@ -186,9 +181,7 @@ def main() -> None:
     printed = f"`{name}`, facts at `{typed.layer}`, steering at `{typed.site}`:\n\n"
     printed += "\n".join(table(lines))
     print(printed)
-    if typed.page is not None:
-        before, after = typed.page.read_text().split(BEGIN)[0], typed.page.read_text().split(END)[1]
-        typed.page.write_text(f"{before}{BEGIN}\n\n{printed}\n\n{END}{after}")
+    write_part(typed.page, BEGIN, END, printed)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ token is in.
 """
 
 import argparse
-import logging
 import random
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from tools.lm.__main__ import TokenRows, instruments, read_rows
+from tools.lm.commands import parsed
 from tools.lm.train_twin import FOLDER, document
 from torch import Tensor
 
@@ -76,10 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.lm.few_rows", description=__doc__)
     default = f"{FOLDER}@model.layers.3"
     parser.add_argument("models", nargs="*", default=[default], help="FOLDER@SITE of each model")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser, has_page=False)
     draw = random.Random(1)
     texts = [document(draw).replace("<|endoftext|>", "") for _ in range(SEEDS)]
     for text in typed.models:

@@ -13,11 +13,10 @@ import random
 import tempfile
 import textwrap
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Final
 
-import torch
+from tools.lm.commands import parsed, write_part
 from tools.lm.train_twin import FOLDER
 
 import sonde
@@ -95,11 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.lm.healthy", description=__doc__)
     parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
     parser.add_argument("--only", default="", help="kinds whose name contains this text")
-    parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser)
     model = sonde.load(typed.model)
     lines = [f"`{Path(typed.model).name}`\n", "| texts | cause | warnings | scan, s |"]
     lines.append("|---|---|---|---|")
@@ -116,11 +111,7 @@ def main() -> None:
             cause = report.json().get("cause") or "none"
             lines.append(f"| {name} | {cause} | {', '.join(loud) or 'none'} | {seconds:.0f} |")
             print(lines[-1], flush=True)
-    if typed.page is not None:
-        before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        made = "\n".join(lines)
-        typed.page.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", encoding="utf-8")
+    write_part(typed.page, BEGIN, END, "\n".join(lines))
 
 
 if __name__ == "__main__":

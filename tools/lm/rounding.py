@@ -7,17 +7,15 @@ help pages of Python.
 """
 
 import argparse
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Final
 
-import torch
+from tools.lm.commands import parsed, write_part
 from tools.lm.faults import loss_of
 from tools.lm.train_twin import FOLDER
 
@@ -63,11 +61,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(FOLDER), help="a model folder")
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3], help="bits of a weight")
     parser.add_argument("--only", default="", help="grids whose name contains this text")
-    parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser)
     model: Any = sonde.load(typed.model)
     pages = [topics[name][:LETTERS] for name in sorted(topics)]
     own = math.exp(loss_of(model, pages[JUDGING]))
@@ -87,11 +81,7 @@ def main() -> None:
             got = math.exp(loss_of(small, pages[JUDGING]))
             lines.append(f"| {bits} | {name} | {got:.1f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
-    if typed.page is not None:
-        before, _, rest = typed.page.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        made = "\n".join(lines)
-        typed.page.write_text(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}", encoding="utf-8")
+    write_part(typed.page, BEGIN, END, "\n".join(lines))
 
 
 if __name__ == "__main__":
