@@ -15,11 +15,9 @@ The tiny twin reads documents of its own language, a pretrained model paragraphs
 import argparse
 import copy
 import json
-import logging
 import math
 import random
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tools.lm.commands import parsed, write_part
 from tools.lm.planted import FAULTS, SEED, Fault, Texts
 from tools.lm.texts import chats, prose
 from tools.lm.train_twin import FOLDER, document
@@ -205,10 +204,7 @@ def written(page: Path, folder: str, lines: Sequence[str]) -> None:
     """Replace the part of a page between the marks of this model."""
     name = "" if folder == str(FOLDER) else f" {Path(folder).name}"
     begin, end = (mark.replace(" -->", f"{name} -->") for mark in (BEGIN, END))
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
-    made = "\n".join(lines)
-    page.write_text(f"{before}{begin}\n\n{made}\n\n{end}{after}", encoding="utf-8")
+    write_part(page, begin, end, "\n".join(lines))
 
 
 def main() -> None:
@@ -219,11 +215,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="faults whose name contains this text")
     parser.add_argument("--lot", type=int, help="only this many faults, drawn by a fixed seed")
     parser.add_argument("--rows", type=Path, help="file of outcomes, which a later run goes on")
-    parser.add_argument("--page", type=Path, help="page whose part between two marks is replaced")
-    typed = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    typed = parsed(parser)
     model = sonde.load(typed.model)
     kept, lines = Kept(typed.rows), list[str]()
 

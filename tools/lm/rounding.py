@@ -55,6 +55,12 @@ def grids(model: Model, bits: int, examples: Sequence[str]) -> dict[str, Callabl
     }
 
 
+def perplexity(model: Any, texts: list[str]) -> float:
+    """Return the perplexity of a model on texts."""
+    loss, n_tokens = loss_of(model, texts)
+    return math.exp(loss / n_tokens)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m tools.lm.rounding", description=__doc__)
@@ -64,7 +70,7 @@ def main() -> None:
     typed = parsed(parser)
     model: Any = sonde.load(typed.model)
     pages = [topics[name][:LETTERS] for name in sorted(topics)]
-    own = math.exp(loss_of(model, pages[JUDGING]))
+    own = perplexity(model, pages[JUDGING])
     lines = [
         f"`{Path(typed.model).name}`: perplexity {own:.1f} as it is\n",
         "| bits | grid | perplexity | planning, s |",
@@ -78,7 +84,7 @@ def main() -> None:
             start = time.process_time()
             small = replace(model, module=plan().fold(model))
             seconds = time.process_time() - start
-            got = math.exp(loss_of(small, pages[JUDGING]))
+            got = perplexity(small, pages[JUDGING])
             lines.append(f"| {bits} | {name} | {got:.1f} | {seconds:.0f} |")
             print(lines[-1], flush=True)
     write_part(typed.page, BEGIN, END, "\n".join(lines))
