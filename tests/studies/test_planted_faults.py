@@ -5,12 +5,23 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sonde.compress import PruneWeights, QuantCache
+from sonde.compress import (
+    RTN,
+    PruneWeights,
+    QuantCache,
+    WeightCodebook,
+)
 from sonde.core import CachePacking
+from sonde.explain import FaultLines
 from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
 from sonde_studies._bit_orders import BLOCKS, rounded_net
 from sonde_studies._cached import SmallerCaches, pieces
+from sonde_studies._digits import encoder, shuffled
 from sonde_studies._help_pages import gains_of, language_model
+from sonde_studies._shrunk import wide_net
+from sonde_studies.depth_pretrained import share_by_lot
+from sonde_studies.memories import DIM, unasked_for
+from sonde_studies.stacked_blocks import reopened
 from sonde_studies.study import NULL_LEVEL, Outcome
 
 HEAD = "lm_head.weight"
@@ -92,3 +103,60 @@ def test_another_bar_than_that_of_chance_is_seen_by_orders_by_lot():
     ]
     assert not _seen(1 - lot / one for one, (_, lot) in zip(usual, lots, strict=True))
     assert _seen(1 - lot / one for one, (_, lot) in zip(more, lots, strict=True))
+
+
+@pytest.mark.slow
+def test_a_state_that_tells_the_pattern_is_seen_by_a_memory_that_is_asked_nothing():
+    draw = torch.Generator().manual_seed(0)
+    stored = 2.0 * torch.randint(2, (256, DIM), generator=draw) - 1
+    for flipped, leaks in ((0.5, False), (0.4, True)):
+        assert _seen([unasked_for(stored, 1.0, draw, flipped) - 0.5 for _ in range(5)]) == leaks
+
+
+@pytest.mark.slow
+def test_a_rewrite_that_touches_another_layer_is_seen_by_one_of_eight_bits():
+    nets = [wide_net(seed, tiny=False) for seed in range(4)]
+    eight = WeightCodebook(8, steps=2, layers=("2", "4"))
+    assert not _seen(net.dearer(eight) for net in nets)
+    assert _seen(net.dearer(RTN(2, 128, layers=("6",))) for net in nets)
+
+
+def test_sets_of_too_few_blocks_are_seen_by_halves_by_lot():
+    draw = torch.Generator().manual_seed(0)
+    added = [torch.rand(30, generator=draw).exp() for _ in range(10)]
+    for n, wrong in ((15, False), (14, True)):
+        shares = [share_by_lot(x, n, seed) - 0.5 for seed, x in enumerate(added)]
+        assert _seen(shares) == wrong
+
+
+@pytest.mark.slow
+def test_a_cut_file_is_seen_by_one_that_is_opened_whole():
+    nets = [wide_net(seed, tiny=False) for seed in range(4)]
+    assert not _seen(reopened(net, 4.25) for net in nets)
+    assert _seen(reopened(net, 4.25, 102_000) for net in nets)
+
+
+@pytest.mark.slow
+def test_bounds_that_are_not_turned_are_seen_by_directions_in_another_order():
+    differ = list[float]()
+    for seed in range(4):
+        draw = torch.Generator().manual_seed(seed)
+        x, label = shuffled(draw)
+        net = encoder(x[:400], label[:400], 16, seed, 60)
+        with torch.no_grad():
+            hidden, second = net[1](net[0](x[:400])), net(x[400:440]).argsort(1)[:, -2]
+        widest = torch.linalg.svd(hidden - hidden.mean(0), full_matrices=False)[2]
+        reach = ((hidden - hidden.mean(0)) @ widest.T).std(0).expand(40, -1)
+        counts = [
+            torch.as_tensor(
+                FaultLines(steps=60).explain(
+                    net, x[400:440], concepts=bank, other=second, site="1", bounds=(-far, far)
+                ).value
+            ).clamp(max=16)
+            for bank, far in (
+                (widest, reach), (widest.flip(0), reach.flip(1)), (widest.flip(0), reach)
+            )
+        ]  # fmt: skip
+        assert counts[0].tolist() == counts[1].tolist()
+        differ.append(float((counts[2] - counts[0]).mean()))
+    assert _seen(differ)

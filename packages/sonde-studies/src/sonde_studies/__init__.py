@@ -61,6 +61,7 @@ STUDIES: dict[str, str] = {
     "defined-anomaly": "DefinedAnomalyStudy",
     "dense-composites": "DenseCompositesStudy",
     "dense-contrast": "DenseContrastStudy",
+    "depth-pretrained": "DepthPretrainedStudy",
     "depth-use": "DepthUseStudy",
     "dict-lookup": "DictLookupStudy",
     "did-it-memorise": "DidItMemoriseStudy",

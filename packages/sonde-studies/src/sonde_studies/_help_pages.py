@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sonde
 from sonde import InputError, Model
+from sonde.core import Inputs
 from sonde.data import open_inputs
 from sonde.weights import Rewrite
 from sonde_studies.places import PLACES
@@ -72,6 +73,11 @@ def losses_of(module: Any, ids: Tensor) -> Tensor:
     return -log_p.gather(1, ids[0, 1:, None])[:, 0]
 
 
+def needed(rule: Rewrite, data: Inputs) -> dict[str, Inputs]:
+    """Return the examples that a rewrite cannot do without: plain rounding reads none."""
+    return {name: data for name, need in rule.reads().items() if not need.optional}
+
+
 def gains_of(
     model: Model, seed: int, tiny: bool, plain: Rewrite, informed: Rewrite
 ) -> dict[str, float]:
@@ -92,7 +98,7 @@ def gains_of(
     loss = list[tuple[float, float]]()
     for rule in (plain, informed):
         data = open_inputs(model, texts[:n_calibrated])
-        new = rule.plan(model, {name: data for name in rule.reads()}).fold(model)
+        new = rule.plan(model, needed(rule, data)).fold(model)
         loss.append((mean_loss(model, new, own), mean_loss(model, new, held)))
     gain = [a - b for a, b in zip(*loss, strict=True)]
     return {

@@ -28,17 +28,23 @@ class Shrunk:
     model : Model
     rows : Tensor
     fresh : Inputs
+    judged : pair of Tensor, optional
+        Test rows and their labels.
     """
 
     model: Model
     rows: Tensor
     fresh: Inputs
+    judged: tuple[Tensor, Tensor] | None = None
 
     def planned(self, rule: Rewrite, rows: Tensor | None = None, net: Any = None) -> RewritePlan:
-        """Return the plan of a rewrite for this net or another net."""
+        """Return the plan of a rewrite for this net or another net.
+
+        Examples are given to rewrites that need them: plain rounding reads none.
+        """
         live = self._model(self.model.module if net is None else net)
         needs = list(rule.reads().values())
-        if not needs:
+        if not needs or needs[0].optional:
             return rule.plan(live)
         given: Any = open_inputs(live, self.rows if rows is None else rows)
         if getattr(needs[0], "summed", None) is not None:
@@ -55,6 +61,18 @@ class Shrunk:
 
     def _model(self, module: Any) -> Model:
         return Model(module, config=self.model.config, task=self.model.task)
+
+    @torch.no_grad()
+    def loss(self, net: Any) -> float:
+        """Return the mean loss of the test rows' labels, in nats."""
+        assert self.judged is not None
+        x, label = self.judged
+        return -float(net(x).double().log_softmax(1).gather(1, label[:, None]).mean())
+
+    def dearer(self, rule: Rewrite) -> float:
+        """Return how much larger that loss is after a rewrite."""
+        own: Any = self.model.module
+        return self.loss(self.planned(rule).fold(own)) - self.loss(own)
 
     def halves(self, rule: Rewrite) -> float:
         """Return the log ratio of two divergences, calibrated on either half of the rows."""
@@ -100,7 +118,8 @@ def _learned(make: Any, seed: int, tiny: bool) -> Shrunk:
     net: Any = drawn(make, seed)
     learn_labels(net, x[:TRAIN], label[:TRAIN], steps=30 if tiny else STEPS, seed=seed)
     model = Model(net)
-    return Shrunk(model, x[: TINY if tiny else ROWS], open_inputs(model, x[TRAIN:]))
+    fresh = x[TRAIN:], label[TRAIN:]
+    return Shrunk(model, x[: TINY if tiny else ROWS], open_inputs(model, fresh[0]), fresh)
 
 
 def shipped_net(seed: int, tiny: bool) -> Shrunk:

@@ -46,8 +46,8 @@ class FaultLinesStudy(Study):
         ),
     )
     null = Claim(
-        "null",
-        "One draw of random directions needs no fewer than another.",
+        "reversed",
+        "The same directions, narrowest first, need as many.",
         "difference of means of concepts",
     )
 
@@ -64,27 +64,26 @@ class FaultLinesStudy(Study):
             logits = net(new)
         rank = logits.argsort(1, descending=True)
         widest = torch.linalg.svd(hidden - hidden.mean(0), full_matrices=False)[2][:CONCEPTS]
-        chance, again = (
-            torch.linalg.qr(torch.randn(WIDTH, CONCEPTS, generator=draw))[0].T for _ in range(2)
-        )
+        chance = torch.linalg.qr(torch.randn(WIDTH, CONCEPTS, generator=draw))[0].T
         reach = 3 * ((hidden - hidden.mean(0)) @ widest.T).std(0).expand(n, -1)
+        turned = reach.flip(1)
         tick("looking for changes")
         count: dict[str, torch.Tensor] = {}
-        for name, bank, other in (
-            ("own", widest, rank[:, 1]),
-            ("random", chance, rank[:, 1]),
-            ("random again", again, rank[:, 1]),
-            ("last", widest, rank[:, -1]),
+        for name, bank, other, far in (
+            ("own", widest, rank[:, 1], reach),
+            ("random", chance, rank[:, 1], reach),
+            ("reversed", widest.flip(0), rank[:, 1], turned),
+            ("last", widest, rank[:, -1], reach),
         ):
             method = FaultLines(steps=40 if tiny else 120)
             found = method.explain(
-                net, new, concepts=bank, other=other, site="1", bounds=(-reach, reach)
+                net, new, concepts=bank, other=other, site="1", bounds=(-far, far)
             )
             count[name] = torch.as_tensor(found.value).clamp(max=CONCEPTS)
         return {
             "few suffice": float((count["own"] <= FEW).double().mean()),
             "fewer than random directions": float((count["random"] - count["own"]).mean()),
             "near answers are nearer": float((count["last"] - count["own"]).mean()),
-            "null": float((count["random again"] - count["random"]).mean()),
+            "reversed": float((count["reversed"] - count["own"]).mean()),
             **{f"concepts | {name}": float(v.mean()) for name, v in count.items()},
         }

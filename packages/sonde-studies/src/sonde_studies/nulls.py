@@ -16,45 +16,43 @@ FAULTS: dict[Fault, str] = {
 }
 _BLIND = """
     abstopk active-variables adaptive-learners adverse-weather align-teacher alternating-fields
-    attending-lookup attention-entropy attention-patterns attention-steer backdoor
-    causal-graph channel-regions class-panel coda code-strip comet complementary-transfer
-    concept-bottleneck conditional-latents continual contrast-domains contrast-sequences
-    curriculum-crops dense-composites dense-contrast depth-use dict-lookup domain-experts
-    dynamic-filters eft entropic-student extreme-labels fault-lines gradient-phases grow-models
-    increment-penalty information-plane informative-latents inpaint joined-attention
-    joint-objectives latent-belief latent-rewards learned-mapping length-law lol
-    masked-units memories merged-experts mixup neuron-lens next-pixel next-tokens once-for-all
+    attending-lookup attention-entropy attention-patterns attention-steer backdoor causal-graph
+    channel-regions class-panel coda code-strip comet complementary-transfer concept-bottleneck
+    conditional-latents continual contrast-domains contrast-sequences curriculum-crops
+    dense-composites dense-contrast depth-use dict-lookup domain-experts dynamic-filters eft
+    entropic-student extreme-labels gradient-phases grow-models increment-penalty information-plane
+    informative-latents inpaint joined-attention joint-objectives latent-belief latent-rewards
+    length-law lol masked-units merged-experts mixup neuron-lens next-pixel next-tokens once-for-all
     orthogonal-nets prompt-compression reader-feedback reversible-columns rounded-runs
     routed-dimensions scalar-codes scale-generation size-fidelity skip-scaling slim-in-turn
-    smooth-frames stacked-blocks stage-swap step-sharing structured-transfer superposed-generate
-    two-bits two-stage-distillation unlearning-audit view-sets where-tasks-part
-    without-data"""
+    smooth-frames stage-swap structured-transfer superposed-generate two-bits two-stage-distillation
+    unlearning-audit view-sets where-tasks-part without-data"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """attention-capacity attention-retrieval bottleneck-regression change-pairs clue
-        codebook-bottleneck common-and-salient costarr nac overview fod simple-net pawn
-        trajectories was-it-generated over-trust-decode gated-adapter forget-texts did-it-memorise
-        label-agnostic ssd decoupled-cross-attention inject defined-anomaly document-retrieval
-        factor-contrast feature-gaps grokking layer-readout local-learning locality mask-sensitivity
-        masked-objectives missing-view parallel-adapters per-user-flow recall recolour
-        replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
-        which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
+    "leak": """step-sharing memories attention-capacity attention-retrieval bottleneck-regression
+        change-pairs clue codebook-bottleneck common-and-salient costarr nac overview fod simple-net
+        pawn trajectories was-it-generated over-trust-decode gated-adapter forget-texts
+        did-it-memorise label-agnostic ssd decoupled-cross-attention inject defined-anomaly
+        document-retrieval factor-contrast feature-gaps grokking layer-readout local-learning
+        locality mask-sensitivity masked-objectives missing-view parallel-adapters per-user-flow
+        recall recolour replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes
+        weak-groups which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
         attention-bottleneck pruned-pretrained rounded-pretrained""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated""",
     "chance level": """attributions bits-by-score bottleneck-degree concept-marginal
-        correlation-match diff-roar faithfulness-violation family-of-models
-        last-layer layer-bits learned-graph nac-me normgrad open-world-hierarchy route-by-score
-        shortcut-bias slots-over-time subpopulation-curve swapped-codes tabular-attribution
-        twin-merge""",
+        correlation-match diff-roar faithfulness-violation family-of-models last-layer layer-bits
+        learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
+        slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
+        depth-pretrained""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality""",
-    "side effect": """cached-pretrained codebook conditioning federated-bits
-        field-selection latent-steps noisy-labels massive-states per-user-flow projection-head
-        prompt-words rewrite-facts rounded-cache subspace-patch token-budgets tune-norms
-        unmix-norm""",
+    "side effect": """fault-lines stacked-blocks learned-mapping cached-pretrained codebook
+        conditioning federated-bits field-selection latent-steps noisy-labels massive-states
+        per-user-flow projection-head prompt-words rewrite-facts rounded-cache subspace-patch
+        token-budgets tune-norms unmix-norm""",
 }
 
 
