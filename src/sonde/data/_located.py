@@ -1,8 +1,13 @@
 """Tokens of a text, with their positions in it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from sonde.core.errors import InputError
+from sonde.data.encoder import Collated, Prepared
 from sonde.data.text import TextEncoder
 
 
@@ -30,3 +35,12 @@ def located(text: TextEncoder, whole: str) -> tuple[list[int], list[int]]:
         whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     return list(encoded["input_ids"]), [max(a, b - 1) for a, b in encoded["offset_mapping"]]
+
+
+def collated_parts(text: TextEncoder, items: Sequence[Prepared]) -> Collated:
+    """Pad the tokens on the right, and the number of each token's part of its text."""
+    collated = text.collate([Prepared(item.value[0], item.length) for item in items])
+    segment = torch.full((len(items), max(item.length for item in items)), -1)
+    for i, item in enumerate(items):
+        segment[i, : item.length] = torch.tensor(item.value[1])
+    return replace(collated, segment=segment)

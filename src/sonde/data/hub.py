@@ -10,7 +10,7 @@ from typing import Any, final
 from sonde.core.errors import InputError
 from sonde.core.wording import install_extra
 from sonde.data._quiet import offline, quiet
-from sonde.data.hub_stream import HubStream
+from sonde.data.hub_stream import HubStream, undecoded
 from sonde.data.sources import Row, Source
 from sonde.data.splits import FIRST, TRAIN, chosen_split
 
@@ -26,14 +26,9 @@ class HubData(Source):
     """A ``datasets.Dataset``, memory-mapped, with undecoded images and recordings."""
 
     def __init__(self, dataset: Any, name: str) -> None:
-        import datasets
-
         self.name = name
         self._features = dict(dataset.features)
-        for column, feature in self._features.items():
-            if isinstance(feature, datasets.Image | datasets.Audio):
-                dataset = dataset.cast_column(column, type(feature)(decode=False))
-        self._found = dataset.with_format(None)
+        self._found = undecoded(dataset, self._features)[0].with_format(None)
 
     def where(self, index: int) -> str:
         """Return the location of a row for messages."""

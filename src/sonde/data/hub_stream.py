@@ -1,7 +1,7 @@
 """Streamed Hugging Face data sets (``datasets.IterableDataset``) as rows."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -42,16 +42,9 @@ class HubStream(Source):
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
-        import datasets
-
         self.name, self._features = name, dict(dataset.features or {})
         self.rows_differ = not self._features
-        self._media: list[str] = []
-        for column, feature in self._features.items():
-            if isinstance(feature, datasets.Image | datasets.Audio):
-                dataset = dataset.cast_column(column, type(feature)(decode=False))
-                self._media.append(column)
-        self._dataset = dataset
+        self._dataset, self._media = undecoded(dataset, self._features)
         self._marks, self._distance = [_Mark(0)], MARK_ROWS
         self._walk, self._first = Walk(self.rows), 0
 
@@ -114,6 +107,16 @@ class HubStream(Source):
         """Return a row whose streamed images and recordings have bytes."""
         read = {name: _bytes_of(row[name]) for name in self._media if name in row}
         return {**row, **read} if read else row
+
+
+def undecoded(dataset: Any, features: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """Return a data set that leaves images and recordings undecoded, and their columns."""
+    import datasets
+
+    media = [n for n, f in features.items() if isinstance(f, datasets.Image | datasets.Audio)]
+    for column in media:
+        dataset = dataset.cast_column(column, type(features[column])(decode=False))
+    return dataset, media
 
 
 def _digest(row: Row) -> bytes:

@@ -1,13 +1,11 @@
 """Texts with a scored part: an answer after its prompt, or a trace between delimiters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
-import torch
-
 from sonde.core.errors import InputError
-from sonde.data._located import check_locates, located, units
+from sonde.data._located import check_locates, collated_parts, located, units
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared
 from sonde.data.sources import Row
 from sonde.data.text import TextEncoder
@@ -74,11 +72,7 @@ class SpanEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad the tokens on the right."""
-        collated = self.text.collate([Prepared(item.value[0], item.length) for item in items])
-        segment = torch.full((len(items), max(item.length for item in items)), -1)
-        for i, item in enumerate(items):
-            segment[i, : item.length] = torch.tensor(item.value[1])
-        return replace(collated, segment=segment)
+        return collated_parts(self.text, items)
 
     def identity(self) -> dict[str, Any]:
         """Return column, truncation, tokenizer and span as identity."""

@@ -14,7 +14,7 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key
-from sonde.data._located import check_locates, located, units
+from sonde.data._located import check_locates, collated_parts, located, units
 from sonde.data.columns import STEPS
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared
 from sonde.data.sources import Row
@@ -91,14 +91,9 @@ class TrajectoryEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad the tokens and their steps on the right."""
-        collated = self.text.collate([Prepared(item.value[0], item.length) for item in items])
-        segment = torch.full((len(items), max(item.length for item in items)), -1)
-        for i, item in enumerate(items):
-            segment[i, : item.length] = torch.tensor(item.value[1])
+        collated = collated_parts(self.text, items)
         first_error = torch.tensor([item.value[2] for item in items])
-        return replace(
-            collated, segment=segment, columns={**collated.columns, "first_error": first_error}
-        )
+        return replace(collated, columns={**collated.columns, "first_error": first_error})
 
     def identity(self) -> dict[str, Any]:
         """Return columns, truncation and tokenizer as identity."""

@@ -207,13 +207,10 @@ class Ledger:
 
         Changes nothing, so another process may call it.
         """
-        stack: list[tuple[Range, States, Counters]] = []
-        units: Units = []
-        for place in self._committed():
-            stack.append((place, *self._read(place)))
+        places, units = self._committed(), Units()
+        for place in places:
             units = join_units(units, units_of(place))
-            while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
-                stack[-2:] = [self._together(stack[-2], stack[-1])]
+        stack = self._nodes(places)
         while len(stack) > 1:
             stack[-2:] = [self._together(stack[-2], stack[-1])]
         if not stack:
@@ -329,12 +326,17 @@ class Ledger:
 
     def _folded(self, parts: Sequence[Range]) -> tuple[States, Counters]:
         """Return the merged states and counters of adjacent ranges that form one node."""
+        _, states, counters = self._nodes(parts)[0]
+        return states, counters
+
+    def _nodes(self, parts: Sequence[Range]) -> list[tuple[Range, States, Counters]]:
+        """Return the nodes of the tree that adjacent ranges form, merged."""
         stack: list[tuple[Range, States, Counters]] = []
         for place in parts:
             stack.append((place, *self._read(place)))
             while len(stack) > 1 and stack[-2][0].sibling == stack[-1][0]:
                 stack[-2:] = [self._together(stack[-2], stack[-1])]
-        return stack[0][1], stack[0][2]
+        return stack
 
     def _together(
         self, left: tuple[Range, States, Counters], right: tuple[Range, States, Counters]
