@@ -14,7 +14,7 @@ import sonde
 from sonde import InputError, Model
 from sonde.core import Inputs
 from sonde.data import open_inputs
-from sonde.weights import Rewrite
+from sonde.weights import Examples, Rewrite
 from sonde_studies.places import PLACES
 
 LONG, LENGTH, CALIBRATED, JUDGED = 600, 300, 6, 2
@@ -75,7 +75,10 @@ def losses_of(module: Any, ids: Tensor) -> Tensor:
 
 def needed(rule: Rewrite, data: Inputs) -> dict[str, Inputs]:
     """Return the examples that a rewrite cannot do without: plain rounding reads none."""
-    return {name: data for name, need in rule.reads().items() if not need.optional}
+    needs = rule.reads().items()
+    return {
+        name: data for name, need in needs if not (isinstance(need, Examples) and need.optional)
+    }
 
 
 def gains_of(

@@ -11,7 +11,7 @@ import sonde
 from sonde.compress import fidelity, layer_grams
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
-from sonde.weights import Rewrite, RewritePlan
+from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.arms import trained_once
 from sonde_studies.worlds.learning import drawn, learn_labels
@@ -44,7 +44,7 @@ class Shrunk:
         """
         live = self._model(self.model.module if net is None else net)
         needs = list(rule.reads().values())
-        if not needs or needs[0].optional:
+        if not needs or (isinstance(needs[0], Examples) and needs[0].optional):
             return rule.plan(live)
         given: Any = open_inputs(live, self.rows if rows is None else rows)
         if getattr(needs[0], "summed", None) is not None:
