@@ -90,8 +90,9 @@ class SND084(Rule):
 def _costs_the_model(some: Sequence[Altered], evidence: Evidence) -> bool:
     """Return whether a language model of rounded weights is worse than counts of tokens."""
     lens = evidence.get(measure_lens)
-    is_there = isinstance(lens, LensEvidence) and math.isfinite(lens.final)
-    return some[0].kind == "rounded" and is_there and not lens.beats_counts
+    if not isinstance(lens, LensEvidence) or not math.isfinite(lens.final):
+        return False
+    return some[0].kind == "rounded" and not lens.beats_counts
 
 
 def _said(some: Sequence[Altered]) -> str:

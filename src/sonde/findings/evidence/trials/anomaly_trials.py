@@ -132,7 +132,8 @@ def resized_weights(
         path = next(iter(some))
         rest = f" and {len(some) - 1} more" if len(some) > 1 else ""
         words = f"the weights of {path}{rest} divided by {some[path]:.3g}"
-        return Resized(before.tried(after, words, "part"), tuple(some))
+        trial = before.tried(after, words, "part")
+        return None if trial is None else Resized(trial, tuple(some))
 
     alone = {path: tried({path: ratios[path]}) for path in [*ratios][:MOST_ALONE]}
     lost = {path for path, one in alone.items() if one is not None and loses(one.trial)}
