@@ -63,7 +63,9 @@ def _decoded(signs: str, encoding: str) -> str:
         return signs
 
 
-MARKS: Final = re.compile(r"((?:<[^<>\s]{1,30}>|\[[A-Z_]{1,30}\])[^<>\[\]]{0,30}?)\1+(?!\1)")
+CONTROL: Final = re.compile(r"<[^<>\s]{1,30}>|\[[A-Z_]{1,30}\]")
+"""A control token, or a tag: characters that are no content."""
+MARKS: Final = re.compile(rf"((?:{CONTROL.pattern})[^<>\[\]]{{0,30}}?)\1+(?!\1)")
 """A control token, or a tag, with the few characters up to its repetition."""
 JOINTS: Final = re.compile(r"(?<=\S)[,;|_+\t](?=\S)")
 """Signs that may stand for the spaces between words."""
@@ -198,11 +200,15 @@ def text_forms(stream: LiveStream, evidence: Evidence) -> TextForms | None:
         changing = {words: touched for words, form in forms.items()
                     if (touched := _touching(texts, form))}  # fmt: skip
         changing = dict(sorted(changing.items(), key=lambda way: forms[way[0]](PLAIN) != PLAIN))
-        n_first = budget.rows(FIRST * longest, FEWEST * longest, len(changing), PART) // longest
-        tried = budget.affordable(changing, n_first * longest, SPELLINGS, PART)
+        one_each = len(changing) * budget.cost.of(FEWEST * longest)
+        first = budget if budget.left(PART) >= one_each else budget.beside(PART)
+        part = PART if first is budget else 1.0
+        n_first = first.rows(FIRST * longest, FEWEST * longest, len(changing), part) // longest
+        tried = first.affordable(changing, n_first * longest, SPELLINGS, part)
         for words, (changed, touched) in tried:
             few = touched[:n_first]
-            loss = _as_given(stream, own, changed, few, budget)
+            with first.counting():
+                loss = _as_given(stream, own, changed, few, first)
             ratio = 1.0 if loss is None else float(loss.mean() / given[few].mean())
             if ratio < 1.0 - HOPE:
                 ratios[words] = ratio
@@ -275,12 +281,15 @@ def _as_given(
 ) -> Float[Tensor, "text"] | None:
     """Return the loss of changed texts per token of the original.
 
-    It is scaled up for texts that hold fewer characters.
+    It is scaled up for texts that hold fewer characters beside control tokens.
     """
     loss = _losses(stream, own.small, [changed[i] for i in which], budget)
     if loss is None:
         return None
-    n, left = (torch.tensor([len(some[i]) for i in which]) for some in (own.texts, changed))
+    n, left = (
+        torch.tensor([max(1, len(CONTROL.sub("", some[i]))) for i in which])
+        for some in (own.texts, changed)
+    )
     return loss * (n / torch.minimum(left, n)).clamp(max=4) / own.n_targets[list(which)]
 
 
