@@ -14,6 +14,7 @@ The tiny twin reads documents of its own language, a pretrained model paragraphs
 
 import argparse
 import copy
+import gc
 import json
 import math
 import random
@@ -133,6 +134,7 @@ def outcome(one: Fault, healthy: Model, own: Base) -> Outcome:
     if cost < COSTS:
         return Outcome("free", cost, (), "", 0.0)
     report, seconds = scanned(model, changed)
+    gc.collect()  # a scan leaves cycles that hold the copy of the model
     said = {code: some for code, some in loud(report).items() if code not in own.known}
     cause = report.json().get("cause") or ""
 

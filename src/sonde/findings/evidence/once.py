@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+KEPT: Final = "_results_once"
 
 
 def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache a function of the evidence for as long as the evidence lives."""
-    kept: WeakKeyDictionary[Any, T] = WeakKeyDictionary()
+    """Cache a function of the evidence for as long as the evidence lives.
+
+    The evidence itself holds the result: a weak dictionary keeps both for ever if the result holds
+    the evidence.
+    """
 
     @wraps(function)
     def remembered(evidence: Any) -> T:
-        if evidence not in kept:
-            kept[evidence] = function(evidence)
-        return kept[evidence]
+        kept: dict[Any, T] = vars(evidence).setdefault(KEPT, {})
+        if function not in kept:
+            kept[function] = function(evidence)
+        return kept[function]
 
     return remembered
