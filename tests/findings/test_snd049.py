@@ -89,6 +89,32 @@ def test_a_sensor_that_sticks_and_one_that_says_minus_999_are_named() -> None:
     assert (found["s"].kind, found["s"].row) == ("missing", AT)
 
 
+def _of_numbers(said: np.ndarray, target: np.ndarray) -> Evidence:
+    """Return the evidence of a regression with these answers and targets."""
+    x, logits = np.stack([said, said**2], 1), torch.tensor(said[:, None])
+    return gathered(x, logits=logits, facts={"target": torch.tensor(target)})[0].evidence
+
+
+@pytest.mark.truth("the number that was added to the targets, and the row from which on")
+@pytest.mark.parametrize("added", [6.5, -11.0])
+def test_targets_with_an_offset_from_one_row_on_are_named_and_undone(added) -> None:
+    draw = np.random.default_rng(8)
+    said = 20 + 9 * draw.normal(size=N)
+    truth = said + 4 * draw.normal(size=N)
+    moved = truth + added * (np.arange(N) >= AT)
+    finding = assert_raised(SND049().check(_of_numbers(said, moved)), "warning")
+    assert finding.location is not None
+    assert finding.location.answers
+    assert finding.trial is not None
+    assert finding.trial.holds
+    fixed = {"target": torch.tensor(moved)}
+    exec(finding.fix.split(": R^2")[0], fixed)
+    assert np.square(fixed["target"].numpy() - truth).mean() < 0.1 * np.square(moved - truth).mean()
+    assert_clear(SND049().check(_of_numbers(said, truth)))
+    order = np.argsort(said)  # answers that are too close to their mean lie below large targets
+    assert_clear(SND049().check(_of_numbers(0.5 * said[order] + 10, truth[order])))
+
+
 @pytest.mark.truth("the row from which on targets were shuffled")
 def test_targets_of_other_rows_from_one_row_on_are_named() -> None:
     draw = np.random.default_rng(5)

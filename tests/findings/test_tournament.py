@@ -221,3 +221,29 @@ def test_rows_of_one_group_count_once_in_the_test_of_a_change():
     assert not grouped.holds
     alone = replace(tried, group=torch.arange(20))
     assert alone.p == tried.p
+
+
+def test_a_change_of_a_part_that_helps_rows_with_stand_ins_alone_is_no_cause() -> None:
+    """Rows 100 to 120 hold -999: what makes up for it there says nothing about the part."""
+    part, replaced = trial(range(20), "part"), trial(range(20), "inputs")
+    spoiled = found("SND072", None)
+    assert spoiled.finding is not None
+    spoiled = replace(spoiled, finding=replace(spoiled.finding, examples=tuple(range(100, 121))))
+    assert named(found("SND068", part))[0] == "SND068"
+    assert named(spoiled, found("SND068", part))[0] is None
+    assert named(spoiled, found("SND015", replaced))[0] == "SND015"
+    elsewhere = trial(range(24), "part")
+    few = replace(spoiled, finding=replace(spoiled.finding, examples=tuple(range(100, 106))))
+    assert named(few, found("SND068", elsewhere))[0] == "SND068"
+
+
+def test_a_change_that_gains_no_more_than_an_offset_of_numbers_is_no_cause() -> None:
+    part, offset = (trial(range(20), s, measure="error") for s in ("part", "answers"))
+    offset = replace(offset, is_constant=True)
+    tried = found("SND015", None), found("SND068", part)
+    assert named(*tried)[0] == "SND068"
+    assert named(*tried, found("SND037", offset))[0] != "SND068"
+    more = trial(range(24), "part", measure="error")
+    assert (
+        named(found("SND015", None), found("SND068", more), found("SND037", offset))[0] == "SND068"
+    )

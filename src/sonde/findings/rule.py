@@ -235,6 +235,9 @@ class Rule(ABC):
     before_constants : bool
         Whether its changes, of input forms or parts, must have been tried before a constant on a
         logit can be the cause.
+    spoils_rows : bool
+        Whether its warnings list all rows whose inputs hold values that nobody measured: a change
+        of the model must help the other rows too, to be the cause.
     reads_checks : bool
         Whether it judges the checks of all other rules, and therefore runs after them.
     watches_modules : bool
@@ -256,6 +259,7 @@ class Rule(ABC):
     panel: ClassVar[Panel] = ""
     section: ClassVar[Section] = ""
     before_constants: ClassVar[bool] = False
+    spoils_rows: ClassVar[bool] = False
     reads_checks: ClassVar[bool] = False
     watches_modules: ClassVar[bool] = False
 

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.answers.best_probe import BestProbe
-from sonde.findings.rule import Check, Finding, Gap
+from sonde.findings.rule import SERIOUS, Check, Finding, Gap
 from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain, is_beyond
 
 LIKE_CONSTANTS: Final = ("inputs", "some inputs", "part", "statistics")
 """Scopes of changes that can act as a constant on a logit."""
+OF_INPUTS: Final = ("inputs", "some inputs")
+"""Scopes of changes of inputs."""
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
 CLOSE: Final = 0.9
@@ -35,7 +37,9 @@ LEFT: Final = {"accuracy": 0.02, "error": 0.005}
 ENOUGH: Final = 2 / 3
 """Fraction of the gap to the best known answers that a cause must close."""
 NEARLY_ALL: Final = 0.9
-"""The same for a constant on a logit, which corrects some answers whatever is wrong."""
+"""The same for a constant on a logit or on numbers: it corrects some answers whatever is wrong."""
+CLEAN: Final = 0.5
+"""Least gain on rows without a visible fault of their own, relative to that on all rows."""
 PART: Final = 0.2
 """Fraction of the gap from which a change is part of the cause."""
 WORST: Final = 8.0
@@ -63,7 +67,8 @@ def name_cause(
         The best answers that are known to be possible.
     constant : Trial, optional
         Of the best constant on one logit. A change of inputs or parts that corrects no more, and
-        leaves the answers as unsure, acts as such a constant: it undoes nothing.
+        leaves the answers as unsure, acts as such a constant: it undoes nothing. Constants that
+        were fitted to numbers are among the findings.
     """
     raised = {code: check.finding for code, check in settled.items() if check.finding is not None}
     raised |= {code: replace(f, gap=_gap(f.trial, raised, known))
@@ -72,8 +77,9 @@ def name_cause(
     free = {code: f for code, f in tried.items() if _is_free(f, raised)}
     able = {c: f for c, f in free.items() if f.trial is not None and f.trial.scope != "head"
             and not f.trial.rival and _beats_constant(f.trial, known)}  # fmt: skip
+    constants = [constant, *(f.trial for f in tried.values() if f.trial and f.trial.is_constant)]
     chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)
-                      and not _is_like(f.trial, constant)})  # fmt: skip
+                      and not any(_is_like(f.trial, k) for k in constants)})  # fmt: skip
     part = None if chosen is not None else _largest_part(able)
     changed = dict(settled)
     for code, finding in tried.items():
@@ -151,6 +157,8 @@ def _can_be_cause(
         return False
     if gap is None and trial.measure in TIMES and _closed_to_perfect(trial) < ENOUGH:
         return False
+    if not _helps_clean_rows(trial, settled):
+        return False
     for rival in (f.trial for f in tried.values() if f.trial is not None):
         if rival is trial or rival.measure != trial.measure or rival.scope == "head":
             continue
@@ -164,6 +172,24 @@ def _can_be_cause(
     return True
 
 
+def _helps_clean_rows(trial: Trial, settled: Mapping[str, Check]) -> bool:
+    """Return whether a change helps the rows whose inputs have no visible fault as well.
+
+    A change of a part makes up for some of what -999 in a column does to its rows. A change of
+    inputs may leave the other rows as they are: it replaces these values.
+    """
+    codes = [code for code, cls in rule_classes().items() if cls.spoils_rows]
+    raised = [check.finding for code in codes if (check := settled.get(code)) is not None]
+    spoiled = {i for f in raised if f is not None and f.level in SERIOUS for i in f.examples}
+    clean = [i for i in trial.rows.tolist() if i not in spoiled]
+    if len(clean) == len(trial.rows) or len(clean) < FEWEST:
+        return True
+    gains = _at(trial, trial.after, clean) - _at(trial, trial.before, clean)
+    whole = (_bounded(trial, trial.after) - _bounded(trial, trial.before)).mean()
+    is_replacement = trial.scope in OF_INPUTS and not bool(gains.any())
+    return is_replacement or float(gains.mean()) >= CLEAN * float(whole)
+
+
 def _closed_to_perfect(trial: Trial) -> float:
     """Return the fraction of the gap to perfect answers that a change closes."""
     before, after = _mean(trial.before, trial), _mean(trial.after, trial)
@@ -172,8 +198,11 @@ def _closed_to_perfect(trial: Trial) -> float:
 
 
 def _is_like(trial: Trial | None, constant: Trial | None) -> bool:
-    """Return whether a constant on one logit corrects about as many rows, as surely."""
-    if trial is None or constant is None or trial.nats is None or not constant.holds:
+    """Return whether a constant on one logit, or on numbers, corrects about as many rows as surely.
+
+    Numbers have no log loss: the constant must gain nine tenths of what the change gains.
+    """
+    if trial is None or constant is None or not constant.holds:
         return False
     if trial.measure != constant.measure or trial.scope not in LIKE_CONSTANTS:
         return False
@@ -182,7 +211,10 @@ def _is_like(trial: Trial | None, constant: Trial | None) -> bool:
         return False
     most, gain = (float((_at(t, t.after, common) - _at(t, t.before, common)).mean())
                   for t in (trial, constant))  # fmt: skip
-    return _is_close(gain, most, trial) and _nats_of(trial, constant) is None
+    if trial.measure == "error":
+        return gain >= CLOSE * most
+    is_unsure = trial.nats is not None and _nats_of(trial, constant) is None
+    return is_unsure and _is_close(gain, most, trial)
 
 
 def _was_tried(check: Check | None) -> bool:

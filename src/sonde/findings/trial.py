@@ -81,8 +81,8 @@ class Trial:
     group : Int[Tensor, "row"] or None
         Group of each row: groups are the units of the test. None = every row is its own group.
     is_constant : bool
-        Whether the change is a constant on one logit, which corrects some of the answers whatever
-        is wrong before it.
+        Whether the change is a constant on one logit, or one fitted to the numbers, which corrects
+        some of the answers whatever is wrong before it.
     leaves_out : bool
         Whether the change puts usual values in the place of others: it says where the fault is,
         but it does not undo it, and is never the cause.

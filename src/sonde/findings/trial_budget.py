@@ -38,6 +38,8 @@ OF_ROWS, OF_TOKENS = 3.0, 0.25
 WRITTEN, CALL, READ = 100.0, 1e6, 40.0
 """Operations that take as long as a number that is written, an operator that is called, and a
 weight that is read."""
+INSIDE: Final = 5e4
+"""Operations that take as long as an operator which a recurrent layer calls: no Python runs."""
 
 
 Trial = TypeVar("Trial")
@@ -62,20 +64,41 @@ class _Counter(OperationMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.n_calls, self.n_numbers, self.products = 0, 0, 0
+        self.n_calls, self.n_inside, self.n_numbers, self.products = 0, 0, 0, 0
+        self.is_inside = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.n_calls += 1
+        self.n_inside += self.is_inside
+        self.n_calls += not self.is_inside
         formula = flop_registry.get(func._overloadpacket)
         self.products += 0 if formula is None else formula(*args, **kwargs, out_val=out)
         if not func.is_view:
             tensors = out if isinstance(out, tuple | list) else (out,)
             self.n_numbers += sum(x.numel() for x in tensors if isinstance(x, Tensor))
         return out
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Tell the operators that recurrent layers call from those that Python calls."""
+
+        def enter(*_: Any) -> None:
+            self.is_inside = True
+
+        def leave(*_: Any) -> None:
+            self.is_inside = False
+
+        layers = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
+        hooks = [m.register_forward_pre_hook(enter) for m in layers]
+        hooks += [m.register_forward_hook(leave, always_call=True) for m in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def forward_cost(stream: LiveStream) -> ForwardCost:
@@ -84,7 +107,7 @@ def forward_cost(stream: LiveStream) -> ForwardCost:
     if batch is None:
         return ForwardCost()
     counter = _Counter()
-    with untouched(module), torch.no_grad(), metered(None):
+    with untouched(module), torch.no_grad(), metered(None), counter.watching(module):
         try:
             watch(module, batch, (), around=counter, place=stream.probe.place)
         except Exception:  # a model whose operators cannot be counted is taken for linear layers
@@ -92,7 +115,8 @@ def forward_cost(stream: LiveStream) -> ForwardCost:
     whole = counter.products + WRITTEN * counter.n_numbers
     tables = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
     read = READ * max(0, count_weights(module) - tables)
-    return ForwardCost(CALL * counter.n_calls + read, whole / _size(batch))
+    calls = CALL * counter.n_calls + INSIDE * counter.n_inside
+    return ForwardCost(calls + read, whole / _size(batch))
 
 
 class TrialBudget:

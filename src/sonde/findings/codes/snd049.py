@@ -33,10 +33,12 @@ NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
 MANY: Final = ("label_accuracy", "pixel_accuracy")
 """Measures of heads with several answers a row."""
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
-Kind = Literal["error", "entries", "fit", "stuck", "value", "missing", "level"]
-OF_ANSWERS: Final = ("error", "entries", "fit")
+Kind = Literal["error", "entries", "fit", "offset", "stuck", "value", "missing", "level"]
+OF_ANSWERS: Final = ("error", "entries", "fit", "offset")
 OF_CELLS: Final = ("stuck", "value", "missing")
-RANKED: Final = ("level", "fit", "entries")
+RANKED: Final = ("level", "fit", "entries", "offset")
+APART: Final = {"level": 0.4, "offset": 0.3}
+"""How far the chance that a later number is the larger one must lie from one half."""
 STRETCHES: Final = 2.5
 """Blocks of alike states that either side of a change of the answers takes."""
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
@@ -54,8 +56,9 @@ class Change:
     row : int
         The first row after the change, by planned order.
     before, after : float
-        Share of rows on either side of the change; for a level, the median; for a fit, the
-        correlation of the model's numbers with the targets.
+        Share of rows on either side of the change; for a level, the median; for an offset, the
+        median of target minus answer; for a fit, the correlation of the model's numbers with the
+        targets.
     p : float
         Chance on the rows that did not choose the place, corrected for all series.
     value : float
@@ -114,7 +117,8 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
         beside = None if one.kind in OF_CELLS else states
         change = _change(one, examples, classes, counts[one.kind in OF_ANSWERS], beside, cuts)
         if change is not None:
-            kept.append(_with_slip(change, evidence, order))
+            tried = _with_offset if change.kind == "offset" else _with_slip
+            kept.append(tried(change, evidence, order))
             cuts.append(int(np.searchsorted(examples, change.row)))
     ordered = sorted(kept, key=_rank)
     first: dict[str, Change] = {}
@@ -130,7 +134,8 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
 def _rank(change: Change) -> tuple[bool, bool, bool, bool, float]:
     """Return the sort key that puts the most informative change first."""
     kind = change.kind
-    return change.slip == 0, kind != "fit", kind not in OF_ANSWERS, kind == "level", change.p
+    tells_more = kind in ("fit", "offset")
+    return change.slip == 0, not tells_more, kind not in OF_ANSWERS, kind == "level", change.p
 
 
 def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
@@ -150,7 +155,12 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         pair[:, rows.astype(int)] = _standard(answers), _standard(truth)
         pair = pair[:, order]
         places = shared.order.numpy()[rows.astype(int)] if shared.order is not None else rows
-        ranked: Any = spearmanr(places, truth)
+        ranked: Any = spearmanr(places, answers)
+        if ranked.pvalue > 0.01:  # else errors may follow from the order of the targets
+            signed = np.full(len(order), np.nan)
+            signed[rows.astype(int)] = truth - answers
+            yield _Series("offset", "the answers", signed[order])
+        ranked = spearmanr(places, truth)
         if ranked.pvalue > 0.01:  # else rows may stand in the order of their targets
             yield _Series("fit", "the answers", np.abs(pair[0] - pair[1]), pair=pair)
     else:
@@ -304,7 +314,7 @@ def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
     """Return the statistic of some rows: a median, a correlation, or a fraction."""
     if kind == "fit":
         return 1 - float(np.square(x).mean()) / 2
-    return float(np.median(x) if kind == "level" else x.mean())
+    return float(np.median(x) if kind in APART else x.mean())
 
 
 def _less_related(
@@ -378,9 +388,9 @@ def _chance_within(x: Any, classes: Any, early: Any, late: Any, block: int) -> t
 def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bool:
     if kind == "stuck":
         return max(before, after) >= 0.9 and min(before, after) <= 0.3
-    if kind == "level":
+    if kind in APART:
         above = float((early[:, None] < late[None, :]).mean())
-        return abs(above - 0.5) >= 0.4
+        return abs(above - 0.5) >= APART[kind]
     return abs(after - before) >= (LESS if kind == "fit" else 0.1)
 
 
@@ -411,6 +421,23 @@ def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]
     after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
     return replace(change, row=row, before=before, after=after, slip=best[0],
                    mended=float(mended.mean()), trial=trial)  # fmt: skip
+
+
+def _with_offset(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
+    """Add what is to be subtracted from the later targets, and its trial on rows held out."""
+    shared, answers = shared_rows(evidence), _answers(evidence, order)
+    if answers is None or shared.order is None:
+        return change
+    examples, first = shared.order.numpy()[order], chooses(shared.group).numpy()[order]
+    off, is_late = answers.label - answers.said, examples >= change.row
+    value = float(np.nanmedian(off[is_late & first]) - np.nanmedian(off[~is_late & first]))
+    value = float(f"{value:.3g}")  # as the line says it
+    judges = is_late & ~first & np.isfinite(off)
+    spread = max(float(np.nanvar(answers.label)), 1e-300)
+    given, moved = (torch.from_numpy(1 - np.square(x[judges]) / spread) for x in (off, off - value))
+    words = f"{number(value)} subtracted from the targets from row {change.row + 1:,} on"
+    trial = Trial(words, "labels", "error", torch.from_numpy(examples[judges]), given, moved)
+    return replace(change, value=value, trial=trial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -470,7 +497,7 @@ def _slipped(
 @final
 @dataclass(frozen=True)
 class SND049(Rule):
-    """Difference of errors, stuck or missing values before and after one row of the file."""
+    """Difference of errors, offsets, stuck or missing values before and after one row of a file."""
 
     difference: float = 0.1
     level: float = 0.001
@@ -503,21 +530,22 @@ class SND049(Rule):
     how: ClassVar[str] = (
         "Series in the order of the file are tested: the model's errors (regressions: off by a "
         "third of the targets' standard deviation; several labels a row or a map: the fraction of "
-        "wrong ones, by the Mann-Whitney test); the gap between standardised numbers and "
-        "targets, whose mean square is 2 minus twice their correlation (raised if it changes by "
-        "0.3); for each numeric input column, whether a value repeats the value before it, "
-        "equals a frequent value, or is missing; and brightness, contrast and sharpness of "
-        "images. Half of the rows (every second one) choose the position where the means before "
-        "and after differ most; the other half tests it: Fisher's exact test (null: any order), "
-        "for images the Mann-Whitney test, for gaps Fisher's transform of rank correlations. If "
-        "neighbouring rows depend on each other, as in a recording, blocks of twice the "
-        "autocorrelation time of the series take the place of rows (Mann-Whitney test of their "
-        "means), and either side of a change of answers or images must be five times as long as "
-        "the autocorrelation time of the states. The p "
-        "times the number of series (those of answers, or the others) must be below 0.001. "
-        "Raised if the fractions differ by 0.1; a column is stuck if values repeat on 90 % of "
-        "one part and on at most 30 % of the other. Labels are misaligned if the answers fit "
-        "labels up to three rows away. Files sorted by class are compared within classes."
+        "wrong ones, by the Mann-Whitney test); target minus answer of a regression (raised if a "
+        "later one is larger with a chance of 0.8 or more, or of 0.2 or less); the gap between "
+        "standardised numbers and targets, whose mean square is 2 minus twice their correlation "
+        "(raised if it changes by 0.3); for each numeric input column, whether a value repeats "
+        "the value before it, equals a frequent value, or is missing; and brightness, contrast "
+        "and sharpness of images. Half of the rows (every second one) choose the position where "
+        "the means before and after differ most; the other half tests it: Fisher's exact test "
+        "(null: any order), for images the Mann-Whitney test, for gaps Fisher's transform of rank "
+        "correlations. If neighbouring rows depend on each other, as in a recording, blocks of "
+        "twice the autocorrelation time of the series take the place of rows (Mann-Whitney test "
+        "of their means), and either side of a change of answers or images must be five times as "
+        "long as the autocorrelation time of the states. The p times the number of series (those "
+        "of answers, or the others) must be below 0.001. Raised if the fractions differ by 0.1; a "
+        "column is stuck if values repeat on 90 % of one part and on at most 30 % of the other. "
+        "Labels are misaligned if the answers fit labels up to three rows away. Files sorted by "
+        "class are compared within classes."
     )
     false_positives: ClassVar[str] = "Files that were joined from different parts on purpose."
     plant: ClassVar[str] = "Labels of the second half are moved by one row; a column sticks."
@@ -533,7 +561,7 @@ class SND049(Rule):
         first, n = changes[0], evidence.data.n
         figure = Figure(
             "difference", abs(first.after - first.before), unit="share", null=0.0,
-            threshold=self.difference if first.kind != "level" else None, p=first.p,
+            threshold=self.difference if first.kind not in APART else None, p=first.p,
             n_rows=n,
         )  # fmt: skip
         texts = [_said(change, n) for change in changes[:4]]
@@ -543,12 +571,13 @@ class SND049(Rule):
             sentence(text[:1].upper() + text[1:]),
             figure,
             examples=tuple(dict.fromkeys(change.row for change in changes)),
-            effect=min(1.0, abs(first.after - first.before)) if first.kind != "level" else 0.3,
+            effect=min(1.0, abs(first.after - first.before)) if first.kind not in APART else 0.3,
             trial=next((c.trial for c in changes if c.trial is not None), None),
             fix=_fix(first) or next(filter(None, map(_fix, changes)), ""),
             location=Location(
                 columns=tuple({c.name for c in changes} & set(evidence.data.inputs)),
                 rows=(min(c.row for c in changes), n),
+                answers=first.kind == "offset" or first.slip != 0,
             ),
         )
 
@@ -558,6 +587,12 @@ def _said(change: Change, n: int) -> str:
     if change.kind == "level":
         side = "falls" if change.after < change.before else "rises"
         return f"{at} {name} {side}: median {number(change.after)}, before {number(change.before)}"
+    if change.kind == "offset":
+        side = "below" if change.after < change.before else "above"
+        return (
+            f"{at} the targets lie {number(abs(change.value))} further {side} the model's answers "
+            f"(median of their difference {number(change.after)}, before {number(change.before)})"
+        )
     before, after = percent(change.before), percent(change.after)
     if change.slip:
         way = "earlier" if change.slip < 0 else "later"
@@ -598,6 +633,13 @@ def _fix(change: Change) -> str:
             f"rest = frame.index[{row}:]; frame.loc[rest, 'label'] = frame['label'].shift("
             f"{-change.slip})[rest] (the column of labels): correct on "
             f"{percent(change.mended)} from there on instead of {percent(1 - change.after)}."
+        )
+    if change.kind == "offset" and change.trial is not None:
+        now, then = (float(x.mean()) for x in (change.trial.after, change.trial.before))
+        sign, size = ("-", change.value) if change.value > 0 else ("+", -change.value)
+        return (
+            f"target[{row}:] {sign}= {size:.3g}: R^2 of {number(now, 2)} from there on instead of "
+            f"{number(then, 2)}."
         )
     if change.kind in ("stuck", "value"):
         which = f" where it is {number(change.value, 6)}" if change.kind == "value" else ""

@@ -25,6 +25,7 @@ class SND072(Rule):
     theme: ClassVar[Theme] = "data"
     symptoms: ClassVar[tuple[Symptom, ...]] = ("sentinels",)
     breaks: ClassVar[Breaks] = "some answers"
+    spoils_rows: ClassVar[bool] = True
     explains: ClassVar[tuple[Explains, ...]] = (Explains(("SND085",), levels=SERIOUS),)
     why: ClassVar[str] = (
         "A model computes with -999 as with any number: such rows get answers that depend on a "

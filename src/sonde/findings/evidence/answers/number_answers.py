@@ -164,7 +164,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
             squares = torch.where(defined, squares, spread)  # such a row gets the mean
             scope = "answers" if form.is_known else "head"
             rows, after = order[where][~fits], 1 - squares / spread
-            trial = Trial(form.words, scope, "error", rows, own, after)
+            trial = Trial(form.words, scope, "error", rows, own, after, is_constant=form.is_offset)
             error = float(squares.mean()) ** 0.5
             fitted.append(Rescaled(form.words, form.line, error, form.is_known, trial))
             limits.append(TENTH if form.is_fitted else HALF_MORE)
@@ -180,7 +180,8 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
 class AnswerForm:
     """A change of outputs: as text, as code on ``y``, and whether it is a plausible mistake.
 
-    A constant that is fitted makes up for part of whatever is wrong.
+    A constant that is fitted makes up for part of whatever is wrong; ``is_offset`` says that
+    nothing but a constant is added.
     """
 
     words: str
@@ -188,6 +189,7 @@ class AnswerForm:
     of: Form
     is_known: bool = False
     is_fitted: bool = False
+    is_offset: bool = False
 
 
 def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[AnswerForm]:
@@ -203,8 +205,9 @@ def forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[Answe
     )
     more = float((y - x).mean())
     of_offset = AnswerForm(
-        f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more, True, True
-    )
+        f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more,
+        is_known=True, is_fitted=True, is_offset=True,
+    )  # fmt: skip
     slope, offset = _line(x, y)
     of_line = AnswerForm(
         f"its numbers times {slope:.4g} plus {offset:.4g}", f"y = {slope:.4g} * y {offset:+.4g}",

@@ -7,13 +7,12 @@ best forms are compared on all rows that choose, and the chosen form is judged o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
@@ -26,6 +25,7 @@ from sonde.findings.evidence.trials.answer_scores import (
 )
 from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
 from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.code_forms import KIND, code_forms
 from sonde.findings.evidence.trials.rivals import are_rivals, does_as_well
 from sonde.findings.evidence.trials.shifted_rows import (
     blocks_of,
@@ -34,11 +34,8 @@ from sonde.findings.evidence.trials.shifted_rows import (
 )
 from sonde.findings.evidence.trials.tempered_loss import TEMPERATURES, as_logits, cooled_loss
 from sonde.findings.evidence.trials.tensor_forms import (
-    Change,
     TensorForm,
     affine_form,
-    index_of,
-    place_of,
     tensor_forms,
 )
 from sonde.findings.self_check import chosen_examples
@@ -51,7 +48,6 @@ from sonde.tap.streams.small_batches import SmallBatches
 ROWS, LEAST, SCREENED, AGAIN, REFINED = 512, 48, 24, 16, 3
 IN_ONE: Final = 768
 """Rows of one forward pass, of several forms together."""
-MOST_CODES: Final = 48
 SAME, NIL = 1.05, 0.002
 WORST: Final = -4.0
 """Least score of a row of a regression in the choice of a form."""
@@ -65,9 +61,6 @@ GRID, ROUNDS = (11, 17), 4
 """Factors and offsets of a whole tensor that are tried together, and how often they get closer."""
 FITS: Final = 70
 """Forms, about, that fit the factor and the offset of one place."""
-RENAMED: Final = 1.0
-"""Loss of all rows together that a new name of one code must save."""
-KIND: Final = ("form of an input tensor", "forms of input tensors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +170,7 @@ class FormSearch:
         return self.judged(
             lambda: self.best([
                 *self._shift(),
-                *(form for form in self._code_forms() if form is not None),
+                *code_forms(self),
                 *self.with_numbers(self.promising(tensor_forms(self.given, self.names))),
             ])
         )  # fmt: skip
@@ -244,7 +237,7 @@ class FormSearch:
     def _cooled(self, answers: Tensor, order: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Return the loss of each row, of classes at the temperature that suits the answers."""
         if self.scores.kind != "class":
-            return self._row_losses(answers, self.judges)
+            return self.row_losses(answers, self.judges)
         logits = as_logits(two_logits(answers))
         losses = [self.scores.losses(logits / t, order) for t in TEMPERATURES]
         return min(losses, key=lambda loss: float(loss.mean()))
@@ -303,7 +296,7 @@ class FormSearch:
             ]
             mean = torch.stack(losses).amin(0)
         else:
-            mean = torch.stack([self._row_losses(one, rows).mean() for one in answers])
+            mean = torch.stack([self.row_losses(one, rows).mean() for one in answers])
         return torch.where(mean.isfinite(), mean, math.inf).tolist()
 
     def order_of(self, rows: Sequence[int]) -> Int[Tensor, "row"]:
@@ -506,71 +499,10 @@ class FormSearch:
         limit = SAME * min(losses) + NIL if first else min(losses)
         return next(form for form, x in zip(forms, losses, strict=True) if x <= limit)
 
-    def _code_forms(self) -> Iterator[TensorForm | None]:
-        """Yield for each column of codes the new code of each that suits the selection rows."""
-        for one in self.given.values():
-            if one.kind == "codes" and one.x.ndim <= 2:
-                for i in range(1 if one.x.ndim == 1 else min(one.x.shape[1], 2 * SCREENED)):
-                    yield self._recoded(one, i)
-
-    def _recoded(self, one: InputTensor, i: int) -> TensorForm | None:
-        column = one.x if one.x.ndim == 1 else one.x[:, i]
-        n = int(column.max()) + 1
-        rows = self.chooses
-        if not 2 <= n <= MOST_CODES or int(column.min()) < 0:
-            return None
-        if not self.evidence.budget.affords(n * len(rows), MOST):
-            self.evidence.budget.leave_out(KIND, 1)
-            return None
-
-        def told(table: Tensor) -> Change:
-            def change(given: Mapping[str, Tensor], _: Tensor) -> dict[str, Tensor]:
-                x = given[one.name].clone()
-                if x.ndim == 1:
-                    x = table[x.clamp(0, n - 1)].to(x)
-                else:
-                    x[:, i] = table[x[:, i].clamp(0, n - 1)].to(x)
-                return {one.name: x}
-
-            return change
-
-        tables = [torch.full((n,), code) for code in range(n)]
-        forms = [TensorForm("", "", told(table)) for table in tables]
-        try:
-            answers = self.answers(forms, rows)
-        except CANNOT_RUN:
-            return None
-        own = column[torch.tensor(rows)].long()
-        cost = torch.zeros(n, n, dtype=torch.float64)
-        for code, logits in enumerate(answers):
-            cost[:, code].index_add_(0, own, self._row_losses(logits, rows))
-        self.n_tried += n
-        kept = cost + RENAMED * (1 - torch.eye(n, dtype=cost.dtype))
-        best = torch.from_numpy(linear_sum_assignment(kept.numpy())[1])
-        counts = torch.bincount(own, minlength=n)
-        moved = [k for k in range(n) if int(best[k]) != k and int(counts[k])]
-        if not moved:
-            return None
-        where = place_of(one, 1, i) if one.x.ndim == 2 else one.name
-        code = index_of(1, i, one.name) if one.x.ndim == 2 else one.name
-        words = ", ".join(f"{k} -> {int(best[k])}" for k in moved[:6])
-        words += ", ..." if len(moved) > 6 else ""
-        line = f"{code} = torch.tensor({best.tolist()})[{code}]"
-        columns = (i,) if one.x.ndim == 2 else ()
-        return TensorForm(
-            f"with the codes of {where} renamed ({words})",
-            line,
-            told(best),
-            tensors=(one.name,),
-            columns=columns,
-        )
-
-    def _row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+    def row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        """Return the loss of each row, of regressions with a limit."""
         losses = self.scores.losses(answers, self.order_of(rows))
         return losses.clamp(max=1 - WORST) if self.scores.kind == "numbers" else losses
-
-
-MOST: Final = 0.9
 
 
 def _each(
