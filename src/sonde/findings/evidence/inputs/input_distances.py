@@ -15,6 +15,8 @@ from sonde.tap.model.input_tensors import input_tensors
 from sonde.tap.streams.small_batches import single, token_length
 
 MOST_ENTRIES: Final = 4_096
+LEAST: Final = 0.1
+"""Smallest standard deviation of an entry, relative to all of them, that counts in full."""
 NEAR: Final = 0.25
 """Largest distance of a copy's input, relative to that of the fifth nearest input."""
 
@@ -72,7 +74,9 @@ def read_input_rows(stream: LiveStream, evidence: Evidence) -> InputRows | str:
             return "the inputs differ in size"
     x = torch.stack(numbers).nan_to_num(0.0, 0.0, 0.0)
     spread = x.std(0, correction=0)
-    x = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp(min=1e-12), 0.0)
+    # pixels that only the noise of copies moves would count as much as all others
+    least = LEAST * float(spread.square().mean().sqrt()) if x.shape[1] else 0.0
+    x = (x - x.mean(0)) / spread.clamp(min=max(least, 1e-300))
     return InputRows(x, torch.stack(codes))
 
 

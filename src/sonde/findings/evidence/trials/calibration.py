@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence.answers.answers import class_answers
+from sonde.findings.evidence.answers.answers import answer_columns, class_answers
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.evidence.trials.part_changes import grid
+from sonde.findings.evidence.trials.tempered_loss import as_logits
 from sonde.findings.trial import Trial, chooses
 from sonde.metrics import expected_calibration_error
 
@@ -64,9 +65,9 @@ class Sureness:
 @once
 def sureness(evidence: Evidence) -> Sureness | str:
     """Return the calibration of a classifier's answers, or the reason for its absence."""
-    answers = class_answers(evidence)
-    if isinstance(answers, str):
-        return answers
+    answers, columns = class_answers(evidence), answer_columns(evidence)
+    if isinstance(answers, str) or isinstance(columns, str):
+        return str(answers)
     is_known = answers.truth < answers.n_classes
     p, truth, group = (
         answers.probability[is_known],
@@ -81,7 +82,8 @@ def sureness(evidence: Evidence) -> Sureness | str:
     half = chooses(group)
     if not bool(half.any()) or bool(half.all()):
         return "needs rows from two groups"
-    logits = p.clamp(min=1e-12).log()
+    # logarithms of probabilities end at the smallest one, which hides large temperatures
+    logits = as_logits(columns[0][answers.where[is_known]])
     temperature = best_temperature(logits[half], truth[half])
     mended = (logits[~half] / temperature).softmax(1).amax(1)
     before, after = (_losses(logits[~half] / t, truth[~half]) for t in (1.0, temperature))
@@ -91,7 +93,10 @@ def sureness(evidence: Evidence) -> Sureness | str:
         rows = order[answers.where[is_known]][~half]
         words = f"the logits divided by {temperature:.3g}"
         trial = Trial(words, "answers", "probabilities", rows, -before, -after, group=group[~half])
-    less, rest = (before - after) / before.mean().clamp(min=1e-9), group[~half]
+    mean, rest = before.mean().clamp(min=1e-9), group[~half]
+    fall = float((before - after).mean() / mean)
+    # a ratio of two means: few rows with huge losses move both
+    off = (before - after - fall * before) / mean
     return Sureness(
         sure=float(sure.mean()),
         right=float(right.double().mean()),
@@ -100,8 +105,8 @@ def sureness(evidence: Evidence) -> Sureness | str:
         temperature=temperature,
         given=_error(sure[~half], right[~half]),
         mended=_error(mended, right[~half]),
-        fall=float(less.mean()),
-        fall_se=group_error(less / len(less), rest, len(torch.unique(rest))),
+        fall=fall,
+        fall_se=group_error(off / len(off), rest, len(torch.unique(rest))),
         n=len(p),
         trial=trial,
         wrong=_surest(order[answers.where[is_known]], sure, ~right) if order is not None else (),
