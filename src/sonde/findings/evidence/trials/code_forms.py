@@ -4,21 +4,19 @@ The loss of every row with each code of a column is computed, and the new names 
 with the least sum. Columns whose codes are renamed together are found one after the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.trials.tensor_forms import Change, TensorForm, index_of, place_of
 from sonde.findings.trial import CANNOT_RUN
 from sonde.tap.model.input_tensors import InputTensor
-
-if TYPE_CHECKING:
-    from sonde.findings.evidence.trials.tensor_trials import FormSearch
 
 MOST_CODES: Final = 48
 MOST_COLUMNS: Final = 48
@@ -27,6 +25,27 @@ MOST: Final = 0.9
 RENAMED: Final = 1.0
 """Loss of all rows together that a new name of one code must save."""
 KIND: Final = ("form of an input tensor", "forms of input tensors")
+
+
+class Search(Protocol):
+    """The rows that choose between forms, and the model's answers to them in each form."""
+
+    given: Mapping[str, InputTensor]
+    chooses: Sequence[int]
+    evidence: Evidence
+    n_tried: int
+
+    def answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
+        """Return the answers to some rows in each form."""
+        ...
+
+    def losses(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[float]:
+        """Return the mean loss of some rows in each form."""
+        ...
+
+    def row_losses(self, answers: Tensor, rows: Sequence[int]) -> Float[Tensor, "row"]:
+        """Return the loss of each row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,7 @@ class CodeColumn:
     n: int
 
 
-def code_forms(search: "FormSearch") -> list[TensorForm]:
+def code_forms(search: Search) -> list[TensorForm]:
     """Return for each column of codes its best new names, and those of several columns together."""
     columns = [column for one in search.given.values() for column in _columns(one)]
     alone = [form for c in columns if (form := _renamed(search, c)) is not None]
@@ -55,7 +74,7 @@ def _columns(one: InputTensor) -> list[CodeColumn]:
 
 
 def _together(
-    search: "FormSearch", columns: list[CodeColumn], alone: list[TensorForm]
+    search: Search, columns: list[CodeColumn], alone: list[TensorForm]
 ) -> TensorForm | None:
     """Return new names of several columns, each found while those before it are renamed."""
     if len(columns) < 2 or not alone:
@@ -81,7 +100,7 @@ def _renamed_columns(form: TensorForm) -> set[tuple[str, int]]:
 
 
 def _renamed(
-    search: "FormSearch", column: CodeColumn, after: TensorForm | None = None
+    search: Search, column: CodeColumn, after: TensorForm | None = None
 ) -> TensorForm | None:
     """Return the new names of one column's codes that suit the rows which choose.
 
