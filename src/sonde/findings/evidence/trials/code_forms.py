@@ -6,7 +6,7 @@ with the least sum. Columns whose codes are renamed together are found one after
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -27,13 +27,26 @@ RENAMED: Final = 1.0
 KIND: Final = ("form of an input tensor", "forms of input tensors")
 
 
+@runtime_checkable
 class Search(Protocol):
     """The rows that choose between forms, and the model's answers to them in each form."""
 
-    given: Mapping[str, InputTensor]
-    chooses: Sequence[int]
-    evidence: Evidence
     n_tried: int
+
+    @property
+    def given(self) -> Mapping[str, InputTensor]:
+        """The input tensors of all rows."""
+        ...
+
+    @property
+    def chooses(self) -> Sequence[int]:
+        """The rows that choose."""
+        ...
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence with the budget of the trials."""
+        ...
 
     def answers(self, forms: Sequence[TensorForm | None], rows: Sequence[int]) -> list[Tensor]:
         """Return the answers to some rows in each form."""

@@ -160,8 +160,8 @@ class FormSearch:
         for one in self.given.values():  # one NaN would be the mean loss of all forms
             is_known = is_known & torch.isfinite(one.x).reshape(len(one.x), -1).all(1)
         chooses = chooses_by_key(self.whole.group_keys)
-        self.chooses = torch.nonzero(is_known & chooses).flatten().tolist()
-        self.judges = torch.nonzero(is_known & ~chooses).flatten().tolist()
+        self.chooses: list[int] = torch.nonzero(is_known & chooses).flatten().tolist()
+        self.judges: list[int] = torch.nonzero(is_known & ~chooses).flatten().tolist()
         self.n_tried = 0
         self.rival: TensorForm | None = None
 
