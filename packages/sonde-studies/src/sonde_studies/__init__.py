@@ -70,6 +70,7 @@ STUDIES: dict[str, str] = {
     "disturbed-clips": "DisturbedClipsStudy",
     "document-retrieval": "DocumentRetrievalStudy",
     "domain-experts": "DomainExpertsStudy",
+    "drafts-pretrained": "DraftsPretrainedStudy",
     "dynamic-filters": "DynamicFiltersStudy",
     "eft": "EFTStudy",
     "entropic-student": "EntropicStudentStudy",

@@ -49,10 +49,10 @@ _SEEN: dict[str, str] = {
         depth-pretrained""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality""",
-    "side effect": """fault-lines stacked-blocks learned-mapping cached-pretrained codebook
-        conditioning federated-bits field-selection latent-steps noisy-labels massive-states
-        per-user-flow projection-head prompt-words rewrite-facts rounded-cache subspace-patch
-        token-budgets tune-norms unmix-norm""",
+    "side effect": """drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
+        codebook conditioning federated-bits field-selection latent-steps noisy-labels
+        massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache
+        subspace-patch token-budgets tune-norms unmix-norm""",
 }
 
 
