@@ -17,7 +17,7 @@ NATS = "log-likelihood a token"
 
 @final
 class DraftsPretrainedStudy(Study):
-    """Help pages of which 32 tokens are given; other pages fill the n-grams."""
+    """The first 32 tokens of help pages are continued; other pages fill the n-grams."""
 
     name = "drafts-pretrained"
     title = "are three drafts from one pass as good as three passes, for a pretrained model?"
