@@ -232,6 +232,7 @@ def main() -> None:
     drawn = random.Random(SEED).sample(FAULTS, len(FAULTS) if typed.lot is None else typed.lot)
     every = FAULTS if typed.lot is None else drawn
     chosen = [one for one in every if typed.only in one.name]
+    chosen = [one for one in chosen if not typed.kept or one.name in kept.values]
     for of_chats, words in ((False, "documents"), (True, "chats")):
         if any(one.of_chats == of_chats for one in chosen):
             own = base_of(of_chats)
