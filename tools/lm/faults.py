@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="faults whose name contains this text")
     parser.add_argument("--lot", type=int, help="only this many faults, drawn by a fixed seed")
     parser.add_argument("--rows", type=Path, help="file of outcomes, which a later run goes on")
+    parser.add_argument("--kept", action="store_true", help="only faults with kept outcomes")
     typed = parsed(parser)
     model = sonde.load(typed.model)
     kept, lines = Kept(typed.rows), list[str]()
