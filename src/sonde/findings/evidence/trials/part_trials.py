@@ -51,10 +51,6 @@ FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
 FIRST_LOOK, OF_WIDE, NEAR = (1, 24), 1.5, 14
 """Texts and tokens on which a large language model tries changes of all layers at once; the cost of
 all these trials, in budgets of trials; most changes near the best one that are tried then."""
-WIDE, OF_WIDE = (1, 24), 1.5
-"""Texts and tokens on which a large language model tries changes of all layers at once, and the
-cost of these trials, in budgets of all trials: they are tried beside the others, since no other
-finding names what they undo."""
 LEAD: Final = 0.03  # of a reference's accuracy or R^2, from which parts are tried
 SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
 LEAST_CHANGES: Final = 8
@@ -213,10 +209,8 @@ def _searched(
     rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
     few = runs.few(even[:rows])
     able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
-    if runs.causal and able < sum(c.turn > 0 for c in every):
-        return _of_all_layers(runs, even, odd, every)
     wide = [change for change in every if change.turn or change.alone]
-    if runs.causal and able < min(len(wide), len(every)):
+    if runs.causal and able < len(wide):
         return _of_all_layers(runs, even, odd, every)
     first = every[:able]
     if able < min(LEAST_CHANGES, len(every)):  # these were chosen by weights: a few passes
