@@ -332,7 +332,10 @@ class TextEncoder(Encoder):
                 f"{self.inputs[0]}, got {len(kept)}"
             )
         if kept and not any(kept):
-            raise InputError("the attention_mask of a text selects no token")
+            raise InputError(
+                "the attention_mask of a text selects no token (1 marks tokens, 0 marks padding: "
+                "is the mask inverted?)"
+            )
         return torch.tensor(kept, dtype=torch.int64) != 0
 
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
