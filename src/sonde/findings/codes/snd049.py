@@ -41,6 +41,7 @@ APART: Final = {"level": 0.4, "offset": 0.3}
 """How far the chance that a later number is the larger one must lie from one half."""
 STRETCHES: Final = 2.5
 """Blocks of alike states that either side of a change of the answers takes."""
+FEWEST: Final = 5  # rows on either side of an offset that is undone
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
 
 
@@ -430,6 +431,9 @@ def _with_offset(change: Change, evidence: Evidence, order: Int[np.ndarray, "row
         return change
     examples, first = shared.order.numpy()[order], chooses(shared.group).numpy()[order]
     off, is_late = answers.label - answers.said, examples >= change.row
+    parts = (is_late & first, ~is_late & first, is_late & ~first)
+    if min(int(np.isfinite(off[part]).sum()) for part in parts) < FEWEST:
+        return replace(change, value=change.after - change.before)
     value = float(np.nanmedian(off[is_late & first]) - np.nanmedian(off[~is_late & first]))
     value = float(f"{value:.3g}")  # as the line says it
     judges = is_late & ~first & np.isfinite(off)
