@@ -48,8 +48,9 @@ class DataFreeCompress(Rewrite):
     Cost         some forwards of one example, whose values do not matter; O(channels^3) a layer.
     Assumes      inputs of a layer that are uncorrelated and of variance 1. Behind a ReLU the
                  rebuilt channel is exact only where the channels agree in sign.
-    Differs      from the paper: only channels of a single layer, which no sum joins with others'
-                 and no gate multiplies, are left out or made up for.
+    Differs      from the paper: channels are removed or weights are rounded, not both at once; only
+                 channels of a single layer, which no sum joins with others' and no gate multiplies,
+                 are left out or made up for.
 
     Parameters
     ----------

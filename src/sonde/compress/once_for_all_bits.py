@@ -43,7 +43,8 @@ class OnceForAllBits(Rewrite):
     Cost         ``train``: two forwards and a backward for each batch; then one rounding.
     Assumes      inputs of the kind that the model will meet.
     Differs      from the paper: corrections are rounded with the weight, so that packed codes are
-                 all that is kept; gradients pass straight through the rounding.
+                 all that is kept; gradients pass straight through the rounding; all widths are
+                 drawn equally often.
 
     Parameters
     ----------

@@ -81,6 +81,8 @@ class ConceptMatrixSearch(Instrument):
                  in [-1, 1]; higher = more like the class.
     Cost         one pass; state ``8 classes concepts`` bytes; a product for each row.
     Assumes      rows are scores of concepts; at least two classes.
+    Differs      from the paper: the matrix comes from labelled rows. Give the similarities of the
+                 names of classes to concepts to ``of`` for the paper's, which needs no labels.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 A toy: boards of two digits of one kind in one light, a small transformer that takes noise away in
 five steps, and a digit of another kind in the opposite light pasted over the right one. The net
 tells the light from the whole board, so what is pasted changes the light of the rest. What came out
-(ten seeds): it moves by .47 of the largest light. The attention of its own run keeps none of that,
+(ten seeds): it moves by .48 of the largest light. The attention of its own run keeps none of that,
 since the weights are the old ones and the values the pasted ones; forbidding keeps .40, the first
 of five steps .18, and the pasted digit is then off by .74 in place of .54.
 """

@@ -37,7 +37,9 @@ class NeuronLensStudy(Study):
     name = "neuron-lens"
     title = "do units keep the token that their weights name, and do they write it?"
     paper = "lmhead2024neurons"
-    fidelity = "the paper's decoding of up-projections; clamping and the down-projection are ours"
+    fidelity = (
+        "the paper's decoding of up-projections and its clamping; the down-projection is ours"
+    )
     data = "Python's standard library, tuned on scikit-learn's descriptions; 7 x 512 units"
     place = "byte-model"
     claims = (
