@@ -1,9 +1,9 @@
 """Emulated tuning: add a small net's logit changes to those of a large net.
 
 A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form. What
-came out: emulated, a word takes 1.85 nats less than by the large net before tuning and .33 less than
-by the small one tuned; really tuned it takes .49 less still. The gain over the small net is in the
-answers, which the large net knows: there it is 1.24 nats.
+came out: emulated, a word takes 1.85 nats less than by the large net before tuning, and .33 less
+than by the small one tuned; really tuned it takes .49 less still. The gain over the small net is in
+the answers, which the large net knows: there it is 1.24 nats.
 """
 
 from collections.abc import Callable
