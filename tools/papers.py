@@ -98,17 +98,17 @@ def index() -> list[dict[str, Any]]:
 
 def described(fields: Mapping[str, str]) -> dict[str, str]:
     """Return title, authors and year of an entry; empty where they are not known."""
-    authors = fields.get("author", "").removesuffix("others")
+    authors = fields.get("author", "").removesuffix("others").removesuffix(" and ")
     return {"title": fields.get("title", ""), "authors": authors, "year": fields.get("year", "")}
 
 
 def recipes_of(row: Row) -> list[str]:
-    """Return the words of the recipes of a system: named ones, or those of its studies."""
+    """Return the words of the recipes of a system: named ones, and those of its studies."""
     named = [code.partition("(")[0] for code in row.code if code.startswith("recipes.")]
     words = [code.removeprefix("recipes.").replace("_", "-") for code in named]
     from sonde_studies import recipes
 
-    return words or [word for word in row.study if word in recipes.RECIPES and not row.code]
+    return [*dict.fromkeys([*words, *(word for word in row.study if word in recipes.RECIPES)])]
 
 
 def papers_page(papers: dict[str, dict[str, str]]) -> str:

@@ -30,8 +30,10 @@ from tools import study_table
 ROOT = Path(__file__).resolve().parent.parent
 SETTLED = ("holds", "holds the other way", "not at this size", "not tested")
 SMALL = "whole, place too small"
-LACKS = re.compile(r"\b(missing|left out|alone|without|in place of|stands? for)\b")
+LACKS = re.compile(r"\b(missing|left out|alone|without)\b")
 """Words by which a fidelity line says that a part of the paper is not there."""
+SMALLER = re.compile(r"\b(in place of|stands? for)\b")
+"""Words by which it says that something else plays its part, which a place that is too small is."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,16 @@ def runs(word: str, code: str) -> bool:
     return bool(named_by(type(study_of(word)).__module__) & wanted)
 
 
+def gives(word: str, code: str) -> list[str]:
+    """Return the parameters in an entry of ``code`` that a study names nowhere."""
+    place, _, named = code.rstrip(")").partition("(")
+    given = named_by(type(study_of(word)).__module__)
+    name = place.rpartition(".")[2]
+    counts = [int(g.removeprefix(f"{name}#")) for g in given if g.startswith(f"{name}#")]
+    first = [*inspect.signature(exported(code)).parameters][: max(counts, default=0)]
+    return [p for p in named.split(",") if p and f"{p}=" not in given and p not in first]
+
+
 @cache
 def named_by(module: str) -> frozenset[str]:
     """Return what a module of the studies, and those it imports, take: ``sonde.edit.Leace``.
@@ -170,8 +182,15 @@ def named_by(module: str) -> frozenset[str]:
                 inner = [f"{node.module}.{alias.name}" for alias in node.names]
                 names.update(inner)
                 todo += [m for m in (node.module, *inner) if m in sys.modules and _experiment(m)]
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 names.add(f"sonde.{node.value.id}.{node.attr}")  # from sonde import edit
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                names.add(f"{called}#{len(node.args)}")
+            elif isinstance(node, ast.keyword):
+                names.add(f"{node.arg}=")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(f"{node.value}=")  # a key of keywords that are passed on
     return frozenset(names)
 
 
@@ -215,10 +234,14 @@ def reasons(row: Row, known: dict[tuple[str, str], str]) -> list[str]:
 
 def unanswered(row: Row) -> list[str]:
     """Return the fidelity lines of lacking parts, unless the row says what is left out, and why."""
-    if row.left_out or row.place or row.missing:
+    if row.left_out or row.missing:
         return []
     lines = {word: study_of(word).fidelity for word in row.study}
-    return [f"fidelity of {word}: {line}" for word, line in lines.items() if LACKS.search(line)]
+    return [
+        f"fidelity of {word}: {line}"
+        for word, line in lines.items()
+        if LACKS.search(line) or (not row.place and SMALLER.search(line))
+    ]
 
 
 def main_verdict(row: Row, known: dict[tuple[str, str], str]) -> str:

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from sonde_studies._photographs import photographs, through_filter
-from sonde_studies.recolour import Side, accuracies, lower_end
+from sonde_studies.recolour import Side, accuracies, cleared
 
 
 @pytest.mark.truth("planted: in each picture the other half is called changed")
@@ -28,10 +28,13 @@ def test_heads_know_nothing_of_the_pictures_that_they_judge():
 
 
 @pytest.mark.truth("scipy's t test")
-def test_the_lower_end_is_that_of_a_mean_over_pictures():
-    values = torch.tensor([0.31, 0.02, -0.11, 0.2, 0.47], dtype=torch.float64)
-    found = ttest_1samp(values.numpy(), 0.0).confidence_interval(0.95)
-    assert lower_end(values) == pytest.approx(found.low)
+def test_a_figure_is_what_the_interval_over_pictures_clears_nought_by():
+    values = torch.tensor([0.31, 0.12, 0.11, 0.2, 0.47], dtype=torch.float64)
+    low = ttest_1samp(values.numpy(), 0.0).confidence_interval(0.95).low
+    assert low > 0
+    assert cleared(values) == pytest.approx(low)
+    assert cleared(-values) == pytest.approx(-low)
+    assert cleared(values - 0.2) == 0.0
 
 
 @pytest.mark.truth("linear interpolation reproduces a plane")

@@ -8,7 +8,39 @@ from sonde.layers import SharedTable
 from sonde_studies._field_arms import r_squared
 from sonde_studies.worlds.learning import drawn, minimise
 
-FIELDS, VALUES, ROWS = 4, 200, 3_000
+FIELDS, VALUES, ROWS, PRICE = 4, 200, 3_000, 0.02
+
+
+def value_gates(seed: int, steps: int) -> dict[str, float]:
+    """Return the share of values that learned gates keep: those that help, and those that do not.
+
+    Half of each field's values are worth nothing, drawn by lot, so no field is useless: gates of
+    whole fields could leave none of them out.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    size = VALUES // FIELDS
+    ids = torch.randint(size, (ROWS, FIELDS), generator=draw)
+    helps = torch.rand(FIELDS, size, generator=draw).argsort(1) < size // 2
+    worth = helps * torch.randn(FIELDS, size, generator=draw)
+    y = torch.as_tensor(sum(worth[f][ids[:, f]] for f in range(FIELDS))) / 2
+    y = y + 0.3 * torch.randn(ROWS, generator=draw)
+    table = SharedTable(FIELDS, 4, size, "per_field", seed=seed, gated=True)
+    head, done = drawn(lambda: nn.Linear(4 * FIELDS, 1), seed), 0
+    assert table.gate is not None  # it was asked for
+    gate = table.gate
+
+    def loss(rows: Tensor) -> Tensor:
+        nonlocal done
+        gate.progress.fill_(min(1.0, done / steps))
+        done += 1
+        told = head(table(ids[rows]).flatten(1))[:, 0]
+        return mse_loss(told, y[rows]) + PRICE * gate.gates().mean()
+
+    weights = [*table.parameters(), *head.parameters()]
+    minimise(loss, weights, ROWS, steps=steps, seed=seed, rate=1e-2)
+    gate.harden()
+    kept = gate.gates().detach().reshape(FIELDS, size)
+    return {"that help": float(kept[helps].mean()), "worth nothing": float(kept[~helps].mean())}
 
 
 def field_values(

@@ -42,6 +42,18 @@ class ActiveVariablesStudy(Study):
             "mean absolute correlation, passive with active less active with active, beta 1",
         ),
         Claim(
+            "means over drawn",
+            "Means of passive latents are more correlated with active ones than their drawn codes, "
+            "as their spread alone implies.",
+            "mean absolute correlation of passive with active, means less drawn codes, beta 1",
+        ),
+        Claim(
+            "cause",
+            "Without passive latents means are no more correlated than drawn codes, to 0.02.",
+            "0.02 less the mean absolute correlation of active latents, means less drawn codes, "
+            "beta 1",
+        ),
+        Claim(
             "dropped, means",
             "A linear probe on standardised means keeps its accuracy to 2 points without the "
             "passive ones.",
@@ -109,6 +121,8 @@ def _found(posterior: Posterior, code: Tensor, kind: Tensor, label: Tensor) -> d
     ]
     return {
         "passive, means": correlation["passive | means"] - correlation["active | means"],
+        "means over drawn": correlation["passive | means"] - correlation["passive | drawn codes"],
+        "cause": 0.02 - (correlation["active | means"] - correlation["active | drawn codes"]),
         "dropped, means": right["without | means"] - right["all | means"] + 0.02,
         "dropped": right["without | drawn codes"] - right["all | drawn codes"] + 0.02,
         "halves": float(halves[0].on.mean() - halves[1].on.mean()),

@@ -1,13 +1,9 @@
 """Test whether popular facts overshadow rare ones, and whether CoDa helps.
 
-A toy: nets of three layers and tens of units, told facts of three words. What came out (three
-seeds): the rate of popular answers to rarer facts rises from .32 at a ratio of 2 to .91 at 100, by
-.15 for each e-fold. At a threshold of 0.1 nats CoDa changes nothing: what it then leaves
-out moves no plausible answer by more than that, so there is no contrast. At 1 nat the rate
-falls from .63 to .50, at 3 to .47, told which word is overlooked to .44,
-for 1.5 points of popular facts.
-Choosing a threshold by half of the families costs so much certainty that this claim stays open.
-The larger net is not overshadowed more: in as many steps it learns more of the rarer facts.
+A toy: nets of three layers and tens of units, told facts of three words. At a threshold of 0.1
+nats CoDa changes nothing: what it then leaves out moves no plausible answer by more than that, so
+there is no contrast. Nets of two sizes alone say nothing of a law of size: in as many steps the
+larger learns more of the rarer facts.
 """
 
 from collections.abc import Callable

@@ -36,6 +36,16 @@ class DiffRoarStudy(Study):
             above=1 / 3,
         ),
         Claim(
+            "ordinary, DiffROAR",
+            "The pixels that an ordinary net's saliency ranks first say less than the last.",
+            "0 less DiffROAR at a tenth of the pixels",
+        ),
+        Claim(
+            "robust, DiffROAR",
+            "Those that a robust net's saliency ranks first say more than the last.",
+            "DiffROAR at a tenth of the pixels",
+        ),
+        Claim(
             "robust over ordinary, mass",
             "A robust net's saliency lies in the digit's block more than an ordinary one's.",
             "difference of shares",
@@ -84,6 +94,8 @@ class DiffRoarStudy(Study):
         ]
         return {
             "ordinary nets leak": 1.0 - figures["mass | ordinary"],
+            "ordinary, DiffROAR": -figures["DiffROAR | ordinary"],
+            "robust, DiffROAR": figures["DiffROAR | robust"],
             "robust over ordinary, mass": figures["mass | robust"] - figures["mass | ordinary"],
             "robust over ordinary, DiffROAR": (
                 figures["DiffROAR | robust"] - figures["DiffROAR | ordinary"]

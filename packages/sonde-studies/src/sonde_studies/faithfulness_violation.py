@@ -14,7 +14,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 SLOPES = ("GradTimesInput", "IntegratedGradients", "Relevance")
 METHODS = OF_ATTENTIONS | {name: OF_INPUTS[name] for name in SLOPES}
 MAPS = 10
-PLAIN, TIMES = "RawAttention", "AttentionTimesGradient"
+PLAIN, TIMES, PROPAGATED = "RawAttention", "AttentionTimesGradient", "AttentionRelevance"
 BASELINES = {"mean": Baseline(), "zero": Baseline("zero")}
 OBJECTIVES = {"probability": Objective("prob"), "logit": Objective()}
 
@@ -44,6 +44,16 @@ class FaithfulnessViolationStudy(Study):
         Claim(
             "product is least",
             "AttentionTimesGradient violates less than the mean of the methods of gradients.",
+            "difference of rates",
+        ),
+        Claim(
+            "relevance",
+            "Relevance propagated through attention violates less often than RawAttention.",
+            "difference of rates",
+        ),
+        Claim(
+            "product over relevance",
+            "It violates more often than AttentionTimesGradient.",
             "difference of rates",
         ),
         Claim(
@@ -94,6 +104,8 @@ class FaithfulnessViolationStudy(Study):
         return {
             "attention over product": main[PLAIN] - main[TIMES],
             "product is least": fmean(main[name] for name in SLOPES) - main[TIMES],
+            "relevance": main[PLAIN] - main[PROPAGATED],
+            "product over relevance": main[PROPAGATED] - main[TIMES],
             "masking decides": fmean(
                 abs(rates[n, "zero", "probability"] - v) for n, v in main.items()
             ),

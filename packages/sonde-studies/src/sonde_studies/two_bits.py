@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sonde
-from sonde.compress import GPTQ, RTN, DecoupleQ, fidelity, layer_grams
+from sonde.compress import GPTQ, RTN, CoordinateRounding, DecoupleQ, fidelity, layer_grams
 from sonde.data import open_inputs
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -26,6 +26,8 @@ class TwoBitsStudy(Study):
     claims = (
         Claim("gptq", "At two bits it diverges less than GPTQ.",
               "divergence of GPTQ over its own, logarithm"),
+        Claim("apart", "It diverges less than codes by coordinates on grids that are not fitted.",
+              "divergence of CoordinateRounding over its own, two bits, logarithm"),
         Claim("rtn", "At two bits GPTQ diverges less than rounding to the nearest.",
               "divergence of RTN over that of GPTQ, logarithm"),
         Claim("error", "At two bits its errors of layers are a tenth lower than those of GPTQ.",
@@ -55,6 +57,11 @@ class TwoBitsStudy(Study):
                 plan = rule.plan(model, given)
                 kl[name] = fidelity(model, plan.fold(model), fresh).kl
                 lost[name] = plan.figures.get("loss", float("nan"))
+        tick("coordinates, 2 bits")
+        rule, name = CoordinateRounding(2, GROUP), "CoordinateRounding | 2 bits"
+        kl[name] = fidelity(
+            model, rule.plan(model, {"calibration": grams[0]}).fold(model), fresh
+        ).kl
         halves = [
             fidelity(
                 model, DecoupleQ(2, GROUP).plan(model, {"calibration": g}).fold(model), fresh
@@ -68,6 +75,7 @@ class TwoBitsStudy(Study):
         gain = ratio("GPTQ", "DecoupleQ", 2)
         return {
             "gptq": gain,
+            "apart": ratio("CoordinateRounding", "DecoupleQ", 2),
             "rtn": ratio("RTN", "GPTQ", 2),
             "error": 0.9 - lost["DecoupleQ | 2 bits"] / lost["GPTQ | 2 bits"],
             "less at four": gain - ratio("GPTQ", "DecoupleQ", 4),
