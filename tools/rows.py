@@ -3,7 +3,7 @@
 python -m tools.rows [--part] [--short] [ID ...]
 
 A system is *whole* if the paper's own mechanism is public, a test names an independent source for
-it, a study runs it, every claim has a verdict in ``docs/studies.tsv``, and what its
+it, a study runs it with the parameters that make it, every claim has a verdict in ``docs/studies.tsv``, and what its
 study's fidelity line says is lacking stands in ``left_out`` with a reason. It is *whole, place too
 small* if its claim waits for a fairer place, *part* if something is missing, *unsettled* if a
 claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
@@ -17,6 +17,7 @@ import inspect
 import re
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -155,11 +156,13 @@ def runs(word: str, code: str) -> bool:
     return bool(named_by(type(study_of(word)).__module__) & wanted)
 
 
-def gives(word: str, code: str) -> list[str]:
-    """Return the parameters in an entry of ``code`` that a study names nowhere."""
+def not_given(words: Sequence[str], code: str) -> list[str]:
+    """Return the parameters in an entry of ``code`` to which none of some studies gives a value."""
     place, _, named = code.rstrip(")").partition("(")
-    given = named_by(type(study_of(word)).__module__)
-    name = place.rpartition(".")[2]
+    room, _, name = place.rpartition(".")
+    if room == "recipes":
+        return []
+    given = {g for word in words for g in named_by(type(study_of(word)).__module__)}
     counts = [int(g.removeprefix(f"{name}#")) for g in given if g.startswith(f"{name}#")]
     first = [*inspect.signature(exported(code)).parameters][: max(counts, default=0)]
     return [p for p in named.split(",") if p and f"{p}=" not in given and p not in first]
@@ -169,7 +172,8 @@ def gives(word: str, code: str) -> list[str]:
 def named_by(module: str) -> frozenset[str]:
     """Return what a module of the studies, and those it imports, take: ``sonde.edit.Leace``.
 
-    Only modules of the studies and of the recipes are followed: each of them is an experiment.
+    Keywords of calls, and texts that may be their keys, stand there as ``penalty=``, the number of
+    values that a call gives by place as ``Leace#2``. Only modules of the studies and of the recipes are followed: each of them is an experiment.
     """
     todo, seen, names = [module], set[str](), set[str]()
     while todo:
@@ -227,6 +231,8 @@ def reasons(row: Row, known: dict[tuple[str, str], str]) -> list[str]:
     untold += [] if row.study else ["in no study"]
     untold += [f"no study runs {part}" for part in row.code if row.study
                if not any(runs(word, part) for word in row.study)]  # fmt: skip
+    untold += [f"no study gives {', '.join(lacking)} of {part}" for part in row.code
+               if row.study and (lacking := not_given(row.study, part))]  # fmt: skip
     said = claims_of(row, known)
     return [*filter(None, [row.missing]), *untold, *unanswered(row),
             *(f"{key} = {v}" for key, v in said.items() if v not in SETTLED)]  # fmt: skip

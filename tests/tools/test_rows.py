@@ -60,6 +60,20 @@ def test_whether_a_study_runs_an_export(study, code, runs):
     assert rows.runs(study, code) is runs
 
 
+@pytest.mark.parametrize(
+    ("study", "code", "lacking"),
+    [
+        ("field-selection", "layers.SharedTable(gated,tables)", []),  # a keyword, and by place
+        ("unmix-norm", "layers.SharedTable(gated)", ["gated"]),
+        ("attention-patterns", "layers.Attention(pattern)", []),
+        ("attention-capacity", "layers.Attention(frozen,centres)", ["centres"]),
+        ("nac", "recipes.weak_groups(limit)", []),
+    ],
+)
+def test_parameters_to_which_a_study_gives_no_value(study, code, lacking):
+    assert rows.not_given((study,), code) == lacking
+
+
 def test_status_of_planted_rows():
     known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
     known["nac", study_table.NULL + study_of("nac").null.text] = "as expected"

@@ -37,7 +37,8 @@ class FeatureFusionStudy(Study):
               "accuracy together less that without the least needed encoder"),
         Claim("made", "Numbers made by hand add to the states of an encoder of all pixels.",
               "accuracy with moments and counts of ink less that of the encoder"),
-        Claim("lines", "States of single digits in a row add to those of a net of the whole row.",
+        Claim("lines", "States of single digits, as many units again and taught the digits, add to "
+              "those of a net of the row.",
               "accuracy of naming the largest digit's place, single digits and row less row"),
         Claim("sparse", "A recurrent cell of a tenth of the weights loses less than 5 points.",
               "accuracy of a sparse cell less that of a dense one of equal width, and 0.05"),
