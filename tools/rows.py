@@ -3,10 +3,10 @@
 python -m tools.rows [--part] [--short] [ID ...]
 
 A system is *whole* if the paper's own mechanism is public, a test names an independent source for
-it, a study runs it with the parameters that make it, every claim has a verdict in ``docs/studies.tsv``, and what its
-study's fidelity line says is lacking stands in ``left_out`` with a reason. It is *whole, place too
-small* if its claim waits for a fairer place, *part* if something is missing, *unsettled* if a
-claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
+it, a study runs it with the parameters that make it, every claim has a verdict in
+``docs/studies.tsv``, and what its study's fidelity line says is lacking stands in ``left_out`` with
+a reason. It is *whole, place too small* if its claim waits for a fairer place, *part* if something
+is missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
 file in which an export is defined measures formulas of its own: the export does not count as one
 that it runs.
 """
@@ -173,7 +173,8 @@ def named_by(module: str) -> frozenset[str]:
     """Return what a module of the studies, and those it imports, take: ``sonde.edit.Leace``.
 
     Keywords of calls, and texts that may be their keys, stand there as ``penalty=``, the number of
-    values that a call gives by place as ``Leace#2``. Only modules of the studies and of the recipes are followed: each of them is an experiment.
+    values that a call gives by place as ``Leace#2``. Only modules of the studies and of the recipes
+    are followed: each of them is an experiment.
     """
     todo, seen, names = [module], set[str](), set[str]()
     while todo:
