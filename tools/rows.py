@@ -6,9 +6,9 @@ A system is *whole* if the paper's own mechanism is public, a test names an inde
 it, a study runs it with the parameters that make it, every claim has a verdict in
 ``docs/studies.tsv``, and what its study's fidelity line says is lacking stands in ``left_out`` with
 a reason. It is *whole, place too small* if its claim waits for a fairer place, *part* if something
-is missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study that names nothing of the
-file in which an export is defined measures formulas of its own: the export does not count as one
-that it runs.
+is missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study
+that names nothing of the file in which an export is defined measures formulas of its own: the
+export does not count as one that it runs.
 """
 
 import ast
