@@ -63,6 +63,7 @@ UNSEEN: Final = {
     "VectorQuantizer.commitment": "a term of ``aside``, beside the output",
     "WeakAndStrong.dispersion": "read by ``loss`` and ``answer``, beside ``forward``",
     "WeakAndStrong.gate_gradient": "read by ``loss``, beside ``forward``",
+    **dict.fromkeys(("WeakAndStrong.weak", "WeakAndStrong.strong"), "a module of the user"),
     "Attention.centres": "an array of the user",
     "SkipTranscoder.penalty": "grows over minibatches, of which these few rows make too few",
     "gather": "asked of several ranks, in tests/train/test_losses_of_ranks.py",

@@ -168,6 +168,34 @@ def test_weak_and_strong(through):
     assert torch.allclose(found, gradient) is not through
 
 
+class _Neighbours(nn.Module):
+    """A graph network of one layer: a map of each node's mean over its neighbours."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.graph, self.head = graph, nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.graph / self.graph.sum(1, keepdim=True) @ x)
+
+
+@pytest.mark.truth("each node asked by hand: its own features, or the mean of its neighbours'")
+def test_a_graph_network_as_the_strong_head():
+    graph = ((draw(20, 20, seed=3) > 1.0) | torch.eye(20).bool()).double()
+    weak = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    layer = filled(WeakAndStrong(4, 3, threshold=0.3, weak=weak, strong=_Neighbours(graph)))
+    x, head = draw(20, 4), layer.strong.head
+    found, asked = layer(x), 0
+    for node in range(20):
+        own, near = weak(x[node]), x[graph[node] > 0].mean(0)
+        c = float((own.softmax(0) - 1 / 3).square().sum().detach() * 1.5)
+        asked += c <= 0.3
+        torch.testing.assert_close(found[node], own if c > 0.3 else head(near))
+    assert 0 < asked < 20
+    layer.loss(x, torch.arange(20) % 3).backward()
+    assert head.weight.grad is not None
+
+
 def test_a_balance_over_no_state_is_refused():
     with pytest.raises(InputError, match="expected a real state, got none"):
         Experts(4).balance(torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool))

@@ -13,7 +13,7 @@ from sonde.layers.layer import Layer
 
 @final
 class WeakAndStrong(Layer):
-    """Answer with a linear head if it is confident, else with a deeper head.
+    """Answer with a weak head if it is confident, else with a strong head.
 
     The confidence is ``C = D(p_weak)^alpha`` with ``D`` the variance of ``p`` divided by its
     largest possible value, or ``1 - entropy / log n``. Training minimises
@@ -21,7 +21,9 @@ class WeakAndStrong(Layer):
     ``C > threshold``.
 
     Cost         both heads; in ``answer`` the strong head only on the states that are left.
-    Assumes      the two heads are trained in turn: freeze one, then the other.
+    Assumes      the two heads are trained in turn: freeze one, then the other. A strong head that
+                 mixes rows, such as a graph network, is asked by a call: ``answer`` shows it only
+                 the rows that are left.
 
     Parameters
     ----------
@@ -37,6 +39,11 @@ class WeakAndStrong(Layer):
         Confidence in [0, 1] above which the weak head answers.
     gate_gradient : bool, default=False
         Train the weak head through ``C`` too, unlike the paper's code.
+    weak : nn.Module, optional
+        Map from states to logits, in place of the linear head.
+    strong : nn.Module, optional
+        Map from states to logits, in place of the perceptron: for nodes of a graph, a network that
+        holds the graph.
 
     References
     ----------
@@ -61,6 +68,9 @@ class WeakAndStrong(Layer):
         alpha: float = 1.0,
         threshold: float = 0.5,
         gate_gradient: bool = False,
+        *,
+        weak: nn.Module | None = None,
+        strong: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if n_classes < 2 or alpha <= 0:
@@ -70,10 +80,10 @@ class WeakAndStrong(Layer):
             )
         self.dim, self.dispersion, self.alpha = dim, dispersion, alpha
         self.threshold, self.gate_gradient = threshold, gate_gradient
-        self.weak = nn.Linear(dim, n_classes)
         hidden = width or 4 * dim
+        self.weak = nn.Linear(dim, n_classes) if weak is None else weak
         parts = (nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, n_classes))
-        self.strong = nn.Sequential(*parts)
+        self.strong = nn.Sequential(*parts) if strong is None else strong
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes class"]:
         """Return the logits of the head that answers; both heads run, for training."""
