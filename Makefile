@@ -175,8 +175,9 @@ lm: install
 	$(BIN)/python -m tools.lm.obtain --share
 	$(LM)/bin/python -m tools.lm.obtain
 
-# Pretrained models of sonde_studies.places; tests never fetch them.
+# Pretrained models and pictures of sonde_studies.places; tests never fetch them.
 places: lm
+	$(LM)/bin/python -m tools.lm.pictures
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies

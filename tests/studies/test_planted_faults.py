@@ -1,6 +1,6 @@
 """Faults that are planted in studies, and the null arms that see them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from sonde.explain import FaultLines
 from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
 from sonde_studies._bit_orders import BLOCKS, rounded_net
 from sonde_studies._cached import SmallerCaches, pieces
-from sonde_studies._digits import encoder, shuffled
+from sonde_studies._digits import digits, encoder, shuffled
 from sonde_studies._help_pages import gains_of, language_model
+from sonde_studies._separation import area
 from sonde_studies._shrunk import wide_net
+from sonde_studies.costarr import scored_arms
 from sonde_studies.depth_pretrained import share_by_lot
 from sonde_studies.memories import DIM, unasked_for
 from sonde_studies.stacked_blocks import reopened
@@ -160,3 +162,16 @@ def test_bounds_that_are_not_turned_are_seen_by_directions_in_another_order():
         assert counts[0].tolist() == counts[1].tolist()
         differ.append(float((counts[2] - counts[0]).mean()))
     assert _seen(differ)
+
+
+@pytest.mark.slow
+def test_rows_that_were_fitted_are_seen_by_fresh_against_fresh_ones():
+    """The leak: rows that pass for fresh ones are those that trained the net and the score."""
+    clean, leaked = list[float](), list[float]()
+    for seed in range(8):
+        d = digits(seed)
+        for one, found in ((d, clean), (replace(d, held=d.fit), leaked)):
+            usual = scored_arms(one)["both, none"]
+            found.append(area(usual["test"], usual["held"]) - 0.5)
+    assert not _seen(clean)
+    assert _seen(leaked)

@@ -70,7 +70,7 @@ class COSTARRStudy(Study):
             tick(f"training {architecture}")
             d = digits(seed, architecture, tiny)
             tick(f"scoring {architecture}")
-            scored = _scored(d)
+            scored = scored_arms(d)
             figures[f"{architecture} accuracy"] = d.accuracy
             for name, parts in scored.items():
                 for part in ("near", "far"):
@@ -78,8 +78,8 @@ class COSTARRStudy(Study):
                     figures[f"{name} | {architecture} {part}"] = found
                 near[name].append(figures[f"{name} | {architecture} near"])
             nulls.append(area(scored["both, none"]["test"], scored["both, none"]["held"]))
-            alike["post"].append(_alike(scored, "pre, none", "post, none"))
-            alike["max_logit"].append(_alike(scored, "both, minmax", "max_logit"))
+            alike["post"].append(likeness(scored, "pre, none", "post, none"))
+            alike["max_logit"].append(likeness(scored, "both, minmax", "max_logit"))
         mean = {name: fmean(found) for name, found in near.items()}
         ours = mean["both, none"]
         return {
@@ -103,7 +103,7 @@ def _on_garments(seed: int, tick: Tick) -> dict[str, float]:
         return found
     for architecture in ARCHITECTURES:
         tick(f"garments, {architecture}")
-        scored = _scored(open_set(source, seed, architecture))
+        scored = scored_arms(open_set(source, seed, architecture))
         for name, parts in scored.items():
             for part in ("near", "far"):
                 key = f"{name} | garments, {architecture} {part}"
@@ -111,7 +111,7 @@ def _on_garments(seed: int, tick: Tick) -> dict[str, float]:
     return found
 
 
-def _scored(d: Digits) -> Scored:
+def scored_arms(d: Digits) -> Scored:
     """Return the scores of each arm on each part of the data."""
     made = arms()
     fitted = fitted_on(d.model, d.fit, list(made.values()), sites=[SITE])
@@ -120,6 +120,6 @@ def _scored(d: Digits) -> Scored:
     return {name: {p: columns[p][i] for p in parts} for i, name in enumerate(made)}
 
 
-def _alike(scored: Scored, a: str, b: str) -> float:
+def likeness(scored: Scored, a: str, b: str) -> float:
     """Return Spearman's correlation of two scores on near inputs."""
     return rank_correlation(scored[a]["near"], scored[b]["near"])

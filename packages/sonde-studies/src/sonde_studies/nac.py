@@ -68,9 +68,9 @@ class NACStudy(Study):
         d = digits(seed, tiny=tiny)
         tick("scoring")
         found = {
-            **_areas(d, "NAC", NAC()),
-            **{f"MSP | {k}": v for k, v in _logit_areas(d, MSP()).items()},
-            **{f"energy | {k}": v for k, v in _logit_areas(d, Energy()).items()},
+            **areas_of(d, "NAC", NAC()),
+            **{f"MSP | {k}": v for k, v in logit_areas(d, MSP()).items()},
+            **{f"energy | {k}": v for k, v in logit_areas(d, Energy()).items()},
         }
         few = {share: _few(d, share, seed) for share in (1.0, *SHARES)}
         both = (found["NAC both | near"] + found["NAC both | far"]) / 2
@@ -87,7 +87,18 @@ class NACStudy(Study):
         }
 
 
-def _areas(d: Digits, name: str, detector: NAC, rows: Items | None = None) -> dict[str, float]:
+def areas_of(d: Digits, name: str, detector: NAC, rows: Items | None = None) -> dict[str, float]:
+    """Return AUROCs of coverage, at the last layer and at both, on each part.
+
+    Parameters
+    ----------
+    d : Digits
+    name : str
+        Arm of the figures.
+    detector : NAC
+    rows : list of dict, optional
+        Fit on these in place of the rows that trained the net.
+    """
     fitted = fitted_on(d.model, d.fit if rows is None else rows, detector, **READING)
     score = {
         part: scores_of(fitted, d.model, items)
@@ -121,10 +132,11 @@ def _few(d: Digits, share: float, seed: int) -> float:
     ]
     if len(rows) < NAC().n_bins:
         raise InputError(f"nac: expected rows for {NAC().n_bins} bins, got {len(rows)}.")
-    return _areas(d, "few", NAC(), rows)["few last | near"]
+    return areas_of(d, "few", NAC(), rows)["few last | near"]
 
 
-def _logit_areas(d: Digits, detector: MSP | Energy) -> dict[str, float]:
+def logit_areas(d: Digits, detector: MSP | Energy) -> dict[str, float]:
+    """Return AUROCs of a score of logits on near and far inputs."""
     fitted = fitted_on(d.model, d.fit, detector, sites=[LAST])
     usual, near, far = (
         next(iter(scores_of(fitted, d.model, items).values())) for items in (d.test, d.near, d.far)

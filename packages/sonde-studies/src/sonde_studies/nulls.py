@@ -30,14 +30,15 @@ _BLIND = """
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """step-sharing memories attention-capacity attention-retrieval bottleneck-regression
-        change-pairs clue codebook-bottleneck common-and-salient costarr nac overview fod simple-net
-        pawn trajectories was-it-generated over-trust-decode gated-adapter forget-texts
-        did-it-memorise label-agnostic ssd decoupled-cross-attention inject defined-anomaly
-        document-retrieval factor-contrast feature-gaps grokking layer-readout local-learning
-        locality mask-sensitivity masked-objectives missing-view parallel-adapters per-user-flow
-        recall recolour replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes
-        weak-groups which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
+    "leak": """costarr-pretrained nac-pretrained step-sharing memories attention-capacity
+        attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
+        common-and-salient costarr nac overview fod simple-net pawn trajectories was-it-generated
+        over-trust-decode gated-adapter forget-texts did-it-memorise label-agnostic ssd
+        decoupled-cross-attention inject defined-anomaly document-retrieval factor-contrast
+        feature-gaps grokking layer-readout local-learning locality mask-sensitivity
+        masked-objectives missing-view parallel-adapters per-user-flow recall recolour
+        replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
+        which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
         attention-bottleneck pruned-pretrained rounded-pretrained""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
