@@ -54,6 +54,25 @@ def test_correlated_nodes_are_joined():
     assert 0 < wanted.sum() < 30
 
 
+@pytest.mark.truth("torch's scaled_dot_product_attention, and a graph convolution in numpy")
+@torch.no_grad()
+def test_attention_and_a_map_of_what_is_sent():
+    layer, x = StateGraph(3, "attention", steps=2, mapped=True).double(), drawn(2, 5, 3)
+    layer.strength.fill_(0.7)
+    layer.map.weight.copy_(drawn(3, 3, seed=4))
+    query, key = (layer.asks[name](x) for name in ("query", "key"))
+    same = torch.eye(5, dtype=x.dtype).expand(2, 5, 5)
+    a = torch.nn.functional.scaled_dot_product_attention(query, key, same).numpy()
+    s = a / np.sqrt(a.sum(2))[:, :, None] / np.sqrt(a.sum(1))[:, None]
+    alpha, y, start = np.tanh(0.7), x.numpy(), x.numpy()
+    for _ in range(2):
+        y = alpha * s @ y @ layer.map.weight.numpy().T + (1 - alpha) * start
+    np.testing.assert_allclose(layer(x), y, atol=1e-12)
+    real = torch.tensor([[True] * 5, [True, True, False, True, False]])
+    cut = layer(x, real)[1, [0, 1, 3]]
+    torch.testing.assert_close(cut, layer(x[1:, [0, 1, 3]])[0])
+
+
 @pytest.mark.essential
 @pytest.mark.truth("planted: two senders carry what three nodes need")
 def test_learned_edges_come_from_the_nodes_that_know():

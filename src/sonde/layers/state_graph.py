@@ -1,4 +1,4 @@
-"""Smoothing of states over a graph of nodes, by neighbours, correlations or learned edges."""
+"""Smoothing of states over a graph of nodes, by neighbours, correlations, attention or learned edges."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
@@ -23,9 +23,10 @@ class StateGraph(Layer):
     ``Y <- alpha S Y + (1 - alpha) X`` for ``steps`` rounds, with ``S = D^-1/2 A D^-1/2`` and an
     ``alpha = tanh(strength)`` that starts at 0. The graph ``A`` joins each node with its ``k``
     nearest (``knn``), with those whose states correlate beyond ``threshold`` (``correlation``),
-    or by ``budget`` edges that are learned for all rows (``learned``: the largest of a table of
-    scores; in training with noise and soft weights, then exactly ``budget`` of them), or it is
-    given with each call.
+    with all nodes by self-attention ``softmax(Q K' / sqrt(dim))`` (``attention``), or by ``budget``
+    edges that are learned for all rows (``learned``: the largest of a table of scores; in training
+    with noise and soft weights, then exactly ``budget`` of them), or it is given with each call.
+    With ``mapped`` neighbours send ``W y``, the weights of a graph convolution; ``W`` starts as 1.
 
     Cost         ``node^2 dim`` products for each row and round.
     Assumes      few nodes: every pair is compared.
@@ -35,8 +36,9 @@ class StateGraph(Layer):
     ----------
     dim : int
         Width of the states.
-    kind : {"knn", "correlation", "learned", "given"}, default="knn"
-        Where the graph comes from: nearest neighbours, correlations, learned edges, or each call.
+    kind : {"knn", "correlation", "attention", "learned", "given"}, default="knn"
+        Where the graph comes from: nearest neighbours, correlations, self-attention, learned edges,
+        or each call.
     k : int, default=3
         Neighbours; two nodes are joined if either is among the ``k`` nearest of the other.
     threshold : float, default=0.5
@@ -49,17 +51,23 @@ class StateGraph(Layer):
         Number of rounds.
     gated : bool, default=False
         Scale the messages that a node receives by a gate, which reads the node's state.
+    mapped : bool, default=False
+        Send states through a learned linear map, the same in each round.
 
     References
     ----------
-    hu2024commformer
+    hu2024commformer, yang2022drag
     """
 
     paper: ClassVar[str] = "hu2024commformer"
-    variants: ClassVar[Mapping[str, str]] = {"kind='learned', n=6, budget=4": "hu2024commformer"}
+    variants: ClassVar[Mapping[str, str]] = {
+        "kind='learned', n=6, budget=4": "hu2024commformer",
+        "kind='attention', mapped=True": "yang2022drag",
+    }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"dim": 4, "k": 2, "steps": 3},
         {"dim": 4, "kind": "correlation", "threshold": 0.3, "gated": True},
+        {"dim": 4, "kind": "attention", "mapped": True, "steps": 2},
         {"dim": 4, "kind": "learned", "n": 5, "budget": 6, "steps": 2},
     )
     layout: ClassVar[tuple[str, ...]] = ("row node dim",)
@@ -67,13 +75,14 @@ class StateGraph(Layer):
     def __init__(
         self,
         dim: int,
-        kind: Literal["knn", "correlation", "learned", "given"] = "knn",
+        kind: Literal["knn", "correlation", "attention", "learned", "given"] = "knn",
         k: int = 3,
         threshold: float = 0.5,
         n: int = 0,
         budget: int = 0,
         steps: int = 1,
         gated: bool = False,
+        mapped: bool = False,
     ) -> None:
         super().__init__()
         if kind == "learned" and not 1 <= budget < n * (n - 1):
@@ -87,6 +96,11 @@ class StateGraph(Layer):
         self.symmetry = "none" if kind in ("learned", "given") else "permutation"
         self.strength = nn.Parameter(torch.zeros(()))
         self.gate = nn.Linear(dim, 1) if gated else None
+        self.map = nn.Linear(dim, dim, bias=False) if mapped else None
+        if self.map is not None:
+            nn.init.eye_(self.map.weight)
+        ways = ("query", "key") if kind == "attention" else ()
+        self.asks = nn.ModuleDict({name: nn.Linear(dim, dim) for name in ways})
         self.scores = nn.Parameter(0.01 * torch.randn(n, n)) if kind == "learned" else None
         if kind == "learned":
             self.node = n
@@ -120,13 +134,17 @@ class StateGraph(Layer):
             alpha = alpha * self.gate(x).sigmoid()
         y, smooth = x, normalised(edges)
         for _ in range(self.steps):
-            y = alpha * (smooth @ y) + (1 - alpha) * x
+            y = alpha * (smooth @ self._sent(y)) + (1 - alpha) * x
         return y
+
+    def _sent(self, y: Tensor) -> Tensor:
+        """Return what nodes send to their neighbours."""
+        return y if self.map is None else self.map(y)
 
     def edges(
         self, x: Float[Tensor, "row node dim"], mask: Bool[Tensor, "row node"] | None = None
     ) -> Float[Tensor, "*row node node"]:
-        """Return the graph over each row's nodes; only learned edges have a gradient.
+        """Return the graph over each row's nodes; learned edges and attention have a gradient.
 
         Parameters
         ----------
@@ -136,6 +154,11 @@ class StateGraph(Layer):
         """
         if self.scores is not None:
             return self._learned(self.scores).to(x)
+        if self.kind == "attention":
+            scores = self.asks["query"](x) @ self.asks["key"](x).transpose(1, 2) / self.dim**0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
+            return scores.softmax(-1)
         given, x = x, x.detach().to(torch.promote_types(x.dtype, torch.float32))
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         if self.kind == "correlation":
@@ -177,7 +200,9 @@ class StateGraph(Layer):
         def told(silent: int | None) -> Tensor:
             y = x
             for _ in range(self.steps):
-                sent = y if silent is None else y.index_fill(1, torch.tensor([silent]), 0.0)
+                sent = self._sent(y)
+                if silent is not None:
+                    sent = sent.index_fill(1, torch.tensor([silent], device=x.device), 0.0)
                 y = alpha * (smooth @ sent) + (1 - alpha) * x
             return y
 

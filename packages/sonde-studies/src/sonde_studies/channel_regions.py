@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sonde.measure import UnitClusters
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.parts.regions import coherence, nodes_of, read_by_head
+from sonde_studies.parts.regions import Graph, coherence, nodes_of, read_by_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -28,7 +28,7 @@ class ChannelRegionsStudy(Study):
     title = "do regions of channels say more than groups by lot?"
     paper = "yang2022drag"
     fidelity = (
-        "regions of the last maps by average linkage; the net is frozen, the graph is one layer"
+        "regions of the last maps by average linkage; the net is frozen; two rounds of messages"
     )
     data = "scenes of 16 x 16 with two digits; digits of test scenes are not those of training"
     claims = (
@@ -38,6 +38,10 @@ class ChannelRegionsStudy(Study):
               "accuracy of naming the larger digit, regions less groups by lot"),
         Claim("graph", "It says more than the same head without the graph.",
               "accuracy of naming the larger digit, with less without a graph"),
+        Claim("attention", "Self-attention between regions and a map, whose numbers the head lacks, "
+              "say more than the head alone.", "accuracy, with attention less without a graph"),
+        Claim("attends", "They say more than the graph of correlations, which has no such numbers.",
+              "accuracy, attention less correlations"),
     )  # fmt: skip
     null = Claim("lots", "Two draws of groups by lot say as much of the relation.",
                  "accuracy of naming the larger digit, difference of two draws")  # fmt: skip
@@ -69,7 +73,7 @@ class ChannelRegionsStudy(Study):
             draw = torch.Generator().manual_seed(seed + 10 + i)
             groups[arm] = regions[torch.randperm(CHANNELS, generator=draw)]
 
-        def answered(x: Tensor, judged: Tensor, graph: bool) -> float:
+        def answered(x: Tensor, judged: Tensor, graph: Graph) -> float:
             logits = read_by_head(x, larger[:, None], judged, seed, steps, graph)[:, 0]
             return float(((logits > 0) == asked.bool()).double().mean())
 
@@ -77,12 +81,14 @@ class ChannelRegionsStudy(Study):
         for arm, group in groups.items():
             tick(arm)
             nodes, judged = (nodes_of(m, group) for m in (maps, others))
-            found[arm] = answered(nodes, judged, True)
+            found[arm] = answered(nodes, judged, "correlation")
         nodes, judged = (nodes_of(m, regions) for m in (maps, others))
-        found["no graph"] = answered(nodes, judged, False)
+        found["no graph"] = answered(nodes, judged, "")
+        tick("attention")
+        found["attention"] = answered(nodes, judged, "attention")
         one = torch.zeros_like(regions)
         nodes, judged = (nodes_of(m, one) for m in (maps, others))
-        found["mean map"] = answered(nodes, judged, False)
+        found["mean map"] = answered(nodes, judged, "")
         order = {
             arm: coherence(nodes_of(others, group), SIDE // 2) for arm, group in groups.items()
         }
@@ -90,6 +96,8 @@ class ChannelRegionsStudy(Study):
             "coherent": order["regions"] - (order["lot"] + order["another lot"]) / 2,
             "lot": found["regions"] - (found["lot"] + found["another lot"]) / 2,
             "graph": found["regions"] - found["no graph"],
+            "attention": found["attention"] - found["no graph"],
+            "attends": found["attention"] - found["regions"],
             "lots": found["lot"] - found["another lot"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},
             **{f"Moran's I | {arm}": v for arm, v in order.items()},

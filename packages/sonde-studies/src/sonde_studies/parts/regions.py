@@ -1,5 +1,7 @@
 """Maps of a convolutional net as groups of channels, and heads on these groups."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from sonde_studies.worlds.learning import drawn, minimise
 HIDDEN = 24
 Maps = Float[Tensor, "row channel high wide"]
 Nodes = Float[Tensor, "row node place"]
+Graph = Literal["", "correlation", "attention"]
 
 
 def maps_of(recipe: str, model: Model, inputs: ItemInputs, site: str) -> Maps:
@@ -52,7 +55,7 @@ def read_by_head(
     held: Nodes,
     seed: int,
     steps: int,
-    graph: bool = False,
+    graph: Graph = "",
 ) -> Float[Tensor, "row output"]:
     """Return the test logits of a head with a hidden layer, with or without a graph.
 
@@ -65,14 +68,20 @@ def read_by_head(
     held : Float[Tensor, "row node place"]
     seed, steps : int
         Of the training.
-    graph : bool, default=False
-        Pass messages between nodes that correlate, twice, before the head.
+    graph : {"", "correlation", "attention"}, default=""
+        Pass messages, twice, before the head: between nodes that correlate, or by self-attention
+        and through a learned map.
     """
     _, n, dim = x.shape
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
 
     def made() -> nn.Sequential:
-        over = StateGraph(dim, "correlation", threshold=0.3, steps=2) if graph else nn.Identity()
+        attends = graph == "attention"
+        over = (
+            StateGraph(dim, graph, threshold=0.3, steps=2, mapped=attends)
+            if graph
+            else nn.Identity()
+        )
         return nn.Sequential(
             over, nn.Flatten(), nn.Linear(n * dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, y.shape[1])
         )

@@ -83,7 +83,8 @@ def channel_regions(
     arms = {MEAN: maps.mean((2, 3))[:, None], PLAIN: nodes, GRAPH: nodes, LOT: by_lot}
     y, right = torch.nn.functional.one_hot(label).float(), dict[str, Any]()
     for arm, x in arms.items():
-        said = read_by_head(x[kept], y[kept], x[held], seed, steps, graph=arm in (GRAPH, LOT))
+        graph = "correlation" if arm in (GRAPH, LOT) else ""
+        said = read_by_head(x[kept], y[kept], x[held], seed, steps, graph)
         right[arm] = (said.argmax(1) == label[held]).numpy()
     score = {arm: float(np.mean(r)) for arm, r in right.items()}
     near = {GRAPH: coherence(nodes[held], high), LOT: coherence(by_lot[held], high)}
