@@ -1,4 +1,4 @@
-"""Smoothing of states over a graph of nodes, by neighbours, correlations, attention or learned edges."""
+"""Smoothing of states over a graph of neighbours, correlations, attention or learned edges."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final

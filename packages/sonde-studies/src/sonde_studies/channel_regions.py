@@ -38,9 +38,10 @@ class ChannelRegionsStudy(Study):
               "accuracy of naming the larger digit, regions less groups by lot"),
         Claim("graph", "It says more than the same head without the graph.",
               "accuracy of naming the larger digit, with less without a graph"),
-        Claim("attention", "Self-attention between regions and a map, whose numbers the head lacks, "
-              "say more than the head alone.", "accuracy, with attention less without a graph"),
-        Claim("attends", "They say more than the graph of correlations, which has no such numbers.",
+        Claim("attention", "Self-attention between regions and a map, whose parameters the head "
+              "lacks, say more than the head alone.",
+              "accuracy, with attention less without a graph"),
+        Claim("attends", "They say more than the graph of correlations, which has no such parameters.",
               "accuracy, attention less correlations"),
     )  # fmt: skip
     null = Claim("lots", "Two draws of groups by lot say as much of the relation.",
