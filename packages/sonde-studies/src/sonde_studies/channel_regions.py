@@ -41,7 +41,8 @@ class ChannelRegionsStudy(Study):
         Claim("attention", "Self-attention between regions and a map, whose parameters the head "
               "lacks, say more than the head alone.",
               "accuracy, with attention less without a graph"),
-        Claim("attends", "They say more than the graph of correlations, which has no such parameters.",
+        Claim("attends", "They say more than the graph of correlations, which has no such "
+              "parameters.",
               "accuracy, attention less correlations"),
     )  # fmt: skip
     null = Claim("lots", "Two draws of groups by lot say as much of the relation.",
