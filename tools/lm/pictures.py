@@ -43,7 +43,7 @@ def main() -> int:
         try:
             save_weights(next(models.glob("*.pth")), FOLDER)
         except (OSError, StopIteration, ValueError) as error:
-            missing.append(f"EfficientNet-lite0 ({error or 'no such file'})")
+            missing.append(f"EfficientNet-lite0 ({str(error) or 'no such file'})")
     for name in missing:
         print(f"{name} cannot be obtained here (apt-get update first?)", file=sys.stderr)
     return int(bool(missing))
