@@ -17,6 +17,7 @@ from sonde.testing import causal_model, check
 ROWS = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7)
 FITTED = [FeaturePCA.fit(ROWS, bits) for bits in (0.0, 0.7, 5.0)]
 FITTED += [ConditionalCodec.fit(ROWS, n, 0.5) for n in (1, 9)]
+FITTED += [ConditionalCodec.fit(ROWS, 9, 0.5, references=3, updates=5)]
 FITTED += [EntropyBottleneck(4).codec(), SliceContext(5).eval().codec()]
 CODECS = {c.__name__: c for c in members(Codec) - {SequenceCoder, *map(type, FITTED)}}
 

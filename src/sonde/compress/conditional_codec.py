@@ -1,4 +1,4 @@
-"""Code rows by their nearest entry in a dictionary that encoder and decoder share.
+"""Code rows by their nearest entries in a dictionary that encoder and decoder share.
 
 For features that form clusters, such as patches of similar pictures. The dictionary ships with the
 codec: its bytes count if few rows are coded.
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.compress._range_coder import normal_bytes, read_normal, read_table, table_bytes
+from sonde.compress._synthesis import Synthesis, learned_synthesis
 from sonde.compress._wire import Reader, refuse_others, shape_bytes, tensors_key
 from sonde.core.codec import Codec
 from sonde.core.errors import InputError
@@ -31,12 +32,17 @@ class ConditionalCodec(Codec):
     differences by normal distributions with the spread of each channel in the fit. A row that
     equals an entry takes almost no bits. With a single entry, rows are coded around their mean.
 
+    With ``references`` a row has the numbers of several entries, nearest first: the first by the
+    table, each next one by a table of the entries that follow another. A network that is trained to
+    save bits makes one reference of these entries, a weighted mean with a correction, and the
+    spreads of the row's differences.
+
     Range        float32 in the encoded shape; off by half a step at most.
-    Cost         O(n entries dim).
+    Cost         O(n entries dim); with ``references`` ``updates`` steps of training in the fit.
     Assumes      rows like those of the fit. Both sides hold the same fitted codec: the stream has
                  its fingerprint.
-    Differs      from the paper: the nearest entry itself is the reference, no net fuses several;
-                 spreads do not depend on a further latent.
+    Differs      from the paper: the entries' numbers are sent, where it finds entries by features
+                 of the picture; spreads depend on the entries, not on a further latent.
 
     Parameters
     ----------
@@ -48,6 +54,11 @@ class ConditionalCodec(Codec):
         Standard deviation of the differences from an entry, in steps.
     step : float
         Step size of the rounding.
+    follows : Float[Tensor, "entry entry"], optional
+        How often each entry is expected to be the next nearest after another.
+    synthesis : tuple of Tensor, default=()
+        Weights of the network that makes one reference of several entries; empty: the nearest
+        entry is the reference.
 
     Examples
     --------
@@ -67,12 +78,20 @@ class ConditionalCodec(Codec):
     shares: Float[Tensor, "entry"]
     spreads: Float[Tensor, "dim"]
     step: float
+    follows: Float[Tensor, "entry entry"] | None = None
+    synthesis: tuple[Tensor, ...] = ()
     paper: ClassVar[str] = "wu2025clc"
     examples: ClassVar[tuple[dict, ...]] = ()
 
     @staticmethod
     def fit(
-        rows: Float[Tensor, "row dim"], size: int = 64, step: float = 1.0, seed: int = 0
+        rows: Float[Tensor, "row dim"],
+        size: int = 64,
+        step: float = 1.0,
+        seed: int = 0,
+        references: int = 0,
+        hidden: int = 32,
+        updates: int = 600,
     ) -> "ConditionalCodec":
         """Return a codec whose entries are the k-means centres of rows.
 
@@ -84,11 +103,24 @@ class ConditionalCodec(Codec):
         step : float, default=1.0
             Differences are rounded to multiples of this step.
         seed : int, default=0
+            Seed of the centres, and of the network's weights and batches.
+        references : int, default=0
+            Number of entries that a network turns into a row's reference, at most ``size``. 0
+            trains no network and takes the nearest entry as it is.
+        hidden : int, default=32
+            Hidden units of the network.
+        updates : int, default=600
+            Steps of its training, on 256 rows each.
         """
         if rows.ndim != 2 or not 1 <= size <= len(rows) or not step > 0:
             raise InputError(
                 f"ConditionalCodec.fit: expected rows, 1 to {len(rows)} entries and a step above "
                 f"0, got shape {tuple(rows.shape)}, {size} and {step:g}."
+            )
+        if not 0 <= references <= size or hidden < 1 or updates < 0:
+            raise InputError(
+                f"ConditionalCodec.fit: expected 0 to {size} references, at least 1 hidden unit "
+                f"and no negative number of updates, got {references}, {hidden} and {updates}."
             )
         with kept_random_state():
             from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
@@ -96,10 +128,19 @@ class ConditionalCodec(Codec):
         x = rows.detach().cpu().double()
         means: Any = KMeans(size, n_init=2, random_state=seed)  # pyright: ignore[reportArgumentType]
         entries = torch.from_numpy(np.asarray(means.fit(x.numpy()).cluster_centers_))
-        nearest = nearest_entries(x, entries)
-        shares = torch.bincount(nearest, minlength=size) + 0.5
+        chosen = nearest_entries(x, entries, max(references, 1))
+        nearest = chosen[:, 0]
+        counts = (torch.bincount(nearest, minlength=size) + 0.5).double()
         spreads = ((x - entries[nearest]) / step).square().mean(0).sqrt().clamp(min=SMALLEST)
-        return ConditionalCodec(entries, shares.double() / shares.sum(), spreads, step)
+        shares = counts / counts.sum()
+        if references == 0:
+            return ConditionalCodec(entries, shares, spreads, step)
+        follows = shares.repeat(size, 1)  # one pseudo-count for each former entry
+        pairs = (chosen[:, :-1].flatten(), chosen[:, 1:].flatten())
+        follows.index_put_(pairs, torch.ones(len(pairs[0]), dtype=shares.dtype), accumulate=True)
+        net = learned_synthesis(x, entries, chosen, spreads, step, hidden, updates, seed, SMALLEST)
+        follows /= follows.sum(1, keepdim=True)
+        return ConditionalCodec(entries, shares, spreads, step, follows, net.weights)
 
     @property
     def width(self) -> int:
@@ -114,44 +155,64 @@ class ConditionalCodec(Codec):
     def pack(self, x: Tensor) -> bytes:
         """Return the payload: shape, fingerprint, entry indices and rounded differences."""
         rows = x.double().reshape(-1, self.width)
-        nearest = nearest_entries(rows, self.entries)
-        codes = ((rows - self.entries[nearest]) / self.step).round().reshape(-1).numpy()
+        chosen = nearest_entries(rows, self.entries, self.references)
+        expected, scales = self._expected(chosen)
+        codes = ((rows - expected) / self.step).round().reshape(-1).numpy()
         numbers = b""
         if len(self.entries) > 1:
-            numbers = table_bytes("ConditionalCodec", nearest.numpy(), self._table(len(rows)))
-        differences = normal_bytes("ConditionalCodec", codes, *self._normals(len(rows)))
+            numbers = table_bytes("ConditionalCodec", chosen[:, 0].numpy(), self._table(len(rows)))
+        if self.follows is not None:
+            for former, entry in zip(chosen.T[:-1], chosen.T[1:], strict=True):
+                table = self.follows[former].numpy()
+                numbers += table_bytes("ConditionalCodec", entry.numpy(), table)
+        differences = normal_bytes("ConditionalCodec", codes, 0 * scales, scales)
         return shape_bytes(x) + self._key() + numbers + differences
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return the entries plus the differences."""
+        """Return the references plus the differences."""
         reader = Reader("ConditionalCodec", payload)
         shape = reader.shape()
         refuse_others(reader, self._key())
         n = torch.Size(shape[:-1]).numel()
-        nearest = torch.zeros(n, dtype=torch.int64)
+        chosen = torch.zeros(n, self.references, dtype=torch.int64)
         if len(self.entries) > 1:
-            nearest = torch.from_numpy(read_table(reader, self._table(n)))
-        codes = torch.from_numpy(read_normal(reader, *self._normals(n))).double()
-        rows = self.entries[nearest] + self.step * codes.reshape(n, self.width)
+            chosen[:, 0] = torch.from_numpy(read_table(reader, self._table(n)))
+        if self.follows is not None:
+            for i in range(1, self.references):
+                table = self.follows[chosen[:, i - 1]].numpy()
+                chosen[:, i] = torch.from_numpy(read_table(reader, table))
+        expected, scales = self._expected(chosen)
+        codes = torch.from_numpy(read_normal(reader, 0 * scales, scales)).double()
+        rows = expected + self.step * codes.reshape(n, self.width)
         return rows.float().reshape(shape)
+
+    @property
+    def references(self) -> int:
+        """Number of entries whose numbers a row has."""
+        return self.synthesis[2].shape[1] // self.width if self.synthesis else 1
 
     def _table(self, n: int) -> np.ndarray:
         return self.shares.expand(n, -1).numpy()
 
-    def _normals(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        scales = self.spreads.repeat(n).numpy()
-        return 0 * scales, scales
+    def _expected(self, chosen: Int[Tensor, "row n"]) -> tuple[Tensor, np.ndarray]:
+        """Return the references of rows, and the spreads of all differences in steps."""
+        entries = self.entries[chosen]
+        if not self.synthesis:
+            return entries[:, 0], self.spreads.repeat(len(chosen)).numpy()
+        expected, spread = Synthesis(self.synthesis).rounded(entries, SMALLEST, self.step)
+        return expected, spread.flatten().numpy()
 
     def _key(self) -> bytes:
         step = torch.tensor(self.step, dtype=torch.float64)
-        return tensors_key(self.entries, self.shares, self.spreads, step)
+        more = self.synthesis if self.follows is None else (self.follows, *self.synthesis)
+        return tensors_key(self.entries, self.shares, self.spreads, step, *more)
 
 
 def nearest_entries(
-    rows: Float[Tensor, "row dim"], entries: Float[Tensor, "entry dim"]
-) -> Int[Tensor, "row"]:
-    """Return the index of the nearest entry to each row."""
+    rows: Float[Tensor, "row dim"], entries: Float[Tensor, "entry dim"], n: int = 1
+) -> Int[Tensor, "row n"]:
+    """Return the indices of the ``n`` entries nearest to each row, nearest first."""
     if not len(rows):
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, n, dtype=torch.int64)
     parts = rows.split(4096)
-    return torch.cat([torch.cdist(part, entries).argmin(1) for part in parts])
+    return torch.cat([torch.cdist(part, entries).topk(n, 1, largest=False)[1] for part in parts])
