@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
@@ -155,10 +156,15 @@ class StateGraph(Layer):
         if self.scores is not None:
             return self._learned(self.scores).to(x)
         if self.kind == "attention":
-            scores = self.asks["query"](x) @ self.asks["key"](x).transpose(1, 2) / self.dim**0.5
+            wide = torch.promote_types(x.dtype, torch.float32)  # products leave float16's range
+            query, key = (
+                functional.linear(x.to(wide), m.weight.to(wide), m.bias.to(wide))
+                for m in cast("list[nn.Linear]", [self.asks["query"], self.asks["key"]])
+            )
+            scores = query @ key.transpose(1, 2) / self.dim**0.5
             if mask is not None:
                 scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
-            return scores.softmax(-1)
+            return scores.softmax(-1).to(x)
         given, x = x, x.detach().to(torch.promote_types(x.dtype, torch.float32))
         own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         if self.kind == "correlation":
