@@ -46,9 +46,8 @@ class ConceptMarginal:
     Range        posterior [0, 1], rows add up to 1.
     Cost         one product of the rows with the bank.
     Assumes      rows and concepts in one space.
-    Differs      the paper's abstract gives no formulas: this one is ours. Weights that follow the
-                 certainty of a concept, or its agreement over views of a row, are left out: they
-                 did not help (study ``concept-marginal``).
+    Differs      the paper's abstract gives no formulas: this one is ours. The paper's weights by
+                 the certainty of a concept, and by its agreement over views of a row, are left out.
 
     Parameters
     ----------

@@ -26,6 +26,8 @@ class ConditionalNorm(ConditionedLayer):
     Cost         the norm twice; 2 condition dim products for each row.
     Assumes      the condition as (row, condition); ``layer``, ``rms`` and ``none`` also take one
                  vector for each position.
+    Differs      from LaVi: the condition of each position is given, and not found here from the
+                 tokens and the picture.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ from sonde.train.contrast import similarity_smoothing as similarity_smoothing
 from sonde.train.counter_current import CounterCurrent as CounterCurrent
 from sonde.train.crop_places import crop_places as crop_places
 from sonde.train.distil import Distil as Distil
+from sonde.train.gain_labels import gain_labels as gain_labels
 from sonde.train.generic_to_specific import GenericToSpecific as GenericToSpecific
 from sonde.train.generic_to_specific import shared_mask as shared_mask
 from sonde.train.input_decoder import InputDecoder as InputDecoder

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.train import Select
+from sonde.train import gain_labels
 from sonde_studies._passages import Questions, Reader, Retriever
 
 FOUND, BATCH, TEMPERATURE, RATE = 8, 128, 0.5, 3e-3
@@ -71,12 +71,7 @@ def gains(
     if shuffle is not None:
         order = torch.rand(loss.shape, generator=shuffle).argsort(1)
         loss = loss.gather(1, order)
-    kept = torch.ones_like(loss)
-    if drop:
-        weight = Select("drop_harmful")(loss.flatten(), alone.flatten())
-        assert isinstance(weight, Tensor)
-        kept = weight.reshape(loss.shape)
-    return shares(((alone - loss) / TEMPERATURE).double().softmax(1) * kept)
+    return gain_labels(loss.double(), alone[:, 0].double(), TEMPERATURE, drop)
 
 
 def shares(
