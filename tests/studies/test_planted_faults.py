@@ -14,10 +14,15 @@ from sonde.compress import (
 from sonde.core import CachePacking
 from sonde.explain import FaultLines
 from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
+from sonde_studies import class_panel
 from sonde_studies._bit_orders import BLOCKS, rounded_net
+from sonde_studies._blocks import block_digits
 from sonde_studies._cached import SmallerCaches, pieces
 from sonde_studies._digits import digits, encoder, shuffled
 from sonde_studies._help_pages import gains_of, language_model
+from sonde_studies._patch_lookup import plain_lookup
+from sonde_studies._patches import image_area
+from sonde_studies._planted import PatchAttention
 from sonde_studies._separation import area
 from sonde_studies._shrunk import wide_net
 from sonde_studies.costarr import scored_arms
@@ -25,6 +30,7 @@ from sonde_studies.depth_pretrained import share_by_lot
 from sonde_studies.memories import DIM, unasked_for
 from sonde_studies.stacked_blocks import reopened
 from sonde_studies.study import NULL_LEVEL, Outcome
+from sonde_studies.worlds.learning import drawn
 
 HEAD = "lm_head.weight"
 
@@ -175,3 +181,27 @@ def test_rows_that_were_fitted_are_seen_by_fresh_against_fresh_ones():
             found.append(area(usual["test"], usual["held"]) - 0.5)
     assert not _seen(clean)
     assert _seen(leaked)
+
+
+def test_images_that_judge_among_the_few_are_seen_by_two_sets_of_usual_images():
+    for leaks in (False, True):
+        areas = list[float]()
+        for seed in range(8):
+            draw = torch.Generator().manual_seed(seed)
+            few, usual, clean = torch.randn(3, 12, 4, 16, generator=draw)
+            bank = usual[:3] if leaks else few[:3]
+            areas.append(image_area(plain_lookup(usual, bank), plain_lookup(clean, bank)) - 0.5)
+        assert _seen(areas) == leaks
+
+
+@pytest.mark.slow
+def test_halves_that_are_always_the_upper_one_are_seen_by_halves_by_lot():
+    net, every = drawn(PatchAttention, 0).eval(), block_digits(0)
+    for wrong in (False, True):
+        looks = list[float]()
+        for seed in range(5):
+            digits = every.part(100 * seed, 100 * seed + 100)
+            above = torch.rand(100, generator=torch.Generator().manual_seed(seed)) < 0.5
+            above |= wrong
+            looks.append(class_panel.looked_at(net, digits, digits.x, [*range(10)], above))
+        assert _seen(looks) == wrong

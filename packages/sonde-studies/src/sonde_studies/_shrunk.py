@@ -59,6 +59,11 @@ class Shrunk:
             new = self.planned(rule, rows, new).fold(new)
         return fidelity(self._model(own), new, self.fresh).kl
 
+    def changed(self, rule: Rewrite) -> float:
+        """Return the share of the answers that a rewrite changes."""
+        new = self.planned(rule).fold(self.model.module)
+        return fidelity(self.model, new, self.fresh).changed
+
     def _model(self, module: Any) -> Model:
         return Model(module, config=self.model.config, task=self.model.task)
 
@@ -73,10 +78,6 @@ class Shrunk:
         """Return how much larger that loss is after a rewrite."""
         own: Any = self.model.module
         return self.loss(self.planned(rule).fold(own)) - self.loss(own)
-
-    def halves(self, rule: Rewrite) -> float:
-        """Return the log ratio of two divergences, calibrated on either half of the rows."""
-        return log_ratio(*(self.divergence(rule, rows=self.rows[i::2]) for i in range(2)))
 
 
 def log_ratio(a: float, b: float) -> float:

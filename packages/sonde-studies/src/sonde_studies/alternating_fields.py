@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde import Model
 from sonde_studies._recipe_data import items_of, shuffled_digits
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.recipes.alternating_fields import JOINT, RANDOM, TURNS, alternating_fields
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
@@ -35,29 +36,39 @@ class AlternatingFieldsStudy(Study):
               "parameter moves as often.",
               "accuracy, in turn after 24 epochs less at once after 12"),
     )  # fmt: skip
-    null = Claim("seeds", "Two orders of the rows do not differ.",
-                 "accuracy at once after 24 epochs, one order less another")  # fmt: skip
+    null = Claim("lots", "Labels by lot are not told of other rows, in turn.",
+                 "accuracy after 24 epochs, in turn, less 0.1")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Run the recipe, and again with the groups in another order of the rows."""
+        """Run the recipe, and again on labels by lot."""
         x, label = shuffled_digits(seed)
         n, epochs = (TINY, 4) if tiny else (ROWS, EPOCHS)
-        items, net = items_of(x[:n], label[:n]), Model(drawn(_Net, seed).eval())
-        found = []
-        for order in (2 * seed, 2 * seed + 1):
-            tick(f"order {order}")
-            answer = alternating_fields(
-                net, items, groups=GROUPS, epochs=epochs, rate=3e-3, seed=order, progress=False
-            )
-            found.append({(r["arm"], r["epochs"]): float(r["accuracy"]) for r in answer.rows})
-        first, second = found
+        tick("digits")
+        first = _right(x[:n], label[:n], epochs, seed)
+        tick("labels by lot")
+        lots = by_lot(x[:n], seed, epochs)
         return {
             "turns": first[TURNS, epochs] - first[JOINT, epochs],
             "groups": first[TURNS, epochs] - first[RANDOM, epochs],
             "equal moves": first[TURNS, epochs] - first[JOINT, epochs // len(GROUPS)],
-            "seeds": first[JOINT, epochs] - second[JOINT, epochs],
+            "lots": lots,
             **{f"{arm} | {n} epochs": v for (arm, n), v in first.items() if n % 6 == 0},
         }
+
+
+def by_lot(x: Tensor, seed: int, epochs: int) -> float:
+    """Return the accuracy in turn on labels by lot, less that of chance."""
+    found = _right(x, labels_by_lot(x, 10, seed), epochs, seed)
+    return found[TURNS, epochs] - 0.1
+
+
+def _right(x: Tensor, label: Tensor, epochs: int, seed: int) -> dict[tuple[str, int], float]:
+    """Return the accuracy of each arm after each number of epochs."""
+    answer = alternating_fields(
+        Model(drawn(_Net, seed).eval()), items_of(x, label), groups=GROUPS, epochs=epochs,
+        rate=3e-3, seed=2 * seed, progress=False,
+    )  # fmt: skip
+    return {(str(r["arm"]), int(r["epochs"])): float(r["accuracy"]) for r in answer.rows}
 
 
 class _Net(nn.Module):

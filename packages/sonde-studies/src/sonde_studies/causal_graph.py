@@ -48,9 +48,9 @@ class CausalGraphStudy(Study):
         ),
     )
     null = Claim(
-        "random against random",
-        "Two draws of random units cost a class the same.",
-        "accuracy without the one draw less that without the other, mean over classes",
+        "silent",
+        "Without units that are silent on its rows no class is lost.",
+        "accuracy with all units less that without the silent ones, mean over classes",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -89,27 +89,41 @@ def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, 
     found = FIND.explain(net, parts[0], site=LAYERS, target=c)
     graph = {layer: [j for name, j in found.units if name == layer] for layer in UNITS}
     draw = torch.Generator().manual_seed(seed)
-    orders = [{layer: torch.randperm(n, generator=draw).tolist() for layer, n in UNITS.items()}
-              for _ in range(2)]  # fmt: skip
-    others = [{layer: own[: len(graph[layer])] for layer, own in one.items()} for one in orders]
+    order = {layer: torch.randperm(n, generator=draw).tolist() for layer, n in UNITS.items()}
+    others = {layer: own[: len(graph[layer])] for layer, own in order.items()}
     rest = {layer: sorted(set(range(n)) - {*graph[layer]}) for layer, n in UNITS.items()}
     lost = _kept(net, parts[1], c, graph)
-    random = [_kept(net, parts[1], c, one) for one in others]
+    random = _kept(net, parts[1], c, others)
     ranked = {"graph": _effects(found), "gradient": _slopes(net, parts[0], c)}
     without = {
         name: _kept(net, parts[1], c, {LAYERS[0]: value.argsort(descending=True)[:FEW].tolist()})
         for name, value in ranked.items()
     }
-    without["random"] = _kept(net, parts[1], c, {LAYERS[0]: orders[0][LAYERS[0]][:FEW]})
+    without["random"] = _kept(net, parts[1], c, {LAYERS[0]: order[LAYERS[0]][:FEW]})
     return {
-        "needed": random[0] - lost,
+        "needed": random - lost,
         "over gradients": without["gradient"] - without["graph"],
-        "random against random": random[0] - random[1],
+        "silent": lost_by_silent(net, parts[1], c),
         "accuracy | without the graph": lost,
-        "accuracy | without random units": random[0],
+        "accuracy | without random units": random,
         "accuracy | graph alone": _kept(net, parts[1], c, rest),
         **{f"accuracy, {FEW} units | without {name}": value for name, value in without.items()},
     }
+
+
+def lost_by_silent(net: nn.Sequential, rows: Tensor, c: int, shift: int = 0) -> float:
+    """Return the accuracy that a class loses with the units that are 0 on all of its rows.
+
+    ``shift`` plants a fault: units are counted from another one.
+    """
+    off, h = dict[str, list[int]](), rows
+    with torch.no_grad():
+        for number, layer in enumerate(net):
+            h = layer(h)
+            if str(number - 1) in UNITS:  # behind the rectifier
+                silent = (h == 0).all(0).nonzero().flatten()
+                off[str(number - 1)] = ((silent + shift) % h.shape[1]).tolist()
+    return _kept(net, rows, c, {}) - _kept(net, rows, c, off)
 
 
 def _kept(net: nn.Sequential, rows: Tensor, c: int, off: dict[str, list[int]]) -> float:

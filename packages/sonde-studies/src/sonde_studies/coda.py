@@ -10,6 +10,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import final
 
+from sonde import Model
 from sonde.edit import CoDa, ContrastiveDecode, log_linear
 from sonde.tap import OtherPrompts
 from sonde_studies._language import tokens_of
@@ -21,8 +22,8 @@ from sonde_studies.worlds.facts import (
     Said,
     Schooling,
     asked,
+    changed,
     facts_and_model,
-    first_over_second,
     popular,
     prompts,
     rarer,
@@ -83,9 +84,9 @@ class CoDaStudy(Study):
         ),
     )
     null = Claim(
-        "even",
-        "Two facts of one member each: neither is told more often.",
-        "rate of the other's answer, difference of the two",
+        "no threshold",
+        "Where no word counts as overshadowed, CoDa changes no answer.",
+        "share of the answers that change, at a threshold of 0",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -110,12 +111,17 @@ class CoDaStudy(Study):
             "weak words": _taken(plain) - _taken(said["CoDa 0.1"]),
             "chosen": fmean(lowered for lowered, _ in halves),
             "popular kept": fmean(kept for _, kept in halves) + LOST,
-            "even": first_over_second(plain, True),
+            "no threshold": changed_at(model, facts),
             "share of the variance that the law explains": law.r2,
             "chance of a worse fit, were the law true": law.misfit,
             **rates(said),
             **{f"{arm} | ratio {r}": _taken(s, r) for arm, s in said.items() for r in RATIOS[1:]},
         }
+
+
+def changed_at(model: Model, facts: list[Entry], threshold: float = 0.0) -> float:
+    """Return the share of answers that CoDa changes."""
+    return changed(asked(model, facts), asked(model, facts, CoDa(threshold=threshold)))
 
 
 def _taken(said: Said, ratio: int | None = None) -> float:

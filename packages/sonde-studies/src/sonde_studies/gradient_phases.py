@@ -58,9 +58,9 @@ class GradientPhasesStudy(Study):
         ),
     )
     null = Claim(
-        "halves",
-        "Two halves of the batches, in the end.",
-        "doublings of signal over noise, difference",
+        "own answers",
+        "On labels that the net draws from its own answers batches agree on nothing.",
+        "square of signal over noise, over what chance adds to it, less 1, before training",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -86,7 +86,7 @@ class GradientPhasesStudy(Study):
             "noise last": -ratio[-1],
             "forgets": bits[most] - bits[-1],
             "at once": 1 - abs(math.log2((turn + BEFORE) / (peak + BEFORE))),
-            "halves": _doublings(rows[-1][::2]) - _doublings(rows[-1][1::2]),
+            "own answers": beyond_chance(nets[0], x, None, seed),
             "step of the turn": float(turn),
             "step of the most information": float(peak),
             **{
@@ -96,17 +96,34 @@ class GradientPhasesStudy(Study):
         }
 
 
-def _gradients(net: nn.Sequential, x: Tensor, label: Tensor, draw: torch.Generator) -> Tensor:
-    """Return the gradient of the last hidden layer's weights, one row per batch."""
+def _gradients(
+    net: nn.Sequential, x: Tensor, label: Tensor | None, draw: torch.Generator
+) -> Tensor:
+    """Return the gradient of the last hidden layer's weights, one row per batch.
+
+    Without labels each batch draws its own, as probable as the net holds them.
+    """
     hidden = net[-2]
     assert isinstance(hidden, nn.Sequential)
     weight, found = hidden[0].get_parameter("weight"), list[Tensor]()
     with torch.enable_grad():
         for _ in range(BATCHES):
             rows = torch.randint(len(x), (ROWS,), generator=draw)
-            loss = functional.cross_entropy(net(x[rows]), label[rows])
+            said = net(x[rows])
+            if label is None:
+                probable = said.detach().softmax(1)
+                truth = torch.multinomial(probable, 1, generator=draw)[:, 0]
+            else:
+                truth = label[rows]
+            loss = functional.cross_entropy(said, truth)
             found.append(torch.autograd.grad(loss, weight)[0].flatten())
     return torch.stack(found)
+
+
+def beyond_chance(net: nn.Sequential, x: Tensor, label: Tensor | None, seed: int) -> float:
+    """Return the square of signal over noise, over what chance adds to it, less 1."""
+    found = gradient_signal_to_noise(_gradients(net, x, label, torch.Generator().manual_seed(seed)))
+    return BATCHES * found.corrected_square
 
 
 def _doublings(gradients: Tensor) -> float:

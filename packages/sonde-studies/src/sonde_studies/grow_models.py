@@ -13,11 +13,12 @@ from sonde_studies._added_blocks import Train, at_once, one_alone, one_by_one, w
 from sonde_studies._layers import loss
 from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies._specialists import specialists
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, learn_labels
+from sonde_studies.worlds.learning import accuracy, drawn, learn_labels
 
 FIT, STEPS, TINY, SMALL, RATE = 1_000, 240, 8, 48, 1e-3
-TEMPLATES, STARTS = 4, 50
+TEMPLATES = 4
 
 
 @final
@@ -55,9 +56,8 @@ class GrowModelsStudy(Study):
               "to two points.",
               "accuracy of the mean less that of one, and 0.02"),
     )  # fmt: skip
-    null = Claim("starts", "Nets from other weights and batches reach the same loss, from scratch "
-                 "and with blocks one by one.",
-                 "nats, one start less another, mean of both trainings")  # fmt: skip
+    null = Claim("lots", "Labels by lot are not told of other rows.",
+                 "accuracy, grown, less 0.1")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train in each way with the compute of ``STEPS`` steps of the large net."""
@@ -101,9 +101,8 @@ class GrowModelsStudy(Study):
         found["one block, as long as all"] = loss(one_alone(train, *way), x[FIT:], label[FIT:])
         merged = specialists(steps // 2, seed, x, label, FIT, RATE)
         upper = float((label[FIT:] >= 5).double().mean())
-        tick("other starts")
-        again = _again(train, steps, seed + STARTS, x, label)
-        gaps = found["scratch"] - again[0], falls[-1] - again[1]
+        tick("labels by lot")
+        lots = by_lot(x, seed, ((steps // 2) * dear // cheap, steps - steps // 2))
         return {
             "grown": found["scratch"] - found["grown"],
             "cycle": found["scratch"] - found["cycle"],
@@ -114,23 +113,23 @@ class GrowModelsStudy(Study):
             "each block": min(a - b for a, b in zip(without, falls[1:], strict=True)),
             "specialists": merged["mean"] - max(upper, 1 - upper),
             "as one": merged["mean"] - merged["all rows"] + 0.02,
-            "starts": sum(gaps) / 2,
+            "lots": lots,
             "largest change of a logit by growing": same,
             **{f"accuracy, specialists | {arm}": v for arm, v in merged.items()},
             **{f"nats | {arm}": v for arm, v in found.items()},
         }
 
 
-def _again(train: Train, steps: int, seed: int, x: Tensor, label: Tensor) -> tuple[float, float]:
-    """Return the losses from scratch and with blocks one by one, from other weights and batches."""
+def by_lot(x: Tensor, seed: int, steps: tuple[int, int]) -> float:
+    """Return the accuracy of a grown net on labels by lot, less that of chance.
 
-    def other(net: nn.Module, n: int, part: int) -> nn.Module:
-        return train(net, n, part + STARTS)
-
-    *_, stacked = one_by_one(other, steps // 2, seed, x[:4])
-    nets = other(_net(2 * SMALL, seed), steps, 0), stacked
-    scratch, last = (loss(net, x[FIT:], label[FIT:]) for net in nets)
-    return scratch, last
+    ``steps`` are those of the small net and of the grown one.
+    """
+    lots, net = labels_by_lot(x, 10, seed), _net(SMALL, seed)
+    learn_labels(net, x[:FIT], lots[:FIT], steps=steps[0], seed=seed + 1, rate=RATE)
+    wide = Resize("decoalesce").of(net, like=mlp(64, 2 * SMALL))
+    learn_labels(wide, x[:FIT], lots[:FIT], steps=steps[1], seed=seed + 2, rate=RATE)
+    return accuracy(wide, x[FIT:], lots[FIT:]) - 0.1
 
 
 def _mixed(train: Train, like: nn.Module, seed: int, small: int, wide: int) -> dict[str, nn.Module]:

@@ -49,15 +49,15 @@ class JoinedAttentionStudy(Study):
         Claim("early", "Joined in the first three alone, most of it comes.",
               "share of the fall of the loss that is kept, less 0.5"),
     )  # fmt: skip
-    null = Claim("two others", "Two other files bring equally much.",
-                 f"loss with one less loss with another, {FIGURE}")  # fmt: skip
+    null = Claim("no weight", "Joined at no weight, keys bring nothing.",
+                 f"loss alone less loss joined at weight 0, {FIGURE}")  # fmt: skip
 
     @torch.no_grad()
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Read the pieces in every way."""
         net: Any = sonde.load("sonde:stdlib", device="cpu").module
         before, after, file = _pairs(8 if tiny else TEXTS, np.random.default_rng(seed))
-        others = [_of_another_file(file, step) for step in (1, 2)]
+        other = _of_another_file(file)
         layers = [f"model.layers.{i}.self_attn" for i in range(len(net.model.layers))]
         tick("read")
         loss = {
@@ -65,8 +65,7 @@ class JoinedAttentionStudy(Study):
             "as context": _loss(net, after, context=before),
             "joined": _loss(net, after, source=before),
             "joined, places from 0": _loss(net, after, source=before, places=0),
-            "another file": _loss(net, after, source=before[others[0]]),
-            "a second other file": _loss(net, after, source=before[others[1]]),
+            "another file": _loss(net, after, source=before[other]),
             "a fifth": _loss(net, after, source=before, strength=WEAK),
             "last three layers": _loss(net, after, source=before, layers=layers[-3:]),
             "first three layers": _loss(net, after, source=before, layers=layers[:3]),
@@ -79,9 +78,16 @@ class JoinedAttentionStudy(Study):
             "strength": loss["a fifth"] - loss["joined"],
             "late": (loss["alone"] - loss["last three layers"]) / fall - 0.5,
             "early": (loss["alone"] - loss["first three layers"]) / fall - 0.5,
-            "two others": loss["another file"] - loss["a second other file"],
+            "no weight": fall_at(net, before, after),
             **{f"loss, {name}": value for name, value in loss.items()},
         }
+
+
+@torch.no_grad()
+def fall_at(net: Any, before: Tensor, after: Tensor, strength: float = 0.0) -> float:
+    """Return what the keys before bring at a weight, both runs at places from 0."""
+    joined = _loss(net, after, source=before, places=0, strength=strength)
+    return _loss(net, after) - joined
 
 
 def _loss(
@@ -120,11 +126,11 @@ def _pairs(n: int, draw: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
     return both[:, :LENGTH], both[:, LENGTH:], torch.tensor([f for f, _ in chosen])
 
 
-def _of_another_file(file: Int[Tensor, "text"], step: int) -> Int[Tensor, "text"]:
-    """Return, for each text, the ``step``-th later text of another file."""
+def _of_another_file(file: Int[Tensor, "text"]) -> Int[Tensor, "text"]:
+    """Return, for each text, the next text of another file."""
     n = len(file)
     found: list[int] = []
     for i in range(n):
         after = [(i + k) % n for k in range(1, n) if file[(i + k) % n] != file[i]]
-        found.append(after[step - 1])
+        found.append(after[0])
     return torch.tensor(found)

@@ -11,12 +11,22 @@ from typing import final
 
 from torch import Tensor
 
+from sonde import Model
 from sonde.edit import ContrastiveDecode
 from sonde.tap import Decode, DecodeContext, OtherLogits, OtherPrompts
 from sonde_studies._careless_facts import GUIDE, LARGEST, SAYING_NOTHING, facts_told_carelessly
 from sonde_studies._language import tokens_of
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.facts import PHRASES, Entry, asked, prompts, rarer, rates, told_more
+from sonde_studies.worlds.facts import (
+    PHRASES,
+    Entry,
+    asked,
+    changed,
+    prompts,
+    rarer,
+    rates,
+    told_more,
+)
 
 LAYERS, WEIGHTS, STRENGTH = (0, 1), (0.1, 0.3, 0.5), 0.5
 LAYER, WEIGHT = 1, 0.3
@@ -73,9 +83,9 @@ class LOLStudy(Study):
         ),
     )
     null = Claim(
-        "even",
-        "Of two contexts that stood before the same texts, neither guides better.",
-        "difference of the rates of right answers to rarer facts, same facts and net",
+        "itself",
+        "A contrast of the net with itself changes no answer.",
+        "share of the answers that change by the contrast at the last layer",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -110,7 +120,7 @@ class LOLStudy(Study):
             said[f"{GUIDED} by {context}"] = asked(model, facts, rule(LAYER, WEIGHT, context))
         grid = rates(said)
         right = {arm: grid[f"{arm} | rarer, right"] for arm in said}
-        whole, (one, two) = f"{GUIDED} by {GUIDE}", (f"{GUIDED} by {c}" for c in SAYING_NOTHING)
+        whole, one = f"{GUIDED} by {GUIDE}", f"{GUIDED} by {SAYING_NOTHING[0]}"
         kept = grid[f"{whole} | popular, right"] - grid["plain | popular, right"]
         return {
             "contrast": right[LAST] - right["plain"],
@@ -119,9 +129,15 @@ class LOLStudy(Study):
             "context": right[whole] - right[one],
             "whole rule": right[whole] - right[f"asked after {GUIDE}"],
             "popular kept": kept + LOST,
-            "even": right[one] - right[two],
+            "itself": changed_by(model, model, facts),
             **grid,
         }
+
+
+def changed_by(model: Model, amateur: Model, facts: list[Entry]) -> float:
+    """Return the share of answers that a contrast with an amateur changes."""
+    rule = ContrastiveDecode(amateur, strength=STRENGTH)
+    return changed(asked(model, facts), asked(model, facts, rule))
 
 
 def _half(facts: list[Entry], half: int) -> list[Entry]:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from sonde.layers import VectorQuantizer
 from sonde.train import MaskedFeatures
 from sonde_studies._rhythm_signals import CHANNELS, KINDS, PATCHES, SAMPLES, rhythm_signals
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
@@ -63,8 +64,8 @@ class MaskedUnitsStudy(Study):
         Claim("used", "More than half of the codes are in use.",
               "perplexity of the codes over their number, less 0.5"),
     )  # fmt: skip
-    null = Claim("shuffled", "Codes of other signals in one order teach as much as in another.",
-                 "accuracy of a linear probe, difference of two orders")  # fmt: skip
+    null = Claim("lots", "Kinds by lot are not told of other signals.",
+                 "accuracy of a linear probe, codes, less that of chance")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train an encoder with each target, and probe it."""
@@ -72,30 +73,34 @@ class MaskedUnitsStudy(Study):
         x, kind = rhythm_signals(n + (60 if tiny else HELD), seed)
         tick("codes")
         codes, perplexity = _codes(x[:n], seed)
-        orders = [
-            torch.randperm(n, generator=torch.Generator().manual_seed(seed + i)) for i in (1, 2)
-        ]
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 1))
         targets = {
             "codes": codes,
             "signal": x[:n],
             "untrained": None,
-            "one order": codes[orders[0]],
-            "another order": codes[orders[1]],
+            "codes of others": codes[order],
         }
-        found = Arms()
+        found, encoders = Arms(), dict[str, Encoder]()
         for arm, target in targets.items():
             tick(arm)
             encoder = drawn(Encoder, seed)
             if target is not None:
                 _learn(encoder, x[:n], target, seed, TINY if tiny else STEPS)
-            found[arm] = _probed(encoder.eval(), x, kind, n, seed)
+            encoders[arm] = encoder.eval()
+            found[arm] = _probed(encoder, x, kind, n, seed)
+        tick("kinds by lot")
         return {
             "codes": found["codes"] - found["signal"],
             "taught": found["codes"] - found["untrained"],
             "used": perplexity / CODES - 0.5,
-            "shuffled": found["one order"] - found["another order"],
+            "lots": by_lot(encoders["codes"], x, n, seed),
             **{f"accuracy | {arm}": v for arm, v in found.items()},
         }
+
+
+def by_lot(encoder: Encoder, x: Tensor, n: int, seed: int) -> float:
+    """Return the accuracy of a probe of kinds by lot, less that of chance."""
+    return _probed(encoder, x, labels_by_lot(x, KINDS, seed), n, seed) - 1 / KINDS
 
 
 def _codes(x: Tensor, seed: int) -> tuple[Tensor, float]:

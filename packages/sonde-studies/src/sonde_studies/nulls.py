@@ -15,18 +15,11 @@ FAULTS: dict[Fault, str] = {
     "side effect": "a treatment, or unequal arms, that move the figure by other means",
 }
 _BLIND = """
-    abstopk active-variables adaptive-learners adverse-weather align-teacher alternating-fields
-    attending-lookup attention-entropy attention-patterns attention-steer backdoor causal-graph
-    channel-regions class-panel coda code-strip comet complementary-transfer concept-bottleneck
-    conditional-latents continual contrast-domains contrast-sequences curriculum-crops
-    dense-composites dense-contrast depth-use dict-lookup domain-experts dynamic-filters eft
-    entropic-student extreme-labels gradient-phases grow-models increment-penalty information-plane
-    informative-latents inpaint joined-attention joint-objectives latent-belief latent-rewards
-    length-law lol masked-units merged-experts mixup neuron-lens next-pixel next-tokens once-for-all
-    orthogonal-nets prompt-compression reader-feedback reversible-columns rounded-runs
-    routed-dimensions scalar-codes scale-generation size-fidelity skip-scaling slim-in-turn
-    smooth-frames stage-swap structured-transfer superposed-generate two-bits two-stage-distillation
-    unlearning-audit view-sets where-tasks-part without-data"""
+    abstopk adaptive-learners adverse-weather attending-lookup backdoor channel-regions
+    code-strip comet conditional-latents contrast-domains dense-composites dense-contrast
+    depth-use eft entropic-student increment-penalty inpaint latent-belief latent-rewards
+    length-law neuron-lens next-pixel reader-feedback scalar-codes scale-generation
+    size-fidelity stage-swap two-stage-distillation unlearning-audit where-tasks-part"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -39,21 +32,30 @@ _SEEN: dict[str, str] = {
         masked-objectives missing-view parallel-adapters per-user-flow recall recolour
         replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
         which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
-        attention-bottleneck pruned-pretrained rounded-pretrained""",
+        attention-bottleneck pruned-pretrained rounded-pretrained active-variables
+        alternating-fields attention-patterns complementary-transfer concept-bottleneck continual
+        contrast-sequences curriculum-crops dynamic-filters extreme-labels grow-models
+        informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
+        reversible-columns routed-dimensions structured-transfer view-sets dict-lookup""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
-        projection-head surrogate-rules volumes was-it-generated""",
+        projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
+        informative-latents joint-objectives masked-units view-sets""",
     "chance level": """attributions bits-by-score bottleneck-degree concept-marginal
         correlation-match diff-roar faithfulness-violation family-of-models last-layer layer-bits
         learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
         slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
-        depth-pretrained""",
+        depth-pretrained class-panel gradient-phases""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
-        feature-complexity slice-context spurious-shift alignment-quality""",
+        feature-complexity slice-context spurious-shift alignment-quality information-plane
+        gradient-phases""",
     "side effect": """drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
         massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache
-        subspace-patch token-budgets tune-norms unmix-norm""",
+        subspace-patch token-budgets tune-norms unmix-norm align-teacher attention-entropy
+        attention-steer causal-graph coda domain-experts joined-attention lol merged-experts
+        once-for-all prompt-compression skip-scaling slim-in-turn smooth-frames superposed-generate
+        without-data two-bits rounded-runs""",
 }
 
 

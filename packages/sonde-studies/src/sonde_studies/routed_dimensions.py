@@ -5,12 +5,14 @@ to its output, and the target holds none of it, so every arm returns what a laye
 such that the arms on fusion use equally many numbers for a row, the full map a tenth more.
 """
 
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from sonde.layers import Adapter, Experts
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -43,8 +45,8 @@ class RoutedDimensionsStudy(Study):
         Claim("grouped", "Fused groups do as well as a full map of as many active numbers.",
               "R2, fused groups less full map, and 0.05"),
     )  # fmt: skip
-    null = Claim("again", "Another order of the batches changes nothing.",
-                 "R2, difference of two dense trainings")  # fmt: skip
+    null = Claim("lots", "Targets by lot are not told of other rows.",
+                 "correlation of what the routed layer adds with targets by lot")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each layer."""
@@ -67,18 +69,16 @@ class RoutedDimensionsStudy(Study):
             "dense, all": lambda: _Added(Adapter(DIM, PARTS * PART)),
         }
         found, nets = dict[str, float](), dict[str, nn.Module]()
-        for arm, make in (*arms.items(), ("again", arms["dense, active"])):
+        steps = TINY if tiny else STEPS
+        for arm, make in arms.items():
             tick(arm)
-            net = drawn(make, seed)
-            minimise(
-                lambda r, net=net: (net(x[r]) - y[r]).square().mean(), net.parameters(), FIT,
-                steps=TINY if tiny else STEPS, seed=seed + 50 * (arm == "again"), batch=128,
-            )  # fmt: skip
+            net = _learned(make, x, y, seed, steps)
             with torch.no_grad():
                 left = (net(x[FIT:]) - y[FIT:]).square().mean()
             truth = y[FIT:]
             found[arm] = float(1 - left / (truth - truth.mean(0)).square().mean())
             nets[arm] = net
+        tick("targets by lot")
         return {
             "active": found["routed"] - found["dense, active"],
             "all": found["routed"] - found["dense, all"] + 0.05,
@@ -87,9 +87,28 @@ class RoutedDimensionsStudy(Study):
             "fused": found["fused groups"] - found["routed"],
             "worth": found["fused groups"] - found["wider parts"],
             "grouped": found["fused groups"] - found["full map"] + 0.05,
-            "again": found["again"] - found["dense, active"],
+            "lots": by_lot(x, seed, steps),
             **{f"R2 | {arm}": v for arm, v in found.items()},
         }
+
+
+def by_lot(x: Tensor, seed: int, steps: int) -> float:
+    """Return the correlation of what a routed layer adds with targets by lot, on other rows."""
+    table = torch.randn(KINDS, DIM, generator=torch.Generator().manual_seed(seed))
+    y = table[labels_by_lot(x, KINDS, seed)]
+    net = _learned(_routed, x, y, seed, steps)
+    with torch.no_grad():
+        both = torch.stack([(part - part.mean(0)).flatten() for part in (net(x[FIT:]), y[FIT:])])
+    return float(torch.corrcoef(both)[0, 1])
+
+
+def _learned(
+    make: Callable[[], nn.Module], x: Tensor, y: Tensor, seed: int, steps: int
+) -> nn.Module:
+    net = drawn(make, seed)
+    minimise(lambda r: (net(x[r]) - y[r]).square().mean(), net.parameters(), FIT, steps=steps,
+             seed=seed, batch=128)  # fmt: skip
+    return net
 
 
 @final

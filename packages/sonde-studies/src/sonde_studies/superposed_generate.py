@@ -73,9 +73,9 @@ class SuperposedGenerateStudy(Study):
         ),
     )
     null = Claim(
-        "again",
-        "Nucleus sampling from another seed writes texts that are as likely.",
-        "difference of log-likelihood a byte",
+        "no weight",
+        "At weight 0 n-grams change no draft.",
+        "log-likelihood a byte, n-grams at weight 0 less none",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -99,6 +99,7 @@ class SuperposedGenerateStudy(Study):
             "temperature 1": {
                 "custom_generate": SuperposedGenerate(DRAFTS, ngrams=grams, temperature=1.0)
             },
+            "n-grams at 0": {"custom_generate": SuperposedGenerate(DRAFTS, ngrams=grams, mix=0.0)},
         }
         found: dict[str, float] = {}
         with torch.random.fork_rng(devices=[]):
@@ -120,7 +121,7 @@ class SuperposedGenerateStudy(Study):
             "next": ahead("next bytes", "nucleus") + 0.02,
             "n-grams": ahead("mean", "no n-grams"),
             "linear": float(cosine[-1]) - 0.9,
-            "again": ahead("mean", "nucleus again", "nucleus"),
+            "no weight": ahead("mean", "no n-grams", "n-grams at 0"),
             "people | mean": float(likelihood(model, texts, GIVEN).mean()),
             **{f"cosine after layer {i}": float(x) for i, x in enumerate(cosine)},
             **found,

@@ -205,11 +205,9 @@ def rate(said: Said, wrong: bool, which: Callable[[Entry], bool]) -> float:
     return fmean(a == (f.rival if wrong else f.answer) for f, own in chosen.items() for a in own)
 
 
-def first_over_second(said: Said, wrong: bool) -> float:
-    """Return the difference in rates of two equivalent facts, a null comparison."""
-    return rate(said, wrong, lambda f: f.rare and f.ratio == 1) - rate(
-        said, wrong, lambda f: not f.rare and f.ratio == 1
-    )
+def changed(one: Said, other: Said) -> float:
+    """Return the share of answers in which two ways to ask differ."""
+    return fmean(a != b for f, own in one.items() for a, b in zip(own, other[f], strict=True))
 
 
 def rates(arms: Mapping[str, Said]) -> dict[str, float]:

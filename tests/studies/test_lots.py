@@ -1,0 +1,145 @@
+"""A leak that is planted in many studies at once: rows that judge are copies of rows learned from.
+
+Each study's null arm learns labels that are drawn by lot, so on other rows it is right by chance.
+"""
+
+import pytest
+import torch
+
+from sonde_studies import (
+    active_variables,
+    alternating_fields,
+    attention_patterns,
+    channel_regions,
+    complementary_transfer,
+    concept_bottleneck,
+    continual,
+    contrast_sequences,
+    curriculum_crops,
+    dynamic_filters,
+    extreme_labels,
+    grow_models,
+    informative_latents,
+    joint_objectives,
+    masked_units,
+    mixup,
+    next_tokens,
+    orthogonal_nets,
+    reversible_columns,
+    routed_dimensions,
+    structured_transfer,
+    two_stage_distillation,
+    view_sets,
+)
+from sonde_studies._masked_autoencoder import SIDE, MaskedAutoencoder
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._rhythm_signals import rhythm_signals
+from sonde_studies.parts.lots import labels_by_lot
+from sonde_studies.study import NULL_LEVEL, Outcome
+from sonde_studies.worlds.learning import drawn, squares_of
+
+SEEDS, DISTINCT = 5, 40
+
+
+def _digits(seed):
+    return shuffled_digits(seed)[0]
+
+
+def _images(seed):
+    return _digits(seed).reshape(-1, 1, 8, 8)
+
+
+def _copies(x):
+    """Recipes count exact copies once, so those of digits differ by less than their labels see."""
+    copies = x[torch.arange(len(x)) % DISTINCT]
+    is_digits = copies.is_floating_point() and bool((16 * copies == (16 * copies).round()).all())
+    return copies + 1e-6 * torch.randn(copies.shape) if is_digits else copies
+
+
+def _rows(n, *axes):
+    return lambda seed: torch.randn(n, *axes, generator=torch.Generator().manual_seed(seed))
+
+
+def _letters(seed):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(next_tokens.LETTERS, (next_tokens.TEXTS, next_tokens.LONG), generator=draw)
+
+
+def _bottleneck(x, seed):
+    concepts = torch.randn(40, x.shape[1], generator=torch.Generator().manual_seed(seed))
+    return concept_bottleneck.by_lot(x, concepts, seed, 100)
+
+
+def _probe_of_signals(x, seed):
+    encoder = drawn(masked_units.Encoder, seed).eval()
+    return masked_units.by_lot(encoder, x, len(x) - 200, seed)
+
+
+def _probe_of_decoder(x, seed):
+    return informative_latents.by_lot(drawn(informative_latents._net, seed), x, seed)
+
+
+def _sets(x, seed):
+    net = drawn(view_sets._Encoder, seed).eval()
+    draw = torch.Generator().manual_seed(seed)
+    return view_sets.by_lot(net, x, view_sets._views(x, view_sets.VIEWS, draw), seed)
+
+
+def _two_stages(x, seed):
+    teacher = drawn(lambda: MaskedAutoencoder(two_stage_distillation.LARGE, 3), seed)
+    return two_stage_distillation.by_lot(teacher, squares_of(x, SIDE), seed, (1, 40))
+
+
+NULLS = {
+    "active-variables": (_digits, lambda x, s: active_variables.by_lot(x[:400], x[:400], s)),
+    "alternating-fields": (_digits, lambda x, s: alternating_fields.by_lot(x[:400], s, 6)),
+    "attention-patterns": (_digits, lambda x, s: attention_patterns.by_lot(x, s, 40)),
+    "channel-regions": (
+        _rows(600, 4, 16), lambda x, s: channel_regions.by_lot(x[:400], x[400:], s, 60)
+    ),
+    "complementary-transfer": (_digits, lambda x, s: complementary_transfer.by_lot(x, s, 5)),
+    "concept-bottleneck": (_digits, _bottleneck),
+    "continual": (_digits, lambda x, s: continual.by_lot(x, s, 2)),
+    "contrast-sequences": (_digits, lambda x, s: contrast_sequences.by_lot(x, s, 60)),
+    "curriculum-crops": (_images, lambda x, s: curriculum_crops.by_lot(x, s, (40, 40))),
+    "dynamic-filters": (_images, lambda x, s: dynamic_filters.by_lot(x, s, (60, 5))),
+    "extreme-labels": (
+        _rows(extreme_labels.FIT + 500, extreme_labels.DIM + 8),
+        lambda x, s: extreme_labels.by_lot(x, s, 2),
+    ),
+    "grow-models": (_digits, lambda x, s: grow_models.by_lot(x, s, (60, 30))),
+    "informative-latents": (_digits, _probe_of_decoder),
+    "joint-objectives": (_digits, lambda x, s: joint_objectives.by_lot(x, s, 10, 300)),
+    "masked-units": (lambda seed: rhythm_signals(500, seed)[0], _probe_of_signals),
+    "mixup": (_digits, lambda x, s: mixup.by_lot(x, s, 60)),
+    "next-tokens": (_letters, lambda x, s: next_tokens.by_lot(x, s, 60)),
+    "orthogonal-nets": (_images, lambda x, s: orthogonal_nets.by_lot(x, s, 40)),
+    "reversible-columns": (_digits, lambda x, s: reversible_columns.by_lot(x, s, 40)),
+    "routed-dimensions": (
+        _rows(routed_dimensions.FIT + 500, routed_dimensions.DIM),
+        lambda x, s: routed_dimensions.by_lot(x, s, 60),
+    ),
+    "structured-transfer": (_images, lambda x, s: structured_transfer.by_lot(x, s, 40)),
+    "two-stage-distillation": (_digits, _two_stages),
+    "view-sets": (lambda seed: _digits(seed)[:200], _sets),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", NULLS)
+def test_copies_of_learned_rows_among_those_that_judge_are_seen(word):
+    draws, null = NULLS[word]
+    for leaks in (False, True):
+        found = list[float]()
+        for seed in range(SEEDS):
+            x = draws(seed)
+            found.append(null(_copies(x) if leaks else x, seed))
+        assert Outcome(tuple(found), 0.0, NULL_LEVEL).covers != leaks, found
+
+
+def test_labels_by_lot_are_even_and_the_same_for_equal_rows():
+    x = torch.randn(4_000, 3, generator=torch.Generator().manual_seed(0))
+    label, other = labels_by_lot(x, 4, 1), labels_by_lot(x, 4, 2)
+    assert label.bincount().tolist() == pytest.approx([1_000] * 4, abs=100)
+    assert float((label == other).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(labels_by_lot(x[[5, 5, 7]], 4, 1), label[[5, 5, 7]])
