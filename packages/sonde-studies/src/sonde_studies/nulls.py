@@ -18,8 +18,8 @@ _BLIND = """
     abstopk adaptive-learners adverse-weather attending-lookup backdoor channel-regions
     code-strip comet conditional-latents contrast-domains dense-composites dense-contrast
     depth-use eft entropic-student increment-penalty inpaint latent-belief latent-rewards
-    length-law neuron-lens next-pixel reader-feedback scalar-codes scale-generation
-    size-fidelity stage-swap two-stage-distillation unlearning-audit where-tasks-part"""
+    neuron-lens next-pixel reader-feedback scalar-codes scale-generation size-fidelity
+    stage-swap two-stage-distillation unlearning-audit where-tasks-part"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -45,7 +45,7 @@ _SEEN: dict[str, str] = {
         correlation-match diff-roar faithfulness-violation family-of-models last-layer layer-bits
         learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
         slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
-        depth-pretrained class-panel gradient-phases""",
+        depth-pretrained class-panel gradient-phases length-law""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases""",
