@@ -10,7 +10,6 @@ from sonde_studies import (
     active_variables,
     alternating_fields,
     attention_patterns,
-    channel_regions,
     complementary_transfer,
     concept_bottleneck,
     continual,
@@ -28,15 +27,13 @@ from sonde_studies import (
     reversible_columns,
     routed_dimensions,
     structured_transfer,
-    two_stage_distillation,
     view_sets,
 )
-from sonde_studies._masked_autoencoder import SIDE, MaskedAutoencoder
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._rhythm_signals import rhythm_signals
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import NULL_LEVEL, Outcome
-from sonde_studies.worlds.learning import drawn, squares_of
+from sonde_studies.worlds.learning import drawn
 
 SEEDS, DISTINCT = 5, 40
 
@@ -85,18 +82,10 @@ def _sets(x, seed):
     return view_sets.by_lot(net, x, view_sets._views(x, view_sets.VIEWS, draw), seed)
 
 
-def _two_stages(x, seed):
-    teacher = drawn(lambda: MaskedAutoencoder(two_stage_distillation.LARGE, 3), seed)
-    return two_stage_distillation.by_lot(teacher, squares_of(x, SIDE), seed, (1, 40))
-
-
 NULLS = {
     "active-variables": (_digits, lambda x, s: active_variables.by_lot(x[:400], x[:400], s)),
     "alternating-fields": (_digits, lambda x, s: alternating_fields.by_lot(x[:400], s, 6)),
     "attention-patterns": (_digits, lambda x, s: attention_patterns.by_lot(x, s, 40)),
-    "channel-regions": (
-        _rows(600, 4, 16), lambda x, s: channel_regions.by_lot(x[:400], x[400:], s, 60)
-    ),
     "complementary-transfer": (_digits, lambda x, s: complementary_transfer.by_lot(x, s, 5)),
     "concept-bottleneck": (_digits, _bottleneck),
     "continual": (_digits, lambda x, s: continual.by_lot(x, s, 2)),
@@ -120,7 +109,6 @@ NULLS = {
         lambda x, s: routed_dimensions.by_lot(x, s, 60),
     ),
     "structured-transfer": (_images, lambda x, s: structured_transfer.by_lot(x, s, 40)),
-    "two-stage-distillation": (_digits, _two_stages),
     "view-sets": (lambda seed: _digits(seed)[:200], _sets),
 }  # fmt: skip
 
