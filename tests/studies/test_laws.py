@@ -15,7 +15,7 @@ from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accu
 from sonde_studies.places import PLACES
 from tools import study_table
 
-BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS = 29, 56, 47
+BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS = 27, 56, 47
 """Null arms of two equal runs, claims that can hardly fail (fewer, never more); claims that name
 the two arms whose rows, updates and parameters are compared (more, never fewer)."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")

@@ -27,13 +27,15 @@ from sonde_studies import (
     reversible_columns,
     routed_dimensions,
     structured_transfer,
+    two_stage_distillation,
     view_sets,
 )
+from sonde_studies._masked_autoencoder import SIDE, MaskedAutoencoder
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._rhythm_signals import rhythm_signals
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import NULL_LEVEL, Outcome
-from sonde_studies.worlds.learning import drawn
+from sonde_studies.worlds.learning import drawn, squares_of
 
 SEEDS, DISTINCT = 5, 40
 
@@ -82,6 +84,11 @@ def _sets(x, seed):
     return view_sets.by_lot(net, x, view_sets._views(x, view_sets.VIEWS, draw), seed)
 
 
+def _two_stages(x, seed):
+    teacher = drawn(lambda: MaskedAutoencoder(two_stage_distillation.LARGE, 3), seed)
+    return two_stage_distillation.by_lot(teacher, squares_of(x, SIDE), seed, (1, 40))
+
+
 NULLS = {
     "active-variables": (_digits, lambda x, s: active_variables.by_lot(x[:400], x[:400], s)),
     "alternating-fields": (_digits, lambda x, s: alternating_fields.by_lot(x[:400], s, 6)),
@@ -109,6 +116,7 @@ NULLS = {
         lambda x, s: routed_dimensions.by_lot(x, s, 60),
     ),
     "structured-transfer": (_images, lambda x, s: structured_transfer.by_lot(x, s, 40)),
+    "two-stage-distillation": (_digits, _two_stages),
     "view-sets": (lambda seed: _digits(seed)[:200], _sets),
 }  # fmt: skip
 

@@ -15,11 +15,11 @@ FAULTS: dict[Fault, str] = {
     "side effect": "a treatment, or unequal arms, that move the figure by other means",
 }
 _BLIND = """
-    abstopk adaptive-learners adverse-weather attending-lookup backdoor channel-regions
-    code-strip comet conditional-latents contrast-domains dense-composites dense-contrast
-    depth-use eft entropic-student increment-penalty inpaint latent-belief latent-rewards
-    neuron-lens next-pixel reader-feedback scalar-codes scale-generation size-fidelity
-    stage-swap two-stage-distillation unlearning-audit where-tasks-part"""
+    abstopk adaptive-learners adverse-weather backdoor channel-regions code-strip comet
+    conditional-latents contrast-domains dense-composites dense-contrast depth-use eft
+    entropic-student increment-penalty inpaint latent-belief latent-rewards neuron-lens
+    next-pixel reader-feedback scalar-codes scale-generation size-fidelity stage-swap
+    unlearning-audit where-tasks-part"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -36,7 +36,8 @@ _SEEN: dict[str, str] = {
         alternating-fields attention-patterns complementary-transfer concept-bottleneck continual
         contrast-sequences curriculum-crops dynamic-filters extreme-labels grow-models
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
-        reversible-columns routed-dimensions structured-transfer view-sets dict-lookup""",
+        reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
+        two-stage-distillation attending-lookup""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
