@@ -1,6 +1,7 @@
 """Faults that are planted in studies, and the null arms that see them."""
 
 from dataclasses import dataclass, replace
+from random import Random
 
 import pytest
 import torch
@@ -25,11 +26,18 @@ from sonde_studies._patches import image_area
 from sonde_studies._planted import PatchAttention
 from sonde_studies._separation import area
 from sonde_studies._shrunk import wide_net
+from sonde_studies._world_facts import known_answers
 from sonde_studies.costarr import scored_arms
 from sonde_studies.depth_pretrained import share_by_lot
 from sonde_studies.memories import DIM, unasked_for
 from sonde_studies.stacked_blocks import reopened
 from sonde_studies.study import NULL_LEVEL, Outcome
+from sonde_studies.unlearned_pretrained import (
+    CAPITALS,
+    made_up_capitals,
+    read_as_before,
+    unlearned,
+)
 from sonde_studies.worlds.learning import drawn
 
 HEAD = "lm_head.weight"
@@ -205,3 +213,17 @@ def test_halves_that_are_always_the_upper_one_are_seen_by_halves_by_lot():
             above |= wrong
             looks.append(class_panel.looked_at(net, digits, digits.x, [*range(10)], above))
         assert _seen(looks) == wrong
+
+
+@pytest.mark.slow
+def test_unlearning_that_changes_how_notes_are_read_is_seen_by_made_up_countries():
+    model = language_model("smollm2", tiny=True)
+    for rate, harms in ((1e-5, False), (1e-3, True)):
+        read = list[float]()
+        for seed in range(12):
+            source = Random(seed)
+            known = [*known_answers(model, CAPITALS, source, 8, any_answer=True).items()]
+            made_up = made_up_capitals(source)
+            parts = dict(known[:4]), dict(known[4:])
+            read.append(read_as_before(model, unlearned(model, *parts, source, 6, rate), made_up))
+        assert _seen(read) == harms

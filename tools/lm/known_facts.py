@@ -1,84 +1,16 @@
 """Facts that a language model knows, with other wordings and the same question about others."""
 
 import random
-from dataclasses import dataclass
 
 import torch
 
 from sonde.core.inputs import Model
 from sonde.edit import Fact
 from sonde.run.changing.fact_prompts import next_chances
+from sonde_studies._world_facts import RELATIONS, Relation
 
 NEAR = 8
 """Most prompts about other subjects for each fact."""
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A question about many subjects.
-
-    Parameters
-    ----------
-    prompt : str
-        Ends where the answer begins; ``{}`` is the subject.
-    wordings : tuple of str
-        The same question in other words.
-    answers : dict of str to str
-        The answer for each subject.
-    """
-
-    prompt: str
-    wordings: tuple[str, ...]
-    answers: dict[str, str]
-
-
-def _pairs(text: str) -> dict[str, str]:
-    return dict(pair.split(": ") for pair in text.split(", "))
-
-
-RELATIONS = (
-    Relation(
-        "The capital of {} is",
-        (
-            "{}'s capital city is",
-            "The capital city of {} is called",
-            "People who visit the capital of {} go to",
-        ),
-        _pairs(
-            "France: Paris, Germany: Berlin, Spain: Madrid, Italy: Rome, Japan: Tokyo, "
-            "China: Beijing, Russia: Moscow, Poland: Warsaw, Egypt: Cairo, Greece: Athens, "
-            "Turkey: Ankara, Sweden: Stockholm, Norway: Oslo, Hungary: Budapest, "
-            "Austria: Vienna, Portugal: Lisbon, Kenya: Nairobi, Peru: Lima, Cuba: Havana, "
-            "Chile: Santiago, India: Delhi, Iran: Tehran, Finland: Helsinki, Ireland: Dublin, "
-            "Denmark: Copenhagen, Iraq: Baghdad, Syria: Damascus, Lebanon: Beirut, "
-            "Thailand: Bangkok, Ukraine: Kiev, Romania: Bucharest, Bulgaria: Sofia, "
-            "Belgium: Brussels, England: London, Afghanistan: Kabul, Vietnam: Hanoi, "
-            "Argentina: Buenos Aires, Canada: Ottawa, Nepal: Kathmandu, Colombia: Bogota"
-        ),
-    ),
-    Relation(
-        "The official language of {} is",
-        ("People in {} speak", "In {} the spoken language is"),
-        _pairs(
-            "France: French, Germany: German, Spain: Spanish, Italy: Italian, Japan: Japanese, "
-            "China: Chinese, Russia: Russian, Poland: Polish, Egypt: Arabic, Greece: Greek, "
-            "Turkey: Turkish, Sweden: Swedish, Norway: Norwegian, Hungary: Hungarian, "
-            "Austria: German, Portugal: Portuguese, Mexico: Spanish, Brazil: Portuguese, "
-            "Iran: Persian, Finland: Finnish, Iraq: Arabic, Syria: Arabic, Thailand: Thai, "
-            "Denmark: Danish, Argentina: Spanish, England: English, Vietnam: Vietnamese"
-        ),
-    ),
-    Relation(
-        "{} is a country in the continent of",
-        ("{} is located in the continent of", "The continent that {} belongs to is"),
-        _pairs(
-            "France: Europe, Germany: Europe, Spain: Europe, Japan: Asia, China: Asia, "
-            "Egypt: Africa, Kenya: Africa, India: Asia, Nigeria: Africa, Poland: Europe, "
-            "Thailand: Asia, Ghana: Africa, Vietnam: Asia, Uganda: Africa, Sweden: Europe, "
-            "Nepal: Asia"
-        ),
-    ),
-)
 
 
 def known_facts(model: Model, seed: int) -> list[Fact]:

@@ -180,6 +180,7 @@ STUDIES: dict[str, str] = {
     "two-bits": "TwoBitsStudy",
     "two-forms-of-a-fact": "TwoFormsOfAFactStudy",
     "two-stage-distillation": "TwoStageDistillationStudy",
+    "unlearned-pretrained": "UnlearnedPretrainedStudy",
     "unlearning-audit": "UnlearningAuditStudy",
     "unmix-norm": "UnMixNormStudy",
     "view-sets": "ViewSetsStudy",

@@ -50,7 +50,8 @@ _SEEN: dict[str, str] = {
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases""",
-    "side effect": """drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
+    "side effect": """unlearned-pretrained
+        drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
         massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache
         subspace-patch token-budgets tune-norms unmix-norm align-teacher attention-entropy
