@@ -143,6 +143,7 @@ STUDIES: dict[str, str] = {
     "reader-feedback": "ReaderFeedbackStudy",
     "recall": "RecallStudy",
     "recolour": "RecolourStudy",
+    "referred-slots": "ReferredSlotsStudy",
     "replication-check": "ReplicationCheckStudy",
     "reversible-columns": "ReversibleColumnsStudy",
     "rewrite-facts": "RewriteFactsStudy",
