@@ -37,7 +37,8 @@ _SEEN: dict[str, str] = {
         contrast-sequences curriculum-crops dynamic-filters extreme-labels grow-models
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
-        two-stage-distillation attending-lookup""",
+        two-stage-distillation attending-lookup
+        referred-slots""",
     "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
