@@ -45,8 +45,6 @@ class UnlearnedPretrainedStudy(Study):
         Claim("own", "The fact in the prompt brings it back, a note on another country does not.",
               "share of right answers after unlearning, own note less another, less 0.5",
               premise="forgotten"),
-        Claim("kept", "Answers that were not to be forgotten are kept to 10 points.",
-              f"{DIFFERENCE}, and 0.1"),
     )  # fmt: skip
     null = Claim("made up", "Notes on countries that do not exist are read as before.",
                  DIFFERENCE)  # fmt: skip
@@ -82,7 +80,6 @@ class UnlearnedPretrainedStudy(Study):
             "in context": share["own | after"] - share["own | before"] + 0.05,
             "other words": share["other words | after"] - share["other words | before"] + 0.05,
             "own": share["own | after"] - share["other | after"] - 0.5,
-            "kept": share["retained | after"] - share["retained | before"] + 0.1,
             "made up": read_as_before(model, new, made_up),
             **share,
         }
