@@ -47,7 +47,8 @@ class DiffRoarStudy(Study):
         ),
         Claim(
             "robust over ordinary, mass",
-            "A robust net's saliency lies in the digit's block more than an ordinary one's, by a fifth.",
+            "A robust net's saliency lies in the digit's block more than an ordinary one's, by a "
+            "fifth.",
             "difference of shares",
             above=0.2,
         ),
