@@ -103,3 +103,37 @@ def test_an_empty_queue_is_the_identity_and_what_is_wrong_is_said():
             StateQueue(3, **given)
     with pytest.raises(InputError, match="no mask while streaming"):
         made(streaming=True)(x, mask=torch.ones(2, 12, dtype=torch.bool))
+
+
+@pytest.mark.truth("torch's dilated convolutions of single channels, and dense layers by hand")
+@torch.no_grad()
+def test_a_bottleneck_with_dense_queues_is_a_stack_of_convolutions():
+    layer, x = made(length=2, gated=True, bottleneck=2, depth=3), states(20)
+    module = layer.module
+
+    def memory(h, taps, stride):
+        kernel = taps.flip(0).T.unsqueeze(1)  # a convolution's last weight is on the newest state
+        late = nn.functional.pad(h.transpose(1, 2), (2 * stride, 0))[..., :-stride]
+        return nn.functional.conv1d(late, kernel, dilation=stride, groups=2)[..., :20].mT
+
+    told = [nn.functional.prelu(x @ module.enter.weight.T + module.enter.bias, module.bend.weight)]
+    for i, queue in enumerate(module.queues):
+        join = module.joins[i - 1]
+        h = torch.cat(told, 2) @ join.weight.T + join.bias if i else told[0]
+        gate = memory(h, queue.gate_taps, 2**i).sigmoid()
+        told.append(h + memory(h, queue.taps, 2**i) * gate)
+    wanted = x + told[-1] @ module.leave.weight.T + module.leave.bias
+    torch.testing.assert_close(layer(x), wanted)
+
+
+@torch.no_grad()
+def test_a_stream_through_a_bottleneck_is_the_whole_and_starts_anew():
+    given = {"length": 2, "gated": True, "bottleneck": 2, "depth": 2}
+    layer, x = made(streaming=True, **given), states()
+    whole = made(**given)(x)
+    for _ in range(2):
+        pieces = torch.cat([layer(x[:, i : i + 5]) for i in range(0, 12, 5)], 1)
+        torch.testing.assert_close(pieces, whole, rtol=1e-13, atol=1e-13)
+        layer.reset()
+    with pytest.raises(InputError, match="depth of 1, or more with a bottleneck"):
+        StateQueue(3, depth=2)

@@ -284,3 +284,35 @@ def test_what_is_wrong_is_said(tmp_path):
         match=r"whose 'user' is one of the cleared labels .a, c., got none among 3 examples",
     ):
         Cleared(Store(tmp_path / "b"), "user", {"c", "a"})
+
+
+@pytest.mark.truth("brute force: the likeliest candidate of a table of word pairs")
+def test_false_names_fit_the_context_and_never_say_the_name():
+    table = {("King", "Arthur"): 3.0, ("King", "Rome"): 0.5, ("in", "Rome"): 4.0}
+    asked = []
+
+    def fits(before, candidates, after):
+        asked.append((before, after))
+        return [table.get((before.split()[-1], other), 0.0) for other in candidates]
+
+    names = ("Arthur", "Rome", "Ada", "Oslo")
+    policy = Policy((r"Henry|Paris",), key=b"1" * 16, candidates=names, fits=fits)
+    text = "King Henry lives in Paris and Henry sleeps"
+    assert policy.redacted(text) == "King Arthur lives in Rome and Arthur sleeps"
+    assert [before for before, _ in asked] == ["King ", "King Arthur lives in "]
+    assert not any("Henry" in part or "Paris" in part for pair in asked for part in pair)
+    assert policy.redacted({"a": [text]}) == {"a": ["King Arthur lives in Rome and Arthur sleeps"]}
+    written = Policy((r"Henry|Paris",), candidates=lambda before, _: ["Paris", before[:2] + "x"])
+    assert written.redacted(text) == "King Kix lives in Kix and Kix sleeps"
+    own = Policy((r"Ada",), key=b"1" * 16, candidates=("Ada", "Arthur", "Oslo"))
+    assert own.redacted("Ada") in ("Arthur", "Oslo")
+    assert own.redacted("Ada") == own.redacted("hello Ada")[6:]
+    alone = Policy((r"Ada",), key=b"1" * 16, candidates=("Ada",))
+    assert alone.redacted("Ada").startswith("[")
+    keyed = [Policy((r"Ada",), key=bytes([k]) * 16, candidates=tuple("abcdefgh"), tried=1)
+             .redacted("Ada") for k in range(40)]  # fmt: skip
+    assert len({*keyed}) > 5
+    with pytest.raises(InputError, match="expected candidates for fits"):
+        Policy(("a",), fits=fits)
+    with pytest.raises(InputError, match="expected 1 scores from fits"):
+        Policy(("a",), candidates=("b",), fits=lambda *_: []).redacted("a")

@@ -54,3 +54,19 @@ def test_the_loop_shows_decoded_inputs_again():
     torch.testing.assert_close(answers[:, :, 0], inputs.sum(2))
     with pytest.raises(InputError, match=r"expected inputs of 4 numbers, got 3"):
         decoder(x[:, :2], x[:, :3])
+
+
+@pytest.mark.truth("closed form: a projection, and the variance of a mean of independent noises")
+def test_what_is_perceived_is_the_mean_of_random_starts():
+    x, _ = rows(2000)
+    decoder = InputDecoder(4).solve(x[:, :2], x)
+    plain = decoder.perceive(lambda h: h[:, :2], x, n=3)
+    torch.testing.assert_close(plain[:, :2], x[:, :2], rtol=1e-3, atol=5e-3)
+    draw = torch.Generator().manual_seed(0)
+    given = {"draws": 8, "noise": 0.5, "generator": draw}
+    noisy = decoder.perceive(lambda h: h[:, :2], x, n=2, **given) - plain
+    assert float(noisy[:, :2].var()) == pytest.approx(0.25 / 8, rel=0.1)
+    again = {**given, "generator": torch.Generator().manual_seed(0)}
+    assert torch.equal(decoder.perceive(lambda h: h[:, :2], x, n=2, **again) - plain, noisy)
+    with pytest.raises(InputError, match="one round and one draw or more"):
+        decoder.perceive(lambda h: h[:, :2], x, n=0)

@@ -112,5 +112,6 @@ from sonde.explain.tcav import TcavResult as TcavResult
 from sonde.explain.transcoder import Transcoder as Transcoder
 from sonde.explain.unit_labels import UnitLabels as UnitLabels
 from sonde.explain.unit_labels import UnitLabelsResult as UnitLabelsResult
+from sonde.explain.user_model import UserModel as UserModel
 
 __all__: list[str]

@@ -21,6 +21,7 @@ from sonde.layers.inserting import removed as removed
 from sonde.layers.latent_loop import LatentLoop as LatentLoop
 from sonde.layers.layer import Layer as Layer
 from sonde.layers.layer import LayerEdit as LayerEdit
+from sonde.layers.learned_prompt import LearnedPrompt as LearnedPrompt
 from sonde.layers.linear_attention import LinearAttention as LinearAttention
 from sonde.layers.parallel_adapters import Adapter as Adapter
 from sonde.layers.parallel_adapters import ParallelAdapters as ParallelAdapters

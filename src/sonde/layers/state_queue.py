@@ -26,8 +26,14 @@ class StateQueue(Layer):
     with ``gated`` ``h + U(h) sigmoid(V(h))`` with two filters ``U`` and ``V``. ``attention``: the
     state attends to the last ``length`` states; the result is added times a gate that starts at 0.
 
+    With a ``bottleneck`` the queue holds ``z = prelu(B h)``, a few channels, and an output layer
+    ``O`` that starts at 0 maps what it gives back: ``h + O q(z)``. ``depth`` queues of strides
+    ``stride 2^i`` then stand behind one another, each fed with a linear map of ``z`` and of all
+    earlier outputs (dense connections): the recurrent module of MossFormer2.
+
     Cost         ``length`` products for each channel, or ``3 dim^2 + 2 length dim`` for each state.
     Assumes      equal steps of time. The queue is empty before the first step.
+    Differs      from MossFormer2: no norm inside, and gates are filters of their own.
 
     Parameters
     ----------
@@ -47,19 +53,26 @@ class StateQueue(Layer):
         For ``filter``.
     streaming : bool, default=False
         Go on with the last call's states, until ``reset()``.
+    bottleneck : int, default=0
+        Channels between a bottleneck layer and an output layer; 0 leaves both layers out.
+    depth : int, default=1
+        Queues behind one another, with dense connections; more than one need ``bottleneck``.
 
     References
     ----------
-    zhang2018fsmn
+    zhang2018fsmn, zhao2024mossformer2
     """
 
     paper: ClassVar[str] = "zhang2018fsmn"
-    variants: ClassVar[Mapping[str, str]] = {"gated=True": "zhao2024mossformer2"}
+    variants: ClassVar[Mapping[str, str]] = {
+        "gated=True, bottleneck=2, depth=2": "zhao2024mossformer2"
+    }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"dim": 4, "length": 2, "stride": 2},
         {"dim": 4, "length": 2, "lookahead": 1, "gated": True},
         {"dim": 4, "length": 3, "read": "attention"},
         {"dim": 4, "length": 3, "read": "attention", "push": "soft"},
+        {"dim": 4, "length": 2, "gated": True, "bottleneck": 3, "depth": 2},
     )
     layout: ClassVar[tuple[str, ...]] = ("row time dim",)
 
@@ -73,6 +86,8 @@ class StateQueue(Layer):
         lookahead: int = 0,
         gated: bool = False,
         streaming: bool = False,
+        bottleneck: int = 0,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         if min(length, lookahead) < 0 or stride < 1:
@@ -91,14 +106,26 @@ class StateQueue(Layer):
             )
         if read == "filter" and push == "soft":
             raise InputError("StateQueue: push='soft' is only used with read='attention'.")
+        if bottleneck < 0 or depth < 1 or (depth > 1 and (not bottleneck or read == "attention")):
+            raise InputError(
+                "StateQueue: expected a depth of 1, or more with a bottleneck and read='filter', "
+                f"got depth={depth} and bottleneck={bottleneck}."
+            )
         self.dim, self.length, self.stride, self.lookahead = dim, length, stride, lookahead
         self.causal = lookahead == 0
         self.streaming = streaming
         self.streams: Latest[Tensor] = Latest()  # the last states of each thread or task
         self.earlier = EarlierStates(LATEST)
         self.symmetry: Symmetry = "none" if streaming or push == "soft" else "translation"
-        self.taps = self.gate_taps = self.maps = self.write = None
-        if read == "filter":
+        self.taps = self.gate_taps = self.maps = self.write = self.module = None
+        if bottleneck:
+            queues = [
+                StateQueue(bottleneck, length, read, push, stride * 2**i, lookahead, gated,
+                           streaming)
+                for i in range(depth)
+            ]  # fmt: skip
+            self.module = _Bottleneck(dim, bottleneck, queues)
+        elif read == "filter":
             self.taps = nn.Parameter(torch.zeros(length + lookahead, dim))
             if gated:
                 self.gate_taps = nn.Parameter(torch.zeros(length + lookahead, dim))
@@ -112,6 +139,8 @@ class StateQueue(Layer):
     def reset(self) -> None:
         """Clear the states of earlier calls of this thread or task."""
         self.streams.forget()
+        for queue in [] if self.module is None else self.module.queues:
+            cast(StateQueue, queue).reset()
 
     @property
     def kept(self) -> Tensor | None:
@@ -137,6 +166,8 @@ class StateQueue(Layer):
         h = x if mask is None else x * real.unsqueeze(-1)
         if not self.length + self.lookahead:
             return x
+        if self.module is not None:
+            return x + self.module(x, mask)
         again = self.streaming and self.training and is_recomputing()
         kept = self.kept if self.streaming else None
         kept = self.earlier.of(x, "StateQueue") if again else kept
@@ -198,6 +229,27 @@ class StateQueue(Layer):
             slots = here * moved + (1 - here) * slots
             n_pushed = n_pushed + real[:, t : t + 1]
         return torch.cat(answers, 1)
+
+
+class _Bottleneck(nn.Module):
+    """Queues of few channels behind one another, between a bottleneck and an output layer."""
+
+    def __init__(self, dim: int, width: int, queues: list[StateQueue]) -> None:
+        super().__init__()
+        self.enter, self.bend = nn.Linear(dim, width), nn.PReLU()
+        self.queues = nn.ModuleList(queues)
+        later = range(2, len(queues) + 1)
+        self.joins = nn.ModuleList(nn.Linear(n * width, width) for n in later)
+        self.leave = nn.Linear(width, dim)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        z = self.bend(self.enter(x))
+        outputs = [z, self.queues[0](z, mask=mask)]
+        for queue, join in zip(self.queues[1:], self.joins, strict=True):
+            outputs.append(queue(join(torch.cat(outputs, 2)), mask=mask))
+        return self.leave(outputs[-1])
 
 
 def _queue(before: Tensor, length: int, n: int) -> Tensor:

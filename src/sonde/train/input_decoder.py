@@ -23,7 +23,9 @@ class InputDecoder(nn.Module):
     """Mean squared error of reconstructing ``y`` from the states ``x``, linearly or by an MLP.
 
     ``solve`` gives the linear decoder in closed form, as a start or as a baseline. ``loop`` shows a
-    classifier its own decoded states again and again (perceptual loop).
+    classifier its own decoded states again and again (perceptual loop). ``perceive`` assembles what
+    a net sees of an input from several random starts of that loop; a classifier behind it is a
+    perceptualised classifier.
 
     Range        [0, inf), squared units of ``y``; lower = the states hold more of it.
     Cost         one product for each layer of the decoder.
@@ -116,3 +118,51 @@ class InputDecoder(nn.Module):
             inputs.append(self.decode(encode(inputs[-1])).reshape(x.shape))
             answers.append(classify(inputs[-1]))
         return torch.stack(answers), torch.stack(inputs)
+
+    @torch.no_grad()
+    def perceive(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        x: Float[Tensor, "row *axes"],
+        n: int = 1,
+        draws: int = 1,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "row *axes"]:
+        """Return the inputs that a net sees: the mean of decoded inputs over random starts.
+
+        Train a classifier on what this returns, drawn anew at each step, and show it perceived
+        inputs later too.
+
+        Parameters
+        ----------
+        encode : callable
+            Maps inputs to rows of the site.
+        x : Float[Tensor, "row *axes"]
+        n : int, default=1
+            Rounds of encoding and decoding.
+        draws : int, default=1
+            Random starts whose results are averaged.
+        noise : float, default=0.0
+            Standard deviation of the noise on each start, in units of the input.
+        generator : torch.Generator, optional
+            Draws the noise.
+
+        Raises
+        ------
+        InputError
+            If there is no round, no start, or a negative noise.
+        """
+        if min(n, draws) < 1 or noise < 0:
+            raise InputError(
+                "InputDecoder.perceive: expected one round and one draw or more, and a noise of 0 "
+                f"or more, got n={n}, draws={draws} and noise={noise}."
+            )
+        seen = torch.zeros_like(x)
+        for _ in range(draws):
+            start = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+            now = x + noise * start
+            for _ in range(n):
+                now = self.decode(encode(now)).reshape(x.shape).to(x)
+            seen += now / draws
+        return seen

@@ -23,7 +23,8 @@ _BLIND = """
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """costarr-pretrained nac-pretrained step-sharing memories attention-capacity
+    "leak": """anomaly-in-words enrolled-source explained-in-turns perceived-pictures
+        costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
         common-and-salient costarr nac overview fod simple-net pawn trajectories was-it-generated
         over-trust-decode gated-adapter forget-texts did-it-memorise label-agnostic ssd
@@ -39,7 +40,8 @@ _SEEN: dict[str, str] = {
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
         two-stage-distillation attending-lookup
         referred-slots""",
-    "overfit probe": """alignment-quality attention-bottleneck bottleneck-regression clue
+    "overfit probe": """spoken-prefix
+        alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
         informative-latents joint-objectives masked-units view-sets""",
@@ -51,7 +53,8 @@ _SEEN: dict[str, str] = {
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases""",
-    "side effect": """unlearned-pretrained
+    "side effect": """disentangled-encoder
+        unlearned-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
         massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache
