@@ -16,8 +16,13 @@ def test_on_the_centres_of_bins_it_is_the_entropy_of_a_histogram():
     p = count[count > 0] / count.sum()
     assert float(StateEntropy(9)(x)) == pytest.approx(-(p * np.log2(p)).sum(), abs=1e-5)
     assert float(StateEntropy(9)(torch.ones(4, 3))) == 0.0
+    wide = StateEntropy(5, ends=(-2.0, 2.0))  # what lies beyond an end counts for its bin
+    assert float(wide(x)) == pytest.approx(float(wide(x.clamp(-2, 2))), abs=1e-6)
+    assert float(wide(x[:, :1] / 9)) < 2.0  # the bins do not follow the values
     with pytest.raises(InputError, match="bins"):
         StateEntropy(1)
+    with pytest.raises(InputError, match="rising"):
+        StateEntropy(4, ends=(1.0, 1.0))
 
 
 @pytest.mark.truth("finite differences at inner values; the least entropy has two bins")

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.autocast import in_float32
+from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 
 LEAST = 1e-7
@@ -16,9 +17,10 @@ class StateEntropy(nn.Module):
     """Entropy of the values of all units of a site, in bits, by a histogram with a gradient.
 
     A value between the centres of two bins counts for both, by its distance from each, so that the
-    entropy has a gradient. The bins reach from the least to the largest value of the batch, as in
-    ``BlockRounding``, which cuts where this entropy is low: minimise it at the layers of an
-    encoder, beside the encoder's own loss, so that their rounding can be searched in shorter runs.
+    entropy has a gradient. Without ``ends`` the bins reach from the least to the largest value of
+    the batch, as in ``BlockRounding``, which cuts where this entropy is low: minimise it at the
+    layers of an encoder, beside the encoder's own loss, so that their rounding can be searched in
+    shorter runs.
 
     Range        [0, log2(bins)], bits.
     Cost         O(values).
@@ -30,6 +32,9 @@ class StateEntropy(nn.Module):
     ----------
     bins : int, default=256
         Number of bins of equal width.
+    ends : tuple of 2 floats, default=None
+        The centres of the first and the last bin; values beyond an end count for its bin. None
+        takes the least and the largest value of each batch, through which no gradient goes.
 
     Examples
     --------
@@ -43,12 +48,17 @@ class StateEntropy(nn.Module):
 
     paper: ClassVar[str] = "wang2024qvlm"
     batching: ClassVar[str] = "log_mean"
-    examples: ClassVar[tuple[dict, ...]] = ({"bins": 8}, {"bins": 32})
+    examples: ClassVar[tuple[dict, ...]] = (
+        {"bins": 8, "ends": (-9.0, 9.0)},
+        {"bins": 32, "ends": (-9.0, 9.0)},
+    )
 
-    def __init__(self, bins: int = 256) -> None:
+    def __init__(self, bins: int = 256, ends: tuple[float, float] | None = None) -> None:
         super().__init__()
-        self.bins = bins
+        self.bins, self.ends = bins, ends
         check_ranges(self, bins=">= 2")
+        if ends is not None and not ends[0] < ends[1]:
+            raise InputError(f"StateEntropy: expected ends in rising order, got {ends}.")
 
     @in_float32
     def forward(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, ""]:
@@ -59,8 +69,9 @@ class StateEntropy(nn.Module):
         x : Float[Tensor, "row *axes"]
         """
         values = x.flatten()
-        low, high = values.detach().aminmax()
+        low, high = values.detach().aminmax() if self.ends is None else values.new_tensor(self.ends)
         place = (values - low) / (high - low).clamp(min=1e-12) * (self.bins - 1)
+        place = place.clamp(0, self.bins - 1)
         under = place.detach().floor().clamp(0, self.bins - 2)
         above = place - under
         counts = values.new_zeros(self.bins).index_add(0, under.long(), 1 - above)
