@@ -1,4 +1,4 @@
-"""Blocks that tolerate two bits: those with small updates, or with few large weights."""
+"""Blocks that tolerate two bits: those with small updates, or with many large weights."""
 
 from typing import final
 
@@ -22,7 +22,7 @@ class LayerBitsStudy(Study):
         Claim("moved", "Blocks that move their state least are demoted at less than random cost.",
               "mean divergence of all orders less that of the order, as a share of the former",
               premise="not the last"),
-        Claim("large weights", "Blocks with the fewest large weights are.",
+        Claim("large weights", "Blocks with the most large weights are.",
               "mean divergence of all orders less that of the order, as a share of the former",
               premise="not the last"),
         Claim("two of seven", "Two of seven blocks by the first score cost less than a point of "
