@@ -1,5 +1,6 @@
 """Rounding to the nearest: bounds, exact cases, edges, and what is refused."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -8,8 +9,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sonde.compress import RTN, QuantLinear, SignQuant, _grid
+from sonde import Model, compress
+from sonde.compress import RTN, QuantLinear, SignQuant, _grid, layer_grams
 from sonde.core.errors import InputError
+from sonde.data import open_inputs
+from sonde.weights import Examples, Rewrite
 
 
 def weights(seed: int = 0) -> Any:
@@ -127,3 +131,30 @@ def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(InputError, match="head and embed are a single weight"):
         SignQuant(layers=("head",)).plan(tied)
     assert set(RTN(layers=("head",)).plan(tied).changes) == {"embed.weight"}, "both sides alike"
+
+
+EXPORTS = (getattr(compress, name) for name in compress.__all__)
+RULES = [
+    rule for rule in EXPORTS
+    if inspect.isclass(rule) and issubclass(rule, Rewrite)
+    and inspect.signature(rule).parameters.keys() >= {"bits", "group"}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_group_of_0_is_a_whole_row_or_refused(rule):
+    """Two layers of different width: a group of 0 is the row of each."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(20, 6)
+    model, bits = Model(net.eval()), 2
+    if rule in (compress.BitAllocation, SignQuant):
+        with pytest.raises(InputError, match="group of at least 1, got 0"):
+            rule(group=0)
+        return
+    outputs = list[torch.Tensor]()
+    for group in (0, 8):  # a group longer than a row is the row
+        need = rule(bits=bits, group=group).reads().get("calibration")
+        grams = layer_grams(model, open_inputs(model, x), progress=False)
+        given = {} if need is None else {"calibration": x if isinstance(need, Examples) else grams}
+        outputs.append(rule(bits=bits, group=group).plan(model, given).fold(model)(x))
+    assert torch.equal(*outputs)

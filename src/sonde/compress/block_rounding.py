@@ -156,7 +156,8 @@ class BlockRounding(Rewrite):
 
     def _clipped(self, layer: Weighted, share: float) -> Quantised:
         assert self.bits is not None
-        grid, w = Grid(self.bits, self.group), layer.matrix()
+        w = layer.matrix()
+        grid = Grid.over(self.bits, self.group, w.shape[1])
         scale, offset = grid_of(w * share, grid, self.symmetry)
         scales, offsets = (each_entry(x, grid.group, w.shape[1]) for x in (scale, offset))
         return quantised(codes_of(w, scales, offsets, grid.bits), scale, offset, grid, layer)

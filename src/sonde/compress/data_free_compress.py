@@ -146,14 +146,18 @@ class DataFreeCompress(Rewrite):
 
     def _rounded(self, model: Model, makers: "list[_Maker]", word: str) -> RewritePlan:
         assert self.bits is not None
-        grid, now = Grid(self.bits, self.group), dict[str, Tensor]()
+        bits, now = self.bits, dict[str, Tensor]()
         layers = {one.name: one for one in weighted_layers("DataFreeCompress", model, self.layers)}
         changes = dict[str, Change]()
+
+        def over(w: Tensor) -> Grid:
+            return Grid.over(bits, self.group, w.shape[1])
+
         for maker in makers:
             layer = maker.layer
             if layer.name in layers and self.refit:
                 w = now.get(layer.name, layer.matrix())
-                changes[layer.weight] = new = rounded(w, grid, "asymmetric", layer=layer)
+                changes[layer.weight] = new = rounded(w, over(w), "asymmetric", layer=layer)
                 a, b = maker.rows(w), maker.rows(new.matrix().to(w))
                 free = self.ridge * b.square().sum() / len(b) * torch.eye(len(b)).to(b)
                 maker.pass_on(model, torch.linalg.solve(b @ b.T + free, b @ a.T + free).T, now)
@@ -163,7 +167,7 @@ class DataFreeCompress(Rewrite):
         for name, layer in layers.items():
             if layer.weight not in changes:
                 w = now.get(name, layer.matrix())
-                changes[layer.weight] = rounded(w, grid, "asymmetric", layer=layer)
+                changes[layer.weight] = rounded(w, over(w), "asymmetric", layer=layer)
         return RewritePlan.of(model, changes, word)
 
 
