@@ -38,6 +38,7 @@ class StateEntropy(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> float(StateEntropy(3)(torch.tensor([[0.0, 1.0], [2.0, 1.0]])))
     1.5
 
