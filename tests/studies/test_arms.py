@@ -6,7 +6,7 @@ from torch import nn
 
 from sonde.core import InputError
 from sonde_studies import Claim, Study, StudyTable, as_text, run_study
-from sonde_studies.arms import Arms, arm, trained_once, unequal, unsaid
+from sonde_studies.arms import Arms, arm, part, trained_once, unequal, unsaid
 from sonde_studies.study import figures_of
 from sonde_studies.worlds.learning import minimise
 
@@ -43,6 +43,40 @@ def test_training_notes_what_it_was_given():
     assert unequal("ours", "theirs", figures) == {"updates": 2.0}
     with pytest.raises(LookupError, match="got nothing"):
         unequal("one", "two", figures)
+
+
+def test_every_step_of_an_optimiser_is_an_update_of_the_innermost_arm():
+    """Loops of the studies' own count too, once however blocks are nested."""
+    given, net = Arms(), nn.Linear(3, 1)
+    unused = nn.Parameter(torch.ones(5))
+    optimiser = torch.optim.SGD([*net.parameters(), unused], 0.1)
+
+    def step():
+        net(torch.ones(1, 3)).sum().backward()
+        optimiser.step()
+
+    with arm(given, "outer"):
+        step()
+        with part("inner"):
+            step()
+            step()
+    step()
+    with part("no study runs"):
+        step()
+    assert given.given == {
+        "outer": {"updates": 1, "parameters": 4},
+        "inner": {"updates": 2, "parameters": 4},
+    }
+
+
+def test_an_arm_that_is_not_trained_is_compared_by_its_updates_alone():
+    figures = {"given | untrained | updates": 0.0, "given | ours | updates": 9.0,
+               "given | ours | parameters": 4.0}  # fmt: skip
+    assert unequal("ours", "untrained", figures) == {"updates": float("inf")}
+    assert unequal("untrained", "ours", figures) == {"updates": 0.0}
+    assert unsaid("It is better.", {"updates": float("inf")}) == ["updates"]
+    assert unsaid("It is better than before.", {"updates": float("inf")}) == []
+    assert unsaid("It is better than before.", {"updates": 2.0}) == ["updates"]
 
 
 def test_every_arm_that_asks_for_a_shared_net_is_given_its_training():

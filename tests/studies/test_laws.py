@@ -15,9 +15,15 @@ from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accu
 from sonde_studies.places import PLACES
 from tools import study_table
 
-BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS = 27, 56, 47
+BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS, UNNAMED_ARMS = 27, 56, 343, 494
 """Null arms of two equal runs, claims that can hardly fail (fewer, never more); claims that name
-the two arms whose rows, updates and parameters are compared (more, never fewer)."""
+the two arms whose rows, updates and parameters are compared (more, never fewer); claims whose
+figure compares, and which do not (fewer, never more)."""
+COMPARES = re.compile(r"\b(less|over|difference|ratio)\b")
+BAR = re.compile(
+    r"(, and|,? less|^) ?(0?\.\d+|\d+(\.\d+)?|a half|half|a quarter|chance|log [\d.]+)\b"
+)
+"""What a figure is compared with if it is a bar and no arm."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
 LINEAR_ALONE = {
     ("attention-bottleneck", "factors"),
@@ -72,6 +78,17 @@ def test_absence_is_never_shown_by_a_linear_probe_alone():
 def test_claims_that_name_their_two_arms_become_more():
     named = [claim for word in STUDIES for claim in study_of(word).claims if claim.arms]
     assert len(named) >= NAMED_ARMS
+
+
+def test_claims_that_compare_and_name_no_arms_become_fewer():
+    """A figure less a number is compared with a bar, which has no arm."""
+    claims = [(word, claim) for word in STUDIES for claim in study_of(word).claims]
+    unnamed = [
+        (word, claim.key)
+        for word, claim in claims
+        if not claim.arms and COMPARES.search(BAR.sub("", claim.figure))
+    ]
+    assert len(unnamed) <= UNNAMED_ARMS
 
 
 def test_claims_that_can_hardly_fail_become_fewer():

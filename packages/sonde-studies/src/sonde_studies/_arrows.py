@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde_studies._gpt2 import gpt2
+from sonde_studies.arms import note
 
 CELLS, DIM, FIT, HELD = 8, 20, 40_000, 1_000
 PAUSE = CELLS * CELLS + CELLS
@@ -76,6 +77,7 @@ def imitate(
         Draws the batches.
     """
     draw, length = torch.Generator().manual_seed(seed), way.shape[1]
+    note(rows=FIT)
     adam = torch.optim.Adam(model.parameters(), lr=RATE)
     for step in range(1, steps + 1):
         rows = torch.randint(FIT, (BATCH,), generator=draw)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde_studies._digits import pixels, train
+from sonde_studies.arms import note
 
 SIDE = 8
 PIXELS = 2 * SIDE * SIDE
@@ -102,6 +103,7 @@ def robust(
 ) -> nn.Module:
     """Train the net with one hidden layer adversarially, within an L2 ball of radius ``size``."""
     net = trained(block_mlp(), x, label, seed, steps=1)
+    note(rows=len(x))
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(steps):
         moved = torch.zeros_like(x)

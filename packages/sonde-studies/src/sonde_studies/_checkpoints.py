@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde_studies._digits import KNOWN, Net, net_of, pixels
+from sonde_studies.arms import note
 
 FIT, RATE = 400, 3e-3
 DECAYS, NOISES, STOPS = (0.0, 0.3, 1.0), (0.0, 0.15, 0.3), (25, 75, 150, 400)
@@ -75,6 +76,7 @@ def trained_on(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = net_of("mlp")
+    note(rows=len(x))
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=decay)
     found: list[Net] = []
     for step in range(1, stops[-1] + 1):

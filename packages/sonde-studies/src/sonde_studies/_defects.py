@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sonde_studies._digits import pixels
 from sonde_studies._garments import fashion_mnist
+from sonde_studies.arms import note
 
 MOST, SIZE, PATCHES, SQUARES, LEAST_CHANGE = 20_000, 32, 64, (6, 11), 0.15
 KINDS, OTHERS, EPOCHS, BATCH = 10, 100, 5, 32
@@ -101,6 +102,7 @@ def _train(model: nn.Module, x: Tensor, label: Tensor, seed: int, epochs: int) -
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.reset_parameters()
+        note(rows=len(x))
         optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
         model.train()
         for _ in range(epochs):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde_studies._layers import BATCH, PIXELS
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import drawn
 
 LATENTS, WIDTH, RATE, PIXEL_NOISE = 10, 128, 2e-3, 0.3
@@ -48,6 +49,7 @@ class DigitVAE(nn.Module):
 def trained_vae(x: Float[Tensor, "row pixel"], beta: float, seed: int, steps: int) -> DigitVAE:
     """Train by the squared error at a fixed noise of pixels, and ``beta`` times the divergence."""
     net, draw = drawn(DigitVAE, seed), torch.Generator().manual_seed(seed)
+    note(rows=len(x))
     optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
     for _ in range(steps):
         rows = x[torch.randint(len(x), (BATCH,), generator=draw)]

@@ -12,6 +12,8 @@ import torch
 from sklearn.datasets import load_digits  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
+from sonde_studies.arms import note
+
 Architecture = Literal["mlp", "cnn"]
 Items = list[dict[str, Any]]
 
@@ -178,6 +180,7 @@ def train(model: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int, rat
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.reset_parameters()
+    note(rows=len(x))
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     model.train()
     for _ in range(steps):

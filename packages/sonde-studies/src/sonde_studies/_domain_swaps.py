@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, max_pool2d, mse_loss, one_hot
 
 from sonde.layers import ConditionalNorm
 from sonde.train import Separate
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import digit_images, drawn, learn_labels
 
 CHANNELS, CONTENT, STYLE, BATCH, RATE = 16, 4, 4, 32, 2e-3
@@ -162,6 +163,7 @@ def fitted(x: Pictures, domain: Domains, arm: Arm, seed: int, steps: int) -> Cod
     own, seen = (
         torch.optim.Adam(part.parameters(), lr=RATE, betas=(0.5, 0.99)) for part in (net, critic)
     )
+    note(rows=len(x))
     draw, rows = torch.Generator().manual_seed(seed), torch.arange(BATCH)
     for _ in range(steps):
         batch = torch.randint(len(x), (BATCH,), generator=draw)

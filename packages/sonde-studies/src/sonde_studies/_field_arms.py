@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.layers import SecondOrder, SharedTable, UnitGate
+from sonde_studies.arms import part
 from sonde_studies.worlds.learning import drawn, minimise
 
 ROWS, FIT = 900, 600
@@ -58,8 +59,9 @@ def two_streams(seed: int, steps: int) -> dict[str, float]:
     for name, joined, gated in (("bilinear", True, True), ("no gates", True, False),
                                 ("sum", False, True)):  # fmt: skip
         net = drawn(lambda joined=joined, gated=gated: _Streams(joined, gated), seed)
-        minimise(lambda rows, net=net: mse_loss(net(x[rows]), y[rows]), net.parameters(), n,
-                 steps=steps, seed=seed)  # fmt: skip
+        with part("no gates of streams" if name == "no gates" else name):
+            minimise(lambda rows, net=net: mse_loss(net(x[rows]), y[rows]), net.parameters(), n,
+                     steps=steps, seed=seed)  # fmt: skip
         with torch.no_grad():
             found[name] = r_squared(net(x[n:]), y[n:])
     return found
@@ -94,8 +96,9 @@ def table_uses(seed: int, steps: int) -> dict[str, float]:
             return head((look.unsqueeze(2) * values).sum(1))[:, 0]
 
         weights = [*table.parameters(), *head.parameters()]
-        minimise(lambda rows, told=told: mse_loss(told(rows), y[rows]), weights, n,
-                 steps=steps, seed=seed, rate=1e-2)  # fmt: skip
+        with part("one table" if tables == "shared" else tables):
+            minimise(lambda rows, told=told: mse_loss(told(rows), y[rows]), weights, n,
+                     steps=steps, seed=seed, rate=1e-2)  # fmt: skip
         with torch.no_grad():
             found[tables] = r_squared(told(torch.arange(n, LONG)), y[n:])
     return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sonde import training
 from sonde.core import Schedule
+from sonde_studies.arms import note
 
 WIDTH, BLOCKS, PIXELS = 96, 6, 64
 FIT, RATE, EARLY = 1_000, 2e-3, 3
@@ -117,6 +118,7 @@ def losses_beside(
     draw, early = torch.Generator().manual_seed(order), 0.0
     beside = OfClean(teacher)
     with training(model, terms, weight=weight, teacher=beside, reducer=reducer) as losses:
+        note(rows=FIT)
         adam = torch.optim.Adam([*model.parameters(), *losses.parameters()], lr=RATE)
         for step in range(steps):
             rows = x[torch.randint(FIT, (batch,), generator=draw)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde.edit import Forgotten, Retrain, forgotten
+from sonde_studies.arms import note
 from sonde_studies.study import Claim
 from sonde_studies.worlds.learning import digit_images
 
@@ -66,6 +67,7 @@ def trained(
             nn.Flatten(),
             nn.Linear(512, 10),
         )
+        note(rows=len(x))
         optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
         if order is not None:
             torch.manual_seed(order)
@@ -189,6 +191,7 @@ def steps_to_relearn(
     head = [m for m in copy.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():
         head.weight[CLASS], head.bias[CLASS] = 0.0, 0.0
+    note(rows=len(shown[0]))
     optimiser = torch.optim.Adam(copy.parameters(), lr=RELEARN_RATE)
     own = held[1] == CLASS
     for step in range(MOST):

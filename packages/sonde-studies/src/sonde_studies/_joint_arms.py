@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import sonde
 from sonde.train import Contrast, MaskedFeatures
 from sonde_studies._labelled_pictures import PATCH, SIDE, changed, patches
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import drawn
 
 DIM, HIDDEN, CODE, HEAT, BATCH, RATE = 12, 256, 32, 0.2, 48, 2e-3
@@ -95,6 +96,7 @@ def learn(
         sonde.training(net, losses, weight=weight) as terms,
     ):
         torch.manual_seed(seed)
+        note(rows=len(facts))
         optimiser: torch.optim.Optimizer | None = None
         for _ in range(steps):
             some = torch.randint(len(facts), (BATCH,))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde_studies._digits import pixels
+from sonde_studies.arms import note
 
 PLACES, LOOKS, KEY = 16, 8, 8
 STEPS, RATE = 200, 3e-3
@@ -106,6 +107,7 @@ def _trained(seed: int, x: Tensor, pools: list[np.ndarray]) -> KeyNet:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.reset_parameters()
+    note(rows=len(known))
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
     for _ in range(STEPS):
         optimiser.zero_grad()

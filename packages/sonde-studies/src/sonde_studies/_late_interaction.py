@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from sonde import Model, read
+from sonde_studies.arms import note
 
 WINDOW, DIM, SHARP = 16, 64, 20.0
 STEPS, RATE = 60, 3e-3
@@ -127,6 +128,7 @@ def trained_reranker(
 ) -> Reranker:
     """Return a reranker trained to score the correct document of each query highest."""
     found = Reranker(documents)
+    note(rows=len(answer))
     optimiser = torch.optim.Adam(found.parameters(), RATE)
     for _ in range(steps):
         optimiser.zero_grad()

@@ -11,6 +11,7 @@ from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs, repo
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import digit_images
 
 PIXELS, KINDS, BATCH = 64, 10, 64
@@ -98,6 +99,7 @@ def trained(
 ) -> Iterator[nn.Sequential]:
     """Train by AdamW in batches; yield copies of the net after these steps and the last."""
     draw = torch.Generator().manual_seed(seed)
+    note(rows=len(x))
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     for step in range(steps):
         if step in at:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sonde.train import LearnedViews, virtual_step
+from sonde_studies.arms import note
 
 RATE, BATCH, VIRTUAL_RATE = 3e-3, 64, 0.1
 
@@ -85,6 +86,8 @@ def learn_in_two_steps(
         Whether the gradient of the maps also passes through the virtual step.
     """
     weights = list(net.parameters())
+    both = (*weights, *views.parameters())
+    note(rows=len(lines), parameters=sum(p.numel() for p in both))
     nets, maps = (torch.optim.Adam(p, lr=RATE) for p in (weights, list(views.parameters())))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from sonde.core import Scorer
 from sonde.detect import SimpleNet
 from sonde_studies._defects import PATCHES, SITE, Objects
 from sonde_studies._patches import patches_of
+from sonde_studies.arms import note
 
 Parts = dict[str, Tensor]
 
@@ -47,6 +48,7 @@ def judge_against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> "A
     net = AdaptedJudge(x, detector, source)
     true, *false = map(net.scaled, (x, *fakes))
     judge = [*net.first.parameters(), *net.norm.parameters(), *net.last.parameters()]
+    note(rows=len(x))
     adapter = torch.optim.AdamW(net.adapter.parameters(), detector.adapter_rate, weight_decay=1e-2)
     steps = adapter, torch.optim.Adam(judge, detector.rate)
     for walk in range(detector.passes):

@@ -11,6 +11,7 @@ from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 from sonde.detect import DictLookup
 from sonde.stats import sparsemax
 from sonde_studies._defects import PATCHES
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import drawn
 
 DIM, HEADS, HIDDEN, SIDE = 64, 4, 64, 8
@@ -71,6 +72,7 @@ def taught_lookup(
 ) -> Lookup:
     """Return a lookup trained to retrieve normal patches, but not pasted ones."""
     draw, lookup = torch.Generator().manual_seed(seed), drawn(lambda: Lookup(attends), seed)
+    note(rows=len(images))
     optimiser = torch.optim.Adam(lookup.parameters(), lr=RATE)
     for _ in range(steps):
         x, bank = of_one_kind(images, kind, draw)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sonde_studies._blocks import block_cnn, block_digits
+from sonde_studies.arms import note
 
 Architecture = Literal["conv", "attention"]
 Data = Literal["blocks", "tokens"]
@@ -69,6 +70,7 @@ def trained_by_batches(
         for module in net.modules():
             if isinstance(module, (nn.Embedding, nn.LayerNorm, nn.Linear, nn.Conv1d, nn.Conv2d)):
                 module.reset_parameters()
+    note(rows=len(x))
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     for _ in range(steps):
         i = torch.randint(len(x), (BATCH,), generator=draw)

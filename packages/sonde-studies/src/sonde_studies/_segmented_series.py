@@ -5,6 +5,7 @@ from sklearn.linear_model import Ridge  # pyright: ignore[reportMissingTypeStubs
 from torch import Tensor, nn
 
 from sonde.train import LatentTerms
+from sonde_studies.arms import part
 from sonde_studies.worlds.learning import drawn, minimise
 
 LENGTH, SEGMENTS, NOISE, N_FIT, N_HELD = 32, (3, 3), 0.1, 1_000, 500
@@ -30,11 +31,11 @@ def series(n: int, seed: int) -> tuple[Tensor, list[Tensor]]:
 def segment_figures(seed: int, steps: int) -> dict[str, dict[str, float]]:
     """Return for each arm how well the code says both parts, and how far segments share them."""
     x, factors = series(N_FIT + N_HELD, seed)
-    return {arm: _judged(_codes(x, weights, seed, steps), factors)
+    return {arm: _judged(_codes(x, arm, weights, seed, steps), factors)
             for arm, weights in SERIES_ARMS.items()}  # fmt: skip
 
 
-def _codes(x: Tensor, weights: tuple[float, float], seed: int, steps: int) -> Tensor:
+def _codes(x: Tensor, arm: str, weights: tuple[float, float], seed: int, steps: int) -> Tensor:
     """Return the means of the codes of an autoencoder that learned with these weights."""
     dim = sum(SEGMENTS)
     net = drawn(
@@ -53,7 +54,8 @@ def _codes(x: Tensor, weights: tuple[float, float], seed: int, steps: int) -> Te
         missed = (decoder(z) - x[rows]).square().sum(1).mean() / (2 * NOISE**2)
         return missed + terms(mean, log, z)
 
-    minimise(loss, net.parameters(), N_FIT, steps=steps, seed=seed)
+    with part(f"series, {arm}"):
+        minimise(loss, net.parameters(), N_FIT, steps=steps, seed=seed)
     with torch.no_grad():
         return encoder(x).chunk(2, 1)[0]
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.train import SparseTraining
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import drawn
 
 WIDTH, EPOCHS, BATCH = 48, 40, 64
@@ -34,6 +35,7 @@ class Cell(nn.Module):
 def recurrent_cell(x: Tensor, label: Tensor, seed: int, density: float) -> Cell:
     """Return a cell trained to classify digits; below 1, a random fraction of weights is used."""
     net = drawn(Cell, seed)
+    note(rows=len(x))
     optimiser: Any = torch.optim.Adam(net.parameters(), lr=5e-3)
     few = SparseTraining(density=density, score="random", fixed=True, seed=seed)
     draw = torch.Generator().manual_seed(seed)

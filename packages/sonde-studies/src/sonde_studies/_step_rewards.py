@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.layers import LatentLoop
 from sonde_studies._language import policy_loss
+from sonde_studies.arms import note
 
 QUESTIONS, ANSWERS, DRIFT = 32, 8, 0.005
 RATES = {"model": 1e-3, "gates": 2e-2, "rate": 2e-1}
@@ -82,6 +83,7 @@ def learn_by_reward(
     draw, start = torch.Generator().manual_seed(seed), deepcopy(net)
     named = [*net.named_parameters()]
     parts = {part: [p for n, p in named if n.split(".")[0] == part] for part in rates}
+    note(rows=len(ids))
     adam = torch.optim.Adam([{"params": p, "lr": rates[part]} for part, p in parts.items() if p])
     for _ in range(updates):
         rows = torch.randint(len(ids), (questions,), generator=draw)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.train import gain_labels
 from sonde_studies._passages import Questions, Reader, Retriever
+from sonde_studies.arms import note
 
 FOUND, BATCH, TEMPERATURE, RATE = 8, 128, 0.5, 3e-3
 """Passages that are found for a question; questions of a step; nats; learning rate."""
@@ -22,6 +23,7 @@ Labels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 @torch.enable_grad()
 def train_reader(reader: Reader, retriever: Retriever, of: Questions, steps: int) -> None:
     """Train on one of the passages that a retriever finds, by lot, or on none."""
+    note(rows=len(of.answer))
     optimiser = torch.optim.Adam(reader.parameters(), RATE)
     with torch.no_grad():
         found = retriever(of, torch.arange(len(of.answer))).topk(FOUND).indices
@@ -45,6 +47,7 @@ def taught_by(
     """Return a copy of a retriever, taught on the passages that it finds itself."""
     retriever, source = copy.deepcopy(untaught), torch.Generator().manual_seed(seed)
     moved = [p for p in retriever.parameters() if p.requires_grad]
+    note(rows=len(of.answer))
     optimiser = torch.optim.Adam(moved, RATE)
     for _ in range(steps):
         rows = torch.randint(len(of.answer), (BATCH,), generator=source)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde_studies._separation import area
+from sonde_studies.arms import note
 from sonde_studies.worlds.learning import accuracy
 
 TARGET, TRAIN, CLEAN, STEPS, BATCH, RATE = 7, 1100, 300, 150, 128, 0.01
@@ -49,6 +50,7 @@ def trained(x: Tensor, label: Tensor, seed: int, tiny: bool) -> nn.Module:
         first = (nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
         second = (nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.BatchNorm2d(32), nn.ReLU())
         net = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(512, 10))
+        note(rows=len(x))
         optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
         for _ in range(20 if tiny else STEPS):
             chosen = torch.randint(len(x), (BATCH,))

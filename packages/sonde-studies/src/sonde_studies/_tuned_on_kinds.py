@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sonde_studies.arms import note
+
 RATE, HEAD_RATE, BATCH = 1e-4, 1e-2, 32
 
 
@@ -46,6 +48,7 @@ def tuned_on_kinds(
         {"params": list(model.parameters()), "lr": RATE},
         {"params": [head], "lr": HEAD_RATE},
     ]
+    note(rows=len(texts))
     optimiser = torch.optim.Adam(both)
     for _ in range(steps):
         rows = torch.randint(len(texts), (BATCH,), generator=draw)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde import Model
+from sonde_studies.arms import note
 from sonde_studies.parts.source import KEPT_NAMES, without_names
 
 TYPES = ("str", "int", "Tensor", "list", "bool", "Callable", "dict", "float")
@@ -172,6 +173,7 @@ def accuracy(
         inner = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.ReLU(), nn.Dropout(0.5))
         kinds, named = nn.Linear(HIDDEN, len(TYPES)), nn.Linear(HIDDEN, N_NAMES)
         every = [*inner.parameters(), *kinds.parameters(), *named.parameters()]
+        note(rows=len(x))
         optimiser = torch.optim.AdamW(every, RATE, weight_decay=DECAY)
         for _ in range(STEPS):
             hidden = inner(x)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sonde.measure import compression_fidelity, participation_ratio
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import note
 
 KEYS, VALUES, USUAL, MEMORY = 16, 8, 0.9, 6
 LOSS, EVERY, BATCH, RATE = 0.3, 5, 256, 2e-3
@@ -60,6 +61,7 @@ def trained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _net(width)
+    note(rows=len(usual))
     optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
     for step in range(1, steps + 1):
         optimiser.zero_grad()

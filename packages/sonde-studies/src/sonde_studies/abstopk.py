@@ -24,6 +24,7 @@ from sonde_studies._signed_directions import (
     planted,
     recovered,
 )
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ROWS = 16_384
@@ -62,17 +63,20 @@ class AbsTopKStudy(Study):
             "better than twice as many",
             "Keeping signs leaves less unexplained than topk with twice as many features.",
             "share unexplained by topk with twice the features less that by abstopk",
+            arms=("abstopk, 32 features", "topk, twice as many, 32 features"),
         ),
         Claim(
             "language model",
             "On states of a language model it leaves less than topk with as many features.",
             "share unexplained by topk less that by abstopk, over that by topk",
+            arms=("abstopk, 256 features", "topk, 256 features"),
         ),
     )
     null = Claim(
         "the same rule twice",
         "Two trainings by the same rule from other weights differ by nothing.",
         "share unexplained by abstopk less that by abstopk from other weights",
+        arms=("abstopk, 32 features", "the same rule twice"),
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -82,7 +86,7 @@ class AbsTopKStudy(Study):
         found = _fitted(x, how, 2 * seed, tick)
         signed = found["abstopk"]
         tick("the same rule twice")
-        again = SparseAutoencoder(act="abstopk", seed=2 * seed + 1, **how).fit(x)
+        again = _noted(SparseAutoencoder(act="abstopk", seed=2 * seed + 1, **how).fit(x), how, x)
         left = {name: float(own) for name, own in found.items()}
         return {
             **_on_language_model(seed, tiny, tick),
@@ -101,7 +105,14 @@ def _fitted(x: Tensor, how: dict[str, Any], seed: int, tick: Tick) -> dict[str, 
     for name, (act, times) in ARMS.items():
         tick(f"{name}, {how['features']} features")
         own = how | {"act": act, "features": times * how["features"]}
-        found[name] = SparseAutoencoder(seed=seed, **own).fit(x)
+        found[name] = _noted(SparseAutoencoder(seed=seed, **own).fit(x), own, x)
+    return found
+
+
+def _noted(found: Dictionary, how: dict[str, Any], x: Tensor) -> Dictionary:
+    """Return the dictionary, after a note of what it was given."""
+    each = -(-len(x) // how["batch"])
+    note(updates=how["passes"] * each, rows=len(x), parameters=2 * found.n_features * x.shape[1])
     return found
 
 

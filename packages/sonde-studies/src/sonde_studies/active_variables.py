@@ -64,6 +64,7 @@ class ActiveVariablesStudy(Study):
             "more with beta",
             f"A larger beta ({BETAS[-1]:g} against {BETAS[0]:g}) leaves more latents passive.",
             "difference of numbers",
+            arms=("beta 2", "beta 0.25"),
         ),
         Claim(
             "dropped",

@@ -39,21 +39,32 @@ class AlignTeacherStudy(Study):
     data = "digits: 1,000 to train on, 797 to judge; the teacher is a classifier of the same rows"
     claims = (
         Claim("early", "After a third of the steps the loss is lower with the teacher.",
-              "thousandths of the loss, plain less aligned"),
+              "thousandths of the loss, plain less aligned, whose projector adds a fifth of the "
+              "parameters",
+              arms=("aligned", "plain")),
         Claim("late", "In the end it is no higher than without, to five thousandths.",
-              "thousandths of the loss, plain less aligned, and 5"),
+              "thousandths of the loss, plain less aligned, whose projector adds a fifth of the "
+              "parameters, and 5",
+              arms=("aligned", "plain")),
         Claim("stop", "Stopping at half is better than going on.",
-              "thousandths of the loss, aligned less stopped"),
+              "thousandths of the loss, aligned less stopped",
+              arms=("stopped", "aligned")),
         Claim("states", "The states of the block come to tell the digit better.",
-              "accuracy of a linear probe, aligned less plain"),
+              "accuracy of a linear probe, aligned (a projector adds a fifth of the parameters) "
+              "less plain",
+              arms=("aligned", "plain")),
         Claim("maps", "With maps of attention beside states, both until half of the steps, a "
               "transformer's loss ends lower than with states alone.",
-              "thousandths of the loss, states less states and maps"),
+              "thousandths of the loss, states less states and maps",
+              arms=("tokens, maps", "tokens, states")),
         Claim("middle", "The states of a coarse middle stage, brought to the teacher's places, "
               "lower the loss after a third of the steps.",
-              "thousandths of the loss, plain less middle"),
+              "thousandths of the loss, plain less middle, whose projector adds an eighth of the "
+              "parameters",
+              arms=("tokens, middle", "tokens, plain")),
         Claim("angles", "Angles between its rows beside them lower it further.",
-              "thousandths of the loss, middle less middle and angles"),
+              "thousandths of the loss, middle less middle and angles",
+              arms=("tokens, angles", "tokens, middle")),
     )  # fmt: skip
     null = Claim("no weight", "With a teacher at weight 0 it learns as fast as without.",
                  "thousandths of the early loss, plain less weight 0")  # fmt: skip

@@ -13,6 +13,7 @@ from sonde import load
 from sonde.measure import AlignmentQuality, alignment_quality
 from sonde_studies._tuned_on_kinds import layer_means, tuned_on_kinds
 from sonde_studies._written import code, generated, pieces, prose
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, TRAIN, TEST, STEPS = 64, 256, 200, 40
@@ -38,7 +39,12 @@ class AlignmentQualityStudy(Study):
     data = "Python's standard library against scikit-learn's descriptions, pieces of 64 bytes"
     place = "byte-model"
     claims = (
-        Claim("tuned", "Tuning to tell the kinds raises it.", "tuned less untuned"),
+        Claim(
+            "tuned",
+            "Tuning to tell the kinds raises it.",
+            "tuned less untuned",
+            arms=("tuned", "untuned"),
+        ),
         Claim(
             "first layer",
             "It rises in the last layer more than in the first.",
@@ -48,12 +54,14 @@ class AlignmentQualityStudy(Study):
             "another tuning",
             "Tuning on labels by lot raises it less.",
             "tuned on the kinds less tuned by lot",
+            arms=("tuned", "by lot"),
         ),
         Claim(
             "each decoding",
             "On texts that a model itself goes on with, tuning raises it in each of three ways to "
             "decode.",
             "tuned less untuned, least of three ways",
+            arms=("tuned", "untuned"),
         ),
         Claim(
             "stable",
@@ -74,6 +82,8 @@ class AlignmentQualityStudy(Study):
         base: Any = load("sonde:stdlib").module
         steps = 3 if tiny else STEPS
         models = {"untuned": base}
+        tick("untuned")
+        note(updates=0)
         for name, lot in (("tuned", False), ("by lot", True)):
             tick(name)
             models[name] = tuned_on_kinds(base, ids[:, :TRAIN], seed, steps, lot)

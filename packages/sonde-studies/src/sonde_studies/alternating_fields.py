@@ -29,9 +29,13 @@ class AlternatingFieldsStudy(Study):
     data = "digits: 600 to train on, 400 to judge"
     claims = (
         Claim("turns", "In turn is better than all at once, at equal steps.",
-              "accuracy after 24 epochs, in turn less at once"),
+              "accuracy after 24 epochs, in turn (a group of the parameters at a step) less at "
+              "once",
+              arms=("groups in turn", "all at once")),
         Claim("groups", "The groups of the architecture are better than random groups.",
-              "accuracy after 24 epochs, in turn less random groups in turn"),
+              "accuracy after 24 epochs, in turn less random groups in turn, whose shares of the "
+              "parameters differ",
+              arms=("groups in turn", "random groups in turn")),
         Claim("equal moves", "It is better than half as many epochs of all at once, in which each "
               "parameter moves as often.",
               "accuracy, in turn after 24 epochs less at once after 12"),

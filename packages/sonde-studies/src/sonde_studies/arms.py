@@ -1,27 +1,34 @@
 """What each arm of a study was given, and which comparisons are unequal.
 
-``minimise`` notes updates, rows and trained numbers of the arm in which it is called. An arm is a
-block of ``arm``, or, without one, what a study does after it has told its progress line the arm's
-name. A study adds what else an arm has. A claim that names its two arms then has to say in its
-sentence in which of these they differ.
+Every step of an optimiser of torch counts as an update of the arm in which it is made, with the
+number of parameters that it moves; ``minimise`` notes the rows. An arm is a block of ``arm``, or,
+without one, what a study does after it has told its progress line the arm's name. A study adds what
+else an arm has. A claim that names its two arms then has to say in its sentence in which of these
+they differ.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 GIVEN: dict[str, str] = {
     "updates": r"updates?|steps?|epochs?|longer|budget|twice",
     "rows": r"rows?|examples?|images?|labels?|texts?",
-    "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms",
+    "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms|twice",
     "passes": r"passes|forwards?|cost",
     "bytes": r"bytes|memory",
 }
 """Each resource with the words by which a sentence admits that arms differ in it."""
+TRAINED = r"(un)?(trained|tuned|taught|learned)|training|tuning|as (it|they) (is|are)|before"
+"""How a sentence says that only one of two arms was trained."""
 EQUAL = 0.05
 """Largest relative difference of arms that are called equal."""
 SEPARATOR = "given | "
@@ -42,15 +49,36 @@ class Arms:
     def figures(self) -> dict[str, float]:
         """Return every resource as a figure of the study, ``given | arm | resource``."""
         return {
-            f"{SEPARATOR}{arm} | {what}": float(n)
+            f"{SEPARATOR}{arm} | {what}": float(found[what])
             for arm, found in self.given.items()
-            for what, n in found.items()
+            for what in GIVEN
+            if what in found
         }
 
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _CURRENT: ContextVar[tuple[Arms, str] | None] = ContextVar("arm", default=None)
+_HEARD: ContextVar[bool] = ContextVar("heard", default=False)
+
+
+def _note_update(optimiser: Optimizer, *_: Any) -> None:
+    moved = [p for group in optimiser.param_groups for p in group["params"]]
+    note(updates=1, parameters=sum(p.numel() for p in moved if p.grad is not None))
+
+
+@contextmanager
+def _updates_heard() -> Iterator[None]:
+    """Note every step of an optimiser that is made in the block, once however blocks are nested."""
+    if _HEARD.get():
+        yield
+        return
+    hook, token = register_optimizer_step_post_hook(_note_update), _HEARD.set(True)
+    try:
+        yield
+    finally:
+        hook.remove()
+        _HEARD.reset(token)
 
 
 @contextmanager
@@ -65,9 +93,27 @@ def arm(arms: Arms, name: str) -> Iterator[None]:
     arms.given.setdefault(name, {})
     token = _CURRENT.set((arms, name))
     try:
-        yield
+        with _updates_heard():
+            yield
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Note what is trained in the ``with`` block as given to an arm of the study that runs.
+
+    Nothing is noted where no study runs.
+
+    Parameters
+    ----------
+    name : str
+    """
+    if (current := _CURRENT.get()) is None:
+        yield
+        return
+    with arm(current[0], name):
+        yield
 
 
 @contextmanager
@@ -87,7 +133,8 @@ def stages(arms: Arms) -> Iterator[Callable[[str], None]]:
         _CURRENT.set((arms, name))
 
     try:
-        yield begin
+        with _updates_heard():
+            yield begin
     finally:
         _CURRENT.reset(token)
 
@@ -141,6 +188,8 @@ def trained_once(train: Callable[P, T]) -> Callable[P, T]:
 def unequal(one: str, two: str, figures: Mapping[str, float]) -> dict[str, float]:
     """Return, for each resource that two arms have unequally, the first arm's over the second's.
 
+    Of an arm without an update, which is not trained, the updates alone are compared.
+
     Parameters
     ----------
     one, two : str
@@ -153,22 +202,35 @@ def unequal(one: str, two: str, figures: Mapping[str, float]) -> dict[str, float
     LookupError
         If an arm noted nothing.
     """
-    found: dict[str, float] = {}
-    for what in GIVEN:
-        keys = [f"{SEPARATOR}{name} | {what}" for name in (one, two)]
-        have = [key in figures for key in keys]
-        if any(have) != all(have):
-            raise LookupError(f"expected {what} of the arms {one!r} and {two!r}, got one of them")
-        if all(have) and figures[keys[1]]:
-            ratio = figures[keys[0]] / figures[keys[1]]
-            if abs(ratio - 1) > EQUAL:
-                found[what] = ratio
-    noted = (f"{SEPARATOR}{name} | {what}" for name in (one, two) for what in ("updates", "bytes"))
-    if not any(key in figures for key in noted):
-        raise LookupError(f"expected what the arms {one!r} and {two!r} were given, got nothing")
-    return found
+    noted = [{w for w in GIVEN if f"{SEPARATOR}{name} | {w}" in figures} for name in (one, two)]
+    for name, own in zip((one, two), noted, strict=True):
+        if not own:
+            raise LookupError(f"expected what the arm {name!r} was given, got nothing")
+    first, second = (
+        {what: figures[f"{SEPARATOR}{name} | {what}"] for what in own}
+        for name, own in zip((one, two), noted, strict=True)
+    )
+    if 0.0 in (first.get("updates"), second.get("updates")):
+        ratios = {"updates": _ratio(first.get("updates", 0.0), second.get("updates", 0.0))}
+    elif lone := noted[0] ^ noted[1]:
+        raise LookupError(
+            f"expected {', '.join(sorted(lone))} of the arms {one!r} and {two!r}, got one of them"
+        )
+    else:
+        ratios = {what: _ratio(first[what], second[what]) for what in GIVEN if what in first}
+    return {what: ratio for what, ratio in ratios.items() if abs(ratio - 1) > EQUAL}
+
+
+def _ratio(one: float, two: float) -> float:
+    return 1.0 if one == two else one / two if two else math.inf
 
 
 def unsaid(sentence: str, differences: Mapping[str, float]) -> list[str]:
     """Return the resources in which arms differ without a word of it in the sentence."""
-    return [w for w in differences if not re.search(rf"(?i)\b({GIVEN[w]})\b", sentence)]
+
+    def said(what: str) -> bool:
+        untrained = what == "updates" and differences[what] in (0.0, math.inf)
+        words = f"{GIVEN[what]}|{TRAINED}" if untrained else GIVEN[what]
+        return re.search(rf"(?i)\b({words})\b", sentence) is not None
+
+    return [what for what in differences if not said(what)]

@@ -30,10 +30,13 @@ class AttentionBottleneckStudy(Study):
     data = "simulated: six factors of three values in six noisy slots"
     claims = (
         Claim("two", "Two of six gathered vectors answer as well as all, to five points.",
-              "accuracy, two less all, and 0.05"),
-        Claim("one", "One of them answers worse than two.", "accuracy, two less one"),
+              "accuracy, two less all, and 0.05",
+              arms=("two", "all")),
+        Claim("one", "One of them answers worse than two.", "accuracy, two less one",
+              arms=("two", "one")),
         Claim("factors", "Two tell less of the factors that are not needed than all six do.",
-              "accuracy of linear probes on other factors, all less two"),
+              "accuracy of linear probes on other factors, all less two",
+              arms=("two", "all")),
     )  # fmt: skip
     null = Claim("noise", "Answers that no factor tells stay at chance.",
                  "accuracy less 1/3, two chosen")  # fmt: skip

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sonde.layers import Attention
 from sonde.stats import ridge_of_rows
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -35,15 +36,19 @@ class AttentionCapacityStudy(Study):
         Claim("learned", "Random scores with trained values learn an average over matching tokens.",
               "R2 at 1,600 examples", above=0.25),
         Claim("rows", "With a quarter of the examples they learn it better than as many random "
-              "units of all tokens.", "R2, random heads at 400 examples less units at 1,600"),
+              "units of all tokens.", "R2, random heads at 400 examples less units at 1,600",
+              arms=("heads, 400", "units, 1600")),
         Claim("mean", "They beat a linear map of the tokens' mean.",
-              "R2 at 1,600 examples, random heads less mean"),
+              "R2 at 1,600 examples, random heads less mean, which has fewer numbers to fit",
+              arms=("heads, 1600", "mean")),
         Claim("many", "Four times as many heads, with four times the numbers, learn it better.",
-              "R2 at 1,600 examples, 32 heads less 8"),
+              "R2 at 1,600 examples, 32 heads less 8",
+              arms=("many heads, 1600", "heads, 1600")),
         Claim("told", "Attention over pairs of keys finds matches of three.",
               "accuracy less the share of the commoner answer"),
         Claim("order", "Better than plain attention with as many layers and numbers.",
-              "accuracy, order three less order two", premise="told"),
+              "accuracy, order three less order two", premise="told",
+              arms=("order 3", "order 2")),
     )  # fmt: skip
     null = Claim("noise", "A target of other examples is not learned.",
                  "correlation of what is told with the target of another example")  # fmt: skip
@@ -58,13 +63,13 @@ class AttentionCapacityStudy(Study):
         y = (score * (x[:, 1:] @ v)).mean(1, keepdim=True)
         tick("random heads")
         basis = _mixtures(x, HEADS["few"], seed)
-        more = _r2(_mixtures(x, HEADS["many"], seed), y, SIZES[-1])
-        r2 = {size: _r2(basis, y, size) for size in SIZES}
+        more = _r2(_mixtures(x, HEADS["many"], seed), y, SIZES[-1], "many heads, 1600")
+        r2 = {size: _r2(basis, y, size, f"heads, {size}") for size in SIZES}
         units = drawn(lambda: nn.Linear(TOKENS * DIM, basis.shape[1]), seed)
         with torch.no_grad():
             flat = torch.relu(units(x.flatten(1) * DIM**0.5))  # inputs of variance 1
-        free = {size: _r2(flat, y, size) for size in SIZES}
-        mean = _r2(x.mean(1), y, SIZES[-1])
+        free = {size: _r2(flat, y, size, f"units, {size}") for size in SIZES}
+        mean = _r2(x.mean(1), y, SIZES[-1], "mean")
         other = y[torch.randperm(n, generator=draw)]
         found = {}
         for order in (2, 3):
@@ -104,7 +109,9 @@ def _told(x: Tensor, y: Tensor, n: int) -> list[Tensor]:
     return [(x[-JUDGE:].double() @ weight + bias).flatten(), y[-JUDGE:].double().flatten()]
 
 
-def _r2(x: Tensor, y: Tensor, n: int) -> float:
+def _r2(x: Tensor, y: Tensor, n: int, arm: str) -> float:
+    with part(arm):
+        note(rows=n, parameters=x.shape[1] + 1)
     told, truth = _told(x, y, n)
     return float(1 - (told - truth).square().mean() / (truth - truth.mean()).square().mean())
 

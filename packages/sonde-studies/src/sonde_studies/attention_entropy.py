@@ -32,9 +32,11 @@ class AttentionEntropyStudy(Study):
     claims = (
         Claim("held", "What the loss lowers in training is lower on new texts: the distance from a "
               "band.",
-              "mean distance from [0.3, 0.7] of the entropy over its maximum, without less with"),
+              "mean distance from [0.3, 0.7] of the entropy over its maximum, without less with",
+              arms=("held", "plain")),
         Claim("better", "Held heads foretell the second half better.",
-              "nats for each symbol of the second half, without less with"),
+              "nats for each symbol of the second half, without less with",
+              arms=("held", "plain")),
     )  # fmt: skip
     null = Claim("no weight", "At weight 0 the loss changes nothing.",
                  "nats for each symbol of the second half, without less with it")  # fmt: skip

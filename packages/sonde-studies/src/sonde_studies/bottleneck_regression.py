@@ -33,7 +33,8 @@ class BottleneckRegressionStudy(Study):
     place = "tables"
     claims = (
         Claim("keeps", "The bottleneck keeps less of the input at its site.",
-              "information in nats, without the bottleneck less with it"),
+              "information in nats, without the bottleneck less with it",
+              arms=("bottleneck", "divergence")),
         Claim("error", "It errs no more than squared errors do, to 0.03.",
               "R^2 of the bottleneck less that of squares, and 0.03",
               arms=("bottleneck", "squares")),
@@ -41,7 +42,8 @@ class BottleneckRegressionStudy(Study):
               "R^2 under noise, bottleneck less squares",
               arms=("bottleneck", "squares")),
         Claim("wide", "With kernels ten times as wide it errs less.",
-              "R^2 of the bottleneck, wide kernels less medians"),
+              "R^2 of the bottleneck, wide kernels less medians",
+              arms=("wide", "bottleneck")),
     )  # fmt: skip
     null = Claim("shuffled", "Targets of other rows are not learned.",
                  "correlation of prediction and target in new rows, bottleneck")  # fmt: skip
@@ -55,6 +57,7 @@ class BottleneckRegressionStudy(Study):
             tick(arm)
             found[arm] = _judged(arm, x, y, seed, steps)
         other = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+        tick("shuffled")
         null = _judged("bottleneck", x, other, seed, steps)["correlation"]
         squares, least = found["squares"], found["bottleneck"]
         return {

@@ -48,11 +48,14 @@ class ChangePairsStudy(Study):
         Claim("nuisance", "The plain difference suffers from the shift.",
               "AUROC of plain pixels, no shift less a pixel"),
         Claim("exchange", "A weighted difference between both sides helps a net that learns pairs.",
-              "AUROC, weighted difference less a convolution of its own on each side"),
+              "AUROC, weighted difference less a convolution of its own on each side",
+              arms=("difference", "none")),
         Claim("swapped", "So does a swap of every second channel.",
-              "AUROC, swap less none, both with a convolution of their own"),
+              "AUROC, swap less none, both with a convolution of their own",
+              arms=("swap", "none")),
         Claim("together", "Both together find more changes than neither.",
-              "AUROC, swap and weighted difference less none"),
+              "AUROC, swap and weighted difference less none",
+              arms=("swap and difference", "none")),
     )  # fmt: skip
     null = Claim("shuffled", "Weights from shuffled labels tell nothing.",
                  "AUROC, mean over shifts", above=0.5)  # fmt: skip

@@ -35,18 +35,23 @@ class ChannelRegionsStudy(Study):
         Claim("coherent", "Regions lie closer together in the picture than channels by lot.",
               "Moran's I of maps, regions less groups by lot"),
         Claim("lot", "A graph over regions says more of the relation than one over groups by lot.",
-              "accuracy of naming the larger digit, regions less groups by lot"),
+              "accuracy of naming the larger digit, regions less groups by lot",
+              arms=("regions", "lot")),
         Claim("graph", "It says more than the same head without the graph.",
-              "accuracy of naming the larger digit, with less without a graph"),
+              "accuracy of naming the larger digit, with less without a graph",
+              arms=("regions", "no graph")),
         Claim("attention", "Self-attention between regions and a map, whose parameters the head "
               "lacks, say more than the head alone.",
-              "accuracy, with attention less without a graph"),
+              "accuracy, with attention less without a graph",
+              arms=("attention", "no graph")),
         Claim("attends", "They say more than the graph of correlations, which has no such "
               "parameters.",
-              "accuracy, attention less correlations"),
+              "accuracy, attention less correlations",
+              arms=("attention", "regions")),
     )  # fmt: skip
     null = Claim("lots", "Two draws of groups by lot say as much of the relation.",
-                 "accuracy of naming the larger digit, difference of two draws")  # fmt: skip
+                 "accuracy of naming the larger digit, difference of two draws",
+                 arms=("lot", "another lot"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the net, group its channels, and train a head on each grouping."""
@@ -84,10 +89,12 @@ class ChannelRegionsStudy(Study):
             tick(arm)
             nodes, judged = (nodes_of(m, group) for m in (maps, others))
             found[arm] = answered(nodes, judged, "correlation")
+        tick("no graph")
         nodes, judged = (nodes_of(m, regions) for m in (maps, others))
         found["no graph"] = answered(nodes, judged, "")
         tick("attention")
         found["attention"] = answered(nodes, judged, "attention")
+        tick("mean map")
         one = torch.zeros_like(regions)
         nodes, judged = (nodes_of(m, one) for m in (maps, others))
         found["mean map"] = answered(nodes, judged, "")

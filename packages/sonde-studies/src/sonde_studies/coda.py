@@ -14,6 +14,7 @@ from sonde import Model
 from sonde.edit import CoDa, ContrastiveDecode, log_linear
 from sonde.tap import OtherPrompts
 from sonde_studies._language import tokens_of
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import (
     RATIOS,
@@ -66,6 +67,7 @@ class CoDaStudy(Study):
             f"A net {SIZES[1]} wide, trained for as long, is overshadowed more than one {SIZES[0]} "
             "wide.",
             "difference of the rates",
+            arms=("64 wide", "32 wide"),
         ),
         Claim(
             "weak words",
@@ -94,7 +96,10 @@ class CoDaStudy(Study):
         families, steps = (TINY, 40) if tiny else (FAMILIES, Schooling.steps)
         facts = some(FactWorld.drawn(seed, families).facts, EVERY)
         tick("telling two nets the facts")
-        nets = [facts_and_model(seed, families, Schooling(n, steps=steps))[1] for n in SIZES]
+        nets = list[Model]()
+        for n in SIZES:
+            with part(f"{n} wide"):
+                nets.append(facts_and_model(seed, families, Schooling(n, steps=steps))[1])
         said = {f"{n} wide": asked(net, facts) for n, net in zip(SIZES, nets, strict=True)}
         model = nets[1]
         tick("decoding")

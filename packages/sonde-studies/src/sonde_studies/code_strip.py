@@ -20,6 +20,7 @@ import torch
 
 from sonde import load
 from sonde_studies._typed_code import Parameters, accuracy, files_of_torch, read_parameters
+from sonde_studies.arms import part
 from sonde_studies.recipes.code_strip import code_strip
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -52,9 +53,12 @@ class CodeStripStudy(Study):
         Claim("types", "Stripped, states tell an annotated parameter's type more often than the "
               "commonest type is right.", "difference of accuracy"),
         Claim("joint", "A head that learns the parameter's name too types it more often.",
-              "difference of accuracy", premise="types"),
+              "difference of accuracy", premise="types",
+              arms=("types and names", "types alone")),
         Claim("neighbours", "It types it more often beside the file's other functions.",
-              "difference of accuracy", premise="types"),
+              "difference of accuracy; beside the others a head has twice the parameters",
+              premise="types",
+              arms=("with other functions", "types alone")),
     )  # fmt: skip
     null = Claim("by lot", "Two random deletions of as many bytes move the states alike.",
                  "distance by one less that by another, in distances between pieces")  # fmt: skip
@@ -104,10 +108,11 @@ def _typed(every: Parameters, seed: int, repeats: int) -> dict[str, float]:
     train, test = every.where(~held), every.where(held)
     arms = {"types alone": {}, "types and names": {"names": True}}
     arms |= {"with other functions": {"around": True}}
-    said = {
-        name: fmean(accuracy(train, test, repeats * seed + r, **arm) for r in range(repeats))
-        for name, arm in arms.items()
-    }
+    said = dict[str, float]()
+    for name, how in arms.items():
+        with part(name):
+            tried = [accuracy(train, test, repeats * seed + r, **how) for r in range(repeats)]
+        said[name] = fmean(tried)
     most = int(train.type.bincount().argmax())
     return said | {"commonest": float((test.type == most).double().mean())}
 

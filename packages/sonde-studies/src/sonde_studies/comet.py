@@ -29,6 +29,7 @@ class CometStudy(Study):
             "rest tells less",
             "What is left out tells a fresh net the class less than without the net that reads it.",
             "accuracy of a net trained on what is left out, without that net less with it",
+            arms=("weight 4", "weight 0"),
         ),
         Claim(
             "in the block",
@@ -47,6 +48,7 @@ class CometStudy(Study):
         "another seed",
         "Two trainings from other weights differ by nothing in what the rest tells.",
         "accuracy of a net trained on what is left out, one less the other",
+        arms=("weight 4", "weight 4, again"),
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -55,7 +57,7 @@ class CometStudy(Study):
         fit, held = (data.part(0, 200), data.part(200, 300)) if tiny else _halves(data)
 
         def masked(weight: float, other: int = 0) -> CometResult:
-            tick(f"weight {weight:g}")
+            tick(f"weight {weight:g}" + ", again" * other)
             method = Comet(
                 area=AREA,
                 patch=PATCH,
@@ -66,6 +68,7 @@ class CometStudy(Study):
             return method.fit(block_mlp, fit.x, fit.label, (held.x, held.label))
 
         whole, alone, again = masked(4.0), masked(0.0), masked(4.0, 1)
+        tick("plain")
         plain = trained(block_mlp(), fit.x, fit.label, seed, 5 if tiny else 100)
         right = accuracy(plain.eval(), held.x, held.label)
         tick("fresh nets on what is left out")

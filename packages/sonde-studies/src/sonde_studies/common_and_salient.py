@@ -19,6 +19,13 @@ from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, STEPS, TINY, DIM = 1_000, 600, 20, 8
 WEIGHTS, REBUILDING = (0.0, 1.0, 10.0), 10.0
+OTHERS = {
+    "uniform, 0": (0.0, "uniform"),
+    "uniform, 10": (10.0, "uniform"),
+    "cosine, 10": (10.0, "cosine"),
+    "cosine, 10, rebuilt": (10.0, "rebuilt"),
+}
+"""Weight and kind of the arms beside those of ``WEIGHTS``."""
 
 
 @final
@@ -36,15 +43,20 @@ class CommonAndSalientStudy(Study):
         Claim("class", "The common code knows the digit better than the salient code does.",
               "accuracy of the strongest probe of the digit, common less salient, weight 10"),
         Claim("penalty", "The penalty lowers what the common code says of the mark.",
-              "accuracy of the strongest probe of the mark on the common code, weight 0 less 10"),
+              "accuracy of the strongest probe of the mark on the common code, weight 0 less 10",
+              arms=("weight 10", "weight 0")),
         Claim("gone", "With the penalty the mark is gone from the common code, to five points.",
               "0.55 less the accuracy of the strongest probe of the mark, weight 10"),
         Claim("uniform", "So it does where alignment and uniformity take the contrast's place.",
-              "accuracy of the strongest probe of the mark on the common code, weight 0 less 10"),
+              "accuracy of the strongest probe of the mark on the common code, weight 0 less 10",
+              arms=("uniform, 10", "uniform, 0")),
         Claim("cosine", "So does the squared cosine of both codes.",
-              "accuracy of the strongest probe of the mark, weight 0 less cosine"),
+              "accuracy of the strongest probe of the mark, weight 0 less cosine",
+              arms=("cosine, 10", "weight 0")),
         Claim("weak", "Pictures rebuilt of the common code leave more of the digit to it.",
-              "accuracy of the strongest probe of the digit, common less salient, difference"),
+              "accuracy of the strongest probe of the digit, common less salient, difference; "
+              "rebuilding adds 7 % of the parameters",
+              arms=("cosine, 10, rebuilt", "cosine, 10")),
     )  # fmt: skip
     null = Claim(
         "no mark", "Where no picture carries a mark, its column cannot be told.",
@@ -65,12 +77,10 @@ class CommonAndSalientStudy(Study):
         for weight in WEIGHTS:
             tick(f"weight {weight:g}")
             found[f"{weight:g}"] = _probed(marked, label, mark, weight, seed, steps)
-        others = {
-            "uniform, 0": _probed(marked, label, mark, 0.0, seed, steps, "uniform"),
-            "uniform, 10": _probed(marked, label, mark, 10.0, seed, steps, "uniform"),
-            "cosine, 10": _probed(marked, label, mark, 10.0, seed, steps, "cosine"),
-            "cosine, 10, rebuilt": _probed(marked, label, mark, 10.0, seed, steps, "rebuilt"),
-        }
+        others = dict[str, dict[str, float]]()
+        for arm, (weight, kind) in OTHERS.items():
+            tick(arm)
+            others[arm] = _probed(marked, label, mark, weight, seed, steps, kind)
         gap = {arm: row["class, common"] - row["class, salient"] for arm, row in others.items()}
         tick("without marks")
         empty = _probed(x, label, mark, WEIGHTS[-1], seed, steps)

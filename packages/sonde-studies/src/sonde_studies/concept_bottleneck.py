@@ -43,19 +43,23 @@ class ConceptBottleneckStudy(Study):
         Claim(
             "fewer",
             "With Gumbel draws a decision uses fewer concepts than with l1.",
-            "difference of concepts that hold 95 % of what speaks for the class",
+            "difference of concepts that hold 95 % of what speaks for the class; Gumbel takes "
+            "twice the updates of 0.86 times the parameters",
+            arms=("gumbel", "l1 0.001"),
         ),
         Claim(
             "as right",
             "It loses less than 2 points against l1.",
-            "difference of accuracies",
+            "difference of accuracies; Gumbel takes twice the updates of 0.86 times the parameters",
             above=-0.02,
+            arms=("gumbel", "l1 0.001"),
         ),
         Claim(
             "as right as contrastive",
             "It loses less than 2 points against the contrastive loss.",
             "difference of accuracies",
             above=-0.02,
+            arms=("gumbel", "contrastive"),
         ),
         Claim(
             "against strong l1",

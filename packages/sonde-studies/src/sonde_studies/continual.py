@@ -30,76 +30,92 @@ class ContinualStudy(Study):
             "kept",
             "With projection old tasks lose less.",
             "backward transfer, projected less plain",
+            arms=("projected", "plain"),
         ),
         Claim(
             "average",
             "And the mean accuracy over all tasks in the end is higher.",
             "accuracy after the last task, projected less plain",
+            arms=("projected", "plain"),
         ),
         Claim(
             "new",
             "New tasks are learned as well, to two points.",
             "accuracy right after each task, projected less plain, and 0.02",
+            arms=("projected", "plain"),
         ),
         Claim(
             "gate",
             "Where old tasks that meet both conditions admit updates, they gain from new ones.",
             "backward transfer, projected with the gate less without",
+            arms=("gated", "projected"),
         ),
         Claim(
             "share",
             "With both conditions less is lost than where the cosine alone admits.",
             "backward transfer, both conditions less cosine alone",
+            arms=("gated", "cosine alone"),
         ),
         Claim(
             "penalty",
             "A penalty on what admitted weights move keeps more.",
             "backward transfer, gate with the penalty less gate",
+            arms=("penalty", "gated"),
         ),
         Claim(
             "scaled",
             "With gate, penalty and scaled weights for tasks that disagree, new ones do better.",
             "accuracy right after each task, scaled less projected",
+            arms=("scaled", "projected"),
         ),
         Claim(
             "scaled average",
             "And the mean accuracy over all tasks in the end is higher than with projection alone.",
             "accuracy after the last task, scaled less projected",
+            arms=("scaled", "projected"),
         ),
         Claim(
             "trust",
             "Weights scaled along old inputs do better than along as many random directions.",
             "accuracy after the last task, scaled less scaled at random",
+            arms=("scaled", "scaled at random"),
         ),
         Claim(
             "adapters",
             "Where adapters and head alone move after the first task, less is lost.",
-            "backward transfer, adapters less plain",
+            "backward transfer, adapters (a third more parameters, of which fewer move after the "
+            "first task) less plain",
+            arms=("adapters", "plain"),
         ),
         Claim(
             "teacher",
             "Less still where a slow average of the net pulls at their states.",
             "backward transfer, adapters with the average as teacher less adapters",
+            arms=("slow teacher", "adapters"),
         ),
         Claim(
             "rising",
             "Less still where the pull grows from task to task, from 0.4 to 1.6.",
             "backward transfer, slow average with a growing weight less with a constant one of 1",
+            arms=("rising teacher", "slow teacher"),
         ),
         Claim(
             "text",
             "A head whose classes are frozen descriptions loses less than a learned head.",
             "backward transfer, frozen descriptions less learned head, each at its own rate",
+            arms=("text", "plain, own rate"),
         ),
         Claim(
             "meaning",
             "And less than a head of as many frozen random vectors.",
             "backward transfer, frozen descriptions less frozen random vectors",
+            arms=("text", "vectors"),
         ),
         Claim(
             "directions",
             "Projecting off random directions, as many, keeps less than off those of old inputs.",
             "backward transfer, projected less random",
+            arms=("projected", "random"),
         ),
     )
     null = Claim(

@@ -26,6 +26,7 @@ from sonde_studies._concept_arms import (
     turned_by,
 )
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -48,20 +49,27 @@ class ContrastDomainsStudy(Study):
     )
     claims = (
         Claim("rank", "With concepts the states keep more directions than with units.",
-              "effective rank on the held-out angle, concepts less units"),
+              "effective rank on the held-out angle, concepts less units",
+              arms=("concepts", "units")),
         Claim("held out", "The held-out angle is named no worse than with units, to a point.",
-              "accuracy, concepts less units, and 0.01"),
+              "accuracy, concepts less units, and 0.01",
+              arms=("concepts", "units")),
         Claim("contrast", "Contrast over angles helps there beyond the cross entropy.",
-              "accuracy, concepts less cross entropy alone"),
+              "accuracy, concepts less cross entropy alone",
+              arms=("concepts", "alone")),
         Claim("clusters", "Clusters of units that move together do better than random ones.",
-              "accuracy, concepts less random groups of the same sizes"),
+              "accuracy, concepts less random groups of the same sizes",
+              arms=("concepts", "random groups")),
         Claim("anew", "Clusters that are found anew in training do better than fixed ones.",
-              "accuracy, clusters anew every 30 steps less clusters of the start"),
+              "accuracy, clusters anew every 30 steps less clusters of the start",
+              arms=("found anew", "concepts")),
         Claim("anew, found", "They do better than random groups that are drawn anew as often.",
-              "accuracy, clusters found anew less groups drawn anew"),
+              "accuracy, clusters found anew less groups drawn anew",
+              arms=("found anew", "drawn anew")),
     )  # fmt: skip
     null = Claim("order", "Another order of the batches changes nothing.",
-                 "effective rank of two contrasts of units, difference")  # fmt: skip
+                 "effective rank of two contrasts of units, difference",
+                 arms=("another order", "units"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Hold out each angle in turn; all arms start from one half-trained net."""
@@ -108,7 +116,8 @@ def _arms(turned: Tensor, label: Tensor, out: int, seed: int, steps: int) -> dic
     found = dict[str, Found]()
     for arm, (contrast, order) in arms.items():
         net = deepcopy(start)
-        learn(net, x, label, angle, contrast(net), order, steps)
+        with part(arm):
+            learn(net, x, label, angle, contrast(net), order, steps)
         with torch.no_grad():
             right = (net(held).argmax(1) == label[FIT:]).double().mean()
             states = net.states(held)

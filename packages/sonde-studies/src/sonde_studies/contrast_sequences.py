@@ -47,9 +47,11 @@ class ContrastSequencesStudy(Study):
         Claim("collapse", "Without the margin the two learned views come out nearly the same.",
               "mean cosine of both, without the margin", above=ALIKE),
         Claim("two steps", "Maps that are updated after a virtual step of the net help more.",
-              "accuracy, two steps less maps and net at once"),
+              "accuracy, two steps (two batches a step) less maps and net at once",
+              arms=("two steps", "learned")),
         Claim("through", "They help more than without the gradient through that step.",
-              "accuracy, two steps less two steps without that gradient"),
+              "accuracy, two steps less two steps without that gradient",
+              arms=("two steps", "first order")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot are not told of other rows.",
                  "accuracy, given views, less 0.1")  # fmt: skip

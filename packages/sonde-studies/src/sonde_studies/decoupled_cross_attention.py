@@ -53,12 +53,14 @@ class DecoupledCrossAttentionStudy(Study):
             "It follows the ink as closely as with one softmax over words and picture, to 5 "
             "points.",
             "share of the variance of inks, difference and 0.05",
+            arms=("imitator, two softmaxes", "imitator, one softmax"),
         ),
         Claim(
             "words",
             "Where words name another ground than the picture's, they are followed more than with "
             "one softmax.",
             "share of the variance of grounds, difference",
+            arms=("imitator, two softmaxes", "imitator, one softmax"),
         ),
         Claim(
             "turned",

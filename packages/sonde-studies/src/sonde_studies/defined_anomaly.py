@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sonde.layers import TargetHead
 from sonde.metrics import auroc
 from sonde_studies._recipe_data import items_of, learned, mlp, shuffled_digits
+from sonde_studies.arms import part
 from sonde_studies.recipes.defined_anomaly import BLIND, NAMED, OTHER, REFIT, defined_anomaly
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -35,12 +36,20 @@ class DefinedAnomalyStudy(Study):
     claims = (
         Claim("given", "Given new definitions, a net that was trained with eight others tells "
               "anomalies better than the net of the nearest of those.",
-              "mean AUROC less that of the net of the known definition with most digits in common"),
+              "mean AUROC less that of the net of the known definition with most digits in "
+              "common; each of the eight nets takes as many updates, of two thirds of the "
+              "parameters",
+              arms=("eight definitions", "a net for each known definition")),
         Claim("anew", "As well as nets that are trained anew for each new definition, to two "
-              "points.", "mean AUROC less that of nets trained on its labels, and 0.02"),
+              "points.",
+              "mean AUROC less that of nets trained on its labels, each with as many updates, of "
+              "two thirds of the parameters, and 0.02",
+              arms=("eight definitions", "a net for each new definition")),
         Claim("unseen", "A net that only names digits loses no more than five points if it "
               "never saw four of them.",
-              "mean AUROC of a net of six digits less that of a net of ten, and 0.05"),
+              "mean AUROC of a net of six digits (three fifths of the rows) less that of a net of"
+              " ten, and 0.05",
+              arms=("six digits", "ten digits")),
     )  # fmt: skip
     null = Claim("other", "The definition of another question tells nothing on average.",
                  "mean AUROC", above=0.5)  # fmt: skip
@@ -117,14 +126,20 @@ def _guided(x: Tensor, label: Tensor, rest: slice, seed: int, steps: int) -> dic
     def alone(normal: Tensor) -> nn.Module:
         return trained(drawn(lambda: mlp(64, n_classes=1), seed), normal[None])
 
-    net, half = (trained(drawn(_Guided, seed), known[:n]) for n in (ASKED, ASKED // 2))
-    each = [alone(normal) for normal in known]
+    with part("eight definitions"):
+        net = trained(drawn(_Guided, seed), known)
+    with part("four definitions"):
+        half = trained(drawn(_Guided, seed), known[: ASKED // 2])
+    with part("a net for each known definition"):
+        each = [alone(normal) for normal in known]
+    with part("a net for each new definition"):
+        anew = [alone(normal) for normal in asked]
     nearest = [each[int((known == normal).sum(1).argmax())] for normal in asked]
     found = {
         "new": [told(net, normal) for normal in asked],
         "known": [told(net, normal) for normal in known],
         "new, of four known": [told(half, normal) for normal in asked],
         "nearest": [told(one, normal) for one, normal in zip(nearest, asked, strict=True)],
-        "anew": [told(alone(normal), normal) for normal in asked],
+        "anew": [told(one, normal) for one, normal in zip(anew, asked, strict=True)],
     }
     return {arm: float(np.mean(values)) for arm, values in found.items()}

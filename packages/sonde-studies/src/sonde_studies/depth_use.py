@@ -16,6 +16,7 @@ from sonde.measure import depth_use, regression
 from sonde_studies._gpt2 import gpt2, next_token_loss
 from sonde_studies._separation import rank_correlation
 from sonde_studies._written import code, pieces
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -40,23 +41,27 @@ class DepthUseStudy(Study):
             "second half",
             "The second half of eight blocks contributes less than before training.",
             "share of all contributions, untrained less trained",
+            arms=("8 blocks", "untrained"),
         ),
         Claim(
             "without the first",
             "It does so also where the first block, which reads embeddings, is not counted.",
             "share of the last four among seven blocks, untrained less trained",
+            arms=("8 blocks", "untrained"),
         ),
         Claim(
             "skips fall",
             "Skipping a late block changes later ones less, compared with an early one, than "
             "before training.",
             "mean block number weighted by effects of skips, untrained less trained",
+            arms=("8 blocks", "untrained"),
         ),
         Claim(
             "answer",
             "Skipping one of the first half rather than one of the second changes the answer more "
             "than before training.",
             "difference of mean changes of probabilities, trained less untrained",
+            arms=("8 blocks", "untrained"),
         ),
         Claim(
             "stretched",
@@ -64,6 +69,7 @@ class DepthUseStudy(Study):
             "more than before training.",
             "rank correlation of a deep block and the shallow one that explains it best, trained "
             "less untrained",
+            arms=("8 blocks", "untrained"),
         ),
     )
     null = Claim("halves", "Two halves of the texts: the second half of the blocks has one share.",
@@ -78,6 +84,8 @@ class DepthUseStudy(Study):
         found: dict[str, Any] = {}
         figures: dict[str, float] = {}
         models: dict[int, Any] = {}
+        tick("untrained")
+        note(updates=0)
         for depth in DEPTHS:
             new = drawn(lambda depth=depth: gpt2(256, LENGTH, WIDTH, depth, HEADS), seed)
             models[depth] = new.eval()
@@ -120,6 +128,7 @@ class DepthUseStudy(Study):
 def _train(module: Any, texts: Tensor, fresh: Tensor, seed: int, steps: int) -> float:
     """Train in place; return the mean loss per byte on new texts."""
     draw = torch.Generator().manual_seed(seed)
+    note(rows=len(texts))
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.1)
     for step in range(steps):
         for group in optimiser.param_groups:

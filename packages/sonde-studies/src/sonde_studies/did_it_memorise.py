@@ -10,7 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from sonde import Model
 from sonde_studies._recipe_data import items_of, learned, mlp, shuffled_digits
+from sonde_studies.arms import part
 from sonde_studies.recipes.did_it_memorise import did_it_memorise
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -31,6 +33,7 @@ class DidItMemoriseStudy(Study):
             "early",
             "Stopped early, the net gives less away.",
             "AUROC after 400 steps less AUROC after 25",
+            arms=("long", "short"),
         ),
         Claim(
             "reference",
@@ -48,7 +51,10 @@ class DidItMemoriseStudy(Study):
         noisy = _noisy(label, seed)
         tick("train")
         steps = {"long": 60 if tiny else LONG, "short": SHORT}
-        nets = {k: learned(mlp(64), x[:SEEN], noisy[:SEEN], seed, n) for k, n in steps.items()}
+        nets = dict[str, Model]()
+        for net, n in steps.items():
+            with part(net):
+                nets[net] = learned(mlp(64), x[:SEEN], noisy[:SEEN], seed, n)
         rest = slice(SEEN + HELD, SEEN + 2 * HELD)
         other = learned(mlp(64), x[rest], noisy[rest], seed + 50, SHORT)
         seen = items_of(x[:SEEN], noisy[:SEEN])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sonde.explain import DiffRoar, Objective, Ranked, Saliency
 from sonde_studies._blocks import BlockDigits, block_digits, block_mlp, robust, trained
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, TOP, SIZE, STEPS = 1200, 0.1, 1.0, 60
@@ -49,13 +50,15 @@ class DiffRoarStudy(Study):
             "robust over ordinary, mass",
             "A robust net's saliency lies in the digit's block more than an ordinary one's, by a "
             "fifth.",
-            "difference of shares",
+            "difference of shares; a robust net takes eight times the passes in as many steps",
             above=0.2,
+            arms=("robust", "ordinary"),
         ),
         Claim(
             "robust over ordinary, DiffROAR",
             "A robust net's saliency has the higher DiffROAR at a tenth of the pixels.",
-            "difference of DiffROAR",
+            "difference of DiffROAR; a robust net takes eight times the passes in as many steps",
+            arms=("robust", "ordinary"),
         ),
     )
     null = Claim("null", "Random scores' DiffROAR at a tenth of the pixels.", "DiffROAR")
@@ -66,10 +69,13 @@ class DiffRoarStudy(Study):
         every = block_digits(seed)
         fit, test = every.part(0, FIT), every.part(FIT, len(every))
         tick("training")
-        nets = {
-            "ordinary": trained(block_mlp(), fit.x, fit.label, seed, steps),
-            "robust": robust(fit.x, fit.label, seed, SIZE, steps, 2 if tiny else 7),
-        }
+        inner = 2 if tiny else 7
+        with part("ordinary"):
+            nets = {"ordinary": trained(block_mlp(), fit.x, fit.label, seed, steps)}
+            note(passes=steps)
+        with part("robust"):
+            nets["robust"] = robust(fit.x, fit.label, seed, SIZE, steps, inner)
+            note(passes=(1 + inner) * steps)
         figures: dict[str, float] = {}
 
         def again(x: Tensor, label: Tensor, draw: int) -> nn.Module:

@@ -47,7 +47,8 @@ class EntropicStudentStudy(Study):
               "accuracy, to two points.",
               "accuracy less that of the teacher, and 0.02"),
         Claim("trade", "A larger price of bits sends fewer.",
-              "logarithm of bits at the least price over bits at the largest"),
+              "logarithm of bits at the least price over bits at the largest",
+              arms=("price 0.05", "price 0.0005")),
         Claim("stage two", "Training the rest on the coded latents raises accuracy.",
               "difference, at the price that is best on images held back"),
     )  # fmt: skip

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sonde import Model
 from sonde_studies._handmade_features import as_model, line_entropies, moments_and_ink
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
-from sonde_studies._sparse_cells import recurrent_cell
+from sonde_studies._sparse_cells import Cell, recurrent_cell
+from sonde_studies.arms import part
 from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
@@ -41,7 +42,8 @@ class FeatureFusionStudy(Study):
               "those of a net of the row.",
               "accuracy of naming the largest digit's place, single digits and row less row"),
         Claim("sparse", "A recurrent cell of a tenth of the weights loses less than 5 points.",
-              "accuracy of a sparse cell less that of a dense one of equal width, and 0.05"),
+              "accuracy of a sparse cell less that of a dense one of equal width, and 0.05",
+              arms=("cell, 0.1 of the weights", "cell, 1 of the weights")),
         Claim("cells", "States of a sparse cell and entropies of lines add to such an encoder.",
               "accuracy of encoder, cell and entropies less that of the encoder"),
     )  # fmt: skip
@@ -67,7 +69,10 @@ class FeatureFusionStudy(Study):
         tick("lines, cells and numbers made by hand")
         every = _encoder(torch.arange(64), x[:n], label[:n], seed)
         made = _scores(every, as_model(moments_and_ink), items, seed)
-        cells = {share: recurrent_cell(x[:n], label[:n], seed, share) for share in (0.1, 1.0)}
+        cells = dict[float, Cell]()
+        for share in (0.1, 1.0):
+            with part(f"cell, {share:g} of the weights"):
+                cells[share] = recurrent_cell(x[:n], label[:n], seed, share)
         right = {share: cell.accuracy(x[FIT:], label[FIT:]) for share, cell in cells.items()}
         beside = _scores(every, as_model(cells[0.1]), items, seed, as_model(line_entropies))
         lines = _lines(encoders[0], x, label, seed, n)

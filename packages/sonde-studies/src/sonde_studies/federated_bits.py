@@ -12,6 +12,7 @@ from sonde import Model
 from sonde.report import Answer
 from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies._sparse_clients import train_sparse_clients
+from sonde_studies.arms import note, part
 from sonde_studies.recipes.federated_bits import ARMS, CONTROL, PLAIN, federated_bits
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, drawn
@@ -39,17 +40,22 @@ class FederatedBitsStudy(Study):
     )
     claims = (
         Claim("control", "Control variates help where clients see different classes.",
-              "accuracy after all rounds, with them less without"),
+              "accuracy after all rounds, with them less without",
+              arms=("control variates", "plain averaging")),
         Claim("bits", "With 7 bits a number, under a quarter of the bytes, they still reach plain "
               "averaging, to two points.",
-              "accuracy of control variates with 7 bits less plain averaging, and 0.02"),
+              "accuracy of control variates with 7 bits less plain averaging, and 0.02",
+              arms=("control variates, 7 bits", "plain averaging")),
         Claim("congruity", "Sparse clients of two classes learn more if masks follow all clients.",
-              "accuracy at density 0.1, masks by congruity less by the client's own gradient"),
+              "accuracy at density 0.1, masks by congruity less by the client's own gradient",
+              arms=("congruity", "gradient")),
         Claim("uneven", "Masks that follow all clients gain more where classes differ.",
-              "gain of accuracy by congruity, clients of two classes each less clients alike"),
+              "gain of accuracy by congruity, clients of two classes each less clients alike",
+              arms=("congruity", "gradient")),
     )  # fmt: skip
     null = Claim("alike", "Where clients hold the same classes, control variates gain nothing.",
-                 "accuracy after all rounds, with them less without")  # fmt: skip
+                 "accuracy after all rounds, with them less without",
+                 arms=("control variates", "plain averaging"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Run the recipe for clients with two classes each, and for rows dealt at random."""
@@ -73,6 +79,9 @@ class FederatedBitsStudy(Study):
             sparse[name] = _sparse(x, label, order, seed, TINY if tiny else ROUNDS)
         gain = {name: row["congruity"] - row["gradient"] for name, row in sparse.items()}
         score, other = ({str(r["arm"]): r for r in a.rows} for a in found.values())
+        for arm in ARMS:
+            with part(arm):
+                note(bytes=1e6 * float(score[arm]["megabytes up"]))
         return {
             "control": score[CONTROL]["accuracy"] - score[PLAIN]["accuracy"],
             "bits": score[SEVEN]["accuracy"] - score[PLAIN]["accuracy"] + 0.02,
@@ -98,6 +107,7 @@ def _sparse(x: Tensor, label: Tensor, order: Tensor, seed: int, rounds: int) -> 
     found = dict[str, float]()
     for score in SCORES:
         clients = [(x[rows], label[rows]) for rows in whose]
-        net = train_sparse_clients(start, clients, score, rounds=rounds, seed=seed)
+        with part(score):
+            net = train_sparse_clients(start, clients, score, rounds=rounds, seed=seed)
         found[score] = accuracy(net, x[~fit], label[~fit])
     return found

@@ -15,10 +15,17 @@ from sonde.layers import UnitGate
 from sonde_studies._field_arms import r_squared, table_uses, two_streams
 from sonde_studies._gated_pairs import pair_selection
 from sonde_studies._shared_tables import FIELDS, VALUES, field_values, value_gates
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
 REAL, NOISE, FIT, STEPS, TINY = 10, 30, 300, 800, 20
+TABLES = {
+    "four of 50": ("per_field", VALUES // FIELDS, 1),
+    "shared": ("shared", VALUES, 1),
+    "shared, two places": ("shared", VALUES, 2),
+}
+"""Kind, entries and places for a value of the tables of each arm."""
 
 
 @final
@@ -38,25 +45,35 @@ class FieldSelectionStudy(Study):
         Claim("found", "Gates keep more real columns than columns of noise.",
               "share of real columns kept less that of noise"),
         Claim("error", "Trained anew on what gates keep, a net errs less on new rows than one "
-              "trained on all columns for as many steps.", "R^2 with gates less without"),
+              "trained on all columns for as many steps.", "R^2 with gates less without",
+              arms=("gates", "no gates")),
         Claim("lasso", "It errs no more than the lasso, to 0.02.",
               "R^2 with gates less that of the lasso, and 0.02"),
         Claim("values", "Gates of single values keep those that help, in fields that all help.",
               "share kept of values that help less that of values worth nothing"),
         Claim("shared", "A shared table of as many numbers errs no more than four tables, to 0.02.",
-              "R^2 of a shared table of 200 entries less that of four of 50, and 0.02"),
+              "R^2 of a shared table of 200 entries less that of four of 50, and 0.02",
+              arms=("shared", "four of 50")),
         Claim("lookups", "Two places for a value help a shared table.",
-              "R^2 with two places less with one"),
+              "R^2 with two places less with one; shared, two places has 0.51 times the "
+              "parameters of shared",
+              arms=("shared, two places", "shared")),
         Claim("apart", "Fields that share a table read it in directions further apart.",
-              "mean absolute cosine of the head's weights for two fields, four tables less shared"),
+              "mean absolute cosine of the head's weights for two fields, four tables less shared",
+              arms=("four of 50", "shared")),
         Claim("pairs", "Products of gates keep planted pairs, and others of their columns alone.",
               "share of planted pairs kept less that of others"),
         Claim("streams", "A bilinear form of two gated streams errs less than their sum.",
-              "R^2 of the bilinear form less that of the sum"),
+              "R^2 of the bilinear form less that of the sum",
+              arms=("bilinear", "sum")),
         Claim("gates", "Gates of the streams are worth two hundredths.",
-              "R^2 with gates less without", above=0.02),
+              "R^2 with gates less without; bilinear has 1.4 times the parameters of no gates of "
+              "streams",
+              above=0.02,
+              arms=("bilinear", "no gates of streams")),
         Claim("two uses", "A table for searching and one for meaning err less than one for both.",
-              "R^2 of 8 and 8 numbers for a value less that of 16 for both uses"),
+              "R^2 of 8 and 8 numbers for a value less that of 16 for both uses",
+              arms=("decoupled", "one table")),
     )  # fmt: skip
     null = Claim("only noise", "Gates over noise alone keep no column more than another.",
                  "share kept of the first ten columns less that of the others")  # fmt: skip
@@ -68,17 +85,18 @@ class FieldSelectionStudy(Study):
         tick("gates")
         sharp, kept = _fitted(x, y, seed, steps, True)
         gated, _ = _fitted(x * kept, y, seed, steps, False)  # anew, on what the gates keep
+        tick("no gates")
         plain, _ = _fitted(x, y, seed, 2 * steps, False)  # as many as to select and to train anew
+        tick("gates over noise")
         lasso = LassoCV(cv=5).fit(x[:FIT].numpy(), y[:FIT].numpy())
         sparse = float(lasso.score(x[FIT:].numpy(), y[FIT:].numpy()))
         empty = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 50))
         nothing = _fitted(empty, y, seed, steps, True)[1]
         tick("tables")
-        tables = {
-            "four of 50": field_values(seed, steps, "per_field", VALUES // FIELDS, 1),
-            "shared": field_values(seed, steps, "shared", VALUES, 1),
-            "shared, two places": field_values(seed, steps, "shared", VALUES, 2),
-        }
+        tables = dict[str, tuple[float, float]]()
+        for arm, kind in TABLES.items():
+            with part(arm):
+                tables[arm] = field_values(seed, steps, *kind)
         fit = {name: error for name, (error, _) in tables.items()}
         pairs = pair_selection(seed, steps)
         values = value_gates(seed, steps)

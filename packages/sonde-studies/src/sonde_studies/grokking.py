@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sonde.measure import GrokkingStages, grokking_stages
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 MODULUS, UNITS, SHARE, RATE, STEPS = 23, 128, 0.55, 5e-3, 4000
@@ -59,6 +60,7 @@ class GrokkingStudy(Study):
             "decay",
             "Weight decay makes waves: more of a unit lies in one frequency with it in the end.",
             "difference of concentration",
+            arms=("weight decay 0.2", "weight decay 0"),
         ),
         Claim(
             "apart",
@@ -127,6 +129,7 @@ def _watched(seed: int, decay: float, steps: int) -> GrokkingStages:
         (torch.randn(n, k, generator=draw) / n**0.5).requires_grad_()
         for n, k in ((2 * m, UNITS), (UNITS, m))
     ]
+    note(rows=int(learned.sum()))
     optimiser = torch.optim.AdamW(layers, lr=RATE, weight_decay=decay)
     kept: dict[int, tuple[Tensor, ...]] = {}
     for step in range(steps + 1):

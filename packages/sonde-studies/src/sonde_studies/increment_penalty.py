@@ -44,23 +44,27 @@ class IncrementPenaltyStudy(Study):
             "ink kept",
             "The picture's ink is followed as well, to 5 points.",
             "share of the variance of inks, with less without, and 0.05",
+            arms=("weight 0.01", "weight 0"),
         ),
         Claim(
             "words",
             "Where words name another ground than the picture's, they are followed more than with "
             "a tenth of the penalty on changes everywhere.",
             "share of the variance of grounds, penalty outside less everywhere",
+            arms=("weight 0.01", "everywhere"),
         ),
         Claim(
             "ground kept",
             "Where no word names the ground, the picture's is followed as well, to 5 points.",
             "share of the variance of grounds, with less without, and 0.05",
+            arms=("weight 0.01", "weight 0"),
         ),
     )
     null = Claim(
         "again",
         "Two trainings with the penalty from other weights follow the ink alike.",
         "difference of the shares of the variance of inks",
+        arms=("weight 0.01", "again"),
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:

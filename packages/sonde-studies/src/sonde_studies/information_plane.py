@@ -13,6 +13,7 @@ from sonde.measure import information_plane
 from sonde_studies._bit_rule import AT, STEPS, bit_rule, checkpoints
 from sonde_studies._layers import layers_of
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -85,6 +86,7 @@ class InformationPlaneStudy(Study):
             "decay",
             "Weight decay makes the layers of the ReLU net forget more.",
             "difference of bits, mean over layers, adaptive bins",
+            arms=("relu, decay, net", "relu, net"),
         ),
         Claim(
             "estimators agree",
@@ -106,7 +108,8 @@ class InformationPlaneStudy(Study):
         figures, halved = dict[str, float](), 0.0
         for name, (act, decay, _) in ARMS.items():
             tick(name)
-            nets = checkpoints(x, label, act, decay, seed, 40 if tiny else STEPS)
+            with part(f"{name}, net"):
+                nets = checkpoints(x, label, act, decay, seed, 40 if tiny else STEPS)
             sides = [x[i :: 8 if tiny else 2] for i in (0, 1)]
             read = nets[-2:] if tiny else nets
             states = [[layers_of(net, half) for net in read] for half in sides]

@@ -65,9 +65,11 @@ class InformativeLatentsStudy(Study):
               "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
         Claim("segments", "With a price on what segments share and none on information, a part of "
               "a series is read from one segment more than from the other.",
-              "explained variance of one segment less another, mean of parts, priced less plain"),
+              "explained variance of one segment less another, mean of parts, priced less plain",
+              arms=("series, segments", "series, plain")),
         Claim("parts", "The whole code reads both parts as well as the plain one's, to one point.",
-              "explained variance, mean of parts, priced less plain, and 0.01"),
+              "explained variance, mean of parts, priced less plain, and 0.01",
+              arms=("series, segments", "series, plain")),
     )  # fmt: skip
     null = Claim("lots", "The states of the machine's decoder say no label by lot of other rows.",
                  "accuracy of a linear probe on the hidden layer, less 0.1")  # fmt: skip

@@ -73,16 +73,25 @@ class InjectStudy(Study):
               "than the generator's own, which know no handwriting.",
               "share of the variance of the subject, encoder less the better of two ways"),
         Claim("apart", "Separation lowers what the encoder carries over of the subject's ground.",
-              "slope of the painted ground on the subject's, without less with separation"),
+              "slope of the painted ground on the subject's, without less with separation; "
+              "separated has 1.1 times the parameters of encoder",
+              arms=("separated", "encoder")),
         Claim("by states", "States of its own for the ground lower it without the losses.",
-              "slope of the painted ground on the subject's, without less with them"),
+              "slope of the painted ground on the subject's, without less with them; own ground "
+              "has 1.1 times the parameters of encoder",
+              arms=("own ground", "encoder")),
         Claim("by losses", "Agreement and independence lower it further.",
-              "slope of the painted ground on the subject's, without less with the losses"),
+              "slope of the painted ground on the subject's, without less with the losses",
+              arms=("separated", "own ground")),
         Claim("price", "Separation costs less than a tenth of the subject's variance.",
-              "share of the variance of the subject, with less without separation, and 0.1"),
+              "share of the variance of the subject, with less without separation, and 0.1; "
+              "separated has 1.1 times the parameters of encoder",
+              arms=("separated", "encoder")),
         Claim("levels", "Global states beside those of places keep more of the subject than an "
               "encoder keeps that was trained with places alone.",
-              "share of the variance of the subject, both levels less places alone"),
+              "share of the variance of the subject, both levels less places alone; separated has"
+              " 1.1 times the parameters of places alone",
+              arms=("separated", "places alone")),
     )  # fmt: skip
     null = Claim(
         "unrelated",

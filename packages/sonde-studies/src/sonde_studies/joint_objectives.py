@@ -40,7 +40,8 @@ class JointObjectivesStudy(Study):
         Claim(
             f"over {part}",
             f"States tell ten digits better after the three together than after {alone} alone.",
-            f"accuracy of a linear probe, joint less {part} alone",
+            f"accuracy of a linear probe, joint (the parameters of all heads) less {part} alone",
+            arms=("joint", part),
         )
         for part, alone in zip(PARTS, ("masked pixels", "contrast", "labels"), strict=True)
     )

@@ -38,9 +38,13 @@ class LatentRewardsStudy(Study):
         Claim("learns", "Rewards make a decoder with a gated step answer correctly more often.",
               "accuracy, gated by rewards less the start"),
         Claim("lot", "They do so because they are earned: dealt by lot they teach less.",
-              "accuracy, gated, rewards earned less dealt by lot"),
+              "accuracy, gated, rewards earned less dealt by lot",
+              arms=("rewards", "rewards by lot")),
         Claim("word", "The gated step learns as much as a word alone, to five points.",
-              "0.05 less accuracy of the word over the gated step", premise="used"),
+              "0.05 less accuracy of the word over the gated step; rewards has 1.1 times the "
+              "parameters of rewards, word alone",
+              premise="used",
+              arms=("rewards", "rewards, word alone")),
         Claim("used", "It comes to use the mixture: without it it is right less often.",
               "accuracy, gated by rewards less the same without the mixture"),
     )  # fmt: skip
@@ -48,6 +52,7 @@ class LatentRewardsStudy(Study):
         "order",
         "Two trainings by rewards that differ in questions and samples alone are as accurate.",
         "accuracy, gated by rewards less gated in another order",
+        arms=("rewards", "rewards, another order"),
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:

@@ -29,11 +29,15 @@ class LatentStepsStudy(Study):
     data = "simulated: eight cells with an arrow each"
     claims = (
         Claim("replace", "With its state fed back a narrow decoder follows two arrows more often.",
-              "accuracy, one step less none"),
+              "accuracy, one step less none",
+              arms=("replace", "none")),
         Claim("pause", "It follows them more often than with a pause token.",
-              "accuracy, fed-back state less pause"),
+              "accuracy, fed-back state less pause",
+              arms=("replace", "pause")),
         Claim("gate", "A state among the embeddings, gated, does as well as the plain state.",
-              "0.05 less accuracy of the plain state over the gated one"),
+              "0.05 less accuracy of the plain state over the gated one; gate has 1.1 times the "
+              "parameters of replace",
+              arms=("gate", "replace")),
     )  # fmt: skip
     null = Claim("one", "Where the answer is one arrow on, the step adds nothing.",
                  "accuracy on one arrow, one step less none")  # fmt: skip

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.layers import Readout
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -32,20 +33,27 @@ class LayerReadoutStudy(Study):
     data = "digits, half of them turned upside down: 700 to train on, 500 to read, 597 to judge"
     claims = (
         Claim("mixture", "A mixture of layers says the turn better than the last layer does.",
-              "accuracy of weights over layers less that of the last"),
+              "accuracy of weights over layers less that of the last",
+              arms=("weights", "last")),
         Claim("queries", "Queries over all layers say it better than the mixture does.",
-              "accuracy of queries less that of weights over layers"),
+              "accuracy of queries less that of weights over layers",
+              arms=("queries", "weights")),
         Claim("recurrent", "A readout from the last layer to the first says it better than "
               "a mixture.",
-              "accuracy of the recurrent readout less that of weights over layers"),
+              "accuracy of the recurrent readout less that of weights over layers",
+              arms=("recurrent", "weights")),
         Claim("found", "Asked for one of four digits in time, queries say it better than means.",
-              "accuracy of three queries with the asked digit less that of concatenated means"),
+              "accuracy of three queries with the asked digit less that of concatenated means",
+              arms=("in time, queries", "in time, concat")),
         Claim("refined", "So does the recurrence from the last layer to the first.",
-              "accuracy of the recurrent readout less that of concatenated means"),
+              "accuracy of the recurrent readout less that of concatenated means",
+              arms=("in time, recurrent", "in time, concat")),
         Claim("in turn", "It says it better than as many queries to all layers at once.",
-              "accuracy of the recurrent readout less that of three queries"),
+              "accuracy of the recurrent readout less that of three queries",
+              arms=("in time, recurrent", "in time, queries")),
         Claim("backwards", "The order from the last layer to the first is worth two points.",
-              "accuracy, last to first less first to last", above=0.02),
+              "accuracy, last to first less first to last", above=0.02,
+              arms=("in time, recurrent", "in time, first to last")),
     )  # fmt: skip
     null = Claim("shuffled", "Turns of other digits cannot be read, with the query and in time.",
                  "accuracy of the recurrent readout with the asked digit", above=0.5)  # fmt: skip
@@ -66,7 +74,10 @@ class LayerReadoutStudy(Study):
             tick(arm)
             found[arm] = _accuracy(arm, sites, turned.long(), seed, steps)
         tick("in time")
-        timed = {arm: _in_time(arm, sites, label, turned, seed, tiny) for arm in TIMED}
+        timed = dict[str, float]()
+        for arm in TIMED:
+            with part(f"in time, {arm}"):
+                timed[arm] = _in_time(arm, sites, label, turned, seed, tiny)
         other = turned[torch.randperm(len(turned), generator=draw)]
         return {
             "mixture": found["weights"] - found["last"],

@@ -37,12 +37,14 @@ class MaskSensitivityStudy(Study):
             "shortcut over none",
             "Without the box a net beside a shortcut does better than one without.",
             "difference of AUROC",
+            arms=("training with a shortcut", "training without"),
         ),
         Claim(
             "seen by the full picture too",
             "On whole pictures both nets do alike: accuracy shows no difference above .05.",
             "less the difference of AUROC",
             above=-0.05,
+            arms=("training with a shortcut", "training without"),
         ),
     )
     null = Claim("null", "Without the box, a net without a shortcut.", "AUROC", above=0.5)

@@ -35,13 +35,19 @@ class MaskedObjectivesStudy(Study):
     data = "scikit-learn digits: 60 labels, 1,200 images without; noise of 0.3 for the other domain"
     claims = (
         Claim("pixels", "Rebuilding hidden pixels of images without labels helps.",
-              "accuracy, pixels less labels alone"),
+              "accuracy, pixels less labels alone",
+              arms=("pixels", "plain")),
         Claim("features", "Rebuilding hidden states of images without labels helps as well.",
-              "accuracy, features less labels alone"),
+              "accuracy, features less labels alone; features has 2 times the parameters of plain",
+              arms=("features", "plain")),
         Claim("head", "A task head on rebuilt states helps in another domain.",
-              "accuracy on noisy digits, task head less labels alone"),
+              "accuracy on noisy digits, task head less labels alone; head has 2 times the "
+              "parameters of plain",
+              arms=("head", "plain")),
         Claim("rebuilt", "There it helps more than states hidden and not rebuilt.",
-              "accuracy on noisy digits, task head less hidden states in place of the rebuilt"),
+              "accuracy on noisy digits, task head less hidden states in place of the rebuilt; "
+              "head has 2 times the parameters of hidden",
+              arms=("head", "hidden")),
     )  # fmt: skip
     null = Claim("lot", "Labels by lot teach nothing beside hidden pixels.",
                  "accuracy less 1/10, pixels")  # fmt: skip

@@ -58,7 +58,9 @@ class MaskedUnitsStudy(Study):
     data = "simulated: 1,600 signals to learn from, 80 of them with a label; 800 to judge"
     claims = (
         Claim("codes", "Foretelling codes teaches more than foretelling the signal.",
-              "accuracy of a linear probe, codes less signal"),
+              "accuracy of a linear probe, codes less signal; codes has 1.1 times the parameters "
+              "of signal",
+              arms=("codes", "signal")),
         Claim("taught", "It teaches something: states say more than those of an untrained net.",
               "accuracy of a linear probe, codes less untrained"),
         Claim("used", "More than half of the codes are in use.",

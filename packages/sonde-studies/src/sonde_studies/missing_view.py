@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sonde import Model
 from sonde_studies._joined_streams import FIT, JUDGE, joined_at
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.arms import part
 from sonde_studies.recipes.missing_view import missing_view
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -39,11 +40,14 @@ class MissingViewStudy(Study):
         Claim("both", "Fusion beats the better view alone, with both present.",
               "accuracy of one head with both views less that of the better view's own head"),
         Claim("depth", "Streams that are joined late lose less without a view than early ones.",
-              "accuracy with the worse view alone, late less early"),
+              "accuracy with the worse view alone, late less early",
+              arms=("late", "early")),
         Claim("middle", "Joined in the middle they are better with both than early or late.",
               "accuracy with both views, middle less the better of early and late"),
         Claim("everywhere", "Joined at three depths they are better with both than late alone.",
-              "accuracy with both views, three depths less late"),
+              "accuracy with both views, three depths less late; everywhere has 1.9 times the "
+              "parameters of late",
+              arms=("everywhere", "late")),
         Claim("noise", "A second view of noise costs one head on both.",
               "accuracy of the first view's own head less that of one head with both"),
     )  # fmt: skip
@@ -75,7 +79,10 @@ class MissingViewStudy(Study):
         )
         tick("depths")
         steps = TINY // 20 if tiny else STEPS
-        tried = {arm: joined_at(at, halves, label, seed, steps) for arm, at in DEPTHS.items()}
+        tried = dict[str, list[dict[str, float]]]()
+        for arm, at in DEPTHS.items():
+            with part(arm):
+                tried[arm] = joined_at(at, halves, label, seed, steps)
         joined = {arm: judged for arm, (_, judged) in tried.items()}
         end = max(("early", "late"), key=lambda arm: tried[arm][0]["both"])
         by_lot = {

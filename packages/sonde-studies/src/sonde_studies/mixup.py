@@ -29,11 +29,14 @@ class MixupStudy(Study):
     fidelity = "one net and one strength of mixing; the papers train large nets on many pictures"
     data = "digits: 200 to train on, 797 to judge; the teacher of two students saw 800 others"
     claims = (
-        Claim("input", "Mixing inputs helps.", "accuracy less that of plain training"),
+        Claim("input", "Mixing inputs helps.", "accuracy less that of plain training",
+              arms=("input", "none")),
         Claim("decoupled", "The decoupled loss helps beyond plain mixing.",
-              "accuracy less that of mixed inputs"),
+              "accuracy less that of mixed inputs",
+              arms=("decoupled", "input")),
         Claim("hidden", "Mixing hidden states helps beyond mixing inputs.",
-              "accuracy less that of mixed inputs"),
+              "accuracy less that of mixed inputs",
+              arms=("hidden", "input")),
         Claim("teacher", "A student of a teacher learns more on mixed rows than on plain ones.",
               "accuracy, taught on mixed rows less taught on the same rows, not mixed"),
     )  # fmt: skip

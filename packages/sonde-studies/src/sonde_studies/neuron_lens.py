@@ -18,6 +18,7 @@ from sonde.explain import NeuronLens
 from sonde.tap import Tap
 from sonde_studies._gpt2 import next_token_loss
 from sonde_studies._written import code, pieces, prose
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, BATCH, STEPS, RATE = 64, 16, 80, 3e-4
@@ -113,6 +114,7 @@ def _tuned(base: nn.Module, texts: Tensor, steps: int, seed: int) -> nn.Module:
     """Return a copy fine-tuned on texts, each used at most a few times."""
     draw = torch.Generator().manual_seed(seed)
     module: Any = deepcopy(base)
+    note(rows=len(texts))
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE)
     for _ in range(steps):
         ids = texts[torch.randint(len(texts), (BATCH,), generator=draw)]

@@ -35,40 +35,49 @@ class NoisyLabelsStudy(Study):
     data = "digits: 1,000 to train on, half of their labels drawn anew, 797 clean ones to judge"
     claims = (
         Claim("nested", "Nested dropout (standard deviation 20) answers clean rows better.",
-              "accuracy less that of plain training"),
+              "accuracy less that of plain training",
+              arms=("nested", "plain")),
         Claim("narrow", "Its first 16 of 128 units answer better than a net trained with 16.",
-              "accuracy, 16 units cut from nested dropout less 16 units from the start"),
+              "accuracy, 16 units cut from nested dropout less 16 units from the start",
+              arms=("nested", "narrow")),
         Claim("rate", "Rate reduction beside the cross entropy helps too.",
-              "accuracy less that of plain training"),
+              "accuracy less that of plain training",
+              arms=("rate", "plain")),
         Claim("spread", "Labels spread over neighbours are right more often than the given ones.",
               "share of right labels, spread less given"),
         Claim("taught", "Two nets that choose rows for each other answer clean rows better.",
-              "accuracy of co-teaching less that of plain training"),
+              "accuracy of co-teaching less that of plain training; co-teaching has 2 times the "
+              "parameters of plain",
+              arms=("co-teaching", "plain")),
         Claim("both", "Nested dropout in both nets, cut to 16 units, is worth two points more.",
-              "accuracy of co-teaching, 16 units with nested dropout less all without", above=0.02),
+              "accuracy of co-teaching, 16 units with nested dropout less all without", above=0.02,
+              arms=("co-teaching, nested", "co-teaching")),
         Claim("prototypes", "Labels of the nearest prototype are right more often than given ones.",
               "share of right labels, nearest prototype less given"),
         Claim("joined", "Rate reduction on spread labels mixed with prototypes answers better.",
-              "accuracy of rate reduction, on mixed labels less on the given"),
+              "accuracy of rate reduction, on mixed labels less on the given",
+              arms=("rate, mixed labels", "rate")),
         Claim("more", "And better than plain training on labels that are spread alone.",
-              "accuracy, rate reduction on mixed labels less plain training on spread ones"),
+              "accuracy, rate reduction on mixed labels less plain training on spread ones",
+              arms=("rate, mixed labels", "spread labels")),
     )  # fmt: skip
     null = Claim("clean", "Without noise nested dropout gains nothing.",
-                 "accuracy less that of plain")  # fmt: skip
+                 "accuracy less that of plain",
+                 arms=("clean, nested", "clean, plain"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train in each way on noisy labels, twice on clean ones, and correct the labels."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
-        wrong = torch.rand(FIT, generator=draw) < NOISE
-        noisy = torch.where(wrong, torch.randint(10, (FIT,), generator=draw), label[:FIT])
+        noisy = _noisy(label[:FIT], draw)
         steps = TINY if tiny else STEPS
         near = spread(x[:FIT], noisy)
 
         def trained(
-            given: Tensor, std: float = 0, rate: float = 0, mix: bool = False, width: int = WIDTH
-        ) -> NestedNet:
-            tick(f"nested {std:g}, rate {rate:g}, width {width}")
+            arm: str, given: Tensor, std: float = 0, rate: float = 0, mix: bool = False,
+            width: int = WIDTH,
+        ) -> NestedNet:  # fmt: skip
+            tick(arm)
             net, loss, step = drawn(lambda: NestedNet(width), seed), RateReduction(), count()
             net.nested = NestedDropout(std=std, per="row", seed=seed) if std else None
 
@@ -85,12 +94,12 @@ class NoisyLabelsStudy(Study):
         def right(net: NestedNet, width: int = WIDTH) -> float:
             return net.accuracy(x[FIT:], label[FIT:], width)
 
-        plain, nested = trained(noisy), trained(noisy, 20.0)
-        rate, joined = trained(noisy, rate=0.1), trained(near.argmax(1), rate=0.1, mix=True)
-        alone, small = trained(near.argmax(1)), trained(noisy, width=NARROW)
-        tick("co-teaching")
-        pair = [taught(x, noisy, seed, steps, NOISE, std) for std in (0.0, 20.0)]
-        clean = [trained(label[:FIT]), trained(label[:FIT], 20.0)]
+        plain, nested = trained("plain", noisy), trained("nested", noisy, 20.0)
+        joined = trained("rate, mixed labels", near.argmax(1), rate=0.1, mix=True)
+        alone = trained("spread labels", near.argmax(1))
+        rate, small = trained("rate", noisy, rate=0.1), trained("narrow", noisy, width=NARROW)
+        pair = _pair(x, noisy, seed, steps, tick)
+        clean = [trained("clean, plain", label[:FIT]), trained("clean, nested", label[:FIT], 20.0)]
         known = (noisy, near.argmax(1), cosines(rate.body(x[:FIT]), noisy).argmax(1))
         given, after, named = (float((y == label[:FIT]).double().mean()) for y in known)
         return {
@@ -118,3 +127,18 @@ class NoisyLabelsStudy(Study):
             "right labels | given": given,
             "right labels | spread": after,
         }
+
+
+def _noisy(label: Tensor, draw: torch.Generator) -> Tensor:
+    """Return labels, some of them replaced by random ones."""
+    wrong = torch.rand(len(label), generator=draw) < NOISE
+    return torch.where(wrong, torch.randint(10, label.shape, generator=draw), label)
+
+
+def _pair(x: Tensor, given: Tensor, seed: int, steps: int, tick: Tick) -> list[NestedNet]:
+    """Return co-taught nets, without and with nested dropout."""
+    found = list[NestedNet]()
+    for arm, std in (("co-teaching", 0.0), ("co-teaching, nested", 20.0)):
+        tick(arm)
+        found.append(taught(x, given, seed, steps, NOISE, std))
+    return found

@@ -31,11 +31,14 @@ class OrthogonalNetsStudy(Study):
     claims = (
         Claim("isometry", "The penalty brings the layers near isometries.",
               "logarithm (base 10) of the largest distance of a singular value from 1, without the "
-              "penalty over that with 1"),
+              "penalty over that with 1",
+              arms=("strength 1", "strength 0")),
         Claim("accuracy", "A strength of 0.1 costs less than two points.",
-              "accuracy less that without, and 0.02"),
+              "accuracy less that without, and 0.02",
+              arms=("strength 0.1", "strength 0")),
         Claim("noise", "It bears noise in the inputs better.",
-              "accuracy under noise less that without the penalty, strength 0.1"),
+              "accuracy under noise less that without the penalty, strength 0.1",
+              arms=("strength 0.1", "strength 0")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot are not told of other rows.",
                  "accuracy under noise, strength 0.1, less 0.1")  # fmt: skip

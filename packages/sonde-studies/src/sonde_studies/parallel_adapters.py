@@ -73,6 +73,7 @@ class ParallelAdaptersStudy(Study):
             "penalty",
             "Without a gate, the penalty on the change at general facts keeps more of them.",
             FIGURE,
+            arms=("adapters, penalty", "adapters, no penalty"),
         ),
         Claim(
             "gate", "The gate knows more than the sum of the adapters, mean of all groups.", FIGURE
@@ -92,9 +93,10 @@ class ParallelAdaptersStudy(Study):
         tick("general facts")
         memory = drawn(FactMemory, seed)
         tell(memory, facts, ["general"], list(memory.parameters()), steps, seed)
-        tick("tuning")
+        tick("tuned layer")
         tuned = copy.deepcopy(memory)
         tell(tuned, facts, [*DOMAINS], list(tuned.layer.parameters()), steps, seed)
+        tick("layer tuned on all facts")
         again = copy.deepcopy(memory)
         tell(again, facts, ["general", *DOMAINS], list(again.layer.parameters()), steps, seed)
         arms: dict[str, Any] = {
@@ -105,6 +107,7 @@ class ParallelAdaptersStudy(Study):
             each = [
                 _adapter(memory, facts, domain, steps, seed, width, penalty) for domain in DOMAINS
             ]
+            tick(f"gate, {name}")
             arms[f"first alone, {name}"] = _joined(memory, each[:1], width, seed)
             arms[f"sum, {name}"] = _joined(memory, each, width, seed)
             gated = arms[f"gate, {name}"] = _joined(memory, each, width, seed, gated=True)

@@ -41,17 +41,20 @@ class ReaderFeedbackStudy(Study):
             "distant",
             "It answers more than a retriever taught by which passages contain the answer.",
             "accuracy on new subjects, difference",
+            arms=("teach: reader, harmful dropped", "teach: holds the answer"),
         ),
         Claim(
             "dropped",
             "Dropping the passages that harm the reader answers more than keeping them.",
             "accuracy on new subjects, dropped less kept",
+            arms=("teach: reader, harmful dropped", "teach: reader, all kept"),
         ),
     )
     null = Claim(
         "shuffled",
         "Taught by losses shuffled over the passages of a question, by two shuffles.",
         "accuracy on new subjects, one shuffle less another",
+        arms=("teach: reader, shuffle 1", "teach: reader, shuffle 2"),
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:

@@ -32,15 +32,20 @@ class RecallStudy(Study):
     data = "simulated: sets of 3 and 12 of 24 symbols with one in common"
     claims = (
         Claim("prefix", "A prefix that is read without order answers better than causal reading.",
-              "accuracy, mean of both orders, prefix less causal"),
+              "accuracy, mean of both orders, prefix less causal",
+              arms=("prefix, short first", "causal, short first")),
         Claim("order", "It depends less on which set comes first.",
-              "absolute difference of both orders, causal less prefix"),
+              "absolute difference of both orders, causal less prefix",
+              arms=("causal, short first", "prefix, short first")),
         Claim("twice", "Reading the context twice helps a causal reader.",
-              "accuracy, mean of both orders, twice less causal"),
+              "accuracy, mean of both orders, twice less causal",
+              arms=("twice, short first", "causal, short first")),
         Claim("masked", "A loss on masked tokens of the prefix helps its reader.",
-              "accuracy, mean of both orders, prefix with that loss less prefix"),
+              "accuracy, mean of both orders, prefix with that loss less prefix",
+              arms=("masked, short first", "prefix, short first")),
         Claim("maps", "Separate maps of the prefix help its reader more than wider layers do.",
-              "accuracy, mean of both orders, separate maps less shared maps and wider layers"),
+              "accuracy, mean of both orders, separate maps less shared maps and wider layers",
+              arms=("separate, short first", "wide, short first")),
     )  # fmt: skip
     null = Claim("none", "Without a symbol in common the answer stays unknown.",
                  "accuracy less 1/24, prefix")  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sonde import Model
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note
 from sonde_studies.recipes.replication_check import replication_check
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -36,6 +37,7 @@ class ReplicationCheckStudy(Study):
             "falls",
             "Trained on 1,000 rows it copies less.",
             "share of copies after training on 60 less that after training on 1,000",
+            arms=("train on 60", "train on 1000"),
         ),
         Claim(
             "doubled",
@@ -94,6 +96,7 @@ def generated(x: Tensor, seed: int, steps: int) -> Tensor:
             nn.SiLU(),
             nn.Linear(WIDTH, 64),
         )
+        note(rows=len(x))
         optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
         for _ in range(steps):
             goal = x[torch.randint(len(x), (BATCH,))]

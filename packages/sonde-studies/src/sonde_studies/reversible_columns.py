@@ -33,7 +33,8 @@ class ReversibleColumnsStudy(Study):
     data = "digits: 1,000 to train on, 797 to judge"
     claims = (
         Claim("as residual", "Columns are right as often as residual blocks of as many numbers, to "
-              "a point.", "accuracy, inverted columns less residual blocks, and 0.01"),
+              "a point.", "accuracy, inverted columns less residual blocks, and 0.01",
+              arms=("inverted", "residual")),
         Claim("columns", "The last column's top level says the digit better than the first's.",
               "accuracy of a linear probe, last less first column"),
     )  # fmt: skip

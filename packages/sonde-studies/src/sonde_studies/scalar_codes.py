@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.layers import VectorQuantizer
 from sonde.measure import info_mec
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -35,15 +36,20 @@ class ScalarCodesStudy(Study):
     data = "simulated: four factors of three to six values through a drawn net of 24 outputs"
     claims = (
         Claim("modular", "Latents of a few values are more modular than plain ones.",
-              "InfoM, scalar codes less plain latents, both with weight decay"),
-        Claim("compact", "They are more compact.", "InfoC, scalar codes less plain latents"),
+              "InfoM, scalar codes less plain latents, both with weight decay",
+              arms=("scalar", "plain")),
+        Claim("compact", "They are more compact.", "InfoC, scalar codes less plain latents",
+              arms=("scalar", "plain")),
         Claim("explicit", "They are no less explicit, to a tenth.",
-              "InfoE, scalar codes less plain latents, and 0.1"),
+              "InfoE, scalar codes less plain latents, and 0.1",
+              arms=("scalar", "plain")),
         Claim("decay", "Without weight decay they are less modular.",
-              "InfoM of scalar codes, with less without decay"),
+              "InfoM of scalar codes, with less without decay",
+              arms=("scalar", "no decay")),
     )  # fmt: skip
     null = Claim("again", "Another first draw of the weights changes nothing.",
-                 "InfoM of plain latents, one draw less another")  # fmt: skip
+                 "InfoM of plain latents, one draw less another",
+                 arms=("plain", "again"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Generate data, train each autoencoder, and measure its latents."""
@@ -99,6 +105,7 @@ def _learn(net: _Net, x: Tensor, decay: float, seed: int, steps: int) -> None:
     held = [] if net.values is None else list(net.values.parameters())
     maps = [*net.encoder.parameters(), *net.decoder.parameters()]
     groups = [{"params": maps, "weight_decay": decay}, {"params": held, "weight_decay": 0.0}]
+    note(rows=len(x))
     optimiser = torch.optim.AdamW(groups, 3e-3)
     draw = torch.Generator().manual_seed(seed)
     with torch.enable_grad():

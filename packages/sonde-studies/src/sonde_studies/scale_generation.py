@@ -44,19 +44,25 @@ class ScaleGenerationStudy(Study):
     data = "digits as 85 codes of 1, 4, 16 and 64 pixels; 1,000 to train on, 797 to judge"
     claims = (
         Claim("bits", "It takes at most 0.02 bits a code more than full attention.",
-              "bits a code of full attention less its own, and 0.02"),
+              "bits a code of full attention less its own, and 0.02",
+              arms=("decoupled", "full")),
         Claim("between", "It takes fewer bits than attention within scales alone.",
-              "bits a code of attention within scales less its own"),
+              "bits a code of attention within scales less its own",
+              arms=("decoupled", "within")),
         Claim("near", "It takes fewer bits than linear layers alone.",
-              "bits a code of linear layers less its own"),
+              "bits a code of linear layers less its own",
+              arms=("decoupled", "linear")),
         Claim("asked", "Its samples show the class asked for more often than those within scales.",
-              "accuracy of a judge on samples, less that of attention within scales"),
+              "accuracy of a judge on samples, less that of attention within scales",
+              arms=("decoupled", "within")),
         Claim("samples", "They are at most a tenth farther from fresh digits than those of full "
               "attention.",
-              "1.1 less the ratio of the Frechet distances to fresh digits"),
+              "1.1 less the ratio of the Frechet distances to fresh digits",
+              arms=("decoupled", "full")),
     )  # fmt: skip
     null = Claim("seeds", "Another first draw of the weights takes the same bits.",
-                 "bits a code of two nets with full attention, difference")  # fmt: skip
+                 "bits a code of two nets with full attention, difference",
+                 arms=("full", "full, again"))  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the nets, count their bits on fresh digits, and judge their samples."""

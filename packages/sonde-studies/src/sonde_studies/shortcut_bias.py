@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.measure import ShortcutRows, shortcut_bias
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ROWS, WIDTH, AT = 600, 64, (60, 120, 480, 2000)
@@ -36,18 +37,26 @@ class ShortcutBiasStudy(Study):
         Claim(
             "relu, 120",
             "After 120 steps a ReLU net leans on it more than a linear rule.",
-            "difference of biases",
+            "difference of biases; relu has 65 times the parameters of linear",
+            arms=("relu", "linear"),
         ),
         Claim(
             "tanh, 120",
             "After 120 steps a tanh net leans on it more than a linear rule.",
-            "difference of biases",
+            "difference of biases; tanh has 65 times the parameters of linear",
+            arms=("tanh", "linear"),
         ),
-        Claim("relu, 2000", "After 2,000 steps a ReLU net does.", "difference of biases"),
+        Claim(
+            "relu, 2000",
+            "After 2,000 steps a ReLU net does.",
+            "difference of biases; relu has 65 times the parameters of linear",
+            arms=("relu", "linear"),
+        ),
         Claim(
             "equal loss",
             "It does at a training loss of .0155.",
-            "difference of biases",
+            "difference of biases; relu has 65 times the parameters of linear",
+            arms=("relu", "linear"),
         ),
         Claim(
             "availability",
@@ -98,6 +107,7 @@ def _biases(kind: str, rows: ShortcutRows, seed: int, last: int) -> dict[str, fl
     """Return the bias after each step, and where all nets have the same training loss."""
     x, label, _ = rows.rows(ROWS, seed)
     net, goal = _net(kind, rows.dim, seed), label.float()
+    note(rows=ROWS)
     optimiser = torch.optim.Adam(net.parameters(), lr=RATE[kind])
     found: dict[str, float] = {}
     for step in range(1, last + 1):

@@ -36,6 +36,7 @@ class SpuriousShiftStudy(Study):
             "grows",
             "Context has a larger share where kind and colour go together in training.",
             f"shift at {AGREES[-1]:.0%} less shift at {AGREES[0]:.0%}, new kinds, last layer",
+            arms=("100% agree", "50% agree"),
         ),
         Claim(
             "loses",
@@ -47,6 +48,7 @@ class SpuriousShiftStudy(Study):
             "loses more",
             "They lose more on nets that were taught with a correlation.",
             f"loss at {AGREES[-1]:.0%} less loss at {AGREES[0]:.0%}",
+            arms=("100% agree", "50% agree"),
         ),
         Claim(
             "tells the loss",
@@ -57,6 +59,7 @@ class SpuriousShiftStudy(Study):
             "anchors",
             "Cosines to anchors of contexts and concepts grow in the same way.",
             f"anchor shift at {AGREES[-1]:.0%} less at {AGREES[0]:.0%}, new kinds, last layer",
+            arms=("100% agree", "50% agree"),
         ),
         Claim(
             "anchors tell",

@@ -29,13 +29,20 @@ class StructuredTransferStudy(Study):
     data = "digits: 1,200 for the teacher, 100 of them for the narrow net, 597 to judge"
     claims = (
         Claim("inside", "The maps of each layer teach more than the answers alone.",
-              "accuracy, maps and answers less answers"),
+              "accuracy, maps and answers less answers; inside has 1.3 times the parameters of "
+              "answers",
+              arms=("inside", "answers")),
         Claim("between", "So do the relations between layers.",
-              "accuracy, relations and answers less answers"),
+              "accuracy, relations and answers less answers; between has 1.3 times the parameters"
+              " of answers",
+              arms=("between", "answers")),
         Claim("both", "Both together teach more than the answers alone.",
-              "accuracy, both and answers less answers"),
+              "accuracy, both and answers less answers; both has 1.3 times the parameters of "
+              "answers",
+              arms=("both", "answers")),
         Claim("teacher", "As targets the teacher's maps are better than those of an untrained net.",
-              "accuracy, both less both of an untrained net"),
+              "accuracy, both less both of an untrained net",
+              arms=("both", "untrained")),
     )  # fmt: skip
     null = Claim("lots", "Of a teacher of labels by lot nothing is told of other rows.",
                  "accuracy, both and answers, less 0.1")  # fmt: skip

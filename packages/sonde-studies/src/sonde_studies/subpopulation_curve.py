@@ -44,6 +44,7 @@ class SubpopulationCurveStudy(Study):
             "grows",
             "It bends more where 97 of 100 agree than where 70 do.",
             "difference of coefficients",
+            arms=("97% agree", "70% agree"),
         ),
     )
     null = Claim(
@@ -63,11 +64,13 @@ class SubpopulationCurveStudy(Study):
             for agrees in AGREES
             for name in ("value", "p_value", "r2_line", "r2_gain", "peak")
         }
+        tick("halves by lot")
+        halves = _curve(seed, 0.5, tiny, by_lot=True)
         return {
             "moon": -_figure(found[0.9], "value"),
             "better than a line": _figure(found[0.9], "r2_gain"),
             "grows": _figure(found[0.7], "value") - _figure(found[0.97], "value"),
-            "halves": _figure(_curve(seed, 0.5, tiny, by_lot=True), "value"),
+            "halves": _figure(halves, "value"),
             **figures,
         }
 

@@ -38,9 +38,11 @@ class TuneNormsStudy(Study):
               "accuracy on the old domain, norms and head less all, stopped early",
               arms=("norms and head, plain", "all, stopped early")),
         Claim("sphere", "States on the sphere, aligned and uniform, reach the new domain better.",
-              "accuracy on the new domain, norms and head, on the sphere less as they are"),
+              "accuracy on the new domain, norms and head, on the sphere less as they are",
+              arms=("norms and head, sphere", "norms and head, plain")),
         Claim("unseen", "They carry over better to a third domain that no net has seen.",
-              "accuracy on the third domain, norms and head, on the sphere less as they are"),
+              "accuracy on the third domain, norms and head, on the sphere less as they are",
+              arms=("norms and head, sphere", "norms and head, plain")),
     )  # fmt: skip
     null = Claim("same", "Tuned on more of the old domain, scopes do not differ there.",
                  "accuracy on the old domain, norms less all")  # fmt: skip

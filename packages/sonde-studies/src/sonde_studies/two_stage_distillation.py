@@ -36,13 +36,18 @@ class TwoStageDistillationStudy(Study):
     data = "digits in patches of 2 x 2: 1,200 without labels, 200 of them with, 597 to judge"
     claims = (
         Claim("two stages", "Both stages beat the task's stage alone at equal steps in all.",
-              "difference of accuracy"),
+              "difference of accuracy; the first stage reads six times the rows, and trains 1.6 "
+              "times the parameters",
+              arms=("both", "task alone")),
         Claim("pixels", "In the first stage, the teacher's states teach more than the pixels.",
-              "difference of accuracy"),
+              "difference of accuracy; both has 0.84 times the parameters of pixels",
+              arms=("both", "pixels")),
         Claim("all places", "To learn states at all places beats hidden places alone.",
-              "difference of accuracy"),
+              "difference of accuracy",
+              arms=("both", "masked")),
         Claim("teacher", "In the second stage, the teacher's answers help.",
-              "accuracy with them less that with labels alone"),
+              "accuracy with them less that with labels alone",
+              arms=("both", "labels")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot, which the teacher learns too, are not told of other "
                  "rows.", "accuracy, both stages, less 0.1")  # fmt: skip
@@ -61,8 +66,8 @@ class TwoStageDistillationStudy(Study):
         answers = drawn(lambda: Classifier(teacher, LARGE), seed)
         _task(answers, some, known, None, task, seed)
 
-        def student(first: str, taught: bool = True) -> float:
-            tick(first or "task alone")
+        def student(arm: str, first: str, taught: bool = True) -> float:
+            tick(arm)
             net = drawn(lambda: MaskedAutoencoder(SMALL, 2), seed)
             if first == "pixels":
                 learn_pixels(net, free, steps, seed)
@@ -74,11 +79,11 @@ class TwoStageDistillationStudy(Study):
             return accuracy(new, fresh, truth)
 
         found = {
-            "both": student("all"),
-            "task": student(""),
-            "pixels": student("pixels"),
-            "masked": student("masked"),
-            "labels": student("all", taught=False),
+            "both": student("both", "all"),
+            "task": student("task alone", ""),
+            "pixels": student("pixels", "pixels"),
+            "masked": student("masked", "masked"),
+            "labels": student("labels", "all", taught=False),
         }
         tick("labels by lot")
         lots = by_lot(fresh_teacher, patches, seed, (steps, task))

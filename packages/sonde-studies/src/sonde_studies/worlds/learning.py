@@ -38,7 +38,7 @@ def minimise(
         The seed draws batches and what is random in the nets, such as dropout.
     """
     moved = list(parameters)
-    note(updates=steps, rows=n, parameters=sum(p.numel() for p in moved))
+    note(rows=n)
     optimiser = torch.optim.Adam(moved, lr=rate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -18,6 +18,7 @@ import sonde
 from sonde.edit import Inject
 from sonde.tap import Tap
 from sonde.train import Align, Separate
+from sonde_studies.arms import part
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 from sonde_studies.worlds.painter import (
     BLOCKS,
@@ -229,10 +230,12 @@ def subject_arms(at: Studio, seed: int, n: int, steps: int) -> dict[str, dict[st
     found["own run, both levels"] = injected(at, of.words, own)
     arms = {"encoder": (False, False), "own ground": (True, False), "separated": (True, True)}
     for name, (ground, separates) in arms.items():
-        net = subject_encoder(at, seed, steps, ground_states=ground, separates=separates)
+        with part(name):
+            net = subject_encoder(at, seed, steps, ground_states=ground, separates=separates)
         sources = net.sources(net(of.seen.picture))
         for level, edits in LEVELS.items():
             found[f"{name}, {level}"] = injected(at, of.words, sources, edits)
-    net = subject_encoder(at, seed, steps, whole=False)
+    with part("places alone"):
+        net = subject_encoder(at, seed, steps, whole=False)
     found["places alone"] = injected(at, of.words, net.sources(net(of.seen.picture)))
     return {name: kept(at, picture, of) for name, picture in found.items()}
