@@ -8,6 +8,7 @@ import torch
 
 from sonde.compress import (
     RTN,
+    BitStack,
     PruneWeights,
     QuantCache,
     WeightCodebook,
@@ -31,6 +32,8 @@ from sonde_studies.costarr import scored_arms
 from sonde_studies.depth_pretrained import share_by_lot
 from sonde_studies.memories import DIM, unasked_for
 from sonde_studies.stacked_blocks import reopened
+from sonde_studies.stacked_pretrained import costs_of
+from sonde_studies.stacked_pretrained import own_gain as gain_of_texts
 from sonde_studies.study import NULL_LEVEL, Outcome
 from sonde_studies.unlearned_pretrained import (
     CAPITALS,
@@ -213,6 +216,25 @@ def test_halves_that_are_always_the_upper_one_are_seen_by_halves_by_lot():
             above |= wrong
             looks.append(class_panel.looked_at(net, digits, digits.x, [*range(10)], above))
         assert _seen(looks) == wrong
+
+
+@pytest.mark.slow
+def test_a_block_that_learned_texts_is_seen_by_the_gain_of_stacks_on_own_texts():
+    model = language_model("smollm2", tiny=True)
+    block = "model.layers.3."
+    plain, stacks = (rule(layers=(f"{block}*",)) for rule in (_two_bits, _stacks))
+    for informed, leaks in ((stacks, False), (ByHeart(), True)):
+        rules = {"plain": plain, "informed": informed}
+        lost = [costs_of(model, rules, block, seed, True, print) for seed in range(5)]
+        assert _seen(gain_of_texts(one, "plain", "informed") for one in lost) == leaks
+
+
+def _two_bits(layers):
+    return RTN(2, 128, layers=layers)
+
+
+def _stacks(layers):
+    return BitStack(2.25, blocks=2, layers=layers)
 
 
 @pytest.mark.slow

@@ -171,6 +171,7 @@ STUDIES: dict[str, str] = {
     "spurious-shift": "SpuriousShiftStudy",
     "ssd": "SSDStudy",
     "stacked-blocks": "StackedBlocksStudy",
+    "stacked-pretrained": "StackedPretrainedStudy",
     "stage-swap": "StageSwapStudy",
     "step-sharing": "StepSharingStudy",
     "structured-transfer": "StructuredTransferStudy",
