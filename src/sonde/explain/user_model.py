@@ -95,7 +95,8 @@ class UserModel:
         unlikely = self.guess if correct else 1 - self.guess
         probability = torch.where(asked, self.known, 1.0)
         n = len(probability)
-        others = probability.expand(n, n).masked_fill(torch.eye(n, dtype=torch.bool), 1.0).prod(1)
+        own = torch.eye(n, dtype=torch.bool, device=probability.device)
+        others = probability.expand(n, n).masked_fill(own, 1.0).prod(1)
         both = self.known * (likely * others + unlikely * (1 - others))
         whole = both + (1 - self.known) * unlikely
         posterior = torch.where(whole > 0, both / whole.clamp(min=1e-12), self.known)

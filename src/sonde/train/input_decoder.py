@@ -146,7 +146,7 @@ class InputDecoder(nn.Module):
         noise : float, default=0.0
             Standard deviation of the noise on each start, in units of the input.
         generator : torch.Generator, optional
-            Draws the noise.
+            Draws the noise, on the CPU.
 
         Raises
         ------
@@ -160,8 +160,8 @@ class InputDecoder(nn.Module):
             )
         seen = torch.zeros_like(x)
         for _ in range(draws):
-            start = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            now = x + noise * start
+            start = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            now = x + noise * start.to(x.device)
             for _ in range(n):
                 now = self.decode(encode(now)).reshape(x.shape).to(x)
             seen += now / draws
