@@ -41,3 +41,9 @@ def test_the_gradient_is_that_of_finite_differences_and_lowers_the_entropy():
         (slope,) = torch.autograd.grad(loss(y), y)
         y = (y - 2.0 * slope).detach().requires_grad_()
     assert float(loss(y.detach())) < 0.8 * before
+
+
+def test_no_values_are_refused_and_a_missing_one_is_not_hidden():
+    with pytest.raises(InputError, match="expected values, got none"):
+        StateEntropy(8)(torch.zeros(0, 3))
+    assert StateEntropy(8)(torch.tensor([[1.0, torch.nan], [2.0, 3.0]])).isnan()

@@ -13,7 +13,7 @@ from sonde.layers.layer import Layer
 
 @final
 class LearnedPrompt(Layer):
-    """Put learned vectors before the embedded words of each text, one set for each kind of text.
+    """Put learned vectors before the embedded words of each text; each kind of text has its own.
 
     The text encoder stays frozen: the gradient of a task goes through it into the vectors alone.
     With several ``kinds`` each kind of class name learns its own: OpenSD has one for things and one

@@ -68,12 +68,20 @@ class StateEntropy(nn.Module):
         Parameters
         ----------
         x : Float[Tensor, "row *axes"]
+            A value that is not a number makes the entropy NaN, as in other losses.
+
+        Raises
+        ------
+        InputError
+            If there are no values.
         """
         values = x.flatten()
+        if not len(values):
+            raise InputError("StateEntropy: expected values, got none.")
         low, high = values.detach().aminmax() if self.ends is None else values.new_tensor(self.ends)
         place = (values - low) / (high - low).clamp(min=1e-12) * (self.bins - 1)
         place = place.clamp(0, self.bins - 1)
-        under = place.detach().floor().clamp(0, self.bins - 2)
+        under = place.detach().nan_to_num(0.0).floor().clamp(0, self.bins - 2)  # NaN stays in above
         above = place - under
         counts = values.new_zeros(self.bins).index_add(0, under.long(), 1 - above)
         p = counts.index_add(0, under.long() + 1, above) / len(values)

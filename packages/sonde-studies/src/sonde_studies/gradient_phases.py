@@ -99,7 +99,7 @@ class GradientPhasesStudy(Study):
 def _gradients(
     net: nn.Sequential, x: Tensor, label: Tensor | None, draw: torch.Generator
 ) -> Tensor:
-    """Return the gradient of the last hidden layer's weights, one row per batch.
+    """Return the gradients of the last hidden layer's weights on drawn batches, one row for each.
 
     Without labels each batch draws its own, as probable as the net holds them.
     """
