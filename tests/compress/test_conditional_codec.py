@@ -122,3 +122,10 @@ def test_training_the_network_saves_bits():
 def test_more_references_than_entries_are_refused():
     with pytest.raises(InputError, match=r"0 to 4 references, at least 1 hidden unit .* 5, 32"):
         ConditionalCodec.fit(kinds()[0], 4, references=5)
+
+
+def test_rows_that_are_not_finite_are_refused():
+    rows = kinds()[0].clone()
+    rows[3, 0] = math.nan
+    with pytest.raises(InputError, match=f"finite numbers, got 1 of {len(rows)} rows"):
+        ConditionalCodec.fit(rows, 4)

@@ -68,3 +68,11 @@ def test_what_was_not_fitted_is_refused():
         codec.encode(rows(4) * 1e9)
     with pytest.raises(InputError, match="0 to 32 bits, got -1"):
         FeaturePCA.fit(rows(10), -1)
+
+
+@pytest.mark.parametrize("n", [0, 9])
+def test_rows_without_a_finite_covariance_are_refused(n):
+    broken = rows(9)[:n].clone()
+    broken[3:4, 0] = torch.nan
+    with pytest.raises(InputError, match=f"at least one row of finite numbers, got {n} rows"):
+        FeaturePCA.fit(broken)

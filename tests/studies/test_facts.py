@@ -1,4 +1,5 @@
 from collections import Counter
+from inspect import unwrap
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_scores_of_the_next_word_are_the_logits_as_a_rule_changes_them():
 def test_a_net_is_made_once_and_the_same_again():
     world, model = facts_and_model(0, 1, HOW)
     assert facts_and_model(0, 1, HOW)[1] is model
-    again = facts_and_model.__wrapped__(0, 1, HOW)[1]
+    again = unwrap(facts_and_model)(0, 1, HOW)[1]
     pairs = zip(model.module.parameters(), again.module.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     before = [p.clone() for p in model.module.parameters()]

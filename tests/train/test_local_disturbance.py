@@ -59,3 +59,8 @@ def test_motion_survives_in_space_and_is_lost_in_time():
 def test_what_is_refused(given):
     with pytest.raises(InputError, match="expected over as 'space' or 'time'"):
         local_disturbance(torch.zeros(1, 1, 2, 4, 4), **given)
+
+
+def test_no_clip_is_refused():
+    with pytest.raises(InputError, match=r"a clip of shape .row, channel, frame, height, width"):
+        local_disturbance(torch.zeros(0, 1, 2, 4, 4))

@@ -133,6 +133,18 @@ def test_a_schedule_that_is_over_takes_its_hooks_away():
     assert Constant(0.0).is_over(0)
 
 
+def test_a_loss_of_weight_0_has_no_parameters_for_the_optimiser():
+    """The control of a sweep over weights runs through the same lines as the others."""
+    net, x = models.mlp(7), pictures().flatten(1)[:, :7]
+    for weight, n in ((0.0, 0), (0.5, 2)):
+        with training(
+            net, {("0", "2"): Align("cosine", "linear", width=16)}, weight=weight
+        ) as terms:
+            net(x)
+            terms.loss()
+            assert len(terms.parameters()) == n
+
+
 def test_what_losses_learn_is_kept_and_other_losses_are_refused(tmp_path):
     net, x = models.mlp(7), pictures().flatten(1)[:, :7]
     sites = ("0", "2")

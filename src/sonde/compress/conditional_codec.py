@@ -111,11 +111,21 @@ class ConditionalCodec(Codec):
             Hidden units of the network.
         updates : int, default=600
             Steps of its training, on 256 rows each.
+
+        Raises
+        ------
+        InputError
+            If a setting is out of range, or a row has a number that is not finite.
         """
         if rows.ndim != 2 or not 1 <= size <= len(rows) or not step > 0:
             raise InputError(
                 f"ConditionalCodec.fit: expected rows, 1 to {len(rows)} entries and a step above "
                 f"0, got shape {tuple(rows.shape)}, {size} and {step:g}."
+            )
+        if broken := int((~torch.isfinite(rows)).any(1).sum()):
+            raise InputError(
+                f"ConditionalCodec.fit: expected finite numbers, got {broken} of {len(rows)} rows "
+                "with others."
             )
         if not 0 <= references <= size or hidden < 1 or updates < 0:
             raise InputError(

@@ -73,12 +73,22 @@ class FeaturePCA(Codec):
             Rows, or their moments, which may be merged from shards.
         bits : float, default=4.0
             For each coordinate, by the theory of normal rows; from 0.
+
+        Raises
+        ------
+        InputError
+            If bits are out of range, or the covariance of the rows is not finite.
         """
         moments = rows if isinstance(rows, MomentsState) else Moments().observe(rows)
         if not 0 <= bits <= 32 or moments.scatter.ndim != 2:
             raise InputError(
                 f"FeaturePCA.fit: expected full moments and 0 to 32 bits, got {bits!r} and a "
                 f"scatter of shape {tuple(moments.scatter.shape)}."
+            )
+        if not bool(torch.isfinite(moments.covariance).all()):
+            raise InputError(
+                f"FeaturePCA.fit: expected at least one row of finite numbers, got "
+                f"{int(moments.n)} rows whose covariance is not finite."
             )
         variances, axes = torch.linalg.eigh(moments.covariance)
         variances, axes = variances.flip(0), axes.flip(1)

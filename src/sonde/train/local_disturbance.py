@@ -44,7 +44,8 @@ def local_disturbance(
     Raises
     ------
     InputError
-        If the strength is negative, there are fewer than two cells, or ``over`` is unknown.
+        If the strength is negative, there are fewer than two cells, ``over`` is unknown, or the
+        clip has other axes or none of some kind.
 
     Examples
     --------
@@ -61,6 +62,11 @@ def local_disturbance(
         raise InputError(
             "local_disturbance: expected over as 'space' or 'time', a strength of 0 or more and at "
             f"least 2 cells, got {over!r}, {strength} and {cells}."
+        )
+    if clip.ndim != 5 or clip.numel() == 0:
+        raise InputError(
+            "local_disturbance: expected a clip of shape (row, channel, frame, height, width) with "
+            f"at least one of each, got {tuple(clip.shape)}."
         )
     rows, channels, frames, height, width = clip.shape
     fields = 1 if over == "space" else frames

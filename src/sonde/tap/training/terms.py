@@ -105,17 +105,23 @@ class Terms:
     def parameters(self) -> list[nn.Parameter]:
         """Return the losses' own trainable parameters, for the optimiser.
 
+        Parameters without widths of a loss whose schedule is over are left out: it reads nothing
+        from which they could be known.
+
         Raises
         ------
         StateError
-            If the width of some of them is not known yet.
+            If the width of some of the others is not known yet.
         """
-        if any(is_lazy(x) for x in self._held.parameters()):
+        over = [x.loss for x in self._terms if x.schedule.is_over(self.n_steps)]
+        unread = {id(p) for loss in over for p in loss.parameters() if is_lazy(p)}
+        own = [p for p in self._held.parameters() if id(p) not in unread]
+        if any(is_lazy(p) for p in own):
             raise StateError(
                 "Terms.parameters: expected losses whose widths are known. Run the model and "
                 "terms.loss(...) once before."
             )
-        return list(self._held.parameters())
+        return own
 
     @property
     def n_hooks(self) -> int:
