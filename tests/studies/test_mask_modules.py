@@ -1,11 +1,11 @@
-"""Key points of masks, gates by lot, and the order in which levels are fused."""
+"""Key points of masks, gates by lot, and sizes of modules."""
 
 import pytest
 import torch
 from torch import nn
 
 from sonde.layers import Exchange
-from sonde_studies._mask_modules import ClassGate, FusedLevels, key_points
+from sonde_studies._mask_modules import ClassGate, key_points
 from sonde_studies._unet import WIDTH, Mixed, ShiftedWithin, n_parameters
 from sonde_studies.dense_composites import ARMS, PAIRS
 
@@ -27,23 +27,6 @@ def test_gates_by_lot_are_those_of_the_class_in_another_order():
     one, other = ((gate(x) / x)[:, 0].flatten(1) for gate in (own, lot))
     assert torch.allclose(one.sort(1).values, other.sort(1).values, atol=1e-5)
     assert not torch.allclose(one, other)
-
-
-@pytest.mark.parametrize("two_ways", [False, True])
-def test_levels_reach_those_that_they_should(two_ways):
-    """One way the coarse level reaches the fine one; two ways, fine first, the other way round."""
-    torch.manual_seed(1)
-    fused = FusedLevels(two_ways)
-    for part in fused.maps:
-        torch.nn.init.eye_(part.weight[:, :, 0, 0].data)
-    levels = [torch.rand(1, 16, side, side, requires_grad=True) for side in (8, 4, 2)]
-    fine, _, coarse = fused(*levels)
-    to_coarse = torch.autograd.grad(coarse.sum(), levels[0], retain_graph=True, allow_unused=True)[
-        0
-    ]
-    to_fine = torch.autograd.grad(fine.sum(), levels[2], allow_unused=True)[0]
-    assert (to_coarse is not None and bool(to_coarse.any())) == two_ways
-    assert (to_fine is not None and bool(to_fine.any())) == (not two_ways)
 
 
 @pytest.mark.truth("numbers of parameters by hand")

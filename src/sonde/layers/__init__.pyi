@@ -22,6 +22,7 @@ from sonde.layers.latent_loop import LatentLoop as LatentLoop
 from sonde.layers.layer import Layer as Layer
 from sonde.layers.layer import LayerEdit as LayerEdit
 from sonde.layers.learned_prompt import LearnedPrompt as LearnedPrompt
+from sonde.layers.level_fusion import LevelFusion as LevelFusion
 from sonde.layers.linear_attention import LinearAttention as LinearAttention
 from sonde.layers.parallel_adapters import Adapter as Adapter
 from sonde.layers.parallel_adapters import ParallelAdapters as ParallelAdapters

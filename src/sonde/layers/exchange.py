@@ -12,6 +12,7 @@ from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.renaming import renamed
 from sonde.layers._attending import wide_type
+from sonde.layers._pyramid import resized
 from sonde.layers.layer import Layer
 
 MAPS, TOKENS = "row dim high wide", "row token dim"
@@ -245,7 +246,7 @@ class Exchange(Layer):
             up = below if i or self.non_adjacent else x
             down = above if i + 1 < n or self.non_adjacent else x
             size = (x.shape[2], x.shape[3])
-            parts = (_resized(up[:, :each], size), _resized(down[:, each : 2 * each], size))
+            parts = (resized(up[:, :each], size), resized(down[:, each : 2 * each], size))
             moved.append(torch.cat((*parts, x[:, 2 * each :]), 1))
         return tuple(moved)
 
@@ -292,12 +293,3 @@ def _zeros(layer: Any) -> Any:
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer
-
-
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps of another size: maxima if it is smaller, else the nearest entries."""
-    if x.shape[2] > size[0] or x.shape[3] > size[1]:
-        return (
-            functional.adaptive_max_pool2d(x, size) if x.shape[1] else x.new_zeros(len(x), 0, *size)
-        )
-    return functional.interpolate(x, size) if x.shape[1] else x.new_zeros(len(x), 0, *size)

@@ -3,14 +3,14 @@
 Some have a lesson of their own, a loss beside that of the masks.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, max_pool2d
 
-from sonde.layers import Exchange, UnitGate
-from sonde_studies._unet import WIDTH, Mixed, doubled, n_parameters
+from sonde.layers import Exchange, LevelFusion, UnitGate
+from sonde_studies._unet import WIDTH, Mixed, n_parameters
 
 RARE = 10.0
 """Weight of a pixel of a mask, or of a key point, against one that is none."""
@@ -109,35 +109,26 @@ class ClassGate(nn.Module):
 
 
 class FusedLevels(nn.Module):
-    """Three levels, each fused with its neighbours, then shifts of channels between them.
+    """Three levels that are fused with others, then shifts of channels between them.
 
     Parameters
     ----------
-    two_ways : bool
-        True: fine to coarse, each level with the finer one as fused and the coarser one as it was.
-        False: coarse to fine, each level with the coarser one as fused.
+    meets : {"both", "coarser", "dense"}
+        Levels that a level is fused with.
     non_adjacent : bool
         Shifts join the first and the last level too.
     """
 
-    def __init__(self, two_ways: bool, non_adjacent: bool = False) -> None:
+    def __init__(
+        self, meets: Literal["both", "coarser", "dense"], non_adjacent: bool = False
+    ) -> None:
         super().__init__()
-        self.two_ways = two_ways
-        self.maps = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 1) for _ in range(3))
-        for part in self.maps:
-            nn.init.zeros_(part.get_parameter("weight"))
+        self.fusion = LevelFusion(WIDTH, 3, meets=meets)
         self.shift = Exchange("shift", WIDTH, n_streams=3, non_adjacent=non_adjacent)
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
         """Return the levels, fine to coarse."""
-        fused = list(levels)
-        last = len(levels) - 1
-        for i in range(last + 1) if self.two_ways else reversed(range(last + 1)):
-            met = [fused[i]]
-            met += [doubled(fused[i + 1])] if i < last else []
-            met += [max_pool2d(fused[i - 1], 2)] if i and self.two_ways else []
-            fused[i] = fused[i] + self.maps[i](torch.stack(met).mean(0))
-        return self.shift(*fused)
+        return self.shift(*self.fusion(*levels))
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -121,9 +121,9 @@ ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "bridge": lambda: {"meeting": KeyPoints(bridged=True)},
     "attention by lot": lambda: {"deep": ClassGate(by_lot=True)},
     "class attention": lambda: {"deep": ClassGate(by_lot=False)},
-    "one way": lambda: {"across": FusedLevels(two_ways=False)},
-    "two ways": lambda: {"across": FusedLevels(two_ways=True)},
-    "all levels": lambda: {"across": FusedLevels(two_ways=True, non_adjacent=True)},
+    "one way": lambda: {"across": FusedLevels("coarser")},
+    "two ways": lambda: {"across": FusedLevels("both")},
+    "all levels": lambda: {"across": FusedLevels("both", non_adjacent=True)},
 }
 
 
