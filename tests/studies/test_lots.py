@@ -24,6 +24,7 @@ from sonde_studies import (
     mixup,
     next_tokens,
     orthogonal_nets,
+    random_pathways,
     reversible_columns,
     routed_dimensions,
     structured_transfer,
@@ -110,6 +111,7 @@ NULLS = {
     "mixup": (_digits, lambda x, s: mixup.by_lot(x, s, 60)),
     "next-tokens": (_letters, lambda x, s: next_tokens.by_lot(x, s, 60)),
     "orthogonal-nets": (_images, lambda x, s: orthogonal_nets.by_lot(x, s, 40)),
+    "random-pathways": (_digits, lambda x, s: random_pathways.by_lot(x, s, 40)),
     "reversible-columns": (_digits, lambda x, s: reversible_columns.by_lot(x, s, 40)),
     "routed-dimensions": (
         _rows(routed_dimensions.FIT + 500, routed_dimensions.DIM),

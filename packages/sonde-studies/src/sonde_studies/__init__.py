@@ -145,6 +145,7 @@ STUDIES: dict[str, str] = {
     "prompt-compression": "PromptCompressionStudy",
     "prompt-words": "PromptWordsStudy",
     "pruned-pretrained": "PrunedPretrainedStudy",
+    "random-pathways": "RandomPathwaysStudy",
     "reader-feedback": "ReaderFeedbackStudy",
     "recall": "RecallStudy",
     "recolour": "RecolourStudy",

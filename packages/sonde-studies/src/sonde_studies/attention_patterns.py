@@ -95,7 +95,7 @@ def by_lot(x: Tensor, seed: int, steps: int) -> float:
 
 
 def _right(kind: str, how: str, x: Tensor, label: Tensor, n: int, seed: int, steps: int) -> float:
-    net = drawn(lambda: _Net(kind, how), seed)
+    net = drawn(lambda: PatchNet(kind, how), seed)
     learn_labels(net, x[:n], label[:n], steps=steps, seed=seed)
     return accuracy(net, x[FIT:], label[FIT:])
 
@@ -112,7 +112,17 @@ def _mixing(arm: str, local: bool) -> nn.Module:
     return Attention(DIM, 4, pattern, grid, prior=prior, local_position=local)
 
 
-class _Net(nn.Module):
+class PatchNet(nn.Module):
+    """Two blocks of a pattern of attention over the sixteen patches of a digit.
+
+    Parameters
+    ----------
+    arm : str
+        A pattern, or one of ``KINDS`` and ``OTHERS`` before the comma.
+    how : str
+        ``wide`` for more hidden units, ``local`` for a map of the values.
+    """
+
     def __init__(self, arm: str, how: str) -> None:
         super().__init__()
         hidden = 2 * DIM + MORE * (how == "wide")
@@ -127,6 +137,7 @@ class _Net(nn.Module):
         self.last = nn.Linear(DIM, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of digits."""
         h = self.first(squares_of(x, 2)) + self.places
         for mix, each in zip(self.mixing, self.each, strict=True):
             h = mix(h)
