@@ -85,6 +85,19 @@ def test_larger_alphabets_come_close_to_the_rate():
         assert 2.0 - checked(p, 2.0).information < 0.01
 
 
+@pytest.mark.truth("merges by hand, the two least likely cells first")
+@pytest.mark.parametrize(
+    ("rate", "masses"), [(1.3, [0.4, 0.3, 0.2, 0.1]), (1.2, [0.4, 0.3, 0.3]), (0.7, [0.6, 0.4])]
+)
+def test_greedy_merging(rate, masses):
+    p = [0.1, 0.4, 0.2, 0.3]
+    code = EntropyBoundedCoder(rate, rule="greedy").code(p)
+    sent = (torch.tensor(p).double()[:, None] * code.channel).sum(0)
+    assert sorted(sent.tolist(), reverse=True) == pytest.approx(masses)
+    assert code.information == pytest.approx(entropy(masses)) == pytest.approx(code.entropy)
+    assert EntropyBoundedCoder(rate).code(p).information >= code.information - 1e-9
+
+
 def test_messages_are_drawn_as_the_channel_says():
     code = EntropyBoundedCoder(0.8).code([5, 3, 1, 1])
     symbols = torch.arange(4).repeat(5_000)
