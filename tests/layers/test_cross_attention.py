@@ -41,6 +41,24 @@ def test_scale_zero_and_an_empty_source_change_no_bit():
         DecoupledCrossAttention.of(rows(3, 10, 7), rows(4, 10, 7), n_heads=3)
 
 
+@pytest.mark.truth("the second attention alone, by hand")
+def test_the_first_source_is_switched_off_and_gets_no_gradient():
+    heads, queries, image = rows(0, 2, 3, 5, 4), rows(1, 2, 3, 5, 4), rows(2, 2, 4, 7)
+    layer = DecoupledCrossAttention(7, 3, 4, scale=0.7, first_scale=0.0)
+    heads.requires_grad_()
+    keys, values = (
+        (image @ part.weight.T).reshape(2, 4, 3, 4).transpose(1, 2)
+        for part in (layer.key, layer.value)
+    )
+    alone = layer(heads, queries, image)
+    torch.testing.assert_close(alone, 0.7 * attention(queries, keys, values))
+    alone.sum().backward()
+    assert heads.grad is not None
+    assert not heads.grad.any()
+    layer.first_scale = 1.0
+    torch.testing.assert_close(layer(heads, queries, image), heads + alone)
+
+
 def test_each_source_is_dropped_as_often_as_asked():
     first, second = drop_sources(60_000, 0.05)
     only, other, both = first & ~second, second & ~first, first & second

@@ -67,6 +67,15 @@ def test_a_linear_map_is_smooth_and_a_teacher_that_agrees_costs_nothing():
     assert float(loss(linear(x), teacher=linear(x) + 2.0)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.truth("closed form of two logits")
+def test_spread_divides_each_row_by_its_standard_deviation():
+    loss, teacher = Mixup(temperature="spread"), torch.tensor([[3.0, 1.0], [10.0, 40.0]])
+    # two logits have the spread |a - b| / 2, so that all rows become (1, -1) or (-1, 1)
+    assert float(loss(7.0 * teacher + 5.0, teacher=teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(loss(-teacher, teacher=teacher)) == pytest.approx(2 * math.tanh(1.0), rel=1e-5)
+    assert torch.isfinite(loss(torch.zeros(2, 2, requires_grad=True), teacher=teacher))
+
+
 def test_the_loss_needs_the_change_of_the_same_rows():
     loss = Mixup()
     loss.change(torch.zeros(4, 1))

@@ -20,7 +20,9 @@ class DecoupledCrossAttention(ConditionedLayer):
     ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
     of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Each
     source has its own softmax, so that the first source's output stays as it was: ``scale`` can be
-    changed after the training, and 0 gives the old model bit for bit.
+    changed after the training, and 0 gives the old model bit for bit. With ``first_scale = 0`` the
+    first source is switched off while the second is read: trained so, the new keys and values
+    learn all of a picture, without what words say of it. Set the attribute back to 1 afterwards.
 
     ``sonde.inserted(model, {path: layer})`` puts it into the attention at a path:
     ``nn.MultiheadAttention``, an attention of transformers (over its own text or over an encoder's)
@@ -39,15 +41,19 @@ class DecoupledCrossAttention(ConditionedLayer):
         Number of heads of the attention, and width of a head.
     scale : float, default=1.0
         Weight of the second source; 0 gives the old model.
+    first_scale : float, default=1.0
+        Weight of the first source while a second one is read; 0 switches it off.
 
     References
     ----------
-    ye2023ipadapter
+    ye2023ipadapter, wu2024infiniteid
     """
 
     paper: ClassVar[str] = "ye2023ipadapter"
+    variants: ClassVar[dict[str, str]] = {"first_scale=0.0": "wu2024infiniteid"}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"dim": 4, "n_heads": 2, "width": 3, "scale": 0.7},
+        {"dim": 4, "n_heads": 2, "width": 3, "first_scale": 0.0},
     )
     layout: ClassVar[tuple[str, ...]] = (
         "row head token width",
@@ -57,12 +63,20 @@ class DecoupledCrossAttention(ConditionedLayer):
     insertable = False
     inside_attention = True
 
-    def __init__(self, dim: int, n_heads: int, width: int, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        width: int,
+        scale: float = 1.0,
+        first_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.key = nn.Linear(dim, n_heads * width, bias=False)
         self.value = nn.Linear(dim, n_heads * width, bias=False)
         self.dim, self.head, self.condition = dim, n_heads, dim
         self.n_heads, self.width, self.scale = n_heads, width, scale
+        self.first_scale = first_scale
 
     @property
     def is_active(self) -> bool:
@@ -117,7 +131,8 @@ class DecoupledCrossAttention(ConditionedLayer):
         source = source.to(queries.dtype).expand(len(heads), -1, -1)
         keys, values = self._split(self.key(source)), self._split(self.value(source))
         added = scaled_dot_product_attention(queries, keys, values, scale=1 / math.sqrt(self.width))
-        return heads + self.scale * added
+        first = heads if self.first_scale == 1.0 else self.first_scale * heads
+        return first + self.scale * added
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)

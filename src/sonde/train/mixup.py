@@ -28,7 +28,9 @@ class Mixup(nn.Module):
     and ``order`` for its thread; the loss is ``share CE(label) + (1 - share) CE(label[order])``.
     ``decoupled`` adds ``eta`` times the two cross entropies in which each of the two classes
     competes with all but the other, for rows whose labels differ. With ``teacher`` logits the loss
-    is ``T^2 KL(teacher || logits)`` at temperature ``T`` in place of labels.
+    is ``T^2 KL(teacher || logits)`` at temperature ``T`` in place of labels. With
+    ``temperature="spread"`` each row's logits are divided by their standard deviation over the
+    classes, which a teacher that learned on mixed rows has smaller, and ``T^2`` is left out.
 
     Range        [0, inf), nats; lower = better.
     Cost         O(row class).
@@ -46,8 +48,9 @@ class Mixup(nn.Module):
         Weight of the decoupled part.
     per : {"batch", "row"}, default="batch"
         Whether all rows have one share, or each row has its own.
-    temperature : float, default=1
-        Divisor of the logits of teacher and model, above 0.
+    temperature : float or "spread", default=1
+        Divisor of the logits of teacher and model, above 0; "spread" divides each row's logits by
+        their standard deviation.
     unmixed : float, default=0
         Fraction of the rows that stay as they are.
     seed : int, default=0
@@ -63,9 +66,14 @@ class Mixup(nn.Module):
         "site": "verma2019manifold",
         "decoupled": "liu2023decoupled",
         "teacher": "choi2023mixkd",
+        "temperature='spread'": "choi2023mixkd",
     }
     has_loss: ClassVar[bool] = True
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"decoupled": True, "per": "row"})
+    examples: ClassVar[tuple[dict, ...]] = (
+        {},
+        {"decoupled": True, "per": "row"},
+        {"temperature": "spread"},
+    )
 
     def __init__(
         self,
@@ -73,14 +81,16 @@ class Mixup(nn.Module):
         decoupled: bool = False,
         eta: float = 0.1,
         per: Literal["batch", "row"] = "batch",
-        temperature: float = 1.0,
+        temperature: float | Literal["spread"] = 1.0,
         unmixed: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.alpha, self.decoupled, self.eta, self.per = alpha, decoupled, eta, per
         self.temperature, self.unmixed = temperature, unmixed
-        check_ranges(self, alpha="> 0", temperature="> 0", unmixed="[0, 1]", per=("batch", "row"))
+        check_ranges(self, alpha="> 0", unmixed="[0, 1]", per=("batch", "row"))
+        if temperature != "spread":
+            check_ranges(self, temperature="> 0")
         self.draws = Draws(seed)
         self.drawn: Latest[tuple[Tensor, Tensor] | tuple[None, None]] = Latest()
 
@@ -134,8 +144,9 @@ class Mixup(nn.Module):
             rows.
         """
         if teacher is not None:
-            own, its = ((x / self.temperature).log_softmax(1) for x in (logits, teacher.detach()))
-            return self.temperature**2 * kl_divergence(its, own).mean()
+            own, its = (self._rescaled(x).log_softmax(1) for x in (logits, teacher.detach()))
+            scale = 1.0 if self.temperature == "spread" else self.temperature**2
+            return scale * kl_divergence(its, own).mean()
         if label is None:
             raise InputError("Mixup: expected label or teacher, got neither. Pass one of them.")
         if self.share is None and not self.training:
@@ -163,6 +174,13 @@ class Mixup(nn.Module):
         """
         gap = mixed - self.mixed(plain)
         return gap.square().flatten(1).sum(1).mean()
+
+    def _rescaled(self, logits: Tensor) -> Tensor:
+        """Return logits over the temperature, or over each row's own spread."""
+        if self.temperature != "spread":
+            return logits / self.temperature
+        spread = logits.std(1, correction=0, keepdim=True)
+        return logits / spread.clamp(min=torch.finfo(logits.dtype).eps)
 
     def _last(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Return the values of the last ``change``, if needed of the only other thread."""
