@@ -155,7 +155,7 @@ class EntropyBoundedCoder:
 
     def _greedy(self, p: list[float]) -> Cells:
         """Return the cells after the two least likely ones are merged until the rate is met."""
-        heap = [(mass, (i,)) for i, mass in enumerate(p)]
+        heap: list[tuple[float, tuple[int, ...]]] = [(mass, (i,)) for i, mass in enumerate(p)]
         heapify(heap)
         while _entropy([mass for mass, _ in heap]) > self.rate:
             (a, left), (b, right) = heappop(heap), heappop(heap)
