@@ -145,7 +145,7 @@ class Mixup(nn.Module):
         """
         if teacher is not None:
             own, its = (self._rescaled(x).log_softmax(1) for x in (logits, teacher.detach()))
-            scale = 1.0 if self.temperature == "spread" else self.temperature**2
+            scale = 1.0 if isinstance(self.temperature, str) else self.temperature**2
             return scale * kl_divergence(its, own).mean()
         if label is None:
             raise InputError("Mixup: expected label or teacher, got neither. Pass one of them.")
@@ -177,7 +177,7 @@ class Mixup(nn.Module):
 
     def _rescaled(self, logits: Tensor) -> Tensor:
         """Return logits over the temperature, or over each row's own spread."""
-        if self.temperature != "spread":
+        if not isinstance(self.temperature, str):
             return logits / self.temperature
         spread = logits.std(1, correction=0, keepdim=True)
         return logits / spread.clamp(min=torch.finfo(logits.dtype).eps)
