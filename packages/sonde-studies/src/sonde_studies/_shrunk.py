@@ -13,7 +13,7 @@ from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.arms import trained_once
+from sonde_studies.arms import note, trained_once
 from sonde_studies.worlds.learning import drawn, learn_labels
 
 TRAIN, STEPS, ROWS, TINY = 1_000, 500, 300, 40
@@ -43,10 +43,13 @@ class Shrunk:
         Examples are given to rewrites that need them: plain rounding reads none.
         """
         live = self._model(self.model.module if net is None else net)
+        note(rows=0)
         needs = list(rule.reads().values())
         if not needs or (isinstance(needs[0], Examples) and needs[0].optional):
             return rule.plan(live)
-        given: Any = open_inputs(live, self.rows if rows is None else rows)
+        read = self.rows if rows is None else rows
+        note(rows=len(read))
+        given: Any = open_inputs(live, read)
         if getattr(needs[0], "summed", None) is not None:
             layers: Any = getattr(rule, "layers", None)
             given = layer_grams(live, given, layers=layers, progress=False)

@@ -23,7 +23,7 @@ GIVEN: dict[str, str] = {
     "updates": r"updates?|steps?|epochs?|longer|budget|twice",
     "rows": r"rows?|examples?|images?|labels?|texts?",
     "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms|twice",
-    "passes": r"passes|forwards?|cost",
+    "passes": r"pass(es)?|forwards?|cost",
     "bytes": r"bytes|memory",
 }
 """Each resource with the words by which a sentence admits that arms differ in it."""
@@ -155,6 +155,33 @@ def note(**given: float) -> None:
     for what, n in given.items():
         adds = what in ("updates", "passes")
         found[what] = found.get(what, 0.0) + n if adds else max(found.get(what, 0.0), n)
+
+
+def note_for(name: str, **given: float) -> None:
+    """Add resources to an arm of the study that runs, by its name.
+
+    For arms that train nothing, such as two scores of the same states.
+
+    Parameters
+    ----------
+    name : str
+    **given : float
+        As ``note`` takes them.
+    """
+    with part(name):
+        note(**given)
+
+
+def note_again(name: str, of: str) -> None:
+    """Note that an arm is the net of another arm, read or changed in another way.
+
+    Parameters
+    ----------
+    name, of : str
+    """
+    if (current := _CURRENT.get()) is not None:
+        given = current[0].given
+        given[name] = {**given[of]}
 
 
 def trained_once(train: Callable[P, T]) -> Callable[P, T]:

@@ -13,7 +13,7 @@ from sonde.measure import information_plane
 from sonde_studies._bit_rule import AT, STEPS, bit_rule, checkpoints
 from sonde_studies._layers import layers_of
 from sonde_studies._separation import rank_correlation
-from sonde_studies.arms import part
+from sonde_studies.arms import note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -31,7 +31,9 @@ ARMS: dict[str, tuple[type[nn.Module], float, tuple[str, ...]]] = {
 """Activation, weight decay and estimators of each net."""
 ALL_LAYERS = {(name, f"adaptive {form}") for name in list(ARMS)[1:] for form in ("bins", "kernel")}
 """Net and estimator of claims about all layers; the others look at the last one alone."""
-FORGOTTEN = "bits, at the checkpoint of nine that the other half of inputs chose, less at the end"
+FORGOTTEN = (
+    "bits, at the checkpoint of nine that the other half of inputs chose, less after all updates"
+)
 
 
 @final
@@ -57,30 +59,35 @@ class InformationPlaneStudy(Study):
             "By bins from -1 to 1 the last layer of a tanh net ends 0.1 bits below its largest.",
             FORGOTTEN,
             above=0.1,
+            arms=("tanh, net", "tanh, bins, at its largest"),
         ),
         Claim(
             "tanh, adaptive bins",
             "So it does by adaptive bins.",
             FORGOTTEN,
             above=0.1,
+            arms=("tanh, net", "tanh, adaptive bins, at its largest"),
         ),
         Claim(
             "relu, adaptive bins",
             "And so does the last layer of a ReLU net.",
             FORGOTTEN,
             above=0.1,
+            arms=("relu, net", "relu, adaptive bins, at its largest"),
         ),
         Claim(
             "relu, adaptive kernel",
             "An adaptive kernel says so of the ReLU net too.",
             FORGOTTEN,
             above=0.1,
+            arms=("relu, net", "relu, adaptive kernel, at its largest"),
         ),
         Claim(
             "relu, codes",
             "And so do codes of an autoencoder.",
             FORGOTTEN,
             above=0.1,
+            arms=("relu, net", "relu, codes, at its largest"),
         ),
         Claim(
             "decay",
@@ -127,6 +134,9 @@ class InformationPlaneStudy(Study):
                 figures[f"held at the end, last layer | {name}, {form}"] = float(held[-1, -1])
                 at = [*AT, STEPS][int(most[-1])]
                 figures[f"step of the maximum, last layer | {name}, {form}"] = float(at)
+                n_weights = sum(p.numel() for p in nets[-1].parameters())
+                largest = f"{name}, {form}, at its largest"
+                note_for(largest, updates=at, rows=len(x), parameters=n_weights)
             figures[f"accuracy | {name}"] = accuracy(nets[-1], x, label)
             if name == "relu":
                 halved = lost_by_size(states[0][-1][-1], "adaptive bins")

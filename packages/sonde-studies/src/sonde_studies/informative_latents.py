@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde.train import Contrast, LatentTerms
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._segmented_series import segment_figures
+from sonde_studies.arms import note_for
 from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -54,7 +55,8 @@ class InformativeLatentsStudy(Study):
               arms=("machine", "vae")),
         Claim("decoder", "The states of its decoder say it better than those of untrained ones "
               "that read the same code.",
-              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
+              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained",
+              arms=("machine", "untrained decoders")),
         Claim("contrast", "With a contrast of two draws the machine's code says the digit better.",
               "accuracy of a linear probe, machine with the contrast less without",
               arms=("contrast", "machine")),
@@ -62,7 +64,8 @@ class InformativeLatentsStudy(Study):
               "accuracy of a linear probe on the hidden layer, with the contrast less without",
               arms=("contrast", "machine")),
         Claim("decoder, contrast", "These too say it better than those of untrained decoders.",
-              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
+              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained",
+              arms=("contrast", "untrained decoders")),
         Claim("segments", "With a price on what segments share and none on information, a part of "
               "a series is read from one segment more than from the other.",
               "explained variance of one segment less another, mean of parts, priced less plain",
@@ -85,6 +88,7 @@ class InformativeLatentsStudy(Study):
             found[arm] = _judged(net, others, x, label)
             if arm == "machine":
                 lots = by_lot(net, x, seed)
+        note_for("untrained decoders", updates=0)
         tick("series")
         series = segment_figures(seed, TINY if tiny else SERIES_STEPS)
         priced, plain = series["segments"], series["plain"]

@@ -17,6 +17,7 @@ import torch
 import sonde
 from sonde.edit import Inject
 from sonde.tap import Tap
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.painter import (
     BLOCKS,
@@ -64,33 +65,37 @@ class InjectStudy(Study):
         Claim("ink", "Most of the ink is the other run's.",
               "share of the variance of inks", above=0.5),
         Claim("spread", "With the spread as well, the ink is more like the other run's.",
-              "share of the variance of inks, difference"),
+              "share of the variance of inks, difference",
+              arms=("mean and spread", "mean")),
         Claim("over adding", "Where words name colours, a mean that replaces brings more of the "
-              "ground than one that is added.", "share of the variance of grounds, difference"),
+              "ground than one that is added.", "share of the variance of grounds, difference",
+              arms=("mean", "added mean")),
         Claim("over places", "States that are added place by place lose the digit more often.",
-              "share of pictures, difference"),
+              "share of pictures, difference",
+              arms=("mean", "place by place")),
         Claim("kept", "States of a trained encoder keep a subject's handwriting and ink better "
               "than the generator's own, which know no handwriting.",
-              "share of the variance of the subject, encoder less the better of two ways"),
+              "share of the variance of the subject, encoder less the better of two ways",
+              arms=("separated", "own run")),
         Claim("apart", "Separation lowers what the encoder carries over of the subject's ground.",
-              "slope of the painted ground on the subject's, without less with separation; "
-              "separated has 1.1 times the parameters of encoder",
+              "slope of the painted ground on the subject's, without less with separation, which "
+              "adds a tenth of the parameters",
               arms=("separated", "encoder")),
         Claim("by states", "States of its own for the ground lower it without the losses.",
-              "slope of the painted ground on the subject's, without less with them; own ground "
-              "has 1.1 times the parameters of encoder",
+              "slope of the painted ground on the subject's, without less with them, a tenth more"
+              " parameters",
               arms=("own ground", "encoder")),
         Claim("by losses", "Agreement and independence lower it further.",
               "slope of the painted ground on the subject's, without less with the losses",
               arms=("separated", "own ground")),
         Claim("price", "Separation costs less than a tenth of the subject's variance.",
-              "share of the variance of the subject, with less without separation, and 0.1; "
-              "separated has 1.1 times the parameters of encoder",
+              "share of the variance of the subject, with separation (a tenth more parameters) "
+              "less without, and 0.1",
               arms=("separated", "encoder")),
         Claim("levels", "Global states beside those of places keep more of the subject than an "
               "encoder keeps that was trained with places alone.",
-              "share of the variance of the subject, both levels less places alone; separated has"
-              " 1.1 times the parameters of places alone",
+              "share of the variance of the subject, both levels (a tenth more parameters) less "
+              "places alone",
               arms=("separated", "places alone")),
     )  # fmt: skip
     null = Claim(
@@ -117,6 +122,7 @@ class InjectStudy(Study):
                 with Tap(at.painter, site) as tap:
                     tap.run(words)
                 for name, edit in EDITS.items():
+                    note_for(name, rows=n)
                     with sonde.editing(at.painter, edit, site, others={"source": dict(tap.rows)}):
                         picture = at.painter(own)
                     brought = colours_in(picture, at.on_canvas[digit])[1]
@@ -125,6 +131,7 @@ class InjectStudy(Study):
                     }
 
         tick("encoders")
+        note_for("own run", updates=0)
         subject = subject_arms(at, seed, n, 10 if tiny else ENCODER_STEPS)
         both = {name: row["subject"] for name, row in subject.items()}
         raw = max(both["own run, mean"], both["own run, both levels"])

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 import sonde
 from sonde.edit import joined_attention
 from sonde_studies._written import code
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, TEXTS, BATCH, WEAK = 120, 128, 32, 0.2
@@ -37,13 +38,17 @@ class JoinedAttentionStudy(Study):
     place = "byte-model"
     claims = (
         Claim("brought", "With the keys of the piece before, a piece is likelier than alone.",
-              f"loss alone less loss joined, {FIGURE}"),
+              f"loss alone less loss joined, which takes a second pass, {FIGURE}",
+              arms=("joined", "alone")),
         Claim("its own", "It is likelier than with the keys of another file.",
-              f"loss with another file less loss with its own, {FIGURE}"),
+              f"loss with another file less loss with its own, {FIGURE}",
+              arms=("joined", "another file")),
         Claim("places", "If both runs count their places from 0, joining harms instead.",
-              f"loss joined at places from 0 less loss alone, {FIGURE}"),
+              f"loss joined at places from 0 less loss alone, in one pass for two, {FIGURE}",
+              arms=("joined, places from 0", "alone")),
         Claim("strength", "A fifth of the weight brings less.",
-              f"loss at a fifth less loss at full weight, {FIGURE}"),
+              f"loss at a fifth less loss at full weight, {FIGURE}",
+              arms=("a fifth", "joined")),
         Claim("late", "Joined in the last three of seven layers alone, most of it comes.",
               "share of the fall of the loss that is kept, less 0.5"),
         Claim("early", "Joined in the first three alone, most of it comes.",
@@ -60,16 +65,20 @@ class JoinedAttentionStudy(Study):
         other = _of_another_file(file)
         layers = [f"model.layers.{i}.self_attn" for i in range(len(net.model.layers))]
         tick("read")
-        loss = {
-            "alone": _loss(net, after),
-            "as context": _loss(net, after, context=before),
-            "joined": _loss(net, after, source=before),
-            "joined, places from 0": _loss(net, after, source=before, places=0),
-            "another file": _loss(net, after, source=before[other]),
-            "a fifth": _loss(net, after, source=before, strength=WEAK),
-            "last three layers": _loss(net, after, source=before, layers=layers[-3:]),
-            "first three layers": _loss(net, after, source=before, layers=layers[:3]),
+        ways: dict[str, dict[str, Any]] = {
+            "alone": {},
+            "as context": {"context": before},
+            "joined": {"source": before},
+            "joined, places from 0": {"source": before, "places": 0},
+            "another file": {"source": before[other]},
+            "a fifth": {"source": before, "strength": WEAK},
+            "last three layers": {"source": before, "layers": layers[-3:]},
+            "first three layers": {"source": before, "layers": layers[:3]},
         }
+        loss = dict[str, float]()
+        for name, way in ways.items():
+            with part(name):
+                loss[name] = _loss(net, after, **way)
         fall = loss["alone"] - loss["joined"]
         return {
             "brought": fall,
@@ -104,6 +113,7 @@ def _loss(
     for rows in torch.arange(len(texts)).split(BATCH):
         ids = texts[rows]
         at = torch.arange(places, places + ids.shape[1]).expand(len(ids), -1)
+        note(passes=1 if source is None else 2)
         if context is not None:
             logits = net(torch.cat([context[rows], ids], 1)).logits[:, context.shape[1] :]
         elif source is None:

@@ -8,6 +8,7 @@ import torch
 from sonde.measure import information_plane
 from sonde_studies._layers import layers_of, plain_net, split, trained
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -37,6 +38,7 @@ class LastLayerStudy(Study):
             "last over first",
             "The last layer says so better than the first.",
             "difference of rank correlations",
+            arms=("last layer", "first layer"),
         ),
     )
     null = Claim(
@@ -64,6 +66,8 @@ class LastLayerStudy(Study):
             most = bits.gather(0, chosen.argmax(0, keepdim=True))[0]
             lost.append((most - bits[-1]).tolist())
             right.append(accuracy(nets[-1], d.x_test[1::2], d.label_test[1::2]))
+        for layer in ("first layer", "last layer"):
+            note_for(layer, rows=len(fresh))
         of_layer = [rank_correlation(one, right) for one in zip(*lost, strict=True)]
         draw = np.random.default_rng(seed)
         last = [one[-1] for one in lost]

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from sonde.layers import LatentLoop
 from sonde_studies._frontiers import ARROWS, CELL, FIT, NO, best_with_one, decoder, frontiers
 from sonde_studies._step_rewards import RATES, Roll, Rolled, learn_by_reward, looped, word_alone
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -42,20 +43,20 @@ class LatentBeliefStudy(Study):
     data = "simulated: six cells with two arrows each, two of them goals"
     claims = (
         Claim("learns", "Rewards make a decoder with a gated step answer correctly more often.",
-              "accuracy, gated by rewards less the start"),
+              "accuracy, gated after rewards less before",
+              arms=("gated", "gated, before")),
         Claim("mix", "It answers correctly more often than with a sampled word alone.",
-              "accuracy after rewards, gated less word; gated has 1.1 times the parameters of "
-              "word",
+              "accuracy after rewards, gated (a tenth more parameters) less word",
               arms=("gated", "word")),
         Claim("used", "It uses the mixture: with the word at the same length in its place it is "
-              "right less often.", "accuracy, gated by rewards less the same with the word"),
+              "right less often.", "accuracy, gated by rewards less the same with the word",
+              arms=("gated", "gated, the word in its place")),
         Claim("gate", "The gated mix does as well as the mean of embeddings alone, to five points.",
-              "0.05 less accuracy of the mean over the mix, after rewards; gated has 1.1 times "
-              "the parameters of mean",
+              "0.05 less accuracy of the mean over the mix, whose gate adds a tenth of the "
+              "parameters, after rewards",
               arms=("gated", "mean")),
         Claim("step", "It answers correctly more often than a decoder without a step.",
-              "accuracy after rewards, gated less no step; gated has 1.1 times the parameters of "
-              "no step",
+              "accuracy after rewards, gated (a tenth more parameters) less no step",
               arms=("gated", "no step")),
     )  # fmt: skip
     null = Claim(
@@ -86,6 +87,7 @@ class LatentBeliefStudy(Study):
         ):
             tick(arm)
             net = drawn(lambda made=made: LatentLoop(deepcopy(model), **LOOP | made), seed)
+            note_for(f"{arm}, before", updates=0)
             found[f"start, {arm}"] = _accuracy(net, roll, ids, answer)
             learn_by_reward(
                 net, _answers(roll), ids[:FIT], answer[:FIT], updates=TINY if tiny else UPDATES,
@@ -93,6 +95,7 @@ class LatentBeliefStudy(Study):
             )  # fmt: skip
             found[arm] = _accuracy(net, roll, ids, answer)
             if arm == "gated":
+                note_again("gated, the word in its place", arm)
                 used = found[arm] - _accuracy(net, _word_as_long, ids, answer)
         best = found["gated"]
         return {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sonde.layers import LatentLoop
 from sonde_studies._arrows import CELLS, FIT, arrows, decoder, imitate
 from sonde_studies._step_rewards import learn_by_reward, looped, word_alone
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -36,17 +37,19 @@ class LatentRewardsStudy(Study):
     data = "simulated: eight cells with an arrow each"
     claims = (
         Claim("learns", "Rewards make a decoder with a gated step answer correctly more often.",
-              "accuracy, gated by rewards less the start"),
+              "accuracy, gated after rewards less before",
+              arms=("rewards", "rewards, before")),
         Claim("lot", "They do so because they are earned: dealt by lot they teach less.",
               "accuracy, gated, rewards earned less dealt by lot",
               arms=("rewards", "rewards by lot")),
         Claim("word", "The gated step learns as much as a word alone, to five points.",
-              "0.05 less accuracy of the word over the gated step; rewards has 1.1 times the "
-              "parameters of rewards, word alone",
+              "0.05 less accuracy of the word over the gated step, whose gate adds a tenth of the"
+              " parameters",
               premise="used",
               arms=("rewards", "rewards, word alone")),
         Claim("used", "It comes to use the mixture: without it it is right less often.",
-              "accuracy, gated by rewards less the same without the mixture"),
+              "accuracy, gated by rewards less the same without the mixture",
+              arms=("rewards", "rewards, without the mixture")),
     )  # fmt: skip
     null = Claim(
         "order",
@@ -74,6 +77,7 @@ class LatentRewardsStudy(Study):
             ("rewards, word alone", False, True, ORDERS[0]),
         ):
             tick(arm)
+            note_for(f"{arm}, before", updates=0)
             taught = deepcopy(net)
             learn_by_reward(
                 taught, looped if gated else word_alone, ids[:FIT],
@@ -82,6 +86,7 @@ class LatentRewardsStudy(Study):
             )  # fmt: skip
             found[arm] = _accuracy(taught, ids, way[:, 1], gated)
             if arm == "rewards":
+                note_again("rewards, without the mixture", arm)
                 used = found[arm] - _accuracy(taught, ids, way[:, 1], False)
         best = found["rewards"]
         return {

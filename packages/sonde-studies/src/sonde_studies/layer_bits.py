@@ -3,6 +3,7 @@
 from typing import final
 
 from sonde_studies._bit_orders import BLOCKS, BY_LOT, rounded_net
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 
@@ -19,18 +20,27 @@ class LayerBitsStudy(Study):
     )
     data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
     claims = (
-        Claim("moved", "Blocks that move their state least are demoted at less than random cost.",
+        Claim("moved",
+              "Blocks that move their state least, on 1,000 rows, are demoted at less than random"
+              " cost.",
               "mean divergence of all orders less that of the order, as a share of the former",
-              premise="not the last"),
+              premise="not the last",
+              arms=("moved", "all orders")),
         Claim("large weights", "Blocks with the most large weights are.",
               "mean divergence of all orders less that of the order, as a share of the former",
-              premise="not the last"),
+              premise="not the last",
+              arms=("large weights", "all orders")),
         Claim("two of seven", "Two of seven blocks by the first score cost less than a point of "
               "accuracy.", "0.01 less the loss of accuracy"),
-        Claim("not the last", "The first score does better than to demote the last blocks first.",
-              "difference of both shares"),
+        Claim("not the last",
+              "The first score, which reads these rows, does better than to demote the last "
+              "blocks first.",
+              "difference of both shares",
+              arms=("moved", "last blocks first")),
         Claim("room", "An order exists that halves the cost of a random one.",
-              "mean divergence of all orders less that of the best, as a share, less 0.5"),
+              "mean divergence of all orders less that of the best, chosen on the rows that "
+              "judge, as a share, less 0.5",
+              arms=("best order", "all orders")),
     )  # fmt: skip
     null = BY_LOT
 
@@ -43,6 +53,9 @@ class LayerBitsStudy(Study):
         moved = net.order(net.scores("lim"))
         large = net.order(net.scores("zd"))
         last = net.area(range(BLOCKS - 1, -1, -1))
+        read = {"moved": len(net.x), "best order": len(net.fresh)}
+        for order in ("moved", "large weights", "last blocks first", "best order", "all orders"):
+            note_for(order, rows=read.get(order, 0))
         lost = net.accuracy[frozenset()] - net.accuracy[frozenset(moved[:2])]
         return {
             "moved": 1 - net.area(moved) / usual,

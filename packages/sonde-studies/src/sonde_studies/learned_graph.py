@@ -27,8 +27,7 @@ class LearnedGraphStudy(Study):
     data = "simulated: nodes of random states, four of which are asked for those of two others"
     claims = (
         Claim("random", "Learned edges err less than as many random ones.",
-              "R^2 of learned edges less that of random edges; learned has 1.1 times the "
-              "parameters of random",
+              "R^2 of learned edges (a tenth more parameters) less that of random edges",
               arms=("learned", "random")),
         Claim("full", "They err no more than all edges with learned weights do, to 0.02.",
               "R^2 of learned edges less that of all edges with weights, and 0.02",

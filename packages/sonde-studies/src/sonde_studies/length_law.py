@@ -14,6 +14,7 @@ import torch
 from sonde import Model
 from sonde.edit import log_linear
 from sonde_studies._language import language_model, tokens_of
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import ANSWERS, END, PHRASES, Entry, tell
 
@@ -43,6 +44,7 @@ class LengthLawStudy(Study):
             "ends",
             "It is larger at eight words than at one.",
             "difference of rates",
+            arms=("8 words", "1 words"),
         ),
     )
     null = Claim(
@@ -61,6 +63,8 @@ class LengthLawStudy(Study):
         model = language_model(words, max(LENGTHS) + 4, seed, WIDTH, LAYERS)
         told = [f"{_prompt(f, n, p)} {f.answer} {END}" for f, n in facts for p in PHRASES]
         tell(model, told, 20 if tiny else STEPS, seed)
+        for n in LENGTHS:
+            note_for(f"{n} words", rows=sum(length == n for _, length in facts))
         tick("asking")
         kinds = {
             "rarer": [(f, n) for f, n in facts if f.rare and f.ratio > 1],

@@ -39,34 +39,29 @@ class LocalityStudy(Study):
     data = "simulated: a 2 x 2 pattern of the class's sign at one place of a 6 x 6 grid, and noise"
     claims = (
         Claim("local", "A local map needs fewer rows than a full one.",
-              "accuracy at 200 rows, local less full; local has 0.26 times the parameters of full",
+              "accuracy at 200 rows, local less full, which has four times the parameters",
               arms=("local", "full")),
         Claim("shared", "A shared map needs fewer rows than a local one.",
-              "accuracy at 200 rows, shared less local; shared has 0.061 times the parameters of "
-              "local",
+              "accuracy at 200 rows, shared less local, which has 16 times the parameters",
               arms=("shared", "local")),
         Claim("many", "With many rows the full map catches up in part.",
-              "gap of shared and full at 50 rows less that at 800; shared has 0.016 times the "
-              "parameters of full",
+              "gap of shared and full, of 62 times the parameters, at 50 rows less that at 800",
               arms=("shared", "full")),
         Claim("axis", "Maps along rows and columns need as few rows as local ones.",
-              "accuracy at 200 rows, axis less local; axis has 0.29 times the parameters of local",
+              "accuracy at 200 rows, axis less local, which has 3.4 times the parameters",
               arms=("axis", "local")),
         Claim("raft", "Maps along rows and columns over two channels at once need fewer rows.",
-              "accuracy at 200 rows, raft of two channels less axis; raft has 3.3 times the "
-              "parameters of axis",
+              "accuracy at 200 rows, raft of two channels (3.3 times the parameters) less axis",
               arms=("raft", "axis")),
         Claim("raft full", "They need fewer rows than a full map.",
-              "accuracy at 200 rows, raft of two channels less full; raft has 0.25 times the "
-              "parameters of full",
+              "accuracy at 200 rows, raft of two channels less full, which has four times the "
+              "parameters",
               arms=("raft", "full")),
         Claim("dilated few", "Gated branches of two dilations need fewer rows than one shared map.",
-              "accuracy at 50 faint rows, dilated less shared; dilated, faint has 2.5 times the "
-              "parameters of shared, faint",
+              "accuracy at 50 faint rows, dilated (2.5 times the parameters) less shared",
               arms=("dilated, faint", "shared, faint")),
         Claim("generated", "Kernels that a network makes of coordinates need as few as local ones.",
-              "accuracy at 200 rows, generated less local; generated has 0.12 times the "
-              "parameters of local",
+              "accuracy at 200 rows, generated less local, which has eight times the parameters",
               arms=("generated", "local")),
         Claim("waves", "Behind dilated branches waves need fewer rows than ordinary channels.",
               "accuracy at 50 faint rows, waves less ordinary channels of as many parameters",

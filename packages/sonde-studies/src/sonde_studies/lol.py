@@ -16,6 +16,7 @@ from sonde.edit import ContrastiveDecode
 from sonde.tap import Decode, DecodeContext, OtherLogits, OtherPrompts
 from sonde_studies._careless_facts import GUIDE, LARGEST, SAYING_NOTHING, facts_told_carelessly
 from sonde_studies._language import tokens_of
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import (
     PHRASES,
@@ -54,32 +55,40 @@ class LOLStudy(Study):
         Claim(
             "contrast",
             "The contrast at the last layer alone gives more right answers than plain decoding.",
-            "difference of the rates of right answers to rarer facts",
+            "difference of the rates of right answers to rarer facts; the contrast takes a second"
+            " pass through the net that was tuned on wrong facts",
+            arms=(LAST, "plain"),
         ),
         Claim(
             "fused",
             "Fusing the contrast at a lower layer gives more right answers than the last alone.",
             "difference of the rates of right answers to rarer facts",
+            arms=(FUSED, LAST),
         ),
         Claim(
             "guided",
             "With the guiding context the fused contrast gives more right answers than without.",
-            "difference of the rates of right answers to rarer facts",
+            "difference of the rates of right answers to rarer facts; the guide takes a third pass",
+            arms=(f"{GUIDED} by {GUIDE}", FUSED),
         ),
         Claim(
             "context",
             "The guiding context gives more than one that stood before right and wrong texts.",
             "difference of the rates of right answers to rarer facts, both in the fused contrast",
+            arms=(f"{GUIDED} by {GUIDE}", f"{GUIDED} by {SAYING_NOTHING[0]}"),
         ),
         Claim(
             "whole rule",
             "The whole rule gives more than asking after the guiding context by plain decoding.",
-            "difference of the rates of right answers to rarer facts",
+            "difference of the rates of right answers to rarer facts; the whole rule takes three "
+            "passes",
+            arms=(f"{GUIDED} by {GUIDE}", f"asked after {GUIDE}"),
         ),
         Claim(
             "popular kept",
             "The whole rule costs popular facts less than 2 points of accuracy.",
-            "accuracy with less without, and 0.02",
+            "accuracy with it, in three passes for one, less without, and 0.02",
+            arms=(f"{GUIDED} by {GUIDE}", "plain"),
         ),
     )
     null = Claim(
@@ -118,6 +127,9 @@ class LOLStudy(Study):
         for context in (GUIDE, *SAYING_NOTHING):
             said[f"asked after {context}"] = asked(model, facts, before=context)
             said[f"{GUIDED} by {context}"] = asked(model, facts, rule(LAYER, WEIGHT, context))
+        for arm in said:
+            contrasts = arm == LAST or " by " in arm
+            note_for(arm, passes=3 if arm.startswith(GUIDED) else 2 if contrasts else 1)
         grid = rates(said)
         right = {arm: grid[f"{arm} | rarer, right"] for arm in said}
         whole, one = f"{GUIDED} by {GUIDE}", f"{GUIDED} by {SAYING_NOTHING[0]}"

@@ -38,15 +38,15 @@ class MaskedObjectivesStudy(Study):
               "accuracy, pixels less labels alone",
               arms=("pixels", "plain")),
         Claim("features", "Rebuilding hidden states of images without labels helps as well.",
-              "accuracy, features less labels alone; features has 2 times the parameters of plain",
+              "accuracy, features (a rebuilder doubles the parameters) less labels alone",
               arms=("features", "plain")),
         Claim("head", "A task head on rebuilt states helps in another domain.",
-              "accuracy on noisy digits, task head less labels alone; head has 2 times the "
-              "parameters of plain",
+              "accuracy on noisy digits, task head (a rebuilder doubles the parameters) less "
+              "labels alone",
               arms=("head", "plain")),
         Claim("rebuilt", "There it helps more than states hidden and not rebuilt.",
-              "accuracy on noisy digits, task head less hidden states in place of the rebuilt; "
-              "head has 2 times the parameters of hidden",
+              "accuracy on noisy digits, task head less hidden states in place of the rebuilt, "
+              "without the rebuilder's half of the parameters",
               arms=("head", "hidden")),
     )  # fmt: skip
     null = Claim("lot", "Labels by lot teach nothing beside hidden pixels.",

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from sonde.layers import VectorQuantizer
 from sonde.train import MaskedFeatures
 from sonde_studies._rhythm_signals import CHANNELS, KINDS, PATCHES, SAMPLES, rhythm_signals
+from sonde_studies.arms import note_for, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, drawn, minimise
@@ -58,11 +59,12 @@ class MaskedUnitsStudy(Study):
     data = "simulated: 1,600 signals to learn from, 80 of them with a label; 800 to judge"
     claims = (
         Claim("codes", "Foretelling codes teaches more than foretelling the signal.",
-              "accuracy of a linear probe, codes less signal; codes has 1.1 times the parameters "
-              "of signal",
+              "accuracy of a linear probe, codes (a head with a tenth more parameters) less "
+              "signal",
               arms=("codes", "signal")),
         Claim("taught", "It teaches something: states say more than those of an untrained net.",
-              "accuracy of a linear probe, codes less untrained"),
+              "accuracy of a linear probe, codes less untrained",
+              arms=("codes", "untrained")),
         Claim("used", "More than half of the codes are in use.",
               "perplexity of the codes over their number, less 0.5"),
     )  # fmt: skip
@@ -85,11 +87,13 @@ class MaskedUnitsStudy(Study):
         found, encoders = Arms(), dict[str, Encoder]()
         for arm, target in targets.items():
             tick(arm)
+            note_for("untrained", updates=0)
             encoder = drawn(Encoder, seed)
             if target is not None:
                 _learn(encoder, x[:n], target, seed, TINY if tiny else STEPS)
             encoders[arm] = encoder.eval()
-            found[arm] = _probed(encoder, x, kind, n, seed)
+            with part("probe"):
+                found[arm] = _probed(encoder, x, kind, n, seed)
         tick("kinds by lot")
         return {
             "codes": found["codes"] - found["signal"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sonde.layers import Hopfield, hebbian_couplings, hebbian_recall
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 DIM, FLIPPED, ASKED = 64, 0.2, 200
@@ -29,15 +30,18 @@ class MemoriesStudy(Study):
         Claim("dense", "A sharp dense memory holds 256 patterns, four for each unit.",
               "share of signs that are right at 256 patterns, less 0.95"),
         Claim("hebbian", "Hebbian couplings hold 4 patterns better than 64.",
-              "share of right signs at 4 patterns less that at 64"),
+              "share of right signs at 4 patterns less that at 64",
+              arms=("Hebbian, 4 patterns", "Hebbian, 64 patterns")),
         Claim("sharp", "A dense memory that is not sharp mixes its patterns.",
-              "share of right signs at 256 patterns, sharp less blunt"),
+              "share of right signs at 256 patterns, sharp less blunt",
+              arms=("dense, beta 1", "dense, beta 0.05")),
         Claim("parallel", "With three tenths of blanks one state holds the second pattern as well.",
               "overlap with the second pattern, less 0.1"),
         Claim("hierarchy", "Three overlaps are (1 - d) d^k, to 0.04.",
               "0.04 less the largest distance from theory at d = 0.3"),
         Claim("regimes", "Beyond 1 - 2 d + d^3 = 0 (d = 0.62) no pattern gets all of its units.",
-              "share that the first overlap lacks of 1 - d, d = 0.7 less d = 0.3"),
+              "share that the first overlap lacks of 1 - d, d = 0.7 less d = 0.3",
+              arms=("blanks 0.7", "blanks 0.3")),
     )  # fmt: skip
     null = Claim("nothing asked", "Asked for by a state with half of its signs flipped, which says "
                  "nothing of it, no pattern is given back.",
@@ -52,6 +56,12 @@ class MemoriesStudy(Study):
         dense = {b: {n: _dense(every[:n], b, draw) for n in COUNTS} for b in BETAS}
         hebbian = {n: _hebbian(every[:n], draw) for n in COUNTS}
         most, sharp = max(COUNTS), BETAS[-1]
+        for n in COUNTS:
+            note_for(f"Hebbian, {n} patterns", bytes=4 * DIM**2)
+        for b in BETAS:
+            note_for(f"dense, beta {b:g}", bytes=4 * most * DIM)
+        for d in BLANKS:
+            note_for(f"blanks {d:g}", bytes=4 * UNITS**2)
         unasked = unasked_for(every, sharp, draw)
         tick("blanks")
         overlaps = {d: _overlaps(d, draw) for d in BLANKS}

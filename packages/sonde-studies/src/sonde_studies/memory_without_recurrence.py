@@ -34,56 +34,52 @@ class MemoryWithoutRecurrenceStudy(Study):
     data = "simulated: 24 random signs copied after 6 steps; two tones; two paths on a line"
     claims = (
         Claim("cell", "Premise: a recurrent cell learns the copy.",
-              "accuracy of the cell less that without a memory; cell has 26 times the parameters "
-              "of none",
+              "accuracy of the cell less that without a memory, of a 26th of the parameters",
               above=0.4,
               arms=("cell", "none")),
         Claim("filter", "Taps on the last states learn it as well as the cell, to two points.",
-              "accuracy of the filter less that of the cell, and 0.02; filter has 0.11 times the "
-              "parameters of cell",
+              "accuracy of the filter (a ninth of the parameters) less that of the cell, and 0.02",
               premise="cell",
               arms=("filter", "cell")),
         Claim("attention", "So does attention over the queue.",
-              "accuracy of attention less that of the cell, and 0.02; attention has 0.82 times "
-              "the parameters of cell",
+              "accuracy of attention (four fifths of the parameters) less that of the cell, and "
+              "0.02",
               premise="cell",
               arms=("attention", "cell")),
         Claim("soft", "So does attention over a queue that is pushed by learned shares.",
-              "accuracy of the softly pushed queue less that of the cell, and 0.02; soft has 0.82"
-              " times the parameters of cell",
+              "accuracy of the softly pushed queue (four fifths of the parameters) less that of "
+              "the cell, and 0.02",
               premise="cell",
               arms=("soft", "cell")),
         Claim("soft push", "Pushed softly, the queue learns the copy better than shifted.",
               "accuracy of attention, softly pushed less shifted queue",
               arms=("soft", "attention")),
         Claim("gated", "Gated taps at every second step do, with half as many taps.",
-              "accuracy of three gated taps less that of the cell, and 0.02; gated has 0.11 times"
-              " the parameters of cell",
+              "accuracy of three gated taps (a ninth of the parameters) less that of the cell, "
+              "and 0.02",
               premise="cell",
               arms=("gated", "cell")),
         Claim("gate", "With a gate the three taps learn it better.",
-              "accuracy of three taps, gated less ungated; gated has 1.5 times the parameters of "
-              "ungated",
+              "accuracy of three taps, gated (1.5 times the parameters) less ungated",
               arms=("gated", "ungated")),
         Claim("tones", "Three gated layers of growing stride take a slow tone out of a mixture as "
               "well as the cell.",
-              "R^2 of the slow tone, gated layers less the cell, and 0.02; tones, layers has 0.19"
-              " times the parameters of tones, cell",
+              "R^2 of the slow tone, gated layers (a fifth of the parameters) less the cell, and "
+              "0.02",
               arms=("tones, layers", "tones, cell")),
         Claim("gated tones", "They do so better than layers without gates.",
-              "R^2 of the slow tone, gated layers less ungated; tones, layers has 1.7 times the "
-              "parameters of tones, ungated layers",
+              "R^2 of the slow tone, gated layers (1.7 times the parameters) less ungated",
               arms=("tones, layers", "tones, ungated layers")),
         Claim("dilated tones", "They do so better than layers of stride one, which reach less far.",
               "R^2 of the slow tone, growing stride less stride one",
               arms=("tones, layers", "tones, undilated layers")),
         Claim("dense tones", "Each layer fed with all earlier ones, they do so better.",
-              "R^2 of the slow tone, dense connections less a plain stack; tones, dense layers "
-              "has 6 times the parameters of tones, layers",
+              "R^2 of the slow tone, dense connections (six times the parameters) less a plain "
+              "stack",
               arms=("tones, dense layers", "tones, layers")),
         Claim("paths", "A softly pushed queue foretells two paths that cross as well as the cell.",
-              "R^2 of the next move of both points, soft queue less the cell, and 0.02; paths, "
-              "soft has 0.82 times the parameters of paths, cell",
+              "R^2 of the next move of both points, soft queue (four fifths of the parameters) "
+              "less the cell, and 0.02",
               arms=("paths, soft", "paths, cell")),
         Claim("path push", "It foretells them better than a shifted queue.",
               "R^2 of the next move of both points, softly pushed less shifted queue",

@@ -11,6 +11,7 @@ import sonde
 from sonde import Model
 from sonde.compress import MergeExperts, expert_use, fidelity
 from sonde.data import open_inputs
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -42,24 +43,32 @@ class MergedExpertsStudy(Study):
     place = "byte-model"
     claims = (
         Claim("lot", "Merged by routing to half, answers diverge less than merged by lot.",
-              "divergence by lot over that by routing, logarithm"),
+              "divergence by lot over that by routing, logarithm",
+              arms=("routing, apart, 0.5", "by lot, apart, 0.5")),
         Claim("use", "Means by use diverge less than even means, at half.",
-              "divergence of even means over that of means by use, logarithm"),
+              "divergence of even means over that of means by use, logarithm",
+              arms=("routing, apart, 0.5", "even, apart, 0.5")),
         Claim("quarter", "Merged to a quarter, routing is better than lot, too.",
-              "divergence by lot over that by routing, logarithm"),
+              "divergence by lot over that by routing, logarithm",
+              arms=("routing, apart, 0.25", "by lot, apart, 0.25")),
         Claim("align", "Alignment helps where experts were drawn apart.",
-              "divergence without over that with it, logarithm, at half"),
+              "divergence without over that with it, logarithm, at half",
+              arms=("routing, apart, 0.5", "not aligned, apart, 0.5")),
         Claim("not upcycled", "It helps less where all experts started from one.",
-              "difference of both logarithms"),
+              "difference of both logarithms",
+              arms=("routing, apart, 0.5", "routing, upcycled, 0.5")),
         Claim("sparse", "Low rank with columns of the residual keeps answers better than low rank "
               "alone, where each merged expert is stored in half of its numbers.",
-              "divergence of low rank alone over that of both, logarithm"),
+              "divergence of low rank alone over that of both, logarithm",
+              arms=("rank and columns", "rank alone")),
         Claim("compressed", "Merged to half and compressed to half, they diverge less than merged "
               "to a quarter, which is as small.",
-              "divergence at a quarter over that of merged and compressed, logarithm"),
+              "divergence at a quarter over that of merged and compressed, logarithm",
+              arms=("rank and columns", "routing, apart, 0.25")),
         Claim("merged first", "So do they against unmerged experts that are each compressed to a "
               "quarter.",
-              "divergence of unmerged over that of merged and compressed, logarithm"),
+              "divergence of unmerged over that of merged and compressed, logarithm",
+              arms=("rank and columns", "not merged")),
     )  # fmt: skip
     null = Claim("all kept", "Where all experts are kept, answers do not diverge.",
                  "divergence in nats, merged by routing, experts trained apart")  # fmt: skip
@@ -77,6 +86,8 @@ class MergedExpertsStudy(Study):
             calibration = open_inputs(model, [{"input_ids": t} for t in train[:TEXTS]])
             use = expert_use(model, calibration)
             inputs = open_inputs(model, [{"input_ids": t} for t in fresh])
+            named = model.module.named_parameters()
+            held = sum(p.nbytes for name, p in named if "experts" in name)
             for keep in (0.5, 0.25):
                 for arm, given in ARMS.items():
                     lots = (0, 1, 2, 3) if arm == "by lot" else (0,)
@@ -85,11 +96,13 @@ class MergedExpertsStudy(Study):
                         rule = MergeExperts(keep, "layer", **given, seed=4 * seed + lot)
                         plan = rule.plan(model, {"calibration": use})
                         found.append(fidelity(model, plan.fold(model), inputs).kl)
+                    note_for(f"{arm}, {kind}, {keep:g}", rows=TEXTS, bytes=keep * held)
                     kl[f"{arm}, {kind} | {keep:g}"] = sum(found) / len(found)
             if kind == "apart":
                 all_kept = lost_at(model, use, inputs)
             for arm, given in QUARTER.items() if kind == "apart" else ():
                 plan = MergeExperts(within="layer", **given).plan(model, {"calibration": use})
+                note_for(arm, rows=TEXTS, bytes=given["keep"] * given["size"] * held)
                 kl[f"{arm} | 0.25"] = fidelity(model, plan.fold(model), inputs).kl
 
         def gain(worse: str, better: str, keep: float, kind: str = "apart") -> float:

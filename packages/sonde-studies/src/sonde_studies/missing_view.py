@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sonde import Model
 from sonde_studies._joined_streams import FIT, JUDGE, joined_at
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
-from sonde_studies.arms import part
+from sonde_studies.arms import note_for, part
 from sonde_studies.recipes.missing_view import missing_view
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -34,22 +34,28 @@ class MissingViewStudy(Study):
     data += "the better end, 797 for heads and figures"
     claims = (
         Claim("three heads", "Without one view three heads lose less than one head on both.",
-              "accuracy with the worse view alone, three heads less one head"),
+              "accuracy with the worse view alone, three heads (twice the weights) less one head",
+              arms=("three heads", "one head")),
         Claim("left out", "So does one head that is trained with views left out at random.",
-              "accuracy with the worse view alone, views left out less one head"),
+              "accuracy with the worse view alone, views left out less one head",
+              arms=("views left out", "one head")),
         Claim("both", "Fusion beats the better view alone, with both present.",
-              "accuracy of one head with both views less that of the better view's own head"),
+              "accuracy of one head with both views less that of the better view's own head, of "
+              "half the weights",
+              arms=("one head", "own head")),
         Claim("depth", "Streams that are joined late lose less without a view than early ones.",
               "accuracy with the worse view alone, late less early",
               arms=("late", "early")),
         Claim("middle", "Joined in the middle they are better with both than early or late.",
-              "accuracy with both views, middle less the better of early and late"),
+              "accuracy with both views, middle less the better of early and late",
+              arms=("middle", "late")),
         Claim("everywhere", "Joined at three depths they are better with both than late alone.",
-              "accuracy with both views, three depths less late; everywhere has 1.9 times the "
-              "parameters of late",
+              "accuracy with both views, three depths (1.9 times the parameters) less late",
               arms=("everywhere", "late")),
         Claim("noise", "A second view of noise costs one head on both.",
-              "accuracy of the first view's own head less that of one head with both"),
+              "accuracy of the first view's own head less that of one head with both, of twice "
+              "the weights",
+              arms=("one head", "own head")),
     )  # fmt: skip
     null = Claim(
         "lot",
@@ -68,6 +74,10 @@ class MissingViewStudy(Study):
         tick("fuse")
         draw = torch.Generator().manual_seed(seed)
         noise, lot = torch.rand(len(x), 32, generator=draw), torch.randperm(len(x), generator=draw)
+        width = [*encoders[0].module.parameters()][-1].shape[0]
+        n_heads = {"one head": 2, "views left out": 2, "three heads": 4, "own head": 1}
+        for name, widths in n_heads.items():
+            note_for(name, rows=len(x) - JUDGE, parameters=10 * width * widths)
         worse, better = worse_and_better(heads, halves, label)
         found, noisy, told = (
             _scores(encoders, views, names, seed)

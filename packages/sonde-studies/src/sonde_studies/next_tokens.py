@@ -33,16 +33,15 @@ class NextTokensStudy(Study):
     claims = (
         Claim("branch", "A second upper block that is trained for later letters says them better "
               "than maps on the finished states.",
-              "nats of the letters two to four ahead, maps less branch; branch has 3.8 times the "
-              "parameters of maps",
+              "nats of the letters two to four ahead, maps less branch, which has 3.8 times the "
+              "parameters",
               arms=("branch", "maps")),
         Claim("joint", "Learned from the start they are said better still.",
-              "nats of the letters two to four ahead, branch less joint; joint has 1.9 times the "
-              "parameters of branch",
+              "nats of the letters two to four ahead, branch less joint, which trains 1.9 times "
+              "the parameters",
               arms=("joint", "branch")),
         Claim("next", "The next letter is then said no worse, to two hundredths of a nat.",
-              "nats of the next letter, alone less joint, and 0.02; joint has 1.2 times the "
-              "parameters of alone",
+              "nats of the next letter, alone less joint (a fifth more parameters), and 0.02",
               arms=("joint", "alone")),
         Claim("draft", "More than half of the letters drafted by the branch are what the net then "
               "says itself.", "share of letters two ahead, less 0.5"),

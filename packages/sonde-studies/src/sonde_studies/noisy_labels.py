@@ -46,8 +46,8 @@ class NoisyLabelsStudy(Study):
         Claim("spread", "Labels spread over neighbours are right more often than the given ones.",
               "share of right labels, spread less given"),
         Claim("taught", "Two nets that choose rows for each other answer clean rows better.",
-              "accuracy of co-teaching less that of plain training; co-teaching has 2 times the "
-              "parameters of plain",
+              "accuracy of co-teaching, which trains twice the parameters, less that of plain "
+              "training",
               arms=("co-teaching", "plain")),
         Claim("both", "Nested dropout in both nets, cut to 16 units, is worth two points more.",
               "accuracy of co-teaching, 16 units with nested dropout less all without", above=0.02,

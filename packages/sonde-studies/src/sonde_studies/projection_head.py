@@ -32,8 +32,8 @@ class ProjectionHeadStudy(Study):
         Claim("kept", "Below a learned head the brightness, which views change, is kept.",
               "accuracy of a probe of brightness, before the head less after it"),
         Claim("more", "More of it than without a head.",
-              "accuracy of a probe of brightness, before the learned head less without a head; "
-              "mlp has 1.1 times the parameters of none",
+              "accuracy of a probe of brightness, before the learned head (a tenth more "
+              "parameters) less without a head",
               arms=("mlp", "none")),
         Claim("class", "The digit is not said worse before the head than after it, to a point.",
               "accuracy of a probe of the digit, before less after, and 0.01"),

@@ -72,7 +72,7 @@ class RouteByScoreStudy(Study):
         Claim("in turn", "Heads that are trained in turn, each on rows that are its own, are right "
               "more often.",
               "accuracy with three tenths sent, in turn less apart, equal updates of each head; "
-              "in turn has 0.91 times the parameters of apart",
+              "in turn a step moves the parameters of one head",
               arms=("in turn", "apart")),
         Claim("confidence", "The evenness of the weak head's answer sends better rows than lot "
               "does.", "accuracy with three tenths sent, by confidence less by lot, in turn"),

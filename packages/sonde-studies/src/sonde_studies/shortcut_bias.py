@@ -37,25 +37,25 @@ class ShortcutBiasStudy(Study):
         Claim(
             "relu, 120",
             "After 120 steps a ReLU net leans on it more than a linear rule.",
-            "difference of biases; relu has 65 times the parameters of linear",
+            "difference of biases; the net has 65 times the parameters",
             arms=("relu", "linear"),
         ),
         Claim(
             "tanh, 120",
             "After 120 steps a tanh net leans on it more than a linear rule.",
-            "difference of biases; tanh has 65 times the parameters of linear",
+            "difference of biases; the net has 65 times the parameters",
             arms=("tanh", "linear"),
         ),
         Claim(
             "relu, 2000",
             "After 2,000 steps a ReLU net does.",
-            "difference of biases; relu has 65 times the parameters of linear",
+            "difference of biases; the net has 65 times the parameters",
             arms=("relu", "linear"),
         ),
         Claim(
             "equal loss",
             "It does at a training loss of .0155.",
-            "difference of biases; relu has 65 times the parameters of linear",
+            "difference of biases; the net has 65 times the parameters",
             arms=("relu", "linear"),
         ),
         Claim(

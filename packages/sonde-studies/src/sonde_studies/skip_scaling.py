@@ -35,8 +35,8 @@ class SkipScalingStudy(Study):
               "thousandths: mean absolute change of its logarithm in a step, plain less scaled",
               arms=("scaled", "plain")),
         Claim("learned", "So it does with learned ones.",
-              "thousandths: mean absolute change of its logarithm in a step, plain less learned; "
-              "learned has 1.5 times the parameters of plain",
+              "thousandths: mean absolute change of its logarithm in a step, plain less learned, "
+              "which has 1.5 times the parameters",
               arms=("learned", "plain")),
         Claim("loss", "The loss is no higher, to a twentieth.",
               "plain less scaled, over plain, and 0.05",

@@ -34,15 +34,14 @@ class SliceContextStudy(Study):
               "share of the bits that is saved",
               arms=("both", "factorised")),
         Claim("slices", "Slices alone do.",
-              "share of the bits that is saved; slices has 2.9 times the parameters of factorised",
+              "share of the bits that is saved, with 2.9 times the parameters",
               arms=("slices", "factorised")),
         Claim("checkerboard", "A checkerboard adds to slices.",
-              "bits of slices less bits of both, as a share of the former; both has 2 times the "
-              "parameters of slices",
+              "bits of slices less bits of both, with twice the parameters, as a share of the "
+              "former",
               arms=("both", "slices")),
         Claim("attention", "Attention to earlier slices adds to both.",
-              "bits without less bits with it, as a share of the former; attention has 1.1 times "
-              "the parameters of both",
+              "bits without less bits with it, a tenth more parameters, as a share of the former",
               arms=("attention", "both")),
         Claim("code", "The stream is at most 2 % longer than the estimate.",
               "0.02 less the excess, header left out"),

@@ -21,12 +21,12 @@ class SlimInTurnStudy(Study):
     data = "sonde:digits; 300 of its training images to train on, its test images to judge"
     claims = (
         Claim("in turn", "With half left out, two steps diverge less than one of as many epochs.",
-              "logarithm of the divergence of one step over that of two; two steps, 50% has 1.9 "
-              "times the parameters of one step, 50%",
+              "logarithm of the divergence of one step over that of two, of which the first "
+              "trains 1.9 times the parameters",
               arms=("two steps, 50%", "one step, 50%")),
         Claim("quarter", "With a quarter left out they do.",
-              "logarithm of the divergence of one step over that of two; two steps, 25% has 1.3 "
-              "times the parameters of one step, 25%",
+              "logarithm of the divergence of one step over that of two, of which the first "
+              "trains 1.3 times the parameters",
               arms=("two steps, 25%", "one step, 25%")),
         Claim("training", "Training lowers the divergence at half to a tenth.",
               "logarithm of the divergence without training over that with it, less log 10"),

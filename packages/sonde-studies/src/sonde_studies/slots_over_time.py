@@ -56,12 +56,10 @@ class SlotsOverTimeStudy(Study):
         Claim("slots kept", "A running reference keeps more of learned slots too.",
               "share of steps that keep the identity, reference less frame to frame"),
         Claim("refined", "A refiner along time names the slots of a track better than each alone.",
-              "accuracy of the names, refined less alone; refined has 2.1 times the parameters of"
-              " alone",
+              "accuracy of the names, refined (2.1 times the parameters) less alone",
               arms=("refined", "alone")),
         Claim("beyond", "It names them better than the mean of the track does.",
-              "accuracy of the names, refined less mean; refined has 2.1 times the parameters of "
-              "mean",
+              "accuracy of the names, refined (2.1 times the parameters) less mean",
               arms=("refined", "mean")),
     )  # fmt: skip
     null = Claim("alike", "Three objects that are one digit under noise cannot be told apart.",

@@ -29,16 +29,13 @@ class StructuredTransferStudy(Study):
     data = "digits: 1,200 for the teacher, 100 of them for the narrow net, 597 to judge"
     claims = (
         Claim("inside", "The maps of each layer teach more than the answers alone.",
-              "accuracy, maps and answers less answers; inside has 1.3 times the parameters of "
-              "answers",
+              "accuracy, maps and answers (1.3 times the parameters) less answers",
               arms=("inside", "answers")),
         Claim("between", "So do the relations between layers.",
-              "accuracy, relations and answers less answers; between has 1.3 times the parameters"
-              " of answers",
+              "accuracy, relations and answers (1.3 times the parameters) less answers",
               arms=("between", "answers")),
         Claim("both", "Both together teach more than the answers alone.",
-              "accuracy, both and answers less answers; both has 1.3 times the parameters of "
-              "answers",
+              "accuracy, both and answers (1.3 times the parameters) less answers",
               arms=("both", "answers")),
         Claim("teacher", "As targets the teacher's maps are better than those of an untrained net.",
               "accuracy, both less both of an untrained net",

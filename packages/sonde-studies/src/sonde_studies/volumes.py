@@ -42,21 +42,20 @@ class VolumesStudy(Study):
     data = "digits at eight sizes, four orders, noise: 1,200 stacks, 100 with labels, 597 to judge"
     claims = (
         Claim("joint", "All together tell the shape of a stack better than slices alone.",
-              "accuracy of a probe of the shape, all less slices; all has 2.4 times the "
-              "parameters of slices",
+              "accuracy of a probe of the shape, all (2.4 times the parameters) less slices",
               arms=("all", "slices")),
         Claim("hidden", "Hidden slices that are rebuilt add to slices and stacks.",
               "accuracy of a probe of the shape, all less slices and stacks",
               arms=("all", "slices and stacks")),
         Claim("slice", "A single slice is named no worse than after slices alone, to two points.",
-              "accuracy of a probe of the digit on slices, all less slices, and 0.02; all has 2.4"
-              " times the parameters of slices",
+              "accuracy of a probe of the digit on slices, all (2.4 times the parameters) less "
+              "slices, and 0.02",
               arms=("all", "slices")),
         Claim("taught", "The shape is told better than by the untrained net.",
               "accuracy of a probe of the shape, all less untrained"),
         Claim("deformable", "Deformable attention over slices tells the shape better than plain.",
-              "accuracy of a probe of the shape, deformable less all; deformable has 0.93 times "
-              "the parameters of all",
+              "accuracy of a probe of the shape, deformable, with fewer parameters by 7 %, less "
+              "all",
               arms=("deformable", "all")),
     )  # fmt: skip
     null = Claim("shuffled", "Of stacks whose slices lie in an order by lot, no shape can be told.",

@@ -59,8 +59,7 @@ class WhereTasksPartStudy(Study):
               "accuracy, last less first",
               arms=("names: late", "names: early")),
         Claim("everywhere", "Experts in the last layer beat experts in every layer.",
-              "accuracy, last layer less all layers; names: late has 0.51 times the parameters of"
-              " names: everywhere",
+              "accuracy, last layer less all layers, which have twice the parameters",
               arms=("names: late", "names: everywhere")),
         Claim("families", "Experts of families, as many parameters, serve poor languages better.",
               "accuracy in languages of 100 rows, families less languages",
