@@ -119,6 +119,7 @@ STUDIES: dict[str, str] = {
     "masked-objectives": "MaskedObjectivesStudy",
     "masked-units": "MaskedUnitsStudy",
     "massive-states": "MassiveStatesStudy",
+    "matches-of-three": "MatchesOfThreeStudy",
     "memories": "MemoriesStudy",
     "memory-without-recurrence": "MemoryWithoutRecurrenceStudy",
     "merged-experts": "MergedExpertsStudy",

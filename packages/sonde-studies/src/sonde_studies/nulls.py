@@ -39,7 +39,7 @@ _SEEN: dict[str, str] = {
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
         two-stage-distillation attending-lookup
-        referred-slots stacked-pretrained random-pathways""",
+        referred-slots stacked-pretrained random-pathways matches-of-three""",
     "overfit probe": """spoken-prefix
         alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
