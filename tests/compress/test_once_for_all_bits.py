@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from sonde.compress import RTN, OnceForAllBits, fidelity
 from sonde.compress._layers import weighted_layers
-from sonde.compress.once_for_all_bits import _Adapted, draw_widths
+from sonde.compress.once_for_all_bits import SWEEP, _Adapted, _Mixtures, draw_widths
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.testing.rewrite_laws import labelled_images, small_net
@@ -27,6 +27,29 @@ def test_sums_are_equally_likely_and_so_are_mixtures_of_a_sum():
         mixtures = [m for m in every if sum(m) == total]
         assert len(mixtures) > 3, total
         assert chisquare([drawn.count(m) for m in mixtures]).pvalue > 1e-3
+
+
+@pytest.mark.truth("the normal density at each sum, and its centre moved by hand")
+def test_a_schedule_moves_over_the_sums_and_gives_each_its_turn():
+    n, widths, turns = 3, (2, 3, 4), 300
+    mixtures, draw = _Mixtures(n, widths, "schedule"), torch.Generator().manual_seed(0)
+    sums = torch.tensor(
+        [[sum(mixtures.draw(draw)) for _ in range(SWEEP)] for _ in range(turns)]
+    ).double()
+    at = torch.arange(6, 13).double()
+    for step in (0, 5, SWEEP // 2, SWEEP - 3):
+        centre = 6 + 6 * min(step, SWEEP - step) / (SWEEP / 2)
+        wanted = torch.exp(-((at - centre) ** 2) / (2 * 0.9**2))
+        wanted = turns * wanted / wanted.sum()
+        counts = torch.stack([(sums[:, step] == total).sum() for total in at]).double()
+        kept = wanted > 2
+        assert chisquare(
+            [*counts[kept], counts[~kept].sum() + 1e-9], [*wanted[kept], wanted[~kept].sum() + 1e-9]
+        ).pvalue > 1e-3, step  # fmt: skip
+    alone = _Mixtures(n, widths, "layers")
+    apart = torch.tensor([sum(alone.draw(draw)) for _ in range(sums.numel())])
+    assert 0.8 < (apart == 6).double().mean() * 27 < 1.2
+    assert (sums == 6).double().mean() > 2.2 / 27
 
 
 @pytest.mark.truth("RTN at the width of each layer, bit for bit")
@@ -79,6 +102,20 @@ def test_training_once_serves_every_mixture():
     n = {"10": net[10].weight.numel(), "11": net[11].weight.numel()}
     assert sum(n[k] * b for k, b in cheap.bits.items()) <= 2.2 * sum(n.values())
     assert cheap.bits == {"10": 2, "11": 4}
+
+
+def test_a_shared_correction_is_one_for_all_widths():
+    net, (x, _) = small_net(), labelled_images(0, 16)
+    data = open_inputs(Model(net), x)
+    one, each = (
+        OnceForAllBits.train(
+            net, data, (2, 4), group=16, rank=4, epochs=3, is_shared=shared, progress=False
+        ).corrections["10"]
+        for shared in (True, False)
+    )
+    assert all(a.equal(b) for a, b in zip(one[2], one[4], strict=True))
+    assert one[2][0].abs().sum() > 0
+    assert not any(a.equal(b) for a, b in zip(each[2], each[4], strict=True))
 
 
 def test_what_is_missing_is_refused():

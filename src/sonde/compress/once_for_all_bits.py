@@ -7,7 +7,7 @@ cheaper.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,10 @@ from sonde.weights.tuning import Trainee, row_losses, tuned, with_copy
 Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]
 MOST_RUN = 16
 """Examples on which answers are compared, for each layer and width."""
+Sampling = Literal["sums", "schedule", "layers"]
+SWEEP, SPREAD = 32, 0.15
+"""Batches in which a schedule goes from the smallest mean width to the largest and back; standard
+deviation of the mean width at one batch, in units of the whole range."""
 
 
 @final
@@ -43,8 +47,8 @@ class OnceForAllBits(Rewrite):
     Cost         ``train``: two forwards and a backward for each batch; then one rounding.
     Assumes      inputs of the kind that the model will meet.
     Differs      from the paper: corrections are rounded with the weight, so that packed codes are
-                 all that is kept; gradients pass straight through the rounding; all widths are
-                 drawn equally often.
+                 all that is kept; gradients pass straight through the rounding; by default all
+                 mean widths are drawn equally often, where the paper's schedule moves over them.
 
     Parameters
     ----------
@@ -111,6 +115,8 @@ class OnceForAllBits(Rewrite):
         epochs: int = 1,
         seed: int = 0,
         layers: Sequence[str] | None = None,
+        sampling: Sampling = "sums",
+        is_shared: bool = False,
         progress: bool = True,
     ) -> "OnceForAllBits":
         """Return the rewrite with corrections for all combinations of some widths.
@@ -127,8 +133,20 @@ class OnceForAllBits(Rewrite):
             Of the training by Adam.
         layers : sequence of str, optional
             As in the class.
+        sampling : "sums", "schedule" or "layers", default="sums"
+            How a step draws its mixture. "sums": every mean width is equally likely. "schedule":
+            the paper's, a normal distribution of the mean width, whose centre moves from the
+            smallest width to the largest and back within 32 batches. "layers": every layer by
+            itself, so that few steps are near the smallest or the largest mean width.
+        is_shared : bool, default=False
+            Train one correction of each layer for all its widths. The paper trains one for each.
         progress : bool, default=True
         """
+        if sampling not in get_args(Sampling):
+            raise InputError(
+                "OnceForAllBits.train: expected sampling to be one of "
+                f"{', '.join(get_args(Sampling))}, got {sampling!r}."
+            )
         live = as_model(model)
         inputs = data if isinstance(data, Inputs) else open_inputs(live, data)
         for bits in widths:
@@ -137,13 +155,14 @@ class OnceForAllBits(Rewrite):
         new = with_copy(live.module)
         new.requires_grad_(False)
         draw = torch.Generator().manual_seed(seed)
-        own = {one.name: _Adapted(one, widths, group, rank, draw) for one in weighted}
+        own = {one.name: _Adapted(one, widths, group, rank, draw, is_shared) for one in weighted}
         for name, adapted in own.items():
             register_parametrization(new.get_submodule(name), "weight", adapted, unsafe=True)
         teacher = row_losses(live, live.module, inputs)
+        mixtures = _Mixtures(len(own), widths, sampling)
 
         def loss(trainee: Trainee, batch: InputBatch) -> Tensor:
-            drawn = draw_widths(len(own), widths, trainee.draw)
+            drawn = mixtures.draw(trainee.draw)
             for adapted, bits in zip(own.values(), drawn, strict=True):
                 adapted.bits = bits
             with torch.no_grad():
@@ -189,11 +208,31 @@ class OnceForAllBits(Rewrite):
         return replace(self, bits={layer.name: widths[k] for layer, k in pairs})
 
 
-def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[int]:
+class _Mixtures:
+    """Draw a width for each of ``n`` layers, step after step."""
+
+    def __init__(self, n: int, widths: Sequence[int], sampling: Sampling) -> None:
+        self.n, self.widths, self.sampling, self.step = n, widths, sampling, 0
+
+    def draw(self, draw: torch.Generator) -> list[int]:
+        """Return the mixture of the next step."""
+        step, self.step = self.step, self.step + 1
+        if self.sampling == "layers":
+            drawn = torch.randint(len(self.widths), (self.n,), generator=draw).tolist()
+            return [self.widths[k] for k in drawn]
+        if self.sampling == "sums":
+            return draw_widths(self.n, self.widths, draw)
+        return draw_widths(self.n, self.widths, draw, 1 - abs(1 - 2 * (step % SWEEP) / SWEEP))
+
+
+def draw_widths(
+    n: int, widths: Sequence[int], draw: torch.Generator, centre: float | None = None
+) -> list[int]:
     """Return a width for each of ``n`` layers, drawn by first drawing their sum.
 
-    All sums that exist are equally likely, and all mixtures of a sum. Widths drawn layer by layer
-    would nearly always have a sum near the middle.
+    All sums that exist are equally likely, or weighted by a normal distribution around a
+    ``centre`` between 0, the smallest sum, and 1, the largest; all mixtures of a sum are equally
+    likely. Widths drawn layer by layer would nearly always have a sum near the middle.
     """
     ways = [{0: 1}]
     for _ in range(n):
@@ -203,7 +242,13 @@ def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[in
                 more[total + width] = more.get(total + width, 0) + count
         ways.append(more)
     sums = sorted(ways[-1])
-    total = sums[int(torch.randint(len(sums), (1,), generator=draw))]
+    if centre is None:
+        total = sums[int(torch.randint(len(sums), (1,), generator=draw))]
+    else:
+        at = torch.tensor(sums, dtype=torch.float64)
+        away = (at - at[0]) / (at[-1] - at[0]).clamp(min=1) - centre
+        chances = (-((away / SPREAD) ** 2) / 2).softmax(0)
+        total = sums[int(torch.multinomial(chances, 1, generator=draw))]
     drawn: list[int] = []
     for left in range(n - 1, -1, -1):
         chances = torch.tensor(
@@ -226,18 +271,21 @@ class _Adapted(nn.Module):
         group: int,
         rank: int,
         draw: torch.Generator,
+        is_shared: bool = False,
     ) -> None:
         super().__init__()
         n_out, n_in = layer.matrix().shape
         self.bits, self.group = max(widths), group
-        self.lefts = nn.ParameterDict({str(b): torch.zeros(n_out, rank) for b in widths})
+        self.source = {b: str(widths[0] if is_shared else b) for b in widths}
+        keys = dict.fromkeys(self.source.values())
+        self.lefts = nn.ParameterDict({key: torch.zeros(n_out, rank) for key in keys})
         self.rights = nn.ParameterDict(
-            {str(b): torch.randn(rank, n_in, generator=draw) / n_in**0.5 for b in widths}
+            {key: torch.randn(rank, n_in, generator=draw) / n_in**0.5 for key in keys}
         )
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight, with straight-through gradients."""
-        key = str(self.bits)
+        key = self.source[self.bits]
         wanted = weight.flatten(1) + self.lefts[key] @ self.rights[key]
         exact = wanted.detach().double()
         rounded_weight = rounded(
@@ -247,4 +295,7 @@ class _Adapted(nn.Module):
 
     def factors(self) -> dict[int, Factors]:
         """Return both thin matrices for each width."""
-        return {int(b): (x.detach(), self.rights[b].detach()) for b, x in self.lefts.items()}
+        return {
+            b: (self.lefts[key].detach(), self.rights[key].detach())
+            for b, key in self.source.items()
+        }

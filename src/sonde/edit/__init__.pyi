@@ -26,6 +26,8 @@ from sonde.edit.directional_ablation import DirectionalAblation as DirectionalAb
 from sonde.edit.dola import DoLa as DoLa
 from sonde.edit.drop_passive import DropPassive as DropPassive
 from sonde.edit.emulated_finetune import EmulatedFinetune as EmulatedFinetune
+from sonde.edit.facts_in_context import FactsInContext as FactsInContext
+from sonde.edit.facts_in_context import facts_in_context as facts_in_context
 from sonde.edit.find_backdoor import BackdoorFinding as BackdoorFinding
 from sonde.edit.find_backdoor import Triggered as Triggered
 from sonde.edit.find_backdoor import find_backdoor as find_backdoor

@@ -116,6 +116,11 @@ def first_token(model: Model, answer: str) -> int:
     return ids[len(_own_space(model))]
 
 
+def beginning(model: Model, answer: str) -> str:
+    """Return the text of the first token of an answer, with the space before it."""
+    return model.processor.decode([*_own_space(model), first_token(model, answer)])
+
+
 def _own_space(model: Model) -> list[int]:
     """Return the token of a space that stands before a word; empty if it belongs to the word."""
     tokenizer: Any = model.processor

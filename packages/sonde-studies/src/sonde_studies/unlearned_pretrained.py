@@ -8,8 +8,9 @@ from typing import Any, final
 import torch
 
 from sonde import Model
+from sonde.edit import facts_in_context
 from sonde_studies._help_pages import language_model
-from sonde_studies._world_facts import RELATIONS, first_token, known_answers, next_log_p
+from sonde_studies._world_facts import RELATIONS, beginning, first_token, known_answers, next_log_p
 from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -59,20 +60,26 @@ class UnlearnedPretrainedStudy(Study):
         tick("unlearning")
         new = unlearned(model, forget, retain, source, 1 if tiny else STEPS)
         share: dict[str, float] = {}
+        tick("facts in context")
+        facts = [
+            {
+                "prompt": asked(subject), "completion": beginning(model, answer),
+                "note": note_on(subject, answer), "beside": note_on(*beside),
+            }
+            for (subject, answer), beside in zip(forget.items(), known[FORGOTTEN:], strict=True)
+        ]  # fmt: skip
+        columns = {"note_column": "note", "other_column": "beside"}
+        recalled = facts_in_context(model, new, facts, **columns)
         for name, module in {"before": model.module, "after": new}.items():
             tick(name)
-            own = {note_on(*pair) + asked(pair[0]): pair[1] for pair in forget.items()}
-            other = {
-                note_on(*beside) + asked(subject): answer
-                for (subject, answer), beside in zip(forget.items(), known[FORGOTTEN:], strict=True)
-            }
+            for prompt in ("alone", "own", "other"):
+                share[f"{prompt} | {name}"] = recalled.share(name, prompt)
             kinds = {
                 "other words": {
                     note_on(s, a) + CAPITALS.wordings[0].format(s): a for s, a in forget.items()
                 },
-                "alone": {asked(s): a for s, a in forget.items()}, "own": own, "other": other,
                 "retained": {asked(s): a for s, a in retain.items()},
-            }  # fmt: skip
+            }
             for kind, prompts in kinds.items():
                 share[f"{kind} | {name}"] = right(model, module, prompts)
         return {
