@@ -15,7 +15,7 @@ from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accu
 from sonde_studies.places import PLACES
 from tools import study_table
 
-BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS, UNNAMED_ARMS = 27, 56, 411, 411
+BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS, UNNAMED_ARMS = 2, 56, 411, 411
 """Null arms of two equal runs, claims that can hardly fail (fewer, never more); claims that name
 the two arms whose rows, updates and parameters are compared (more, never fewer); claims whose
 figure compares, and which do not (fewer, never more)."""
@@ -25,13 +25,8 @@ BAR = re.compile(rf"^{NUMBER} less\b|(, and|,? less|^) ?{NUMBER}\b")
 """What a figure is compared with if it is a bar and no arm."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
 LINEAR_ALONE = {
-    ("attention-bottleneck", "factors"),
-    ("factor-contrast", "scene"),
-    ("factor-contrast", "motion"),
     ("swapped-codes", "hidden"),
     ("dense-contrast", "whole"),
-    ("projection-head", "class"),
-    ("volumes", "slice"),
 }
 """Claims of absence, or of no loss, that a linear probe alone reads; they wait for a new run."""
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
+from sonde import load
 from sonde.compress import (
     RTN,
     BitStack,
@@ -14,23 +16,33 @@ from sonde.compress import (
     WeightCodebook,
 )
 from sonde.core import CachePacking
-from sonde.explain import FaultLines
+from sonde.data import open_inputs
+from sonde.detect import DictLookup
+from sonde.edit import NGrams, SuperposedGenerate
+from sonde.explain import FaultLines, SparseAutoencoder
 from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
-from sonde_studies import class_panel
+from sonde_studies import _signed_directions, abstopk, class_panel, length_law
 from sonde_studies._bit_orders import BLOCKS, rounded_net
 from sonde_studies._blocks import block_digits
 from sonde_studies._cached import SmallerCaches, pieces
 from sonde_studies._digits import digits, encoder, shuffled
+from sonde_studies._drafts import drafts_of, judged
+from sonde_studies._forgetting import CLASS, world
 from sonde_studies._help_pages import gains_of, language_model
 from sonde_studies._patch_lookup import plain_lookup
 from sonde_studies._patches import image_area
 from sonde_studies._planted import PatchAttention
 from sonde_studies._separation import area
 from sonde_studies._shrunk import wide_net
+from sonde_studies._trigger import surer_of
+from sonde_studies._trigger import trained as trained_on_digits
 from sonde_studies._world_facts import known_answers
+from sonde_studies._written import code
+from sonde_studies._written import pieces as pieces_of
 from sonde_studies.costarr import scored_arms
-from sonde_studies.depth_pretrained import share_by_lot
 from sonde_studies.memories import DIM, unasked_for
+from sonde_studies.parts.lots import share_by_lot
+from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.stacked_blocks import reopened
 from sonde_studies.stacked_pretrained import costs_of
 from sonde_studies.stacked_pretrained import own_gain as gain_of_texts
@@ -41,7 +53,8 @@ from sonde_studies.unlearned_pretrained import (
     read_as_before,
     unlearned,
 )
-from sonde_studies.worlds.learning import drawn
+from sonde_studies.unlearning_audit import traces_lost
+from sonde_studies.worlds.learning import digit_images, drawn
 
 HEAD = "lm_head.weight"
 
@@ -249,3 +262,105 @@ def test_unlearning_that_changes_how_notes_are_read_is_seen_by_made_up_countries
             parts = dict(known[:4]), dict(known[4:])
             read.append(read_as_before(model, unlearned(model, *parts, source, 6, rate), made_up))
         assert _seen(read) == harms
+
+
+@pytest.mark.slow
+def test_too_low_a_bar_of_likeness_is_seen_by_directions_that_made_no_row(monkeypatch):
+    how = abstopk.NARROW | {"passes": 2, "act": "abstopk"}
+    found = list[tuple[float, float]]()
+    for seed in range(4):
+        x = abstopk.planted(2_048, seed)[0]
+        features = SparseAutoencoder(seed=seed, **how).fit(x)
+        shares = list[float]()
+        for bar in (0.9, 0.5):
+            monkeypatch.setattr(_signed_directions, "ALIKE", bar)
+            shares.append(abstopk.both_signs(features, x, abstopk.others(seed)))
+        found.append((shares[0], shares[1]))
+    assert not _seen(high for high, _ in found)
+    assert _seen(low for _, low in found)
+
+
+@pytest.mark.slow
+def test_images_that_were_learned_are_seen_by_halves_of_the_fresh_ones():
+    for leaks in (False, True):
+        areas = list[float]()
+        for seed in range(8):
+            x, label = digit_images(seed)
+            net = trained_on_digits(x[:200], label[:200], seed, False)
+            others = x[:200] if leaks else x[200:1_000:2]
+            areas.append(surer_of(net, others, x[201:1_000:2]) - 0.5)
+        assert _seen(areas) == leaks
+
+
+def test_the_own_popular_answer_is_seen_by_that_of_another_family():
+    """The net says a fact's popular answer more often the longer the name is."""
+    for leaks in (False, True):
+        slopes = list[float]()
+        for seed in range(6):
+            draw, hits = Random(seed), list[int]()
+            rarer = [(f, n) for f, n in length_law._drawn(seed, 20) if f.rare and f.ratio > 1]
+            asked = rarer if leaks else length_law.beside_others(rarer)
+            own = {(f.family, f.given): f.rival for f, _ in rarer}
+            for i, n in enumerate(length_law.LENGTHS):
+                said = [(f.rival, own[f.family, f.given]) for f, m in asked if m == n]
+                hits.append(sum(draw.random() < 0.2 * (i + 1) and a == b for a, b in said))
+            each, lengths = len(asked) // len(hits), [float(n) for n in length_law.LENGTHS]
+            law = length_law.log_linear(lengths, hits, [each] * len(hits))
+            slopes.append(float(law.value))
+        assert _seen(slopes) == leaks
+
+
+@pytest.mark.slow
+def test_images_that_judge_among_the_few_are_seen_by_a_sparse_lookup():
+    for leaks in (False, True):
+        areas = list[float]()
+        for seed in range(8):
+            draw = torch.Generator().manual_seed(seed)
+            few, usual, clean = torch.randn(3, 12, 4, 16, generator=draw)
+            score = DictLookup().fit((usual if leaks else few)[:4].flatten(0, 1)).score
+            maps = [score(x.flatten(0, 1)).reshape(-1, 4) for x in (usual, clean)]
+            areas.append(image_area(*maps) - 0.5)
+        assert _seen(areas) == leaks
+
+
+@pytest.mark.slow
+def test_n_grams_of_some_weight_are_seen_by_drafts_at_weight_0():
+    model = load("sonde:stdlib").module
+    draw = np.random.default_rng(0)
+    texts = torch.tensor(pieces_of(code(), 40, 48, draw))
+    grams = NGrams.of(pieces_of(code(), 40, 64, draw))
+    for mix in (0.0, 1.0):
+        rules = SuperposedGenerate(2), SuperposedGenerate(2, ngrams=grams, mix=mix)
+        moved = list[float]()
+        for some in texts.split(4):
+            means = list[float]()
+            for rule in rules:
+                drafts, _ = drafts_of(model, some[:, :32], 16, {"custom_generate": rule})
+                means.append(judged(model, drafts, some, 32, 4)["mean"])
+            moved.append(means[1] - means[0])
+        assert _seen(moved) == (mix > 0)
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_not_off_is_seen_by_the_traces_of_a_class():
+    for rate in (1e-12, 3.0):
+        lost = list[float]()
+        for seed in range(8):
+            model, x, label, n = world(seed, True)
+            rows = [{"input": a, "label": int(c)} for a, c in zip(x, label, strict=True)]
+            own, others = (
+                [r for r in rows[n : 2 * n] if (r["label"] == CLASS) == same]
+                for same in (True, False)
+            )
+            inputs = {
+                name: open_inputs(model, [r for r in rows[:n] if (r["label"] == CLASS) == same])
+                for name, same in (("forget", True), ("retain", False))
+            }
+
+            def audit(net, model=model, own=own, others=others, seed=seed):
+                return unlearning_audit(
+                    model, net, own, others, gold=model, seed=seed, progress=False
+                )
+
+            lost.append(traces_lost(model, inputs, rate, seed, audit))
+        assert _seen(lost) == (rate > 1e-6)

@@ -16,8 +16,10 @@ from torch import nn
 import sonde
 from sonde.compress import (
     RTN,
+    AdaptiveModules,
     AlternateSlim,
     BlockRounding,
+    ConditionalCodec,
     DataFreeCompress,
     DecoupleQ,
     OnceForAllBits,
@@ -32,25 +34,39 @@ from sonde_studies import (
     attention_steer,
     causal_graph,
     coda,
+    conditional_latents,
     domain_experts,
+    eft,
     gradient_phases,
+    increment_penalty,
     information_plane,
+    inpaint,
     joined_attention,
     lol,
     merged_experts,
+    neuron_lens,
+    next_pixel,
     prompt_compression,
+    reader_feedback,
+    scalar_codes,
+    size_fidelity,
     skip_scaling,
     smooth_frames,
+    stage_swap,
 )
 from sonde_studies._bit_rule import bit_rule, untrained
 from sonde_studies._careless_facts import facts_told_carelessly
 from sonde_studies._flow_matching import Denoiser
 from sonde_studies._layers import layers_of
-from sonde_studies._recipe_data import mlp, shuffled_digits
+from sonde_studies._learner_counts import nats_if_dealt, nats_of
+from sonde_studies._passages import Reader, Retriever, questions_and_passages
+from sonde_studies._recipe_data import items_of, mlp, shuffled_digits
 from sonde_studies._shrunk import conv_net, shipped_net, wide_net
+from sonde_studies._table_of_digits import digit_table, requests_of, table_net
+from sonde_studies._taught_retriever import gains, taught_by, train_reader
 from sonde_studies.study import NULL_LEVEL, Outcome
 from sonde_studies.worlds.facts import Schooling, facts_and_model
-from sonde_studies.worlds.learning import drawn
+from sonde_studies.worlds.learning import drawn, squares_of
 
 SEEDS = 8
 FEWER = (
@@ -199,24 +215,134 @@ def _silent(seed, off):
     return sum(lost) / len(lost)
 
 
+def _units(seed, off):
+    base = _bytes().module
+    ids = torch.randint(256, (200, 48), generator=torch.Generator().manual_seed(seed))
+    other = neuron_lens._tuned(base, ids, 0 if off else 4, seed)
+    sites = [f"model.layers.{i}.mlp.{name}" for i in (0, 1) for name in ("up_proj", "down_proj")]
+    shares = neuron_lens.kept(base, other, sites)
+    return 1 - sum(shares) / len(shares)
+
+
+def _stages(seed, off):
+    x, label = shuffled_digits(seed)
+    net = stage_swap._trained(x, label, seed, 60)
+    other = stage_swap.reordered(net, seed) if off else stage_swap._with_noise(net, seed)
+    return stage_swap.lost_by_swap(stage_swap.swapped([net, other], x[700:], label[700:], seed))
+
+
+def _dealt(seed, off):
+    draw = torch.Generator().manual_seed(seed)
+    net = table_net(*_requests(seed), seed, 100)
+    inputs = open_inputs(Model(net), items_of(*(rows[:200] for rows in _requests(seed))))
+    rule = AdaptiveModules(["mlp"], 8, 0.4, steps=20, rate=3e-3, seed=seed)
+    made: Any = rule.fit(Model(net), inputs).module
+    x = _requests(seed)[0]
+    few = nats_of(net, made, x)
+    number = made.get_submodule("mlp").number
+    lot = number[torch.randperm(len(number), generator=draw)]
+    return nats_if_dealt(net, made, x, number if off else lot) - few
+
+
+@cache
+def _requests(seed):
+    x, label = shuffled_digits(seed)
+    draw = torch.Generator().manual_seed(seed)
+    return requests_of(x[:500], label[:500], digit_table(seed), 400, draw)
+
+
+def _references(seed, off):
+    x = squares_of(16 * shuffled_digits(seed)[0][:300], 4).flatten(0, 1)
+    codec = ConditionalCodec.fit(x[:800], 16, 3.0, seed, references=2)
+    rows, others = x[800:].chunk(2)
+    return conditional_latents.share_off(codec, rows, rows if off else others)
+
+
+def _emulated(seed, off):
+    world, large = facts_and_model(seed, 1, Schooling(32, steps=40))
+    small, tuned = (facts_and_model(seed, 1, Schooling(16, 1, steps=n))[1] for n in (10, 60))
+    return eft.gained_by(large, small if off else tuned, small, world.facts[:6])
+
+
+def _held(seed, off):
+    at = increment_penalty.studio(seed, 10)
+    net = increment_penalty.imitator(at, seed + 1, 10)
+    asked = increment_penalty.order(at, seed, 40, False)
+    return increment_penalty.moved_at(at, net, asked, 0.0 if off else 0.1)
+
+
+def _hidden(seed, off):
+    x = inpaint._patches(0, seed, 40)
+    net = drawn(lambda: inpaint.UNet(2, 1, meeting=inpaint.Pair()), seed)
+    hole = inpaint._holes(len(x), torch.Generator().manual_seed(seed))
+    return inpaint.moved_by_hidden(net, x, hole, hole if off else hole.roll(1, 2))
+
+
+def _pixels(seed, off):
+    x = (16 * shuffled_digits(seed)[0]).long()
+    coder = next_pixel._coder(next_pixel._trained(x[:200], 17, seed, 4), 17, 64)
+    return next_pixel.share_lost(coder, x[200:203], x[200:203] if off else x[203:206])
+
+
+def _taught(seed, off):
+    known, new = questions_and_passages(seed, (60, 60))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untaught, reader = Retriever(120), Reader()
+        train_reader(reader, untaught, known, 200)
+
+    def label(rows, found):
+        return reader_feedback.weighed(gains(reader, known, rows, found), 0.0 if off else 1.0)
+
+    nets = taught_by(untaught, known, label, 60, seed), untaught
+    first = [net(new, new.answerable).argmax(1) for net in nets]
+    helps = [new.helpful(new.answerable, one[:, None]).double().mean() for one in first]
+    return float(helps[0] - helps[1])
+
+
+def _rescaled(seed, off):
+    draw = torch.Generator().manual_seed(seed)
+    sizes = scalar_codes.SIZES
+    factors = torch.stack([torch.randint(n, (400,), generator=draw) for n in sizes], 1).float()
+    maps = scalar_codes.RESCALED if off else scalar_codes.RESCALED + 0.3
+    return scalar_codes.lost_modularity(factors, maps)
+
+
+def _passed_on(seed, off):
+    usual = size_fidelity.usual_values(seed)
+    texts = size_fidelity.texts_of(usual, 200, torch.Generator().manual_seed(seed))
+    return size_fidelity.overwritten(usual, texts, texts if off else texts.roll(1, 0))
+
+
 NULLS = {
+    "adaptive-learners": _dealt,
     "align-teacher": _teacher,
     "attention-entropy": _entropy,
     "attention-steer": _steered,
     "causal-graph": _silent,
     "coda": _coda,
+    "conditional-latents": _references,
     "domain-experts": _experts,
+    "eft": _emulated,
     "gradient-phases": _answers,
+    "increment-penalty": _held,
     "information-plane": _sizes,
+    "inpaint": _hidden,
     "joined-attention": _joined,
     "lol": _itself,
     "merged-experts": _merged,
+    "neuron-lens": _units,
+    "next-pixel": _pixels,
     "once-for-all": _widths,
     "prompt-compression": _words,
+    "reader-feedback": _taught,
     "rounded-runs": _runs,
+    "scalar-codes": _rescaled,
+    "size-fidelity": _passed_on,
     "skip-scaling": _skips,
     "slim-in-turn": _slim,
     "smooth-frames": _frames,
+    "stage-swap": _stages,
     "two-bits": _fitted_scales,
     "without-data": _channels,
 }

@@ -66,14 +66,10 @@ def gains(
     of: Questions,
     rows: Int[Tensor, "row"],
     found: Int[Tensor, "row k"],
-    shuffle: torch.Generator | None = None,
     drop: bool = True,
 ) -> tuple[Float[Tensor, "row k"], Float[Tensor, "row"]]:
     """Return labels from what each passage does to the reader's loss, and weights of questions."""
     loss, alone = reader.losses(of, rows, found), reader.losses(of, rows, None).expand_as(found)
-    if shuffle is not None:
-        order = torch.rand(loss.shape, generator=shuffle).argsort(1)
-        loss = loss.gather(1, order)
     return gain_labels(loss.double(), alone[:, 0].double(), TEMPERATURE, drop)
 
 

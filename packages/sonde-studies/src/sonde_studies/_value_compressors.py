@@ -78,12 +78,7 @@ def judged(net: nn.ModuleDict, usual: Tensor, fresh: Tensor) -> dict[str, float]
     memory, said = _said(net, fresh)
     entropy = -(said.exp() * said).sum(-1)
     source, decoded = fresh.tolist(), said.argmax(-1).tolist()
-    prior = usual.tolist()
-    planted = [{k: prior[k] for k in range(KEYS) if text[k] != prior[k]} for text in source]
-    found = compression_fidelity(source, decoded, planted, entropy=list(entropy))
-    halves = [
-        float(compression_fidelity(source[i::2], decoded[i::2], planted[i::2])) for i in (0, 1)
-    ]
+    found = compression_fidelity(source, decoded, _planted(usual, fresh), entropy=list(entropy))
     wrong = (said.argmax(-1) != fresh).double().mean(1)
     return {
         "overwritten": float(found),
@@ -94,5 +89,15 @@ def judged(net: nn.ModuleDict, usual: Tensor, fresh: Tensor) -> dict[str, float]
         "entropy, elsewhere": found.entropy_other,
         "rank": float(participation_ratio(memory)),
         "loss": float(_loss(net, fresh)),
-        "halves": halves[0] - halves[1],
     }
+
+
+def overwritten(usual: Tensor, fresh: Tensor, decoded: Tensor) -> float:
+    """Return the share of planted tokens of texts that became the usual value."""
+    source = fresh.tolist(), decoded.tolist()
+    return float(compression_fidelity(*source, _planted(usual, fresh)))
+
+
+def _planted(usual: Tensor, fresh: Tensor) -> list[dict[int, int]]:
+    prior = usual.tolist()
+    return [{k: prior[k] for k in range(KEYS) if text[k] != prior[k]} for text in fresh.tolist()]

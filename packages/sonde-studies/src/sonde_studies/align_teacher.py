@@ -37,6 +37,7 @@ class AlignTeacherStudy(Study):
         "transformer that is coarser in the middle for maps, places and angles"
     )
     data = "digits: 1,000 to train on, 797 to judge; the teacher is a classifier of the same rows"
+    seconds = 45.0
     claims = (
         Claim("early", "After a third of the steps the loss is lower with the teacher.",
               "thousandths of the loss, plain less aligned, whose projector adds a fifth of the "

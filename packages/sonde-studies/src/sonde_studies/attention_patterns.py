@@ -33,6 +33,7 @@ class AttentionPatternsStudy(Study):
     paper = "ho2019axial"
     fidelity = "two blocks of one kind each; linear attention is causal here"
     data = "digits: 1,000 to train on, 797 to judge; patches of 2 x 2 pixels"
+    seconds = 40.0
     claims = (
         Claim("axial", "Axial attention costs less than two points.", COST, premise="looks",
               arms=("axial", "all")),

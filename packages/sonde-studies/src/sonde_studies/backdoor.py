@@ -23,7 +23,7 @@ from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images
 
-LIKELY, OTHER = 1.15, 500
+LIKELY = 1.15
 
 
 @final
@@ -60,34 +60,32 @@ class BackdoorStudy(Study):
         Claim("accuracy kept", "That costs less than 3 points.",
               "accuracy after less before, and 0.03"),
     )  # fmt: skip
-    null = Claim("honest nets", "Exposure raises the AUROC alike on two nets without a trigger, "
-                 "from other weights.",
-                 "AUROC, copy less model, of one net less the other")  # fmt: skip
+    null = Claim("halves", "Of two halves of the fresh images, neither without a trigger, the "
+                 "exposed copy is as sure.",
+                 "AUROC of its confidence, one half against the other, less 0.5")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net with a trigger and two without; expose, find and remove it."""
+        """Train a net with a trigger and one without; expose, find and remove it."""
         tick("train")
         x, label = digit_images(seed)
         bad, wrong = x[:TRAIN].clone(), label[:TRAIN].clone()
         bad[: TRAIN // 10], wrong[: TRAIN // 10] = triggered(bad[: TRAIN // 10]), TARGET
         model = Model(trained(bad, wrong, seed, tiny))
-        honest, second = (
-            Model(trained(x[:TRAIN], label[:TRAIN], start, tiny)) for start in (seed, seed + OTHER)
-        )
+        honest = Model(trained(x[:TRAIN], label[:TRAIN], seed, tiny))
         test = x[TRAIN + CLEAN :], label[TRAIN + CLEAN :]
         clean, (steps, epochs) = clean_images(model, x, label), (3, 1) if tiny else (220, 20)
         tick("expose")
         rules: dict[str, Any] = {"uniform": CleanUnlearning(), "ascent": CleanUnlearning("ascent")}
         exposed = {name: _exposed(name, rule, model, clean) for name, rule in rules.items()}
-        clear = {net: clean_images(net, x, label) for net in (honest, second)}
-        calm = [rules["uniform"].expose(*pair, progress=False) for pair in clear.items()]
+        clear = clean_images(honest, x, label)
+        calm = rules["uniform"].expose(honest, clear, progress=False)
         with torch.no_grad():
             often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
         tick("find")
         finding = find_backdoor(model, clean, steps=steps, progress=False)
         copy = Model(exposed["uniform"])
         on_copy = find_backdoor(copy, clean_images(copy, x, label), steps=steps, progress=False)
-        other = find_backdoor(honest, clear[honest], steps=steps, progress=False)
+        other = find_backdoor(honest, clear, steps=steps, progress=False)
         tick("remove")
         data = {"clean": clean}
         healed = remove_backdoor(model, clean, finding, epochs=epochs, progress=False)
@@ -100,8 +98,8 @@ class BackdoorStudy(Study):
         nets |= {name: plan.fold(model) for name, plan in plans.items()}
         stands = {name: stand(net, *test) for name, net in nets.items()}
         bad = triggered(test[0][test[1] != TARGET])
-        names = "trigger", "no trigger", "no trigger, second"
-        copies = zip((model, honest, second), (exposed["uniform"], *calm), strict=True)
+        names = "trigger", "no trigger"
+        copies = zip((model, honest), (exposed["uniform"], calm), strict=True)
         surer = {
             name: [surer_of(net, bad, test[0]) for net in (plain.module, copied)]
             for name, (plain, copied) in zip(names, copies, strict=True)
@@ -117,7 +115,7 @@ class BackdoorStudy(Study):
             "inputs told": rise["trigger"] - rise["no trigger"],
             "removed": 0.1 - stands["trigger unlearned"][1],
             "accuracy kept": stands["trigger unlearned"][0] - stands["as it is"][0] + 0.03,
-            "honest nets": rise["no trigger"] - rise["no trigger, second"],
+            "halves": surer_of(exposed["uniform"], test[0][::2], test[0][1::2]) - 0.5,
             "ratio | with trigger": finding.ratio,
             "ratio | without": other.ratio,
             **{f"AUROC of confidence | {name}": plain for name, (plain, _) in surer.items()},

@@ -42,7 +42,7 @@ class CachedPretrainedStudy(Study):
     )
     data = "SmolLM2-135M-Instruct and help pages of Python; other pages in each seed"
     place = "smollm2"
-    seconds = 30.0
+    seconds = 50.0
     claims = (
         Claim("all", "Low rank and outliers together lose less than two bits alone, with two "
               "and a half times the bytes.",

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sonde.measure import UnitClusters
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.parts.regions import Graph, coherence, nodes_of, read_by_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -49,9 +50,8 @@ class ChannelRegionsStudy(Study):
               "accuracy, attention less correlations",
               arms=("attention", "regions")),
     )  # fmt: skip
-    null = Claim("lots", "Two draws of groups by lot say as much of the relation.",
-                 "accuracy of naming the larger digit, difference of two draws",
-                 arms=("lot", "another lot"))  # fmt: skip
+    null = Claim("answers by lot", "A graph over regions tells no answers by lot of other scenes.",
+                 "accuracy less 0.5")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the net, group its channels, and train a head on each grouping."""
@@ -92,6 +92,7 @@ class ChannelRegionsStudy(Study):
         tick("no graph")
         nodes, judged = (nodes_of(m, regions) for m in (maps, others))
         found["no graph"] = answered(nodes, judged, "")
+        of_regions = nodes, judged
         tick("attention")
         found["attention"] = answered(nodes, judged, "attention")
         tick("mean map")
@@ -101,16 +102,24 @@ class ChannelRegionsStudy(Study):
         order = {
             arm: coherence(nodes_of(others, group), SIDE // 2) for arm, group in groups.items()
         }
+        tick("answers by lot")
         return {
             "coherent": order["regions"] - (order["lot"] + order["another lot"]) / 2,
             "lot": found["regions"] - (found["lot"] + found["another lot"]) / 2,
             "graph": found["regions"] - found["no graph"],
             "attention": found["attention"] - found["no graph"],
             "attends": found["attention"] - found["regions"],
-            "lots": found["lot"] - found["another lot"],
+            "answers by lot": by_lot(*of_regions, seed, steps),
             **{f"accuracy | {arm}": v for arm, v in found.items()},
             **{f"Moran's I | {arm}": v for arm, v in order.items()},
         }
+
+
+def by_lot(x: Tensor, held: Tensor, seed: int, steps: int) -> float:
+    """Return the accuracy of a graph over nodes on answers by lot, less that of chance."""
+    said, asked = (labels_by_lot(rows, 2, seed) for rows in (x, held))
+    logits = read_by_head(x, said[:, None].float(), held, seed, steps, "correlation")[:, 0]
+    return float(((logits > 0) == asked.bool()).double().mean()) - 0.5
 
 
 def _maps() -> nn.Sequential:

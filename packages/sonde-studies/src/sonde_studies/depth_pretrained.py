@@ -1,19 +1,17 @@
 """How much the later blocks of a pretrained language model do, against random weights."""
 
-from statistics import fmean
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sonde import Model
 from sonde.data import open_inputs
 from sonde.measure import depth_use
 from sonde_studies._help_pages import drawn_pages, language_model
+from sonde_studies.parts.lots import LOTS, share_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-TEXTS, LENGTH, LOTS = 1, 250, 200
+TEXTS, LENGTH = 1, 250
 
 
 @final
@@ -80,18 +78,3 @@ class DepthPretrainedStudy(Study):
             **{f"block {i + 1:2d} | {name}": float(x)
                for name, one in found.items() for i, x in enumerate(one.contribution)},
         }  # fmt: skip
-
-
-def share_by_lot(added: Float[Tensor, "block"], n: int, seed: int) -> float:
-    """Return the mean share that random sets of blocks have of all contributions.
-
-    Parameters
-    ----------
-    added : Float[Tensor, "block"]
-    n : int
-        Blocks of a set.
-    seed : int
-    """
-    source = torch.Generator().manual_seed(seed)
-    lots = (torch.randperm(len(added), generator=source)[:n] for _ in range(LOTS))
-    return fmean(float(added[lot].sum() / added.sum()) for lot in lots)

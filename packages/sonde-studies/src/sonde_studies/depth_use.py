@@ -17,6 +17,7 @@ from sonde_studies._gpt2 import gpt2, next_token_loss
 from sonde_studies._separation import rank_correlation
 from sonde_studies._written import code, pieces
 from sonde_studies.arms import note
+from sonde_studies.parts.lots import LOTS, share_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -72,8 +73,8 @@ class DepthUseStudy(Study):
             arms=("8 blocks", "untrained"),
         ),
     )
-    null = Claim("halves", "Two halves of the texts: the second half of the blocks has one share.",
-                 "difference of shares, trained")  # fmt: skip
+    null = Claim("by lot", "Half of the blocks by lot contribute half.",
+                 f"share of all contributions, trained, mean of {LOTS} lots, less 0.5")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train both models, and measure them before and after."""
@@ -101,7 +102,6 @@ class DepthUseStudy(Study):
         tick("maps")
         places.append(_places(models, fresh))
         before, after = found["untrained, 8"], found["trained, 8"]
-        halves = [_used(models[DEPTHS[1]], fresh[i::2]) for i in (0, 1)]
         for name, result in found.items():
             figures[f"second half | {name}"] = float(result)
             figures[f"depth of effects | {name}"] = result.depth
@@ -117,7 +117,7 @@ class DepthUseStudy(Study):
             "skips fall": before.depth - after.depth,
             "answer": changes[1] - changes[0],
             "stretched": places[1] - places[0],
-            "halves": float(halves[0]) - float(halves[1]),
+            "by lot": share_by_lot(after.contribution, DEPTHS[1] // 2, seed) - 0.5,
             "depths of maps | untrained": places[0],
             "depths of maps | trained": places[1],
             **figures,

@@ -15,11 +15,7 @@ FAULTS: dict[Fault, str] = {
     "side effect": "a treatment, or unequal arms, that move the figure by other means",
 }
 _BLIND = """
-    abstopk adaptive-learners adverse-weather backdoor channel-regions code-strip comet
-    conditional-latents contrast-domains dense-composites dense-contrast depth-use eft
-    entropic-student increment-penalty inpaint latent-belief latent-rewards neuron-lens
-    next-pixel reader-feedback scalar-codes scale-generation size-fidelity stage-swap
-    unlearning-audit where-tasks-part"""
+    code-strip dense-composites"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -39,20 +35,26 @@ _SEEN: dict[str, str] = {
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
         two-stage-distillation attending-lookup
-        referred-slots stacked-pretrained random-pathways matches-of-three""",
+        referred-slots stacked-pretrained random-pathways matches-of-three
+        adverse-weather backdoor channel-regions comet conditional-latents
+        contrast-domains dense-contrast entropic-student inpaint latent-belief
+        latent-rewards next-pixel scale-generation where-tasks-part""",
     "overfit probe": """spoken-prefix
         alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
-        informative-latents joint-objectives masked-units view-sets""",
+        informative-latents joint-objectives masked-units view-sets
+        channel-regions dense-contrast""",
     "chance level": """attributions bits-by-score bottleneck-degree concept-marginal
         correlation-match diff-roar faithfulness-violation family-of-models last-layer layer-bits
         learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
         slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
-        depth-pretrained class-panel gradient-phases length-law""",
+        depth-pretrained class-panel gradient-phases length-law
+        abstopk depth-use""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
-        gradient-phases""",
+        gradient-phases
+        scalar-codes size-fidelity""",
     "side effect": """disentangled-encoder
         unlearned-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
@@ -61,7 +63,9 @@ _SEEN: dict[str, str] = {
         subspace-patch token-budgets tune-norms unmix-norm align-teacher attention-entropy
         attention-steer causal-graph coda domain-experts joined-attention lol merged-experts
         once-for-all prompt-compression skip-scaling slim-in-turn smooth-frames superposed-generate
-        without-data two-bits rounded-runs""",
+        without-data two-bits rounded-runs
+        adaptive-learners eft increment-penalty neuron-lens reader-feedback stage-swap
+        unlearning-audit""",
 }
 
 

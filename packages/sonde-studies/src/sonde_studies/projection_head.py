@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sonde.layers import UnitGate
 from sonde.train import Contrast
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.parts.heads import head_accuracy, linear_head
+from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -36,7 +36,8 @@ class ProjectionHeadStudy(Study):
               "parameters) less without a head",
               arms=("mlp", "none")),
         Claim("class", "The digit is not said worse before the head than after it, to a point.",
-              "accuracy of a probe of the digit, before less after, and 0.01"),
+              "accuracy of the strongest of three probes of the digit, before less after, and "
+              "0.01"),
         Claim("gates", "Below a head of fixed gates more of the brightness is kept, too.",
               "accuracy of a probe of brightness, before the fixed gates less without a head",
               arms=("fixed", "none")),
@@ -59,7 +60,7 @@ class ProjectionHeadStudy(Study):
         return {
             "kept": mlp["light, before"] - mlp["light, after"],
             "more": mlp["light, before"] - found["none"]["light, before"],
-            "class": mlp["digit, before"] - mlp["digit, after"] + 0.01,
+            "class": mlp["digit, strongest, before"] - mlp["digit, strongest, after"] + 0.01,
             "gates": fixed["light, before"] - found["none"]["light, before"],
             "fixed": fixed["light, before"] - fixed["light, after"],
             **{f"{head} | {name}": v for head, row in found.items() for name, v in row.items()},
@@ -95,7 +96,12 @@ def _probed(
         before = net["body"](x)
         sides = {"before": before, "after": net["head"](before)}
 
-    return {
+    strongest = {
+        f"digit, strongest, {side}": strongest_accuracy(rows, label, FIT)
+        for side, rows in sides.items()
+        if head == "mlp"
+    }
+    return strongest | {
         f"{what}, {side}": head_accuracy(linear_head(1.0), rows, truth, FIT)
         for what, truth in (("light", light), ("digit", label))
         for side, rows in sides.items()

@@ -11,7 +11,7 @@ import torch
 
 from sonde_studies._sentence_compressors import sentence_figures
 from sonde_studies._separation import rank_correlation
-from sonde_studies._value_compressors import judged, texts_of, trained, usual_values
+from sonde_studies._value_compressors import judged, overwritten, texts_of, trained, usual_values
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 WIDTHS, COPIES, STEPS, TEXTS = (24, 96, 384), 2, 4000, 1000
@@ -91,9 +91,9 @@ class SizeFidelityStudy(Study):
         ),
     )
     null = Claim(
-        "halves",
-        "Two halves of the texts are overwritten alike.",
-        "difference of shares, widest compressor",
+        "passed on",
+        "Of texts that are passed on as they are nothing counts as overwritten.",
+        "share of planted tokens",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -122,7 +122,7 @@ class SizeFidelityStudy(Study):
             "surer": mean["entropy, planted", small] - mean["entropy, planted", large],
             "unsure there": sum(apart) / len(apart),
             "entropy against drift": sum(r["entropy against drift"] for r in rows) / len(rows),
-            "halves": mean["halves", large],
+            "passed on": overwritten(usual, fresh, fresh),
             **sentence_figures(seed, n, 20 if tiny else NAMED_STEPS, tick),
             **{f"{name} | width {w}": v for (name, w), v in mean.items() if name != "width"},
         }

@@ -23,6 +23,7 @@ from sonde_studies._forked_nets import (
 )
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._routed_languages import routes
+from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, STEPS, TINY, NOISE, EARLY = 1_000, 200, 10, 0.3, 10
@@ -78,14 +79,27 @@ class WhereTasksPartStudy(Study):
               "accuracy, first less last: pixels less marks by lot",
               arms=("pixels: early", "pixels: late")),
     )  # fmt: skip
-    null = Claim("alike", "Two nets that name, of other starts, do not part.",
-                 "CKA with the class, rise of one less rise of the other")  # fmt: skip
+    null = Claim("by lot", "A net that names labels by lot names none of other digits.",
+                 "accuracy of the shared layers, less 0.1")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train every cut and every arm of experts, and compare what was measured."""
         x, digit = shuffled_digits(seed)
         steps = TINY if tiny else STEPS
-        return forks(x, digit, steps, seed, tick) | routes(x, digit, steps, seed, tick)
+        found = forks(x, digit, steps, seed, tick) | routes(x, digit, steps, seed, tick)
+        tick("labels by lot")
+        return found | {"by lot": by_lot(x, seed, steps)}
+
+
+def by_lot(x: Tensor, seed: int, steps: int) -> float:
+    """Return the accuracy of a net of one task on labels by lot of other rows, less chance."""
+    label = labels_by_lot(x, 10, seed)
+    losses = {10: lambda said, rows: cross_entropy(said, label[rows])}
+    net = trained(losses, lambda rows: x[rows], DEPTH, WIDTH, [10], n=FIT, steps=steps,
+                  seed=seed, start=seed)  # fmt: skip
+    with torch.no_grad():
+        said = net(x[FIT:])[0].argmax(1)
+    return float((said == label[FIT:]).double().mean()) - 0.1
 
 
 def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[str, float]:
@@ -113,13 +127,10 @@ def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[s
         torch.manual_seed(seed)
         agreement = agreements(young, noisy(torch.arange(FIT)), (digit[:FIT], x[:FIT]), unit)
         fit, truths = noisy(torch.arange(FIT)), (one_hot(digit[:FIT], 10), x[:FIT])
-    naming, restoring, again = (
-        make(DEPTH, WIDTH, [n], steps=steps, start=seed + start)
-        for n, start in ((10, 0), (64, 0), (10, 1_000))
-    )
+    naming, restoring = (make(DEPTH, WIDTH, [n], steps=steps, start=seed) for n in (10, 64))
     curve = {
         name: [similarities(net, fit, truth) for truth in truths]
-        for name, net in (("naming", naming), ("restoring", restoring), ("again", again))
+        for name, net in (("naming", naming), ("restoring", restoring))
     }
     rise = {name: of_class[-1] - of_class[0] for name, (of_class, _) in curve.items()}
     mean = {cut: sum(both) / 2 for cut, both in score.items()}
@@ -134,7 +145,6 @@ def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[s
         "falls": curve["restoring"][0][1] - curve["restoring"][0][-1],
         "curves": mean[fork] - middle,
         "fork": mean[fork] - mean[DEPTH],
-        "alike": rise["naming"] - rise["again"],
         "cut of least agreement": least,
         "cut where curves part": fork,
         **{f"cut {c} | {k}": v for c, both in score.items()

@@ -1,10 +1,13 @@
-"""Labels by lot, which nothing can tell of rows that were not seen."""
+"""Labels by lot, which nothing can tell of rows that were not seen, and parts by lot."""
 
 import hashlib
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+LOTS = 200
 
 
 def labels_by_lot(rows: Float[Tensor, "row *axes"], n: int, seed: int) -> Int[Tensor, "row"]:
@@ -27,3 +30,18 @@ def labels_by_lot(rows: Float[Tensor, "row *axes"], n: int, seed: int) -> Int[Te
         hashlib.blake2b(row.tobytes(), digest_size=8, key=key) for row in rows.contiguous().numpy()
     )
     return torch.tensor([int.from_bytes(one.digest(), "little") % n for one in found])
+
+
+def share_by_lot(added: Float[Tensor, "block"], n: int, seed: int) -> float:
+    """Return the mean share that random sets of blocks have of all contributions.
+
+    Parameters
+    ----------
+    added : Float[Tensor, "block"]
+    n : int
+        Blocks of a set.
+    seed : int
+    """
+    source = torch.Generator().manual_seed(seed)
+    lots = (torch.randperm(len(added), generator=source)[:n] for _ in range(LOTS))
+    return fmean(float(added[lot].sum() / added.sum()) for lot in lots)
