@@ -83,6 +83,7 @@ from sonde.compress.slice_width import SliceWidth as SliceWidth
 from sonde.compress.smooth_quant import SmoothQuant as SmoothQuant
 from sonde.compress.snap_kv import SnapKV as SnapKV
 from sonde.compress.sparse_gpt import SparseGPT as SparseGPT
+from sonde.compress.split_flow import SplitFlow as SplitFlow
 from sonde.compress.stack_file import OpenedStack as OpenedStack
 from sonde.compress.stack_file import open_stack as open_stack
 from sonde.compress.stack_file import save_stack as save_stack
