@@ -21,7 +21,7 @@ from sonde.detect import DictLookup
 from sonde.edit import NGrams, SuperposedGenerate
 from sonde.explain import FaultLines, SparseAutoencoder
 from sonde.weights import Examples, Exchange, Rewrite, RewritePlan
-from sonde_studies import _signed_directions, abstopk, class_panel, length_law
+from sonde_studies import _signed_directions, abstopk, class_panel, code_strip, length_law
 from sonde_studies._bit_orders import BLOCKS, rounded_net
 from sonde_studies._blocks import block_digits
 from sonde_studies._cached import SmallerCaches, pieces
@@ -36,6 +36,7 @@ from sonde_studies._separation import area
 from sonde_studies._shrunk import wide_net
 from sonde_studies._trigger import surer_of
 from sonde_studies._trigger import trained as trained_on_digits
+from sonde_studies._typed_code import N_NAMES, Parameters
 from sonde_studies._world_facts import known_answers
 from sonde_studies._written import code
 from sonde_studies._written import pieces as pieces_of
@@ -364,3 +365,21 @@ def test_a_rate_that_is_not_off_is_seen_by_the_traces_of_a_class():
 
             lost.append(traces_lost(model, inputs, rate, seed, audit))
         assert _seen(lost) == (rate > 1e-6)
+
+
+@pytest.mark.slow
+def test_functions_that_two_files_share_are_seen_by_types_by_lot(monkeypatch):
+    """The leak: parameters that judge stand in files that train, too."""
+    for leaks in (False, True):
+        if leaks:
+            monkeypatch.setattr(Parameters, "among", lambda self, _: self.file < 0)
+        found = list[float]()
+        for seed in range(6):
+            x = torch.randn(300, 24, generator=torch.Generator().manual_seed(seed))
+            x, n = x[torch.arange(600) % 300], 600
+            one = torch.arange(n)
+            every = Parameters(x, x, torch.zeros(n).long(), one % N_NAMES, one)
+            if not leaks:  # half of the copies are made others, which may judge
+                every.states[450:] += 1.0
+            found.append(code_strip.by_lot(every, seed))
+        assert _seen(found) == leaks, found

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde import Model
@@ -45,6 +45,12 @@ class Parameters:
         """Return some of the parameters."""
         parts = {k: v[kept] for k, v in vars(self).items()}
         return replace(self, **parts)
+
+    def among(self, others: "Parameters") -> Bool[Tensor, "parameter"]:
+        """Return which parameters have the states of one of others, to four decimals."""
+        own, known = (part.states.round(decimals=4).numpy() for part in (self, others))
+        seen = {row.tobytes() for row in known}
+        return torch.tensor([row.tobytes() in seen for row in own])
 
 
 @dataclass(frozen=True)

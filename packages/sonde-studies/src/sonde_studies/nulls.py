@@ -15,7 +15,7 @@ FAULTS: dict[Fault, str] = {
     "side effect": "a treatment, or unequal arms, that move the figure by other means",
 }
 _BLIND = """
-    code-strip dense-composites"""
+    dense-composites"""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -38,13 +38,15 @@ _SEEN: dict[str, str] = {
         referred-slots stacked-pretrained random-pathways matches-of-three
         adverse-weather backdoor channel-regions comet conditional-latents
         contrast-domains dense-contrast entropic-student inpaint latent-belief
-        latent-rewards next-pixel scale-generation where-tasks-part""",
+        latent-rewards next-pixel scale-generation where-tasks-part
+        code-strip""",
     "overfit probe": """spoken-prefix
         alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
         projection-head surrogate-rules volumes was-it-generated active-variables concept-bottleneck
         informative-latents joint-objectives masked-units view-sets
-        channel-regions dense-contrast""",
+        channel-regions dense-contrast
+        code-strip""",
     "chance level": """attributions bits-by-score bottleneck-degree concept-marginal
         correlation-match diff-roar faithfulness-violation family-of-models last-layer layer-bits
         learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
