@@ -163,6 +163,7 @@ STUDIES: dict[str, str] = {
     "scale-generation": "ScaleGenerationStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
+    "sinks-pretrained": "SinksPretrainedStudy",
     "size-fidelity": "SizeFidelityStudy",
     "skip-scaling": "SkipScalingStudy",
     "slice-context": "SliceContextStudy",

@@ -60,9 +60,18 @@ class SmallerCaches:
         ----------
         form : CacheRule, CachePacking or callable
         """
+        return self.cost(form)[0]
+
+    def cost(self, form: Any) -> tuple[float, float]:
+        """Return how much larger the texts' loss is, in nats, and the bytes of the prompt's cache.
+
+        Parameters
+        ----------
+        form : CacheRule, CachePacking or callable
+        """
+        found, size = self._with(form)
         own = self.texts[:, PROMPT + 1 :, None]
-        gap = (self.whole - self._with(form)[0])[:, :-1]
-        return float(gap.gather(2, own).mean())
+        return float((self.whole - found)[:, :-1].gather(2, own).mean()), size
 
     def _with(self, form: Any) -> tuple[Float[Tensor, "..."], float]:
         with sonde.caching(self.model, form) as cache:

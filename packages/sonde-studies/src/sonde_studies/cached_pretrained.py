@@ -67,7 +67,7 @@ class CachedPretrainedStudy(Study):
         """Pack the caches of the same prompts in every way."""
         model = language_model(self.place, tiny)
         tick("whole caches")
-        caches = SmallerCaches(_tokens(model, seed, 1 if tiny else TEXTS), model)
+        caches = SmallerCaches(page_tokens(model, seed, 1 if tiny else TEXTS), model)
         lost: dict[str, float] = {}
         sizes: dict[str, float] = {}
         forms = {name: _form(**more) for name, more in PARTS.items()}
@@ -96,7 +96,7 @@ def _layers(n: int) -> CrossLayerCache:
     return CrossLayerCache(layers=n, keep=KEPT, chunk=PROMPT, recent=0)
 
 
-def _tokens(model: Model, seed: int, n: int) -> Int[Tensor, "text pos"]:
+def page_tokens(model: Model, seed: int, n: int) -> Int[Tensor, "text pos"]:
     """Return the first tokens of different help pages."""
     length = PROMPT + NEW
     pages = [model.processor(text)["input_ids"] for _, text in sorted(topics.items())]

@@ -58,7 +58,7 @@ _SEEN: dict[str, str] = {
         gradient-phases
         scalar-codes size-fidelity""",
     "side effect": """disentangled-encoder
-        unlearned-pretrained
+        unlearned-pretrained sinks-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
         massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache

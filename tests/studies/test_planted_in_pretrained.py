@@ -1,0 +1,34 @@
+"""Faults that are planted in studies of a pretrained model, and the null arms that see them.
+
+The tests run the studies' own code on the shipped model of bytes.
+"""
+
+from random import Random
+
+import pytest
+
+from sonde.compress import StreamingCache
+from sonde_studies._cached import PROMPT, SmallerCaches
+from sonde_studies._help_pages import language_model
+from sonde_studies.cached_pretrained import page_tokens
+from sonde_studies.sinks_pretrained import WINDOW, ChosenTokens
+from sonde_studies.study import NULL_LEVEL, Outcome
+
+
+def _seen(values, expected=0.0):
+    """Whether a null arm of these figures is not as expected."""
+    return not Outcome(tuple(values), expected, NULL_LEVEL).covers
+
+
+@pytest.mark.slow
+def test_a_cache_that_keeps_more_tokens_is_seen_by_random_tokens():
+    model = language_model("smollm2", tiny=True)
+    gains = {WINDOW: list[float](), PROMPT: list[float]()}
+    for seed in range(12):
+        caches = SmallerCaches(page_tokens(model, seed, 4), model)
+        others = tuple(Random(seed).sample(range(8, PROMPT - WINDOW), 4))
+        plain = caches.cost(StreamingCache(WINDOW, 0))[0]
+        for budget, found in gains.items():
+            found.append(plain - caches.cost(ChosenTokens(budget, others))[0])
+    assert not _seen(gains[WINDOW])
+    assert _seen(gains[PROMPT])
