@@ -15,6 +15,7 @@ from sonde import InputError, Model
 from sonde.core import Inputs
 from sonde.data import open_inputs
 from sonde.weights import Examples, Rewrite
+from sonde_studies.arms import note, part
 from sonde_studies.places import PLACES
 
 LONG, LENGTH, CALIBRATED, JUDGED = 600, 300, 6, 2
@@ -99,9 +100,12 @@ def gains_of(
     texts = drawn_pages(seed, n_calibrated + n, LENGTH)
     own, held = texts[:n], texts[n_calibrated:]
     loss = list[tuple[float, float]]()
-    for rule in (plain, informed):
+    for arm, rule in (("plain", plain), ("calibrated", informed)):
         data = open_inputs(model, texts[:n_calibrated])
-        new = rule.plan(model, needed(rule, data)).fold(model)
+        given = needed(rule, data)
+        with part(arm):
+            note(rows=n_calibrated if given else 0)
+        new = rule.plan(model, given).fold(model)
         loss.append((mean_loss(model, new, own), mean_loss(model, new, held)))
     gain = [a - b for a, b in zip(*loss, strict=True)]
     return {

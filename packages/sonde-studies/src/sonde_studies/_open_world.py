@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sonde.stats import poincare_distance, to_ball
 from sonde.train import Contrast, relabel_unknown
+from sonde_studies.arms import note_for, part
 from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, DIM, UNKNOWN = 1_200, 16, 10
@@ -89,8 +90,12 @@ def relabelled(
     fresh = (torch.arange(len(x)) >= FIT) & (group_of[label] >= 0)
     truth, got = strange[fresh].numpy(), (new[known < 0] == UNKNOWN).double()
 
-    def told(labels: Tensor) -> float:
-        own = trained(rows, labels, group_of, "poincare", seed, steps)
+    for name in ("unseen digits", "scraps"):
+        note_for(name, rows=len(pool))
+
+    def told(arm: str, labels: Tensor) -> float:
+        with part(arm):
+            own = trained(rows, labels, group_of, "poincare", seed, steps)
         near = _far(own, rows, labels, x[fresh])
         has_class = bool((labels == UNKNOWN).any())
         score = near[:, :-1].amin(1) - near[:, -1] if has_class else near.amin(1)
@@ -101,8 +106,8 @@ def relabelled(
         "unseen": float(got[: len(pool)].mean()),
         "scraps": float(got[len(pool) :].mean()),
         "without": float(roc_auc_score(truth, far.amin(1).numpy())),
-        "with": told(new),
-        "by lot": told(lot),
+        "with": told("relabelled rows", new),
+        "by lot": told("rows by lot", lot),
     }
 
 

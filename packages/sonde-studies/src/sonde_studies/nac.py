@@ -13,6 +13,7 @@ from sonde import InputError
 from sonde.detect import MSP, NAC, Energy
 from sonde_studies._digits import Digits, Items, digits
 from sonde_studies._separation import area, fitted_on, mean_score, scores_of
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LAST, EARLY = "body:out", "early:out"
@@ -36,18 +37,23 @@ class NACStudy(Study):
     claims = (
         Claim(
             "far: NAC over MSP",
-            "Coverage at the last hidden layer beats the largest probability on far inputs.",
+            "Coverage at the last hidden layer, fitted to training rows, beats the largest "
+            "probability on far inputs.",
             "difference of AUROC",
+            arms=("NAC, last layer", "logits"),
         ),
         Claim(
             "far: NAC over energy",
-            "Coverage at the last hidden layer beats the energy on far inputs.",
+            "Coverage at the last hidden layer, fitted to training rows, beats the energy on far "
+            "inputs.",
             "difference of AUROC",
+            arms=("NAC, last layer", "logits"),
         ),
         Claim(
             "near: two layers over the last",
             "Adding an earlier layer helps (mean of near and far).",
             "difference of AUROC",
+            arms=("NAC, two layers", "NAC, last layer"),
         ),
         *(
             Claim(
@@ -56,6 +62,7 @@ class NACStudy(Study):
                 "they lose less than .02 on near inputs against all copies.",
                 "difference of AUROC",
                 above=-0.02,
+                arms=(f"{share:.0%} of the copies", "100% of the copies"),
             )
             for share in SHARES
         ),
@@ -72,6 +79,10 @@ class NACStudy(Study):
             **{f"MSP | {k}": v for k, v in logit_areas(d, MSP()).items()},
             **{f"energy | {k}": v for k, v in logit_areas(d, Energy()).items()},
         }
+        read = {"NAC, last layer": len(d.fit), "NAC, two layers": len(d.fit), "logits": 0}
+        read |= {f"{s:.0%} of the copies": round(s * COPIES * len(d.fit)) for s in (1.0, *SHARES)}
+        for name, rows in read.items():
+            note_for(name, rows=rows)
         few = {share: _few(d, share, seed) for share in (1.0, *SHARES)}
         both = (found["NAC both | near"] + found["NAC both | far"]) / 2
         last = (found["NAC last | near"] + found["NAC last | far"]) / 2

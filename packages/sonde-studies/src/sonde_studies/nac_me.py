@@ -15,6 +15,7 @@ import numpy as np
 from sonde_studies._checkpoints import checkpoints_of, data_of, grid_of, worth
 from sonde_studies._coverage import Influence, coverage_of, full_of
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 
@@ -39,16 +40,19 @@ class NACMEStudy(Study):
             "fixed over accuracy",
             "NAC-ME (alpha 0.1) ranks checkpoints better than accuracy on usual inputs.",
             "difference of Spearman correlations with accuracy on shifted inputs",
+            arms=("alpha 0.1", "accuracy"),
         ),
         Claim(
             "auto over accuracy",
             "With alpha from each checkpoint's own rows it ranks better than accuracy.",
             "difference of Spearman correlations with accuracy on shifted inputs",
+            arms=("own alpha", "accuracy"),
         ),
         Claim(
             "auto over fixed",
             "Alpha from each checkpoint's own rows ranks better than 0.1.",
             "difference of Spearman correlations with accuracy on shifted inputs",
+            arms=("own alpha", "alpha 0.1"),
         ),
     )
     null = Claim(
@@ -67,6 +71,8 @@ class NACMEStudy(Study):
         for net, one in zip(nets, states, strict=True):
             for name, value in (worth(net, data) | coverage_of(one, full)).items():
                 found.setdefault(name, []).append(value)
+        for name in ("alpha 0.1", "own alpha", "accuracy"):
+            note_for(name, rows=len(data.fresh))
         alphas, single, goal = (found.pop(k) for k in ("auto", "single bin", "shifted"))
         common = float(np.median(alphas))
         found["common alpha"] = [one.coverage(common, full) for one in states]

@@ -4,6 +4,7 @@ from typing import final
 
 from sonde.detect import MSP, NAC, Energy
 from sonde_studies._pretrained_pictures import open_garments
+from sonde_studies.arms import note_for
 from sonde_studies.nac import areas_of, logit_areas
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -25,14 +26,22 @@ class NACPretrainedStudy(Study):
     )
     place = "efficientnet"
     claims = (
-        Claim("far: NAC over MSP", "On far pictures coverage at the last hidden layer beats the "
-              "largest probability.", "difference of AUROC"),
-        Claim("far: NAC over energy", "On far pictures it beats the energy.",
-              "difference of AUROC"),
-        Claim("near: NAC over MSP", "On near pictures it beats the largest probability.",
-              "difference of AUROC"),
+        Claim("far: NAC over MSP",
+              "On far pictures coverage at the last hidden layer, fitted to training rows, beats "
+              "the largest probability.",
+              "difference of AUROC",
+              arms=("NAC, last layer", "logits")),
+        Claim("far: NAC over energy",
+              "On far pictures it beats the energy, which reads no rows.",
+              "difference of AUROC",
+              arms=("NAC, last layer", "logits")),
+        Claim("near: NAC over MSP",
+              "On near pictures it beats the largest probability, which reads no rows.",
+              "difference of AUROC",
+              arms=("NAC, last layer", "logits")),
         Claim("two layers over the last", "Adding an earlier layer helps.",
-              "difference of AUROC, mean of near and far"),
+              "difference of AUROC, mean of near and far",
+              arms=("NAC, two layers", "NAC, last layer")),
     )  # fmt: skip
     null = Claim("null", "Fresh known images against fresh known images.", "AUROC", above=0.5)
 
@@ -46,6 +55,8 @@ class NACPretrainedStudy(Study):
             **{f"MSP | {k}": v for k, v in logit_areas(d, MSP()).items()},
             **{f"energy | {k}": v for k, v in logit_areas(d, Energy()).items()},
         }
+        for name, rows in (("NAC, last layer", d.fit), ("NAC, two layers", d.fit), ("logits", ())):
+            note_for(name, rows=len(rows))
         both, last = (
             (found[f"NAC {at} | near"] + found[f"NAC {at} | far"]) / 2 for at in ("both", "last")
         )

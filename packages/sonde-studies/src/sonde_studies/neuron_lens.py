@@ -18,7 +18,7 @@ from sonde.explain import NeuronLens
 from sonde.tap import Tap
 from sonde_studies._gpt2 import next_token_loss
 from sonde_studies._written import code, pieces, prose
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, BATCH, STEPS, RATE = 64, 16, 80, 3e-4
@@ -56,16 +56,19 @@ class NeuronLensStudy(Study):
             "Before the last layer a clamped unit makes the top token of its down-projection "
             "likelier.",
             "log-probability, nats, rise less that of another unit's token",
+            arms=("own token", "another unit's token"),
         ),
         Claim(
             "read is written",
             "It makes the top token of its up-projection likelier.",
             "log-probability, nats, rise less that of another unit's up-projection",
+            arms=("own token", "another unit's token"),
         ),
         Claim(
             "late units",
             "The later half of these layers writes its tokens more than the earlier half.",
             "nats, rises less those of other units' tokens, later less earlier layers",
+            arms=("later layers", "earlier layers"),
         ),
     )
     null = Claim("untuned", "A copy that is tuned in no step keeps every token.",
@@ -91,8 +94,12 @@ class NeuronLensStudy(Study):
         ids = torch.tensor(pieces(code(), TEXTS, LENGTH, draw))
         source = torch.Generator().manual_seed(seed)
         rise = _rises(base, sites["down"], top, ids, 3 if tiny else UNITS, source)
+        for name in ("own token", "another unit's token"):
+            note_for(name, rows=len(ids))
         written, last = rise["down"] - rise["other"], layers[-1]
         half = last // 2
+        for name, n_layers in (("later layers", last - half), ("earlier layers", half)):
+            note_for(name, rows=n_layers * len(ids))
         return {
             "kept": float(same["up"].mean()),
             "kept, down": float(same["down"].mean()),

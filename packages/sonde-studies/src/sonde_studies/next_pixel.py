@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sonde.compress import SequenceCoder
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -40,7 +41,8 @@ class NextPixelStudy(Study):
         Claim("exact", "The stream is at most 1 % longer than the sum of what it tells.",
               "0.01 less the excess, without the header of an empty stream"),
         Claim("pays here", "The model's own bytes are saved, too.",
-              "bytes saved on 300 pictures over bytes of the model, less 1"),
+              "bytes saved on 300 pictures over bytes of the model, less 1",
+              arms=("model", "coders without a model")),
     )  # fmt: skip
     null = Claim("back", "From the stream alone the model gives back every pixel.",
                  "share of the pixels of twenty pictures that are others")  # fmt: skip
@@ -62,6 +64,8 @@ class NextPixelStudy(Study):
         ideal = _ideal(values, fresh)
         own = sum(p.numel() * 4 for p in values.parameters())
         best = min(sizes.values())
+        note_for("model", bytes=own)
+        note_for("coders without a model", bytes=0)
         figures = len(_coder(two, 10, 128).encode(_figures(fresh).flatten()))
         return {
             "files": 1 - ours / best,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sonde.explain import ClassSensitivity, MetaSaliency, NormGrad, combined, upsampled
 from sonde_studies._blocks import block_cnn, block_digits, trained
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -43,16 +44,19 @@ class NormGradStudy(Study):
             "late over early",
             "Maps of the last layer correlate less than those of the first.",
             "difference of correlations",
+            arms=("last layer", "first layer"),
         ),
         Claim(
             "a step lowers it",
             "After a step of learning the maps of the last layer correlate less.",
             "difference of correlations",
+            arms=("last layer, after a step", "last layer"),
         ),
         Claim(
             "product over last",
             "The product over layers has more mass in the digit's block than the last layer.",
             "difference of shares",
+            arms=("product over layers", "last layer"),
         ),
     )
     null = Claim(
@@ -80,6 +84,9 @@ class NormGradStudy(Study):
         maps = [NormGrad().explain(net, new.x, site=site) for site in SITES]
         mass = {s: _mass(upsampled(m, SIZE), new.signal) for s, m in zip(SITES, maps, strict=True)}
         product = _mass(combined(maps, SIZE), new.signal)
+        for name in ("first layer", "last layer", "product over layers"):
+            note_for(name, rows=len(new.x), updates=0)
+        note_for("last layer, after a step", rows=len(new.x), updates=1)
         early, late = (float(torch.as_tensor(by["plain", site])) for site in (EARLY, LATE))
         stepped = float(torch.as_tensor(by["after a step", LATE]))
         return {

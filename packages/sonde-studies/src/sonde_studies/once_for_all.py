@@ -12,6 +12,7 @@ from sonde.weights import RewritePlan
 from sonde_studies._digits import train
 from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies._shrunk import Shrunk
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 WIDTHS, EPOCHS, RANK, RATE, GROUP, ROWS = (2, 3, 4), 24, 4, 2e-3, 32, 1_000
@@ -32,17 +33,24 @@ class OnceForAllStudy(Study):
     )
     data = "digits: nets of three layers, 1,000 rows to learn from, 797 to judge"
     claims = (
-        Claim("gptq", "At every width it diverges less on fresh rows than GPTQ, which fits layer "
-              "by layer to the rows that it learns from.",
-              "logarithm of the ratio of divergences, the least of three widths"),
-        Claim("two bits", "At two bits it does.", "logarithm of the ratio of divergences"),
+        Claim("gptq",
+              "At every width it diverges less on fresh rows than GPTQ, which is not trained but "
+              "fits layer by layer to the rows that it learns from.",
+              "logarithm of the ratio of divergences, the least of three widths",
+              arms=("once", "GPTQ")),
+        Claim("two bits", "At two bits it does.",
+              "logarithm of the ratio of divergences; GPTQ is not trained",
+              arms=("once", "GPTQ")),
         Claim("as each", "At equal steps it diverges at most a quarter more than one for each.",
-              "log 1.25 less the logarithm of the ratio, mean over widths"),
+              "log 1.25 less the logarithm of the ratio, mean over widths",
+              arms=("once", "each")),
         Claim("mixtures", "Mixtures of widths drawn afterwards diverge less than with corrections "
               "of a training for each width.",
-              "logarithm of the ratio of divergences, mean over ten mixtures"),
+              "logarithm of the ratio of divergences, mean over ten mixtures",
+              arms=("once", "each")),
         Claim("search", "The best mixture within three bits diverges less than three bits each.",
-              "logarithm of the ratio of divergences"),
+              "logarithm of the ratio of divergences",
+              arms=("mixture", "once")),
     )  # fmt: skip
     null = Claim("eight bits", "Rounded by the same code to eight bits, it costs nothing.",
                  "nats of the label, test rows")  # fmt: skip
@@ -73,6 +81,8 @@ class OnceForAllStudy(Study):
         once = trained(WIDTHS, epochs)
         tick("each")
         each = {b: trained((b,), epochs // len(WIDTHS)) for b in WIDTHS}
+        note_for("GPTQ", updates=0)
+        note_again("mixture", "once")
         grams = {"calibration": layer_grams(model, data, progress=False)}
         kl: dict[str, float] = {}
         for b in WIDTHS:
@@ -94,6 +104,7 @@ class OnceForAllStudy(Study):
         def gain(worse: str, better: str, b: int) -> float:
             return math.log(kl[f"{worse} | {b} bits"] / kl[f"{better} | {b} bits"])
 
+        tick("eight bits")
         return {
             "gptq": min(gain("GPTQ", "once", b) for b in WIDTHS),
             "two bits": gain("GPTQ", "once", 2),

@@ -41,10 +41,12 @@ class OpenWorldHierarchyStudy(Study):
         Claim("known", "Known classes keep to their group.",
               "share of fresh rows of known classes, hyperbolic, less 0.9"),
         Claim("relabelled", "More unseen digits than scraps lie in the radius of known classes.",
-              "share of unlabelled rows that are relabelled, unseen digits less scraps"),
+              "share of unlabelled rows that are relabelled, unseen digits less scraps",
+              arms=("unseen digits", "scraps")),
         Claim("as a class", "Relabelled rows, trained as a class, help to tell unseen digits more "
               "than as many unlabelled rows by lot.",
-              "AUROC of fresh unseen against known digits, relabelled less by lot"),
+              "AUROC of fresh unseen against known digits, relabelled less by lot",
+              arms=("relabelled rows", "rows by lot")),
     )  # fmt: skip
     null = Claim("made up", "Groups that were drawn at random mean nothing for unseen classes.",
                  "share, hyperbolic", above=1 / 3)  # fmt: skip

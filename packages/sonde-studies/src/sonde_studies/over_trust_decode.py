@@ -21,6 +21,7 @@ from sonde.edit import OverTrustDecode
 from sonde_studies._repetition import PRODUCT, column_scores, repeated
 from sonde_studies._separation import area
 from sonde_studies._written import code, generated, likelihood, pieces
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TEXTS, GIVEN, BEGUN, NEW = 192, 32, 32, 96
@@ -67,12 +68,23 @@ class OverTrustDecodeStudy(Study):
             "AUROC",
             above=0.5,
         ),
-        Claim("default", "Paying and taking back lower repetition, at the defaults.", REPEATED),
-        Claim("product", "They do, with the paper's products.", REPEATED),
+        Claim(
+            "default",
+            "Paying and taking back lower repetition, at the defaults.",
+            REPEATED,
+            arms=("default", "beam search"),
+        ),
+        Claim(
+            "product",
+            "They do, with the paper's products.",
+            REPEATED,
+            arms=("product", "beam search"),
+        ),
         Claim(
             "cost",
             "With products the text stays as likely, to 0.1 nats a byte.",
             "log-likelihood a byte with less without, and 0.1",
+            arms=("product", "beam search"),
         ),
     )
     null = Claim(
@@ -96,9 +108,11 @@ class OverTrustDecodeStudy(Study):
         score = column_scores(model.module, begun, GIVEN, OLD)
         half = torch.from_numpy(draw.permutation(int(loop.sum())) % 2 == 0)
         arms: dict[str, Tensor] = {}
+        counted = model.module.register_forward_hook(lambda *_: note(passes=1))
         for name, how in ARMS.items():
             tick(name)
             arms[name] = generated(model.module, prompts[:searched], written, **how)
+        counted.remove()
         share = {name: fmean(repeated(x[:, GIVEN:]).tolist()) for name, x in arms.items()}
         likely = {
             name: float(likelihood(model.module, x, GIVEN).mean()) for name, x in arms.items()

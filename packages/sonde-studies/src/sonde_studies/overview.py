@@ -12,6 +12,7 @@ from sonde.core import size_bytes
 from sonde_studies._battery import Contestant, of_patches, of_rows
 from sonde_studies._digits import Architecture, Digits, digits
 from sonde_studies._separation import area, fitted_on, scores_of
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ARCHITECTURES: tuple[Architecture, ...] = ("mlp", "cnn")
@@ -43,18 +44,21 @@ class OverviewStudy(Study):
     claims = (
         Claim(
             "single over MSP",
-            f"{SINGLE} beats {BASELINE}, mean of near and far and both nets.",
+            f"{SINGLE} beats {BASELINE}, which reads no rows, mean of near and far and both nets.",
             "difference of AUROC",
+            arms=(SINGLE, BASELINE),
         ),
         Claim(
             "single over the median",
             f"{SINGLE} beats the median of all that judge rows in the same mean.",
             "difference of AUROC",
+            arms=(SINGLE, "median"),
         ),
         Claim(
             "pair over single",
             f"The smaller p-value of {PAIR[0]} and {PAIR[1]} beats {SINGLE} alone.",
-            "difference of AUROC",
+            "difference of AUROC; p-values are of ranks among rows held out",
+            arms=(f"least p of {' + '.join(PAIR)}", SINGLE),
         ),
     )
     null = Claim("null", "Fresh known digits against fresh known digits.", "AUROC", above=0.5)
@@ -78,6 +82,14 @@ class OverviewStudy(Study):
                 for part in PARTS:
                     figures[f"{name} | {architecture} {part}"] = area(parts["test"], parts[part])
             nulls.append(area(scored[SINGLE]["test"], scored[SINGLE]["held"]))
+            read = {
+                SINGLE: len(d.fit),
+                "median": len(d.fit),
+                BASELINE: 0,
+                _called(PAIR): len(d.fit),
+            }
+            for name, rows in read.items():
+                note_for(name, rows=rows + len(d.held) * (name == _called(PAIR)))
         mean = _means([*(one.name for one in of_rows()), *map(_called, COMBINED)], figures)
         figures |= {f"{name} | mean": value for name, value in mean.items()}
         for name, found in costs.items():

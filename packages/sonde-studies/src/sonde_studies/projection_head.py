@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sonde.layers import UnitGate
 from sonde.train import Contrast
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_again
 from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -30,14 +31,16 @@ class ProjectionHeadStudy(Study):
     data = "digits whose brightness was drawn from three; views change brightness and columns"
     claims = (
         Claim("kept", "Below a learned head the brightness, which views change, is kept.",
-              "accuracy of a probe of brightness, before the head less after it"),
+              "accuracy of a probe of brightness, before the head less after it",
+              arms=("mlp", "mlp, after the head")),
         Claim("more", "More of it than without a head.",
               "accuracy of a probe of brightness, before the learned head (a tenth more "
               "parameters) less without a head",
               arms=("mlp", "none")),
         Claim("class", "The digit is not said worse before the head than after it, to a point.",
               "accuracy of the strongest of three probes of the digit, before less after, and "
-              "0.01"),
+              "0.01",
+              arms=("mlp", "mlp, after the head")),
         Claim("gates", "Below a head of fixed gates more of the brightness is kept, too.",
               "accuracy of a probe of brightness, before the fixed gates less without a head",
               arms=("fixed", "none")),
@@ -56,6 +59,7 @@ class ProjectionHeadStudy(Study):
         for head in HEADS:
             tick(head)
             found[head] = _probed(head, x, label, light, seed, TINY if tiny else STEPS)
+        note_again("mlp, after the head", "mlp")
         mlp, fixed = found["mlp"], found["fixed"]
         return {
             "kept": mlp["light, before"] - mlp["light, after"],

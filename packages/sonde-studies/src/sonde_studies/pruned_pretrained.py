@@ -20,8 +20,10 @@ class PrunedPretrainedStudy(Study):
     data = "SmolLM2-135M-Instruct and help pages of Python; other pages in each seed"
     place = "smollm2"
     claims = (
-        Claim("gain", "With two of four weights left, Wanda's score beats size.",
-              f"{NATS} of held-out texts, size less Wanda"),
+        Claim("gain",
+              "With two of four weights left, Wanda's score, which reads other texts, beats size.",
+              f"{NATS} of held-out texts, size less Wanda",
+              arms=("calibrated", "plain")),
     )  # fmt: skip
     null = Claim("own texts", "The gain is no larger on texts that calibrated.",
                  f"{NATS}, gain on texts that calibrated less gain on held-out texts")  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde_studies._passages import Reader, Retriever, questions_and_passages
 from sonde_studies._taught_retriever import Labels, gains, shares, taught_by, train_reader
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SUBJECTS, TINY = (300, 150), (20, 10)
@@ -37,6 +38,7 @@ class ReaderFeedbackStudy(Study):
             "taught",
             "Taught by the reader's loss, a retriever answers more than an untaught one.",
             "accuracy on new subjects, taught less untaught",
+            arms=("teach: reader, harmful dropped", "untaught"),
         ),
         Claim(
             "distant",
@@ -75,6 +77,7 @@ class ReaderFeedbackStudy(Study):
             "helpful passages": lambda rows, found: shares(known.helpful(rows, found)),
             "no weight": lambda rows, found: weighed(gains(reader, known, rows, found), 0.0),
         }
+        note_for("untaught", updates=0)
         taught = {"untaught": untaught}
         for name, label in labels.items():
             tick(f"teach: {name}")

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from sonde.layers import SlotTracker
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -46,16 +47,21 @@ class ReferredSlotsStudy(Study):
     data = "digits as objects: 900 to learn from in 1,500 clips, others in 150 to judge"
     claims = (
         Claim("fast", "Where objects are fast, a tracker (1,662 trained weights) keeps more than "
-              "running means of slots, which have none.", f"{KEPT}, tracker less mean"),
+              "running means of slots, which have none.", f"{KEPT}, tracker less mean",
+              arms=("tracker, fast", "mean, fast")),
         Claim("slow", "It does so where they are slow (1,662 trained weights for none).",
-              f"{KEPT}, tracker less mean"),
+              f"{KEPT}, tracker less mean",
+              arms=("tracker, slow", "mean, slow")),
         Claim("map", "It keeps more fast ones than means under a map (400 weights) that learns "
               "identities in as many updates.", f"{KEPT}, tracker less map",
               arms=("tracker, fast", "map, fast")),
         Claim("gap", "It keeps more fast ones than means do in the first frame after a gap.",
-              f"{KEPT}, in the frame after a gap, tracker less mean"),
+              "share of the slots that keep their object, in the frame after a gap, tracker less "
+              "mean, which is not trained",
+              arms=("tracker, fast", "mean, fast")),
         Claim("absent", "A reference whose object is hidden takes more from the empty slot.",
-              "weight of the empty slot, hidden less seen, fast"),
+              "weight of the empty slot, hidden less seen, fast",
+              arms=("tracker, fast", "tracker, fast, object seen")),
     )  # fmt: skip
     null = Claim("alike", "Objects that are one digit at places by lot cannot be followed.",
                  f"{KEPT}, tracker less assignments by lot")  # fmt: skip
@@ -92,6 +98,8 @@ def _of_speed(
     tick(f"map, {name}")
     ported = drawn(lambda: nn.Linear(DIM, DIM, bias=False), seed)
     _learn_map(ported, fit, seed, steps)
+    note_for(f"mean, {name}", updates=0)
+    note_again(f"tracker, {name}, object seen", f"tracker, {name}")
     with torch.no_grad():
         weights = tracker.weights(held.state, held.real)
         mapped = _Clips(ported(held.state), held.thing, held.real)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sonde import Model
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_again
 from sonde_studies.recipes.replication_check import replication_check
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -43,6 +43,7 @@ class ReplicationCheckStudy(Study):
             "doubled",
             "Ten rows that stand in the training data twenty times are copied more than others.",
             "share of copies among samples nearest to such rows, less that among the others",
+            arms=("train on doubled rows", "other rows"),
         ),
     )
     null = Claim(
@@ -69,6 +70,7 @@ class ReplicationCheckStudy(Study):
         tick("train on doubled rows")
         seen = torch.cat([x[:10].repeat(20, 1), x[10:240]])
         made = generated(seen, seed, steps)
+        note_again("other rows", "train on doubled rows")
         own = torch.cdist(made, x[:240]).argmin(1) < 10
         twice, once = (
             copies(part, x[:240]) if len(part) >= 20 else 0.0 for part in (made[own], made[~own])

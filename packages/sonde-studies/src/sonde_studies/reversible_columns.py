@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sonde.layers import Reversible
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_again
 from sonde_studies.parts.heads import head_accuracy
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -36,7 +37,8 @@ class ReversibleColumnsStudy(Study):
               "a point.", "accuracy, inverted columns less residual blocks, and 0.01",
               arms=("inverted", "residual")),
         Claim("columns", "The last column's top level says the digit better than the first's.",
-              "accuracy of a linear probe, last less first column"),
+              "accuracy of a linear probe, last less first column",
+              arms=("inverted", "inverted, first column")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot are not told of other rows.",
                  "accuracy, inverted columns, less 0.1")  # fmt: skip
@@ -54,6 +56,7 @@ class ReversibleColumnsStudy(Study):
         tick("labels by lot")
         lots = by_lot(x, seed, TINY if tiny else STEPS)
         kept = {arm: _kept(nets[arm], x[:64]) for arm in ("inverted", "stored")}
+        note_again("inverted, first column", "inverted")
         probes = _probes(nets["inverted"], x, label)
         with torch.no_grad():
             start = nets["inverted"].levels(x[:64])

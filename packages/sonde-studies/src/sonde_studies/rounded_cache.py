@@ -7,6 +7,7 @@ import torch
 
 from sonde.compress import QuantCache
 from sonde_studies._cached import SmallerCaches, pieces
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TEXTS, CHUNK = 8, 64
@@ -36,23 +37,27 @@ class RoundedCacheStudy(Study):
     claims = (
         Claim(
             "all",
-            "All three lose less than two bits alone.",
+            "All three lose less than two bits alone, which hold fewer bytes.",
             "divergence of two bits less that of all, over that of two bits",
+            arms=("all", "bits"),
         ),
         Claim(
             "any two",
             "All three lose less than the better pair of parts, which holds no fewer bytes.",
             "divergence of the better pair less that of all, over that of the better pair",
+            arms=("all", "outliers"),
         ),
         Claim(
             "planted",
             "On planted rank and outliers all three beat both pairs, at no more bytes.",
             "relative error of the better pair less that of all",
+            arms=("all", "outliers"),
         ),
         Claim(
             "four bits",
             "All three at two bits lose less than four bits alone, which hold fewer bytes.",
             "logarithm of the divergence of four bits over that of all",
+            arms=("all", "four bits"),
         ),
     )
     null = Claim(
@@ -71,6 +76,8 @@ class RoundedCacheStudy(Study):
             lost[name], sizes[name] = caches.lost(_form(**more))
         tick("four bits")
         lost["four bits"], sizes["four bits"] = caches.lost(_form(bits=4))
+        for name, size in sizes.items():
+            note_for(name, bytes=size)
         pair = min(lost["rank"], lost["outliers"])
         planted = {name: _error(_form(**more), seed) for name, more in PARTS.items()}
         return {

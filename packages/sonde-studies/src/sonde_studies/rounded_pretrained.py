@@ -20,8 +20,10 @@ class RoundedPretrainedStudy(Study):
     data = "SmolLM2-135M-Instruct and help pages of Python; other pages in each seed"
     place = "smollm2"
     claims = (
-        Claim("gain", "At three bits GPTQ beats rounding to the nearest value.",
-              f"{NATS} of held-out texts, rounding less GPTQ"),
+        Claim("gain",
+              "At three bits GPTQ, which reads other texts, beats rounding to the nearest value.",
+              f"{NATS} of held-out texts, rounding less GPTQ",
+              arms=("calibrated", "plain")),
     )  # fmt: skip
     null = Claim("own texts", "The gain is no larger on texts that calibrated.",
                  f"{NATS}, gain on texts that calibrated less gain on held-out texts")  # fmt: skip

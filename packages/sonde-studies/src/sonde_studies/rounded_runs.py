@@ -9,6 +9,7 @@ from scipy.stats import spearmanr  # pyright: ignore[reportMissingTypeStubs, rep
 
 from sonde.compress import RTN, BlockRounding
 from sonde_studies._shrunk import Shrunk, log_ratio, shipped_net
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 GROUP, LOTS = 32, 4
@@ -25,13 +26,15 @@ class RoundedRunsStudy(Study):
     data = "sonde:digits; 300 of its training images to calibrate, its test images to judge"
     claims = (
         Claim("joint", "At two bits runs diverge less than layers one by one.",
-              "logarithm of the divergence of single stages over that of runs"),
+              "logarithm of the divergence of single stages over that of runs",
+              arms=("runs", "single stages")),
         Claim("error", "At two bits errors behind runs fall by a twentieth.",
               "0.95 less the ratio of summed errors, runs over single clips"),
         Claim("entropy", "Pairs of stages gain more together where the entropy between is higher.",
               "Spearman's correlation of gains and entropies"),
         Claim("cuts", "Runs that entropy cuts diverge less than runs of the same lengths by lot.",
-              "logarithm of the ratio of divergences, mean over four lots"),
+              "logarithm of the ratio of divergences, mean over four lots",
+              arms=("runs", "runs by lot")),
     )  # fmt: skip
     null = Claim("eight bits", "At eight bits, by the same code, it changes no answer.",
                  "share of the answers that change")  # fmt: skip
@@ -45,14 +48,18 @@ class RoundedRunsStudy(Study):
         plan = found.planned(rule)
         n = sum(name.startswith("entropy.") for name in plan.figures) + 1
         starts = [int(name[5:]) for name in plan.figures if name.startswith("gain.")]
-        joint = found.divergence(rule)
-        single = found.divergence(replace(rule, most=1))
+        with part("runs"):
+            joint = found.divergence(rule)
+        with part("single stages"):
+            single = found.divergence(replace(rule, most=1))
         tick("runs by lot")
-        lots = [found.divergence(replace(rule, cuts=cuts)) for cuts in _lots(starts, n, seed)]
+        with part("runs by lot"):
+            lots = [found.divergence(replace(rule, cuts=cuts)) for cuts in _lots(starts, n, seed)]
         tick("pairs")
         gains, entropies = _pairs(rule, found, n)
         rho = float(spearmanr(gains, entropies).statistic)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownArgumentType]
-        clipped = found.divergence(RTN(2, GROUP, clip="mse", layers=layers))
+        with part("single clips"):
+            clipped = found.divergence(RTN(2, GROUP, clip="mse", layers=layers))
         four = replace(rule, bits=4)
         return {
             "joint": log_ratio(single, joint),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.layers import Adapter, Experts
+from sonde_studies.arms import note_again
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -37,7 +38,8 @@ class RoutedDimensionsStudy(Study):
               "R2, routed less dense of all units, and 0.05",
               arms=("routed", "dense, all")),
         Claim("apart", "Kinds of rows turn on different parts.",
-              "mean overlap of the parts of two rows, of one kind less of two kinds"),
+              "mean overlap of the parts of two rows, of one kind less of two kinds",
+              arms=("routed", "routed, two kinds")),
         Claim("scaled", "Scaled by all parts over those that are on, they learn more.",
               "R2, routed less routed without a scale",
               arms=("routed", "routed, no scale")),
@@ -84,6 +86,7 @@ class RoutedDimensionsStudy(Study):
             truth = y[FIT:]
             found[arm] = float(1 - left / (truth - truth.mean(0)).square().mean())
             nets[arm] = net
+        note_again("routed, two kinds", "routed")
         tick("targets by lot")
         return {
             "active": found["routed"] - found["dense, active"],

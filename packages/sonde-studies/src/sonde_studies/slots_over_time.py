@@ -16,6 +16,7 @@ from sonde.report import Answer
 from sonde_studies._learned_slots import clips_of_cells, learned_slots, slots_of
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies._refined_tracks import Alone, Refiner, learned_names, named_by, tracks_of
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.recipes.slots_over_time import (
     GREEDY,
     OPTIMAL,
@@ -46,15 +47,20 @@ class SlotsOverTimeStudy(Study):
     data = "digits as objects: 700 to train on, clips of three others with noise and gaps"
     claims = (
         Claim("optimal", "The assignment that is best in total keeps more than greedy matching.",
-              "share of steps that keep the identity, optimal less greedy"),
+              "share of steps that keep the identity, optimal less greedy",
+              arms=(OPTIMAL, GREEDY)),
         Claim("reference", "A running reference keeps more than frame-to-frame matching.",
-              "share of steps that keep the identity, reference less frame to frame"),
+              "share of steps that keep the identity, reference less frame to frame",
+              arms=(REFERENCE, OPTIMAL)),
         Claim("gap", "It does so after gaps.",
-              "share of steps after a gap that keep it, reference less frame to frame"),
+              "share of steps after a gap that keep it, reference less frame to frame",
+              arms=(REFERENCE, OPTIMAL)),
         Claim("slots", "Learned slots of one object are matched over time.",
-              "share of steps that keep the identity, slots with a reference less at random"),
+              "share of steps that keep the identity, slots with a reference less at random",
+              arms=(f"slots, {REFERENCE}", f"slots, {RANDOM}")),
         Claim("slots kept", "A running reference keeps more of learned slots too.",
-              "share of steps that keep the identity, reference less frame to frame"),
+              "share of steps that keep the identity, reference less frame to frame",
+              arms=(f"slots, {REFERENCE}", f"slots, {OPTIMAL}")),
         Claim("refined", "A refiner along time names the slots of a track better than each alone.",
               "accuracy of the names, refined (2.1 times the parameters) less alone",
               arms=("refined", "alone")),
@@ -76,6 +82,8 @@ class SlotsOverTimeStudy(Study):
         for name, alike in (("three digits", False), ("one digit", True)):
             tick(name)
             rows = _clips(x[FIT:], TINY if tiny else CLIPS, alike, draw)
+            for way in (OPTIMAL, GREEDY, REFERENCE, RANDOM):
+                note_for(way, rows=len(rows))
             found[name] = _asked(net, rows, seed)
         kept, null = ({str(r["way"]): r for r in a.rows} for a in found.values())
         gap = "kept after a gap"
@@ -113,6 +121,8 @@ def _of_slots(
         Model(nn.Sequential(nn.Identity()).eval()), rows, site="0", seed=seed, progress=False
     )
     kept = {str(row["way"]): float(row["kept"]) for row in asked.rows}
+    for way in (OPTIMAL, REFERENCE, RANDOM):
+        note_again(f"slots, {way}", "slots")
     fitted, found = tracks_of(fit, seen.name), tracks_of(judged, held.name)
     named = dict[str, float]()
     for name, make_net in NAMERS.items():

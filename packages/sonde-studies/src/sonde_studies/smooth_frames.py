@@ -12,6 +12,7 @@ from torch.nn.functional import affine_grid, grid_sample, mse_loss
 
 import sonde
 from sonde.edit import TemporalCorrection
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
@@ -31,11 +32,16 @@ class SmoothFramesStudy(Study):
     data = "digits that turn by 80 degrees in nine frames with noise; every fourth is a key"
     claims = (
         Claim("smoother", "At half strength blended states flicker less than blended pixels.",
-              "mean absolute second difference, pixels less states, as a share of the former"),
-        Claim("near pixels", "They are nearer to the truth than blends of key frames' pixels.",
-              "mean squared error between keys, pixels less states, as a share of the former"),
+              "mean absolute second difference, pixels less states, as a share of the former",
+              arms=("states", "blended pixels")),
+        Claim("near pixels",
+              "They are nearer to the truth than blends of key frames' pixels, which take three "
+              "passes for nine.",
+              "mean squared error between keys, pixels less states, as a share of the former",
+              arms=("states", "pixels of keys")),
         Claim("near frames", "They are as near to it as frames cleaned one by one, to a twentieth.",
-              "mean squared error between keys, one by one less states, as a share, and 0.05"),
+              "mean squared error between keys, one by one less states, as a share, and 0.05",
+              arms=("states", "one by one")),
         Claim("half", "Half of the strength is nearer to the truth than all or nothing.",
               "mean squared error between keys, the better of both less half, as a share"),
     )  # fmt: skip
@@ -55,6 +61,9 @@ class SmoothFramesStudy(Study):
         clip = truth + NOISE * torch.randn(truth.shape, generator=draw)
         tick("clips")
         made = {strength: _run(net, clip, strength) for strength in (0.0, 0.5, 1.0)}
+        for name in ("states", "blended pixels", "one by one"):
+            note_for(name, passes=FRAMES)
+        note_for("pixels of keys", passes=len(KEYS))
         share = torch.tensor([(t % 4) / 4 for t in range(FRAMES)])[:, None]
         left = made[0.0][:, [0, 0, 0, 0, 4, 4, 4, 4, 8]]
         right = made[0.0][:, [4, 4, 4, 4, 8, 8, 8, 8, 8]]

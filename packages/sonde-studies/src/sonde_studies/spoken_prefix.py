@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from sonde.layers import LearnedPrompt
 from sonde.train import Scope
 from sonde_studies._gpt2 import next_token_loss
+from sonde_studies.arms import note_for
 from sonde_studies.parts.heads import strongest_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -38,13 +39,15 @@ class SpokenPrefixStudy(Study):
               "the text better than a tuned top block behind a random projector, which has other "
               "parameters.", "nats a letter, top less aligned", arms=("aligned", "top")),
         Claim("heard", "Before the frozen model they foretell it better than no speech does.",
-              "nats a letter, without speech less aligned"),
+              "nats a letter, before training and without speech less aligned",
+              arms=("aligned", "no speech")),
         Claim("keeps", "With the projector aligned, tuning the top block alone keeps more of what "
               "the model knew of texts than tuning all weights.",
               "nats a letter of texts, all less top behind the aligned projector",
               arms=("aligned top", "all")),
         Claim("timbre", "Continuous states tell the speaker better than the nearest of 24 codes.",
-              "accuracy of the strongest probe of the speaker, states less codes"),
+              "accuracy of the strongest probe of the speaker, states less codes",
+              arms=("states", "codes")),
     )  # fmt: skip
     null = Claim("by lot", "Speakers dealt out by lot are told by chance.",
                  "accuracy of the strongest probe of the speaker, less 1/6")  # fmt: skip
@@ -76,6 +79,9 @@ class SpokenPrefixStudy(Study):
                 said[arm] = float(_after(net, text[FIT:], speech[FIT:]))
                 kept[arm] = float(next_token_loss(net(text[FIT:]), text[FIT:]))
         tick("speakers")
+        note_for("no speech", updates=0)
+        for name in ("states", "codes"):
+            note_for(name, rows=FIT)
         with torch.no_grad():
             alone = float(_after(base, text[FIT:], None))
             states = nets["aligned"].heard(speech)

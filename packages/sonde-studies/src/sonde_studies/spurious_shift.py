@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde.measure import anchor_shift, spurious_shift
 from sonde_studies._layers import layers_of, plain_net, split, trained
 from sonde_studies._separation import rank_correlation
+from sonde_studies.arms import note_again
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 AGREES = (0.5, 0.7, 0.9, 0.97, 1.0)
@@ -43,6 +44,7 @@ class SpuriousShiftStudy(Study):
             "Few-shot learners lose accuracy where the colour is another, without any correlation "
             "in training.",
             f"accuracy in the same colour less in the other, {AGREES[0]:.0%}",
+            arms=("50% agree", "50% agree, other colour"),
         ),
         Claim(
             "loses more",
@@ -99,6 +101,7 @@ class SpuriousShiftStudy(Study):
             for a in v
         }
         first, last = AGREES[0], AGREES[-1]
+        note_again("50% agree, other colour", "50% agree")
         return {
             "grows": mean["shift", last] - mean["shift", first],
             "loses": mean["lost", first],

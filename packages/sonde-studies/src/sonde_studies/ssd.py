@@ -11,6 +11,7 @@ from typing import final
 from sonde.edit import RandomLabel, SelectiveDampening
 from sonde.tap import squared_gradients
 from sonde_studies._forgetting import UNSEEN, figures_of, retrained, sides_of, stand, world
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ALPHAS = (1.5, 2.5)
@@ -39,6 +40,7 @@ class SSDStudy(Study):
             "retained",
             "Accuracy on the other classes stays within 2 points, at the default alpha.",
             "accuracy after less before, and 0.02",
+            arms=("default", "before"),
         ),
         Claim(
             "half forgotten",
@@ -61,6 +63,8 @@ class SSDStudy(Study):
         tick("train anew")
         anew = retrained(model, sides, seed, tiny)
         tick("forget")
+        for name in ("default", "before"):
+            note_for(name, updates=0)
         arms = {"default": SelectiveDampening()} | {
             f"alpha {a:g}": SelectiveDampening(a) for a in ALPHAS
         }

@@ -11,9 +11,12 @@ import torch
 from sonde import Model
 from sonde.compress import RTN, BitStack, LowRankWeights, fidelity, open_stack, save_stack
 from sonde_studies._shrunk import Shrunk, log_ratio, wide_net
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 BITS, GROUP, LAYERS, LOUD, TIMES = (2.25, 3.25, 4.25), 128, ("2", "4"), 3, 100.0
+NUMBERS = 2 * 256**2
+"""Weights of the layers that are compressed."""
 
 
 @final
@@ -31,17 +34,25 @@ class StackedBlocksStudy(Study):
     data = "digits: nets of three hidden layers, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("grows", "Each further bit makes it diverge less.",
-              "logarithm of the ratio of divergences, the least of two steps"),
-        Claim("rounding", "At 2.25 bits it diverges less than rounding to the nearest.",
-              "logarithm of the divergence of RTN over its own"),
+              "logarithm of the ratio of divergences, the least of two steps, each to more bytes",
+              arms=("stack, 4.25 bits", "stack, 2.25 bits")),
+        Claim("rounding",
+              "At 2.25 bits it diverges less than rounding to the nearest, which reads no rows.",
+              "logarithm of the divergence of RTN over its own",
+              arms=("stack, 2.25 bits", "rounding, 2.25 bits")),
         Claim("loud", "Where three inputs are a hundred times as large, it does.",
-              "logarithm of the divergence of RTN over its own, 2.25 bits"),
+              "logarithm of the divergence of RTN, which reads no rows, over its own, 2.25 bits",
+              arms=("stack, 2.25 bits", "rounding, 2.25 bits")),
         Claim("vectors", "At 2.25 bits singular vectors alone diverge ten times as much.",
-              "logarithm of the divergence of plain thin matrices over its own, less log 10"),
+              "logarithm of the divergence of plain thin matrices, which read no rows, over its "
+              "own, less log 10",
+              arms=("stack, 2.25 bits", "thin matrices")),
         Claim("four", "At 4.25 bits rounding diverges less.",
-              "logarithm of its own divergence over that of RTN"),
+              "logarithm of its own divergence over that of RTN, which reads no rows",
+              arms=("stack, 4.25 bits", "rounding, 4.25 bits")),
         Claim("cut", "A file of 4.25 bits, cut to that of 2.25 and 1 %, is as good to a tenth.",
-              "logarithm of 1.1 less that of the cut file's divergence over the other's"),
+              "logarithm of 1.1 less that of the cut file's divergence over the other's",
+              arms=("cut file", "stack, 2.25 bits")),
     )  # fmt: skip
     null = Claim("whole file", "A file that is opened whole answers as the stack in memory does.",
                  "divergence in nats, 2.25 bits")  # fmt: skip
@@ -55,14 +66,20 @@ class StackedBlocksStudy(Study):
             tick(f"{bits} bits")
             stack = BitStack(bits, layers=LAYERS)
             rounds = RTN(int(bits), GROUP, layers=LAYERS)
-            kl[f"stack | {bits} bits"] = found.divergence(stack)
-            kl[f"rounding | {bits} bits"] = found.divergence(rounds)
+            for name, rule in (("stack", stack), ("rounding", rounds)):
+                with part(f"{name}, {bits} bits"):
+                    note(bytes=bits * NUMBERS / 8)
+                    kl[f"{name} | {bits} bits"] = found.divergence(rule)
         thin = LowRankWeights(1 - BITS[0] / 16, whiten="none", layers=LAYERS)
-        kl["thin matrices | 2.25 bits"] = found.divergence(thin)
+        with part("thin matrices"):
+            note(bytes=BITS[0] * NUMBERS / 8)
+            kl["thin matrices | 2.25 bits"] = found.divergence(thin)
         net = _loud(found.model.module, seed)
         pair = RTN(2, GROUP, layers=LAYERS), BitStack(BITS[0], layers=LAYERS)
         loud = [found.divergence(rule, net=net) for rule in pair]
-        kl["cut file | 2.25 bits"] = _cut(found)
+        with part("cut file"):
+            note(bytes=1.01 * BITS[0] * NUMBERS / 8)
+            kl["cut file | 2.25 bits"] = _cut(found)
         own = [kl[f"stack | {bits} bits"] for bits in BITS]
         return {
             "grows": min(log_ratio(own[0], own[1]), log_ratio(own[1], own[2])),

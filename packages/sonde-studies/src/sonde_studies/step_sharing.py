@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.compress import share_steps
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
@@ -31,10 +32,13 @@ class StepSharingStudy(Study):
     )
     data = "scikit-learn digits; 256 images are sampled"
     claims = (
-        Claim("planned", "Steps planned from the similarity of states beat equal distances.",
-              "share of the images' variance that is lost, equal distances less planned"),
+        Claim("planned",
+              "Steps planned from the similarity of states on other images beat equal distances.",
+              "share of the images' variance that is lost, equal distances less planned",
+              arms=("planned", "equal distances")),
         Claim("equal", "Equal distances beat steps by lot.",
-              "share of the images' variance that is lost, mean of 20 lots less equal distances"),
+              "share of the images' variance that is lost, mean of 20 lots less equal distances",
+              arms=("equal distances", "by lot")),
         Claim("half", "Half of the runs can go at 5 % of the variance.",
               "0.05 less the share that is lost with 8 planned steps"),
     )  # fmt: skip
@@ -66,6 +70,8 @@ class StepSharingStudy(Study):
                 "equal": lost(range(0, STEPS, STEPS // KEPT)),
                 "half": lost(share_steps(similarity, STEPS // 2)[0]),
             }
+            for name, rows in (("planned", IMAGES), ("equal distances", 0), ("by lot", 0)):
+                note_for(name, rows=rows, passes=KEPT)
             tick("lots")
             n = 2 if tiny else DRAWS
             by_lot = fmean(lost(_by_lot(draw)) for _ in range(n))

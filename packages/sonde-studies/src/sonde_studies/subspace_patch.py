@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.explain import Das, Objective, SubspacePatch, SubspaceVerdict
 from sonde_studies._chooser import HIDDEN, OBJECTS, WIDTH, Chooser, choice_pairs, trained_chooser
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 STEPS = 400
@@ -34,12 +35,14 @@ class SubspacePatchStudy(Study):
             "effect of the direction less that of its row part, share of the site's",
             above=0.25,
             premise="flips",
+            arms=("search in the MLP", "row part, MLP"),
         ),
         Claim(
             "flips",
             "Premise: the trained direction gives the other answer more often than no patch.",
             "interchange accuracy on held-out pairs, less that without a patch",
             above=0.1,
+            arms=("search in the MLP", "no patch"),
         ),
     )
     null = Claim(
@@ -60,8 +63,10 @@ class SubspacePatchStudy(Study):
         places = {"MLP": ("act", [net.down]), "stream": ("embed", [net.up, reader])}
         for name, (site, readers) in places.items():
             tick(f"search in the {name}")
+            note_for("no patch", updates=0)
             found = das.fit(net, base, source, expected, site)
             assert found.subspace is not None
+            note_again(f"row part, {name}", f"search in the {name}")
             judged = _judged(net, base, found.subspace[:, 0], readers, site, seed)
             site_effect = judged.effects["site"]
             share = {key: value / site_effect for key, value in judged.effects.items()}

@@ -21,6 +21,7 @@ from sonde.data import StandardLibrary
 from sonde.edit import NGrams, SuperposedGenerate
 from sonde_studies._drafts import drafts_of, judged, mixture_cosines
 from sonde_studies._written import code, likelihood, pieces
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PROMPTS, GIVEN, NEW, NEXT = 96, 64, 24, 4
@@ -47,13 +48,17 @@ class SuperposedGenerateStudy(Study):
     claims = (
         Claim(
             "close",
-            "Drafts are as likely as those of beam search of three passes, to 0.1 nats a byte.",
+            "Drafts that mix in n-grams of 400 texts are as likely as those of beam search of "
+            "three passes, to 0.1 nats a byte.",
             "log-likelihood a byte, difference, and 0.1",
+            arms=("superposed", "beam search"),
         ),
         Claim(
             "best",
-            "The best draft of three is likelier than greedy text, which takes as many passes.",
+            "The best draft of three is likelier than greedy text, which takes as many passes and"
+            " no texts.",
             "difference of log-likelihood a byte",
+            arms=("superposed", "greedy"),
         ),
         Claim(
             "next",
@@ -63,8 +68,9 @@ class SuperposedGenerateStudy(Study):
         ),
         Claim(
             "n-grams",
-            "With n-grams drafts are likelier in the mean than without.",
+            "With n-grams of 400 texts drafts are likelier in the mean than without.",
             "difference of log-likelihood a byte",
+            arms=("superposed", "no n-grams"),
         ),
         Claim(
             "linear",
@@ -107,6 +113,8 @@ class SuperposedGenerateStudy(Study):
             for name, how in ways.items():
                 tick(name)
                 drafts, rows = drafts_of(model, prompts, new, how)
+                mixes = getattr(how.get("custom_generate"), "ngrams", None) is not None
+                note(passes=rows, rows=counted if mixes else 0)
                 row = judged(model, drafts, texts, GIVEN, NEXT)
                 row["model rows a byte"] = rows / n / new
                 found |= {f"{name} | {key}": value for key, value in row.items()}

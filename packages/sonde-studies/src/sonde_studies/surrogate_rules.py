@@ -7,6 +7,7 @@ from torch import nn
 
 from sonde.explain import SurrogateRules
 from sonde_studies._digits import shuffled, train
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, NOISE, FEW, DEPTH, STEPS = 1500, 136, 20, 5, 150
@@ -25,12 +26,14 @@ class SurrogateRulesStudy(Study):
             "few over constant",
             "Rules over 20 inputs answer as the net does more often than its usual answer.",
             "difference of shares",
+            arms=("20 inputs", "usual answer"),
         ),
         Claim(
             "few against all",
             "They lose less than .03 against rules over all 200.",
             "difference of shares",
             above=-0.03,
+            arms=("20 inputs", "200 inputs"),
         ),
         Claim(
             "no noise",
@@ -54,6 +57,8 @@ class SurrogateRulesStudy(Study):
         tick("imitating")
         few = SurrogateRules(FEW, DEPTH, seed=seed).explain(net, rows)
         every = SurrogateRules(None, DEPTH, seed=seed).explain(net, rows)
+        for name in ("20 inputs", "200 inputs", "usual answer"):
+            note_for(name, rows=len(rows))
         fresh = torch.Generator().manual_seed(seed + 1)
 
         def coin(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import sonde
 from sonde.compress import GPTQ, RTN, CoordinateRounding, DecoupleQ, fidelity, layer_grams
 from sonde.data import open_inputs
 from sonde_studies._shrunk import shipped_net
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ROWS, TINY, GROUP = 300, 40, 32
@@ -26,15 +27,21 @@ class TwoBitsStudy(Study):
     data = "sonde:digits; 300 of its training images to calibrate, its test images to judge"
     claims = (
         Claim("gptq", "At two bits it diverges less than GPTQ.",
-              "divergence of GPTQ over its own, logarithm"),
+              "divergence of GPTQ over its own, logarithm",
+              arms=("DecoupleQ, 2 bits", "GPTQ, 2 bits")),
         Claim("apart", "It diverges less than codes by coordinates on grids that are not fitted.",
-              "divergence of CoordinateRounding over its own, two bits, logarithm"),
-        Claim("rtn", "At two bits GPTQ diverges less than rounding to the nearest.",
-              "divergence of RTN over that of GPTQ, logarithm"),
+              "divergence of CoordinateRounding over its own, two bits, logarithm",
+              arms=("DecoupleQ, 2 bits", "CoordinateRounding, 2 bits")),
+        Claim("rtn",
+              "At two bits GPTQ, which reads rows, diverges less than rounding to the nearest.",
+              "divergence of RTN over that of GPTQ, logarithm",
+              arms=("GPTQ, 2 bits", "RTN, 2 bits")),
         Claim("error", "At two bits its errors of layers are a tenth lower than those of GPTQ.",
-              "0.9 less the ratio of summed errors"),
+              "0.9 less the ratio of summed errors",
+              arms=("DecoupleQ, 2 bits", "GPTQ, 2 bits")),
         Claim("less at four", "At four bits it gains less over GPTQ than at two.",
-              "difference of logarithms"),
+              "difference of logarithms",
+              arms=("DecoupleQ, 2 bits", "GPTQ, 2 bits")),
     )  # fmt: skip
     null = Claim("eight bits", "At eight bits, by the same code, it changes no answer.",
                  "share of the answers that change")  # fmt: skip
@@ -54,10 +61,12 @@ class TwoBitsStudy(Study):
                 name = f"{type(rule).__name__} | {bits} bits"
                 tick(name)
                 given = {} if isinstance(rule, RTN) else {"calibration": grams}
+                note_for(f"{type(rule).__name__}, {bits} bits", rows=len(rows) if given else 0)
                 plan = rule.plan(model, given)
                 kl[name] = fidelity(model, plan.fold(model), fresh).kl
                 lost[name] = plan.figures.get("loss", float("nan"))
         tick("coordinates, 2 bits")
+        note_for("CoordinateRounding, 2 bits", rows=len(rows))
         rule, name = CoordinateRounding(2, GROUP), "CoordinateRounding | 2 bits"
         kl[name] = fidelity(model, rule.plan(model, {"calibration": grams}).fold(model), fresh).kl
 

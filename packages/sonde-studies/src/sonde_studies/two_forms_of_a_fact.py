@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde import Model
+from sonde_studies.arms import note_again
 from sonde_studies.recipes.two_forms_of_a_fact import two_forms_of_a_fact
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, drawn, minimise
@@ -35,17 +36,23 @@ class TwoFormsOfAFactStudy(Study):
     place = "tables"
     claims = (
         Claim("drops", "A net that learned tables is worse on sentences.",
-              "accuracy on tables less that on sentences"),
+              "accuracy on tables less that on sentences",
+              arms=("table", "table, read otherwise")),
         Claim("back", "A net that learned sentences is worse on tables.",
-              "accuracy on sentences less that on tables"),
+              "accuracy on sentences less that on tables",
+              arms=("prose", "prose, read otherwise")),
         Claim("mixed", "A net that learned both is as good on either, to five points.",
-              "0.05 less the difference of its accuracies"),
+              "0.05 less the difference of its accuracies",
+              arms=("both", "both, read otherwise")),
         Claim("carries", "Its states carry the class from form to form, to five points.",
-              "accuracy of a head of the one form on the other less on its own, and 0.05"),
+              "accuracy of a head of the one form on the other less on its own, and 0.05",
+              arms=("both", "both, read otherwise")),
         Claim("nearer", "They find facts by the other form more often than those of nets of one.",
-              "share found at the last block, both less the mean of one form"),
+              "share found at the last block, both less the mean of one form",
+              arms=("both", "table")),
         Claim("late", "They grow alike with depth.",
-              "CKA of the forms at the last block less that at the first"),
+              "CKA of the forms at the last block less that at the first",
+              arms=("both", "both, read otherwise")),
     )  # fmt: skip
     null = Claim("permuted", "Forms of other facts are not found.",
                  "share found at the last block less chance")  # fmt: skip
@@ -71,6 +78,7 @@ class TwoFormsOfAFactStudy(Study):
                 return torch.stack(losses).mean()
 
             minimise(loss, net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed)
+            note_again(f"{arm}, read otherwise", arm)
             net.eval()
             right[arm] = {f: accuracy(net, x[FIT:], label[FIT:]) for f, x in forms.items()}
             last[arm] = [*two_forms_of_a_fact(Model(net), rows, **asked).rows]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.layers import with_unmix_norm
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, drawn, learn_labels
 
@@ -46,25 +47,34 @@ class UnMixNormStudy(Study):
             "Premise: statistics of the batch lose more than 10 points when the stream is sorted.",
             FIGURE,
             above=0.1,
+            arms=("batch, mixed", "batch, sorted"),
         ),
         Claim(
             "sorted over batch",
             "Sorted: the mixture beats statistics of the batch.",
             FIGURE,
             premise="collapse",
+            arms=("mixture, sorted", "batch, sorted"),
         ),
-        Claim("sorted over source", "Sorted: the mixture beats the source's statistics.", FIGURE),
+        Claim(
+            "sorted over source",
+            "Sorted: the mixture beats the source's statistics.",
+            FIGURE,
+            arms=("mixture, sorted", "source"),
+        ),
         Claim(
             "as good when mixed",
             "Mixed: the mixture loses less than 5 points against statistics of the batch.",
             FIGURE,
             above=-0.05,
+            arms=("mixture, mixed", "batch, mixed"),
         ),
         Claim(
             "order",
             "The mixture loses less than 2 points when the stream is sorted.",
             FIGURE,
             above=-0.02,
+            arms=("mixture, sorted", "mixture, mixed"),
         ),
     )
     null = Claim(
@@ -93,6 +103,8 @@ class UnMixNormStudy(Study):
             "one component": lambda: with_unmix_norm(model, components=1),
         }
         found = {}
+        for name in ("source", *(f"{arm}, {order}" for arm in arms for order in orders)):
+            note_for(name, rows=n, passes=len(SHIFTS))
         for shift in SHIFTS:
             tick(shift)
             seen = _shifted(images, shift, draw)

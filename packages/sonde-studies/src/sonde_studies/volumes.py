@@ -12,6 +12,7 @@ from sonde.train import Contrast, MaskedFeatures
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._slice_net import DIM, SliceNet
 from sonde_studies._stacks import SHAPES, SIZES, digit_stacks, in_order, other_view
+from sonde_studies.arms import note
 from sonde_studies.parts.heads import linear_head, strongest_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -52,7 +53,8 @@ class VolumesStudy(Study):
               "the parameters) less slices, and 0.02",
               arms=("all", "slices")),
         Claim("taught", "The shape is told better than by the untrained net.",
-              "accuracy of a probe of the shape, all less untrained"),
+              "accuracy of a probe of the shape, all less untrained",
+              arms=("all", "untrained")),
         Claim("deformable", "Deformable attention over slices tells the shape better than plain.",
               "accuracy of a probe of the shape, deformable, with fewer parameters by 7 %, less "
               "all",
@@ -106,7 +108,9 @@ def _learned(
             value = value + hidden(states[0], states[1])
         return value
 
-    if terms:
+    if not terms:
+        note(updates=0)
+    else:
         own = {id(p): p for part in (net, losses) for p in part.parameters()}
         minimise(loss, own.values(), _fit(stacks), steps=steps, seed=seed, batch=BATCH)
     return net

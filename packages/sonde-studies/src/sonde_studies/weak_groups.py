@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.metrics import WeakGroup, weak_groups
 from sonde_studies._digits import shuffled, train
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, STEPS, RATE, HIDDEN = 60, 150, 3e-3, 2
@@ -30,12 +31,14 @@ class WeakGroupsStudy(Study):
             "Fresh members of confirmed groups are wrong 10 points more than others (none: 0).",
             "difference of shares",
             above=0.1,
+            arms=("members", "others"),
         ),
         Claim(
             "errors held",
             "The groups hold more of the fresh errors than of the fresh rows, by 15 points.",
             "share of errors less share of rows",
             above=0.15,
+            arms=("members", "others"),
         ),
         Claim(
             "promise",
@@ -70,6 +73,8 @@ class WeakGroupsStudy(Study):
         half = torch.arange(len(x)) < len(x) // 2
         tick("looking for groups")
         found = _looked(wrong, known, half, 0.1, seed)
+        for name in ("members", "others"):
+            note_for(name, rows=len(x) - len(x) // 2)
         inside = _any(found, known) & ~half
         gap = _gap(wrong, inside, ~half & ~inside)
         confirmed = max((g.loss - g.elsewhere for g in found), default=0.0)

@@ -11,6 +11,7 @@ import numpy as np
 from sonde import Model, load
 from sonde_studies._model_writers import MOST, NEW, Sources, texts_of, trained
 from sonde_studies._writer_nets import MIXINGS, Mixing
+from sonde_studies.arms import note_for
 from sonde_studies.recipes.who_wrote_it import who_wrote_it
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -43,9 +44,11 @@ class WhichModelWroteItStudy(Study):
         Claim("masked", "They do so where words that not all models use are masked.",
               "accuracy less a quarter, masked"),
         Claim("beyond characters", "Masked, states tell it more often than counts of characters.",
-              "accuracy by states less accuracy by characters, masked"),
+              "accuracy by states less accuracy by characters, masked",
+              arms=("states", "characters")),
         Claim("more than seeds", "They tell architectures more often than seeds of one.",
-              "accuracy, masked, four architectures less four seeds"),
+              "accuracy, masked, four architectures less four seeds",
+              arms=("states", "four seeds")),
     )  # fmt: skip
     null = Claim("lot", "Writers by lot cannot be told apart.",
                  "accuracy less a quarter, masked, texts of each beginning dealt")  # fmt: skip
@@ -68,6 +71,8 @@ class WhichModelWroteItStudy(Study):
         lot = [draw.permutation(len(MIXINGS)) for _ in sources.begun]
         dealt = [{**row, "author": str(lot[int(row["file"])][i // len(lot)])}
                  for i, row in enumerate(written)]  # fmt: skip
+        for name, own in (("states", written), ("characters", written), ("four seeds", seeds)):
+            note_for(name, rows=len(own))
         models, same, none = (_named(reader, rows, seed) for rows in (written, seeds, dealt))
         return {
             "named": models["states, as written"] - 0.25,

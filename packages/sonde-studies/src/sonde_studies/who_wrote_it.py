@@ -12,6 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from sonde import load
+from sonde_studies.arms import note_for
 from sonde_studies.recipes.who_wrote_it import who_wrote_it
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -36,16 +37,19 @@ class WhoWroteItStudy(Study):
             "named",
             "States name the package more often than chance.",
             "accuracy of a linear head less that of the most frequent writer",
+            arms=("states", "most frequent writer"),
         ),
         Claim(
             "masked",
             "They do so where words that not all packages use are masked.",
             "accuracy less that of the most frequent writer, masked",
+            arms=("states", "most frequent writer"),
         ),
         Claim(
             "beyond characters",
             "Masked, states name the package more often than counts of characters do.",
             "accuracy by states less accuracy by characters, masked",
+            arms=("states", "characters"),
         ),
     )
     null = Claim(
@@ -67,6 +71,8 @@ class WhoWroteItStudy(Study):
         lot = {name: f"writer {i % 4}" for i, name in enumerate(files)}
         dealt = [{**row, "author": lot[row["file"]]} for row in one]
         null = who_wrote_it(model, dealt, group_column="file", seed=seed, progress=False)
+        for name in ("states", "characters", "most frequent writer"):
+            note_for(name, rows=len(rows))
         arm = {row["arm"]: row["accuracy"] for row in found.rows}
         chance, frequent = (float(x.null) for x in (found, null))  # pyright: ignore[reportArgumentType]
         fake = {row["arm"]: row["accuracy"] for row in null.rows}

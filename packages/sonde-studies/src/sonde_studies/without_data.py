@@ -8,6 +8,7 @@ import torch
 
 from sonde.compress import DataFreeCompress
 from sonde_studies._shrunk import conv_net, log_ratio
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SHARES, WIDTHS, EVERY, FIRST = (0.1, 0.3, 0.5), (3, 4, 6), ("*",), "4"
@@ -28,15 +29,20 @@ class WithoutDataStudy(Study):
     data = "digits: nets of three convolutions, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("pruned", "With 30 % of channels left out, rebuilding makes answers diverge less.",
-              "logarithm of the divergence of plain cuts over that with rebuilding"),
+              "logarithm of the divergence of plain cuts over that with rebuilding",
+              arms=("rebuilt", "plain")),
         Claim("half", "With half of them left out, too.",
-              "logarithm of the divergence of plain cuts over that with rebuilding"),
+              "logarithm of the divergence of plain cuts over that with rebuilding",
+              arms=("rebuilt", "plain")),
         Claim("six bits", "At six bits it does.",
-              "logarithm of the divergence of plain rounding over that with rebuilding"),
+              "logarithm of the divergence of plain rounding over that with rebuilding",
+              arms=("rebuilt", "plain")),
         Claim("four bits", "At four bits it does.",
-              "logarithm of the divergence of plain rounding over that with rebuilding"),
+              "logarithm of the divergence of plain rounding over that with rebuilding",
+              arms=("rebuilt", "plain")),
         Claim("doubled", "Where channels come in pairs, half of them go at a tenth of the cost.",
-              "logarithm of the divergence of plain cuts over that with rebuilding, less log 10"),
+              "logarithm of the divergence of plain cuts over that with rebuilding, less log 10",
+              arms=("rebuilt", "plain")),
     )  # fmt: skip
     null = Claim("none out", "Where no channel is left out, rebuilding changes no answer.",
                  "divergence in nats")  # fmt: skip
@@ -69,8 +75,10 @@ class WithoutDataStudy(Study):
 
     def _gain(self, seed: int, tiny: bool, rule: DataFreeCompress) -> float:
         found = conv_net(seed, tiny)
-        plain = found.divergence(replace(rule, refit=False))
-        return log_ratio(plain, found.divergence(rule))
+        with part("plain"):
+            plain = found.divergence(replace(rule, refit=False))
+        with part("rebuilt"):
+            return log_ratio(plain, found.divergence(rule))
 
 
 def _doubled(net: Any, seed: int) -> Any:
