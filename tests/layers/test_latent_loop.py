@@ -57,14 +57,17 @@ def test_the_gate_is_the_formula():
     h, word = found.hidden_states[-1][0, -1], int(found.logits[0, -1].argmax())
     e, x = loop.model.get_input_embeddings().weight[word], loop.latents(IDS)[0, 0]
     r, i = (1 / (1 + torch.exp(-(loop.gates.weight @ e + loop.gates.bias)))).chunk(2)
+    opened = loop.openness(IDS)[0, 0]
     for k in range(len(e)):
         share = math.exp(-8 * math.log1p(math.exp(loop.rate[k])) * r[k])
         root = math.sqrt(1 - share**2 + 1e-8)
         assert float(x[k]) == pytest.approx(float(share * e[k] + root * i[k] * h[k]), rel=1e-9)
+        assert float(opened[k]) == pytest.approx(float(root * i[k]), rel=1e-9)
     zero = made(n_steps=1, mix="gate", start="zero")
     zero.gates.weight.zero_()
     zero.gates.bias.fill_(-50.0)
     torch.testing.assert_close(zero.latents(IDS)[0, 0], e)
+    assert bool((zero.openness(IDS) == 0).all())
 
 
 @pytest.mark.truth("each word's chance after inputs made by the formula, without a cache")
@@ -144,6 +147,7 @@ def test_a_text_goes_on_after_the_steps():
         (lambda: made(n_steps=-1), "n_steps of 0 or more"),
         (lambda: made(mix="attend")(IDS), "memory= with mix='attend'"),
         (lambda: made().rollout(IDS), "mix='gate', which mixes words, got 'replace'"),
+        (lambda: made().openness(IDS), "LatentLoop.openness: expected mix='gate'"),
         (lambda: made(mix="gate").rollout(IDS, words=IDS), r"\(2, 3\), got \(2, 4\)"),
     ],
 )

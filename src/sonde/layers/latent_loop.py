@@ -140,6 +140,28 @@ class LatentLoop(Layer):
         steps, _ = self._run(ids, mask, memory)
         return torch.stack([step[0] for step in steps], 1)
 
+    def openness(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Bool[Tensor, "row token"] | None = None,
+    ) -> Float[Tensor, "row step dim"]:
+        """Return the weight with which ``gate`` lets the second part into each step.
+
+        Parameters
+        ----------
+        ids : Int[Tensor, "row token"]
+        mask : Bool[Tensor, "row token"], optional
+            True for real tokens.
+
+        Raises
+        ------
+        InputError
+            If ``mix`` is another.
+        """
+        self._require_gate("openness")
+        words = [step[1].unsqueeze(1) for step in self._run(ids, mask, None)[0]]
+        return torch.stack([self._weights(self._embedded(w)[:, 0])[1] for w in words], 1)
+
     def rollout(
         self,
         ids: Int[Tensor, "row token"],
@@ -162,10 +184,7 @@ class LatentLoop(Layer):
         draw : torch.Generator, optional
             Draws the words, whatever ``sample`` says.
         """
-        if self.mix != "gate":
-            raise InputError(
-                f"LatentLoop.rollout: expected mix='gate', which mixes words, got '{self.mix}'."
-            )
+        self._require_gate("rollout")
         if words is not None and words.shape != (len(ids), self.n_steps):
             raise InputError(
                 f"LatentLoop.rollout: expected words of shape ({len(ids)}, {self.n_steps}), got "
@@ -317,12 +336,23 @@ class LatentLoop(Layer):
             return torch.multinomial(chance.exp(), 1, generator=draw)[:, 0]
         return chance.argmax(-1)
 
+    def _require_gate(self, method: str) -> None:
+        if self.mix != "gate":
+            raise InputError(
+                f"LatentLoop.{method}: expected mix='gate', which mixes words, got '{self.mix}'."
+            )
+
     def _gated(self, h: Tensor, word: Tensor) -> Tensor:
         e = self._embedded(word.unsqueeze(1))[:, 0]
+        a, second = self._weights(e)
+        return a * e + second * h
+
+    def _weights(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the embedding of a word, and of what is mixed with it."""
         r, i = cast(nn.Linear, self.gates)(e).sigmoid().chunk(2, -1)
         a = torch.exp(-self.c * softplus(self.rate) * r)
-        second = (1 - a.square()).clamp(min=0).add(1e-8).sqrt() * (i * h)
-        return a * e + (second if self.part is None else self.part * second)
+        second = (1 - a.square()).clamp(min=0).add(1e-8).sqrt() * i
+        return a, second if self.part is None else self.part * second
 
     def _embedded(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)

@@ -59,6 +59,9 @@ class LatentBeliefStudy(Study):
         Claim("step", "It answers correctly more often than a decoder without a step.",
               "accuracy after rewards, gated (a tenth more parameters) less no step",
               arms=("gated", "no step")),
+        Claim("opens", "Rewards open the gate: it lets more of the mean in than before.",
+              "mean weight of the mixture, gated after rewards less before",
+              arms=("gated", "gated, before")),
     )  # fmt: skip
     null = Claim(
         "by lot",
@@ -77,7 +80,7 @@ class LatentBeliefStudy(Study):
             "oracle, both cells": float((goal[FIT:].any(1) == answer[FIT:]).double().mean()),
             "oracle, one cell": float(best_with_one(ids[FIT:], goal[FIT:]).double().mean()),
         }
-        used = 0.0
+        used = opens = 0.0
         for arm, made, roll in (
             ("gated", {"mix": "gate"}, looped),
             ("word", {"mix": "gate"}, word_alone),
@@ -88,6 +91,7 @@ class LatentBeliefStudy(Study):
             net = drawn(lambda made=made: LatentLoop(deepcopy(model), **LOOP | made), seed)
             note_for(f"{arm}, before", updates=0)
             found[f"start, {arm}"] = _accuracy(net, roll, ids, answer)
+            before = _openness(net, ids) if arm == "gated" else 0.0
             learn_by_reward(
                 net, _answers(roll), ids[:FIT], answer[:FIT], updates=TINY if tiny else UPDATES,
                 seed=seed + ORDER, questions=QUESTIONS, rates=SLOWER,
@@ -96,6 +100,7 @@ class LatentBeliefStudy(Study):
             if arm == "gated":
                 note_again("gated, the word in its place", arm)
                 used = found[arm] - _accuracy(net, _word_as_long, ids, answer)
+                opens = _openness(net, ids) - before
         tick("answers by lot")
         best = found["gated"]
         return {
@@ -104,6 +109,7 @@ class LatentBeliefStudy(Study):
             "used": used,
             "gate": 0.05 - (found["mean"] - best),
             "step": best - found["no step"],
+            "opens": opens,
             "by lot": by_lot(ids, cells, seed, TINY if tiny else IMITATE),
             **{f"accuracy | {arm}": value for arm, value in found.items()},
         }
@@ -153,6 +159,11 @@ def _word_as_long(
     word = word / word.norm(dim=2, keepdim=True) * mix.norm(dim=2, keepdim=True)
     logits = net.model(inputs_embeds=torch.cat([table(ids), word], 1)).logits[:, -1]
     return words, told, logits
+
+
+@torch.no_grad()
+def _openness(net: LatentLoop, ids: Tensor) -> float:
+    return float(net.openness(ids[FIT:]).mean())
 
 
 @torch.no_grad()
