@@ -14,6 +14,7 @@ import sonde
 from sonde.edit import ClampUnit
 from sonde.explain import CausalEdges, CausalGraph, GradTimesInput, Objective
 from sonde_studies._digits import pixels, train
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LAYERS = ["0", "2", "4"]
@@ -44,7 +45,17 @@ class CausalGraphStudy(Study):
             "over gradients",
             f"It is lost more often without the graph's {FEW} strongest units of the first layer "
             "than without those of the largest gradient times activation.",
-            "accuracy without units by gradient less that without the graph's, mean over classes",
+            "accuracy without units by gradient less that without the graph's, mean over classes; "
+            "the graph takes hundreds of passes, the gradient one",
+            arms=("graph", "gradient"),
+        ),
+        Claim(
+            "steady",
+            f"Two halves of a class's rows name more of the same {FEW} units by the graph than by "
+            "gradient times activation.",
+            "share of units that both halves name, graph less gradient, mean over classes; "
+            "the graph takes hundreds of passes, the gradient one",
+            arms=("graph", "gradient"),
         ),
     )
     null = Claim(
@@ -86,7 +97,10 @@ def _net(seed: int) -> nn.Sequential:
 def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, float]:
     half = len(rows) // 2
     parts = (rows[:half], rows[half:])
-    found = FIND.explain(net, parts[0], site=LAYERS, target=c)
+    with part("graph"):
+        found, again = (FIND.explain(net, rows, site=LAYERS, target=c) for rows in parts)
+        children = [unit for unit in found.units if unit[0] == LAYERS[1]]
+        note(rows=half, passes=UNITS[LAYERS[1]] + len(children) * UNITS[LAYERS[0]])
     graph = {layer: [j for name, j in found.units if name == layer] for layer in UNITS}
     draw = torch.Generator().manual_seed(seed)
     order = {layer: torch.randperm(n, generator=draw).tolist() for layer, n in UNITS.items()}
@@ -94,20 +108,28 @@ def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, 
     rest = {layer: sorted(set(range(n)) - {*graph[layer]}) for layer, n in UNITS.items()}
     lost = _kept(net, parts[1], c, graph)
     random = _kept(net, parts[1], c, others)
-    ranked = {"graph": _effects(found), "gradient": _slopes(net, parts[0], c)}
-    without = {
-        name: _kept(net, parts[1], c, {LAYERS[0]: value.argsort(descending=True)[:FEW].tolist()})
-        for name, value in ranked.items()
+    with part("gradient"):
+        note(rows=half, passes=1)
+        slopes = [_slopes(net, rows, c) for rows in parts]
+    ranked = {
+        "graph": [_strongest(_effects(one)) for one in (found, again)],
+        "gradient": [_strongest(one) for one in slopes],
     }
+    without = {
+        name: _kept(net, parts[1], c, {LAYERS[0]: first}) for name, (first, _) in ranked.items()
+    }
+    common = {name: len({*a} & {*b}) / FEW for name, (a, b) in ranked.items()}
     without["random"] = _kept(net, parts[1], c, {LAYERS[0]: order[LAYERS[0]][:FEW]})
     return {
         "needed": random - lost,
         "over gradients": without["gradient"] - without["graph"],
+        "steady": common["graph"] - common["gradient"],
         "silent": lost_by_silent(net, parts[1], c),
         "accuracy | without the graph": lost,
         "accuracy | without random units": random,
         "accuracy | graph alone": _kept(net, parts[1], c, rest),
         **{f"accuracy, {FEW} units | without {name}": value for name, value in without.items()},
+        **{f"units of both halves | {name}": value for name, value in common.items()},
     }
 
 
@@ -135,6 +157,10 @@ def _kept(net: nn.Sequential, rows: Tensor, c: int, off: dict[str, list[int]]) -
                     sonde.editing(net, ClampUnit(tuple(units), 0.0), READERS[layer])
                 )
         return float((net(rows).argmax(1) == c).double().mean())
+
+
+def _strongest(value: Tensor) -> list[int]:
+    return value.argsort(descending=True)[:FEW].tolist()
 
 
 def _effects(found: CausalEdges) -> Tensor:

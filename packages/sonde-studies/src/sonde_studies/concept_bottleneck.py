@@ -1,7 +1,8 @@
 """Number and cost of concepts in a bottleneck that samples its concept.
 
 Concepts are ways in which a digit is written: the states of forty mean pictures, four of each
-digit, in the space of the rows, as names of concepts are in an encoder of pictures and texts.
+digit, in the space of the rows, as names of concepts are in an encoder of pictures and texts. The
+state of a digit's own mean picture stands for its name.
 """
 
 from typing import Any, final
@@ -18,6 +19,7 @@ from sonde.explain import (
     ConceptMatrixSearch,
 )
 from sonde_studies._digits import encoder, shuffled
+from sonde_studies.arms import note, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -38,7 +40,10 @@ class ConceptBottleneckStudy(Study):
     title = "does a bottleneck by Gumbel draws use fewer concepts at the same accuracy?"
     paper = "semenov2024sparsecbm"
     fidelity = "official losses; all rows are one batch, l1 weights are shrunk by proximal steps"
-    data = "digits; states of 40 mean pictures, four ways of each digit, as concepts"
+    data = (
+        "digits; states of 40 mean pictures, four ways of each digit, as concepts, and of ten mean "
+        "pictures as names of classes"
+    )
     claims = (
         Claim(
             "fewer",
@@ -72,6 +77,13 @@ class ConceptBottleneckStudy(Study):
             "difference of accuracies",
             above=-0.05,
         ),
+        Claim(
+            "over names",
+            "By similarities of names of classes to concepts it gives better answers than the "
+            "nearest name.",
+            "accuracy of the search less that of the nearest name, neither of which is trained",
+            arms=("search by names", "nearest name"),
+        ),
     )
     null = Claim(
         "lots",
@@ -89,6 +101,7 @@ class ConceptBottleneckStudy(Study):
             mean = net[:2](x[:N]).mean(0)
             states = normalize(net[:2](x) - mean, dim=1)
             concepts = net[:2](ways(x[:N], label[:N], seed)) - mean
+            names = net[:2](torch.stack([x[:N][label[:N] == c].mean(0) for c in range(CLASSES)]))
         chance = torch.randn(concepts.shape, generator=draw)
         fit, new = slice(N, N + FIT), slice(N + FIT, None)
         found: dict[str, tuple[float, float]] = {}
@@ -107,6 +120,14 @@ class ConceptBottleneckStudy(Study):
         scores = states @ normalize(concepts, dim=1).T
         search = ConceptMatrixSearch().fit(scores[fit], label=label[fit])
         found["search"] = _judged(search, scores[new], label[new])
+        names = normalize(names - mean, dim=1)
+        with part("search by names"):
+            note(rows=0, parameters=0)
+            of_names = ConceptMatrixSearch().of(names @ normalize(concepts, dim=1).T)
+            found["search by names"] = _judged(of_names, scores[new], label[new])
+        with part("nearest name"):
+            note(rows=0, parameters=0)
+            named = float(((states[new] @ names.T).argmax(1) == label[new]).double().mean())
         tick("labels by lot")
         lots = by_lot(states, concepts, seed, steps)
         plain = found[f"l1 {RAISED[0]:g}"]
@@ -118,7 +139,9 @@ class ConceptBottleneckStudy(Study):
             "as right as contrastive": found["gumbel"][0] - found["contrastive"][0],
             "against strong l1": few - found["gumbel"][1],
             "search": found["search"][0] - plain[0],
+            "over names": found["search by names"][0] - named,
             "lots": lots,
+            "accuracy | nearest name": named,
             **{f"accuracy | {name}": right for name, (right, _) in found.items()},
             **{f"concepts per decision | {name}": n for name, (_, n) in found.items()},
         }

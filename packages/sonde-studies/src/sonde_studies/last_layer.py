@@ -32,7 +32,7 @@ class LastLayerStudy(Study):
         Claim(
             "last",
             "Nets whose last layer forgets more are right more often on fresh digits.",
-            "rank correlation over twelve nets",
+            "rank correlation over twelve nets of three weight decays",
         ),
         Claim(
             "last over first",

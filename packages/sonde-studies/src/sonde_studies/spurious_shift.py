@@ -28,7 +28,7 @@ class SpuriousShiftStudy(Study):
     paper = "zhang2024metacoco"
     fidelity = (
         "shares of variance, and cosines to anchors that are means of other images rather than "
-        "embedded names; nearest class means as the learner; two colours in place of many "
+        "embedded names, in each learner's own net rather than in one pretrained model; nearest class means as the learner; two colours in place of many "
         "backgrounds"
     )
     data = "scikit-learn's digits in one of two channels; a dense net of two layers, 64 wide"
