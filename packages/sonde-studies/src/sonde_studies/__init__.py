@@ -89,6 +89,7 @@ STUDIES: dict[str, str] = {
     "feature-gaps": "FeatureGapsStudy",
     "federated-bits": "FederatedBitsStudy",
     "field-selection": "FieldSelectionStudy",
+    "few-shot-tuning": "FewShotTuningStudy",
     "fod": "FODStudy",
     "forget-texts": "ForgetTextsStudy",
     "gated-adapter": "GatedAdapterStudy",
