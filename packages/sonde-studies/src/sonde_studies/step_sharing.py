@@ -1,7 +1,8 @@
 """Test whether a sampler needs its encoder at every step, and how to choose the steps.
 
 A small rectified flow of digits: an encoder reads the noisy image, a decoder moves it. Between the
-chosen steps the decoder works with the encoder's last states.
+chosen steps the decoder works with the encoder's last states. A residual net of one piece, of as
+many parameters, shows what the two parts are worth.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sonde.compress import share_steps
+from sonde.compress import SplitFlow, share_steps
 from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
 STEPS, KEPT, DRAWS, IMAGES = 16, 4, 20, 256
-LEARN, TINY, PIXELS, WIDTH = 2000, 5, 64, 128
+LEARN, TINY, PIXELS, WIDTH, FIT, INNER = 2000, 5, 64, 128, 1_500, 192
 
 
 @final
@@ -30,7 +31,7 @@ class StepSharingStudy(Study):
     fidelity = (
         "perceptrons and digits; the paper's encoder and decoder are transformers on ImageNet"
     )
-    data = "scikit-learn digits; 256 images are sampled"
+    data = "scikit-learn digits: 1,500 to learn from, 297 to judge; 256 images are sampled"
     claims = (
         Claim("planned",
               "Steps planned from the similarity of states on other images beat equal distances.",
@@ -41,6 +42,12 @@ class StepSharingStudy(Study):
               arms=("equal distances", "by lot")),
         Claim("half", "Half of the runs can go at 5 % of the variance.",
               "0.05 less the share that is lost with 8 planned steps"),
+        Claim("split", "Encoder and decoder tell the velocity of fresh digits better than a "
+              "residual net of one piece.", "mean squared error, one piece less two parts",
+              arms=("two parts", "one piece")),
+        Claim("early", "So they do after a fifth of the updates.",
+              "mean squared error, one piece less two parts, 400 updates each",
+              arms=("two parts, early", "one piece, early")),
     )  # fmt: skip
     null = Claim("own noise", "Steps planned on the images that judge keep no more.",
                  "share of the images' variance that is lost, planned on others less on these"
@@ -48,25 +55,32 @@ class StepSharingStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the flow, plan, and sample with each plan."""
-        tick("flow")
         x = digit_images(seed)[0].flatten(1)
-        flow = drawn(_Flow, seed)
-        _learn(flow, x, seed, TINY if tiny else LEARN)
+        learn, error, nets = TINY if tiny else LEARN, dict[str, float](), dict[str, nn.Module]()
+        for name, make in (("two parts", two_parts), ("one piece", _OnePiece)):
+            for rest, steps in ((", early", learn // 5), ("", learn)):
+                tick(name + rest)
+                net = nets[name + rest] = drawn(make, seed)
+                _learn(net, x[:FIT], seed, steps)
+                error[name + rest] = _error(net, x[FIT:], seed)
+        flow = nets["two parts"]
+        assert isinstance(flow, SplitFlow)
+        tick("similarity")
         draw = torch.Generator().manual_seed(seed + 1)
         first, noise = torch.randn(2, IMAGES, PIXELS, generator=draw)
         with torch.no_grad():
-            similarity = _similarity(flow.run(first, range(STEPS))[1])
-            whole, own = flow.run(noise, range(STEPS))
+            similarity = flow.similarity(first, STEPS)
+            own, whole = flow.similarity(noise, STEPS), flow.sample(noise, STEPS)
 
             def lost(steps: Sequence[int]) -> float:
-                moved = flow.run(noise, steps)[0]
+                moved = flow.sample(noise, STEPS, steps)
                 return float((moved - whole).square().mean() / whole.var(0).mean())
 
             tick("plans")
             planned, _ = share_steps(similarity, KEPT)
             at = {
                 "planned": lost(planned),
-                "planned on own": lost(share_steps(_similarity(own), KEPT)[0]),
+                "planned on own": lost(share_steps(own, KEPT)[0]),
                 "equal": lost(range(0, STEPS, STEPS // KEPT)),
                 "half": lost(share_steps(similarity, STEPS // 2)[0]),
             }
@@ -79,43 +93,55 @@ class StepSharingStudy(Study):
             "planned": at["equal"] - at["planned"],
             "equal": by_lot - at["equal"],
             "half": 0.05 - at["half"],
+            "split": error["one piece"] - error["two parts"],
+            "early": error["one piece, early"] - error["two parts, early"],
             "own noise": at["planned"] - at["planned on own"],
             **{f"lost | {name}": value for name, value in at.items()},
             "lost | by lot": by_lot,
+            **{f"error | {name}": value for name, value in error.items()},
             **{f"planned step | {i}": float(step) for i, step in enumerate(planned)},
         }
 
 
-class _Flow(nn.Module):
-    """A flow from noise to images: an encoder of the noisy image, and a decoder."""
+class _Joined(nn.Sequential):
+    """A perceptron of tensors that are joined."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return super().forward(torch.cat(parts, 1))
+
+
+def two_parts() -> SplitFlow:
+    """Return an encoder of noisy images, and a decoder that reads them again."""
+    encoder = _Joined(
+        nn.Linear(PIXELS + 1, 2 * WIDTH),
+        nn.SiLU(),
+        nn.Linear(2 * WIDTH, WIDTH),
+        nn.LayerNorm(WIDTH),
+    )
+    decoder = _Joined(
+        nn.Linear(WIDTH + PIXELS + 1, 2 * WIDTH), nn.SiLU(), nn.Linear(2 * WIDTH, PIXELS)
+    )
+    return SplitFlow(encoder, decoder)
+
+
+class _OnePiece(nn.Module):
+    """Two residual blocks, with as many parameters as both parts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(PIXELS + 1, 2 * WIDTH),
-            nn.SiLU(),
-            nn.Linear(2 * WIDTH, WIDTH),
-            nn.LayerNorm(WIDTH),
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(WIDTH + PIXELS + 1, 2 * WIDTH), nn.SiLU(), nn.Linear(2 * WIDTH, PIXELS)
+        self.first, self.last = nn.Linear(PIXELS + 1, WIDTH), nn.Linear(WIDTH, PIXELS)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, INNER), nn.SiLU(), nn.Linear(INNER, WIDTH)
+            )
+            for _ in range(2)
         )
 
-    def encoded(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.encoder(torch.cat([x, time], 1))
-
-    def velocity(self, state: Tensor, x: Tensor, time: Tensor) -> Tensor:
-        return self.decoder(torch.cat([state, x, time], 1))
-
-    def run(self, x: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images from noise, and the computed states (step, image, dim)."""
-        states = list[Tensor]()
-        for step in range(STEPS):
-            time = torch.full((len(x), 1), step / STEPS)
-            if step in steps:
-                states.append(self.encoded(x, time))
-            x = x + self.velocity(states[-1], x, time) / STEPS
-        return x, torch.stack(states)
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.first(torch.cat([x, time], 1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h)
 
 
 def _by_lot(draw: torch.Generator) -> list[int]:
@@ -123,18 +149,22 @@ def _by_lot(draw: torch.Generator) -> list[int]:
     return [0, *(1 + torch.randperm(STEPS - 1, generator=draw)[: KEPT - 1]).tolist()]
 
 
-def _learn(flow: _Flow, x: Tensor, seed: int, steps: int) -> None:
+def _learn(flow: nn.Module, x: Tensor, seed: int, steps: int) -> None:
     def loss(rows: Tensor) -> Tensor:
-        image, time = x[rows], torch.rand(len(rows), 1)
-        noise = torch.randn_like(image)
-        mixed = (1 - time) * noise + time * image
-        made = flow.velocity(flow.encoded(mixed, time), mixed, time)
-        return (made - (image - noise)).square().mean()
+        return _loss(flow, x[rows])
 
     minimise(loss, flow.parameters(), len(x), steps=steps, seed=seed, rate=1e-3, batch=128)
 
 
-def _similarity(states: Tensor) -> Tensor:
-    """Return the mean cosine between the states of two steps, over images."""
-    unit = nn.functional.normalize(states, dim=2)
-    return torch.einsum("and,bnd->ab", unit, unit) / states.shape[1]
+def _loss(flow: nn.Module, image: Tensor) -> Tensor:
+    time, noise = torch.rand(len(image), 1), torch.randn_like(image)
+    made = flow((1 - time) * noise + time * image, time)
+    return (made - (image - noise)).square().mean()
+
+
+@torch.no_grad()
+def _error(flow: nn.Module, x: Tensor, seed: int) -> float:
+    """Return the error on images, each with noise of eight kinds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return float(_loss(flow, x.repeat(8, 1)))
