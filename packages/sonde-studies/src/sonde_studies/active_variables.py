@@ -15,6 +15,7 @@ from sonde.edit import DropPassive
 from sonde.measure import active_variables, v_information
 from sonde_studies._digit_vae import DigitVAE, Posterior, trained_vae
 from sonde_studies._layers import split
+from sonde_studies.arms import note_for
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -41,24 +42,28 @@ class ActiveVariablesStudy(Study):
             "Means of passive latents are more correlated with those of active ones than means of "
             "active latents are with each other.",
             "mean absolute correlation, passive with active less active with active, beta 1",
+            arms=("passive, means", "active, means"),
         ),
         Claim(
             "means over drawn",
             "Means of passive latents are more correlated with active ones than their drawn codes, "
             "as their spread alone implies.",
             "mean absolute correlation of passive with active, means less drawn codes, beta 1",
+            arms=("passive, means", "passive, drawn codes"),
         ),
         Claim(
             "cause",
             "Without passive latents means are no more correlated than drawn codes, to 0.02.",
             "0.02 less the mean absolute correlation of active latents, means less drawn codes, "
             "beta 1",
+            arms=("active, means", "active, drawn codes"),
         ),
         Claim(
             "dropped, means",
             "A linear probe on standardised means keeps its accuracy to 2 points without the "
             "passive ones.",
             "accuracy without less with, and 0.02, beta 1",
+            arms=("means, without", "means, all"),
         ),
         Claim(
             "more with beta",
@@ -71,12 +76,14 @@ class ActiveVariablesStudy(Study):
             "A linear probe on drawn codes keeps its accuracy to 2 points without the passive "
             "ones.",
             "accuracy without less with, and 0.02, beta 1",
+            arms=("drawn codes, without", "drawn codes, all"),
         ),
         Claim(
             "dropped, pixels",
             "With the passive latents of sampled codes dropped, the decoder's pixels are no worse.",
             "mean squared error with all less that without the passive ones, relative, beta 1",
             above=-0.02,
+            arms=("pixels, without", "pixels, all"),
         ),
     )
     null = Claim(
@@ -115,8 +122,10 @@ def _found(posterior: Posterior, code: Tensor, kind: Tensor, label: Tensor) -> d
         r = torch.corrcoef(z.T).abs().fill_diagonal_(math.nan)[:, kind == ACTIVE]
         for of, which in (("passive", PASSIVE), ("active", ACTIVE)):
             pairs = r[kind == which]
+            note_for(f"{of}, {name}", rows=len(z))
             correlation[f"{of} | {name}"] = float(pairs.nanmean().nan_to_num())
         for kept, some in (("all", kind >= PASSIVE), ("without", kind != PASSIVE)):
+            note_for(f"{name}, {kept}", rows=len(z))
             right[f"{kept} | {name}"] = v_information(z[:, some], label).accuracy
     return {
         "passive, means": correlation["passive | means"] - correlation["active | means"],
@@ -143,8 +152,10 @@ def _without_passive(
     net: DigitVAE, code: Tensor, kind: tuple[int, ...], x: Tensor
 ) -> dict[str, float]:
     """Return the change of decoded pixels if passive latents are dropped."""
+    note_for("pixels, all", rows=len(x))
     errors = {"all": float((net.decode(code) - x).square().mean())}
     for name, kinds in {"without": kind, "none": (PASSIVE,) * len(kind)}.items():
+        note_for(f"pixels, {name}", rows=len(x))
         with editing(net.decode, DropPassive(kinds), "0:in"):
             errors[name] = float((net.decode(code) - x).square().mean())
     gain = (errors["all"] - errors["without"]) / errors["all"]

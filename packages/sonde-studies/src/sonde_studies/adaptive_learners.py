@@ -15,6 +15,7 @@ from sonde.data import open_inputs
 from sonde_studies._learner_counts import microseconds, nats_if_dealt, nats_of, with_number_for_all
 from sonde_studies._recipe_data import items_of, shuffled_digits
 from sonde_studies._table_of_digits import digit_table, needs_table, requests_of, table_net
+from sonde_studies.arms import note, note_again, note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, PAIRS, MORE, HELD, STEPS, DISTIL, TINY = 1_200, 20_000, 4_096, 2_000, 2_000, 500, 4
@@ -44,11 +45,15 @@ class AdaptiveLearnersStudy(Study):
               "log of the divergence at one fifth over that at four fifths", log(2),
               arms=("learners, 80%", "learners, 20%")),
         Claim("gate", "Rows that choose do better than the same numbers dealt by lot.",
-              "nats at one fifth, by lot less chosen"),
-        Claim("alike", "And better than two learners for every row, trained on for as long.",
-              "nats at one fifth, two for each row less chosen"),
+              "nats at one fifth, by lot less chosen",
+              arms=("learners, 20%", "by lot, 20%")),
+        Claim("alike",
+              "And better than two learners for every row, with a third more updates.",
+              "nats at one fifth, two for each row less chosen",
+              arms=("learners, 20%", "two for each row")),
         Claim("harder", "Rows that need the table run more learners than the others.",
-              "share of the learners that ran, table less first digit, at one fifth"),
+              "share of the learners that ran, table less first digit, at one fifth",
+              arms=("rows of the table", "rows of the first digit")),
         Claim("seconds", "At one fifth the gated learners take less time than all learners.",
               "log of processor time, all learners by gated ones, in turns"),
         Claim("seconds of the module", "And less than the module that they replace.",
@@ -68,22 +73,28 @@ class AdaptiveLearnersStudy(Study):
         hard, steps, found = needs_table(held), TINY if tiny else DISTIL, dict[str, float]()
         model = Model(net)
         inputs = open_inputs(model, items_of(x[:MORE], y[:MORE]))
+        note_for("rows of the table", rows=int(hard.sum()))
+        note_for("rows of the first digit", rows=int((~hard).sum()))
         for budget in BUDGETS:
             tick(f"learners, {budget:.0%}")
             rule = AdaptiveModules(
                 ["mlp"], LEARNERS, budget, steps=steps, rate=RATE, weights=WEIGHTS, seed=seed
             )
             made = rule.fit(model, inputs).module
+            note(rows=MORE)
             found[f"nats | {budget:.0%}"] = nats_of(net, made, held)
             gate: Any = made.get_submodule("mlp")
             number = gate.number
             for kind, rows in (("ran", hard | True), ("table", hard), ("first digit", ~hard)):
                 found[f"{kind} | {budget:.0%}"] = float(number[rows].double().mean()) / LEARNERS
             if budget == BUDGETS[0]:
+                for name in ("by lot, 20%", "two for each row"):
+                    note_again(name, f"learners, {budget:.0%}")
                 tick("other numbers, time")
                 lot = nats_if_dealt(net, made, held, number[torch.randperm(HELD, generator=draw)])
                 found[OWN] = nats_if_dealt(net, made, held, number)
-                alike = with_number_for_all(net, made, x[:MORE], ALIKE, steps, seed)
+                with part("two for each row"):
+                    alike = with_number_for_all(net, made, x[:MORE], ALIKE, steps, seed)
                 found |= dict(zip(LOTS, [lot, nats_of(net, alike, held)], strict=True))
                 states = net.norm(net.states(held)).repeat(1 if tiny else COPIES, 1).detach()
                 spent = microseconds(net.mlp, gate, states, ROUNDS)

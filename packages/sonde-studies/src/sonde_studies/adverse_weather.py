@@ -12,6 +12,7 @@ from torch.nn.functional import l1_loss
 from sonde.layers import Attention, RangeConvolution, SecondOrder
 from sonde_studies._unet import OverTokens
 from sonde_studies._weather import SIDE, Patches, mixed_weather, patches_of, photographs
+from sonde_studies.arms import note_for
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -36,7 +37,8 @@ class AdverseWeatherStudy(Study):
     seconds = 30.0
     claims = (
         Claim("restores", "Bands and an ordinary convolution restore the other photograph.",
-              "PSNR, dB, less that of patches left as they are"),
+              "PSNR, dB, less that of patches left as they are",
+              arms=("neither", "untouched")),
         Claim("histogram", "Attention in bins of similar values restores better than in bands.",
               "PSNR, dB, less that of attention in bands of rows and columns",
               arms=("histogram", "neither")),
@@ -78,6 +80,7 @@ class AdverseWeatherStudy(Study):
             net = drawn(lambda p=patterns, o=order: _Net(p, o), seed)
             _learn(net, x, y, weight, seed, TINY if tiny else STEPS)
             db[arm], r[arm] = _quality(_restored(net, seen, seed), truth)
+        note_for("untouched", updates=0)
         tick("by lot")
         return {
             "restores": db["neither"] - db["untouched"],

@@ -13,7 +13,7 @@ from sonde import load
 from sonde.measure import AlignmentQuality, alignment_quality
 from sonde_studies._tuned_on_kinds import layer_means, tuned_on_kinds
 from sonde_studies._written import code, generated, pieces, prose
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_again
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, TRAIN, TEST, STEPS = 64, 256, 200, 40
@@ -49,6 +49,7 @@ class AlignmentQualityStudy(Study):
             "first layer",
             "It rises in the last layer more than in the first.",
             "rise in the last layer less rise in the first",
+            arms=("tuned, last layer", "tuned, first layer"),
         ),
         Claim(
             "another tuning",
@@ -87,6 +88,8 @@ class AlignmentQualityStudy(Study):
         for name, lot in (("tuned", False), ("by lot", True)):
             tick(name)
             models[name] = tuned_on_kinds(base, ids[:, :TRAIN], seed, steps, lot)
+        for layer in ("first", "last"):
+            note_again(f"tuned, {layer} layer", "tuned")
         tick("reading")
         fresh = ids[:, TRAIN:].flatten(0, 1)
         layers = {name: layer_means(m, fresh) for name, m in models.items()}

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 GIVEN: dict[str, str] = {
     "updates": r"updates?|steps?|epochs?|longer|budget|twice",
-    "rows": r"rows?|examples?|images?|labels?|texts?",
+    "rows": r"rows?|examples?|images?|labels?|texts?|prompts?|pairs?",
     "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms|twice",
     "passes": r"pass(es)?|forwards?|cost",
     "bytes": r"bytes|memory",
@@ -210,6 +211,32 @@ def trained_once(train: Callable[P, T]) -> Callable[P, T]:
         return result
 
     return asked
+
+
+@contextmanager
+def passes_of(name: str, module: nn.Module) -> Iterator[None]:
+    """Note the rows that a module reads in the ``with`` block as the passes of an arm.
+
+    Parameters
+    ----------
+    name : str
+        The arm of the study that runs.
+    module : nn.Module
+        A batch counts as many passes as it has rows.
+    """
+    rows: list[int] = []
+
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        rows.append(len(batch))
+
+    hook = module.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        with part(name):
+            yield
+            note(passes=sum(rows))
+    finally:
+        hook.remove()
 
 
 def unequal(one: str, two: str, figures: Mapping[str, float]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from sonde_studies._trigger import (
     trained,
     triggered,
 )
-from sonde_studies.arms import part
+from sonde_studies.arms import note_again, note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images
 
@@ -50,15 +50,21 @@ class BackdoorStudy(Study):
               "any other class.", "1 where it does, else 0", above=0.5),
         Claim("patch names", "The smallest patch is the target's, and the next is 1.15 times as "
               "large.", "ratio of the two, 1 where another class is named, less 1.15"),
-        Claim("patch of the copy", "The target's patch stands out more among patches that are "
-              "sought on the exposed copy.", "difference of that ratio, copy less model"),
-        Claim("inputs told", "Exposure makes confidence a better detector of triggered inputs, "
-              "beyond what it does on a net without a trigger.",
-              "AUROC, copy less model, less the same difference of a net without a trigger"),
+        Claim("patch of the copy",
+              "The target's patch stands out more among patches that are sought on the exposed "
+              "copy, all of whose weights moved in further steps.",
+              "difference of that ratio, copy less model",
+              arms=("patch of the copy", "patch of the model")),
+        Claim("inputs told",
+              "Exposure makes confidence a better detector of triggered inputs, beyond what it "
+              "does on a net without a trigger, each after the steps to an accuracy of 0.6.",
+              "AUROC, copy less model, less the same difference of a net without a trigger",
+              arms=("uniform", "uniform, no trigger")),
         Claim("removed", "After the recovered trigger is unlearned, the real one works on fewer "
               "than a tenth.", "0.1 less attack success"),
         Claim("accuracy kept", "That costs less than 3 points.",
-              "accuracy after less before, and 0.03"),
+              "accuracy after less before, and 0.03",
+              arms=("trigger unlearned", "as it is")),
     )  # fmt: skip
     null = Claim("halves", "Of two halves of the fresh images, neither without a trigger, the "
                  "exposed copy is as sure.",
@@ -78,19 +84,19 @@ class BackdoorStudy(Study):
         rules: dict[str, Any] = {"uniform": CleanUnlearning(), "ascent": CleanUnlearning("ascent")}
         exposed = {name: _exposed(name, rule, model, clean) for name, rule in rules.items()}
         clear = clean_images(honest, x, label)
-        calm = rules["uniform"].expose(honest, clear, progress=False)
+        calm = _exposed("uniform, no trigger", rules["uniform"], honest, clear)
         with torch.no_grad():
             often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
         tick("find")
-        finding = find_backdoor(model, clean, steps=steps, progress=False)
+        finding = _searched("patch of the model", model, clean, steps)
         copy = Model(exposed["uniform"])
-        on_copy = find_backdoor(copy, clean_images(copy, x, label), steps=steps, progress=False)
+        note_again("patch of the copy", "uniform")
+        on_copy = _searched("patch of the copy", copy, clean_images(copy, x, label), steps)
         other = find_backdoor(honest, clear, steps=steps, progress=False)
         tick("remove")
         data = {"clean": clean}
-        healed = remove_backdoor(model, clean, finding, epochs=epochs, progress=False)
         plans = {
-            "trigger unlearned": healed,
+            "trigger unlearned": _unlearned(model, clean, finding, epochs),
             "fine-prune": FinePrune(epochs=1 if tiny else 10).plan(model, data),
             "adversarial mask": AdversarialMask(steps=3 if tiny else 100).plan(model, data),
         }
@@ -128,3 +134,14 @@ class BackdoorStudy(Study):
 def _exposed(name: str, rule: CleanUnlearning, model: Model, clean: Any) -> Any:
     with part(name):
         return rule.expose(model, clean, progress=False)
+
+
+def _searched(name: str, model: Model, clean: Any, steps: int) -> Any:
+    with part(name):
+        return find_backdoor(model, clean, steps=steps, progress=False)
+
+
+def _unlearned(model: Model, clean: Any, finding: Any, epochs: int) -> Any:
+    note_for("as it is", updates=0)
+    with part("trigger unlearned"):
+        return remove_backdoor(model, clean, finding, epochs=epochs, progress=False)

@@ -3,6 +3,7 @@
 from typing import final
 
 from sonde_studies._bit_orders import BLOCKS, BY_LOT, rounded_net
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 
@@ -21,19 +22,25 @@ class BitsByScoreStudy(Study):
     claims = (
         Claim("taylor", "In the order of gradient times change, demotion costs less than chance.",
               "mean divergence of all orders less that of the order, as a share of the former",
-              premise="not the last"),
+              premise="not the last",
+              arms=("taylor", "all orders")),
         Claim("correlation", "In the order of canonical correlations of input and output.",
               "mean divergence of all orders less that of the order, as a share of the former",
-              premise="not the last"),
+              premise="not the last",
+              arms=("correlation", "all orders")),
         Claim("pruning", "In the order of divergence without the smallest tenth of the weights.",
               "mean divergence of all orders less that of the order, as a share of the former",
-              premise="not the last"),
+              premise="not the last",
+              arms=("pruning", "all orders")),
         Claim("taylor best", "The gradient orders better than the correlation.",
-              "difference of both shares"),
+              "difference of both shares",
+              arms=("taylor", "correlation")),
         Claim("not the last", "The gradient does better than to demote the last blocks first.",
-              "difference of both shares"),
+              "difference of both shares",
+              arms=("taylor", "last blocks first")),
         Claim("enough", "It loses at most a tenth against each block's measured divergence.",
-              "share of the gradient less that of the divergence alone, and 0.1"),
+              "share of the gradient less that of the divergence alone, and 0.1",
+              arms=("taylor", "alone")),
     )  # fmt: skip
     null = BY_LOT
 
@@ -51,6 +58,8 @@ class BitsByScoreStudy(Study):
         orders = {name: net.order(one) for name, one in scores.items()}
         gain = {name: 1 - net.area(order) / usual for name, order in orders.items()}
         last_first = list(range(BLOCKS))[::-1]
+        for name in (*orders, "all orders", "last blocks first"):
+            note_for(name, rows=len(net.fresh))
         return {
             **gain,
             "taylor best": gain["taylor"] - gain["correlation"],

@@ -14,6 +14,7 @@ from scipy.stats import kendalltau  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde.measure import bottleneck_degree
 from sonde_studies._layers import layers_of, loss, plain_net, split, trained
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 WIDTHS, DEPTHS, DECAYS, ROWS, STEPS = (16, 64), (1, 2, 3), (0.0, 1.0), (150, 300, 600), 500
@@ -53,6 +54,7 @@ class BottleneckDegreeStudy(Study):
             "beside the norm",
             "The absolute form tells the gap better than the norm of the weights.",
             "difference of Kendall's tau",
+            arms=("absolute", "norm"),
         ),
         Claim(
             "equal rows",
@@ -81,6 +83,8 @@ class BottleneckDegreeStudy(Study):
         columns = {name: np.array([f[name] for f in found]) for name in found[0]}
         gap = columns.pop("gap")
         tau = {name: _tau(column, gap) for name, column in columns.items()}
+        for name in tau:
+            note_for(name, rows=len(grid))
         within = [columns["rows"] == rows for rows in sizes]
         # The nets of a pair are independent, and no net is in two pairs: the mean of tau is 0.
         one, other = alike[::2], alike[1::2]

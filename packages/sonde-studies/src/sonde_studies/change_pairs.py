@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sonde.metrics import auroc
 from sonde_studies._canvas_pairs import Siamese, canvas, pairs_of
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.arms import note
 from sonde_studies.recipes.change_pairs import JOINED, PLAIN, SHUFFLED, WEIGHTED, change_pairs
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -39,14 +40,22 @@ class ChangePairsStudy(Study):
     fidelity = "two convolutions a side; the paper has a large backbone, and segments"
     data = "canvases of two digits of 8 x 8; light from 0.5 to 1.5, shifted by up to a pixel"
     claims = (
-        Claim("weighted", "Weighted units beat the plain difference of the pixels under nuisance.",
-              "AUROC of weighted states less that of plain pixels, shift of a pixel"),
-        Claim("states", "Weights help on the states too.",
-              "AUROC, weighted less plain, shift of a pixel"),
-        Claim("head", "A head on both states beats weights of the difference.",
-              "AUROC, head less weights, shift of a pixel"),
+        Claim("weighted",
+              "Units with weights, which labels of pairs teach, beat the plain difference of the "
+              "pixels under nuisance.",
+              "AUROC of weighted states less that of plain pixels, shift of a pixel",
+              arms=(WEIGHTED, PLAIN)),
+        Claim("states",
+              "Weights, which take labels of pairs, help on the states too.",
+              "AUROC, weighted less plain, shift of a pixel",
+              arms=(WEIGHTED, PLAIN)),
+        Claim("head",
+              "A head on both states, with twice the parameters, beats weights of the difference.",
+              "AUROC, head less weights, shift of a pixel",
+              arms=(JOINED, WEIGHTED)),
         Claim("nuisance", "The plain difference suffers from the shift.",
-              "AUROC of plain pixels, no shift less a pixel"),
+              "AUROC of plain pixels, no shift less a pixel",
+              arms=("pixels, shift 0", "pixels, shift 1")),
         Claim("exchange", "A weighted difference between both sides helps a net that learns pairs.",
               "AUROC, weighted difference less a convolution of its own on each side",
               arms=("difference", "none")),
@@ -74,6 +83,7 @@ class ChangePairsStudy(Study):
             rows = pairs_of(x[FIT:], label[FIT:], TINY if tiny else PAIRS, shift, draw)
             for name, model, site in (("states", net, "3"), ("pixels", pixels, "0")):
                 tick(f"{name}, shift {shift}")
+                note(rows=len(rows))
                 answer = change_pairs(model, rows, site=site, seed=seed, progress=False)
                 found[f"{name}, shift {shift}"] = {
                     str(row["arm"]): float(row["AUROC"]) for row in answer.rows

@@ -34,7 +34,8 @@ class ChannelRegionsStudy(Study):
     data = "scenes of 16 x 16 with two digits; digits of test scenes are not those of training"
     claims = (
         Claim("coherent", "Regions lie closer together in the picture than channels by lot.",
-              "Moran's I of maps, regions less groups by lot"),
+              "Moran's I of maps, regions less groups by lot",
+              arms=("regions", "lot")),
         Claim("lot", "A graph over regions says more of the relation than one over groups by lot.",
               "accuracy of naming the larger digit, regions less groups by lot",
               arms=("regions", "lot")),

@@ -19,6 +19,7 @@ from sonde_studies._traces import (
     reward,
     traces_of,
 )
+from sonde_studies.arms import note_again, note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.chains import WORDS, Chains
 
@@ -47,24 +48,37 @@ class CLUEStudy(Study):
     claims = (
         Claim(
             "CLUE over chance",
-            "Centroids of deltas tell wrong traces better than the mean chance of their tokens.",
+            "Centroids of deltas tell wrong traces better than the mean chance of their tokens, "
+            "which takes no labels.",
             "difference of AUROC",
+            arms=("CLUE", "mean chance"),
         ),
-        Claim("depth", "The last layer separates better than the first.", "difference of AUROC"),
+        Claim(
+            "depth",
+            "The last layer separates better than the first.",
+            "difference of AUROC",
+            arms=("CLUE, last layer", "CLUE, first layer"),
+        ),
         Claim(
             "best over random",
-            "Of 8 answers the one that CLUE finds best is right more often than a random one.",
+            "Of 8 answers the one that CLUE, fitted on labels of other prompts, finds best is "
+            "right more often than a random one.",
             "difference of the share of right answers",
+            arms=("CLUE", "random answer"),
         ),
         Claim(
             "top half over majority",
-            "The majority of CLUE's best 4 of 8 is right more often than the majority of all.",
+            "The majority of CLUE's best 4 of 8 is right more often than the majority of all, "
+            "which takes no labels.",
             "difference of the share of right answers",
+            arms=("CLUE", "majority"),
         ),
         Claim(
             "CLUE over length",
-            "Centroids of deltas tell wrong traces better than their length.",
+            "Centroids of deltas tell wrong traces better than their length, which takes no "
+            "labels.",
             "difference of AUROC",
+            arms=("CLUE", "length"),
         ),
         Claim(
             "within prompts",
@@ -77,23 +91,29 @@ class CLUEStudy(Study):
             f"Traces of {FEW} prompts are enough: they lose less than .02.",
             "difference of AUROC",
             above=-0.02,
+            arms=("CLUE, 20 prompts", "CLUE"),
         ),
         Claim(
             "reward",
-            "Reward makes more of a model's answers right.",
+            "Rewards in 80 further steps make more of a model's answers right.",
             "share of right answers after less before",
+            arms=("reward", "before reward"),
         ),
         Claim(
             "reward over imitation",
-            "Centroids of deltas tell wrong traces better where the model was trained by reward.",
+            "Centroids of deltas tell wrong traces better where the model was trained by reward, "
+            "in place of further steps of imitation.",
             "difference of AUROC",
             premise="reward",
+            arms=("reward", "imitation"),
         ),
         Claim(
             "reward: CLUE over chance",
-            "There they tell wrong traces better than the mean chance of their tokens.",
+            "There they tell wrong traces better than the mean chance of their tokens, which "
+            "takes no labels.",
             "difference of AUROC",
             premise="reward",
+            arms=("CLUE, reward", "mean chance"),
         ),
         Claim(
             "reward: within prompts",
@@ -112,8 +132,12 @@ class CLUEStudy(Study):
         tick("training")
         model = language_model(WORDS, LONGEST, seed)
         steps = 20 if tiny else STEPS
-        begun, first = imitating(model, world, draw, steps, BEGUN)
-        model, more = imitating(deepcopy(begun), world, draw, steps, ENOUGH)
+        with part("before reward"):
+            begun, first = imitating(model, world, draw, steps, BEGUN)
+        note_again("imitation", "before reward")
+        note_again("reward", "before reward")
+        with part("imitation"):
+            model, more = imitating(deepcopy(begun), world, draw, steps, ENOUGH)
         prompts = world.prompts(world.fit + world.test, draw)
         tick("sampling and scoring")
         arm = Arm.of(model, prompts, world.fit, draw)
@@ -121,8 +145,15 @@ class CLUEStudy(Study):
         null = null_area(model, arm.fit, arm.test, draw)
         tick("training by reward")
         before = traces_of(begun, dict([*prompts.items()][world.fit :]), draw).right
-        reward(begun, world, draw, 3 if tiny else REWARDED)
+        with part("reward"):
+            reward(begun, world, draw, 3 if tiny else REWARDED)
         rewarded = Arm.of(begun, prompts, world.fit, draw)
+        for name in ("CLUE", "CLUE, first layer", "CLUE, last layer"):
+            note_for(name, rows=len(arm.fit.rows))
+        note_for(f"CLUE, {FEW} prompts", rows=FEW * SAMPLES)
+        note_for("CLUE, reward", rows=len(rewarded.fit.rows))
+        for name in ("mean chance", "length", "majority", "random answer"):
+            note_for(name, rows=0)
         return {
             "CLUE over chance": arm.over("CLUE", "mean chance"),
             "depth": arm.over(f"CLUE layer {LAYERS}", "CLUE layer 1"),

@@ -14,7 +14,7 @@ from sonde import Model
 from sonde.edit import CoDa, ContrastiveDecode, log_linear
 from sonde.tap import OtherPrompts
 from sonde_studies._language import tokens_of
-from sonde_studies.arms import part
+from sonde_studies.arms import part, passes_of
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import (
     RATIOS,
@@ -71,18 +71,22 @@ class CoDaStudy(Study):
         ),
         Claim(
             "weak words",
-            "CoDa lowers the rate, at a threshold of 0.1 nats.",
+            "CoDa lowers the rate, at a threshold of 0.1 nats and in six passes.",
             "rate without less with",
+            arms=("CoDa 0.1", "64 wide, decoded"),
         ),
         Claim(
             "chosen",
-            "CoDa lowers the rate, at a threshold that was chosen on other families.",
+            "CoDa, in six passes, lowers the rate, at a threshold that was chosen on other "
+            "families.",
             "rate without less with",
+            arms=("CoDa 1", "64 wide, decoded"),
         ),
         Claim(
             "popular kept",
             "It costs popular facts less than 2 points of accuracy, at that threshold.",
-            "accuracy with less without, and 0.02",
+            "accuracy with less without (one pass), and 0.02",
+            arms=("CoDa 1", "64 wide, decoded"),
         ),
     )
     null = Claim(
@@ -100,11 +104,15 @@ class CoDaStudy(Study):
         for n in SIZES:
             with part(f"{n} wide"):
                 nets.append(facts_and_model(seed, families, Schooling(n, steps=steps))[1])
-        said = {f"{n} wide": asked(net, facts) for n, net in zip(SIZES, nets, strict=True)}
+        said = dict[str, Said]()
+        for n, net in zip(SIZES, nets, strict=True):
+            with passes_of(f"{n} wide, decoded", net.module):
+                said[f"{n} wide"] = asked(net, facts)
         model = nets[1]
         tick("decoding")
         for x in THRESHOLDS:
-            said[f"CoDa {x:g}"] = asked(model, facts, CoDa(threshold=x))
+            with passes_of(f"CoDa {x:g}", model.module):
+                said[f"CoDa {x:g}"] = asked(model, facts, CoDa(threshold=x))
         unnamed = OtherPrompts(tokens_of(model, prompts(facts, named=False)))
         said["told the word"] = asked(model, facts, ContrastiveDecode(prompt=unnamed, strength=1.0))
         small, plain = (said[f"{width} wide"] for width in SIZES)

@@ -10,7 +10,7 @@ from sonde.core import curves
 from sonde.data import open_inputs
 from sonde.report import Answer
 from sonde.train import Scope
-from sonde_studies.arms import part
+from sonde_studies.arms import note_again, part
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure
 from sonde_studies.parts.once import copies_once
@@ -90,6 +90,8 @@ def alternating_fields(
             scope = Scope("pattern", patterns=own)
             with part(arm):
                 other, _ = tuned_copy(other, ours, scope, rate=rate, seed=seed + epoch, **how)
+            if epoch + 1 == epochs // len(turns):
+                note_again(f"{arm}, half the epochs", arm)
             if (epoch + 1) % len(turns) == 0 or epoch + 1 == epochs:
                 found, right = graded(
                     "alternating_fields", other, data, LEAST, progress, check=False, **options
