@@ -82,6 +82,7 @@ STUDIES: dict[str, str] = {
     "extreme-labels": "ExtremeLabelsStudy",
     "factor-contrast": "FactorContrastStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
+    "false-names": "FalseNamesStudy",
     "family-of-models": "FamilyOfModelsStudy",
     "fault-lines": "FaultLinesStudy",
     "feature-complexity": "FeatureComplexityStudy",

@@ -8,6 +8,8 @@ from sonde_studies._layers import plain_net, trained
 
 BITS, WIDTHS, RATE, STEPS, ROWS = 12, (10, 7, 5, 4, 3), 1e-2, 1500, 256
 AT = (0, 20, 50, 100, 200, 400, 700, 1000)
+PLAIN_RATE, PLAIN = 0.2, 8
+"""Rate of stochastic gradient descent, and its steps for each of AdamW's."""
 
 
 def bit_rule(seed: int) -> tuple[Float[Tensor, "row bit"], Int[Tensor, "row"]]:
@@ -32,7 +34,14 @@ def checkpoints(
     decay: float,
     seed: int,
     steps: int,
+    plain: bool = False,
 ) -> list[nn.Sequential]:
-    """Return the net after the steps ``AT``, and at the end."""
+    """Return the net after the steps ``AT``, and at the end.
+
+    AdamW trains the net, or with ``plain`` stochastic gradient descent without momentum, in
+    ``PLAIN`` times as many steps.
+    """
     net = untrained(seed, act)
-    return list(trained(net, x, label, steps, seed, RATE, decay, AT, ROWS))
+    rate, times = (PLAIN_RATE, PLAIN) if plain else (RATE, 1)
+    at = [times * step for step in AT]
+    return list(trained(net, x, label, times * steps, seed, rate, decay, at, ROWS, plain))

@@ -96,11 +96,16 @@ def trained(
     decay: float = 0.0,
     at: Sequence[int] = (),
     batch: int = BATCH,
+    plain: bool = False,
 ) -> Iterator[nn.Sequential]:
-    """Train by AdamW in batches; yield copies of the net after these steps and the last."""
+    """Train in batches; yield copies of the net after these steps and the last.
+
+    AdamW trains the net, or with ``plain`` stochastic gradient descent without momentum.
+    """
     draw = torch.Generator().manual_seed(seed)
     note(rows=len(x))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    kind = torch.optim.SGD if plain else torch.optim.AdamW
+    optimiser = kind(model.parameters(), lr=rate, weight_decay=decay)
     for step in range(steps):
         if step in at:
             yield deepcopy(model).eval()

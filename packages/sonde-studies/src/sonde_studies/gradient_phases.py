@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.measure import gradient_signal_to_noise, information_plane
-from sonde_studies._bit_rule import AT, ROWS, STEPS, bit_rule, checkpoints
+from sonde_studies._bit_rule import AT, PLAIN, ROWS, STEPS, bit_rule, checkpoints
 from sonde_studies._layers import layers_of
 from sonde_studies.information_plane import FORGOTTEN, FORMS
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
-BATCHES, BEFORE, FORGETS = 32, 10, 0.1
+BATCHES, BEFORE, FORGETS = 32, 10 * PLAIN, 0.1
 
 
 @final
 class GradientPhasesStudy(Study):
-    """The tanh nets of ``information-plane``: gradients of the last hidden layer's weights.
+    """Tanh nets trained by stochastic gradient descent: gradients of the last hidden layer.
 
     The turn is the first checkpoint at which the gradients of batches scatter more than they agree;
     the maximum is that of the layer's information about the input, on one half of the inputs; the
@@ -29,7 +30,7 @@ class GradientPhasesStudy(Study):
     title = "does the gradient turn from signal to noise where a layer begins to forget?"
     paper = "shwartzziv2017opening"
     fidelity = (
-        "the task's size and layers as published, another rule, AdamW in place of SGD; batches of "
+        "the task's size and layers as published, another rule; batches of "
         "256 drawn anew at each checkpoint, where the original takes those of an epoch"
     )
     data = "synthetic: all 4,096 inputs of 12 bits, label a threshold of a quadratic form"
@@ -67,7 +68,7 @@ class GradientPhasesStudy(Study):
         """Train a net, and compare gradients of batches with the layer's information."""
         x, label = bit_rule(seed)
         tick("training")
-        nets = checkpoints(x, label, nn.Tanh, 0.0, seed, 40 if tiny else STEPS)
+        nets = checkpoints(x, label, nn.Tanh, 0.0, seed, 40 if tiny else STEPS, plain=True)
         tick("gradients")
         draw = torch.Generator().manual_seed(1000 + seed)
         rows = [_gradients(net, x, label, draw) for net in nets]
@@ -78,15 +79,16 @@ class GradientPhasesStudy(Study):
             for half in (x[i :: 8 if tiny else 2] for i in (0, 1))
         )  # fmt: skip
         most = other.index(max(other))
-        at = [*AT[: len(nets) - 1], STEPS]
+        at = [PLAIN * step for step in (*AT[: len(nets) - 1], STEPS)]
         turned = [step for step, value in zip(at, ratio, strict=True) if value < 0]
-        turn, peak = (turned or [STEPS])[0], at[most]
+        turn, peak = (turned or at[-1:])[0], at[most]
         return {
             "signal first": ratio[0],
             "noise last": -ratio[-1],
             "forgets": bits[most] - bits[-1],
             "at once": 1 - abs(math.log2((turn + BEFORE) / (peak + BEFORE))),
             "own answers": beyond_chance(nets[0], x, None, seed),
+            "accuracy": accuracy(nets[-1], x, label),
             "step of the turn": float(turn),
             "step of the most information": float(peak),
             **{

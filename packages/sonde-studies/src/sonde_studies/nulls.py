@@ -65,7 +65,7 @@ _SEEN: dict[str, str] = {
         subspace-patch token-budgets tune-norms unmix-norm align-teacher attention-entropy
         attention-steer causal-graph coda domain-experts joined-attention lol merged-experts
         once-for-all prompt-compression skip-scaling slim-in-turn smooth-frames superposed-generate
-        without-data two-bits rounded-runs
+        without-data two-bits rounded-runs false-names
         adaptive-learners eft increment-penalty neuron-lens reader-feedback stage-swap
         unlearning-audit""",
 }
