@@ -6,11 +6,13 @@ The tests run the studies' own code on the shipped model of bytes.
 from random import Random
 
 import pytest
+import torch
 
 from sonde.compress import StreamingCache
 from sonde_studies._cached import PROMPT, SmallerCaches
 from sonde_studies._help_pages import language_model
 from sonde_studies.cached_pretrained import page_tokens
+from sonde_studies.clue_pretrained import DrawnAnswers, by_lot
 from sonde_studies.sinks_pretrained import WINDOW, ChosenTokens
 from sonde_studies.study import NULL_LEVEL, Outcome
 
@@ -32,3 +34,23 @@ def test_a_cache_that_keeps_more_tokens_is_seen_by_random_tokens():
             found.append(plain - caches.cost(ChosenTokens(budget, others))[0])
     assert not _seen(gains[WINDOW])
     assert _seen(gains[PROMPT])
+
+
+@pytest.mark.slow
+def test_countries_that_judge_and_were_fitted_are_seen_by_labels_by_lot():
+    """States are a country's own, with a little noise."""
+    draw, names = torch.Generator().manual_seed(0), [str(i) for i in range(24)]
+    for leaks in (False, True):
+        areas: list[float] = []
+        for seed in range(10):
+            own = torch.randn(24, 4, generator=draw)
+            fit, fresh = torch.arange(12).repeat(5), torch.arange(12).repeat(5) + 12 * (not leaks)
+            halves = (
+                DrawnAnswers(
+                    {"block 0": own[part] + 0.1 * torch.randn(60, 4, generator=draw)},
+                    torch.zeros(60), torch.zeros(60), [names[i] for i in part.tolist()],
+                )
+                for part in (fit, fresh)
+            )  # fmt: skip
+            areas.append(by_lot(*halves, Random(seed), 4))
+        assert _seen(areas, 0.5) == leaks

@@ -38,6 +38,7 @@ STUDIES: dict[str, str] = {
     "channel-regions": "ChannelRegionsStudy",
     "class-panel": "ClassPanelStudy",
     "clue": "CLUEStudy",
+    "clue-pretrained": "CLUEPretrainedStudy",
     "coda": "CoDaStudy",
     "code-strip": "CodeStripStudy",
     "codebook": "CodebookStudy",

@@ -109,6 +109,22 @@ def is_given(model: Model, relation: Relation, subject: str) -> bool:
     return int(log_p.argmax()) == first_token(model, relation.answers[subject])
 
 
+def country_lot(fitted: Sequence[str], judged: Sequence[str], source: Random) -> dict[str, bool]:
+    """Return a random label for each country; half of the fitted and half of the others have it.
+
+    Parameters
+    ----------
+    fitted, judged : sequence of str
+        Countries of the rows that are fitted and of those that judge.
+    source : Random
+    """
+    lot: dict[str, bool] = {}
+    for names in ({*fitted}, {*judged} - {*fitted}):
+        order = source.sample(sorted(names), len(names))
+        lot |= {name: i % 2 == 0 for i, name in enumerate(order)}
+    return lot
+
+
 def first_token(model: Model, answer: str) -> int:
     """Return the token with which an answer begins after a prompt and a space."""
     tokenizer: Any = model.processor

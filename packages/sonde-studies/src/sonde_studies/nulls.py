@@ -35,7 +35,8 @@ _SEEN: dict[str, str] = {
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
         two-stage-distillation attending-lookup
-        referred-slots stacked-pretrained random-pathways matches-of-three few-shot-tuning
+        referred-slots stacked-pretrained clue-pretrained random-pathways matches-of-three
+        few-shot-tuning
         adverse-weather backdoor channel-regions comet conditional-latents
         contrast-domains dense-contrast entropic-student inpaint latent-belief
         latent-rewards next-pixel scale-generation where-tasks-part
