@@ -28,8 +28,8 @@ class SpuriousShiftStudy(Study):
     paper = "zhang2024metacoco"
     fidelity = (
         "shares of variance, and cosines to anchors that are means of other images rather than "
-        "embedded names, in each learner's own net rather than in one pretrained model; nearest class means as the learner; two colours in place of many "
-        "backgrounds"
+        "embedded names, in each learner's own net rather than in one pretrained model; nearest "
+        "class means as the learner; two colours in place of many backgrounds"
     )
     data = "scikit-learn's digits in one of two channels; a dense net of two layers, 64 wide"
     claims = (
