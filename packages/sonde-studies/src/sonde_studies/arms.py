@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 GIVEN: dict[str, str] = {
     "updates": r"updates?|steps?|epochs?|longer|budget|twice",
-    "rows": r"rows?|examples?|images?|labels?|texts?|prompts?|pairs?",
+    "rows": r"rows?|examples?|images?|labels?|texts?|prompts?",
     "parameters": r"parameters?|weights|numbers|wider?|larger|units|norms|twice",
     "passes": r"pass(es)?|forwards?|cost",
     "bytes": r"bytes|memory",
