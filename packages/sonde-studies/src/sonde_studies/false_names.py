@@ -36,6 +36,7 @@ class FalseNamesStudy(Study):
         "reconstructed: a causal model of bytes, which writes or chooses by what stands before"
     )
     data = "8 pieces of files of the standard library that the model has not learned; their names"
+    place = "byte-model"
     claims = (
         Claim("rest", "With false names that fit, the rest of a text is predicted better than "
               "with random false names.",

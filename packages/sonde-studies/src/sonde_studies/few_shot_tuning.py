@@ -34,9 +34,8 @@ class FewShotTuningStudy(Study):
     """An encoder of digits with adapters, tuned with labels, a contrast and a pull.
 
     Classes are told by the cosine to the mean state of their few rows. One of these rows is seen
-    again in later sessions. The contrast takes the
-    states of the encoder and of its slow copy, each with noise of its own, as rows whose positives
-    share the class.
+    again in later sessions. The contrast takes the states of the encoder and of its slow copy,
+    each with noise of its own, as rows whose positives share the class.
     """
 
     name = "few-shot-tuning"
