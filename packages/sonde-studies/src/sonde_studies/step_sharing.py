@@ -103,11 +103,15 @@ class StepSharingStudy(Study):
         }
 
 
-class _Joined(nn.Sequential):
+class _Joined(nn.Module):
     """A perceptron of tensors that are joined."""
 
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
     def forward(self, *parts: Tensor) -> Tensor:
-        return super().forward(torch.cat(parts, 1))
+        return self.layers(torch.cat(parts, 1))
 
 
 def two_parts() -> SplitFlow:
