@@ -50,7 +50,6 @@ class NeuronLensStudy(Study):
             "share of units",
             above=0.75,
         ),
-        Claim("kept, down", "They do by the down-projection.", "share of units", above=0.75),
         Claim(
             "written",
             "Before the last layer a clamped unit makes the top token of its down-projection "
