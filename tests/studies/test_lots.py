@@ -151,8 +151,8 @@ NULLS = {
     "dynamic-filters": (_images, lambda x, s: dynamic_filters.by_lot(x, s, (60, 5))),
     "entropic-student": (_images, _teacher),
     "extreme-labels": (
-        _rows(extreme_labels.FIT + 500, extreme_labels.DIM + 8),
-        lambda x, s: extreme_labels.by_lot(x, s, 2),
+        _rows(extreme_labels.FIT + 500, 2 * extreme_labels.DIM),
+        lambda x, s: extreme_labels.by_lot(x, s, 60),
     ),
     "grow-models": (_digits, lambda x, s: grow_models.by_lot(x, s, (60, 30))),
     "informative-latents": (_digits, _probe_of_decoder),

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sonde.metrics import auroc
 from sonde_studies._canvas_pairs import Siamese, canvas, pairs_of
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_for
 from sonde_studies.recipes.change_pairs import JOINED, PLAIN, SHUFFLED, WEIGHTED, change_pairs
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -85,6 +85,7 @@ class ChangePairsStudy(Study):
                 tick(f"{name}, shift {shift}")
                 note(rows=len(rows))
                 answer = change_pairs(model, rows, site=site, seed=seed, progress=False)
+                _note_arms(int(answer.facts["pairs that learn"]), model.module[-1].in_features)
                 found[f"{name}, shift {shift}"] = {
                     str(row["arm"]): float(row["AUROC"]) for row in answer.rows
                 }
@@ -107,6 +108,13 @@ class ChangePairsStudy(Study):
             **{f"{name} | {key}": v for name, row in found.items() for key, v in row.items()},
             **{f"learns pairs, {name}": v for name, v in arm.items()},
         }
+
+
+def _note_arms(n_pairs: int, width: int) -> None:
+    """Note what the recipe's arms were given: a weight for each unit, or for each of two states."""
+    note_for(PLAIN, rows=0, parameters=0)
+    for arm, n in ((WEIGHTED, width), (JOINED, 2 * width)):
+        note_for(arm, rows=n_pairs, parameters=n + 1)
 
 
 def _taught(

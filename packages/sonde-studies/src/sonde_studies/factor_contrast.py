@@ -15,7 +15,7 @@ from sonde_studies.parts.heads import head_accuracy, linear_head, strongest_accu
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-CLIPS, FIT, STEPS, TINY, FEW = 2_000, 1_400, 400, 5, 120
+CLIPS, FIT, STEPS, TINY, FEW = 2_000, 1_400, 400, 5, 240
 HEAT = 0.2
 ARMS = {
     "views": (False, False),

@@ -10,7 +10,6 @@ from sonde import InputError, Model
 from sonde.core import marks
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.arms import note_for
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
@@ -83,9 +82,6 @@ def change_pairs(
         WEIGHTED: _weighted(gap, truth[kept], kept, held),
         JOINED: linear_head().fit(both[kept], truth[kept]).decision_function(both[held]),
     }
-    note_for(PLAIN, rows=0, parameters=0)
-    for arm, features in ((WEIGHTED, gap), (JOINED, both)):
-        note_for(arm, rows=len(kept), parameters=features.shape[1] + 1)
     chance = [
         _weighted(gap, shuffled_labels(truth[kept], owner[kept], seed + i), kept, held)
         for i in range(SHUFFLES)
