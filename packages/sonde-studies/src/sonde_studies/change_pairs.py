@@ -85,7 +85,8 @@ class ChangePairsStudy(Study):
                 tick(f"{name}, shift {shift}")
                 note(rows=len(rows))
                 answer = change_pairs(model, rows, site=site, seed=seed, progress=False)
-                _note_arms(int(answer.facts["pairs that learn"]), model.module[-1].in_features)
+                head: Any = list(model.module.children())[-1]
+                _note_arms(int(answer.facts["pairs that learn"]), head.in_features)
                 found[f"{name}, shift {shift}"] = {
                     str(row["arm"]): float(row["AUROC"]) for row in answer.rows
                 }
