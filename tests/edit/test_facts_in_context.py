@@ -50,6 +50,10 @@ def test_a_note_brings_a_fact_back_to_a_model_that_reads_it():
         assert found.share("after", "own") == pytest.approx(own)
         assert found.share("after", "other") == pytest.approx(1 / 3)
         assert found.p_value() == (0.25 if reads else 1.0)
+        copies = facts_in_context(model, inner, [*FACTS, *FACTS])
+        assert copies.p_value() == found.p_value()
+        one = facts_in_context(model, inner, [row | {"group": "p"} for row in FACTS])
+        assert one.p_value() == (0.5 if reads else 1.0)
         assert found.right["after"]["alone"].tolist() == [False, True, False]
 
 
@@ -66,8 +70,31 @@ def test_notes_of_a_column_stand_before_the_prompt_and_others_state_another_answ
     assert found.right["after"]["other"].tolist() == [True, True]
 
 
+@pytest.mark.truth("answers written by hand, in the order of the rows")
+def test_facts_of_unequal_lengths_keep_their_order():
+    """Batches are sorted by length, and both notes of a fact are compared with each other."""
+    model = language_model(WORDS, 40, 0)
+    inner = Scripted(model, {"a": "x", "b": "y", "c": "z"}, reads=False)
+    facts = [
+        {"prompt": "c c c c c c a ", "completion": "x"},
+        {"prompt": "b ", "completion": "z"},
+        {"prompt": "a b c ", "completion": "x"},
+        {"prompt": "b a c ", "completion": "z"},
+        {"prompt": "a ", "completion": "x"},
+    ]
+    found = facts_in_context(replace(model, module=inner), inner, facts)
+    assert found.right["before"]["alone"].tolist() == [True, False, False, True, True]
+
+
 def test_what_is_missing_is_named():
     model = language_model(WORDS, 12, 0)
+    with pytest.raises(InputError, match="answers of a word or more, got none in 1 of 3 rows"):
+        facts_in_context(model, model.module, [*FACTS[:2], {"prompt": "c ", "completion": " "}])
+    broken = language_model(WORDS, 12, 0).module
+    with torch.no_grad():
+        next(iter(broken.parameters()))[3] = torch.nan
+    with pytest.raises(InputError, match="expected probabilities, got NaN for the answers of"):
+        facts_in_context(model, broken, [{"prompt": "b y . a ", "completion": "x"}, *FACTS])
     with pytest.raises(InputError, match="rows without note"):
         facts_in_context(model, model.module, FACTS, note_column="note")
     with pytest.raises(InputError, match=r"another answer, got 1\. Pass more"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sonde.core import sign_test
@@ -32,9 +32,13 @@ class FactsInContext:
     right : mapping of str to mapping of str to Bool[Tensor, "fact"]
         By model (``before``, ``after``) and prompt: ``alone`` has no note, ``own`` a note that
         states the fact, ``other`` a note that states another fact.
+    group : Int[Tensor, "fact"]
+        Index of the group that each row belongs to: its column ``group``, else its own text, so
+        that copies of a row are one group.
     """
 
     right: Mapping[str, Mapping[str, Bool[Tensor, "fact"]]]
+    group: Int[Tensor, "fact"]
 
     def share(self, model: str, prompt: str) -> float:
         """Return the fraction of questions that a model answers correctly after a prompt."""
@@ -43,11 +47,12 @@ class FactsInContext:
     def p_value(self) -> float:
         """Return how likely as much help is if own notes help the changed model as others do.
 
-        One-sided sign test over the facts that one of both notes brings back.
+        One-sided sign test over groups of rows that one kind of note brings back more often.
         """
         after = self.right["after"]
-        better, worse = after["own"] & ~after["other"], after["other"] & ~after["own"]
-        return sign_test(int(better.sum()), int(worse.sum()))
+        gain = after["own"].long() - after["other"].long()
+        of_group = torch.zeros_like(gain).index_add(0, self.group, gain)
+        return sign_test(int((of_group > 0).sum()), int((of_group < 0).sum()))
 
     def json(self) -> dict[str, Any]:
         """Return all fractions, and the p-value, as JSON values."""
@@ -75,6 +80,7 @@ def facts_in_context(
         After.
     facts : str, path or iterable
         Rows with ``prompt``, which ends where the answer begins, and ``completion``, the answer.
+        Rows with one ``group`` (a person, a subject), and copies of a row, count once in the test.
     note_column : str, optional
         Column of the text that states the fact and is put before the prompt; without it the note is
         the prompt with its answer, and a line break.
@@ -88,7 +94,8 @@ def facts_in_context(
     Raises
     ------
     InputError
-        If there are fewer than two answers, a column is missing, or a text is too long.
+        If there are fewer than two answers, a column or an answer is missing, a text is too long,
+        or a model's probabilities are NaN.
 
     References
     ----------
@@ -102,6 +109,11 @@ def facts_in_context(
             f"got rows without {', '.join(missing)}."
         )
     answers = [row["completion"].strip() for row in rows]
+    if n_empty := answers.count(""):
+        raise InputError(
+            f"facts_in_context: expected answers of a word or more, got none in {n_empty} of "
+            f"{len(rows)} rows."
+        )
     if not other_column and len({*answers}) < 2:
         raise InputError(
             "facts_in_context: expected facts with two answers or more, so that a note on another "
@@ -110,11 +122,14 @@ def facts_in_context(
     notes = [r[note_column] if note_column else f"{r['prompt']}{r['completion']}\n" for r in rows]
     others = [r[other_column] for r in rows] if other_column else _of_others(notes, answers)
     before = {"alone": [""] * len(rows), "own": notes, "other": others}
+    groups = [str(r.get("group", (r["prompt"], r["completion"]))) for r in rows]
+    index = {key: i for i, key in enumerate(dict.fromkeys(groups))}
     modules = {"before": live.module, "after": changed}
-    return FactsInContext({
-        name: {prompt: _correct(live, module, rows, own) for prompt, own in before.items()}
+    right = {
+        name: {prompt: _correct(live, name, module, rows, n) for prompt, n in before.items()}
         for name, module in modules.items()
-    })  # fmt: skip
+    }
+    return FactsInContext(right, torch.tensor([index[key] for key in groups]))
 
 
 def _of_others(notes: Sequence[str], answers: Sequence[str]) -> list[str]:
@@ -127,7 +142,11 @@ def _of_others(notes: Sequence[str], answers: Sequence[str]) -> list[str]:
 
 
 def _correct(
-    live: Model, module: nn.Module, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]
+    live: Model,
+    name: str,
+    module: nn.Module,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Sequence[str],
 ) -> Bool[Tensor, "fact"]:
     asked = [
         {"prompt": f"{note}{row['prompt']}", "completion": row["completion"], "id": i}
@@ -135,11 +154,19 @@ def _correct(
     ]
     data = open_inputs(live, asked, long="error")
     compute = row_losses(live, module, data)
-    parts: list[Tensor] = []
+    correct = torch.zeros(len(rows), dtype=torch.bool)
     with torch.no_grad(), in_eval(module):
         for batch in each_batch(data):
             answers = compute(batch).answers
             assert answers is not None
+            at = [int(i) for i in batch.ids]  # batches are sorted by length
+            is_nan = answers.log_p.isnan().any(1).double()
+            n_nan = int(answers.per_example(is_nan, len(batch)).count_nonzero())
+            if n_nan:
+                raise InputError(
+                    f"facts_in_context: expected probabilities, got NaN for the answers of {n_nan} "
+                    f"facts on the model {name!r}. `sonde scan` on that model names the cause."
+                )
             hits = (answers.log_p.argmax(1) == answers.truth).double()
-            parts.append(answers.per_example(hits, len(batch)) > 1 - 1e-6)
-    return torch.cat(parts)
+            correct[at] = answers.per_example(hits, len(batch)).cpu() > 1 - 1e-6
+    return correct
