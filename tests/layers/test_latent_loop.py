@@ -108,6 +108,8 @@ def test_padded_rollouts_keep_their_words():
         alone = loop.rollout(IDS[row, mask[row]][None], words=words[row : row + 1])
         for mine, plain in zip(found, alone, strict=True):
             torch.testing.assert_close(mine[row : row + 1], plain)
+    for read in (LatentLoop.latents, LatentLoop.openness):
+        assert read(made(n_steps=0, mix="gate"), IDS).shape[:2] == (len(IDS), 0)
     none = made(n_steps=0, mix="gate").rollout(IDS)
     assert [tuple(x.shape) for x in none[:2]] == [(2, 0), (2, 0)]
 

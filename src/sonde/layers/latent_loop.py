@@ -137,8 +137,7 @@ class LatentLoop(Layer):
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> Float[Tensor, "row step dim"]:
         """Return the inputs of the latent steps; the parameters are those of a call."""
-        steps, _ = self._run(ids, mask, memory)
-        return torch.stack([step[0] for step in steps], 1)
+        return self._stacked(ids, [step[0] for step in self._run(ids, mask, memory)[0]])
 
     def openness(
         self,
@@ -160,7 +159,7 @@ class LatentLoop(Layer):
         """
         self._require_gate("openness")
         words = [step[1].unsqueeze(1) for step in self._run(ids, mask, None)[0]]
-        return torch.stack([self._weights(self._embedded(w)[:, 0])[1] for w in words], 1)
+        return self._stacked(ids, [self._weights(self._embedded(w)[:, 0])[1] for w in words])
 
     def rollout(
         self,
@@ -335,6 +334,11 @@ class LatentLoop(Layer):
         if self.sample or draw is not None:
             return torch.multinomial(chance.exp(), 1, generator=draw)[:, 0]
         return chance.argmax(-1)
+
+    def _stacked(self, ids: Tensor, steps: list[Tensor]) -> Tensor:
+        """Return the steps side by side, (row, step, dim); a loop may have none."""
+        table = self._table()
+        return torch.stack(steps, 1) if steps else table.new_zeros(len(ids), 0, table.shape[1])
 
     def _require_gate(self, method: str) -> None:
         if self.mix != "gate":

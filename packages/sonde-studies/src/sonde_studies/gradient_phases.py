@@ -101,9 +101,9 @@ class GradientPhasesStudy(Study):
 def _gradients(
     net: nn.Sequential, x: Tensor, label: Tensor | None, draw: torch.Generator
 ) -> Tensor:
-    """Return the gradients of the last hidden layer's weights on drawn batches, one row for each.
+    """Return the gradient of the last hidden layer's weights on each drawn batch, (batch, weight).
 
-    Without labels each batch draws its own, as probable as the net holds them.
+    Without labels, each batch draws its labels from the probabilities that the net gives them.
     """
     hidden = net[-2]
     assert isinstance(hidden, nn.Sequential)
