@@ -231,7 +231,8 @@ def study_of(word: str) -> Study:
     """
     if word not in STUDIES:
         raise InputError(
-            f"study: expected one of {', '.join(STUDIES)}, got {word!r}.{near(word, STUDIES)}"
+            f"study: expected the name of one of {len(STUDIES)} studies, got {word!r}."
+            f"{near(word, STUDIES)} `sonde study` lists them."
         )
     module = importlib.import_module(f"sonde_studies.{word.replace('-', '_')}")
     return getattr(module, STUDIES[word])()
