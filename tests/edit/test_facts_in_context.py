@@ -50,10 +50,6 @@ def test_a_note_brings_a_fact_back_to_a_model_that_reads_it():
         assert found.share("after", "own") == pytest.approx(own)
         assert found.share("after", "other") == pytest.approx(1 / 3)
         assert found.p_value() == (0.25 if reads else 1.0)
-        copies = facts_in_context(model, inner, [*FACTS, *FACTS])
-        assert copies.p_value() == found.p_value()
-        one = facts_in_context(model, inner, [row | {"group": "p"} for row in FACTS])
-        assert one.p_value() == (0.5 if reads else 1.0)
         assert found.right["after"]["alone"].tolist() == [False, True, False]
 
 
@@ -68,6 +64,18 @@ def test_notes_of_a_column_stand_before_the_prompt_and_others_state_another_answ
     facts = [row | {"beside": "b y . a x . "} for row in facts]  # b's own fact stands in it
     found = facts_in_context(model, inner, facts, note_column="note", other_column="beside")
     assert found.right["after"]["other"].tolist() == [True, True]
+
+
+@pytest.mark.slow
+def test_copies_and_rows_of_one_group_count_once():
+    model = language_model(WORDS, 12, 0)
+    inner = Scripted(model, {"a": "y", "b": "y", "c": "x"}, reads=True)
+    for facts, p in (
+        (FACTS, 0.25),
+        ([*FACTS, *FACTS], 0.25),
+        ([row | {"group": "p"} for row in FACTS], 0.5),
+    ):
+        assert facts_in_context(model, inner, facts).p_value() == p
 
 
 @pytest.mark.truth("answers written by hand, in the order of the rows")

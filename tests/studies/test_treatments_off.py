@@ -70,7 +70,7 @@ from sonde_studies.worlds.learning import drawn, squares_of
 
 SEEDS = 8
 FEWER = (
-    "align-teacher", "domain-experts", "merged-experts", "rounded-runs", "slim-in-turn", "two-bits"
+    "align-teacher", "merged-experts", "rounded-runs", "slim-in-turn", "two-bits"
 )  # fmt: skip
 """They take their time: half as many seeds."""
 
