@@ -1,6 +1,7 @@
 """A second source for the queries of an attention layer, scaled and added to the first."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -50,7 +51,7 @@ class DecoupledCrossAttention(ConditionedLayer):
     """
 
     paper: ClassVar[str] = "ye2023ipadapter"
-    variants: ClassVar[dict[str, str]] = {"first_scale=0.0": "wu2024infiniteid"}
+    variants: ClassVar[Mapping[str, str]] = {"first_scale=0.0": "wu2024infiniteid"}
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"dim": 4, "n_heads": 2, "width": 3, "scale": 0.7},
         {"dim": 4, "n_heads": 2, "width": 3, "first_scale": 0.0},
