@@ -7,6 +7,8 @@ from torch import Tensor
 
 from sonde.measure import cka, correlation_match, regression
 from sonde_studies._layers import layers_of, plain_net, split, trained
+from sonde_studies._unit_clusters import judge_clusters
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -46,6 +48,22 @@ class CorrelationMatchStudy(Study):
             "few to one",
             "Few units explain more of a unit than the best single one.",
             "difference of shares of variance, second layer",
+            arms=("few units", "best single unit"),
+        ),
+        Claim(
+            "clusters",
+            "Units of one cluster of both nets correlate more than units by lot.",
+            "mean correlation of units in one of eight clusters less that in clusters with "
+            "shuffled units, rows that chose no cluster, second layer",
+            arms=("clusters", "shuffled clusters"),
+        ),
+        Claim(
+            "many to many",
+            "A unit's cluster in the other net explains more of it than as many units by lot that "
+            "contain its best partner.",
+            "difference of shares of variance, rows that chose no cluster and no weight, second "
+            "layer",
+            arms=("cluster", "best partner and units by lot"),
         ),
         Claim(
             "subspace",
@@ -73,14 +91,26 @@ class CorrelationMatchStudy(Study):
         found = [_figures(x, y) for x, y in zip(one, two, strict=True)]
         order = torch.randperm(len(two[1]), generator=torch.Generator().manual_seed(seed))
         last = found[1]
+        many = judge_clusters(one[1], two[1], seed)
+        for arm in ("few units", "best single unit", "clusters", "shuffled clusters"):
+            note_for(arm, rows=len(one[1]) // (2 if "clusters" in arm else 1))
+        for arm in ("cluster", "best partner and units by lot"):
+            note_for(arm, rows=len(one[1]) // 2, parameters=many["units in a cluster"])
         return {
             "matched": last["one to one"] - last["null"],
             "some found": last["found"],
             "some lost": last["lost"],
             "few to one": last["few to one"] - last["best single"],
             "subspace": last["CKA"] - last["one to one"],
+            "clusters": many["in clusters"] - many["in shuffled clusters"],
+            "many to many": many["by the cluster"] - many["by lot"],
             "unrelated": _over_null(one[1], two[1][order]),
             **{f"{k} | layer {i + 1}": v for i, part in enumerate(found) for k, v in part.items()},
+            **{f"{k} | second layer": v for k, v in many.items()},
+            **{
+                f"{k} | second layer, rows in another order": v
+                for k, v in judge_clusters(one[1], two[1][order], seed).items()
+            },
             **{
                 f"accuracy | net {i}": accuracy(n, d.x_test, d.label_test)
                 for i, n in enumerate(nets)

@@ -1,4 +1,4 @@
-"""Test whether features of early layers are learned earlier and used more.
+"""Test whether features of early layers are learned earlier, used more and pass by the blocks.
 
 Principal features differ in variance, and variance alone makes a feature early and easy: the
 partial correlations hold it constant, and units are a second set of features.
@@ -56,6 +56,18 @@ class FeatureComplexityStudy(Study):
             "Complex units emerge later, at equal variance.",
             "partial rank correlation over the units of the last block",
         ),
+        Claim(
+            "passes",
+            "Simple features pass by more blocks through the residual connections, at equal "
+            "variance.",
+            "partial rank correlation of complexity and the share of a feature that skips carry "
+            "past a block, mean of six blocks, sign turned, 20 principal directions",
+        ),
+        Claim(
+            "passes, units",
+            "So do simple units.",
+            "the same correlation over the units of the last block",
+        ),
     )
     null = Claim(
         "noise",
@@ -64,19 +76,18 @@ class FeatureComplexityStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, save checkpoints, and correlate."""
+        """Train, save checkpoints, correlate, and follow features through the blocks."""
         tick("training")
         d = split(seed, 1200)
         steps = 100 if tiny else STEPS
         at = [s for s in CHECKPOINTS if s < steps]
+        raw = layers_of(residual_net(seed), d.x_test)
         nets = list(trained(residual_net(seed), d.x, d.label, steps, seed, at=at))
         tick("features")
         layers = layers_of(nets[-1], d.x_test)
         over_time = [layers_of(net, d.x_test)[-1] for net in nets]
-        last = layers[-1].double() - layers[-1].double().mean(0)
-        basis = torch.linalg.eigh(last.T @ last)[1].flip(1)[:, :FEATURES]
-        found: dict[str, float] = {}
-        for name, along in (("", basis), (", units", torch.eye(last.shape[1]).double())):
+        found = dict[str, float]()
+        for name, along in _features(layers[-1]).items():
             rows = layers[-1].double() @ along
             late = feature_complexity([*layers[:-1], rows], features="units").complexity
             slow = feature_complexity([*over_time[:-1], rows], features="units").complexity
@@ -95,12 +106,53 @@ class FeatureComplexityStudy(Study):
                 f"matters{name} | plain": -rank_correlation(late, moved),
                 f"complexity{name} | mean": float(late.mean()),
                 f"complexity{name} | largest": float(late.max()),
+                **_passing(layers, name, along),
+                f"passes{name} | untrained": _passing(raw, name, _features(raw[-1])[name])[
+                    f"passes{name}"
+                ],
             }
         found |= {name: found[f"{name} | plain"] for name in ("emerges", "matters")}
         draw = torch.Generator().manual_seed(seed)
-        noise = torch.randn(last.shape, generator=draw)
+        noise = torch.randn(layers[-1].shape, generator=draw)
         chance = feature_complexity([*layers[:-1], noise], features="units")
         return {**found, "noise": float(chance) - float(torch.as_tensor(chance.null))}
+
+
+def _features(last: Tensor) -> dict[str, Tensor]:
+    """Return the first principal directions of the last layer's rows, and its units."""
+    centred = last.double() - last.double().mean(0)
+    basis = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :FEATURES]
+    return {"": basis, ", units": torch.eye(last.shape[1]).double()}
+
+
+def passed_share(layers: list[Tensor], along: Tensor) -> Tensor:
+    """Return the share of each feature that skips carry past a block, mean over blocks.
+
+    A residual net adds the output of each block to its rows, so a direction of the last rows is a
+    sum of what each block wrote, and what stood in the rows before a block passes by it.
+
+    Parameters
+    ----------
+    layers : list of Tensor (row, dim)
+        Rows before the first block and after each block.
+    along : Tensor (dim, feature)
+        Directions of the last rows.
+    """
+    *earlier, last = (x.double() @ along - (x.double() @ along).mean(0) for x in layers)
+    return torch.stack([(x * last).sum(0) for x in earlier]).mean(0) / last.square().sum(0)
+
+
+def _passing(layers: list[Tensor], name: str, along: Tensor) -> dict[str, float]:
+    """Return how far simple features pass by the blocks more than complex ones."""
+    rows = layers[-1].double() @ along
+    late = feature_complexity([*layers[:-1], rows], features="units").complexity
+    live = late.isfinite()
+    late, share = late[live], passed_share(layers, along)[live]
+    return {
+        f"passes{name}": -partial_rank_correlation(late, share, rows.var(0)[live]),
+        f"passes{name} | plain": -rank_correlation(late, share),
+        f"passes{name} | share": float(share.mean()),
+    }
 
 
 def _importance(model: nn.Sequential, rows: Tensor, along: Tensor) -> Tensor:
