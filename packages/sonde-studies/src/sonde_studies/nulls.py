@@ -19,7 +19,7 @@ _BLIND = """
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """anomaly-in-words enrolled-source explained-in-turns perceived-pictures
+    "leak": """pooled-sets anomaly-in-words enrolled-source explained-in-turns perceived-pictures
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
         common-and-salient costarr nac overview fod simple-net pawn trajectories was-it-generated
@@ -58,7 +58,7 @@ _SEEN: dict[str, str] = {
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases
         scalar-codes size-fidelity""",
-    "side effect": """disentangled-encoder
+    "side effect": """disentangled-encoder when-to-listen
         unlearned-pretrained sinks-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
