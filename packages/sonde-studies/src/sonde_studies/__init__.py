@@ -165,6 +165,7 @@ STUDIES: dict[str, str] = {
     "routed-dimensions": "RoutedDimensionsStudy",
     "scalar-codes": "ScalarCodesStudy",
     "scale-generation": "ScaleGenerationStudy",
+    "second-stream": "SecondStreamStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
     "sinks-pretrained": "SinksPretrainedStudy",

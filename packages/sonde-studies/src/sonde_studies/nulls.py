@@ -58,7 +58,7 @@ _SEEN: dict[str, str] = {
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases
         scalar-codes size-fidelity""",
-    "side effect": """disentangled-encoder when-to-listen
+    "side effect": """disentangled-encoder when-to-listen second-stream
         unlearned-pretrained sinks-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
