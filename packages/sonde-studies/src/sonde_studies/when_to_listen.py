@@ -33,7 +33,7 @@ class WhenToListenStudy(Study):
               "state, too.",
               "R^2 with a gate less R^2 without", arms=("gated", "always")),
         Claim("opens", "The gate is open where the answer is another node's.",
-              "mean gate of nodes that have to listen, less its mean where they need not, "
+              "rise of the mean gate from nodes that need not listen to those that have to, "
               "less 0.5"),
         Claim("half", "Half of the messages are enough: a gate that is rounded to open or closed "
               "loses at most 0.02.",
