@@ -145,6 +145,7 @@ STUDIES: dict[str, str] = {
     "pawn": "PAWNStudy",
     "perceived-pictures": "PerceivedPicturesStudy",
     "per-user-flow": "PerUserFlowStudy",
+    "pixels-in-context": "PixelsInContextStudy",
     "pooled-sets": "PooledSetsStudy",
     "projection-head": "ProjectionHeadStudy",
     "prompt-compression": "PromptCompressionStudy",

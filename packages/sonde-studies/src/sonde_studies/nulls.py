@@ -19,7 +19,8 @@ _BLIND = """
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """pooled-sets anomaly-in-words enrolled-source explained-in-turns perceived-pictures
+    "leak": """pooled-sets pixels-in-context
+        anomaly-in-words enrolled-source explained-in-turns perceived-pictures
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
         common-and-salient costarr nac overview fod simple-net pawn trajectories was-it-generated

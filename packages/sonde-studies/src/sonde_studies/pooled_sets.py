@@ -1,6 +1,6 @@
 """Memories inside a trained net: pooling of sets, and a lookup among patterns of its own.
 
-Simulated: sets of short sequences, in half of which one sequence contains a motif. Real: digits
+Simulated: sets of short sequences; half of the sets have a motif in one sequence. Real: digits
 with few labels.
 """
 

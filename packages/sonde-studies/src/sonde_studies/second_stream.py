@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @final
 class SecondStreamStudy(Study):
-    """A decoder that follows one arrow learns to follow two, with a latent step or without one."""
+    """A decoder that follows an arrow learns to follow two, with a latent step or without."""
 
     name = "second-stream"
     title = "does attention to the pictures in a latent step find more answers?"
