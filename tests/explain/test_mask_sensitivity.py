@@ -20,6 +20,20 @@ class Corner(nn.Module):
         return torch.stack((-level, level), dim=1)
 
 
+class Offset(nn.Module):
+    """Adds to every pixel of every picture."""
+
+    def forward(self, x):
+        return x + 100
+
+
+class Back(nn.Module):
+    """Takes it away, and looks at the corner."""
+
+    def forward(self, x):
+        return Corner()(x - 100)
+
+
 class Middle(nn.Module):
     """Looks at the middle alone, where the object lies."""
 
@@ -57,6 +71,10 @@ def test_a_shortcut_is_found_and_its_twin_is_clear():
     assert shortcut.has_shortcut
     assert float(shortcut.cosine[0]) == pytest.approx(1.0)
     assert float(shortcut.cosine[2]) < 1.0
+    offset = nn.Sequential(Offset(), Back())
+    assert MaskSensitivity().judge(offset, x, region, labels=LABELS, site="0").cosine.tolist() == (
+        pytest.approx(shortcut.cosine.tolist(), abs=1e-3)
+    )
     honest = MaskSensitivity().judge(Middle(), x, region, labels=LABELS)
     by_name = dict(zip(honest.conditions, honest.auroc.tolist(), strict=True))
     assert by_name["full"] == by_name["region only"] == by_name["other box removed"] == 1.0

@@ -33,7 +33,8 @@ class MaskSensitivityResult(Result):
     """Area under the ROC curve of the classes under each condition, with 95 % intervals.
 
     ``value`` is the area with the box of the region removed. ``cosine`` is the mean cosine between
-    the states at a site and those of the whole picture, NaN if no site is named.
+    the states at a site and those of the whole picture, both less the mean state of the whole
+    pictures; NaN if no site is named.
     """
 
     title: ClassVar[str] = "Area under the ROC curve with and without the region"
@@ -234,5 +235,6 @@ def _answers(
     return torch.cat(probs), None if site is None else torch.cat(states)
 
 
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(cosine_similarity(a.double(), b.double()).mean())
+def _cosine(states: Tensor, whole: Tensor) -> float:
+    centre = whole.double().mean(0)  # common to all pictures; it would make all states parallel
+    return float(cosine_similarity(states.double() - centre, whole.double() - centre).mean())
