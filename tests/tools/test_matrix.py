@@ -55,7 +55,7 @@ def test_two_architectures(tmp_path, capsys):
     assert path.read_text().splitlines() == lines
 
 
-# The alarm of the last line may fall into a constructor of torch's, whose destructor then finds no attribute.
+# An alarm in a constructor of torch's leaves its destructor no attribute.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["load", "read", "fit", "edit", "train"])
