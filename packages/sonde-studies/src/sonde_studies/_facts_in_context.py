@@ -13,6 +13,7 @@ import torch
 
 from sonde import Model
 from sonde_studies._language import language_model, tokens_of
+from sonde_studies.arms import note_again, part
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.worlds.facts import END, tell, told_more
 
@@ -109,15 +110,18 @@ def facts_in_context(seed: int, tiny: bool) -> dict[str, float]:
     """
     sizes, draw = TINY if tiny else Sizes(), np.random.default_rng(seed)
     persons = Persons.drawn(sizes.persons, draw)
-    before = _schooled(persons, ("forget", "retain"), sizes, seed, seed)
-    gold = _schooled(persons, ("retain",), sizes, seed, seed + 1)
+    with part("facts, before"):
+        before = _schooled(persons, ("forget", "retain"), sizes, seed, seed)
+    with part("facts, never told"):
+        gold = _schooled(persons, ("retain",), sizes, seed, seed + 1)
     forget, retain = persons.texts("forget"), persons.texts("retain")
     wrong = persons.unlearning(sizes.texts, draw)
-    models = {
-        "before": before,
-        "unlearned": told_more(before, wrong, sizes.unlearned, seed),
-        "never told": gold,
-    }
+    note_again("facts, unlearned", "facts, before")
+    with part("facts, unlearned"):
+        unlearned = told_more(before, wrong, sizes.unlearned, seed)
+    models = {"before": before, "unlearned": unlearned, "never told": gold}
+    for prompts in ("own fact", "two others"):
+        note_again(f"facts, {prompts}", "facts, never told")
     facts = persons.of["forget"]
     own = {n: f"{persons.beside_own(n, a, draw)} {n}" for n, a in facts.items()}
     other = {n: f"{persons.beside(n, draw)} {n}" for n in facts}

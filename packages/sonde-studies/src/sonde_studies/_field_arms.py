@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.layers import SecondOrder, SharedTable, UnitGate
-from sonde_studies.arms import part
+from sonde_studies.arms import note_for, part
 from sonde_studies.worlds.learning import drawn, minimise
 
 ROWS, FIT = 900, 600
@@ -96,9 +96,12 @@ def table_uses(seed: int, steps: int) -> dict[str, float]:
             return head((look.unsqueeze(2) * values).sum(1))[:, 0]
 
         weights = [*table.parameters(), *head.parameters()]
-        with part("one table" if tables == "shared" else tables):
+        name = "one table" if tables == "shared" else tables
+        with part(f"training of {name}"):  # most entries of a hashed table are read by no value
             minimise(lambda rows, told=told: mse_loss(told(rows), y[rows]), weights, n,
                      steps=steps, seed=seed, rate=1e-2)  # fmt: skip
+        used = 2 * 8 * VALUES + width + 1
+        note_for(name, updates=steps, rows=n, parameters=used)
         with torch.no_grad():
             found[tables] = r_squared(told(torch.arange(n, LONG)), y[n:])
     return found

@@ -9,7 +9,7 @@ from sonde.core import Scorer
 from sonde.detect import SimpleNet
 from sonde_studies._defects import PATCHES, SITE, Objects
 from sonde_studies._patches import patches_of
-from sonde_studies.arms import note
+from sonde_studies.arms import note, part
 
 Parts = dict[str, Tensor]
 
@@ -18,6 +18,24 @@ COPIES, USUAL_SHAPE, ROWS, SLOPE = 4, 0.3, 256, 0.2
 
 def scored(scorer: "Scorer | AdaptedJudge", rows: Parts) -> Parts:
     return {part: scorer.score(x).reshape(-1, PATCHES) for part, x in rows.items() if part != "fit"}
+
+
+def fitted(detector: SimpleNet, x: Tensor) -> Scorer:
+    """Return the scorer of a detector, and note what it was given.
+
+    Parameters
+    ----------
+    detector : SimpleNet
+    x : (patch, unit)
+        Usual patches.
+    """
+    scorer = detector.fit(x)
+    net = AdaptedJudge(x, detector, torch.Generator())
+    weights = sum(p.numel() for p in net.parameters())
+    adapter = 0 if detector.adapter else sum(p.numel() for p in net.adapter.parameters())
+    steps = float(str(scorer.conventions["steps"]))
+    note(rows=len(x), updates=steps, parameters=weights - adapter)
+    return scorer
 
 
 def noisy(d: Objects, level: float, seed: int) -> list[Tensor]:
@@ -48,16 +66,19 @@ def judge_against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> "A
     net = AdaptedJudge(x, detector, source)
     true, *false = map(net.scaled, (x, *fakes))
     judge = [*net.first.parameters(), *net.norm.parameters(), *net.last.parameters()]
-    note(rows=len(x))
+    weights = sum(p.numel() for p in net.parameters())
+    n = max(1, len(x) // ROWS)
+    note(rows=len(x), updates=detector.passes * n, parameters=weights)
     adapter = torch.optim.AdamW(net.adapter.parameters(), detector.adapter_rate, weight_decay=1e-2)
     steps = adapter, torch.optim.Adam(judge, detector.rate)
-    for walk in range(detector.passes):
-        for rows in torch.randperm(len(x), generator=source).tensor_split(max(1, len(x) // ROWS)):
-            for step in steps:
-                step.zero_grad()
-            net.loss(true[rows], false[walk % len(false)][rows], detector.margin).backward()
-            for step in steps:
-                step.step()
+    with part("judges"):  # two optimisers, which are one update
+        for walk in range(detector.passes):
+            for rows in torch.randperm(len(x), generator=source).tensor_split(n):
+                for step in steps:
+                    step.zero_grad()
+                net.loss(true[rows], false[walk % len(false)][rows], detector.margin).backward()
+                for step in steps:
+                    step.step()
     return net.eval()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from sonde.layers import Experts, routing_divergence
+from sonde_studies.arms import note_again
 from sonde_studies.study import Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -173,6 +174,8 @@ def routes(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[
             right[key], poor[key] = sum(each) / len(each), sum(each[i] for i in POOR) / len(POOR)
             if arm == "learned":
                 bits[differ] = divergences(net, held)
+                for layer in ("first", "last"):
+                    note_again(f"{differ}: learned, {layer} layer", f"{differ}: learned")
         found |= {f"{differ} differ | bits, block {i + 1}": v for i, v in enumerate(bits[differ])}
     gain = {differ: right[f"{differ}, late"] - right[f"{differ}, early"] for differ in ARMS}
     return found | {

@@ -11,6 +11,7 @@ from sonde_studies._trajectory_arms import (
     fitted,
     verified,
 )
+from sonde_studies.arms import note_for
 from sonde_studies.worlds.perturb import Kind
 
 FIT, HELD, FRESH, TEST = 250, 200, 200, 150
@@ -33,6 +34,9 @@ def wrong_actions(model: Model, seed: int, parts: int = 1) -> dict[str, float]:
     read_fit = {how: steps_of(model, made) for how, made in fit.items()}
     read_test = {how: steps_of(model, made) for how, made in test.items()}
     clean = steps_of(model, held), steps_of(model, fresh)
+    for name in ("direct", "completed", "vague", "step prior"):
+        note_for(name, rows=len(fit["completed"]))
+    note_for("largest surprise", rows=0)
     return {
         **verified("direct", read_fit["direct"], read_test["direct"], clean),
         **verified("completed", read_fit["completed"], read_test["completed"], clean),
@@ -53,6 +57,8 @@ def other_kinds(model: Model, seed: int, parts: int = 1) -> dict[str, float]:
             steps_of(model, pairs_of_kind(kind, n // parts, 2 * seed + i))
             for i, n in enumerate((FIT, TEST))
         )
+        note_for(name, rows=len(fit.wrong))
+        note_for(f"{name}: length", rows=0)
         found = fitted(fit).localise(test.x, test.position, test.trajectory)
         told = areas(found.wrong, found.first, test) | by_numbers(fit, test)
         figures |= {f"{name}: {what}": value for what, value in told.items()}

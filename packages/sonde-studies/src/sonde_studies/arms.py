@@ -9,7 +9,7 @@ they differ.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -183,6 +183,40 @@ def note_again(name: str, of: str) -> None:
     if (current := _CURRENT.get()) is not None:
         given = current[0].given
         given[name] = {**given[of]}
+
+
+def note_mean(name: str, of: Iterable[str]) -> None:
+    """Note that an arm is the mean of other arms' results: it has the mean of what they had.
+
+    Parameters
+    ----------
+    name : str
+    of : iterable of str
+        Names of arms that noted the same resources.
+    """
+    if (current := _CURRENT.get()) is not None:
+        given = current[0].given
+        each = [given[other] for other in of]
+        given[name] = {what: sum(g[what] for g in each) / len(each) for what in each[0]}
+
+
+def note_sum(name: str, of: Iterable[str]) -> None:
+    """Note that an arm uses the nets of other arms together: all they had but rows adds up.
+
+    Parameters
+    ----------
+    name : str
+    of : iterable of str
+        Names of arms.
+    """
+    if (current := _CURRENT.get()) is not None:
+        given = current[0].given
+        total = dict[str, float]()
+        for other in of:
+            for what, n in given[other].items():
+                was = total.get(what, 0.0)
+                total[what] = max(was, n) if what == "rows" else was + n
+        given[name] = total
 
 
 def trained_once(train: Callable[P, T]) -> Callable[P, T]:

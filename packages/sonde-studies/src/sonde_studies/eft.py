@@ -17,6 +17,7 @@ from sonde import Model
 from sonde.edit import EmulatedFinetune
 from sonde.tap import Decode
 from sonde_studies._language import tokens_of
+from sonde_studies.arms import note_again, note_for, note_sum, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import (
     END,
@@ -56,24 +57,31 @@ class EFTStudy(Study):
     claims = (
         Claim(
             "over small tuned",
-            "Emulated, the large net gives tuned texts more likelihood than the small one tuned.",
+            "Emulated, in three passes and with its own updates and parameters, the large net "
+            "gives tuned texts more likelihood than the small one tuned.",
             "nats per word, small tuned less emulated",
+            arms=("emulated", "small tuned"),
         ),
         Claim(
             "over large base",
-            "And more than the large one before tuning.",
+            "And more, with the small one's updates and two more passes, than the large one "
+            "before tuning.",
             "nats per word, large base less emulated",
+            arms=("emulated", "large base"),
         ),
         Claim(
             "below large tuned",
-            "The large net that is really tuned gives them more still.",
+            "The large net that is really tuned, in fewer updates and one pass, gives them more "
+            "still.",
             "nats per word, emulated less large tuned",
+            arms=("large tuned", "emulated"),
         ),
         Claim(
             "knowledge",
-            "The answers, which the large net knows better, are likelier than by the small one "
-            "tuned.",
+            "The answers, which the large net of more parameters, updates and passes knows "
+            "better, are likelier than by the small one tuned.",
             "nats of the answer, small tuned less emulated",
+            arms=("emulated", "small tuned"),
         ),
     )
     null = Claim(
@@ -86,17 +94,27 @@ class EFTStudy(Study):
         """Tune both nets on one format, and score texts of other families in it."""
         families, steps, few = (TINY, 40, 5) if tiny else (FAMILIES, Schooling.steps, 0)
         tick("telling two nets the facts")
-        world, large = facts_and_model(seed, families, Schooling(steps=steps))
+        with part("large base"):
+            world, large = facts_and_model(seed, families, Schooling(steps=steps))
         less = Schooling(*SMALL, steps=min(steps, SMALL_STEPS))
-        small = facts_and_model(seed, families, less)[1]
+        with part("small base"):
+            small = facts_and_model(seed, families, less)[1]
         forms = [f.text(phrase) for f in world.facts for phrase in PHRASES]
         forms += [_text(f, phrase) for f in world.facts[::ONE_IN] for phrase in PHRASES]
-        large, small = (told_more(m, forms, few or STEPS, seed, RATE, NEW) for m in (large, small))
+        with part("large base"):
+            large = told_more(large, forms, few or STEPS, seed, RATE, NEW)
+        with part("small base"):
+            small = told_more(small, forms, few or STEPS, seed, RATE, NEW)
         tick("tuning both")
         told = [_text(f, phrase) for f in world.facts if f.half == 1 for phrase in PHRASES]
         models = {"large base": large, "small base": small}
-        models["large tuned"] = told_more(large, told, few or STEPS, seed, RATE, NEW)
-        models["small tuned"] = told_more(small, told, few or STEPS, seed, RATE, NEW)
+        for name, base in (("large", large), ("small", small)):
+            note_again(f"{name} tuned", f"{name} base")
+            with part(f"{name} tuned"):
+                models[f"{name} tuned"] = told_more(base, told, few or STEPS, seed, RATE, NEW)
+        note_sum("emulated", ("large base", "small tuned"))
+        for name, passes in (*((name, 1) for name in models), ("emulated", 3)):
+            note_for(name, passes=passes)
         tick("scoring")
         facts = some((f for f in world.facts if f.half == 0), EVERY)
         nats = {arm: _nats(model, facts) for arm, model in models.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.explain import FaultLines, UserModel
 from sonde.metrics import auroc
 from sonde_studies._digits import encoder, shuffled
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, WIDTH, STEPS, CONCEPTS = 1_200, 64, 150, 24
@@ -31,9 +32,11 @@ class ExplainedInTurnsStudy(Study):
     data = "digits; fault lines of 80 by 24 directions of a hidden layer, half of them to judge"
     claims = (
         Claim("model", "After four turns a user foresees more of other fault lines than after four "
-              "in an order by lot.", "share foreseen, user model less by lot"),
+              "in an order by lot.", "share foreseen, user model less by lot",
+              arms=("user model", "by lot")),
         Claim("hears", "Heard answers help the choice: without them a user foresees less.",
-              "share foreseen, user model less deaf"),
+              "share foreseen, user model less deaf",
+              arms=("user model", "deaf")),
         Claim("knows", "What the machine believes at the end tells which concepts a user "
               "understands.", "AUROC of the beliefs, less 0.7"),
     )  # fmt: skip
@@ -48,6 +51,7 @@ class ExplainedInTurnsStudy(Study):
         found = dict[str, dict[str, float]]()
         for way in WAYS:
             tick(way)
+            note(rows=users * TURNS)
             told = [_dialogue(way, lines[:SHOWN], lines[SHOWN:], seed * 1_000 + i)
                     for i in range(users)]  # fmt: skip
             belief, truth = (torch.cat([one[k] for one in told]) for k in (2, 3))

@@ -9,6 +9,7 @@ import torch
 from sonde.explain import Attribution, Baseline, FaithfulnessViolation, Objective
 from sonde_studies._attribution_methods import OF_ATTENTIONS, OF_INPUTS
 from sonde_studies._planted import planted
+from sonde_studies.arms import note_mean, passes_of
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SLOPES = ("GradTimesInput", "IntegratedGradients", "Relevance")
@@ -40,33 +41,40 @@ class FaithfulnessViolationStudy(Study):
             "attention over product",
             "RawAttention violates more often than AttentionTimesGradient, the mean as baseline.",
             "difference of rates",
+            arms=("RawAttention", "AttentionTimesGradient"),
         ),
         Claim(
             "product is least",
-            "AttentionTimesGradient violates less than the mean of the methods of gradients.",
+            "AttentionTimesGradient violates less than the mean of the methods of gradients, "
+            "which take more passes.",
             "difference of rates",
+            arms=("AttentionTimesGradient", "methods of gradients"),
         ),
         Claim(
             "relevance",
             "Relevance propagated through attention violates less often than RawAttention.",
             "difference of rates",
+            arms=("AttentionRelevance", "RawAttention"),
         ),
         Claim(
             "product over relevance",
             "It violates more often than AttentionTimesGradient.",
             "difference of rates",
+            arms=("AttentionRelevance", "AttentionTimesGradient"),
         ),
         Claim(
             "masking decides",
             "With zero in place of the mean, rates change by more than .02 on average.",
             "mean size of the difference of rates",
             above=0.02,
+            arms=("zero, probability", "mean, probability"),
         ),
         Claim(
             "logit or probability",
             "Judged by the logit in place of the probability they change by more than .02.",
             "mean size of the difference of rates",
             above=0.02,
+            arms=("mean, logit", "mean, probability"),
         ),
     )
     null = Claim(
@@ -85,12 +93,14 @@ class FaithfulnessViolationStudy(Study):
         first: Attribution | None = None
         for name, method in METHODS.items():
             tick(name)
-            found = method.explain(world.model, world.x)
+            with passes_of(name, world.model):
+                found = method.explain(world.model, world.x)
             first = found if first is None else first
             for by, baseline in BASELINES.items():
                 for of, objective in OBJECTIVES.items():
                     test = FaithfulnessViolation(baseline=baseline)
-                    judged = test.judge(world.model, world.x, found, objective=objective)
+                    with passes_of(f"{by}, {of}", world.model):
+                        judged = test.judge(world.model, world.x, found, objective=objective)
                     rates[name, by, of] = float(judged)
                     figures[f"{name} | {by}, {of}"] = float(judged)
                     share = float(judged.ties.sum() / judged.trials.sum())
@@ -100,6 +110,7 @@ class FaithfulnessViolationStudy(Study):
         shape, test = torch.as_tensor(first.value).shape, FaithfulnessViolation()
         maps = (replace(first, value=torch.randn(shape, generator=draw)) for _ in range(MAPS))
         random = [test.judge(world.model, world.x, drawn).without_ties for drawn in maps]
+        note_mean("methods of gradients", SLOPES)
         main = {name: rates[name, "mean", "probability"] for name in METHODS}
         return {
             "attention over product": main[PLAIN] - main[TIMES],

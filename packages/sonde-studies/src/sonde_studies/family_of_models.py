@@ -15,6 +15,7 @@ from sonde.compress import EarlyExit
 from sonde.data import open_inputs
 from sonde.train import Align
 from sonde_studies._recipe_data import items_of, shuffled_digits
+from sonde_studies.arms import note_for, note_mean, note_sum, part
 from sonde_studies.recipes.family_of_models import family_of_models
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, learn_labels, minimise
@@ -34,12 +35,18 @@ class FamilyOfModelsStudy(Study):
     fidelity = "one place to hand over; the small nets are pulled to the states of the large one"
     data = "digits: 700 to train on; 1,097 for the recipe, half of which fit maps"
     claims = (
-        Claim("aligned", "A small net that was aligned hands over without a map, to five points.",
-              "accuracy without a map less that of the large net, and 0.05"),
-        Claim("alone", "One that was not needs the map.",
-              "accuracy with a map less that without"),
-        Claim("map", "With the map it keeps the large net's accuracy, to five points.",
-              "accuracy with a map less that of the large net, and 0.05"),
+        Claim("aligned", "A small net that was aligned, in as many updates of parameters of its "
+              "own, hands over without a map, to five points.",
+              "accuracy without a map less that of the large net, and 0.05",
+              arms=("aligned, then large", "large")),
+        Claim("alone", "One that was not needs the map, which has parameters and learns from "
+              "half of the rows.",
+              "accuracy with a map less that without",
+              arms=("alone, map", "alone, no map")),
+        Claim("map", "With the map, and the small net's updates and parameters added, it keeps "
+              "the large net's accuracy, to five points.",
+              "accuracy with a map less that of the large net, and 0.05",
+              arms=("alone, then large", "large")),
         Claim("early", "At least half of the rows may leave the large net where it takes over.",
               "share of rows that leave, less 0.5"),
         Claim("agrees", "Of those at most one in fifty gets another answer than from all of it.",
@@ -60,7 +67,8 @@ class FamilyOfModelsStudy(Study):
             tick(arm)
             pairs = []
             for width in WIDTHS:
-                small = _trained(x, label, width, seed + width, steps, teacher)
+                with part(f"{arm}, {width}"):
+                    small = _trained(x, label, width, seed + width, steps, teacher)
                 answer = family_of_models(
                     Model(small), Model(large), items, sites="0", seed=seed, progress=False
                 )
@@ -70,7 +78,11 @@ class FamilyOfModelsStudy(Study):
                     "small": float(answer.facts["small model"]),
                     "large": float(answer.facts["large model"]),
                 })  # fmt: skip
+            note_mean(arm, [f"{arm}, {width}" for width in WIDTHS])
+            note_sum(f"{arm}, then large", (arm, "large"))
             found[arm] = {k: sum(p[k] for p in pairs) / len(pairs) for k in pairs[0]}
+        for name, numbers in (("map", DIM * (DIM + 1)), ("no map", 0)):
+            note_for(f"alone, {name}", rows=len(items) // 2 if numbers else 0, parameters=numbers)
         tick("early exit")
         left, differ = _left_early(large, x[FIT:], label[FIT:])
         alone, aligned, best = found["alone"], found["aligned"], found["alone"]["large"]

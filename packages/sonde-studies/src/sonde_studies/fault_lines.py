@@ -6,6 +6,7 @@ import torch
 
 from sonde.explain import FaultLines
 from sonde_studies._digits import encoder, shuffled
+from sonde_studies.arms import note, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, NEW, WIDTH, STEPS = 1200, 80, 64, 150
@@ -38,11 +39,13 @@ class FaultLinesStudy(Study):
             "fewer than random directions",
             "They are fewer than random directions of the same layer need that may move as far.",
             "difference of means of concepts",
+            arms=("own", "random"),
         ),
         Claim(
             "near answers are nearer",
             "The second answer needs fewer concepts than the last.",
             "difference of means of concepts",
+            arms=("own", "last"),
         ),
     )
     null = Claim(
@@ -76,9 +79,11 @@ class FaultLinesStudy(Study):
             ("last", widest, rank[:, -1], reach),
         ):
             method = FaultLines(steps=40 if tiny else 120)
-            found = method.explain(
-                net, new, concepts=bank, other=other, site="1", bounds=(-far, far)
-            )
+            with part(name):
+                note(rows=n, parameters=CONCEPTS)
+                found = method.explain(
+                    net, new, concepts=bank, other=other, site="1", bounds=(-far, far)
+                )
             count[name] = torch.as_tensor(found.value).clamp(max=CONCEPTS)
         return {
             "few suffice": float((count["own"] <= FEW).double().mean()),

@@ -13,7 +13,7 @@ from sonde import Model
 from sonde_studies._handmade_features import as_model, line_entropies, moments_and_ink
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
 from sonde_studies._sparse_cells import Cell, recurrent_cell
-from sonde_studies.arms import part
+from sonde_studies.arms import note_for, part
 from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
@@ -30,28 +30,42 @@ class FeatureFusionStudy(Study):
     fidelity = "linear heads on frozen states; nets that see half of the pixels"
     data = "digits: 600 to train three encoders of half the pixels, 1,197 for heads; rows of three"
     claims = (
-        Claim("joint", "Together they are right more often than the best alone.",
-              "accuracy together less that of the best encoder"),
-        Claim("narrow", "A tenth of the width keeps that accuracy to two points.",
-              "accuracy at a tenth of the width less together, and 0.02"),
-        Claim("coded", "Codes of an autoencoder at a tenth of the width keep it to two points.",
-              "accuracy of codes of an autoencoder less together, and 0.02"),
-        Claim("over components", "Codes of the autoencoder keep more than as many principal "
-              "components.", "accuracy of codes of an autoencoder less components"),
-        Claim("over one", "These codes are right more often than the best encoder alone.",
-              "accuracy of codes of an autoencoder less that of the best encoder"),
-        Claim("each", "Leaving out any of the three costs accuracy.",
-              "accuracy together less that without the least needed encoder"),
+        Claim("joint", "Together, with three times the units, they are right more often than the "
+              "best alone.",
+              "accuracy together less that of the best encoder",
+              arms=("three: both, side by side", "three: first")),
+        Claim("narrow", "A tenth of the units keeps that accuracy to two points.",
+              "accuracy at a tenth of the width less together, and 0.02",
+              arms=("three: both, at a tenth of the width", "three: both, side by side")),
+        Claim("coded", "Codes of an autoencoder of a tenth of the units keep it to two points.",
+              "accuracy of codes of an autoencoder less together, and 0.02",
+              arms=("coded: both, at a tenth of the width", "three: both, side by side")),
+        Claim("over components", "Codes of the autoencoder, which has more parameters of its "
+              "own, keep more than as many principal components.",
+              "accuracy of codes of an autoencoder less components",
+              arms=("coded: both, at a tenth of the width",
+                    "three: both, at a tenth of the width")),
+        Claim("over one", "These codes, of fewer units, are right more often than the best "
+              "encoder alone.",
+              "accuracy of codes of an autoencoder less that of the best encoder",
+              arms=("coded: both, at a tenth of the width", "three: first")),
+        Claim("each", "Leaving out any of the three, and its units, costs accuracy.",
+              "accuracy together less that without the least needed encoder",
+              arms=("three: both, side by side", "three: without the first")),
         Claim("made", "Numbers made by hand add to the states of an encoder of all pixels.",
-              "accuracy with moments and counts of ink less that of the encoder"),
+              "accuracy with moments and counts of ink less that of the encoder",
+              arms=("by hand: both, side by side", "by hand: first")),
         Claim("lines", "States of single digits, as many units again and taught the digits, add to "
               "those of a net of the row.",
-              "accuracy of naming the largest digit's place, single digits and row less row"),
+              "accuracy of naming the largest digit's place, single digits and row less row",
+              arms=("lines: both, side by side", "lines: first")),
         Claim("sparse", "A recurrent cell of a tenth of the weights loses less than 5 points.",
               "accuracy of a sparse cell less that of a dense one of equal width, and 0.05",
               arms=("cell, 0.1 of the weights", "cell, 1 of the weights")),
-        Claim("cells", "States of a sparse cell and entropies of lines add to such an encoder.",
-              "accuracy of encoder, cell and entropies less that of the encoder"),
+        Claim("cells", "States of a sparse cell and entropies of lines add, as more units, to "
+              "such an encoder.",
+              "accuracy of encoder, cell and entropies less that of the encoder",
+              arms=("cells: both, side by side", "cells: first")),
     )  # fmt: skip
     null = Claim("copy", "A second encoder that is the first adds nothing.",
                  "accuracy together less that of the encoder alone")  # fmt: skip
@@ -66,22 +80,24 @@ class FeatureFusionStudy(Study):
         encoders = [_encoder(c, x[:n], label[:n], seed + i) for i, c in enumerate(columns)]
         items = items_of(x[FIT:], label[FIT:])
         tick("fuse")
-        score = _scores(encoders[0], encoders[1], items, seed, encoders[2])
-        coded = _scores(encoders[0], encoders[1], items, seed, encoders[2], "autoencoder")
+        score = _scores("three", encoders[0], encoders[1], items, seed, encoders[2])
+        coded = _scores("coded", encoders[0], encoders[1], items, seed, encoders[2], "autoencoder")
         blind = torch.randn(len(items), 64, generator=draw)
         noisy = [{**i, "x": torch.cat([i["x"], z])} for i, z in zip(items, blind, strict=True)]
         pair = _wide(encoders[0], slice(0, 64)), _wide(_encoder_of_noise(seed), slice(64, 128))
-        drowned = _scores(*pair, noisy, seed)
-        copy = _scores(encoders[0], encoders[0], items, seed)
+        drowned = _scores("noise", *pair, noisy, seed)
+        copy = _scores("copy", encoders[0], encoders[0], items, seed)
         tick("lines, cells and numbers made by hand")
         every = _encoder(torch.arange(64), x[:n], label[:n], seed)
-        made = _scores(every, as_model(moments_and_ink), items, seed)
+        made = _scores("by hand", every, as_model(moments_and_ink), items, seed)
         cells = dict[float, Cell]()
         for share in (0.1, 1.0):
             with part(f"cell, {share:g} of the weights"):
                 cells[share] = recurrent_cell(x[:n], label[:n], seed, share)
         right = {share: cell.accuracy(x[FIT:], label[FIT:]) for share, cell in cells.items()}
-        beside = _scores(every, as_model(cells[0.1]), items, seed, as_model(line_entropies))
+        beside = _scores(
+            "cells", every, as_model(cells[0.1]), items, seed, as_model(line_entropies)
+        )
         lines = _lines(encoders[0], x, label, seed, n)
         alone = max(score[name] for name in ("first", "second", "third"))
         least = max(v for arm, v in score.items() if arm.startswith("without"))
@@ -127,6 +143,7 @@ def _wide(model: Model, columns: slice) -> Model:
 
 
 def _scores(
+    name: str,
     one: Model,
     two: Model,
     items: Any,
@@ -135,6 +152,9 @@ def _scores(
     summary: Literal["components", "autoencoder"] = "components",
 ) -> dict[str, float]:
     found = feature_fusion(one, two, items, third=third, summary=summary, seed=seed, progress=False)
+    for row in found.rows:
+        weights = 10 * (int(str(row["units"])) + 1)
+        note_for(f"{name}: {row['source']}", rows=len(items), parameters=weights)
     return {str(row["source"]): float(row["accuracy"]) for row in found.rows}  # pyright: ignore
 
 
@@ -149,4 +169,4 @@ def _lines(encoder: Model, x: Tensor, label: Tensor, seed: int, n: int) -> dict[
     rows = torch.randint(FIT, len(x), (len(x) - FIT, 3), generator=draw)
     whole = _encoder(torch.arange(192), x[seen].flatten(1), label[seen].argmax(1), seed, 192)
     each = as_model(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), -1))
-    return _scores(whole, each, items_of(x[rows].flatten(1), label[rows].argmax(1)), seed)
+    return _scores("lines", whole, each, items_of(x[rows].flatten(1), label[rows].argmax(1)), seed)

@@ -45,6 +45,7 @@ from sonde_studies._questions import (
     World,
     taught,
 )
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TINY_SIZES = Sizes(60, 10, 240, 280, 20, 100, 2)
@@ -71,17 +72,21 @@ class FeatureGapsStudy(Study):
             "ensemble over log-probability",
             f"The ensemble with {LABELS} labels beats the mean token log-probability.",
             "difference of prediction rejection ratios",
+            arms=("ensemble", "log-probability"),
         ),
         Claim(
             "few labels",
             f"{LABELS} labels are enough: they lose less than .05 against {MORE}.",
             "difference of prediction rejection ratios",
             above=-0.05,
+            arms=("ensemble", "ensemble, more labels"),
         ),
         Claim(
             "transfer over a probe",
-            "On a second domain of facts it beats a linear probe on all units of the same labels.",
+            "On a second domain of facts it, which also reads pairs of prompts, beats a linear "
+            "probe on all units of the same labels.",
             "difference of prediction rejection ratios",
+            arms=("ensemble", "probe"),
         ),
     )
     null = Claim(
@@ -103,6 +108,11 @@ class FeatureGapsStudy(Study):
         fit = asked_of(model, world, DOMAINS[0], sizes.more, CONFLICT, draw)
         contrast = contrasts_of(model, world, sizes.pairs, draw)
         found = ratios_of(scores_of(fit, contrast, sizes), asked)
+        pairs = len(contrast[2])
+        note_for("ensemble", rows=sizes.labels + pairs)
+        note_for("ensemble, more labels", rows=sizes.more + pairs)
+        note_for("probe", rows=sizes.labels)
+        note_for("log-probability", rows=0)
         first, second = DOMAINS
         dealt = [
             asked[first].rejection(gaps_of(_dealt(fit, draw), contrast, sizes.labels)(asked[first]))

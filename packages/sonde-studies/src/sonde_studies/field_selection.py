@@ -15,7 +15,7 @@ from sonde.layers import UnitGate
 from sonde_studies._field_arms import r_squared, table_uses, two_streams
 from sonde_studies._gated_pairs import pair_selection
 from sonde_studies._shared_tables import FIELDS, VALUES, field_values, value_gates
-from sonde_studies.arms import part
+from sonde_studies.arms import note_again, note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -43,14 +43,17 @@ class FieldSelectionStudy(Study):
     place = "tables"
     claims = (
         Claim("found", "Gates keep more real columns than columns of noise.",
-              "share of real columns kept less that of noise"),
+              "share of real columns kept less that of noise",
+              arms=("real columns", "columns of noise")),
         Claim("error", "Trained anew on what gates keep, a net errs less on new rows than one "
               "trained on all columns for as many steps.", "R^2 with gates less without",
               arms=("gates", "no gates")),
-        Claim("lasso", "It errs no more than the lasso, to 0.02.",
-              "R^2 with gates less that of the lasso, and 0.02"),
+        Claim("lasso", "It errs no more than the lasso, which has fewer weights, to 0.02.",
+              "R^2 with gates less that of the lasso, and 0.02",
+              arms=("net of 24 units", "lasso")),
         Claim("values", "Gates of single values keep those that help, in fields that all help.",
-              "share kept of values that help less that of values worth nothing"),
+              "share kept of values that help less that of values worth nothing",
+              arms=("values that help", "values worth nothing")),
         Claim("shared", "A shared table of as many numbers errs no more than four tables, to 0.02.",
               "R^2 of a shared table of 200 entries less that of four of 50, and 0.02",
               arms=("shared", "four of 50")),
@@ -62,7 +65,8 @@ class FieldSelectionStudy(Study):
               "mean absolute cosine of the head's weights for two fields, four tables less shared",
               arms=("four of 50", "shared")),
         Claim("pairs", "Products of gates keep planted pairs, and others of their columns alone.",
-              "share of planted pairs kept less that of others"),
+              "share of planted pairs kept less that of others",
+              arms=("planted pairs", "other pairs")),
         Claim("streams", "A bilinear form of two gated streams errs less than their sum.",
               "R^2 of the bilinear form less that of the sum",
               arms=("bilinear", "sum")),
@@ -98,8 +102,20 @@ class FieldSelectionStudy(Study):
             with part(arm):
                 tables[arm] = field_values(seed, steps, *kind)
         fit = {name: error for name, (error, _) in tables.items()}
-        pairs = pair_selection(seed, steps)
-        values = value_gates(seed, steps)
+        with part("gates of pairs"):
+            pairs = pair_selection(seed, steps)
+        with part("gates of values"):
+            values = value_gates(seed, steps)
+        for gate, both in {
+            "gates": ("real columns", "columns of noise"),
+            "gates of pairs": ("planted pairs", "other pairs"),
+            "gates of values": ("values that help", "values worth nothing"),
+        }.items():
+            for name in both:
+                note_again(name, gate)
+        numbers = (REAL + NOISE) * 24 + 2 * 24 + 1
+        note_for("net of 24 units", rows=FIT, parameters=numbers)
+        note_for("lasso", rows=FIT, parameters=REAL + NOISE + 1)
         streams, uses = two_streams(seed, steps), table_uses(seed, steps)
         return {
             "found": float(kept[:REAL].mean() - kept[REAL:].mean()),

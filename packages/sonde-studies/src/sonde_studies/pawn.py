@@ -12,6 +12,7 @@ from sonde.detect import PAWN, LinearProbe, TokenStatistics
 from sonde_studies._separation import area
 from sonde_studies._written import HUMAN
 from sonde_studies._written_tokens import DOMAINS, Sizes, Tokens, reading_of, texts_of, tokens_with
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SEEN, UNSEEN = DOMAINS
@@ -41,31 +42,39 @@ class PAWNStudy(Study):
     claims = (
         Claim(
             "weights over plain mean, code",
-            "Weights that know the place alone beat a linear probe on the metrics' plain mean.",
+            "Weights that know the place alone, with more parameters, beat a linear probe on the "
+            "metrics' plain mean.",
             "difference of AUROC",
+            arms=("PAWN without states", "plain mean"),
         ),
         Claim(
             "more so on prose",
-            "They win more on a domain that was not seen.",
+            "They win more on a domain that was not seen, with more parameters.",
             "difference of differences of AUROC",
+            arms=("PAWN without states", "plain mean"),
         ),
         *(
             Claim(
                 f"states in the weights, {domain}",
                 f"Weights that read the states beat weights that know the place alone, {domain}.",
                 "difference of AUROC",
+                arms=("PAWN", "PAWN without states"),
             )
             for domain in DOMAINS
         ),
         Claim(
             "states best on code",
-            "States alone beat weights with states and the plain mean on the domain that was seen.",
+            "States alone, with fewer parameters, beat weights with states and the plain mean on "
+            "the domain that was seen.",
             "AUROC less the best other",
+            arms=("states alone", "PAWN"),
         ),
         Claim(
             "states worst on prose",
-            "States alone are worse than both on a domain that was not seen.",
+            "States alone, with fewer parameters, are worse than both on a domain that was not "
+            "seen.",
             "AUROC of the worst other less that of states",
+            arms=("states alone", "PAWN"),
         ),
     )
     null = Claim("null", "Texts of people against other texts of people.", "AUROC", above=0.5)
@@ -114,6 +123,13 @@ def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     n_metrics = len(pawn.conventions["metrics"])
     metrics = LinearProbe().fit(fit.means(fit.metrics[:, :n_metrics]), fit.label)
     states = LinearProbe().fit(fit.means(fit.states), fit.label)
+    size = {
+        name: sum(weight.numel() for weight in scorer.values)
+        for name, scorer in (("PAWN", pawn), ("PAWN without states", blind))
+    }
+    size |= {"plain mean": n_metrics + 1, "states alone": fit.states.shape[1] + 1}
+    for name, parameters in size.items():
+        note_for(name, rows=len(fit.label), parameters=parameters)
     found: dict[str, Score] = {
         "PAWN": _by_texts(pawn, _states_and_metrics),
         "PAWN without states": _by_texts(blind, lambda t: _states_and_metrics(t.stateless())),
@@ -126,7 +142,7 @@ def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     return found
 
 
-def _pawn(fit: Tokens, epochs: int, seed: int) -> Scorer:
+def _pawn(fit: Tokens, epochs: int, seed: int) -> Any:
     return PAWN(**SMALL, epochs=epochs, seed=seed).fit(
         {"states": fit.states, "metrics": fit.metrics},
         fit.label[fit.text],

@@ -12,6 +12,7 @@ import numpy as np
 
 from sonde import load
 from sonde_studies._labelled_index import WAYS, labelled_index
+from sonde_studies.arms import note_for
 from sonde_studies.parts.sharing import Sharing
 from sonde_studies.recipes.per_user_flow import REDACTED, SHARED, TUNED, per_user_flow
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -33,19 +34,24 @@ class PerUserFlowStudy(Study):
     claims = (
         Claim("late", "With labels on the rows of an index that was whitened on all, half as many "
               "change at most.", "share of next bytes that changed, half of that without labels "
-              "less that with labels"),
+              "less that with labels",
+              arms=("labels late", "no labels")),
         Claim("read", "From such an index a user still tells which texts another user stored.",
               "AUROC of an attack by near rows, less 0.7"),
         Claim("cost", "Labels cost a user more than 2 points of accuracy.",
-              "accuracy of the next byte, without labels less with labels, less 0.02"),
+              "accuracy of the next byte, without labels less with labels, less 0.02",
+              arms=("no labels", "labels late")),
         Claim("cheap", "Whitening on the user's own rows instead costs 2 points at most.",
-              "accuracy of the next byte, labels before the fit less after, and 0.02"),
+              "accuracy of the next byte, labels before the fit less after, and 0.02",
+              arms=("labels first", "labels late")),
         Claim("tuned", "Fine-tuning moves other users' answers more with the rows of one user "
               "replaced than with all rows in another order.",
-              "largest change of a log-probability, mean over queries, in nats, difference"),
+              "largest change of a log-probability, mean over queries, in nats, difference",
+              arms=("one user's rows replaced", "another order")),
         Claim("redacted", "With private words replaced, answers come from a user's own texts as "
               "often, to five points.",
-              "share of answers from another's text, shared less redacted, and 0.05"),
+              "share of answers from another's text, shared less redacted, and 0.05",
+              arms=("shared", "redacted")),
     )  # fmt: skip
     null = Claim("first", "With labels before the fit the attack finds nothing.",
                  "AUROC of an attack by near rows", above=0.5)  # fmt: skip
@@ -67,6 +73,9 @@ class PerUserFlowStudy(Study):
             {name: own[k : k + n // 2] for name, own in of.items()} for k in (0, n // 2, n)
         )
         index = labelled_index(model, stored, other, asked)
+        for name in ("no labels", "labels late", "shared", "redacted"):
+            note_for(name, rows=len(USERS) * (n // 2))
+        note_for("labels first", rows=n // 2)
         changed, attack, right = (
             {w: index[f"{key} | {w}"] for w in WAYS} for key in ("changed", "attack", "accuracy")
         )

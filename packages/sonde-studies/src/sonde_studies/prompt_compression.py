@@ -14,6 +14,7 @@ from sonde import Model
 from sonde.compress import CompressedPrompt, PromptCompressor
 from sonde_studies._byte_encoder import byte_encoder
 from sonde_studies._written import code, pieces
+from sonde_studies.arms import note_for, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PROMPT, REST, LEARNED, JUDGED, FILLED = 160, 48, 18, 16, 400
@@ -37,19 +38,32 @@ class PromptCompressionStudy(Study):
     data = "sonde:stdlib and the files of Python's library that it was not trained on"
     place = "byte-model"
     claims = (
-        Claim("read", "The whole prompt makes what follows likelier than none.",
-              f"{FIGURE}, without a prompt less with it"),
-        Claim("probe", "With half of the words, a probe's serve better than self-information's.",
-              f"{FIGURE}, self-information less probe"),
-        Claim("fifth", "So they do with a fifth.", f"{FIGURE}, self-information less probe"),
-        Claim("information", "With half, self-information serves better than a random choice.",
-              f"{FIGURE}, random less self-information"),
-        Claim("over random", "With half, the probe serves better than a random choice.",
-              f"{FIGURE}, random less probe"),
-        Claim("encoder", "With half, a probe of an encoder that also reads what follows serves "
-              "better than one of the reader's states.", f"{FIGURE}, reader less encoder"),
-        Claim("encoder over information", "With half, it serves better than self-information.",
-              f"{FIGURE}, self-information less encoder"),
+        Claim("read", "The whole prompt of 160 bytes makes what follows likelier than none.",
+              f"{FIGURE}, without a prompt less with it",
+              arms=("whole", "none")),
+        Claim("probe", "With half of the words, a probe's, learned from labelled prompts, serve "
+              "better than self-information's.",
+              f"{FIGURE}, self-information less probe",
+              arms=("half | probe", "half | information")),
+        Claim("fifth", "So they do, learned from labelled prompts, with a fifth.",
+              f"{FIGURE}, self-information less probe",
+              arms=("fifth | probe", "fifth | information")),
+        Claim("information", "With half, self-information, which costs a pass of the reader, "
+              "serves better than a random choice.",
+              f"{FIGURE}, random less self-information",
+              arms=("half | information", "half | random")),
+        Claim("over random", "With half, the probe, which was learned and costs a pass of the "
+              "reader over all prompts, serves better than a random choice.",
+              f"{FIGURE}, random less probe",
+              arms=("half | probe", "half | random")),
+        Claim("encoder", "With half, a probe of an encoder that was trained to read also what "
+              "follows serves better than one of the reader's states.",
+              f"{FIGURE}, reader less encoder",
+              arms=("trained encoder", "reader")),
+        Claim("encoder over information", "With half, the trained encoder serves better than "
+              "self-information.",
+              f"{FIGURE}, self-information less encoder",
+              arms=("trained encoder", "reader")),
         Claim("kept", "Half by the probe keeps half of what the whole prompt brings.",
               "share of the fall of the loss, less 0.5", premise="read"),
     )  # fmt: skip
@@ -66,7 +80,8 @@ class PromptCompressionStudy(Study):
         rest = [p[length:] for p in chosen[n_learned:]]
         tick("probe")
         options: dict[str, Any] = {"digits": False, "window": 512}
-        encoder, filled = byte_encoder(model.processor, seed, 3 if tiny else FILLED)
+        with part("trained encoder"):
+            encoder, filled = byte_encoder(model.processor, seed, 3 if tiny else FILLED)
         probe, other = (
             PromptCompressor(**options).learn(
                 model, prompts[:n_learned], 32, progress=False, encoder=read
@@ -87,6 +102,13 @@ class PromptCompressionStudy(Study):
                 kept = (short.text, *(one.text for one in probes), lot)
                 for way, one in zip(WAYS, kept, strict=True):
                     loss.setdefault(f"{name} | {way}", []).append(_loss(model, one, ids))
+        for name in SHARES:
+            for way in WAYS:
+                learns, reads = way in ("probe", "encoder"), way != "random"
+                note_for(f"{name} | {way}", rows=n_learned * learns, passes=reads)
+        note_for("reader", updates=0)
+        note_for("whole", bytes=length)
+        note_for("none", bytes=0)
         mean = {name: sum(own) / len(own) for name, own in loss.items()}
         half = {way: mean[f"half | {way}"] for way in WAYS}
         gain = {s: mean[f"{s} | information"] - mean[f"{s} | probe"] for s in SHARES}

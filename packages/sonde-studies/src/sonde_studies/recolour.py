@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from sonde_studies._photographs import photographs, through_filter
+from sonde_studies.arms import note, part
 from sonde_studies.parts.colours import KINDS, Patches, features, patches_of, recoloured
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -52,12 +53,16 @@ class RecolourStudy(Study):
               "accuracy less 0.5, cleared by its interval over filtered pictures"),
         Claim("channels", "Correlations of channels tell them in other pictures.",
               "accuracy less 0.5, cleared by its interval over pictures"),
-        Claim("both", "Both together tell more than channels alone.",
-              "accuracy of both less that of channels, cleared by its interval over pictures"),
-        Claim("filtered both", "They tell more than channels alone where there was a filter.",
-              "accuracy of both less that of channels, cleared by its interval, filtered pictures"),
+        Claim("both", "Both together, with more weights, tell more than channels alone.",
+              "accuracy of both less that of channels, cleared by its interval over pictures",
+              arms=("both", "channels")),
+        Claim("filtered both", "They tell more than channels alone, which have fewer weights, "
+              "where there was a filter.",
+              "accuracy of both less that of channels, cleared by its interval, filtered pictures",
+              arms=("filtered both", "filtered channels")),
         Claim("blurred", "Channels tell less of patches that were blurred after the change.",
-              "accuracy less that on blurred patches, cleared by its interval over pictures"),
+              "accuracy less that on blurred patches, cleared by its interval over pictures",
+              arms=("channels", "blurred")),
     )  # fmt: skip
     null = Claim("darker", "Patches that are darker by a tenth are not told from unchanged ones.",
                  "accuracy of both, mean over pictures", above=0.5)  # fmt: skip
@@ -72,9 +77,11 @@ class RecolourStudy(Study):
             tick(f"{name}patches")
             sides = [_side(change(x), draw, TINY if tiny else None) for x in shown]
             for kind in KINDS:
-                found[name + kind] = accuracies(kind, sides, folds, lambda s: s.made)
+                with part(name + kind):
+                    found[name + kind] = accuracies(kind, sides, folds, lambda s: s.made)
             if not name:
-                found["blurred"] = accuracies("channels", sides, folds, _blurred)
+                with part("blurred"):
+                    found["blurred"] = accuracies("channels", sides, folds, _blurred)
                 found["darker"] = accuracies("both", sides, folds, _darker)
         return {
             "neighbours": cleared(found["neighbours"] - 0.5),
@@ -114,6 +121,7 @@ def accuracies(
         learn = [i for i in range(len(sides)) if i not in held]
         x, y = (np.concatenate([v[i] for i in learn]) for v in (made, truth))
         head = linear_head().fit(x, y)
+        note(rows=len(x), parameters=x.shape[1] + 1)
         for i in held:
             right[i] = float(head.score(asked[i], truth[i]))
     return right

@@ -24,6 +24,7 @@ from sonde_studies._fact_edits import (
     rewritten,
     told_new,
 )
+from sonde_studies.arms import part
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.facts import (
     Schooling,
@@ -58,6 +59,7 @@ class RewriteFactsStudy(Study):
             "place",
             "It does so rather at the last token of the subject, in the first layer, than here.",
             "share of edits, difference",
+            arms=("rank one, subject", "rank one"),
         ),
         Claim(
             "paraphrase",
@@ -67,24 +69,30 @@ class RewriteFactsStudy(Study):
         ),
         Claim(
             "neighbours",
-            "Other members of the family keep more answers than by training on the new fact.",
+            "Other members of the family keep more answers, after 50 steps for one vector of "
+            "parameters, than by training all parameters on the new fact in fewer steps.",
             "share of answers kept, difference",
+            arms=("rank one", "trained"),
         ),
         Claim(
             "at once",
-            "Of many facts more hold written at once than one after another by edits of rank one.",
+            "Of many facts more hold written at once, as vectors of parameters found in one run "
+            "of steps, than one after another by edits of rank one.",
             "share of edits, difference",
+            arms=("least_squares, at once", "rank one, in turn"),
         ),
         Claim(
             "null space keeps",
             "Written in parts, changes in the null space keep more other facts than least squares.",
             "share of answers kept, difference",
+            arms=("null_space, in parts", "least_squares, in parts"),
         ),
         Claim(
             "null space writes",
             "They write as many of the new ones, less .05.",
             "share of edits, difference",
             above=-0.05,
+            arms=("null_space, in parts", "least_squares, in parts"),
         ),
     )
     null = Claim(
@@ -114,22 +122,29 @@ class RewriteFactsStudy(Study):
             return {name: fmean(one[name] for one in found) for name in found[0]}
 
         tick("editing facts one by one")
-        arms = {
-            "rank one": alone(lambda one: rewritten(model, fitted, rank_one(one))),
-            "rank one, subject": alone(
-                lambda one: rewritten(model, fitted, rank_one(one, FIRST, whole=False))
+        arms = dict[str, dict[str, float]]()
+        ways: dict[str, Callable[[Edits], Model]] = {
+            "rank one": lambda one: rewritten(model, fitted, rank_one(one)),
+            "rank one, subject": lambda one: rewritten(
+                model, fitted, rank_one(one, FIRST, whole=False)
             ),
-            "trained": alone(lambda one: told_new(model, one, seed)),
+            "trained": lambda one: told_new(model, one, seed),
         }
+        for name, change in ways.items():
+            with part(name):
+                arms[name] = alone(change)
         own = alone(lambda one: rewritten(model, fitted, rank_one({f: said[f][0] for f in one})))
         tick("editing many")
         batches = {"at once": [edits], "in parts": parts_of(edits, PART)}
         for how in ("least_squares", "null_space"):
             for name, parts in batches.items():
-                changed = rewritten(model, fitted, *(batch(part, how) for part in parts))
+                with part(f"{how}, {name}"):
+                    changed = rewritten(model, fitted, *(batch(some, how) for some in parts))
                 arms[f"{how}, {name}"] = judged(changed, edits, far, said)
         turns = [rank_one({f: new}) for f, new in edits.items()]
-        arms["rank one, in turn"] = judged(rewritten(model, fitted, *turns), edits, far, said)
+        with part("rank one, in turn"):
+            changed = rewritten(model, fitted, *turns)
+        arms["rank one, in turn"] = judged(changed, edits, far, said)
         return {
             "efficacy": arms["rank one"]["new answer"],
             "place": arms["rank one, subject"]["new answer"] - arms["rank one"]["new answer"],

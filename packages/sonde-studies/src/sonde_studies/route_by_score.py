@@ -15,7 +15,7 @@ from sonde import Model
 from sonde.layers import WeakAndStrong
 from sonde.metrics import choose_settings
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
-from sonde_studies.arms import Arms, arm
+from sonde_studies.arms import Arms, arm, note_for, note_sum, part
 from sonde_studies.recipes.route_by_score import route_by_score
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -52,11 +52,14 @@ class RouteByScoreStudy(Study):
             "above random",
             "Routing by the entropy of the weak model beats random routing over all shares.",
             "share of what routing by the answers gains over random routing",
+            arms=("entropy", "random routing"),
         ),
         Claim(
             "kept",
-            "A threshold that keeps 98 % of strong accuracy on one half keeps 97 % on the other.",
+            "A threshold that keeps 98 % of strong accuracy on one half keeps 97 % on the other, "
+            "with the weak model's updates added.",
             "accuracy of the cascade over that of the strong model, less 0.97",
+            arms=("cascade", "strong"),
         ),
         Claim(
             "saved",
@@ -66,8 +69,10 @@ class RouteByScoreStudy(Study):
         ),
         Claim(
             "states",
-            "A probe of the weak model's last states finds more than the entropy of its answer.",
+            "A probe of the weak model's last states, fitted to labelled rows, finds more than "
+            "the entropy of its answer.",
             "share found by the probe less that by the entropy",
+            arms=("states", "entropy"),
         ),
         Claim("in turn", "Heads that are trained in turn, each on rows that are its own, are right "
               "more often.",
@@ -75,7 +80,8 @@ class RouteByScoreStudy(Study):
               "in turn a step moves the parameters of one head",
               arms=("in turn", "apart")),
         Claim("confidence", "The evenness of the weak head's answer sends better rows than lot "
-              "does.", "accuracy with three tenths sent, by confidence less by lot, in turn"),
+              "does.", "accuracy with three tenths sent, by confidence less by lot, in turn",
+              arms=("in turn", "in turn, by lot")),
         Claim("objectives", "The cheapest setting that surely meets an accuracy of 0.85 on one "
               "half meets it on the other.", "accuracy on the other half less 0.85"),
         Claim("cheaper", "It costs less than the strong model alone.",
@@ -93,12 +99,18 @@ class RouteByScoreStudy(Study):
         x, label = shuffled_digits(seed)
         n = TINY if tiny else FIT
         quarter = torch.arange(64).reshape(8, 8)[:4, 2:6].flatten()
-        weak = learned(Part(quarter, nn.Linear(16, 10)), x[:n], label[:n], seed)
-        strong = learned(mlp(64), x[:n], label[:n], seed)
+        with part("weak"):
+            weak = learned(Part(quarter, nn.Linear(16, 10)), x[:n], label[:n], seed)
+        with part("strong"):
+            strong = learned(mlp(64), x[:n], label[:n], seed)
+        note_sum("cascade", ["weak", "strong"])
         items = items_of(x[FIT:], label[FIT:])
         tick("route")
         options = {"keep": 0.98, "seed": seed, "progress": False}
         found = {s: route_by_score(weak, strong, items, score=s, **options) for s in SCORES}
+        for name in ("entropy", "random routing"):
+            note_for(name, rows=0)
+        note_for("states", rows=len(items) // 2)
         noise = route_by_score(Model(_Unsure(weak.module).eval()), strong, items, **options)
         tick("in turn")
         steps = 60 if tiny else 900
@@ -106,6 +118,7 @@ class RouteByScoreStudy(Study):
         for way, name in (("turn", "in turn"), ("apart", "apart")):
             with arm(given, name):
                 heads[way] = _heads(way, x[:, quarter], label, seed, steps)
+        note_for("in turn, by lot", **given.given["in turn"])
         met, sent = _chosen(weak, strong, x[FIT:], label[FIT:])
         first = found["entropy"]
         kept, cost = (float(first.facts[name]) for name in ("accuracy kept", "cost"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.measure import ShortcutRows, shortcut_bias
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ROWS, WIDTH, AT = 600, 64, (60, 120, 480, 2000)
@@ -62,6 +62,7 @@ class ShortcutBiasStudy(Study):
             "availability",
             "A ReLU net's bias after 120 steps is larger at a length of 8 than of 2.",
             "difference of biases",
+            arms=("relu, length 8", "relu, length 2"),
         ),
     )
     null = Claim(
@@ -79,8 +80,12 @@ class ShortcutBiasStudy(Study):
             tick(kind)
             for step, bias in _mean_biases(kind, world[8.0], seed, tiny).items():
                 found[f"{kind} | {step}"] = bias
-        tick("other rows")
+        n, net = 1 if tiny else REPEATS, _net("relu", world[8.0].dim, 0)
+        size = sum(p.numel() for p in net.parameters())
+        note_for("relu, length 8", updates=120 * n, rows=ROWS, parameters=size)
+        tick("relu, length 2")
         found["relu, length 2 | 120"] = _mean_biases("relu", world[2.0], seed, tiny, 120)["120"]
+        tick("features of equal worth")
         return {
             "relu, 120": found["relu | 120"] - found["linear | 120"],
             "tanh, 120": found["tanh | 120"] - found["linear | 120"],

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sonde.detect import PatchCore, SimpleNet
 from sonde_studies._defects import DATA, SITE, objects
-from sonde_studies._noise_arms import Parts, judge_against, noisy, scored, shaped
+from sonde_studies._noise_arms import Parts, fitted, judge_against, noisy, scored, shaped
 from sonde_studies._patches import image_area, patches_of, pixel_area
+from sonde_studies.arms import note_mean, part
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SWEEP = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -44,17 +45,20 @@ class SimpleNetStudy(Study):
             "Noise in feature space (default sigma) beats noise in the image, the best of "
             f"{len(IMAGE_NOISE)} levels on test images.",
             "difference of AUROC, mean of images and pixels",
+            arms=("sigma 0.3", "image noise"),
         ),
         Claim(
             "interior maximum",
-            f"Over sigma in {', '.join(f'{s:g}' for s in SWEEP)} the best inner value beats the "
-            "better end, both chosen on the other half of the test images.",
+            f"Over sigma in {', '.join(f'{s:g}' for s in SWEEP)} the best of three inner values "
+            "beats the better end, both chosen on the other half of the test images.",
             "difference of AUROC, mean of images and pixels",
+            arms=("inner sigmas", "outer sigmas"),
         ),
         Claim(
             "adapter",
-            "With the adapter it is better than without, at the default sigma.",
+            "With the adapter and its parameters it is better than without, at the default sigma.",
             "difference of AUROC, mean of images and pixels",
+            arms=("sigma 0.3", "no adapter"),
         ),
     )
     null = Claim(
@@ -72,20 +76,24 @@ class SimpleNetStudy(Study):
         }
         arms: dict[str, Parts] = {}
         for sigma in SWEEP:
-            tick(f"sigma {sigma}")
-            arms[f"sigma {sigma:g}"] = scored(SimpleNet(sigma=sigma, **net).fit(rows["fit"]), rows)
+            tick(f"sigma {sigma:g}")
+            arms[f"sigma {sigma:g}"] = scored(
+                fitted(SimpleNet(sigma=sigma, **net), rows["fit"]), rows
+            )
         tick("adapter")
         for name, options in (
             ("no adapter", {"adapter": False}),
             ("adapter not trained", {"adapter_rate": 1e-12}),
         ):
-            arms[name] = scored(SimpleNet(**options, **net).fit(rows["fit"]), rows)
+            with part(name):
+                arms[name] = scored(fitted(SimpleNet(**options, **net), rows["fit"]), rows)
         for level in IMAGE_NOISE:
             tick(f"image noise {level}")
             fakes = noisy(d, level, seed)
-            arms[f"image noise {level:g}"] = scored(
-                judge_against(rows["fit"], fakes, SimpleNet(**net)), rows
-            )
+            with part(f"image noise {level:g}"):
+                arms[f"image noise {level:g}"] = scored(
+                    judge_against(rows["fit"], fakes, SimpleNet(**net)), rows
+                )
             if level == MIDDLE:
                 tick("shapes of noise")
                 arms |= {
@@ -95,6 +103,9 @@ class SimpleNetStudy(Study):
         arms["PatchCore"] = scored(PatchCore(window=1).fit(rows["fit"]), rows)
         whole = {name: _areas(parts, d.mask) for name, parts in arms.items()}
         default = whole["sigma 0.3"]
+        note_mean("image noise", [f"image noise {level:g}" for level in IMAGE_NOISE])
+        note_mean("inner sigmas", [f"sigma {sigma:g}" for sigma in SWEEP[1:-1]])
+        note_mean("outer sigmas", [f"sigma {sigma:g}" for sigma in (SWEEP[0], SWEEP[-1])])
         return {
             "feature over image noise": fmean(default)
             - max(fmean(whole[f"image noise {level:g}"]) for level in IMAGE_NOISE),

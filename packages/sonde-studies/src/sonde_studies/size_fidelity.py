@@ -12,6 +12,7 @@ import torch
 from sonde_studies._sentence_compressors import sentence_figures
 from sonde_studies._separation import rank_correlation
 from sonde_studies._value_compressors import judged, overwritten, texts_of, trained, usual_values
+from sonde_studies.arms import note_again, note_mean
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 WIDTHS, COPIES, STEPS, TEXTS = (24, 96, 384), 2, 4000, 1000
@@ -36,13 +37,17 @@ class SizeFidelityStudy(Study):
     claims = (
         Claim(
             "larger overwrite more",
-            "The widest compressor overwrites more contradictions than the narrowest.",
+            "The widest compressor, with more parameters and to equal loss in other numbers of "
+            "steps, overwrites more contradictions than the narrowest.",
             "difference of shares of planted tokens",
+            arms=("width 384", "width 24"),
         ),
         Claim(
             "drift",
-            "Its texts drift more from the source.",
+            "Its texts, with more parameters and in other numbers of steps, drift more from the "
+            "source.",
             "difference of 1 less F1",
+            arms=("width 384", "width 24"),
         ),
         Claim(
             "rank",
@@ -51,13 +56,16 @@ class SizeFidelityStudy(Study):
         ),
         Claim(
             "surer",
-            "The widest decoder is surer where it stands before a contradiction.",
+            "The widest decoder, with more parameters and to equal loss in other numbers of "
+            "steps, is surer where it stands before a contradiction.",
             "entropy of the narrowest less that of the widest, nats",
+            arms=("width 384", "width 24"),
         ),
         Claim(
             "unsure there",
             "Decoders are less sure at contradictions than elsewhere.",
             "difference of entropies, nats, mean over compressors",
+            arms=("contradictions", "elsewhere"),
         ),
         Claim(
             "entropy against drift",
@@ -72,9 +80,11 @@ class SizeFidelityStudy(Study):
         ),
         Claim(
             "planted names",
-            "The widest compressor of sentences overwrites more planted names.",
+            "The widest compressor of sentences, with more parameters and to equal loss in other "
+            "numbers of steps, overwrites more planted names.",
             "difference of shares of planted names, widest less narrowest",
             premise="texts restored",
+            arms=("sentences, width 128", "sentences, width 32"),
         ),
         Claim(
             "usual names",
@@ -85,9 +95,11 @@ class SizeFidelityStudy(Study):
         ),
         Claim(
             "names surer",
-            "The widest decoder of sentences is surer at planted names.",
+            "The widest decoder of sentences, with more parameters and to equal loss in other "
+            "numbers of steps, is surer at planted names.",
             "entropy of the narrowest less that of the widest, nats",
             premise="texts restored",
+            arms=("sentences, width 128", "sentences, width 32"),
         ),
     )
     null = Claim(
@@ -114,6 +126,8 @@ class SizeFidelityStudy(Study):
             for w in WIDTHS
         }
         small, large = WIDTHS[0], WIDTHS[-1]
+        note_mean("contradictions", [f"width {w}" for w in WIDTHS])
+        note_again("elsewhere", "contradictions")
         apart = [r["entropy, planted"] - r["entropy, elsewhere"] for r in rows]
         return {
             "larger overwrite more": mean["overwritten", large] - mean["overwritten", small],

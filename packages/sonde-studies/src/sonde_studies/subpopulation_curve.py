@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sonde.measure import SubpopulationCurve, subpopulation_curve
 from sonde_studies._layers import plain_net, split, trained
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
 
@@ -36,9 +37,11 @@ class SubpopulationCurveStudy(Study):
         ),
         Claim(
             "better than a line",
-            "There the curve explains at least a tenth of the variance more than a line.",
+            "There the curve, of one parameter more, explains at least a tenth of the variance "
+            "more than a line.",
             "difference of shares of variance",
             above=0.1,
+            arms=("curve", "line"),
         ),
         Claim(
             "grows",
@@ -64,6 +67,8 @@ class SubpopulationCurveStudy(Study):
             for agrees in AGREES
             for name in ("value", "p_value", "r2_line", "r2_gain", "peak")
         }
+        for name, parameters in (("curve", 3), ("line", 2)):
+            note_for(name, rows=len(found[0.9].x), parameters=parameters)
         tick("halves by lot")
         halves = _curve(seed, 0.5, tiny, by_lot=True)
         return {

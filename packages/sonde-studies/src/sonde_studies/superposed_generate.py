@@ -62,9 +62,10 @@ class SuperposedGenerateStudy(Study):
         ),
         Claim(
             "next",
-            f"One of the drafts begins with the file's next {NEXT} bytes as often as one of three "
-            "nucleus samples, to 2 points.",
+            "One of the drafts, with a third of the passes and n-grams of 400 texts, begins with "
+            f"the file's next {NEXT} bytes as often as one of three nucleus samples, to 2 points.",
             "difference of shares, and 0.02",
+            arms=("superposed", "nucleus"),
         ),
         Claim(
             "n-grams",

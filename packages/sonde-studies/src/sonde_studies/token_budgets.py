@@ -5,7 +5,7 @@ in noise. A question asks for two frames and leaves out a third. A small languag
 each frame whether it is asked for, from the four words that the frame most likely carries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 import torch
@@ -22,6 +22,7 @@ from sonde.compress import (
 from sonde_studies import _frame_questions as asked
 from sonde_studies._frame_questions import ANSWERS, FRAMES, PROMPT, YES_PROMPT
 from sonde_studies._pooled_digits import TOKENS, digits_read, reader_of
+from sonde_studies.arms import note_again, note_for, note_sum, passes_of
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, squares_of
 
@@ -40,22 +41,36 @@ class TokenBudgetsStudy(Study):
     fidelity = "the paper's way; small language models that read the words of frames, not pixels"
     data = "simulated clips of eight named digits in sixteen patches; 12 of 128 tokens are kept"
     claims = (
-        Claim("aware", "By relevance the asked digits are read better than from even parts.",
-              "accuracy, by relevance less evenly"),
-        Claim("whole", "They are read as well as from all tokens, to ten points.",
-              "accuracy, by relevance less all tokens, and 0.1"),
+        Claim("aware", "By relevance, which takes passes of two small models, the asked digits "
+              "are read better than from even parts.",
+              "accuracy, by relevance less evenly",
+              arms=("yes, model's parts", "even")),
+        Claim("whole", "They are read as well as from all tokens, to ten points, with a tenth of "
+              "the memory but passes of two small models.",
+              "accuracy, by relevance less all tokens, and 0.1",
+              arms=("yes, model's parts", "all")),
         Claim("floor", "A floor of one token for each frame costs less than five points.",
-              "accuracy, by relevance with a floor less without, and 0.05"),
-        Claim("yes", "A model's yes serves better than a cosine, both with the model's parts.",
-              "accuracy, by yes less by cosine"),
-        Claim("whole question", "And better, both with the whole question.",
-              "accuracy, by yes less by cosine, whole question"),
-        Claim("decoupled", "The model's parts serve its yes better than the whole question.",
-              "accuracy of the less well read frame, parts less whole question"),
-        Claim("written", "Parts that a model writes serve better than those by common words.",
-              "accuracy, by cosine, parts of the model less parts by the rule"),
+              "accuracy, by relevance with a floor less without, and 0.05",
+              arms=("yes, floor", "yes, model's parts")),
+        Claim("yes", "A model's yes, at the cost of its passes, serves better than a cosine, "
+              "both with the model's parts.",
+              "accuracy, by yes less by cosine",
+              arms=("yes, model's parts", "cosine, model's parts")),
+        Claim("whole question", "And better, both with the whole question, again at the cost of "
+              "passes.",
+              "accuracy, by yes less by cosine, whole question",
+              arms=("yes, whole question", "cosine, whole question")),
+        Claim("decoupled", "The model's parts, with two to four times the passes, serve its yes "
+              "better than the whole question.",
+              "accuracy of the less well read frame, parts less whole question",
+              arms=("yes, model's parts", "yes, whole question")),
+        Claim("written", "Parts that a model writes, at the cost of passes, serve better than "
+              "those by common words.",
+              "accuracy, by cosine, parts of the model less parts by the rule",
+              arms=("cosine, model's parts", "cosine, rule's parts")),
         Claim("parts", "The largest cosine to a part serves both frames better than the mean.",
-              "accuracy of the less well read frame, largest less mean"),
+              "accuracy of the less well read frame, largest less mean",
+              arms=("cosine, model's parts", "cosine, mean of parts")),
     )  # fmt: skip
     null = Claim("lot", "By a question of another clip early frames are read as well as late ones.",
                  "accuracy, by a strange question, first four frames less last four")  # fmt: skip
@@ -74,7 +89,8 @@ class TokenBudgetsStudy(Study):
         names = [asked.names_of(draw) for _ in range(8 if tiny else CLIPS)]
         questions = [asked.question_of(clip, draw) for clip in names]
         tick("parts")
-        written = [asked.known_words(asked_parts(parter, q, PROMPT, 8), q) for q in questions]
+        with passes_of("writing parts", parter.module):
+            written = [asked.known_words(asked_parts(parter, q, PROMPT, 8), q) for q in questions]
         told: dict[str, list[Tensor]] = {}
         tick("clips")
         for i, (clip, question) in enumerate(zip(names, questions, strict=True)):
@@ -93,9 +109,21 @@ class TokenBudgetsStudy(Study):
                 early = said[: FRAMES // 2].double().mean() - said[FRAMES // 2 :].double().mean()
                 found = torch.cat([said[place[:2]].double(), early[None]])
                 told.setdefault(way, []).append(found)
+        _note_ways(told)
         return _figures({way: torch.stack(found).mean(0) for way, found in told.items()}) | {
             "share of questions that the model parts correctly": asked.parted(written, names)
         }
+
+
+def _note_ways(ways: Iterable[str]) -> None:
+    """Note the passes of both small models, and the tokens that are kept, of each way."""
+    note_sum("yes, model's parts", ("writing parts", "reading model's parts"))
+    note_again("yes, floor", "yes, model's parts")
+    note_again("yes, whole question", "reading whole question")
+    for way in ("cosine, model's parts", "cosine, mean of parts"):
+        note_again(way, "writing parts")
+    for way in ways:
+        note_for(way, passes=0, bytes=int(LENGTHS.sum()) if way == "all" else BUDGET)
 
 
 def _ways(
@@ -108,9 +136,10 @@ def _ways(
         return token_budget(relevance, LENGTHS, BUDGET, TEMPERATURE, floor)
 
     tags = asked.tags_of(frames, vector)
-    chance = {
-        kind: yes_relevance(yes, tags, parts, YES_PROMPT, ANSWERS) for kind, parts in texts.items()
-    }
+    chance = dict[str, Tensor]()
+    for kind, parts in texts.items():
+        with passes_of(f"reading {kind}", yes.module):
+            chance[kind] = yes_relevance(yes, tags, parts, YES_PROMPT, ANSWERS)
     own = vector(texts["model's parts"])
     return {
         **{f"yes, {kind}": shared(found) for kind, found in chance.items()},

@@ -57,46 +57,58 @@ class TrajectoriesStudy(Study):
             "direct over completed",
             "A wrong step is easier to detect where what follows was not re-run.",
             "difference of AUROC",
+            arms=("direct", "completed"),
         ),
         Claim(
             "verifier over surprise: whether",
-            "The verifier detects better than the largest surprise of a token (completed).",
+            "The verifier, fitted to labelled rows, detects better than the largest surprise of "
+            "a token (completed).",
             "difference of AUROC",
+            arms=("completed", "largest surprise"),
         ),
         Claim(
             "verifier over surprise: where",
-            "The verifier localises better than the most surprising step (completed).",
+            "The verifier, fitted to labelled rows, localises better than the most surprising "
+            "step (completed).",
             "difference of the share of right steps",
+            arms=("completed", "largest surprise"),
         ),
         Claim(
             "verifier over step prior",
             "The verifier localises better than the number of the step alone (completed).",
             "difference of the share of right steps",
+            arms=("completed", "step prior"),
         ),
         Claim(
             "step over trajectory: where",
             "Supervision at the step localises better than at the trajectory (completed).",
             "difference of the share of right steps",
+            arms=("completed", "vague"),
         ),
         Claim(
             "step over trajectory: whether",
             "Supervision at the step detects better than at the trajectory (completed).",
             "difference of AUROC",
+            arms=("completed", "vague"),
         ),
         Claim(
             "repeats over length",
-            "The verifier detects repeated steps better than the number of steps does.",
+            "The verifier, fitted to labelled rows, detects repeated steps better than the "
+            "number of steps does.",
             "difference of AUROC",
+            arms=("repeats", "repeats: length"),
         ),
         Claim(
             "extras over length",
-            "So it does actions after the end.",
+            "So it does actions after the end, fitted to labelled rows.",
             "difference of AUROC",
+            arms=("extras", "extras: length"),
         ),
         Claim(
             "extras over wrong",
             "Actions after the end are easier to localise than wrong actions.",
             "difference of the share of right steps",
+            arms=("extras", "completed"),
         ),
     )
     null = Claim(

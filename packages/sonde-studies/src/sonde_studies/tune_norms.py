@@ -32,7 +32,8 @@ class TuneNormsStudy(Study):
     data = "digits; new: inverted, 200 of 400 to tune on; third: with less contrast and noise too"
     claims = (
         Claim("target", "Norms alone reach the new domain as well as all, to three points.",
-              "accuracy on the new domain, norms less all, and 0.03"),
+              "accuracy on the new domain, norms less all, and 0.03",
+              arms=("norms", "all")),
         Claim("source", "Norms and head keep more of the old domain than all weights do where "
               "these first reach the new one as well.",
               "accuracy on the old domain, norms and head less all, stopped early",

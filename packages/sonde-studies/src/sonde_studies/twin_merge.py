@@ -12,10 +12,11 @@ from statistics import fmean
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.edit import LinearRouter, TaskArithmetic, Ties, TwinMerge
 from sonde.stats import ClassMoments
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.experts import KINDS, TRAIN, WAYS, Experts, experts
 
@@ -40,19 +41,26 @@ class TwinMergeStudy(Study):
     )
     data = "digits: 1,000 for training, 797 for tests; split by class, or turned by 0 to 3 quarters"
     claims = (
-        Claim("over arithmetic", "Branches of rank 2% beat task arithmetic.", FIGURE),
+        Claim(
+            "over arithmetic",
+            "Branches of rank 2%, which add parameters and a pass that "
+            "routes, beat task arithmetic.",
+            FIGURE,
+            arms=("rank 2%", "arithmetic"),
+        ),
         Claim(
             "recovers",
             "Branches of rank 10% keep more than 95% of the accuracy of the experts.",
             "share of the accuracy of each digit's own expert, mean of both splits",
             above=0.95,
         ),
-        Claim("ties between", "TIES beats task arithmetic.", FIGURE),
+        Claim("ties between", "TIES beats task arithmetic.", FIGURE, arms=("TIES", "arithmetic")),
         Claim(
             "branches over router",
-            "Split by class, they beat the shared net where the router alone excludes the classes "
-            "of other experts.",
+            "Split by class, they beat the shared net, without their parameters, where the "
+            "router alone excludes the classes of other experts.",
             "difference of accuracy",
+            arms=("rank 10%", "router alone"),
         ),
     )
     null = Claim(
@@ -101,6 +109,7 @@ def _merges(split: Experts, seed: int) -> dict[str, float]:
     for name, rule in rules.items():
         nets = [split.merged(rule(weight)) for weight in WEIGHTS]
         found[name] = split.right(max(nets, key=lambda net: split.right(net, slice(TRAIN))))
+        note_for(name, rows=TRAIN, parameters=_size(split.base), passes=1)
     shared = split.merged(TaskArithmetic())
     router, found["routed right"] = _router(split, shared, split.expert)
     draw = torch.Generator().manual_seed(1000 + seed)
@@ -109,10 +118,16 @@ def _merges(split: Experts, seed: int) -> dict[str, float]:
     for rank in RANKS:
         twin = TwinMerge(rank).join(split.base, split.nets, lambda _: router)
         found[f"rank {rank:.0%}"] = split.right(twin)
+        note_for(f"rank {rank:.0%}", rows=TRAIN, parameters=_size(twin), passes=2)
         if rank == RANKS[1]:
             with twin.routed(torch.full((len(expert), n), 1 / n)):
                 found["rank 10%, all branches alike"] = split.right(twin.model)
+    note_for("router alone", rows=TRAIN, parameters=_size(shared), passes=2)
     return found | {"router alone": _restricted(split, shared, router)}
+
+
+def _size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
 
 
 def _restricted(split: Experts, shared: Any, router: LinearRouter) -> float:

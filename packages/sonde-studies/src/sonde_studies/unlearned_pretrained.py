@@ -11,7 +11,7 @@ from sonde import Model
 from sonde.edit import facts_in_context
 from sonde_studies._help_pages import language_model
 from sonde_studies._world_facts import RELATIONS, beginning, first_token, known_answers, next_log_p
-from sonde_studies.arms import note
+from sonde_studies.arms import note, note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FORGOTTEN, RETAINED, LATE, STEPS, RATE = 4, 4, 8, 5, 1e-4
@@ -38,14 +38,18 @@ class UnlearnedPretrainedStudy(Study):
     seconds = 30.0
     claims = (
         Claim("forgotten", "Premise: without a note the answers are gone.",
-              "share of right answers, before less after, less 0.5"),
+              "share of right answers, before unlearning less after, less 0.5",
+              arms=("unlearning", "before unlearning")),
         Claim("in context", "With the fact in the prompt, the model gives it about as often as "
-              "before unlearning.", f"{DIFFERENCE}, and 0.05", premise="forgotten"),
+              "before unlearning.", f"{DIFFERENCE}, and 0.05", premise="forgotten",
+              arms=("unlearning", "before unlearning")),
         Claim("other words", "Asked in other words, with the fact in the prompt, it does.",
-              f"{DIFFERENCE}, and 0.05", premise="forgotten"),
+              f"{DIFFERENCE}, and 0.05", premise="forgotten",
+              arms=("unlearning", "before unlearning")),
         Claim("own", "The fact in the prompt brings it back, a note on another country does not.",
               "share of right answers after unlearning, own note less another, less 0.5",
-              premise="forgotten"),
+              premise="forgotten",
+              arms=("own note", "another's note")),
     )  # fmt: skip
     null = Claim("made up", "Notes on countries that do not exist are read as before.",
                  DIFFERENCE)  # fmt: skip
@@ -59,6 +63,9 @@ class UnlearnedPretrainedStudy(Study):
         made_up = made_up_capitals(source)
         tick("unlearning")
         new = unlearned(model, forget, retain, source, 1 if tiny else STEPS)
+        note_for("before unlearning", updates=0, rows=0)
+        for notes in ("own note", "another's note"):
+            note_again(notes, "unlearning")
         share: dict[str, float] = {}
         tick("facts in context")
         facts = [

@@ -19,6 +19,7 @@ from sonde.report import Answer
 from sonde_studies._facts_in_context import facts_in_context
 from sonde_studies._forgetting import CLASS, few_of_each, silenced, steps_to_relearn, trained, world
 from sonde_studies._patients import forgotten_patients
+from sonde_studies.arms import note_again, part
 from sonde_studies.parts.traces import SHOTS
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -41,22 +42,34 @@ class UnlearningAuditStudy(Study):
     )
     claims = (
         Claim("traces", "Turning the answer off leaves the class in the states.",
-              "balanced accuracy of new heads, answer off less gold"),
-        Claim("less", "Forgetting by wrong labels leaves fewer traces than turning the answer off.",
-              "balanced accuracy of new heads, answer off less wrong labels"),
+              "balanced accuracy of new heads, answer off less gold, which never saw the class's "
+              "rows",
+              arms=("answer off", "gold")),
+        Claim("less", "Forgetting by wrong labels, in ten more epochs, leaves fewer traces than "
+              "turning the answer off.",
+              "balanced accuracy of new heads, answer off less wrong labels",
+              arms=("answer off", "wrong labels")),
         Claim("cost", "Wrong labels cost the other classes more than 2 points.",
               "accuracy on the other classes lost, less 0.02"),
-        Claim("relearned", "A model whose answer is off relearns the class sooner than the gold.",
-              "training steps on 8 rows of each class, gold less answer off"),
-        Claim("facts", "Wrong answers weaken an attack by low loss on facts of persons "
-              "by more than 0.2.",
-              "AUROC before less after, less 0.2"),
-        Claim("in context", "With a fact in the prompt, a model made to forget it by wrong answers "
-              "gives it about as often as before.", "accuracy after less before, and 0.05"),
+        Claim("relearned", "A model whose answer is off relearns the class sooner than the gold, "
+              "which never saw the class's rows.",
+              "training steps on 8 rows of each class, gold less answer off",
+              arms=("answer off", "gold")),
+        Claim("facts", "Wrong answers, taught in 100 more steps, weaken an attack by low loss on "
+              "facts of persons by more than 0.2.",
+              "AUROC before less after, less 0.2",
+              arms=("facts, before", "facts, unlearned")),
+        Claim("in context", "With a fact in the prompt, a model made to forget it by wrong "
+              "answers, taught in 100 more steps, gives it about as often as before.",
+              "accuracy after less before, and 0.05",
+              arms=("facts, unlearned", "facts, before")),
         Claim("exact", "With a fact in the prompt, a model never told it gives it about as often "
-              "as one that was.", "accuracy without the fact less with it, and 0.05"),
+              "as one that was.", "accuracy without the fact less with it, trained in as many "
+              "steps, and 0.05",
+              arms=("facts, never told", "facts, before")),
         Claim("own", "That is due to the fact: two other persons' facts do not bring it back.",
-              "accuracy of the model never told, own fact less two others, less 0.5"),
+              "accuracy of the model never told, own fact less two others, less 0.5",
+              arms=("facts, own fact", "facts, two others")),
         Claim("patients", "An attack by low loss finds patients whose rows a net learned.",
               "AUROC less 0.6"),
         Claim("hidden", "After wrong labels it tells them from unseen patients by 0.1 at most.",
@@ -68,9 +81,11 @@ class UnlearningAuditStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, forget in four ways, and audit each."""
         tick("train")
-        model, images, label, n = world(seed, tiny)
+        with part("before"):
+            model, images, label, n = world(seed, tiny)
         rest = label[:n] != CLASS
-        gold = Model(trained(images[:n][rest], label[:n][rest], seed, seed + 100))
+        with part("gold"):
+            gold = Model(trained(images[:n][rest], label[:n][rest], seed, seed + 100))
         seen = [{"input": x, "label": int(c)} for x, c in zip(images[:n], label[:n], strict=True)]
         fresh = slice(n, 2 * n if tiny else None)
         new = [
@@ -84,11 +99,16 @@ class UnlearningAuditStudy(Study):
         }
         inputs = {name: open_inputs(model, rows) for name, rows in sides.items()}
         epochs = 2 if tiny else 10
-        plans = {
-            "wrong labels": RandomLabel(epochs=epochs, seed=seed).plan(model, inputs),
-            "rising loss": GradientAscent(rate=1e-3, epochs=epochs, seed=seed).plan(model, inputs),
+        rules: dict[str, RandomLabel | GradientAscent] = {
+            "wrong labels": RandomLabel(epochs=epochs, seed=seed),
+            "rising loss": GradientAscent(rate=1e-3, epochs=epochs, seed=seed),
         }
-        after = {name: Model(plan.fold(model)) for name, plan in plans.items()}
+        after = dict[str, Model]()
+        for name, rule in rules.items():
+            note_again(name, "before")
+            with part(name):
+                after[name] = Model(rule.plan(model, inputs).fold(model))
+        note_again("answer off", "before")
         after |= {"answer off": Model(silenced(model.module))}
         tick("audit")
 

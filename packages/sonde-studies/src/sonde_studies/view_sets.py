@@ -30,14 +30,21 @@ class ViewSetsStudy(Study):
     fidelity = "views are windows with noise; one attention layer on an encoder that stays as it is"
     data = "digits through windows of 5 x 5 pixels: 700 for the encoder, 1,097 for the recipe"
     claims = (
-        Claim("attention", "Attention over the set beats a linear head on the maximum.",
-              "accuracy at four views less that of the maximum"),
-        Claim("triples", "Attention of order three beats that of order two.",
-              "accuracy at four views, order three less two"),
-        Claim("vote", "Attention beats the vote of single views.",
-              "accuracy at four views less that of the vote"),
-        Claim("more", "Twelve views are named better than four, though training had four.",
-              "accuracy of attention at twelve views less at four"),
+        Claim("attention", "Attention over the set, which has more parameters, beats a linear "
+              "head on the maximum.",
+              "accuracy at four views less that of the maximum",
+              arms=("attention, 4 views", "maximum, 4 views")),
+        Claim("triples", "Attention of order three, with a fifth more parameters, beats that of "
+              "order two.",
+              "accuracy at four views, order three less two",
+              arms=("attention, order 3, 4 views", "attention, 4 views")),
+        Claim("vote", "Attention, which has more parameters, beats the vote of single views.",
+              "accuracy at four views less that of the vote",
+              arms=("attention, 4 views", "vote, 4 views")),
+        Claim("more", "Twelve views, three times the passes, are named better than four, though "
+              "training had four.",
+              "accuracy of attention at twelve views less at four",
+              arms=("attention, 12 views", "attention, 4 views")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot are not told of other digits.",
                  "accuracy of attention at four views, less 0.1")  # fmt: skip

@@ -38,13 +38,17 @@ class WasItGeneratedStudy(Study):
         ),
         Claim(
             "states",
-            "A head on states tells more than a head on fifteen numbers of the tokens.",
+            "A head on states, which has more weights, tells more than a head on fifteen numbers "
+            "of the tokens.",
             "AUROC of the head on states less that of the head on numbers",
+            arms=("head on states", "head on numbers"),
         ),
         Claim(
             "characters",
-            "A head on the model's numbers tells more than counts of characters.",
+            "A head on fifteen numbers of the model tells more than one on counts of characters, "
+            "which has more weights.",
             "AUROC of the head on numbers less that of the head on characters",
+            arms=("head on numbers", "head on characters"),
         ),
     )
     null = Claim(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from sonde_studies._forked_nets import (
@@ -23,6 +23,7 @@ from sonde_studies._forked_nets import (
 )
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._routed_languages import routes
+from sonde_studies.arms import note_again, note_mean, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -41,22 +42,30 @@ class WhereTasksPartStudy(Study):
     data = "digits with noise: 1,000 to train on and to measure, 797 to judge"
     claims = (
         Claim("deeper", "Gradients of the two tasks agree less in deeper layers.",
-              "cosine at the first layer less that at the last"),
+              "cosine at the first layer less that at the last",
+              arms=("first layer", "last layer")),
         Claim("near", "A net cut below the layer of least agreement beats nets cut elsewhere.",
-              "mean of accuracy and R2, less its mean over all cuts"),
+              "mean of accuracy and R2, less its mean over all cuts",
+              arms=("cut of least agreement", "all cuts")),
         Claim("part", "It beats the shared net of as many parameters.",
-              "mean of accuracy and R2, cut there less shared"),
+              "mean of accuracy and R2, cut there less shared",
+              arms=("cut of least agreement", "cut 4")),
         Claim("rises", "Similarity to the class rises with depth more in the net that names.",
               "CKA, rise from first to last layer: naming less restoring, whose head adds a "
-              "quarter of the parameters"),
+              "quarter of the parameters",
+              arms=("naming", "restoring")),
         Claim("falls", "In the net that restores it falls again after the middle layers.",
-              "CKA with the class, second layer less last"),
+              "CKA with the class, second layer less last",
+              arms=("restoring, second layer", "restoring, last layer")),
         Claim("curves", "A net cut where the similarity curves part beats nets cut elsewhere.",
-              "mean of accuracy and R2, less its mean over all cuts"),
+              "mean of accuracy and R2, less its mean over all cuts",
+              arms=("cut where curves part", "all cuts")),
         Claim("fork", "The fork beats the shared net of as many parameters.",
-              "mean of accuracy and R2, forked there less shared"),
+              "mean of accuracy and R2, forked there less shared",
+              arms=("cut where curves part", "cut 4")),
         Claim("spread", "Learned routers part languages with names of their own in the last layer.",
-              "routing divergence, bits, last layer less first"),
+              "routing divergence, bits, last layer less first",
+              arms=("names: learned, last layer", "names: learned, first layer")),
         Claim("late", "Experts of languages in the last layer beat ones in the first.",
               "accuracy, last less first",
               arms=("names: late", "names: early")),
@@ -67,12 +76,14 @@ class WhereTasksPartStudy(Study):
               "accuracy in languages of 100 rows, families less languages",
               arms=("names: families", "names: late")),
         Claim("mirror", "Where pixels differ, not names, routers part languages in the first.",
-              "routing divergence, bits, first layer less last"),
+              "routing divergence, bits, first layer less last",
+              arms=("pixels: learned, first layer", "pixels: learned, last layer")),
         Claim("early", "Where pixels differ, experts in the first layer beat ones in the last.",
               "accuracy, first less last",
               arms=("pixels: early", "pixels: late")),
         Claim("marks", "There routers part them more than languages that differ in nothing.",
-              "routing divergence, bits, first layer: pixels less marks by lot"),
+              "routing divergence, bits, first layer: pixels less marks by lot",
+              arms=("pixels: learned", "nothing: learned")),
         Claim("due", "The last layer gains more for names than for languages that do not differ.",
               "accuracy, last less first: names less marks by lot",
               arms=("names: late", "names: early")),
@@ -123,21 +134,30 @@ def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[s
         net = make(cut, equal_width(cut, [*losses]), [*losses], steps=steps, start=seed)
         score[cut] = judged(net, seen, digit[FIT:], held)
     tick("measure")
-    young = make(DEPTH, WIDTH, [*losses], steps=max(1, steps // EARLY), start=seed)
+    with part("first layer"):
+        young = make(DEPTH, WIDTH, [*losses], steps=max(1, steps // EARLY), start=seed)
+    note_again("last layer", "first layer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         agreement = agreements(young, noisy(torch.arange(FIT)), (digit[:FIT], x[:FIT]), unit)
         fit, truths = noisy(torch.arange(FIT)), (one_hot(digit[:FIT], 10), x[:FIT])
-    naming, restoring = (make(DEPTH, WIDTH, [n], steps=steps, start=seed) for n in (10, 64))
+    single = dict[str, nn.Module]()
+    for name, n in (("naming", 10), ("restoring", 64)):
+        with part(name):
+            single[name] = make(DEPTH, WIDTH, [n], steps=steps, start=seed)
+    for layer in ("second", "last"):
+        note_again(f"restoring, {layer} layer", "restoring")
     curve = {
-        name: [similarities(net, fit, truth) for truth in truths]
-        for name, net in (("naming", naming), ("restoring", restoring))
+        name: [similarities(net, fit, truth) for truth in truths] for name, net in single.items()
     }
     rise = {name: of_class[-1] - of_class[0] for name, (of_class, _) in curve.items()}
     mean = {cut: sum(both) / 2 for cut, both in score.items()}
     middle = sum(mean.values()) / len(mean)
     least = min(range(DEPTH), key=lambda i: agreement[i])
     fork = parting(curve["naming"], curve["restoring"])
+    note_again("cut of least agreement", f"cut {least}")
+    note_again("cut where curves part", f"cut {fork}")
+    note_mean("all cuts", [f"cut {cut}" for cut in score])
     return {
         "deeper": agreement[0] - agreement[-1],
         "near": mean[least] - middle,

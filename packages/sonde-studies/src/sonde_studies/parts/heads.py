@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.base import clone  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 from sklearn.exceptions import ConvergenceWarning  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
@@ -75,6 +76,20 @@ def linear_head(strength: float = 0.1, *between: Any) -> Any:
     """Return a logistic regression on standardised rows, after the steps ``between``."""
     head = LogisticRegression(C=strength, max_iter=500)
     return make_pipeline(StandardScaler(), *between, head)
+
+
+def weights_of(head: Any, x: Any, label: Any) -> int:
+    """Return how many weights a linear head has that is fitted to these rows.
+
+    Parameters
+    ----------
+    head : sklearn estimator
+        A pipeline that ends in a logistic regression; a copy of it is fitted.
+    x : (row, ...)
+    label : (row,)
+    """
+    last = clone(head).fit(x, label)[-1]
+    return last.coef_.size + last.intercept_.size
 
 
 def head_accuracy(

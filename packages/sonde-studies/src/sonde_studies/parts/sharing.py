@@ -15,6 +15,7 @@ from sonde import InputError, Model, Stream, gather, read
 from sonde.data import open_inputs
 from sonde.store import Cleared, Policy, Store, write_store
 from sonde.weights import mean_loss, tuned
+from sonde_studies.arms import note, part
 from sonde_studies.parts.rows import Values
 from sonde_studies.parts.states import last_states, with_module
 from sonde_studies.parts.words import WORD, private_words
@@ -105,16 +106,17 @@ class Sharing:
         orders : bool, default=False
             Also tune on the same texts in another order, which changes distributions too.
         """
-        one, two = (
-            self._after_tuning(side, self.kept, epochs, rate) for side in (self.texts, self.other)
-        )
+        one = self._after_tuning(self.texts, self.kept, epochs, rate)
+        with part("one user's rows replaced"):
+            two = self._after_tuning(self.other, self.kept, epochs, rate)
         found = {
             "changed": float((one != two).any(1).double().mean()),
             "nats": float((one - two).abs().amax(1).mean()),
         }
         if orders:
             mixed = np.random.default_rng(self.seed).permutation(self.kept)
-            again = self._after_tuning(self.texts, mixed, epochs, rate)
+            with part("another order"):
+                again = self._after_tuning(self.texts, mixed, epochs, rate)
             found["nats, in another order"] = float((one - again).abs().amax(1).mean())
         return found
 
@@ -131,6 +133,7 @@ class Sharing:
             [{"text": texts[i], "id": str(i)} for i in numbers]
             for texts, numbers in ((side, kept), (self.texts, self.asked))
         )
+        note(rows=len(items))
         inputs = open_inputs(self.model, items, long="truncate", batch_size=8)
         how: dict[str, Any] = {"seed": self.seed, "label": "fine-tune", "progress": self.progress}
         module = tuned(self.model, inputs, mean_loss, rate=rate, epochs=epochs, **how)

@@ -10,6 +10,7 @@ from sonde import Model
 from sonde.core import bars
 from sonde.explain import Baseline, IntegratedGradients, Objective, Occlusion, Shapley
 from sonde.report import Answer
+from sonde_studies.arms import passes_of
 from sonde_studies.parts.columns import TableAnswers, permuted, table_of
 from sonde_studies.parts.figures import SHARE, melted, rank_agreement
 from sonde_studies.parts.figures import names as axis
@@ -65,9 +66,11 @@ def tabular_attribution(
         "Shapley": Shapley(baseline=base, n_orders=10, seed=seed),
         "column at its mean": Occlusion(baseline=base),
     }
-    size = {"permutation": permuted(answers, x, draw)}
+    with passes_of("permutation", model.module):
+        size = {"permutation": permuted(answers, x, draw)}
     for word, method in methods.items():
-        found = torch.as_tensor(method.explain(model, x, objective=how).value)
+        with passes_of(word, model.module):
+            found = torch.as_tensor(method.explain(model, x, objective=how).value)
         size[word] = found.detach().abs().double()
     rank = {word: v.mean(0) for word, v in size.items()}
     halves = {w: rank_agreement(v[::2].mean(0), v[1::2].mean(0))[0] for w, v in size.items()}

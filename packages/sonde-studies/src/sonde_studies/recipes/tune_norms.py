@@ -11,6 +11,7 @@ from sonde.data import open_inputs
 from sonde.measure import cka
 from sonde.report import Answer
 from sonde.train import Scope
+from sonde_studies.arms import note, part
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
 from sonde_studies.parts.once import copies_once
@@ -93,7 +94,10 @@ def tune_norms(
     how: dict[str, Any] = {"rate": rate, "epochs": epochs, "seed": seed, "progress": progress}
     for name, rule in RULES.items():
         try:
-            copy, share[name] = tuned_copy(model, ours, Scope(rule), label=f"tune {name}", **how)
+            with part(name):
+                note(rows=len(ours))
+                how["label"] = f"tune {name}"
+                copy, share[name] = tuned_copy(model, ours, Scope(rule), **how)
         except (InputError, SiteError):
             if rule == "all":
                 raise

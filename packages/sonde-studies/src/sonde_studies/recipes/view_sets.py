@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
+from sonde_studies.arms import note_for
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
 from sonde_studies.parts.heads import SetHead, linear_head
@@ -124,4 +125,10 @@ def _said(
     votes = head.predict_log_proba(asked.flatten(0, 1).numpy()).reshape(*asked.shape[:2], -1)
     found["vote"] = {k: head.classes_[votes[:, :k].sum(1).argmax(1)] for k in sizes}
     nets = {name: SetHead(order, seed=seed).fit(shown, label) for name, order in ORDERS.items()}
+    linear = head[-1].coef_.size + head[-1].intercept_.size
+    size = dict.fromkeys((*pools, "vote"), linear)
+    size |= {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
+    for name, parameters in size.items():
+        for k in sizes:
+            note_for(f"{name}, {k} views", rows=len(label), parameters=parameters, passes=k)
     return found | {a: {k: net.predict(asked[:, :k]) for k in sizes} for a, net in nets.items()}
