@@ -98,18 +98,7 @@ class UnlearningAuditStudy(Study):
             for name in ("forget", "retain")
         }
         inputs = {name: open_inputs(model, rows) for name, rows in sides.items()}
-        epochs = 2 if tiny else 10
-        rules: dict[str, RandomLabel | GradientAscent] = {
-            "wrong labels": RandomLabel(epochs=epochs, seed=seed),
-            "rising loss": GradientAscent(rate=1e-3, epochs=epochs, seed=seed),
-        }
-        after = dict[str, Model]()
-        for name, rule in rules.items():
-            note_again(name, "before")
-            with part(name):
-                after[name] = Model(rule.plan(model, inputs).fold(model))
-        note_again("answer off", "before")
-        after |= {"answer off": Model(silenced(model.module))}
+        after = _forgotten(model, inputs, 2 if tiny else 10, seed)
         tick("audit")
 
         def audit(net: Model) -> Answer:
@@ -144,6 +133,21 @@ class UnlearningAuditStudy(Study):
             **{f"forget accuracy | {k}": r["after"]["forget accuracy"] for k, r in rows.items()},
             **{f"retain accuracy | {k}": v for k, v in kept.items()},
         }  # fmt: skip
+
+
+def _forgotten(model: Model, inputs: Mapping[str, Any], epochs: int, seed: int) -> dict[str, Model]:
+    """Return the model after each way to forget the class."""
+    rules: dict[str, RandomLabel | GradientAscent] = {
+        "wrong labels": RandomLabel(epochs=epochs, seed=seed),
+        "rising loss": GradientAscent(rate=1e-3, epochs=epochs, seed=seed),
+    }
+    after = dict[str, Model]()
+    for name, rule in rules.items():
+        note_again(name, "before")
+        with part(name):
+            after[name] = Model(rule.plan(model, inputs).fold(model))
+    note_again("answer off", "before")
+    return after | {"answer off": Model(silenced(model.module))}
 
 
 def traces_lost(
