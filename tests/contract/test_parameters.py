@@ -57,6 +57,7 @@ UNSEEN: Final = {
         (f"LatentLoop.{n}" for n in ("c", "a_range", "temperature", "sample")),
         "mixes latent steps, which need a mask of the places where they stand",
     ),
+    "ConditionalLatent.target": "width of an answer, which ``forward`` takes beside the input",
     "Reversible.block": "a module of the user",
     "UnitGate.gamma": "sharpens as ``progress`` moves, which stays 0",
     "UnitGate.fields": "must sum to the width",

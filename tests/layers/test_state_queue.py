@@ -137,3 +137,48 @@ def test_a_stream_through_a_bottleneck_is_the_whole_and_starts_anew():
         layer.reset()
     with pytest.raises(InputError, match="depth of 1, or more with a bottleneck"):
         StateQueue(3, depth=2)
+
+
+@pytest.mark.truth("attention over the queues of a scene, one agent and one step at a time")
+@pytest.mark.parametrize("push", ["shift", "soft"])
+@torch.no_grad()
+def test_agents_read_the_queues_of_their_scene(push):
+    layer = made(length=2, read="attention", push=push)
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 4, 3, generator=draw, dtype=torch.float64)
+    scene, real = torch.tensor([7, 2, 7, 7, 2]), torch.ones(5, 4, dtype=torch.bool)
+    real[3, 1] = False
+    share = float(layer.write.sigmoid()) if push == "soft" else 1.0
+    held = torch.zeros(5, 2, 3, dtype=torch.float64)
+    filled = torch.zeros(5, 2, dtype=torch.bool)
+    wanted = x.clone()
+    for t in range(4):
+        for a in range(5):
+            slots = [held[b, i] for b in range(5) if scene[b] == scene[a]
+                     for i in range(2) if filled[b, i]]  # fmt: skip
+            if slots and real[a, t]:
+                q = layer.maps["query"](x[a, t])
+                score = torch.stack([layer.maps["key"](s) @ q for s in slots]) / 3**0.5
+                value = torch.stack([layer.maps["value"](s) for s in slots])
+                wanted[a, t] += layer.gate * (score.softmax(0) @ value)
+        for a in range(5):
+            if push == "shift":
+                new = x[a, t] * real[a, t]
+                held[a], filled[a] = (
+                    torch.stack([new, held[a, 0]]),
+                    torch.stack([real[a, t], filled[a, 0]]),
+                )
+            elif real[a, t]:
+                held[a] = share * torch.stack([x[a, t], held[a, 0]]) + (1 - share) * held[a]
+                filled[a] = torch.stack([torch.tensor(True), filled[a, 0]])
+    found = layer(x, real, scene=scene)
+    torch.testing.assert_close(found[real], wanted[real])
+    alone = layer(x, real, scene=torch.arange(5))
+    torch.testing.assert_close(alone, layer(x, real))
+    assert not torch.allclose(alone[real], wanted[real])
+
+
+def test_scenes_of_a_filter_are_refused():
+    for layer in (made(length=2), made(length=2, read="attention", streaming=True)):
+        with pytest.raises(InputError, match="scenes are only used with read='attention'"):
+            layer(states(), scene=torch.zeros(2, dtype=torch.long))

@@ -1,6 +1,7 @@
 from sonde.layers.attention import Attention as Attention
 from sonde.layers.attention import non_locality as non_locality
 from sonde.layers.axial_decoder import AxialDecoder as AxialDecoder
+from sonde.layers.conditional_latent import ConditionalLatent as ConditionalLatent
 from sonde.layers.conditional_norm import ConditionalNorm as ConditionalNorm
 from sonde.layers.conditions import conditioned as conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention as DecoupledCrossAttention
@@ -50,6 +51,7 @@ from sonde.layers.scaled_skip import ScaledSkip as ScaledSkip
 from sonde.layers.second_order import SecondOrder as SecondOrder
 from sonde.layers.shared_table import SharedTable as SharedTable
 from sonde.layers.slot_tracker import SlotTracker as SlotTracker
+from sonde.layers.source_fusion import SourceFusion as SourceFusion
 from sonde.layers.state_graph import StateGraph as StateGraph
 from sonde.layers.state_graph import propagate as propagate
 from sonde.layers.state_queue import StateQueue as StateQueue

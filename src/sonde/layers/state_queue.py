@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core.autocast import without_autocast
@@ -31,7 +31,11 @@ class StateQueue(Layer):
     ``stride 2^i`` then stand behind one another, each fed with a linear map of ``z`` and of all
     earlier outputs (dense connections): the recurrent module of MossFormer2.
 
-    Cost         ``length`` products for each channel, or ``3 dim^2 + 2 length dim`` for each state.
+    A call with ``scene`` lets attention read the queues of all rows of a scene: rows are then
+    agents, and what one of them did several steps ago is found in one step.
+
+    Cost         ``length`` products for each channel, or ``3 dim^2 + 2 length dim`` for each state;
+                 with scenes ``2 length dim`` for each agent of the scene.
     Assumes      equal steps of time. The queue is empty before the first step.
     Differs      from MossFormer2: no norm inside, and gates are filters of their own.
 
@@ -60,7 +64,7 @@ class StateQueue(Layer):
 
     References
     ----------
-    zhang2018fsmn, zhao2024mossformer2
+    zhang2018fsmn, zhao2024mossformer2, tao2020dscmp
     """
 
     paper: ClassVar[str] = "zhang2018fsmn"
@@ -148,7 +152,10 @@ class StateQueue(Layer):
         return self.streams.own()
 
     def forward(
-        self, x: Float[Tensor, "row time dim"], mask: Bool[Tensor, "row time"] | None = None
+        self,
+        x: Float[Tensor, "row time dim"],
+        mask: Bool[Tensor, "row time"] | None = None,
+        scene: Int[Tensor, "row"] | None = None,
     ) -> Float[Tensor, "row time dim"]:
         """Return the states plus the output of the queue.
 
@@ -157,7 +164,14 @@ class StateQueue(Layer):
         x : Float[Tensor, "row time dim"]
         mask : Bool[Tensor, "row time"], optional
             True for real steps.
+        scene : Int[Tensor, "row"], optional
+            Scene of each row. With ``read="attention"`` a row, which is then an agent, also reads
+            the queues of the other rows of its scene.
         """
+        if scene is not None and (self.streaming or self.maps is None):
+            raise InputError(
+                "StateQueue: scenes are only used with read='attention', and not while streaming."
+            )
         if self.streaming and mask is not None:
             raise InputError(
                 "StateQueue: expected no mask while streaming. Stream each text by itself."
@@ -172,15 +186,16 @@ class StateQueue(Layer):
         kept = self.kept if self.streaming else None
         kept = self.earlier.of(x, "StateQueue") if again else kept
         before = self._before(h, real, kept)
+        near = None if scene is None else _rows_of_scenes(scene)
         if self.taps is not None:
             added = self._filtered(before, h, self.taps)
             if self.gate_taps is not None:
                 added = added * self._filtered(before, h, self.gate_taps).sigmoid()
         elif self.write is not None:
-            added = self.gate * self._soft(h, real)
+            added = self.gate * self._soft(h, real, near)
         else:
             queue = _queue(before, self.length, x.shape[1])
-            added = self.gate * self._asked(h, queue[..., :-1], queue[..., -1] > 0)
+            added = self.gate * self._asked(h, *_heard(queue[..., :-1], queue[..., -1] > 0, near))
         if self.streaming and not again:
             if self.training:
                 self.earlier.keep(x, kept)
@@ -215,7 +230,7 @@ class StateQueue(Layer):
             share = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(-1)
             return torch.einsum("rtq,rtqd->rtd", share.masked_fill(~filled, 0.0), v).to(h.dtype)
 
-    def _soft(self, h: Tensor, real: Tensor) -> Tensor:
+    def _soft(self, h: Tensor, real: Tensor, near: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the attention over queues that move by a fraction at each real step."""
         share = cast(Tensor, self.write).sigmoid()
         slots = h.new_zeros(len(h), self.length, self.dim)
@@ -223,7 +238,8 @@ class StateQueue(Layer):
         place, answers = torch.arange(self.length, device=h.device), []
         for t in range(h.shape[1]):
             one = h[:, t : t + 1]
-            answers.append(self._asked(one, slots.unsqueeze(1), (place < n_pushed).unsqueeze(1)))
+            filled = (place < n_pushed).unsqueeze(1)
+            answers.append(self._asked(one, *_heard(slots.unsqueeze(1), filled, near)))
             moved = torch.cat([one, slots[:, :-1]], 1)
             here = share * real[:, t, None, None]
             slots = here * moved + (1 - here) * slots
@@ -250,6 +266,25 @@ class _Bottleneck(nn.Module):
         for queue, join in zip(self.queues[1:], self.joins, strict=True):
             outputs.append(queue(join(torch.cat(outputs, 2)), mask=mask))
         return self.leave(outputs[-1])
+
+
+def _rows_of_scenes(scene: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of each row's scene (row, agent), and which of them are not padding."""
+    same = scene[:, None] == scene
+    most = int(same.sum(1).max()) if len(scene) else 0
+    rows = same.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    return rows, same.gather(1, rows)
+
+
+def _heard(
+    slots: Tensor, filled: Tensor, near: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Return the slots (row time slot dim) of all rows of a row's scene, and which are filled."""
+    if near is None:
+        return slots, filled
+    rows, real = near
+    others = filled.expand(slots.shape[:3])[rows] & real[..., None, None]
+    return slots[rows].transpose(1, 2).flatten(2, 3), others.transpose(1, 2).flatten(2, 3)
 
 
 def _queue(before: Tensor, length: int, n: int) -> Tensor:
