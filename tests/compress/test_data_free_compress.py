@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import llama, resnet18
+import sonde
+from models import llama, resnet18, small_vit
 from sonde import Model
-from sonde.compress import RTN, DataFreeCompress
+from sonde.compress import RTN, DataFreeCompress, PruneChannels
 from sonde.core.errors import InputError
 
 
@@ -89,6 +90,92 @@ def test_rounded_channels_make_up_for_each_other():
         )
     )
     assert whole.square().mean() < 0.8 * rtn.square().mean()
+
+
+@pytest.mark.truth("numpy's least squares on the rounded channels that stay")
+@pytest.mark.parametrize("group", [0, 4])
+def test_channels_are_removed_and_rounded_at_once(group):
+    torch.manual_seed(3)
+    net: Any = nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 4), nn.Linear(4, 2)).double()
+    x = torch.randn(4, 9).double()
+    rule = DataFreeCompress(remove=0.43, bits=3, group=group, ridge=1e-13, layers=("0",))
+    plan = rule.plan(net, {"calibration": x})
+    w, bias = net[0].weight.detach(), net[0].bias.detach()
+    kept = sorted(w.abs().sum(1).argsort()[3:].tolist())
+    change: Any = RTN(bits=3, group=group, layers=("0",)).plan(net).changes["0.weight"]
+    a, b = (torch.cat([m, bias[:, None]], 1).numpy() for m in (w, change.matrix()))
+    ways = np.linalg.lstsq(b[kept].T, a.T, rcond=None)[0].T
+    new = plan.fold(net)
+    assert plan.figures == {"units": 3.0}
+    rounded = new[0](torch.eye(9).double()) - new[0](torch.zeros(1, 9).double())
+    np.testing.assert_allclose(rounded.detach().numpy().T, change.matrix()[kept].numpy())
+    expected = net[1].weight.detach().numpy() @ ways
+    np.testing.assert_allclose(new[1].weight.detach().numpy(), expected, rtol=1e-5, atol=1e-9)
+    z = many(9)
+    errors = [(other.fold(net)(z) - net(z)).square().mean().item() for other in (
+        plan, DataFreeCompress(remove=0.43, bits=3, group=group, refit=False, layers=("0",)).plan(
+            net, {"calibration": x}))]  # fmt: skip
+    assert errors[0] < errors[1]
+
+
+def test_the_next_layer_is_rounded_after_it_has_made_up_for_lost_channels():
+    torch.manual_seed(4)
+    net: Any = nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 4)).double()
+    x = torch.randn(4, 9).double()
+    pair = {"remove": 0.43, "bits": 4, "group": 3, "ridge": 1e-3}
+    both = DataFreeCompress(**pair).plan(net, {"calibration": x}).fold(net)
+    first = DataFreeCompress(**pair, layers=("0",)).plan(net, {"calibration": x}).fold(net)
+    plain = nn.Sequential(first[1])
+    later = RTN(bits=4, group=3).plan(plain).fold(plain)
+    torch.testing.assert_close(both(x), later(first[0](x)))
+    assert both[1].in_features == 4
+
+
+@pytest.mark.parametrize("what", ["vit", "convolutions"])
+def test_channels_removed_and_rounded_come_back_from_disk(what, tmp_path):
+    if what == "vit":
+        module = small_vit()
+        model = Model(module, config=module.config, task="image_classifier")
+        x = torch.randn(3, 1, 8, 8)
+        module.save_pretrained(tmp_path / "old")
+        rule = DataFreeCompress(remove=0.5, bits=4)
+        plan = rule.plan(model, {"calibration": x})
+        new = plan.fold(model)
+        plan.save(str(tmp_path / "old"), tmp_path / "new")
+        again: Any = sonde.load(str(tmp_path / "new"), device="cpu")
+        torch.testing.assert_close(again.module(x).logits, new(x).logits)
+        assert again.module.vit.layers[0].mlp.fc1.out_features == 12
+        files = [sum(f.stat().st_size for f in (tmp_path / n).glob("*.safetensors"))
+                 for n in ("old", "new")]  # fmt: skip
+        assert files[1] < 0.4 * files[0]
+    else:
+        net, x = convolutions(), torch.randn(3, 2, 8, 8).double()
+        rule = DataFreeCompress(remove=0.4, bits=4, layers=("*",))
+        new = rule.plan(net, {"calibration": x}).fold(net)
+        assert (new[0].out_channels, new[3].out_channels) == (4, 3)
+        values = [len(row.unique()) for row in new[3].weight.detach().flatten(1)]
+        assert max(values) <= 2 * 16  # two groups: 4 maps of nine entries, 32 and 4
+        one = convolutions()
+        one.load_state_dict(net.state_dict())
+        torch.testing.assert_close(one(x), net(x))
+
+
+@pytest.mark.parametrize("rule", [PruneChannels(0.5), DataFreeCompress(0.5)])
+def test_channels_of_two_layers_that_a_third_reads_side_by_side_go_from_both(rule):
+    torch.manual_seed(0)
+    net, x = SideBySide(), torch.randn(8, 5)
+    new = rule.plan(net, {"calibration": x}).fold(net)
+    assert (new.a.out_features, new.b.out_features, new.c.in_features) == (3, 2, 5)
+    assert new(x).shape == (8, 3)
+
+
+class SideBySide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(5, 4), nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.c(torch.cat([self.a(x).relu(), self.b(x).relu()], -1))
 
 
 def many(width: int) -> torch.Tensor:

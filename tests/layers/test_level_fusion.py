@@ -9,8 +9,8 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.layers import LevelFusion
 
 
-def made(meets, n_levels=3, dim=4):
-    layer = LevelFusion(dim, n_levels, meets).double()
+def made(meets, n_levels=3, dim=4, refine=False):
+    layer = LevelFusion(dim, n_levels, meets, refine).double()
     for i, p in enumerate(layer.parameters()):
         nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
     return layer
@@ -48,6 +48,36 @@ def test_every_level_meets_all_by_weights_of_channels_and_places():
     wanted = sum(w * y[row, dim, i, j] for w, y in zip(weight, at_b, strict=True)) / 2
     torch.testing.assert_close(layer.met(a, b, c)[1][row, dim, i, j], wanted)
     torch.testing.assert_close(layer(a, b, c)[1], b + layer.maps[1](layer.met(a, b, c)[1]))
+
+
+@pytest.mark.truth("attention by a loop over the places of all levels")
+@pytest.mark.parametrize("meets", ["coarser", "dense"])
+@torch.no_grad()
+def test_each_place_is_refined_by_all_fused_levels(meets):
+    layer, plain = made(meets, refine=True), made(meets)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    fused = plain(*levels())
+    row, i, j = 1, 2, 5
+    query, key, value = (part.weight for part in layer.heads)
+    places = [
+        max_pool2d(x, 2**k)[row, :, a, b]
+        for x, k in zip(fused, (2, 1, 0), strict=True)
+        for a in range(2)
+        for b in range(2)
+    ]
+    own = fused[0][row, :, i, j]
+    scores = torch.stack([(query @ own) @ (key @ y) for y in places]) / 4**0.5
+    brought = sum(w * (value @ y) for w, y in zip(scores.softmax(0), places, strict=True))
+    wanted = own + layer.out.weight @ brought
+    torch.testing.assert_close(layer(*levels())[0][row, :, i, j], wanted)
+
+
+@torch.no_grad()
+def test_an_untrained_refinement_changes_nothing():
+    layer, plain = LevelFusion(4, meets="dense", refine=True), LevelFusion(4, meets="dense")
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    x = [level.float() for level in levels()]
+    assert all(torch.equal(a, b) for a, b in zip(layer(*x), plain(*x), strict=True))
 
 
 @pytest.mark.parametrize("meets", ["both", "coarser", "dense"])

@@ -116,3 +116,21 @@ def test_the_informative_layer_is_found():
         nn.functional.cross_entropy(head(layer(*sites)[:, 0]), y).backward()
         optimiser.step()
     assert float(layer.weights()[6].detach()) > 0.9
+
+
+@pytest.mark.truth("attention by hand, row by row")
+def test_finer_features_are_biases_of_the_coarse_prompt():
+    layer = filled(Readout((4,), 6, "queries", n_queries=2, biases=(3, 5)))
+    coarse, fine = SITES[0], (SITES[1], draw(2, 9, 5, seed=2))
+    prompt = layer(coarse)
+    wanted = prompt.clone()
+    for row in range(2):
+        for part, out, x in zip(layer.fine, layer.outs, fine, strict=True):
+            wanted[row] += attend(prompt[row], part(normed(x[row])), layer) @ out.weight.T
+    torch.testing.assert_close(layer(coarse, fine=fine), wanted)
+    fresh = Readout((4,), 6, "queries", n_queries=2, biases=(3, 5)).double()
+    torch.testing.assert_close(fresh(coarse, fine=fine), fresh(coarse))
+    with pytest.raises(ShapeError, match="fine tokens of 2 sites, got 1"):
+        layer(coarse, fine=fine[:1])
+    with pytest.raises(InputError, match=r"biases only for 'queries'.*'concat'"):
+        Readout((4,), 6, "concat", biases=(3,))

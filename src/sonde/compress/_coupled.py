@@ -126,9 +126,9 @@ def cut_changes(
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
     for one, units in cuts:
         for name, side in one.units[0]:
-            every = {*one.places(range(len(one)), name, side)}
-            rest = {*range(width_of(module.get_submodule(name), side))} - every
-            kept[name, side] = sorted([*rest, *one.places(units, name, side)])
+            gone = {*one.places(range(len(one)), name, side)} - {*one.places(units, name, side)}
+            before = kept.get((name, side), range(width_of(module.get_submodule(name), side)))
+            kept[name, side] = [i for i in before if i not in gone]
         for name, own in one.attributes(len(units)).items():
             numbers[name] |= own
     changes: dict[str, Change] = {}

@@ -69,6 +69,12 @@ class Weighted:
         weight = self.module.weight
         return (matrix.T if self.turned else matrix).to(weight.dtype).reshape(weight.shape)
 
+    def stored(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
+        """Return a matrix of any size as the layer stores its weight, kernels included."""
+        weight = self.module.weight
+        matrix = (matrix.T if self.turned else matrix).to(weight.dtype)
+        return matrix.reshape(len(matrix), -1, *weight.shape[2:])
+
     def rows(self, x: Tensor) -> Float[Tensor, "group row in"]:
         """Return the inputs of each group of the layer, with one row for each output position."""
         return x.reshape(1, -1, x.shape[-1]) if self.is_linear else _windows(self.module, x)

@@ -21,13 +21,16 @@ class Readout(Layer):
     to ``dim``. ``concat``: the tokens' means of all sites side by side, then a linear map.
     ``queries``: learned queries attend to the tokens of all sites, with a vector for each site.
     ``recurrent``: the queries attend to one site after another by a shared block and add the result
-    times a gate. ``select`` is the number of gathered vectors to keep, by a learned score; their
-    mean is returned, and ``guess`` measures how badly the mean predicts the other vectors.
+    times a gate. With ``biases`` the vectors are a coarse prompt, and sites of finer features add a
+    bias to each vector: ``v + sum_s Attention(v, K_s, V_s) W_s``, with ``W_s`` of zeros at the
+    start, so that training begins from the coarse prompt. ``select`` is the number of gathered
+    vectors to keep, by a learned score; their mean is returned, and ``guess`` measures how badly
+    the mean predicts the other vectors.
 
     Cost         4 query token dim for each site, plus the maps of the tokens.
     Assumes      stored or live states; a site may have its own width and number of tokens.
     Differs      from R2-Tuning and CFLD: the site's encoder and the adapter's feed-forward are left
-                 out.
+                 out; biases share the keys and values of the prompt.
 
     Parameters
     ----------
@@ -41,6 +44,9 @@ class Readout(Layer):
         For ``queries`` and ``recurrent``.
     order : {"first_to_last", "last_to_first"}, default="last_to_first"
         Order in which ``recurrent`` goes through the sites.
+    biases : sequence of int, optional
+        Width of each site of finer features, whose tokens ``forward`` takes as ``fine``. For
+        ``queries`` and ``recurrent``.
     select : int, optional
         Number of gathered vectors to keep, by a learned score; None keeps all.
 
@@ -53,6 +59,7 @@ class Readout(Layer):
     variants: ClassVar[Mapping[str, str]] = {
         "combine='recurrent'": "liu2024r2tuning",
         "combine='queries'": "lu2024cfld",
+        "combine='queries', biases=(4,)": "lu2024cfld",
         "combine='queries', select=2": "bengio2017consciousness",
     }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -61,6 +68,7 @@ class Readout(Layer):
         {"widths": (4, 3), "dim": 5, "combine": "queries", "n_queries": 2},
         {"widths": (4, 3), "dim": 5, "combine": "recurrent", "n_queries": 2},
         {"widths": (4,), "dim": 5, "combine": "queries", "n_queries": 3, "select": 2},
+        {"widths": (4,), "dim": 5, "combine": "queries", "n_queries": 2, "biases": (3, 2)},
     )
     insertable = False
     symmetry = "permutation"
@@ -73,6 +81,7 @@ class Readout(Layer):
         n_queries: int = 1,
         order: Literal["first_to_last", "last_to_first"] = "last_to_first",
         select: int | None = None,
+        biases: Sequence[int] = (),
     ) -> None:
         super().__init__()
         asks = combine in ("queries", "recurrent")
@@ -80,6 +89,11 @@ class Readout(Layer):
             raise InputError(
                 "Readout: expected at least one site, and more than one query only for "
                 f"'queries' or 'recurrent', got {len(widths)} sites, {n_queries} queries and "
+                f"combine={combine!r}."
+            )
+        if biases and not asks:
+            raise InputError(
+                "Readout: expected biases only for 'queries' or 'recurrent', got "
                 f"combine={combine!r}."
             )
         if select is not None and not 1 <= select <= n_queries:
@@ -98,6 +112,10 @@ class Readout(Layer):
             self.queries = nn.Parameter(torch.randn(n_queries, dim) / dim**0.5)
             self.marks = nn.Parameter(torch.zeros(len(widths), dim))
             self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.fine = nn.ModuleList([nn.Linear(width, dim) for width in biases])
+        self.outs = nn.ModuleList([nn.Linear(dim, dim, bias=False) for _ in biases])
+        for out in self.outs:
+            nn.init.zeros_(out.get_parameter("weight"))
         self.gate = nn.Parameter(torch.ones(())) if combine == "recurrent" else None
         if select is not None:
             self.score, self.teller = nn.Linear(dim, 1), nn.Linear(dim, n_queries * dim)
@@ -107,6 +125,7 @@ class Readout(Layer):
         *sites: Float[Tensor, "row _ _"],
         mask: Bool[Tensor, "row token"] | Sequence[Tensor] | None = None,
         condition: Float[Tensor, "row query dim"] | None = None,
+        fine: Sequence[Float[Tensor, "row _ _"]] = (),
     ) -> Float[Tensor, "row query dim"]:
         """Return the vectors.
 
@@ -118,8 +137,11 @@ class Readout(Layer):
             True for real tokens.
         condition : Float[Tensor, "row query dim"], optional
             Added to the learned queries.
+        fine : sequence of Float[Tensor, "row token width"]
+            Tokens of the sites of ``biases``, in their order. None adds no bias.
         """
         slots = self.gathered(*sites, mask=mask, condition=condition)
+        slots = self._biased(slots, fine) if fine else slots
         return slots if self.select is None else self._selected(slots)
 
     def gathered(
@@ -147,6 +169,19 @@ class Readout(Layer):
         for tokens, real in steps if self.order == "first_to_last" else reversed(steps):
             state = state + self.gate * self._attended(state, tokens, real)
         return state
+
+    def _biased(self, slots: Tensor, fine: Sequence[Tensor]) -> Float[Tensor, "row query dim"]:
+        """Return vectors plus what each of them attends to at the sites of finer features."""
+        if len(fine) != len(self.fine):
+            raise ShapeError(
+                f"Readout.forward: expected fine tokens of {len(self.fine)} sites, got {len(fine)}."
+            )
+        added = torch.zeros_like(slots)
+        for part, out, x in zip(self.fine, self.outs, fine, strict=True):
+            tokens = part(layer_norm(x, x.shape[-1:]))
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            added = added + out(self._attended(slots, tokens, real))
+        return slots + added
 
     def weights(self) -> Float[Tensor, "site"]:
         """Return the fraction of each site for ``combine="weights"``; they sum to 1."""

@@ -16,9 +16,9 @@ from sonde.core.inputs import Model
 from sonde.core.instrument import Instrument
 from sonde.core.keywords import InitSignature, checked_new
 from sonde.data._model_kind import config_of
-from sonde.weights.change import Change
+from sonde.weights.change import Change, Resized
+from sonde.weights.forms import RESIZED, fill, finish_form, joined_forms, put_form
 from sonde.weights.forms import TIED as PACKED_TIE
-from sonde.weights.forms import fill, finish_form, joined_forms, put_form
 from sonde.weights.live import (
     TIED,
     as_model,
@@ -138,7 +138,7 @@ class RewritePlan:
     @cached_property
     def packed(self) -> frozenset[str]:
         """Tensors that are replaced by smaller tensors in another form."""
-        return frozenset(n for n in self.reshaped if "shapes" not in self._form_of(n))
+        return frozenset(n for n in self.reshaped if not isinstance(self.changes[n], Resized))
 
     @cached_property
     def reshaped(self) -> frozenset[str]:
@@ -233,7 +233,9 @@ class RewritePlan:
                 blocks = [min(i, place) for place, i in enumerate(form["blocks"])]
                 forms[name] = {**form, "blocks": blocks}
             elif form.keys() & SHAPES:
+                rest = {key: value for key, value in form.items() if key not in SHAPES | RESIZED}
                 del forms[name]
+                forms |= {name: rest} if rest else {}
         return forms
 
     def _place(self, name: str) -> str:
