@@ -68,7 +68,8 @@ class AbsTopKStudy(Study):
         ),
         Claim(
             "language model",
-            "On states of a language model it leaves less than topk with as many features.",
+            "On states of a language model features with both signs leave less than topk with as "
+            "many features.",
             "share unexplained by topk less that by abstopk, over that by topk",
             arms=("abstopk, 256 features", "topk, 256 features"),
         ),

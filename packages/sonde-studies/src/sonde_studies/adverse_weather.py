@@ -45,7 +45,8 @@ class AdverseWeatherStudy(Study):
         Claim("range", "A convolution over sorted values does better than over near pixels.",
               "PSNR, dB, less that of an ordinary convolution, both with bands",
               arms=("range", "neither")),
-        Claim("both", "Both together do better than neither.",
+        Claim("both", "Attention in bins of similar values and a convolution over sorted values "
+              "together restore better than neither.",
               "PSNR, dB, less that of bands and an ordinary convolution",
               arms=("both", "neither")),
         Claim("order", "Sorting by value does better than by noise.",

@@ -41,7 +41,7 @@ class AlignmentQualityStudy(Study):
     claims = (
         Claim(
             "tuned",
-            "Tuning to tell the kinds raises it.",
+            "Tuning to tell two kinds of texts raises the index of their separation.",
             "tuned less untuned",
             arms=("tuned", "untuned"),
         ),

@@ -29,7 +29,8 @@ class AlternatingFieldsStudy(Study):
     fidelity = "digits in halves; the paper forecasts fields of weather over many epochs"
     data = "digits: 600 to train on, 400 to judge"
     claims = (
-        Claim("turns", "In turn is better than all at once, at equal steps.",
+        Claim("turns", "Encoders and what joins them are trained better in turn than all at "
+              "once, at equal steps.",
               "accuracy after 24 epochs, in turn (a group of the parameters at a step) less at "
               "once",
               arms=("groups in turn", "all at once")),

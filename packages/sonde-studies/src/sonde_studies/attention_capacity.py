@@ -33,8 +33,9 @@ class AttentionCapacityStudy(Study):
     claims = (
         Claim("learned", "Random scores with trained values learn an average over matching tokens.",
               "R2 at 1,600 examples", above=0.25),
-        Claim("rows", "With a quarter of the examples they learn it better than as many random "
-              "units of all tokens.", "R2, random heads at 400 examples less units at 1,600",
+        Claim("rows", "With a quarter of the examples random heads learn an average over "
+              "matching tokens better than as many random units of all tokens.",
+              "R2, random heads at 400 examples less units at 1,600",
               arms=("heads, 400", "units, 1600")),
         Claim("mean", "They beat a linear map of the tokens' mean.",
               "R2 at 1,600 examples, random heads less mean, which has fewer numbers to fit",

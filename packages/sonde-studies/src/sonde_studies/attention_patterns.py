@@ -37,7 +37,7 @@ class AttentionPatternsStudy(Study):
     claims = (
         Claim("axial", "Axial attention costs less than two points.", COST, premise="looks",
               arms=("axial", "all")),
-        Claim("stripes", "So do stripes.", COST, premise="looks",
+        Claim("stripes", "Attention in stripes costs less than two points.", COST, premise="looks",
               arms=("stripes:1", "all")),
         Claim("random", "So does a random half of the keys.", COST, premise="looks",
               arms=("random:0.5", "all")),

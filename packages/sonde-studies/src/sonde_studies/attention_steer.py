@@ -51,7 +51,8 @@ class AttentionSteerStudy(Study):
         ),
         Claim(
             "prior keeps",
-            "With the attention of its own run, a second pass for each step, it moves less.",
+            "With the attention of its own run, a second pass for each step, a background moves "
+            "less.",
             "change without steering less with it",
             premise="premise",
             arms=("prior", "plain"),

@@ -35,7 +35,8 @@ class BitsByScoreStudy(Study):
         Claim("taylor best", "The gradient orders better than the correlation.",
               "difference of both shares",
               arms=("taylor", "correlation")),
-        Claim("not the last", "The gradient does better than to demote the last blocks first.",
+        Claim("not the last", "The order by gradient times change costs less than to demote the "
+              "last blocks first.",
               "difference of both shares",
               arms=("taylor", "last blocks first")),
         Claim("enough", "It loses at most a tenth against each block's measured divergence.",

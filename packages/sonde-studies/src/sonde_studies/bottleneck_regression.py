@@ -35,7 +35,7 @@ class BottleneckRegressionStudy(Study):
         Claim("keeps", "The bottleneck keeps less of the input at its site.",
               "information in nats, without the bottleneck less with it",
               arms=("bottleneck", "divergence")),
-        Claim("error", "It errs no more than squared errors do, to 0.03.",
+        Claim("error", "The bottleneck errs no more than squared errors do, to 0.03.",
               "R^2 of the bottleneck less that of squares, and 0.03",
               arms=("bottleneck", "squares")),
         Claim("noise", "Under noise in the inputs it errs less.",

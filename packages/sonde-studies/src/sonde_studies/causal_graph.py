@@ -43,8 +43,8 @@ class CausalGraphStudy(Study):
         ),
         Claim(
             "over gradients",
-            f"It is lost more often without the graph's {FEW} strongest units of the first layer "
-            "than without those of the largest gradient times activation.",
+            f"A class is lost more often without its graph's {FEW} strongest units of the first "
+            "layer than without those of the largest gradient times activation.",
             "accuracy without units by gradient less that without the graph's, mean over classes; "
             "the graph takes hundreds of passes, the gradient one",
             arms=("graph", "gradient"),

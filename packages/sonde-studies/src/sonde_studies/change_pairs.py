@@ -62,7 +62,8 @@ class ChangePairsStudy(Study):
         Claim("swapped", "So does a swap of every second channel.",
               "AUROC, swap less none, both with a convolution of their own",
               arms=("swap", "none")),
-        Claim("together", "Both together find more changes than neither.",
+        Claim("together", "A weighted difference and a swap of channels together find more "
+              "changes than neither.",
               "AUROC, swap and weighted difference less none",
               arms=("swap and difference", "none")),
     )  # fmt: skip

@@ -37,7 +37,8 @@ class ComplementaryTransferStudy(Study):
               "accuracy of the student before less after"),
         Claim("labels", "Rows that are parted by the labels let the student gain.",
               "accuracy after less before, mean of three teachers"),
-        Claim("confidence", "Rows that are parted by confidence, without labels, do so too.",
+        Claim("confidence", "Rows that are parted by confidence, without labels, let the student "
+              "gain.",
               "accuracy after less before, mean of three teachers"),
         Claim("parted", "Parting by confidence is better than following on all rows.",
               "accuracy, by confidence less all rows, mean of three teachers"),

@@ -44,7 +44,7 @@ class ConceptMarginalStudy(Study):
         ),
         Claim(
             "over the mean",
-            "It is right more often than the mean of the same prompts.",
+            "A sum over concepts names the class more often than the mean of the same prompts.",
             "difference of accuracies",
         ),
         Claim(

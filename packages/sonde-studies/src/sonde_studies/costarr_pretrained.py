@@ -29,7 +29,11 @@ class COSTARRPretrainedStudy(Study):
     claims = (
         Claim("both over pre", "Both beat the features before the head alone.", FIGURE),
         Claim("both over post", "Both beat the attenuated features alone.", FIGURE),
-        Claim("both over max_logit", "Both beat the largest logit.", FIGURE),
+        Claim(
+            "both over max_logit",
+            "Features before the head and attenuated ones together beat the largest logit.",
+            FIGURE,
+        ),
         Claim("minmax over none", "The factor of the winning logit's range helps.", FIGURE),
         Claim("minmax over max_logit", "With this factor they beat the largest logit.", FIGURE),
     )

@@ -36,7 +36,8 @@ class DecodeStatesStudy(Study):
               "share read, first of three layers of 64 less last, trained less untrained"),
         Claim("class", "What is read from the last layer still shows its class to another net.",
               "accuracy of another net on decoded digits, less 0.9"),
-        Claim("other data", "A decoder that learned on other digits reads these nearly as well.",
+        Claim("other data", "A decoder that learned on other digits reads states of digits "
+              "nearly as well.",
               "share read of 0 to 4 at layer 1, learned on 5 to 9 less on 0 to 4, and 0.05"),
         Claim("curved", "At the last layer a decoder with a hidden layer reads more.",
               "share of the variance read, hidden layer less linear"),

@@ -63,7 +63,8 @@ class DenseCompositesStudy(Study):
         Claim("crossing", "They help more than channels shifted within their level (512 each).",
               "intersection over union, shift less shift within",
               arms=("shift", "shift within")),
-        Claim("bridge", "A bridge to key points helps more than a merge that learns them too.",
+        Claim("bridge", "A bridge to key points helps more than a merge that learns key points "
+              "too.",
               "intersection over union, bridge less merge",
               arms=("bridge", "merge")),
         Claim("class gate", "Gates by the attention of a class help more than gates by lot.",

@@ -38,7 +38,8 @@ class DenseContrastStudy(Study):
         Claim("whole", "What is in a scene is told no worse by it, to two points.",
               "accuracy of a probe of scenes, places less pictures, and 0.02",
               arms=("places", "pictures")),
-        Claim("smoothed", "Without negatives, attraction of smoothed places beats pictures too.",
+        Claim("smoothed", "Without negatives, attraction of smoothed places beats contrast of "
+              "pictures.",
               "accuracy of a probe of places, smoothed less pictures",
               arms=("smoothed", "pictures")),
         Claim("both", "Places and pictures together serve places better than pictures alone.",

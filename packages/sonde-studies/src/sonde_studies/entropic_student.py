@@ -41,7 +41,7 @@ class EntropicStudentStudy(Study):
     place = "fashion"
     claims = (
         Claim("jpeg", "At a price chosen for no lower accuracy, or for its best, after 340 more "
-              "steps and with a fifth more parameters it sends fewer bits than a JPEG.",
+              "steps and with a fifth more parameters a bottleneck sends fewer bits than a JPEG.",
               "logarithm of bits of the least JPEG over bits of the bottleneck",
               arms=("price as jpeg", "teacher")),
         Claim("features", "So it does, with as many steps and parameters more, against features "

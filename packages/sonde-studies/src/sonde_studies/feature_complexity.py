@@ -43,7 +43,7 @@ class FeatureComplexityStudy(Study):
         ),
         Claim(
             "emerges, beyond variance",
-            "They emerge later also at equal variance.",
+            "Complex features emerge later in training also at equal variance.",
             "the same correlation given the ranks of the variances",
         ),
         Claim(

@@ -37,7 +37,8 @@ class FeatureFusionStudy(Study):
         Claim("narrow", "A tenth of the units keeps that accuracy to two points.",
               "accuracy at a tenth of the width less together, and 0.02",
               arms=("three: both, at a tenth of the width", "three: both, side by side")),
-        Claim("coded", "Codes of an autoencoder of a tenth of the units keep it to two points.",
+        Claim("coded", "Codes of an autoencoder of a tenth of the units keep the accuracy of all "
+              "units to two points.",
               "accuracy of codes of an autoencoder less together, and 0.02",
               arms=("coded: both, at a tenth of the width", "three: both, side by side")),
         Claim("over components", "Codes of the autoencoder, which has more parameters of its "

@@ -36,12 +36,14 @@ class GrowModelsStudy(Study):
     claims = (
         Claim("grown", "A net grown to twice its width has a lower loss than one from scratch.",
               "nats, from scratch less grown"),
-        Claim("cycle", "So has one that visits the small net and is mixed with itself.",
+        Claim("cycle", "A net that visits the small net and is mixed with itself has a lower "
+              "loss than one from scratch.",
               "nats, from scratch less V-cycle"),
         Claim("mixed", "Mixing with the big net helps beyond growing alone.",
               "nats, V-cycle without mixing less with"),
-        Claim("templates", "Grown by new mixes of its templates it has a lower loss than by random "
-              "weights.", "nats, random new blocks less mixes of templates"),
+        Claim("templates", "A net that is grown by new mixes of its templates has a lower loss "
+              "than one grown by random weights.",
+              "nats, random new blocks less mixes of templates"),
         Claim("mixes", "And a lower one than from scratch.",
               "nats, from scratch less mixes of templates"),
         Claim("one by one", "On a frozen embedding, blocks that are trained one by one on frozen "

@@ -46,7 +46,8 @@ class LatentBeliefStudy(Study):
         Claim("learns", "Rewards make a decoder with a gated step answer correctly more often.",
               "accuracy, gated after rewards less before",
               arms=("gated", "gated, before")),
-        Claim("mix", "It answers correctly more often than with a sampled word alone.",
+        Claim("mix", "With a gated step a decoder answers correctly more often than with a "
+              "sampled word alone.",
               "accuracy after rewards, gated (a tenth more parameters) less word",
               arms=("gated", "word")),
         Claim("used", "It uses the mixture: with the word at the same length in its place it is "

@@ -35,7 +35,8 @@ class LayerReadoutStudy(Study):
         Claim("mixture", "A mixture of layers says the turn better than the last layer does.",
               "accuracy of weights over layers less that of the last",
               arms=("weights", "last")),
-        Claim("queries", "Queries over all layers say it better than the mixture does.",
+        Claim("queries", "Queries over all layers say the turn better than a mixture of layers "
+              "does.",
               "accuracy of queries less that of weights over layers",
               arms=("queries", "weights")),
         Claim("recurrent", "A readout from the last layer to the first says it better than "
@@ -48,7 +49,8 @@ class LayerReadoutStudy(Study):
         Claim("refined", "So does the recurrence from the last layer to the first.",
               "accuracy of the recurrent readout less that of concatenated means",
               arms=("in time, recurrent", "in time, concat")),
-        Claim("in turn", "It says it better than as many queries to all layers at once.",
+        Claim("in turn", "A recurrence from the last layer to the first tells an asked digit's "
+              "turn better than as many queries to all layers at once.",
               "accuracy of the recurrent readout less that of three queries",
               arms=("in time, recurrent", "in time, queries")),
         Claim("backwards", "The order from the last layer to the first is worth two points.",

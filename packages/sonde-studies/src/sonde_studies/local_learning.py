@@ -31,7 +31,7 @@ class LocalLearningStudy(Study):
               "accuracy less that with lower levels as drawn, where a 28th of the parameters is "
               "trained",
               arms=("local", "drawn")),
-        Claim("gap", "They come within two points of backpropagation.",
+        Claim("gap", "Local losses come within two points of backpropagation.",
               "accuracy less that of backpropagation, and 0.02; local heads add three fifths of "
               "the parameters",
               arms=("local", "backpropagation")),

@@ -44,7 +44,8 @@ class MaskedObjectivesStudy(Study):
               "accuracy on noisy digits, task head (a rebuilder doubles the parameters) less "
               "labels alone",
               arms=("head", "plain")),
-        Claim("rebuilt", "There it helps more than states hidden and not rebuilt.",
+        Claim("rebuilt", "In another domain a task head on rebuilt states helps more than on "
+              "states hidden and not rebuilt.",
               "accuracy on noisy digits, task head less hidden states in place of the rebuilt, "
               "without the rebuilder's half of the parameters",
               arms=("head", "hidden")),

@@ -56,7 +56,8 @@ class MixupStudy(Study):
               "rows is nearer to the mean of both.",
               "squared distance of probabilities, log of plain over mixed teacher",
               arms=("plain teacher", "mixed teacher")),
-        Claim("mixed teacher", "And it teaches a student on plain rows less.",
+        Claim("mixed teacher", "A teacher that learned on mixed rows teaches a student on plain "
+              "rows less.",
               "accuracy, student of the plain teacher less student of the mixed one",
               arms=("plain, of plain", "plain, of mixed")),
         Claim("smooth student", "Mixed rows make a student smoother, too.",

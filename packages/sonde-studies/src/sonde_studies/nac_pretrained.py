@@ -32,7 +32,8 @@ class NACPretrainedStudy(Study):
               "difference of AUROC",
               arms=("NAC, last layer", "logits")),
         Claim("far: NAC over energy",
-              "On far pictures it beats the energy, which reads no rows.",
+              "On far pictures coverage, fitted to training rows, beats the energy, which reads "
+              "no rows.",
               "difference of AUROC",
               arms=("NAC, last layer", "logits")),
         Claim("near: NAC over MSP",

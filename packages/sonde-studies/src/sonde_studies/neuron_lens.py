@@ -59,7 +59,7 @@ class NeuronLensStudy(Study):
         ),
         Claim(
             "read is written",
-            "It makes the top token of its up-projection likelier.",
+            "A clamped unit makes the top token of its up-projection likelier.",
             "log-probability, nats, rise less that of another unit's up-projection",
             arms=("own token", "another unit's token"),
         ),

@@ -62,7 +62,8 @@ class NoisyLabelsStudy(Study):
         Claim("joined", "Rate reduction on spread labels mixed with prototypes answers better.",
               "accuracy of rate reduction, on mixed labels less on the given",
               arms=("rate, mixed labels", "rate")),
-        Claim("more", "And better than plain training on labels that are spread alone.",
+        Claim("more", "Rate reduction on spread labels mixed with prototypes answers better than "
+              "plain training on labels that are spread alone.",
               "accuracy, rate reduction on mixed labels less plain training on spread ones",
               arms=("rate, mixed labels", "spread labels")),
     )  # fmt: skip

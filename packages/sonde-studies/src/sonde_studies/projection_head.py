@@ -33,7 +33,7 @@ class ProjectionHeadStudy(Study):
         Claim("kept", "Below a learned head the brightness, which views change, is kept.",
               "accuracy of a probe of brightness, before the head less after it",
               arms=("mlp", "mlp, after the head")),
-        Claim("more", "More of it than without a head.",
+        Claim("more", "Below a learned head more of the brightness is kept than without a head.",
               "accuracy of a probe of brightness, before the learned head (a tenth more "
               "parameters) less without a head",
               arms=("mlp", "none")),

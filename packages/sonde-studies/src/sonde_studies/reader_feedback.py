@@ -42,7 +42,8 @@ class ReaderFeedbackStudy(Study):
         ),
         Claim(
             "distant",
-            "It answers more than a retriever taught by which passages contain the answer.",
+            "A retriever taught by the reader's loss answers more than one taught by which "
+            "passages contain the answer.",
             "accuracy on new subjects, difference",
             arms=("teach: reader, harmful dropped", "teach: holds the answer"),
         ),

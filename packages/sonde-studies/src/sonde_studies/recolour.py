@@ -47,7 +47,8 @@ class RecolourStudy(Study):
     data = "seven photographs and three pictures of instruments in patches of 40 x 40; five folds, "
     data += "in each of which two pictures judge"
     claims = (
-        Claim("neighbours", "Correlations of neighbours tell them in other pictures.",
+        Claim("neighbours", "Correlations of neighbours tell recoloured patches of other "
+              "pictures.",
               "accuracy less 0.5, cleared by its interval over pictures"),
         Claim("filtered", "They tell them where a camera's filter left one colour for each pixel.",
               "accuracy less 0.5, cleared by its interval over filtered pictures"),

@@ -34,7 +34,8 @@ class StructuredTransferStudy(Study):
         Claim("between", "So do the relations between layers.",
               "accuracy, relations and answers (1.3 times the parameters) less answers",
               arms=("between", "answers")),
-        Claim("both", "Both together teach more than the answers alone.",
+        Claim("both", "The teacher's maps and relations together teach more than its answers "
+              "alone.",
               "accuracy, both and answers (1.3 times the parameters) less answers",
               arms=("both", "answers")),
         Claim("teacher", "As targets the teacher's maps are better than those of an untrained net.",

@@ -30,7 +30,7 @@ class SurrogateRulesStudy(Study):
         ),
         Claim(
             "few against all",
-            "They lose less than .03 against rules over all 200.",
+            "Rules over 20 inputs lose less than .03 against rules over all 200.",
             "difference of shares",
             above=-0.03,
             arms=("20 inputs", "200 inputs"),

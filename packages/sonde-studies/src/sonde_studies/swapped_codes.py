@@ -48,7 +48,7 @@ class SwappedCodesStudy(Study):
     claims = (
         Claim("domain", "Nine in ten swapped pictures have the domain whose code they got.",
               "accuracy of the domain that a judge sees, less 0.9"),
-        Claim("content", "Eight in ten show the digit whose code they got.",
+        Claim("content", "Eight in ten swapped pictures show the digit whose code they got.",
               "accuracy of the digit that a judge sees, less 0.8"),
         Claim("shade", "They have the shading of the picture whose style code they got.",
               "mean cosine between both directions, pictures of domain 1", above=0.5),

@@ -41,7 +41,8 @@ class TuneNormsStudy(Study):
         Claim("sphere", "States on the sphere, aligned and uniform, reach the new domain better.",
               "accuracy on the new domain, norms and head, on the sphere less as they are",
               arms=("norms and head, sphere", "norms and head, plain")),
-        Claim("unseen", "They carry over better to a third domain that no net has seen.",
+        Claim("unseen", "States on the sphere, aligned and uniform, carry over better to a third "
+              "domain that no net has seen.",
               "accuracy on the third domain, norms and head, on the sphere less as they are",
               arms=("norms and head, sphere", "norms and head, plain")),
     )  # fmt: skip

@@ -26,7 +26,8 @@ class TwoBitsStudy(Study):
     fidelity = "codes by GPTQ and coordinates, not projected gradients; no training of norms"
     data = "sonde:digits; 300 of its training images to calibrate, its test images to judge"
     claims = (
-        Claim("gptq", "At two bits it diverges less than GPTQ.",
+        Claim("gptq", "At two bits grids and codes that are fitted in turn diverge less than "
+              "GPTQ.",
               "divergence of GPTQ over its own, logarithm",
               arms=("DecoupleQ, 2 bits", "GPTQ, 2 bits")),
         Claim("apart", "It diverges less than codes by coordinates on grids that are not fitted.",

@@ -60,7 +60,8 @@ class WhereTasksPartStudy(Study):
         Claim("curves", "A net cut where the similarity curves part beats nets cut elsewhere.",
               "mean of accuracy and R2, less its mean over all cuts",
               arms=("cut where curves part", "all cuts")),
-        Claim("fork", "The fork beats the shared net of as many parameters.",
+        Claim("fork", "A fork where the similarity curves part beats the shared net of as many "
+              "parameters.",
               "mean of accuracy and R2, forked there less shared",
               arms=("cut where curves part", "cut 4")),
         Claim("spread", "Learned routers part languages with names of their own in the last layer.",
