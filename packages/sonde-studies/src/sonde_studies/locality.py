@@ -115,7 +115,8 @@ class LocalityStudy(Study):
         }
 
 
-def _rows(n: int, seed: int, signal: float) -> tuple[Tensor, Tensor]:
+def rows_of(n: int, seed: int, signal: float) -> tuple[Tensor, Tensor]:
+    """Return grids with a pattern of a size at a random place, and its sign as the label."""
     draw = torch.Generator().manual_seed(seed)
     label = torch.randint(2, (n,), generator=draw)
     x = 0.5 * torch.randn(n, 1, SIDE, SIDE, generator=draw)
@@ -129,8 +130,26 @@ def _rows(n: int, seed: int, signal: float) -> tuple[Tensor, Tensor]:
 
 
 def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = CLEAR) -> float:
-    x, label = _rows(n, 2 * seed, signal)
-    held, truth = _rows(HELD, 2 * seed + 1, signal)
+    return trained_net(kind, n, seed, steps, signal)[1]
+
+
+def trained_net(
+    kind: str, n: int, seed: int, steps: int, signal: float
+) -> tuple[nn.Sequential, float]:
+    """Return the net of an arm, and its accuracy on new grids.
+
+    Parameters
+    ----------
+    kind : str
+        One of ``KINDS``, ``WAVES`` or ``KERNELS``.
+    n : int
+        Grids to learn from.
+    seed, steps : int
+    signal : float
+        Size of the pattern.
+    """
+    x, label = rows_of(n, 2 * seed, signal)
+    held, truth = rows_of(HELD, 2 * seed + 1, signal)
 
     def make() -> nn.Sequential:
         # normalised, so that a map is positive somewhere: else all units can die, at chance
@@ -146,7 +165,7 @@ def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = CLEAR) -
         return cross_entropy(net(x[rows]), label[rows]) + slow
 
     minimise(loss, net.parameters(), n, steps=steps, seed=seed, rate=1e-2)
-    return accuracy(net.eval(), held, truth)
+    return net, accuracy(net.eval(), held, truth)
 
 
 def _mixers(kind: str) -> list[nn.Module]:

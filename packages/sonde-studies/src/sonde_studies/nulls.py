@@ -19,7 +19,8 @@ _BLIND = """
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
-    "leak": """pooled-sets
+    "leak": """pooled-sets steady-states leaving-locality alike-channels
+        pixels-in-context
         anomaly-in-words enrolled-source explained-in-turns perceived-pictures
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
@@ -59,7 +60,7 @@ _SEEN: dict[str, str] = {
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases
         scalar-codes size-fidelity""",
-    "side effect": """disentangled-encoder when-to-listen
+    "side effect": """disentangled-encoder when-to-listen some-clients second-stream
         unlearned-pretrained sinks-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels

@@ -66,7 +66,14 @@ class Federation:
         self._start = nn.utils.parameters_to_vector(self._weights).detach().clone()
 
     def trained(
-        self, rounds: int, controls: bool = True, codec: Callable[[int], Codec] | None = None
+        self,
+        rounds: int,
+        controls: bool = True,
+        codec: Callable[[int], Codec] | None = None,
+        *,
+        take_part: float = 1.0,
+        inertia: float = 0.0,
+        two_streams: bool = False,
     ) -> tuple[Rows, Values]:
         """Return accuracy by megabytes sent, and the final correctness of each row.
 
@@ -80,27 +87,51 @@ class Federation:
             Take out the drift of clients with control variates.
         codec : callable, optional
             From a seed to how an update is sent; by default in full.
+        take_part : float, default=1.0
+            Share of the clients that train and send in each round, drawn by lot; at least one.
+        inertia : float, default=0.0
+            Share of a client's older gradients in the one that it sends, for codecs that are
+            biased; from 0, below 1.
+        two_streams : bool, default=False
+            Send the change of the weights beside that of the client's variate, as in the older
+            form of control variates, for twice the bytes.
         """
+        if not 0 < take_part <= 1 or not 0 <= inertia < 1:
+            raise InputError(
+                "expected a share of clients above 0, at most 1, and an inertia from 0, below 1, "
+                f"got {take_part} and {inertia}."
+            )
         self._draw, n_bytes = np.random.default_rng(self._seed), 0
+        lot = np.random.default_rng([self._seed, 1])
         state, seeds = self._start, itertools.count(10_000 * self._seed)
         variates = torch.zeros(len(self.clients), len(state))
+        older: dict[int, Tensor] = {}
         curve, right = list[dict[str, Any]](), np.zeros(0)
+
+        def sent(update: Tensor) -> tuple[Tensor, int]:
+            if codec is None:
+                return update, 4 * update.numel()
+            sender = codec(next(seeds))
+            stream = sender.encode(update)
+            return sender.decode(stream), len(stream)
+
+        n = max(1, round(take_part * len(self.clients)))
         for turn in range(rounds):
-            told, mean = list[Tensor](), variates.mean(0)
-            for i, batches in enumerate(self.clients):
+            mean = variates.mean(0)
+            some = sorted(lot.permutation(len(self.clients))[:n].tolist())
+            changes, moves = list[Tensor](), list[Tensor]()
+            for i in some:
                 drift = variates[i] - mean if controls else torch.zeros(())
-                own = self._gradient(state, batches, drift)
-                update = own - variates[i] if controls else own
-                if codec is None:
-                    n_bytes += 4 * update.numel()
-                else:
-                    sender = codec(next(seeds))
-                    stream = sender.encode(update)
-                    update, n_bytes = sender.decode(stream), n_bytes + len(stream)
-                told.append(update)
-            step = torch.stack(told)
-            variates = variates + step if controls else variates
-            state = state - self._steps * self._rate * (variates if controls else step).mean(0)
+                own = self._gradient(state, self.clients[i], drift)
+                own = older[i] = inertia * older.get(i, own) + (1 - inertia) * own
+                change, size = sent(own - variates[i] if controls else own)
+                move, more = sent(own - drift) if two_streams else (mean + change, 0)
+                n_bytes += size + more
+                changes.append(change)
+                moves.append(move)
+            if controls:
+                variates[some] += torch.stack(changes)
+            state = state - self._steps * self._rate * torch.stack(moves).mean(0)
             if turn % max(1, rounds // 8) == 0 or turn == rounds - 1:
                 right = self._right(state)
                 curve.append({"megabytes": n_bytes / 1e6, "accuracy": float(right.mean())})

@@ -24,6 +24,8 @@ CODECS: dict[str, Callable[[int], Codec] | None] = {
     f"{CONTROL}, top 5 %": lambda _: TopKCodec(0.05),
     f"{CONTROL}, signs": lambda _: SignCodec(),
 }
+INERT, INERTIA = f"{CONTROL}, top 5 %, inertia", 0.5
+CODECS[INERT] = CODECS[f"{CONTROL}, top 5 %"]
 ARMS = tuple(CODECS)
 
 
@@ -38,6 +40,7 @@ def federated_bits(
     local_steps: int = 5,
     batch_size: int = 32,
     rate: float = 0.1,
+    take_part: float = 1.0,
     group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -46,8 +49,9 @@ def federated_bits(
     """Train a classifier as a federation of clients would, and count what they send.
 
     Arms: averaging of local steps; control variates, which take out the drift of clients with
-    different data; and control variates if clients send 7 bits a number, the largest 5 %, or signs
-    alone. All is simulated on this machine; three tenths of the rows judge.
+    different data; and control variates if clients send 7 bits a number, the largest 5 % (of a
+    running mean of their gradients, too), or signs alone. All is simulated on this machine; three
+    tenths of the rows judge.
 
     Example: sonde recipe federated-bits MODEL DATA --client-column hospital -o federation.html
 
@@ -69,6 +73,8 @@ def federated_bits(
         Rows of a step.
     rate : float, default=0.1
         Of gradient descent.
+    take_part : float, default=1.0
+        Share of the clients that train and send in each round, drawn by lot.
     group_column : str, optional
         Column of the person or document of a row, if its name is not "group". Rows of one group,
         and near copies, are never on both sides of a split.
@@ -84,7 +90,13 @@ def federated_bits(
     owner = [row.get(client_column) for row in rows_of(data, limit)]
     groups = owners_of(data, group_column, limit)
     federation = Federation(model, inputs, owner, groups, rate, local_steps, seed)
-    ran = {arm: federation.trained(rounds, arm != PLAIN, codec) for arm, codec in CODECS.items()}
+    ran = {
+        arm: federation.trained(
+            rounds, arm != PLAIN, codec,
+            take_part=take_part, inertia=INERTIA if arm == INERT else 0.0,
+        )
+        for arm, codec in CODECS.items()
+    }  # fmt: skip
     found, right = ({arm: parts[i] for arm, parts in ran.items()} for i in (0, 1))
     score = {arm: curve[-1]["accuracy"] for arm, curve in found.items()}
     sent = {arm: curve[-1]["megabytes"] for arm, curve in found.items()}
