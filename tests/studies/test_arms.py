@@ -6,7 +6,17 @@ from torch import nn
 
 from sonde.core import InputError
 from sonde_studies import Claim, Study, StudyTable, as_text, run_study
-from sonde_studies.arms import Arms, arm, part, trained_once, unequal, unsaid
+from sonde_studies.arms import (
+    Arms,
+    arm,
+    note_for,
+    note_mean,
+    note_sum,
+    part,
+    trained_once,
+    unequal,
+    unsaid,
+)
 from sonde_studies.study import figures_of
 from sonde_studies.worlds.learning import minimise
 
@@ -163,3 +173,17 @@ def test_what_the_progress_line_names_is_an_arm():
 )
 def test_a_sentence_says_what_is_unequal_in_its_own_words(sentence, silent):
     assert unsaid(sentence, {"updates": 2.0, "parameters": 1.3}) == silent
+
+
+def test_an_arm_of_other_arms_has_their_mean_or_their_sum():
+    given = Arms()
+    with arm(given, "study"):
+        note_for("small", updates=10, rows=6, parameters=100)
+        note_for("large", updates=30, rows=8, parameters=300)
+        note_mean("either", ["small", "large"])
+        note_sum("both", ["small", "large"])
+    note_mean("no study runs", ["small"])
+    note_sum("no study runs", ["small"])
+    assert given.given["either"] == {"updates": 20, "rows": 7, "parameters": 200}
+    assert given.given["both"] == {"updates": 40, "rows": 8, "parameters": 400}
+    assert "no study runs" not in given.given

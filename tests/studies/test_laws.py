@@ -19,10 +19,10 @@ BLIND_ARMS, HARDLY_FAIL, NAMED_ARMS, UNNAMED_ARMS = 1, 55, 758, 109
 """Null arms of two equal runs, claims that can hardly fail (fewer, never more); claims that name
 the two arms whose rows, updates and parameters are compared (more, never fewer); claims whose
 figure compares, and which do not (fewer, never more)."""
-COMPARES = re.compile(r"\b(less|(?<!correlation )(?<!interval )over|difference|ratio)\b")
-NUMBER = r"(0?\.\d+|\d+(\.\d+)?|a half|half|a quarter|chance|log [\d.]+)"
+COMPARES = re.compile(r"\b(less|(?<!correlation )(?<!interval )(?<!mean )over|difference|ratio)\b")
+NUMBER = r"(0?\.\d+|\d+(\.\d+)?|a half|half|a quarter|chance|the limit|log [\d.]+)"
 BAR = re.compile(rf"^{NUMBER} less\b|(, and|,? less|^) ?{NUMBER}\b")
-"""What a figure is compared with if it is a bar and no arm."""
+"""What a figure is compared with if it is a bar and no arm; a mean over nets compares nothing."""
 ABSENT = re.compile(r"\b(worse|less often|less of|out of|gone|cannot|hides?|tell less)\b")
 LINEAR_ALONE = {
     ("swapped-codes", "hidden"),

@@ -14,12 +14,31 @@ from torch.nn.functional import normalize
 from sonde.detect import DictLookup
 from sonde_studies._defects import PATCHES, Objects
 from sonde_studies._patches import patches_of
+from sonde_studies.arms import note_for
 
 SHARP = (0.005, 0.01, 0.02)
 """Temperatures of softmax beside the lookup's own."""
 OF_OTHERS, OF_FEW = "taught by other kinds", "taught by the few"
 Parts = Mapping[str, Tensor]
 """Patches (patch, dim), or their scores (image, patch), of ``fit`` and of the test images."""
+
+
+def note_lookups(every: Sequence[Parts], others: int) -> None:
+    """Note the images that each lookup reads, and the bytes of the patches that it keeps.
+
+    Parameters
+    ----------
+    every : sequence of Parts
+        Patches by each map; all lookups but the averaged one use the first.
+    others : int
+        Images of other kinds that teach the generators.
+    """
+    each = [4 * PATCHES * rows["fit"].shape[1] for rows in every]
+    for n in (4, 16):
+        for name in ("sparse", "softmax", "nearest", OF_FEW):
+            note_for(f"{name}, {n} images", rows=n, bytes=n * each[0])
+        note_for(f"{OF_OTHERS}, {n} images", rows=n + others, bytes=n * each[0])
+        note_for(f"averaged maps, {n} images", rows=n, bytes=n * sum(each))
 
 
 def parts_of(d: Objects, site: str, reducer: str) -> Parts:

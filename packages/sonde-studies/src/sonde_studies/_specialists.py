@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.layers import Experts
 from sonde_studies._added_blocks import KINDS, PIXELS, WIDTH
+from sonde_studies.arms import part
 from sonde_studies.worlds.learning import drawn, minimise
 
 
@@ -40,6 +41,9 @@ def specialists(
 
         return right
 
-    two, one = learned((label >= 5).long()), learned(torch.zeros_like(label))
+    with part("two specialists"):
+        two = learned((label >= 5).long())
+    with part("one expert"):
+        one = learned(torch.zeros_like(label))
     low = torch.zeros_like(label[n_fit:])
     return {"mean": two(None), "low": two(low), "high": two(low + 1), "all rows": one(None)}

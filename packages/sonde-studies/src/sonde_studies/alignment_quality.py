@@ -68,6 +68,7 @@ class AlignmentQualityStudy(Study):
             "stable",
             "It moves less with the way to decode than with the tuning.",
             "tuned less untuned, mean, less the range of the tuned over ways",
+            arms=("tuned", "untuned"),
         ),
     )
     null = Claim("by lot", "Texts that are called one kind by lot.", "value less its null, tuned")

@@ -49,7 +49,8 @@ class BackdoorStudy(Study):
         Claim("histogram names", "The exposed copy calls clean images the target more often than "
               "any other class.", "1 where it does, else 0", above=0.5),
         Claim("patch names", "The smallest patch is the target's, and the next is 1.15 times as "
-              "large.", "ratio of the two, 1 where another class is named, less 1.15"),
+              "large.", "ratio of the two, 1 where another class is named, less 1.15",
+              arms=("patch of the target", "next patch")),
         Claim("patch of the copy",
               "The target's patch stands out more among patches that are sought on the exposed "
               "copy, all of whose weights moved in further steps.",
@@ -89,6 +90,8 @@ class BackdoorStudy(Study):
             often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
         tick("find")
         finding = _searched("patch of the model", model, clean, steps)
+        for name in ("patch of the target", "next patch"):
+            note_again(name, "patch of the model")
         copy = Model(exposed["uniform"])
         note_again("patch of the copy", "uniform")
         on_copy = _searched("patch of the copy", copy, clean_images(copy, x, label), steps)

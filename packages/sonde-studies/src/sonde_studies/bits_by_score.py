@@ -39,7 +39,8 @@ class BitsByScoreStudy(Study):
               "last blocks first.",
               "difference of both shares",
               arms=("taylor", "last blocks first")),
-        Claim("enough", "It loses at most a tenth against each block's measured divergence.",
+        Claim("enough", "It loses at most a tenth against each block's divergence, measured on "
+              "the rows that judge.",
               "share of the gradient less that of the divergence alone, and 0.1",
               arms=("taylor", "alone")),
     )  # fmt: skip

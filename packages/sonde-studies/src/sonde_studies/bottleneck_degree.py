@@ -59,7 +59,7 @@ class BottleneckDegreeStudy(Study):
         Claim(
             "equal rows",
             "Among nets that learned as many rows, a smaller degree (relative, mc) still does.",
-            "mean Kendall's tau over numbers of rows",
+            "Kendall's tau, mean over numbers of rows",
         ),
     )
     null = Claim(

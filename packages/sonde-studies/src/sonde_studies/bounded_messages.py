@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.compress import EntropyBoundedCoder
 from sonde.measure import minimum_entropy_coupling
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 RATES, CODES, SMALL, WANTED = (0.2, 0.4, 0.6, 0.8, 0.95), 32, 8, 6
@@ -33,7 +34,8 @@ class BoundedMessagesStudy(Study):
               "0.05 less the gap, mean over five rates"),
         Claim("concave", "Between a fifth and .95 of the entropy more rate tells less and "
               "less more.",
-              "slope of information over rate at low rates less that at high ones, 8 codes"),
+              "slope of information over rate at low rates less that at high ones, 8 codes",
+              arms=("low rates", "high rates")),
         Claim("coupled", "Coupled with six wanted outcomes, a message keeps most of what it tells.",
               "share that the outcome has of the message's information, less 0.5"),
     )  # fmt: skip
@@ -59,6 +61,8 @@ class BoundedMessagesStudy(Study):
                 found.setdefault(f"greedy {n}", []).append(told)
                 found.setdefault(f"ours {n}", []).append(ours.information)
                 found.setdefault(f"rate {n}", []).append(rate)
+        for name in ("low rates", "high rates"):
+            note_for(name, rows=len(x))
         mean = {name: float(np.mean(v)) for name, v in found.items()}
         rates, ours = (np.array(found[f"{name} {SMALL}"]) for name in ("rate", "ours"))
         slopes = np.diff(ours) / np.diff(rates)

@@ -33,8 +33,10 @@ class ClassPanelStudy(Study):
               arms=("rare classes", "other classes")),
         Claim("ranked", "Over the ten classes recall goes with the rows of training.",
               "Spearman's correlation"),
-        Claim("look", "In the class that a mark tells the model looks less at the digit.",
-              "attention on the digit over its area, other classes less that one"),
+        Claim("look", "In the class that a mark tells the model looks less at the digit than in "
+              "classes of about as many rows.",
+              "attention on the digit over its area, other classes less that one",
+              arms=("other classes", "marked class")),
         Claim("shortcut", "Without the mark that class is recognised less often.",
               "recall of that class with the mark less without",
               arms=("with the mark", "without the mark")),
@@ -68,6 +70,7 @@ class ClassPanelStudy(Study):
         above = torch.rand(len(fresh), generator=draw) < 0.5
         for name, classes in (("rare classes", rare), ("other classes", usual)):
             note_for(name, rows=sum(rows[c] for c in classes) / len(classes))
+        note_for("marked class", rows=rows[marked])
         for name in ("with the mark", "without the mark"):
             note_for(name, rows=len(fresh))
         return {

@@ -27,7 +27,7 @@ from sonde_studies._typed_code import (
     files_of_torch,
     read_parameters,
 )
-from sonde_studies.arms import part
+from sonde_studies.arms import note_for, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.recipes.code_strip import code_strip
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -52,13 +52,16 @@ class CodeStripStudy(Study):
     place = "byte-model"
     claims = (
         Claim("names", "Without names states move more than without as many random bytes.",
-              "distance moved less that of random deletion, in distances between pieces"),
+              "distance moved less that of random deletion, in distances between pieces",
+              arms=("without names", "without random bytes")),
         Claim("grows", "Each further step moves them further.",
               "least growth of the distance from step to step"),
         Claim("comments", "Beyond random bytes, names move them more than comments and docstrings.",
-              "growth beyond that by as many random bytes, by names less by comments"),
+              "growth beyond that by as many random bytes, by names less by comments",
+              arms=("without names", "without comments")),
         Claim("types", "Stripped, states tell an annotated parameter's type more often than the "
-              "commonest type is right.", "difference of accuracy"),
+              "commonest type is right.", "accuracy, less chance, which is the share of the "
+              "commonest type"),
         Claim("joint", "A head that learns the parameter's name too types it more often.",
               "difference of accuracy", premise="types",
               arms=("types and names", "types alone")),
@@ -82,6 +85,8 @@ class CodeStripStudy(Study):
         lots = [float(rows[name]["random bytes"]) for name in ("names", "comments")]
         by_names, by_both = (x - lot for x, lot in zip(moved, lots, strict=False))
         tick("types")
+        for name in ("names", "random bytes", "comments"):
+            note_for(f"without {name}", rows=PIECES)
         every = _parameters(TYPED // 20 if tiny else TYPED)
         typed = _typed(every, seed, 1 if tiny else REPEATS)
         tick("types by lot")

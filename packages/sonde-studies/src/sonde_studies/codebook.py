@@ -16,6 +16,7 @@ from sonde.explain import Codebook, CodebookResult
 from sonde.tap import Tap
 from sonde_studies._gpt2 import next_token_loss
 from sonde_studies._language import descend, language_model
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 BASE, STATES, NEXT, LENGTH, BATCH = 10, 100, 4, 10, 64
@@ -41,7 +42,8 @@ class CodebookStudy(Study):
               "share of rows that are of the commonest state of their code", above=0.5),
         Claim("codes set states",
               "Where the code of a state is put, the next digit is one that can follow that state.",
-              "probability of such digits, less that without", above=0.2),
+              "probability of such digits, less that without", above=0.2,
+              arms=("code put", "no code put")),
         Claim("little is lost",
               "With codes the loss is less than a tenth above that of the model without, trained "
               "on for as many steps.",
@@ -80,6 +82,8 @@ class CodebookStudy(Study):
         code_of = table.argmax(0)
         tried = torch.randperm(STATES, generator=draw)[: 3 if tiny else TRIED].tolist()
         other = torch.randperm(STATES, generator=draw)
+        for name in ("code put", "no code put"):
+            note_for(name, rows=min(64, len(ids)))
         rises = [self._rise(found, following, ids[:64], code_of[s], s) for s in tried]
         chance = [self._rise(found, following, ids[:64], code_of[other[s]], s) for s in tried]
         return {

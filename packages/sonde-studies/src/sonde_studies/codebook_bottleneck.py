@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from sonde import Model
 from sonde.layers import VectorQuantizer
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.recipes.codebook_bottleneck import codebook_bottleneck
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -37,15 +38,22 @@ class CodebookBottleneckStudy(Study):
     data = "digits, half of them turned by 90 degrees and half of them at half brightness"
     claims = (
         Claim("class", "Sixty-four codes keep the digit to five points.",
-              "accuracy of naming the digit, 64 codes less the states, and 0.05"),
+              "accuracy of naming the digit, 64 codes less the states, and 0.05",
+              arms=("k-means codes", "states")),
         Claim("trained", "The digit, which was trained, survives fewer codes than rotation does.",
-              "what 16 codes keep of a head's accuracy over chance, digit less rotation"),
+              "what 16 codes keep of a head's accuracy over chance, digit less rotation",
+              arms=("digit", "rotation")),
         Claim("order", "Factors survive in the order of their variance: brightness first.",
-              "what 16 codes keep of a head's accuracy over chance, brightness less rotation"),
-        Claim("learned", "Codes that are learned with the net keep more of the digit.",
-              "accuracy of naming the digit, 16 codes, learned less k-means"),
-        Claim("forgotten", "And they keep less of the rotation.",
-              "accuracy of naming the rotation, 16 codes, k-means less learned"),
+              "what 16 codes keep of a head's accuracy over chance, brightness less rotation",
+              arms=("brightness", "rotation")),
+        Claim("learned", "Codes that are learned with the net, as a tenth more parameters, keep "
+              "more of the digit than codes of states, which also read the rows of the heads.",
+              "accuracy of naming the digit, 16 codes, learned less k-means",
+              arms=("16 learned codes", "k-means codes")),
+        Claim("forgotten", "And they keep, with as many parameters more and rows less, less of "
+              "the rotation.",
+              "accuracy of naming the rotation, 16 codes, k-means less learned",
+              arms=("k-means codes", "16 learned codes")),
     )  # fmt: skip
     null = Claim("permuted", "Codes of other rows say nothing of the digit.",
                  "accuracy of naming the digit, 16 codes", above=0.1)  # fmt: skip
@@ -66,6 +74,13 @@ class CodebookBottleneckStudy(Study):
             {"x": row, "digit": int(c), "turned": int(t), "bright": int(b)}
             for row, c, t, b in columns
         ]
+        for name in ("k-means codes", "states"):
+            note_again(name, "train")
+            note_for(name, rows=FIT + len(items) // 2)
+        for name in FACTORS:
+            note_for(
+                {"turned": "rotation", "bright": "brightness"}.get(name, name), rows=len(items)
+            )
         sizes = SIZES[:3] if tiny else SIZES
         found = codebook_bottleneck(
             net, items, factors=FACTORS, sizes=sizes, site="3", seed=seed, progress=False

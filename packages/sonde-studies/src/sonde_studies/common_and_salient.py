@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.train import Contrast, Separate
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_again
 from sonde_studies.parts.heads import head_accuracy, strongest_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -39,9 +40,11 @@ class CommonAndSalientStudy(Study):
     data = "digits, half of them with a bar of random height in a corner"
     claims = (
         Claim("mark", "The salient code knows the mark better than the common code does.",
-              "accuracy of the strongest probe of the mark, salient less common, weight 10"),
+              "accuracy of the strongest probe of the mark, salient less common, weight 10",
+              arms=("salient code", "common code")),
         Claim("class", "The common code knows the digit better than the salient code does.",
-              "accuracy of the strongest probe of the digit, common less salient, weight 10"),
+              "accuracy of the strongest probe of the digit, common less salient, weight 10",
+              arms=("common code", "salient code")),
         Claim("penalty", "The penalty lowers what the common code says of the mark.",
               "accuracy of the strongest probe of the mark on the common code, weight 0 less 10",
               arms=("weight 10", "weight 0")),
@@ -81,6 +84,8 @@ class CommonAndSalientStudy(Study):
         for arm, (weight, kind) in OTHERS.items():
             tick(arm)
             others[arm] = _probed(marked, label, mark, weight, seed, steps, kind)
+        for name in ("salient code", "common code"):
+            note_again(name, "weight 10")
         gap = {arm: row["class, common"] - row["class, salient"] for arm, row in others.items()}
         tick("without marks")
         empty = _probed(x, label, mark, WEIGHTS[-1], seed, steps)

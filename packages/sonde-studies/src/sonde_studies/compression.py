@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sonde.measure import mutual_information
 from sonde_studies._layers import layers_of, plain_net, split, trained
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 NATS, LATENTS, UNITS, ROWS, K = (0.0, 1.0, 2.0, 4.0), 2, 30, 1200, 4
@@ -49,6 +50,7 @@ class CompressionStudy(Study):
             "not without",
             "Neighbours in all 30 units miss more than they do.",
             "difference of absolute errors at 4 nats",
+            arms=("components", "all units"),
         ),
         Claim(
             "bent",
@@ -57,8 +59,10 @@ class CompressionStudy(Study):
         ),
         Claim(
             "forgets",
-            "The last hidden layer of a net on digits forgets more than 0.05 nats of its input.",
+            "The last hidden layer of a net on digits forgets in later steps more than 0.05 nats "
+            "of its input.",
             "largest information less that at the end, less 0.05",
+            arms=("end of training", "most information"),
         ),
     )
     null = Claim(
@@ -79,8 +83,13 @@ class CompressionStudy(Study):
                 found[f"{name}, components | {nats:g}"] = float(close)
                 plain = mutual_information(x, y, estimator="ksg", k=K)
                 found[f"{name}, all units | {nats:g}"] = float(plain)
+        for name in ("components", "all units"):
+            note_for(name, rows=n)
         tick("digits")
         curve = _followed(seed, n, 60 if tiny else STEPS)
+        most = max(curve, key=lambda step: curve[step])
+        for name, updates in (("end of training", max(curve)), ("most information", most)):
+            note_for(name, updates=updates, rows=n)
         return {
             "two nats": 0.1 - abs(found["rotated, components | 2"] - 2.0),
             "four nats": 0.1 - abs(found["rotated, components | 4"] - 4.0),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.compress import ConditionalCodec, FeaturePCA, bd_rate
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import squares_of
 
@@ -35,12 +36,18 @@ class ConditionalLatentsStudy(Study):
               "share of the bits that is saved"),
         Claim("like a logarithm", "From 1 to 64 entries, bits lie on a line over the logarithm of "
               "the size.", "share of the variance, less 0.9"),
-        Claim("too large", "With 1,024 entries they take more than with the best size.",
-              "bits with 1,024 over bits at best, less 1"),
-        Claim("components", "At equal error 64 entries take less than principal components.",
-              "share of the rate that is saved, over three steps"),
-        Claim("not of noise", "Of patches of noise a dictionary of 64 costs bits.",
-              "bits with 64 entries over bits with one, less 1"),
+        Claim("too large", "With 1,024 entries, and the memory of them, they take more than with "
+              "the best size.",
+              "bits with 1,024 over bits at best, less 1",
+              arms=("1024 entries", "best size")),
+        Claim("components", "At equal error 64 entries, in four times the memory of the "
+              "components, take less than principal components.",
+              "share of the rate that is saved, over three steps",
+              arms=("64 entries", "components")),
+        Claim("not of noise", "Of patches of noise a dictionary of 64, with 64 times the memory, "
+              "costs bits.",
+              "bits with 64 entries over bits with one, less 1",
+              arms=("64 entries", "1 entries")),
         Claim("synthesised", "A reference that a net makes of two entries of 64 saves a tenth "
               "of the bits of the nearest as it is, which has 2,178 trained numbers less.",
               "share of the bits that is saved, numbers of entries counted", above=0.1),
@@ -79,6 +86,11 @@ class ConditionalLatentsStudy(Study):
             for size in (1, 64)
         )
         last = sizes[-1]
+        for size in sizes:
+            note_for(f"{size} entries", rows=len(outside), bytes=64 * size)
+        note_for("components", rows=len(outside), bytes=64 * 16)
+        note_for("best size", rows=len(outside), bytes=64 * min(bits, key=lambda size: bits[size]))
+        note_for(f"{SIZES[-1]} entries", rows=len(outside), bytes=64 * SIZES[-1])
         line = np.corrcoef(np.log(sizes[:4]), [bits[s] for s in sizes[:4]])[0, 1] ** 2
         return {
             "dictionary": 1 - bits[64] / bits[1],

@@ -33,6 +33,7 @@ class CorrelationMatchStudy(Study):
             "matched",
             "Units are matched one to one better than units of unrelated rows.",
             "mean correlation of the best assignment less its null, second layer",
+            arms=("matched units", "units of unrelated rows"),
         ),
         Claim(
             "some found",
@@ -69,6 +70,7 @@ class CorrelationMatchStudy(Study):
             "subspace",
             "The subspaces are more alike than the units.",
             "CKA less the mean correlation of matched units, second layer",
+            arms=("subspaces", "matched units"),
         ),
     )
     null = Claim(
@@ -94,6 +96,8 @@ class CorrelationMatchStudy(Study):
         many = judge_clusters(one[1], two[1], seed)
         for arm in ("few units", "best single unit", "clusters", "shuffled clusters"):
             note_for(arm, rows=len(one[1]) // (2 if "clusters" in arm else 1))
+        for arm in ("matched units", "units of unrelated rows", "subspaces"):
+            note_for(arm, rows=len(one[1]))
         for arm in ("cluster", "best partner and units by lot"):
             note_for(arm, rows=len(one[1]) // 2, parameters=many["units in a cluster"])
         return {

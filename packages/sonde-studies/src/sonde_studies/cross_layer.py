@@ -10,6 +10,7 @@ from sonde.compress import CrossLayerCache
 from sonde.core import CachePacking, PackedTokens
 from sonde.measure import cka
 from sonde_studies._cached import PROMPT, SmallerCaches, pieces
+from sonde_studies.arms import note, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SHARES, GROUPS, TEXTS, ROWS = (0.2, 0.3, 0.4), (1, 2, 3), 8, 512
@@ -34,21 +35,25 @@ class CrossLayerStudy(Study):
             "two",
             "At 30 % of the bytes two layers side by side lose less than each alone.",
             "divergence of single layers less that of pairs, over that of single layers",
+            arms=("2 layers, 30%", "1 layers, 30%"),
         ),
         Claim(
             "three",
             "Three layers lose less than pairs.",
             "divergence of pairs less that of triples, over that of pairs",
+            arms=("3 layers, 30%", "2 layers, 30%"),
         ),
         Claim(
             "turned back",
             "Keys before their rotation lose less than keys behind it.",
             "divergence behind less that before, over that behind, pairs at 30 %",
+            arms=("2 layers, 30%", "rotated keys"),
         ),
         Claim(
             "alignment",
             "Values of adjacent layers are more alike than those of layers three apart.",
             "difference of debiased CKA",
+            arms=("adjacent layers", "layers three apart"),
         ),
     )
     null = Claim(
@@ -65,10 +70,14 @@ class CrossLayerStudy(Study):
             for layers in GROUPS:
                 tick(f"{layers} layers, {share:.0%}")
                 form = CrossLayerCache(layers=layers, keep=share, chunk=PROMPT, recent=0)
-                found[f"{layers} layers | {share:g}"] = caches.lost(form)[0]
+                found[f"{layers} layers | {share:g}"], size = caches.lost(form)
+                note(bytes=size)
         tick("rotated keys")
         pairs = CrossLayerCache(layers=2, keep=MIDDLE, chunk=PROMPT, recent=0)
-        behind, _ = caches.lost(Rotated(pairs))
+        behind, size = caches.lost(Rotated(pairs))
+        note(bytes=size)
+        for name in ("adjacent layers", "layers three apart"):
+            note_for(name, rows=ROWS)
         one, two, three = (found[f"{n} layers | {MIDDLE:g}"] for n in GROUPS)
         near, far, shuffled = _alignment(caches, seed)
         return {

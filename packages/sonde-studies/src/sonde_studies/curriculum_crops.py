@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sonde.compress import DistillDataset, batch_norm_moments
 from sonde.train import Distil
+from sonde_studies.arms import note, note_mean, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
@@ -31,15 +32,23 @@ class CurriculumCropsStudy(Study):
     data = "digits: 1,200 to distil, 597 to judge"
     claims = (
         Claim("curriculum", "Crops that shrink beat crops of the whole range from the start.",
-              "difference of accuracy, mean over numbers of images"),
-        Claim("random", "Made images beat as many real ones by lot.",
-              "difference of accuracy, mean over numbers of images"),
-        Claim("centres", "They beat the real images nearest to centres of clusters.",
-              "difference of accuracy, mean over numbers of images"),
+              "difference of accuracy, mean over numbers of images",
+              arms=("shrinking", "whole range")),
+        Claim("random", "Made images, which take 120 steps to make, beat as many real ones by "
+              "lot.",
+              "difference of accuracy, mean over numbers of images",
+              arms=("shrinking", "by lot")),
+        Claim("centres", "They beat, after as many steps, the real images nearest to centres of "
+              "clusters.",
+              "difference of accuracy, mean over numbers of images",
+              arms=("shrinking", "centres")),
         Claim("moments", "The moments of layers matter.",
-              "accuracy with them less that without, mean over numbers of images"),
-        Claim("one", "With one image of each digit, made images beat one by lot.",
-              "difference of accuracy"),
+              "accuracy with them less that without, mean over numbers of images",
+              arms=("shrinking", "no moments")),
+        Claim("one", "With one image of each digit, made images, which take 120 steps to make, "
+              "beat one by lot.",
+              "difference of accuracy",
+              arms=("shrinking, 1", "by lot, 1")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot, which the teacher learns too, are not told of other "
                  "rows.", f"accuracy from {SHOWN} real images, less 0.1")  # fmt: skip
@@ -61,10 +70,11 @@ class CurriculumCropsStudy(Study):
                 "whole range": DistillDataset(made.steps, crop=CROP, ramp=0.0, seed=seed),
                 "no moments": DistillDataset(made.steps, crop=CROP, weight=0.0, seed=seed),
             }
-            data = {
-                name: how.distil(teacher, moments, wanted, (1, 8, 8)).x
-                for name, how in arms.items()
-            }
+            data = dict[str, Tensor]()
+            for name, how in arms.items():
+                with part(f"{name}, {n}"):
+                    note(updates=how.steps)
+                    data[name] = how.distil(teacher, moments, wanted, (1, 8, 8)).x
             data |= {
                 "by lot": _by_lot(x, label, n, seed),
                 "centres": _centres(x, label, n, seed),
@@ -74,6 +84,9 @@ class CurriculumCropsStudy(Study):
                 student = drawn(_net, seed + 1)
                 _taught(student, teacher, images, wanted, 10 if tiny else STUDENT, seed)
                 found[f"accuracy of {name} | {n}"] = accuracy(student, fresh, truth)
+
+        for name in ("shrinking", "whole range", "no moments", "by lot", "centres"):
+            note_mean(name, [f"{name}, {n}" for n in (PER_CLASS[:1] if tiny else PER_CLASS)])
 
         def mean(name: str) -> float:
             return float(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde import Model
 from sonde.train import InputDecoder
 from sonde_studies._recipe_data import items_of, learned, mlp, shuffled_digits
+from sonde_studies.arms import note_for, part
 from sonde_studies.recipes.decode_states import decode_states
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -33,18 +34,23 @@ class DecodeStatesStudy(Study):
               "share that the decoder reads at the first layer, less 0.9"),
         Claim("fades", "Training widens the lead of early states over deep ones in what is left "
               "of the pixels.",
-              "share read, first of three layers of 64 less last, trained less untrained"),
+              "share read, first of three layers of 64 less last, trained less untrained",
+              arms=("trained", "untrained")),
         Claim("class", "What is read from the last layer still shows its class to another net.",
               "accuracy of another net on decoded digits, less 0.9"),
-        Claim("other data", "A decoder that learned on other digits reads states of digits "
-              "nearly as well.",
-              "share read of 0 to 4 at layer 1, learned on 5 to 9 less on 0 to 4, and 0.05"),
-        Claim("curved", "At the last layer a decoder with a hidden layer reads more.",
-              "share of the variance read, hidden layer less linear"),
+        Claim("other data", "A decoder that learned on other rows, of other digits, reads states "
+              "of digits nearly as well.",
+              "share read of 0 to 4 at layer 1, learned on 5 to 9 less on 0 to 4, and 0.05",
+              arms=("learned on 5 to 9", "learned on 0 to 4")),
+        Claim("curved", "At the last layer a decoder with a hidden layer, of more parameters, "
+              "reads more.",
+              "share of the variance read, hidden layer less linear",
+              arms=("hidden layer", "linear")),
         Claim("again", "Shown what was decoded, again and again, the net keeps its answer.",
               "share of rows with one answer in the second and the ninth round, less 0.9"),
-        Claim("surer", "And becomes surer of it.",
-              "mean largest probability, ninth round less second"),
+        Claim("surer", "And becomes surer of it with each pass.",
+              "mean largest probability, ninth round less second",
+              arms=("ninth round", "second round")),
     )  # fmt: skip
     null = Claim("shuffled", "From the states of other rows no more is read than from noise.",
                  "share of variance read, other rows less noise of equal covariance")  # fmt: skip
@@ -76,6 +82,7 @@ class DecodeStatesStudy(Study):
                 for s in (states.roll(1, 0), mix @ (states - states.mean(0)))
             )
             early, low = net.module[:2](rows), label[FIT:] < 5  # pyright: ignore
+        _note_decoders(states[:half], low[:half])
         tick("equal widths")
         wide = _of_equal_widths(x[:n], label[:n], rows, seed)
         fades = {name: first - last for name, (first, last) in wide.items()}
@@ -112,13 +119,26 @@ class DecodeStatesStudy(Study):
         }  # fmt: skip
 
 
+def _note_decoders(states: Tensor, low: Tensor) -> None:
+    """Note rows, parameters and passes of decoders that are compared, and that no step trains."""
+    dim = states.shape[1] + 1
+    for name, parameters in (("linear", dim * 64), ("hidden layer", (dim + 64) * 64 + 64)):
+        note_for(name, rows=len(states), parameters=parameters)
+    for name, kind in (("learned on 0 to 4", low), ("learned on 5 to 9", ~low)):
+        note_for(name, rows=int(kind.sum()))
+    for name, passes in (("ninth round", 9), ("second round", 2)):
+        note_for(name, passes=passes)
+
+
 def _of_equal_widths(
     x: Tensor, label: Tensor, rows: Tensor, seed: int
 ) -> dict[str, tuple[float, float]]:
     """Return what is read from the first and last layer of 64 units, before and after training."""
     even = drawn(_even, seed)
     untrained = _first_and_last(even, rows)
-    learned(even, x, label, seed)
+    note_for("untrained", updates=0)
+    with part("trained"):
+        learned(even, x, label, seed)
     return {"untrained": untrained, "trained": _first_and_last(even, rows)}
 
 

@@ -8,6 +8,7 @@ softmaxes; at half the scale .24 more is.
 
 from typing import final
 
+from sonde_studies.arms import note_again
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.imitator import STEPS, followed, imitator, order
 from sonde_studies.worlds.painter import studio
@@ -66,6 +67,7 @@ class DecoupledCrossAttentionStudy(Study):
             "turned",
             "At half the scale they are followed more than at the whole.",
             "share of the variance of grounds, difference",
+            arms=("half the scale", "whole scale"),
         ),
     )
     null = Claim(
@@ -84,6 +86,8 @@ class DecoupledCrossAttentionStudy(Study):
         for joint in (False, True):
             tick("imitator, one softmax" if joint else "imitator, two softmaxes")
             nets[joint] = imitator(at, seed, steps, joint=joint)
+        for name in ("half the scale", "whole scale"):
+            note_again(name, "imitator, two softmaxes")
         free = {k: followed(at, nets[joint], silent, x) for k, (joint, x) in ARMS.items()}
         worded = {k: followed(at, nets[joint], named, x) for k, (joint, x) in ARMS.items()}
         two, half, one = ARMS

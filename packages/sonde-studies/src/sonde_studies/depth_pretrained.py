@@ -8,6 +8,7 @@ from sonde import Model
 from sonde.data import open_inputs
 from sonde.measure import depth_use
 from sonde_studies._help_pages import drawn_pages, language_model
+from sonde_studies.arms import note_for
 from sonde_studies.parts.lots import LOTS, share_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -31,16 +32,21 @@ class DepthPretrainedStudy(Study):
     seconds = 30.0
     claims = (
         Claim("second half", "The second half of the blocks contributes less than at random "
-              "weights.", "share of all contributions, random less trained"),
+              "weights.", "share of all contributions, random less trained",
+              arms=("trained", "random")),
         Claim("less than the first", "It contributes less than the first half, of which the first "
-              "block is not counted.", "mean contribution of a block, first half less second"),
+              "block is not counted.", "mean contribution of a block, first half less second",
+              arms=("second half", "first half")),
         Claim("skips fall", "Skipping a late block changes later ones less, compared with an early "
               "one, than at random weights.",
-              "mean block number weighted by effects of skips, random less trained"),
+              "mean block number weighted by effects of skips, random less trained",
+              arms=("trained", "random")),
         Claim("answer", "Skipping one of the first half changes the answer more than skipping one "
-              "of the second.", "difference of mean changes of probabilities, trained"),
+              "of the second.", "difference of mean changes of probabilities, trained",
+              arms=("first half", "second half")),
         Claim("answer, trained", "It does so more than at random weights.",
-              "difference of mean changes of probabilities, trained less random"),
+              "difference of mean changes of probabilities, trained less random",
+              arms=("trained", "random")),
     )  # fmt: skip
     null = Claim("by lot", f"Of {LOTS} random halves of the blocks neither contributes more.",
                  "share of all contributions, trained, less 0.5")  # fmt: skip
@@ -59,6 +65,9 @@ class DepthPretrainedStudy(Study):
             tick(name)
             inputs = open_inputs(Model(module, model.processor, task="causal"), texts)
             found[name] = depth_use(module, inputs.batches(0, len(texts)), leave_out=1)
+        weights = sum(p.numel() for p in model.module.parameters())
+        for name in ("random", "trained", "first half", "second half"):
+            note_for(name, rows=len(texts), parameters=weights)
         random, trained = found["random"], found["trained"]
         added = trained.contribution
         half = len(added) // 2

@@ -5,11 +5,12 @@ from typing import final
 
 import torch
 
-from sonde_studies._defects import DATA, SITE, objects
+from sonde_studies._defects import DATA, PATCHES, SITE, objects
 from sonde_studies._few_image_lookups import (
     OF_FEW,
     OF_OTHERS,
     entries_in_use,
+    note_lookups,
     parts_of,
     scores_of_lookups,
     taught_lookup,
@@ -51,32 +52,42 @@ class DictLookupStudy(Study):
             "With 1 and 4 images, sparsemax finds defects better than softmax at the same "
             "temperature.",
             FIGURE,
+            arms=("sparse, 4 images", "softmax, 4 images"),
         ),
         Claim(
             "sparse over nearest",
             "With 1 and 4 images, sparsemax beats the cosine to the nearest patch.",
             FIGURE,
+            arms=("sparse, 4 images", "nearest, 4 images"),
         ),
         Claim(
             "few images",
-            "Four images are enough: they lose less than .05 against sixteen.",
+            "Four images are enough, in a quarter of the memory: they lose less than .05 against "
+            "sixteen.",
             FIGURE,
             above=-0.05,
+            arms=("sparse, 4 images", "sparse, 16 images"),
         ),
         Claim(
             "taught by other kinds",
-            "With 1 and 4 images, generators taught by other kinds beat plain patches.",
+            "With 1 and 4 images, generators taught by 96 images of other kinds beat plain "
+            "patches.",
             FIGURE,
+            arms=("taught by other kinds, 4 images", "sparse, 4 images"),
         ),
         Claim(
             "taught by the few",
-            "With 4 and 16 images, generators taught by these beat plain patches.",
+            "With 4 and 16 images, generators taught by these, with parameters of their own, "
+            "beat plain patches.",
             FIGURE,
+            arms=("taught by the few, 16 images", "sparse, 16 images"),
         ),
         Claim(
             "averaged maps",
-            "With 1 and 4 images, averaged maps of two layers and both windows beat one map.",
+            "With 1 and 4 images, averaged maps of two layers and both windows, in the memory of "
+            "four, beat one map.",
             FIGURE,
+            arms=("averaged maps, 4 images", "sparse, 4 images"),
         ),
     )
     null = Claim(
@@ -113,6 +124,7 @@ class DictLookupStudy(Study):
                     each.setdefault("fresh usual images against others", []).append(
                         image_area(both["usual"], both["clean"])
                     )
+        note_lookups(every, len(others) // PATCHES)
         mean = {name: fmean(values) for name, values in each.items()}
         return {
             "sparse over softmax": _over(mean, "sparse", "softmax", FEW),

@@ -66,7 +66,7 @@ class DisparityDecompositionStudy(Study):
             "local is cheap",
             f"As planted, the limit for a gap of {GAP:g} inside each client lies there above the "
             "net's accuracy.",
-            "limit less accuracy of the net",
+            "the limit less accuracy of the net",
         ),
     )
     null = Claim(

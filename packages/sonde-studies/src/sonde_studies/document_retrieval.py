@@ -19,6 +19,7 @@ from sonde_studies._late_interaction import (
     reranked,
     trained_reranker,
 )
+from sonde_studies.arms import note_for
 from sonde_studies.parts.retrieval import bm25, fused, passage_scores, places
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -48,8 +49,10 @@ class DocumentRetrievalStudy(Study):
     claims = (
         Claim(
             "merged",
-            "The mean of all passages finds more than the first passage alone.",
+            "The mean of all passages, which takes as many passes, finds more than the first "
+            "passage alone.",
             "recall at 5, mean of passages less first passage",
+            arms=("states, mean of passages", "states, first passage"),
         ),
         Claim(
             "states",
@@ -58,13 +61,15 @@ class DocumentRetrievalStudy(Study):
         ),
         Claim(
             "both",
-            "States and BM25 together find more than BM25.",
+            "States, which cost passes of a model, and BM25 together find more than BM25.",
             "recall at 5, both less BM25",
+            arms=("BM25 and states", "BM25"),
         ),
         Claim(
             "reranked",
             "Late interaction that was trained on other modules orders the first 15 better.",
             "recall at 5, reranked less mean of passages",
+            arms=("reranked", "not reranked"),
         ),
     )
     null = Claim(
@@ -88,12 +93,17 @@ class DocumentRetrievalStudy(Study):
             passages_and_windows(model, part)
             for part in (documents[:n], queries, documents[n:], later)
         )
-        tick("train the reranker")
+        tick("reranked")
         answer = torch.arange(n)
         reranker = trained_reranker(
             known, learned, torch.arange(len(chosen) - n).repeat_interleave(PIECES)
         )
         score = passage_scores(passages, asked)
+        many = len(passages.last)
+        for name, n_passes in (("BM25", 0), ("BM25 and states", many), (MERGED, many)):
+            note_for(name, passes=n_passes)
+        note_for("states, first passage", passes=n)
+        note_for("not reranked", updates=0)
         score["BM25"] = bm25(documents[:n], queries)
         score["BM25 and states"] = fused(score["BM25"], score[MERGED])
         with torch.no_grad():

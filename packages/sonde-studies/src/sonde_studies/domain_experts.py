@@ -12,6 +12,7 @@ import sonde
 from sonde.compress import ExtractExperts, PreGate, SlicedModel
 from sonde.data import open_inputs
 from sonde_studies._gpt2 import next_token_loss
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 DOMAINS, LENGTH, READ, JUDGED, PREFIX = ("code", "prose", "numbers"), 96, 24, 12, 16
@@ -29,14 +30,21 @@ class DomainExpertsStudy(Study):
     data = "sonde:stdlib; docstrings and code of Python's library, and random tables of numbers"
     place = "byte-model"
     claims = (
-        Claim("random", "A domain's expert has a lower loss on it than half of the units by lot.",
-              "loss by lot less that of the expert, nats a byte, mean over domains"),
-        Claim("length", "It has a lower loss than the half with the largest weights.",
-              "loss of the largest less that of the expert, nats a byte, mean over domains"),
+        Claim("random", "A domain's expert, chosen on texts of it, has a lower loss on it than "
+              "half of the units by lot.",
+              "loss by lot less that of the expert, nats a byte, mean over domains",
+              arms=("use", "random")),
+        Claim("length", "It has a lower loss, chosen on texts, than the half with the largest "
+              "weights.",
+              "loss of the largest less that of the expert, nats a byte, mean over domains",
+              arms=("use", "length")),
         Claim("own", "It has a lower loss on its domain than the experts of others.",
-              "mean loss of others less its own, nats a byte"),
-        Claim("cheap", "It loses at most a tenth of a nat a byte against the whole model.",
-              "0.1 less the loss that it adds, mean over domains"),
+              "mean loss of others less its own, nats a byte",
+              arms=("use", "experts of others")),
+        Claim("cheap", "With half of the hidden units, chosen on texts, it loses at most a tenth "
+              "of a nat a byte against the whole model.",
+              "0.1 less the loss that it adds, mean over domains",
+              arms=("use", "whole")),
         Claim("gate", "After 16 bytes a gate before the model knows the text's domain.",
               "share of later bytes that are sent to the expert of their domain, less 0.8"),
     )  # fmt: skip
@@ -59,6 +67,10 @@ class DomainExpertsStudy(Study):
         for by in ("length", "random"):
             other = ExtractExperts(SHARE, by=by, seed=seed).extract(model, given)
             losses[by] = _losses(other, fresh)
+        units = model.config.intermediate_size * model.config.num_hidden_layers
+        for name in ("use", "experts of others", "length", "random", "whole"):
+            chosen, share = name in ("use", "experts of others"), 1.0 if name == "whole" else SHARE
+            note_for(name, rows=n_read * chosen, parameters=round(share * units))
         mean = {name: float(t.diagonal().mean()) for name, t in losses.items()}
         n = len(DOMAINS)
         others = (losses["use"].sum() - losses["use"].trace()) / (n * (n - 1))

@@ -9,6 +9,7 @@ import torch
 from sonde.edit import NGrams, SuperposedGenerate
 from sonde_studies._drafts import drafts_of, judged, mixture_cosines
 from sonde_studies._help_pages import language_model
+from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PROMPTS, GIVEN, NEW, NEXT, DRAFTS = 4, 32, 12, 2, 3
@@ -30,14 +31,17 @@ class DraftsPretrainedStudy(Study):
     place = "smollm2"
     seconds = 30.0
     claims = (
-        Claim("close", "Drafts are as likely as those of beam search of three passes, to 0.1 nats "
-              "a token.", f"{NATS}, difference, and 0.1"),
+        Claim("close", "Drafts that mix in n-grams of other texts are as likely as those of beam "
+              "search of three passes, to 0.1 nats a token.", f"{NATS}, difference, and 0.1",
+              arms=("superposed", "beam search")),
         Claim("best", "The best draft of three is likelier than greedy text, which takes as many "
-              "passes.", f"difference of {NATS}"),
-        Claim("next", f"One of the drafts begins with the page's next {NEXT} tokens as often as "
-              "one of three of beam search, to 2 points.", "difference of shares, and 0.02"),
-        Claim("n-grams", "With n-grams drafts are likelier in the mean than without.",
-              f"difference of {NATS}"),
+              "passes and no texts.", f"difference of {NATS}", arms=("superposed", "greedy")),
+        Claim("next", "One of the drafts, with a third of the passes and n-grams of other texts, "
+              f"begins with the page's next {NEXT} tokens as often as one of three of beam "
+              "search, to 2 points.", "difference of shares, and 0.02",
+              arms=("superposed", "beam search")),
+        Claim("n-grams", "With n-grams of other texts drafts are likelier in the mean than "
+              "without.", f"difference of {NATS}", arms=("superposed", "no n-grams")),
         Claim("linear", "States of mixed texts are near the mixture of states, after the last "
               "layer.", "cosine, less 0.9"),
     )  # fmt: skip
@@ -66,6 +70,8 @@ class DraftsPretrainedStudy(Study):
         for name, how in ways.items():
             tick(name)
             drafts, rows = drafts_of(module, texts[:, :GIVEN], new, how)
+            mixes = getattr(how.get("custom_generate"), "ngrams", None) is not None
+            note(passes=rows, rows=len(rest) if mixes else 0)
             row = judged(module, drafts, texts, GIVEN, NEXT)
             row["model rows a token"] = rows / n / new
             found |= {f"{name} | {key}": value for key, value in row.items()}

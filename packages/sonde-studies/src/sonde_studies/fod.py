@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.detect import FOD, PaDiM, PatchCore
 from sonde_studies._keypad import PLACES, Keypads, keypads
 from sonde_studies._patches import image_area, patch_area, patches_of
+from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITE = "keys:out"
@@ -48,27 +49,32 @@ class FODStudy(Study):
             "A displaced key: the divergence of the attention to the references beats the error "
             "of reconstruction.",
             "difference of AUROC of keys",
+            arms=("displacement", "error"),
         ),
         Claim(
             "score over error",
             "A displaced key: the paper's score, relative within the image, beats the error.",
             "difference of AUROC of keys",
+            arms=("score, relative", "error"),
         ),
         Claim(
             "absolute over relative",
             "A displaced key: error times divergence beats the relative score.",
             "difference of AUROC of keys",
+            arms=("score, absolute", "score, relative"),
         ),
         Claim(
             "everywhere: absolute over relative",
             "Every key displaced: the absolute score beats the relative one, which compares keys "
             "of one board.",
             "difference of AUROC of boards",
+            arms=("score, absolute", "score, relative"),
         ),
         Claim(
             "odd: score over error",
             "A key never seen: the paper's score beats the error as well.",
             "difference of AUROC of keys",
+            arms=("score, relative", "error"),
         ),
     )
     null = Claim(
@@ -128,6 +134,7 @@ def _scores(boards: Keypads, seed: int, passes: int) -> tuple[Scores, float]:
             "PatchCore": anywhere.score(new),
         }
         for name, values in mine.items():
+            note_for(name, rows=len(x))
             found.setdefault(name, {})[part] = values.reshape(-1, PLACES)
         if part == "usual":
             weight = _weight(gap)

@@ -19,6 +19,7 @@ from sonde.tap import Gate
 from sonde_studies._gated_requests import Request, requested
 from sonde_studies._kinds_of_text import Kind, kinds_of_text, next_byte_loss
 from sonde_studies._separation import area
+from sonde_studies.arms import note_again, note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITES, LATE, DIM, RATE = "blocks", "model.layers.6", 192, 3e-3
@@ -55,16 +56,23 @@ class ForgetTextsStudy(Study):
     data = "sonde:stdlib; Python's tables of characters, scikit-learn's prose; Python's code beside"
     place = "byte-model"
     claims = (
-        Claim("layers", "All layers together tell a request's unseen texts better than one layer.",
-              "AUROC of the score over layers less the mean of single layers', mean of requests"),
+        Claim("layers", "All layers together, with as many times the numbers, tell a request's "
+              "unseen texts better than one layer.",
+              "AUROC of the score over layers less the mean of single layers', mean of requests",
+              arms=("layers", "single layer")),
         Claim("encoder", "Codes trained by contrast tell them better than the states.",
-              "difference of AUROC, mean of requests"),
-        Claim("gates keep", "After both requests code suffers less behind gates than without them.",
-              "rise of the loss without gates less that behind them, nats a byte"),
+              "difference of AUROC, mean of requests",
+              arms=("codes", "states")),
+        Claim("gates keep", "After both requests code suffers less behind gates, which are set "
+              "on texts of code, than without them.",
+              "rise of the loss without gates less that behind them, nats a byte",
+              arms=("gates", "no gates")),
         Claim("no erosion", "Behind gates the loss of code rises by less than .05 nats a byte.",
               "0.05 less the rise, nats a byte"),
-        Claim("forgotten", "Behind gates the requests' unseen texts lose half of what they lose "
-              "without gates.", "rise of the loss behind gates over that without them, less 0.5"),
+        Claim("forgotten", "Behind gates, which are set on other texts of the requests and of "
+              "code, the requests' unseen texts lose half of what they lose without gates.",
+              "rise of the loss behind gates over that without them, less 0.5",
+              arms=("gates", "no gates")),
     )  # fmt: skip
     null = Claim("by lot", "Code that is asked away by lot is not told from other code.",
                  "AUROC of the score over layers", above=0.5)  # fmt: skip
@@ -88,6 +96,15 @@ class ForgetTextsStudy(Study):
             earlier = [one for one, _ in done]
             adapter = rule.learn(model, LATE, DIM, learned, earlier=earlier, progress=False)
             done.append((adapter, _gate(model, scorer, code.gate, kind.gate)))
+        note_again("no gates", name)
+        note_again("gates", name)
+        for arm, read in (("no gates", sizes.learned), ("gates", sizes.learned + 2 * sizes.gate)):
+            note_for(arm, rows=read)
+        widths = [rows.shape[-1] for rows in layer_rows(model, code.judged[:2], SITES)]
+        for arm, many in (("layers", sum(widths)), ("single layer", widths[0])):
+            note_for(arm, rows=sizes.learned, parameters=many)
+        note_for("codes", updates=sizes.steps)
+        note_for("states", updates=0)
         tick("by lot")
         lot = Kind(code.learned, [], code.judged[::2])
         by_lot = _told(model, lot, code.judged[1::2], sizes, seed)[1]["layers"]

@@ -17,6 +17,7 @@ from sonde.metrics import auroc
 from sonde.tap import Gate
 from sonde_studies._forgetting import items_of_class, world
 from sonde_studies._gated_requests import Request, requested
+from sonde_studies.arms import note_again, note_for, note_sum
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 EARLY, LATE, DIM = "3", "4", 512
@@ -41,13 +42,16 @@ class GatedAdapterStudy(Study):
     claims = (
         Claim(
             "gates keep",
-            "After four requests the other classes keep more behind gates than without them.",
+            "After four requests the other classes keep more behind gates, which also read rows "
+            "of them, than without gates.",
             "difference of accuracy on unseen digits",
+            arms=("gates", "no gates"),
         ),
         Claim(
             "no erosion",
             "Behind gates the other classes stay within 2 points.",
             "accuracy after less before, and 0.02",
+            arms=("gates", "before"),
         ),
         Claim(
             "forgotten",
@@ -56,8 +60,10 @@ class GatedAdapterStudy(Study):
         ),
         Claim(
             "first stays forgotten",
-            "What the first request forgot is forgotten after the fourth, to 5 points.",
+            "What the first request forgot is forgotten after the updates and parameters of the "
+            "fourth, to 5 points.",
             "accuracy after the first less that after the fourth, and 0.05",
+            arms=("gates", "first"),
         ),
     )
     null = Claim(
@@ -76,6 +82,13 @@ class GatedAdapterStudy(Study):
         for kind in asked:
             tick(f"request {len(done) + 1}")
             done.append(_request(model, x[:n], label[:n], kind, done, 2 if tiny else 20, seed))
+        note_for("before", updates=0)
+        note_again("first", "request 1")
+        note_sum("no gates", [f"request {i + 1}" for i in range(len(asked))])
+        note_again("gates", "no gates")
+        own_rows = torch.isin(label[:n], torch.tensor(asked)).sum()
+        for name, rows_read in (("first", n), ("gates", n), ("no gates", int(own_rows))):
+            note_for(name, rows=rows_read)
         fresh, truth = x[n:], label[n:]
         told = {
             "before": _said(model, [], fresh),

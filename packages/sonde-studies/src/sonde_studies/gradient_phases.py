@@ -10,6 +10,7 @@ from torch.nn import functional
 from sonde.measure import gradient_signal_to_noise, information_plane
 from sonde_studies._bit_rule import AT, PLAIN, ROWS, STEPS, bit_rule, checkpoints
 from sonde_studies._layers import layers_of
+from sonde_studies.arms import note_for
 from sonde_studies.information_plane import FORGOTTEN, FORMS
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy
@@ -38,18 +39,19 @@ class GradientPhasesStudy(Study):
         Claim(
             "signal first",
             "Before training, batches agree on more of the gradient than they scatter.",
-            "doublings of signal over noise",
+            "signal-to-noise of gradients, in doublings",
         ),
         Claim(
             "noise last",
             "In the end they scatter more than they agree.",
-            "doublings of noise over signal",
+            "noise-to-signal of gradients, in doublings",
         ),
         Claim(
             "forgets",
             "Premise: by bins from -1 to 1 the last layer ends 0.1 bits below its largest.",
             FORGOTTEN,
             above=FORGETS,
+            arms=("after all updates", "checkpoint of most information"),
         ),
         Claim(
             "at once",
@@ -80,6 +82,11 @@ class GradientPhasesStudy(Study):
         )  # fmt: skip
         most = other.index(max(other))
         at = [PLAIN * step for step in (*AT[: len(nets) - 1], STEPS)]
+        for name, step in (
+            ("checkpoint of most information", at[most]),
+            ("after all updates", at[-1]),
+        ):
+            note_for(name, updates=step, rows=len(x))
         turned = [step for step, value in zip(at, ratio, strict=True) if value < 0]
         turn, peak = (turned or at[-1:])[0], at[most]
         return {

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sonde.train import Resize, TemplateBank
-from sonde_studies._added_blocks import Train, at_once, one_alone, one_by_one, without_each
+from sonde_studies._added_blocks import Deep, Train, at_once, one_alone, one_by_one, without_each
 from sonde_studies._layers import loss
 from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies._specialists import specialists
+from sonde_studies.arms import note_again, note_for, part
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import accuracy, drawn, learn_labels
@@ -34,29 +35,41 @@ class GrowModelsStudy(Study):
     )
     data = "digits: 1,000 to train on, 797 to judge; a half or a third of the products in the small"
     claims = (
-        Claim("grown", "A net grown to twice its width has a lower loss than one from scratch.",
-              "nats, from scratch less grown"),
-        Claim("cycle", "A net that visits the small net and is mixed with itself has a lower "
-              "loss than one from scratch.",
-              "nats, from scratch less V-cycle"),
+        Claim("grown", "A net grown to twice its width has, after as many products in more "
+              "steps, a lower loss than one from scratch.",
+              "nats, from scratch less grown",
+              arms=("grown", "scratch")),
+        Claim("cycle", "A net that visits the small net, in more steps, and is mixed with itself "
+              "has a lower loss than one from scratch.",
+              "nats, from scratch less V-cycle",
+              arms=("cycle", "scratch")),
         Claim("mixed", "Mixing with the big net helps beyond growing alone.",
-              "nats, V-cycle without mixing less with"),
+              "nats, V-cycle without mixing less with",
+              arms=("cycle", "not mixed")),
         Claim("templates", "A net that is grown by new mixes of its templates has a lower loss "
               "than one grown by random weights.",
-              "nats, random new blocks less mixes of templates"),
-        Claim("mixes", "And a lower one than from scratch.",
-              "nats, from scratch less mixes of templates"),
+              "nats, random new blocks less mixes of templates",
+              arms=("templates", "random blocks")),
+        Claim("mixes", "And a lower one than from scratch, after more steps and with the "
+              "parameters of the templates.",
+              "nats, from scratch less mixes of templates",
+              arms=("templates", "scratch")),
         Claim("one by one", "On a frozen embedding, blocks that are trained one by one on frozen "
-              "ones reach a lower loss than all at once.",
-              "nats, all blocks at once less one by one"),
-        Claim("each block", "Each block that is added so lowers the loss more than as many steps "
-              "without it.", "nats, without the new block less with, the least of two blocks"),
+              "ones, in as many steps and a third of the weights at a time, reach a lower loss "
+              "than all at once.",
+              "nats, all blocks at once less one by one",
+              arms=("one by one", "at once")),
+        Claim("each block", "Each block that is added so, with its parameters, lowers the loss "
+              "more than as many steps without it.",
+              "nats, without the new block less with, the least of two blocks",
+              arms=("three blocks", "two blocks")),
         Claim("specialists", "The mean of the logits of two specialists on one frozen embedding is "
               "correct more often than a specialist without an error could be.",
-              "accuracy of the mean less the share of the larger half of the digits"),
-        Claim("as one", "The mean is correct as often as one expert that learned from all digits, "
-              "to two points.",
-              "accuracy of the mean less that of one, and 0.02"),
+              "accuracy of the mean, less the limit, the share of the larger half of the digits"),
+        Claim("as one", "The mean of two, with twice the parameters, is correct as often as one "
+              "expert that learned from all digits, to two points.",
+              "accuracy of the mean less that of one, and 0.02",
+              arms=("two specialists", "one expert")),
     )  # fmt: skip
     null = Claim("lots", "Labels by lot are not told of other rows.",
                  "accuracy, grown, less 0.1")  # fmt: skip
@@ -94,9 +107,11 @@ class GrowModelsStudy(Study):
         tick("at once")
         nets["at once"] = at_once(train, steps // 2, seed)
         found = {arm: loss(net, x[FIT:], label[FIT:]) for arm, net in nets.items()}
-        tick("one by one")
+        tick("blocks")
         way = steps // 2, seed, x[:4]
-        falls = [loss(net, x[FIT:], label[FIT:]) for net in one_by_one(train, *way)]
+        with part("one by one"):
+            falls = [loss(net, x[FIT:], label[FIT:]) for net in one_by_one(train, *way)]
+        _note_blocks()
         without = [loss(net, x[FIT:], label[FIT:]) for net in without_each(train, *way)]
         found |= {f"{n} blocks": v for n, v in enumerate(falls, 1)}
         found |= {f"no block {n}, as long": v for n, v in enumerate(without, 2)}
@@ -122,6 +137,13 @@ class GrowModelsStudy(Study):
         }
 
 
+def _note_blocks() -> None:
+    """Note that a net with its last block took as many steps as one without it."""
+    for depth, name in ((2, "two blocks"), (3, "three blocks")):
+        note_again(name, "one by one")
+        note_for(name, parameters=sum(p.numel() for p in Deep(depth).parameters()))
+
+
 def by_lot(x: Tensor, seed: int, steps: tuple[int, int]) -> float:
     """Return the accuracy of a grown net on labels by lot, less that of chance.
 
@@ -137,14 +159,19 @@ def by_lot(x: Tensor, seed: int, steps: tuple[int, int]) -> float:
 def _mixed(train: Train, like: nn.Module, seed: int, small: int, wide: int) -> dict[str, nn.Module]:
     """Return nets whose new blocks are mixes of trained templates, or random."""
     rule = TemplateBank(TEMPLATES, seed=seed)
-    net = train(rule.of(_net(SMALL, seed)), small, 1)
+    with part("small net of templates"):
+        net = train(rule.of(_net(SMALL, seed)), small, 1)
     mixed, random = rule.grown(net, like), _net(2 * SMALL, seed + 500)
     old, new = rule.plain(net).state_dict(), random.state_dict()
-    for name, part in old.items():
-        new[name][tuple(slice(n) for n in part.shape)] = part
+    for name, weight in old.items():
+        new[name][tuple(slice(n) for n in weight.shape)] = weight
     random.load_state_dict(new)
-    arms = {"templates": mixed, "random blocks": random}
-    return {arm: train(start, wide, 2) for arm, start in arms.items()}
+    nets = dict[str, nn.Module]()
+    for arm, start in {"templates": mixed, "random blocks": random}.items():
+        note_again(arm, "small net of templates")
+        with part(arm):
+            nets[arm] = train(start, wide, 2)
+    return nets
 
 
 def _net(width: int, seed: int) -> nn.Module:

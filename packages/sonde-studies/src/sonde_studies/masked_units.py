@@ -66,7 +66,7 @@ class MaskedUnitsStudy(Study):
               "accuracy of a linear probe, codes less untrained",
               arms=("codes", "untrained")),
         Claim("used", "More than half of the codes are in use.",
-              "perplexity of the codes over their number, less 0.5"),
+              "perplexity of the codes as a share of their number, less 0.5"),
     )  # fmt: skip
     null = Claim("lots", "Kinds by lot are not told of other signals.",
                  "accuracy of a linear probe, codes, less that of chance")  # fmt: skip

@@ -38,7 +38,7 @@ class MatchesOfThreeStudy(Study):
         Claim("told", "It finds most of what the commoner answer misses.",
               "share of the errors of the commoner answer that are gone, less 0.5"),
         Claim("plain", "Plain attention finds some.",
-              "accuracy of order two less that of the commoner answer"),
+              "accuracy of order two, less chance, which is the share of the commoner answer"),
     )  # fmt: skip
     null = Claim("lots", "Matches that are dealt out by lot are not told of other sets.",
                  "correlation of the answers of order three with the truth")  # fmt: skip

@@ -123,7 +123,8 @@ def _note_ways(ways: Iterable[str]) -> None:
     for way in ("cosine, model's parts", "cosine, mean of parts"):
         note_again(way, "writing parts")
     for way in ways:
-        note_for(way, passes=0, bytes=int(LENGTHS.sum()) if way == "all" else BUDGET)
+        kept = int(LENGTHS.sum()) if way == "all" else BUDGET
+        note_for(way, passes=0, bytes=4 * kept * (asked.PIXELS + asked.MARK))
 
 
 def _ways(
