@@ -37,6 +37,7 @@ from sonde_studies import (
     next_tokens,
     orthogonal_nets,
     random_pathways,
+    raster_decoding,
     reversible_columns,
     routed_dimensions,
     scale_generation,
@@ -55,7 +56,7 @@ from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import NULL_LEVEL, Outcome
 from sonde_studies.worlds.learning import drawn, squares_of
 
-SEEDS, DISTINCT, FEW = 5, 40, {"adverse-weather": 8}
+SEEDS, DISTINCT, FEW = 5, 40, {"adverse-weather": 8, "raster-decoding": 4}
 
 
 def _digits(seed):
@@ -170,6 +171,9 @@ NULLS = {
     "next-tokens": (_letters, lambda x, s: next_tokens.by_lot(x, s, 60)),
     "orthogonal-nets": (_images, lambda x, s: orthogonal_nets.by_lot(x, s, 40)),
     "random-pathways": (_digits, lambda x, s: random_pathways.by_lot(x, s, 40)),
+    "raster-decoding": (
+        raster_decoding.pixels_by_lot, lambda x, s: raster_decoding.by_lot(x, s, 120) - 0.25
+    ),
     "reversible-columns": (_digits, lambda x, s: reversible_columns.by_lot(x, s, 40)),
     "routed-dimensions": (
         _rows(routed_dimensions.FIT + 500, routed_dimensions.DIM),

@@ -154,6 +154,7 @@ STUDIES: dict[str, str] = {
     "prompt-words": "PromptWordsStudy",
     "pruned-pretrained": "PrunedPretrainedStudy",
     "random-pathways": "RandomPathwaysStudy",
+    "raster-decoding": "RasterDecodingStudy",
     "reader-feedback": "ReaderFeedbackStudy",
     "recall": "RecallStudy",
     "recolour": "RecolourStudy",

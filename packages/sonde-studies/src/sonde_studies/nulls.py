@@ -20,6 +20,7 @@ BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
     "leak": """pooled-sets steady-states leaving-locality alike-channels
+        raster-decoding
         pixels-in-context
         anomaly-in-words enrolled-source explained-in-turns perceived-pictures
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
