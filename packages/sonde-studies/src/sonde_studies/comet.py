@@ -3,13 +3,15 @@
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from sonde.explain import Comet, CometResult
 from sonde_studies._blocks import BlockDigits, block_digits, block_mlp, trained
+from sonde_studies.arms import note_for
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import accuracy
+from sonde_studies.worlds.learning import accuracy, minimise
 
 FIT, PATCH, AREA, STEPS = 1200, 4, 0.5, 400
 
@@ -41,9 +43,12 @@ class CometStudy(Study):
         ),
         Claim(
             "as right",
-            "Answers from what is kept are less than .03 worse than those of a net that sees all.",
+            "Answers from what is kept, by a net beside a net of its own that chooses, are less "
+            "than .03 worse than those of a net that sees all, has fewer parameters and takes as "
+            "many steps.",
             "difference of accuracies",
             above=-0.03,
+            arms=("kept", "plain"),
         ),
     )
     null = Claim(
@@ -70,8 +75,10 @@ class CometStudy(Study):
 
         whole, alone = masked(4.0), masked(0.0)
         tick("plain")
-        plain = trained(block_mlp(), fit.x, fit.label, seed, 5 if tiny else 100)
-        right = accuracy(plain.eval(), held.x, held.label)
+        right = _of_all(fit, held, seed, 4 if tiny else STEPS)
+        both = nn.ModuleList([whole.selector, whole.predictor])
+        weights = sum(p.numel() for p in both.parameters())
+        note_for("kept", updates=4 if tiny else STEPS, rows=len(fit.x), parameters=weights)
         tick("fresh nets on what is left out")
         arms = {"with the third net": whole, "without": alone}
         rest = {arm: _told(found, fit, held, seed, tiny) for arm, found in arms.items()}
@@ -87,6 +94,14 @@ class CometStudy(Study):
             "accuracy of the third net on what is left out | without": alone.complement,
             "accuracy on what is kept": float(whole),
         }
+
+
+def _of_all(fit: BlockDigits, held: BlockDigits, seed: int, steps: int) -> float:
+    """Return the accuracy of a net that sees all, in steps like those of the masked nets."""
+    net, how = block_mlp(), Comet()
+    minimise(lambda rows: cross_entropy(net(fit.x[rows]), fit.label[rows]), net.parameters(),
+             len(fit.x), steps=steps, seed=seed, rate=how.rate, batch=how.batch)  # fmt: skip
+    return accuracy(net.eval(), held.x, held.label)
 
 
 def by_lot(x: Tensor, held: Tensor, seed: int, steps: int) -> float:
