@@ -158,6 +158,17 @@ def fused(word: str, seed: int) -> str:
     return ask(word, EYE, EYE, items_of(x, label), seed=seed).verdict
 
 
+def worded(seed: int) -> str:
+    """Return the verdict of perception-in-words where answers are by lot."""
+    x, label = by_lot(seed)
+    words, reader = ("import", "return"), load("sonde:stdlib", device="cpu")
+    rows = [
+        {"x": a, "word": words[int(a[0] > 0)], "question": "and again:", "label": words[c]}
+        for a, c in zip(x, label, strict=True)
+    ]
+    return ask("perception-in-words", EYE, reader, rows, input_column="x", seed=seed).verdict
+
+
 def changed(seed: int) -> str:
     """Return the verdict of change-pairs where the label says nothing of the pairs."""
     x, label = by_lot(seed)
@@ -290,6 +301,7 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
             )
     for word in ("missing-view", "feature-fusion"):
         yield word, "labels by lot", "nothing", lambda s, w=word: fused(w, s) != NOT_TOLD
+    yield "perception-in-words", "answers by lot", "nothing", lambda s: worded(s) != NOT_TOLD
     yield "view-sets", "labels by lot", "nothing", lambda s: viewed(s) != NOT_TOLD
     yield "view-sets", "views are equal", "nothing", lambda s: "views by" in single_views(s)
     yield "change-pairs", "labels by lot", "nothing", lambda s: changed(s) != "not told"

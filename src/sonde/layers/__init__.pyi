@@ -28,6 +28,7 @@ from sonde.layers.linear_attention import LinearAttention as LinearAttention
 from sonde.layers.parallel_adapters import Adapter as Adapter
 from sonde.layers.parallel_adapters import ParallelAdapters as ParallelAdapters
 from sonde.layers.parallel_adapters import with_adapters as with_adapters
+from sonde.layers.partial_conv import PartialConv as PartialConv
 from sonde.layers.patch_lookup import PatchLookup as PatchLookup
 from sonde.layers.patterns import PATTERNS as PATTERNS
 from sonde.layers.patterns import All as All

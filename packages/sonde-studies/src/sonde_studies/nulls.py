@@ -22,6 +22,7 @@ _SEEN: dict[str, str] = {
     "leak": """pooled-sets steady-states leaving-locality alike-channels
         raster-decoding
         pixels-in-context
+        perception-in-words decoupled-queries
         anomaly-in-words enrolled-source explained-in-turns perceived-pictures
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck

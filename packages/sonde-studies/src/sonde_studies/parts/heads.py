@@ -1,6 +1,7 @@
 """Heads that predict classes from states, texts or sets, with ``fit`` and ``predict``."""
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from sonde import InputError
 from sonde.layers import Attention, Readout
 from sonde.metrics import auroc
 from sonde_studies.worlds.learning import drawn, minimise
+
+Values = np.ndarray[Any, np.dtype[Any]]
 
 CHARACTERS = (1, 3)
 
@@ -240,3 +243,19 @@ def chosen_apart(
         made = head.fit(x[:known][chosen], is_made[chosen]).decision_function(x[:known][held])
         scores[held] = rankdata(made) / (len(held) + 1)
     return scores
+
+
+def said_by_kind(states: Values, label: Values, kind: Values, kept: Values, held: Values) -> Values:
+    """Return the classes that heads predict, one head for the rows of each kind.
+
+    A kind with one class among its training rows gets that class; one without rows the most
+    frequent class of all.
+    """
+    said = np.empty(len(held), label.dtype)
+    for one in {*kind[held]}:
+        own, judged = kept[kind[kept] == one], kind[held] == one
+        usual = Counter(label[own] if len(own) else label[kept]).most_common(1)[0][0]
+        said[judged] = usual
+        if len({*label[own]}) > 1:
+            said[judged] = linear_head().fit(states[own], label[own]).predict(states[held][judged])
+    return said

@@ -99,6 +99,12 @@ def shuffled_labels(label: Values, owner: Values, seed: int) -> Values:
     return found
 
 
+def group_means(values: Values, owner: Values) -> Values:
+    """Return the mean of each group's values: rows of one group are not independent."""
+    _, group = np.unique(owner, return_inverse=True)
+    return np.bincount(group, values) / np.bincount(group)
+
+
 def groups_told(owner: Values, what: str = "rows") -> dict[str, str]:
     """Return the fact that an answer states if its rows have groups."""
     n = len(np.unique(owner))

@@ -28,6 +28,7 @@ RECIPES: tuple[str, ...] = (
     "federated-bits",
     "missing-view",
     "per-user-flow",
+    "perception-in-words",
     "recolour",
     "replication-check",
     "route-by-score",
