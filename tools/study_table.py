@@ -24,7 +24,7 @@ from sonde_studies.nulls import BLIND
 from sonde_studies.study import smallest_that_matters, verdict_of
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "studies.tsv"
-ROUNDED = 0.5e-3
+ROUNDED, LEAST = 0.5e-3, 1e-9
 SPARE = 1.5
 NULL = "nothing to find: "
 USAGE = "usage: python tools/study_table.py FOLDER [TABLE] | --judge TABLE | --hardly TABLE\n"
@@ -71,8 +71,7 @@ class Row:
     @property
     def allowed(self) -> set[str]:
         """The verdicts of a claim whose interval is rounded to this one."""
-        low, high = ((x - ROUNDED, x, x + ROUNDED) for x in (float(self.low), float(self.high)))
-        pairs = ((a, b) for a, b in itertools.product(low, high) if a <= b)
+        pairs = ((a, b) for a, b in itertools.product(_near(self.low), _near(self.high)) if a <= b)
         return {verdict_of(a, b, float(self.bar), int(self.seeds)) for a, b in pairs}
 
     def effect(self, rounded: float) -> float:
@@ -92,6 +91,14 @@ class Row:
         """Whether a claim holds without any spread over seeds, or 20 widths above its bar."""
         above = float(self.low) - float(self.bar)
         return not self.is_null and self.verdict == "holds" and above >= 20 * self.width
+
+
+def _near(text: str) -> tuple[float, float, float]:
+    """Return what a number may have been before it was rounded; its sign is that of the text."""
+    x = float(text)
+    if abs(x) > ROUNDED:
+        return x - ROUNDED, x, x + ROUNDED
+    return (-ROUNDED, -ROUNDED / 2, -LEAST) if text.startswith("-") else (0.0, ROUNDED / 2, ROUNDED)
 
 
 HEAD = "\t".join(f.name for f in fields(Row))

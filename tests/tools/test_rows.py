@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,18 @@ def test_every_name_of_the_list_exists():
             word, _, key = row.main.partition(": ")
             assert word in row.study, row
             assert key in (row.claims or keys), row
+
+
+@pytest.mark.slow
+def test_a_main_claim_can_be_read_without_the_claims_before_it():
+    """The page of papers prints it alone."""
+    known, said_before = rows.verdicts(), re.compile(r"(It|They|So|And|There|These|Those)\b")
+    whole = [row for row in rows.rows_of() if rows.status(row, known).startswith("whole")]
+    assert len(whole) > 100
+    for row in whole:
+        word, _, key = row.main.partition(": ")
+        text = next(claim.text for claim in study_of(word).claims if claim.key == key)
+        assert not said_before.match(text), row
 
 
 @pytest.mark.parametrize("code", ["measure.NoSuchMeasure", "layers.Attention(no_such_parameter)"])

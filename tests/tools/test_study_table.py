@@ -140,6 +140,19 @@ def test_rows_are_judged_anew(interval, seeds, then, there):
     assert study_table.judged(Judged(), [*claims, blind])[2].verdict == "as expected, weak"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "allowed"),
+    [
+        ("-0.008", "-0.000", {"holds the other way"}),  # the sign is not lost by rounding
+        ("-0.008", "0.000", {"not at this size"}),
+        ("0.000", "0.000", {"holds", "not at this size"}),
+    ],
+)
+def test_a_number_that_is_rounded_to_0_keeps_its_side(low, high, allowed):
+    row = study_table.Row("a", "b", low, low, high, "units", "0", "0.006", "", "30")
+    assert row.allowed == allowed
+
+
 def test_a_tiny_run_is_no_table_for_the_docs(folder):
     file = folder / "planted.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tiny": True}))

@@ -37,7 +37,8 @@ class FaultLinesStudy(Study):
         ),
         Claim(
             "fewer than random directions",
-            "They are fewer than random directions of the same layer need that may move as far.",
+            "A change of answer takes fewer concepts than random directions of the same layer that "
+            "may move as far.",
             "difference of means of concepts",
             arms=("own", "random"),
         ),
