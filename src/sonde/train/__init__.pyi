@@ -28,6 +28,8 @@ from sonde.train.separate import Separate as Separate
 from sonde.train.sparse_training import SparseTraining as SparseTraining
 from sonde.train.splice_clips import splice_clips as splice_clips
 from sonde.train.state_entropy import StateEntropy as StateEntropy
+from sonde.train.state_writer import StateWriter as StateWriter
+from sonde.train.state_writer import monotonic_durations as monotonic_durations
 from sonde.train.structured_transfer import StructuredTransfer as StructuredTransfer
 from sonde.train.subspace_projection import SubspaceProjection as SubspaceProjection
 from sonde.train.template_bank import TemplateBank as TemplateBank
