@@ -5,7 +5,7 @@ treatment that is not quite off.
 """
 
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from sonde_studies import (
     causal_graph,
     coda,
     conditional_latents,
+    dense_composites,
     domain_experts,
     eft,
     gradient_phases,
@@ -314,6 +315,16 @@ def _passed_on(seed, off):
     return size_fidelity.overwritten(usual, texts, texts if off else texts.roll(1, 0))
 
 
+def _masks(module):
+    def figure(seed, off):
+        train, test = dense_composites.scenes_of(seed, tiny=True)
+        plain = dense_composites.trained_with(dict, train, seed, 2)
+        make = partial(module, 0.0 if off else 0.3)
+        return dense_composites.moved_by(make, plain, train, test, seed, 2)
+
+    return figure
+
+
 NULLS = {
     "adaptive-learners": _dealt,
     "align-teacher": _teacher,
@@ -322,6 +333,7 @@ NULLS = {
     "causal-graph": _silent,
     "coda": _coda,
     "conditional-latents": _references,
+    "dense-composites": _masks(dense_composites.held_gate),
     "domain-experts": _experts,
     "eft": _emulated,
     "gradient-phases": _answers,

@@ -2,6 +2,7 @@ from sonde.explain.activation_max import ActivationMax as ActivationMax
 from sonde.explain.activation_max import ActivationMaxResult as ActivationMaxResult
 from sonde.explain.affine_lens import AffineLens as AffineLens
 from sonde.explain.affine_lens import AffineLensResult as AffineLensResult
+from sonde.explain.aligned_map import aligned_map as aligned_map
 from sonde.explain.answers import AnswerMargin as AnswerMargin
 from sonde.explain.attention import AttentionRelevance as AttentionRelevance
 from sonde.explain.attention import AttentionRollout as AttentionRollout

@@ -117,13 +117,18 @@ class FusedLevels(nn.Module):
         Levels that a level is fused with.
     non_adjacent : bool
         Shifts join the first and the last level too.
+    refine : bool
+        Fused levels attend to all fused levels.
     """
 
     def __init__(
-        self, meets: Literal["both", "coarser", "dense"], non_adjacent: bool = False
+        self,
+        meets: Literal["both", "coarser", "dense"],
+        non_adjacent: bool = False,
+        refine: bool = False,
     ) -> None:
         super().__init__()
-        self.fusion = LevelFusion(WIDTH, 3, meets=meets)
+        self.fusion = LevelFusion(WIDTH, 3, meets=meets, refine=refine)
         self.shift = Exchange("shift", WIDTH, n_streams=3, non_adjacent=non_adjacent)
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:

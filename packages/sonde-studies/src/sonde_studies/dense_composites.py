@@ -6,6 +6,7 @@ Three digits and clutter; the mask to draw is that of the largest digit, which a
 from collections.abc import Callable
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -28,9 +29,8 @@ PAIRS = {
     "class gate": ("class attention", "attention by lot"),
     "two ways": ("two ways", "one way"),
     "all levels": ("all levels", "two ways"),
-    "starts": ("none", "another start"),
 }
-"""The arm and the baseline of each claim, and of the null arm."""
+"""The arm and the baseline of each claim."""
 
 
 @final
@@ -78,37 +78,40 @@ class DenseCompositesStudy(Study):
               "intersection over union, all levels less two ways",
               arms=("all levels", "two ways")),
     )  # fmt: skip
-    null = Claim("starts", "Two starts of the net without a module draw masks alike.",
-                 "intersection over union, difference of two starts")  # fmt: skip
+    null = Claim("held", "A gate that is held at 1 in training leaves the masks as they are.",
+                 "share of pixels whose drawn probability changes")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each arm on the same scenes."""
-        x, label = shuffled_digits(seed)
-        n = 24 if tiny else SCENES
-        train, test = (
-            masked_scenes(x[rows], label[rows], seed + i, m)
-            for i, (rows, m) in enumerate([(slice(FIT), n), (slice(FIT, None), n // 5)])
-        )
-        found: dict[str, float] = {}
-        sizes: dict[str, float] = {}
+        train, test = scenes_of(seed, tiny)
+        steps = TINY if tiny else STEPS
+        nets: dict[str, UNet] = {}
         for arm, make in ARMS.items():
             tick(arm)
-            start = seed + 1000 * (arm == "another start")
-            net = drawn(lambda: UNet(1, 1), start)
-            for slot, module in drawn(lambda make=make: nn.ModuleDict(make()), start).items():
-                setattr(net, slot, module)
-            _learn(net, train, seed, TINY if tiny else STEPS, _LESSONS.get(arm))
-            found[arm], sizes[arm] = overlap(net, test), float(n_parameters(net))
+            nets[arm] = trained_with(make, train, seed, steps, _LESSONS.get(arm))
+        tick("held")
+        found = {arm: overlap(net, test) for arm, net in nets.items()}
         return {
             **{key: found[arm] - found[base] for key, (arm, base) in PAIRS.items()},
+            "held": moved_by(held_gate, nets["none"], train, test, seed, steps),
             **{f"overlap | {arm}": v for arm, v in found.items()},
-            **{f"parameters | {arm}": v for arm, v in sizes.items()},
+            **{f"parameters | {arm}": float(n_parameters(net)) for arm, net in nets.items()},
         }
+
+
+def scenes_of(seed: int, tiny: bool) -> tuple[Scenes, Scenes]:
+    """Return scenes to learn from, and scenes of other digits to judge by."""
+    x, label = shuffled_digits(seed)
+    n = 24 if tiny else SCENES
+    train, test = (
+        masked_scenes(x[rows], label[rows], seed + i, m)
+        for i, (rows, m) in enumerate([(slice(FIT), n), (slice(FIT, None), n // 5)])
+    )
+    return train, test
 
 
 ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "none": dict,
-    "another start": dict,
     "extra maps": lambda: {"deep": Mixed(WIDTH, n_parameters(Attention(WIDTH)) // (2 * WIDTH))},
     "attention": lambda: {"deep": OverTokens(Attention(WIDTH))},
     "gate": lambda: {"deep": UnitGate(WIDTH, "channels+space")},
@@ -148,7 +151,27 @@ _LESSONS: dict[str, Lesson] = {
 }
 
 
-def _learn(net: UNet, scenes: Scenes, seed: int, steps: int, lesson: Lesson | None) -> None:
+def trained_with(
+    make: Callable[[], dict[str, nn.Module]],
+    scenes: Scenes,
+    seed: int,
+    steps: int,
+    lesson: Lesson | None = None,
+) -> UNet:
+    """Return a net with modules at its slots, after training.
+
+    Parameters
+    ----------
+    make : callable
+        Returns a module for each slot of the net.
+    scenes : Scenes
+    seed, steps : int
+    lesson : Lesson, optional
+        Loss of the module beside that of the masks.
+    """
+    net = drawn(lambda: UNet(1, 1), seed)
+    for slot, module in drawn(lambda: nn.ModuleDict(make()), seed).items():
+        setattr(net, slot, module)
     rare = scenes.mask.new_tensor(RARE)
 
     def loss(rows: Tensor) -> Tensor:
@@ -156,4 +179,29 @@ def _learn(net: UNet, scenes: Scenes, seed: int, steps: int, lesson: Lesson | No
         value = binary_cross_entropy_with_logits(net.joined(*levels), mask, pos_weight=rare)
         return value if lesson is None else value + lesson(net, levels, mask, scenes.kind[rows])
 
-    minimise(loss, net.parameters(), len(scenes.mask), steps=steps, seed=seed, batch=32)
+    learned = [p for p in net.parameters() if p.requires_grad]
+    minimise(loss, learned, len(scenes.mask), steps=steps, seed=seed, batch=32)
+    return net
+
+
+def held_gate(bias: float = 0.0) -> dict[str, nn.Module]:
+    """Return a gate of channels and places that is not trained; without a bias it is 1."""
+    gate = UnitGate(WIDTH, "channels+space", "both").requires_grad_(False)
+    assert gate.space is not None
+    gate.space.get_parameter("bias").fill_(bias)
+    return {"deep": gate}
+
+
+@torch.no_grad()
+def moved_by(
+    make: Callable[[], dict[str, nn.Module]],
+    plain: nn.Module,
+    train: Scenes,
+    test: Scenes,
+    seed: int,
+    steps: int,
+) -> float:
+    """Return the share of pixels whose probability modules in training change."""
+    net = trained_with(make, train, seed, steps)
+    one, other = (part(test.picture).sigmoid() for part in (net, plain))
+    return float((one != other).double().mean())

@@ -14,8 +14,7 @@ FAULTS: dict[Fault, str] = {
     "biased estimate": "a figure that is not 0 where there is nothing",
     "side effect": "a treatment, or unequal arms, that move the figure by other means",
 }
-_BLIND = """
-    dense-composites"""
+_BLIND = ""
 BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
@@ -32,6 +31,7 @@ _SEEN: dict[str, str] = {
         decoupled-cross-attention inject defined-anomaly document-retrieval factor-contrast
         feature-gaps grokking layer-readout local-learning locality mask-sensitivity
         masked-objectives missing-view parallel-adapters per-user-flow recall recolour
+        identity-stream
         replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
         which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
         attention-bottleneck pruned-pretrained rounded-pretrained active-variables
@@ -58,7 +58,7 @@ _SEEN: dict[str, str] = {
         learned-graph nac-me normgrad open-world-hierarchy route-by-score shortcut-bias
         slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
         depth-pretrained class-panel gradient-phases length-law
-        abstopk depth-use""",
+        abstopk aligned-maps depth-use""",
     "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases
@@ -73,7 +73,7 @@ _SEEN: dict[str, str] = {
         once-for-all prompt-compression skip-scaling slim-in-turn smooth-frames superposed-generate
         without-data two-bits rounded-runs false-names
         adaptive-learners eft increment-penalty neuron-lens reader-feedback stage-swap
-        unlearning-audit""",
+        unlearning-audit dense-composites""",
 }
 
 
