@@ -3,6 +3,7 @@
 The bundled diabetes table with columns of noise, and simulated categorical fields.
 """
 
+from math import log
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.layers import UnitGate
-from sonde_studies._field_arms import r_squared, table_uses, two_streams
+from sonde_studies._field_arms import USES, r_squared, table_uses, two_streams
 from sonde_studies._gated_pairs import pair_selection
 from sonde_studies._shared_tables import FIELDS, VALUES, field_values, value_gates
 from sonde_studies.arms import note_again, note_for, part
@@ -78,6 +79,16 @@ class FieldSelectionStudy(Study):
         Claim("two uses", "A table for searching and one for meaning err less than one for both.",
               "R^2 of 8 and 8 numbers for a value less that of 16 for both uses",
               arms=("decoupled", "one table")),
+        Claim("narrow", "A table for searching may be half as wide and err no more, to 0.005.",
+              "R^2 with 4 numbers to search less with 8, and 0.005; narrow has 0.75 times the "
+              "parameters",
+              arms=("narrow", "decoupled")),
+        Claim("conflict", "In one table the gradients of both uses point apart for most values.",
+              "share of values whose two gradients have a negative cosine, less 0.5"),
+        Claim("larger", "There the gradient of meaning is twice that of searching.",
+              "logarithm of the norm of the gradient of meaning over that of searching, less "
+              "log 2",
+              arms=("gradient of meaning", "gradient of searching")),
     )  # fmt: skip
     null = Claim("only noise", "Gates over noise alone keep no column more than another.",
                  "share kept of the first ten columns less that of the others")  # fmt: skip
@@ -116,7 +127,7 @@ class FieldSelectionStudy(Study):
         numbers = (REAL + NOISE) * 24 + 2 * 24 + 1
         note_for("net of 24 units", rows=FIT, parameters=numbers)
         note_for("lasso", rows=FIT, parameters=REAL + NOISE + 1)
-        streams, uses = two_streams(seed, steps), table_uses(seed, steps)
+        streams, uses = two_streams(seed, steps), two_uses(seed, tiny)
         return {
             "found": float(kept[:REAL].mean() - kept[REAL:].mean()),
             "error": gated - plain,
@@ -128,7 +139,7 @@ class FieldSelectionStudy(Study):
             "pairs": pairs["kept | products"],
             "streams": streams["bilinear"] - streams["sum"],
             "gates": streams["bilinear"] - streams["no gates"],
-            "two uses": uses["decoupled"] - uses["shared"],
+            **uses,
             "only noise": float(nothing[:REAL].mean() - nothing[REAL:].mean()),
             "R^2 | gates": gated,
             "R^2 | gates, not trained anew": sharp,
@@ -138,8 +149,20 @@ class FieldSelectionStudy(Study):
             **{f"R^2 | {name}": v for name, v in fit.items()},
             **{f"pairs | {name}": v for name, v in pairs.items()},
             **{f"R^2, two streams | {name}": v for name, v in streams.items()},
-            **{f"R^2, two uses | {name}": v for name, v in uses.items()},
-        }
+        }  # fmt: skip
+
+
+def two_uses(seed: int, tiny: bool) -> dict[str, float]:
+    """Return the figures of claims about tables for searching and for meaning."""
+    uses = table_uses(seed, TINY if tiny else STEPS)
+    return {
+        "two uses": uses["decoupled"] - uses["shared"],
+        "narrow": uses["narrow"] - uses["decoupled"] + 0.005,
+        "conflict": uses["conflict"] - 0.5,
+        "larger": uses["larger"] - log(2),
+        "mean cosine of the gradients of both uses": uses["alike"],
+        **{f"R^2, two uses | {name}": uses[name] for name in USES},
+    }
 
 
 def _table(seed: int) -> tuple[Tensor, Tensor]:

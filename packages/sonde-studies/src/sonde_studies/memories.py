@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sonde.layers import Hopfield, hebbian_couplings, hebbian_recall
+from sonde_studies._noisy_patterns import taught_and_untaught
 from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -25,7 +26,7 @@ class MemoriesStudy(Study):
     title = "how many patterns do dense and Hebbian memories give back?"
     paper = "ramsauer2021hopfield"
     fidelity = "one update of the dense memory, as attention makes; twenty of the Hebbian one"
-    data = "simulated: patterns of 64 signs, a fifth flipped; of 1,000 signs with blanks"
+    data = "simulated: patterns of 64 signs, a fifth flipped; of 1,000 or 500 signs with blanks"
     claims = (
         Claim("dense", "A sharp dense memory holds 256 patterns, four for each unit.",
               "share of signs that are right at 256 patterns, less 0.95"),
@@ -42,6 +43,18 @@ class MemoriesStudy(Study):
         Claim("regimes", "Beyond 1 - 2 d + d^3 = 0 (d = 0.62) no pattern gets all of its units.",
               "share that the first overlap lacks of 1 - d, d = 0.7 less d = 0.3",
               arms=("blanks 0.7", "blanks 0.3")),
+        Claim("learned", "Patterns are learned from 256 noisy examples without a teacher.",
+              "first overlap over 1 - d, from 256 examples of a pattern less from one",
+              above=0.5,
+              arms=("not told, 256 examples", "not told, 1 example")),
+        Claim("threshold", "A teacher, who tells which pattern an example is of, saves no more "
+              "than a quarter of a doubling of examples.",
+              "0.25 less the doublings of examples up to a first overlap of 0.9 (1 - d), not told "
+              "less told",
+              arms=("told", "not told")),
+        Claim("tasks", "Nor does a teacher change the overlap with the second pattern, to 0.02.",
+              "0.02 less the absolute difference of second overlaps after 256 examples",
+              arms=("told", "not told")),
     )  # fmt: skip
     null = Claim("nothing asked", "Asked for by a state with half of its signs flipped, which says "
                  "nothing of it, no pattern is given back.",
@@ -66,6 +79,8 @@ class MemoriesStudy(Study):
         tick("blanks")
         overlaps = {d: _overlaps(d, draw) for d in BLANKS}
         lacks = {d: 1 - float(overlaps[d][0]) / (1 - d) for d in BLANKS}
+        tick("noisy examples")
+        taught = taught_and_untaught(seed, tiny)
         theory = torch.tensor([0.7 * 0.3**k for k in range(PATTERNS)])
         return {
             "dense": dense[sharp][most] - 0.95,
@@ -75,6 +90,7 @@ class MemoriesStudy(Study):
             "hierarchy": 0.04 - float((overlaps[0.3] - theory).abs().max()),
             "regimes": lacks[0.7] - lacks[0.3],
             "nothing asked": unasked - 0.5,
+            **taught,
             **{f"dense, beta {b:g} | {n}": v for b, row in dense.items() for n, v in row.items()},
             **{f"Hebbian | {n}": v for n, v in hebbian.items()},
             **{

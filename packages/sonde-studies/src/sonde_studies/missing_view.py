@@ -52,6 +52,14 @@ class MissingViewStudy(Study):
         Claim("everywhere", "Joined at three depths they are better with both than late alone.",
               "accuracy with both views, three depths (1.9 times the parameters) less late",
               arms=("everywhere", "late")),
+        Claim("joined heads", "Three heads on streams that are joined at three depths lose no more "
+              "without a view than the mean of both streams' answers, to a point.",
+              "accuracy with the worse view alone, three heads (a tenth more parameters) less the "
+              "mean, and 0.01",
+              arms=("everywhere, three heads", "everywhere, mean")),
+        Claim("joined both", "With both views they are better.",
+              "accuracy with both views, three heads (a tenth more parameters) less the mean",
+              arms=("everywhere, three heads", "everywhere, mean")),
         Claim("noise", "A second view of noise costs one head on both.",
               "accuracy of the first view's own head less that of one head with both, of twice "
               "the weights",
@@ -93,6 +101,8 @@ class MissingViewStudy(Study):
         for arm, at in DEPTHS.items():
             with part(arm):
                 tried[arm] = joined_at(at, halves, label, seed, steps)
+        tick("heads")
+        heads_at = joined_heads(seed, tiny)
         joined = {arm: judged for arm, (_, judged) in tried.items()}
         end = max(("early", "late"), key=lambda arm: tried[arm][0]["both"])
         by_lot = {
@@ -105,6 +115,7 @@ class MissingViewStudy(Study):
             "depth": joined["late"][worse] - joined["early"][worse],
             "middle": joined["middle"]["both"] - joined[end]["both"],
             "everywhere": joined["everywhere"]["both"] - joined["late"]["both"],
+            **heads_at,
             "noise": noisy["three heads"]["up alone"] - noisy["one head"]["both"],
             "lot": told["three heads"][worse]
             - told["one head"][worse]
@@ -112,6 +123,26 @@ class MissingViewStudy(Study):
             - by_lot["early"][worse],
             **{f"{arm} | {c}": v for arm, s in (found | joined).items() for c, v in s.items()},
         }
+
+
+def joined_heads(seed: int, tiny: bool) -> dict[str, float]:
+    """Return what three heads on streams that are joined at three depths gain over their mean.
+
+    The worse view is the one with which the mean of both streams names fewer of the choosing rows.
+    """
+    x, label = shuffled_digits(seed)
+    halves, at = (x[:, :32], x[:, 32:]), DEPTHS["everywhere"]
+    steps = TINY // 20 if tiny else STEPS
+    with part("everywhere, mean"):
+        chosen, mean = joined_at(at, halves, label, seed, steps)
+    with part("everywhere, three heads"):
+        _, heads = joined_at(at, halves, label, seed, steps, three_heads=True)
+    worse = min(("up alone", "down alone"), key=lambda case: chosen[case])
+    return {
+        "joined heads": heads[worse] - mean[worse] + 0.01,
+        "joined both": heads["both"] - mean["both"],
+        **{f"everywhere, three heads | {case}": v for case, v in heads.items()},
+    }
 
 
 def worse_and_better(
