@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import sonde
 from models import gpt2, mlp, small_vit
 from sonde import Model
 from sonde.compress import AlternateSlim, fidelity
-from sonde.compress.alternate_slim import disturbed_taylor
+from sonde.compress.alternate_slim import answer_taylor, disturbed_taylor, weight_sizes
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
 from sonde.weights.tuning import Trainee, row_losses
@@ -47,6 +48,25 @@ def test_scores_are_slopes_of_the_distance_from_disturbed_outputs():
                 assert float(found[name].view(-1)[i]) == pytest.approx(
                     abs(was * slope), rel=1e-4, abs=1e-10
                 )
+
+
+@pytest.mark.truth("finite differences")
+def test_scores_of_answers_are_slopes_of_their_cross_entropy():
+    net: Any = mlp(5, 4, 3).double()
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(3)).double()
+    model = Model(net)
+    found = answer_taylor(model, open_inputs(model, x))
+    said = net(x).argmax(1)
+    weight = dict(net.named_parameters())["0.weight"].data
+    was = weight[1, 2].item()
+    ends = list[float]()
+    for step in (1e-6, -1e-6):
+        weight[1, 2] = was + step
+        ends.append(float(cross_entropy(net(x), said, reduction="sum").detach()))
+    weight[1, 2] = was
+    slope = (ends[0] - ends[1]) / 2e-6
+    assert float(found["0.weight"][1, 2]) == pytest.approx(abs(was * slope), rel=1e-4)
+    assert float(weight_sizes(net)["0.weight"][1, 2]) == pytest.approx(abs(was))
 
 
 def idle(net: Any) -> Any:

@@ -5,11 +5,11 @@ without training.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import count
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -51,9 +51,11 @@ class AlternateSlim(Rewrite):
 
     The first step keeps the shapes inside blocks, and trains queries, keys, values and neurons to
     match the model's own. The second step keeps the stream's shape, and trains the stream to match
-    the model's stream at the features that stayed. Parts with the smallest ``sum |w dL/dw|`` are
-    left out, where ``L`` is the squared distance between the outputs and the outputs plus noise:
-    without noise the gradient is 0. How much noise does not matter: all scores grow with it alike.
+    the model's stream at the features that stayed. The parts with the
+    smallest scores are left out. ``disturbed``: ``sum |w dL/dw|``, where ``L`` is the squared
+    distance between the outputs and the outputs plus noise: without noise the gradient is 0. How
+    much noise does not matter: all scores grow with it alike. ``answers``: the same, where ``L`` is
+    the cross-entropy of the model's own likeliest answers. ``size``: ``sum |w|``.
 
     Range        the same share of features of the stream, and of all heads and of all neurons.
     Cost         two passes with gradients for the scores, ``2 epochs`` more for the training.
@@ -76,6 +78,8 @@ class AlternateSlim(Rewrite):
         False leaves out both at once and trains for the epochs of both steps, on both.
     seed : int, default=0
         Seed of the order of examples.
+    score : {"disturbed", "answers", "size"}, default="disturbed"
+        What tells which parts are left out; the paper's is "disturbed".
 
     References
     ----------
@@ -87,14 +91,18 @@ class AlternateSlim(Rewrite):
     rate: float = 1e-3
     alternate: bool = True
     seed: int = 0
+    score: Literal["disturbed", "answers", "size"] = "disturbed"
     paper: ClassVar[str] = "chen2024slimsam"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"epochs": 1},
         {"remove": 0.3, "epochs": 0, "alternate": False, "seed": 1},
+        {"remove": 0.3, "epochs": 0, "score": "answers"},
+        {"remove": 0.3, "epochs": 0, "score": "size"},
     )
 
     def __post_init__(self) -> None:
         check_ranges(self, remove="[0, 1)", rate="> 0", epochs=">= 0")
+        check_ranges(self, score=("disturbed", "answers", "size"))
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, on which outputs and states are compared."""
@@ -139,7 +147,10 @@ class AlternateSlim(Rewrite):
         return with_own_config(model, plan, counts)
 
     def _scores(self, model: Model, module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        return disturbed_taylor(replace(model, module=module), inputs, self.seed)
+        own = replace(model, module=module)
+        if self.score == "disturbed":
+            return disturbed_taylor(own, inputs, self.seed)
+        return answer_taylor(own, inputs) if self.score == "answers" else weight_sizes(module)
 
     def _trained(
         self,
@@ -187,19 +198,52 @@ def disturbed_taylor(model: Model, inputs: Inputs, seed: int) -> dict[str, Float
     inputs : Inputs
     seed : int
     """
-    module, draw = model.module, torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
+
+    def loss(batch: InputBatch) -> Tensor:
+        args, kwargs = placed_call(model, batch)
+        output = find(model.module(*args, **kwargs), None)
+        assert output is not None  # a model that returned a tensor before
+        f = without_padding(output, batch)
+        drawn = torch.randn(f.shape, generator=draw, dtype=torch.float64).to(f)
+        target = f.detach() + f.detach().std() * drawn
+        return (f - target).square().sum()
+
+    return _taylor(model.module, inputs, loss)
+
+
+def answer_taylor(model: Model, inputs: Inputs) -> dict[str, Float[Tensor, "..."]]:
+    """Return the same, where ``L`` is the cross-entropy of the model's own likeliest answers.
+
+    Parameters
+    ----------
+    model : Model
+    inputs : Inputs
+    """
+    losses = row_losses(model, model.module, inputs)
+
+    def loss(batch: InputBatch) -> Tensor:
+        return -losses.answers(batch).log_p.amax(-1).sum()
+
+    return _taylor(model.module, inputs, loss)
+
+
+def weight_sizes(module: nn.Module) -> dict[str, Float[Tensor, "..."]]:
+    """Return the absolute value of each entry of each parameter."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: p.detach().double().abs() for name, p in named if p.requires_grad}
+
+
+def _taylor(
+    module: nn.Module, inputs: Inputs, loss: Callable[[InputBatch], Tensor]
+) -> dict[str, Tensor]:
+    """Return the sum over batches of ``|w dL/dw|`` for each entry of each parameter."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     scores = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
     for batch in map(right_padded, inputs.batches(0, len(inputs))):
-        args, kwargs = placed_call(model, batch)
         with torch.enable_grad(), in_eval(module):
-            output = find(module(*args, **kwargs), None)
-            assert output is not None  # a model that returned a tensor before
-            f = without_padding(output, batch)
-            drawn = torch.randn(f.shape, generator=draw, dtype=torch.float64).to(f)
-            target = f.detach() + f.detach().std() * drawn
-            loss = (f - target).square().sum()
-            slopes = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            own = loss(batch)
+            slopes = torch.autograd.grad(own, list(named.values()), allow_unused=True)
         for (name, p), slope in zip(named.items(), slopes, strict=True):
             if slope is not None:
                 scores[name] += (p.detach().double() * slope.double()).abs()
