@@ -96,8 +96,9 @@ class ForgetTextsStudy(Study):
             earlier = [one for one, _ in done]
             adapter = rule.learn(model, LATE, DIM, learned, earlier=earlier, progress=False)
             done.append((adapter, _gate(model, scorer, code.gate, kind.gate)))
-        note_again("no gates", name)
-        note_again("gates", name)
+        last = [*kinds][-1]
+        note_again("no gates", last)
+        note_again("gates", last)
         for arm, read in (("no gates", sizes.learned), ("gates", sizes.learned + 2 * sizes.gate)):
             note_for(arm, rows=read)
         widths = [rows.shape[-1] for rows in layer_rows(model, code.judged[:2], SITES)]

@@ -50,12 +50,10 @@ class PooledSetsStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each way of pooling, and both layers."""
-        right = dict[str, float]()
+        right, most = dict[str, float](), dict[str, float]()
         for arm in ("memory", "mean", "maximum"):
             tick(arm)
-            right[arm], most = _pooled(arm, seed, tiny)
-            if arm == "memory":
-                points = most
+            right[arm], most[arm] = _pooled(arm, seed, tiny)
         tick("coins")
         coins = _pooled("memory", seed, tiny, coins=True)[0]
         digits = dict[str, float]()
@@ -65,7 +63,7 @@ class PooledSetsStudy(Study):
         return {
             "mean": right["memory"] - right["mean"],
             "max": right["memory"] - right["maximum"],
-            "points": points - 0.95,
+            "points": most["memory"] - 0.95,
             "lookup": digits["lookup"] - digits["block"],
             "coins": coins,
             **{f"accuracy of sets | {arm}": v for arm, v in right.items()},

@@ -5,10 +5,10 @@ families: name the digit.
 """
 
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from sonde_studies._forked_nets import (
@@ -142,7 +142,7 @@ def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[s
         torch.manual_seed(seed)
         agreement = agreements(young, noisy(torch.arange(FIT)), (digit[:FIT], x[:FIT]), unit)
         fit, truths = noisy(torch.arange(FIT)), (one_hot(digit[:FIT], 10), x[:FIT])
-    single = dict[str, nn.Module]()
+    single = dict[str, Any]()
     for name, n in (("naming", 10), ("restoring", 64)):
         with part(name):
             single[name] = make(DEPTH, WIDTH, [n], steps=steps, start=seed)

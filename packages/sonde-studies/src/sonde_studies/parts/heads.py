@@ -91,7 +91,8 @@ def weights_of(head: Any, x: Any, label: Any) -> int:
     x : (row, ...)
     label : (row,)
     """
-    last = clone(head).fit(x, label)[-1]
+    copy: Any = clone(head)
+    last = copy.fit(x, label)[-1]
     return last.coef_.size + last.intercept_.size
 
 

@@ -125,7 +125,7 @@ def _said(
     votes = head.predict_log_proba(asked.flatten(0, 1).numpy()).reshape(*asked.shape[:2], -1)
     found["vote"] = {k: head.classes_[votes[:, :k].sum(1).argmax(1)] for k in sizes}
     nets = {name: SetHead(order, seed=seed).fit(shown, label) for name, order in ORDERS.items()}
-    linear = head[-1].coef_.size + head[-1].intercept_.size
+    linear: float = head[-1].coef_.size + head[-1].intercept_.size
     size = dict.fromkeys((*pools, "vote"), linear)
     size |= {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
     for name, parameters in size.items():
