@@ -57,7 +57,7 @@ def aligned_map(
     --------
     >>> maps = torch.tensor([[[3.0], [0.0], [0.0]]])
     >>> colours = torch.tensor([[[1.0], [1.0], [0.0]]])
-    >>> aligned_map(maps, colours=colours).flatten().tolist()
+    >>> aligned_map(maps, colours=colours).flatten().round(decimals=4).tolist()
     [1.5, 1.5, 0.0]
 
     References

@@ -94,14 +94,14 @@ class PatchLookup(Layer):
     def forward(
         self,
         x: Float[Tensor, "row patch dim"],
-        bank: Float[Tensor, "row2 image patch dim"],
+        bank: Float[Tensor, "row2 image patch2 dim"],
     ) -> Float[Tensor, "row patch"]:
         """Return the misfit of each patch.
 
         Parameters
         ----------
         x : Float[Tensor, "row patch dim"]
-        bank : Float[Tensor, "row2 image patch dim"]
+        bank : Float[Tensor, "row2 image patch2 dim"]
             The images of each row's dictionary; one row serves all.
         """
         return (1 - (self._map("value", x) * self.retrieved(x, bank)).sum(2)) / 2
@@ -109,7 +109,7 @@ class PatchLookup(Layer):
     def retrieved(
         self,
         x: Float[Tensor, "row patch dim"],
-        bank: Float[Tensor, "row2 image patch dim"],
+        bank: Float[Tensor, "row2 image patch2 dim"],
     ) -> Float[Tensor, "row patch dim"]:
         """Return what each patch retrieves, of unit length."""
         keys, values = (
@@ -124,7 +124,7 @@ class PatchLookup(Layer):
         x: Float[Tensor, "row patch dim"],
         fake: Float[Tensor, "row patch dim"],
         changed: Bool[Tensor, "row patch"],
-        bank: Float[Tensor, "row2 image patch dim"],
+        bank: Float[Tensor, "row2 image patch2 dim"],
         margin: float = 0.25,
         weight: float = 0.1,
     ) -> Float[Tensor, ""]:
@@ -136,7 +136,7 @@ class PatchLookup(Layer):
             Usual images, and copies with changed patches.
         changed : Bool[Tensor, "row patch"]
             Which patches of ``fake`` are changed.
-        bank : Float[Tensor, "row2 image patch dim"]
+        bank : Float[Tensor, "row2 image patch2 dim"]
             Images of the same kind.
         margin, weight : float
             Changed patches are to have a misfit larger than the mean of usual ones by ``margin``;
@@ -148,7 +148,7 @@ class PatchLookup(Layer):
     def text_loss(
         self,
         x: Float[Tensor, "row patch dim"],
-        bank: Float[Tensor, "row2 image patch dim"],
+        bank: Float[Tensor, "row2 image patch2 dim"],
         texts: Float[Tensor, "text dim"],
         described: Int[Tensor, "row"],
         temperature: float = 0.07,
@@ -159,7 +159,7 @@ class PatchLookup(Layer):
         ----------
         x : Float[Tensor, "row patch dim"]
             Usual images, or copies with changed patches.
-        bank : Float[Tensor, "row2 image patch dim"]
+        bank : Float[Tensor, "row2 image patch2 dim"]
             Usual images of the same kind.
         texts : Float[Tensor, "text dim"]
             Embeddings of texts, such as "a usual shoe" and "a damaged shoe".
