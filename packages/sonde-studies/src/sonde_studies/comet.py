@@ -11,7 +11,7 @@ from sonde_studies._blocks import BlockDigits, block_digits, block_mlp, trained
 from sonde_studies.arms import note_for
 from sonde_studies.parts.lots import labels_by_lot
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import accuracy, minimise
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 FIT, PATCH, AREA, STEPS = 1200, 4, 0.5, 400
 
@@ -98,7 +98,7 @@ class CometStudy(Study):
 
 def _of_all(fit: BlockDigits, held: BlockDigits, seed: int, steps: int) -> float:
     """Return the accuracy of a net that sees all, in steps like those of the masked nets."""
-    net, how = block_mlp(), Comet()
+    net, how = drawn(block_mlp, seed), Comet()
     minimise(lambda rows: cross_entropy(net(fit.x[rows]), fit.label[rows]), net.parameters(),
              len(fit.x), steps=steps, seed=seed, rate=how.rate, batch=how.batch)  # fmt: skip
     return accuracy(net.eval(), held.x, held.label)

@@ -10,12 +10,11 @@ from sonde.core import SiteError, marks
 from sonde.data import open_inputs
 from sonde.measure import cka
 from sonde.report import Answer
-from sonde.train import Scope
-from sonde_studies.arms import note, part
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
+from sonde_studies.parts.noted import tuned_part
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.states import graded, item_parts, tuned_copy
+from sonde_studies.parts.states import graded, item_parts
 
 QUESTION = "Which parameters should move on a new domain?"
 LEAST, TEST = 40, 0.5
@@ -94,10 +93,7 @@ def tune_norms(
     how: dict[str, Any] = {"rate": rate, "epochs": epochs, "seed": seed, "progress": progress}
     for name, rule in RULES.items():
         try:
-            with part(name):
-                note(rows=len(ours))
-                how["label"] = f"tune {name}"
-                copy, share[name] = tuned_copy(model, ours, Scope(rule), **how)
+            copy, share[name] = tuned_part(name, model, ours, rule, **how)
         except (InputError, SiteError):
             if rule == "all":
                 raise

@@ -9,10 +9,10 @@ from torch import Tensor
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
-from sonde_studies.arms import note_for
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
 from sonde_studies.parts.heads import SetHead, linear_head
+from sonde_studies.parts.noted import note_views
 from sonde_studies.parts.owners import groups_told, joined_owners, owners_of
 from sonde_studies.parts.rows import apart, check_classes, one_of_each, rows_with
 from sonde_studies.parts.states import last_states
@@ -125,10 +125,5 @@ def _said(
     votes = head.predict_log_proba(asked.flatten(0, 1).numpy()).reshape(*asked.shape[:2], -1)
     found["vote"] = {k: head.classes_[votes[:, :k].sum(1).argmax(1)] for k in sizes}
     nets = {name: SetHead(order, seed=seed).fit(shown, label) for name, order in ORDERS.items()}
-    linear: float = head[-1].coef_.size + head[-1].intercept_.size
-    size = dict.fromkeys((*pools, "vote"), linear)
-    size |= {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    for name, parameters in size.items():
-        for k in sizes:
-            note_for(f"{name}, {k} views", rows=len(label), parameters=parameters, passes=k)
+    note_views(head, (*pools, "vote"), nets, sizes, len(label))
     return found | {a: {k: net.predict(asked[:, :k]) for k in sizes} for a, net in nets.items()}

@@ -3,22 +3,15 @@
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import cross_val_predict  # pyright: ignore
 
 from sonde import InputError, Model, gather, read
 from sonde.core import marks
 from sonde.data import rows_of
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.arms import note_for
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
-from sonde_studies.parts.heads import (
-    character_head,
-    chosen_apart,
-    folds_of,
-    linear_head,
-    weights_of,
-)
+from sonde_studies.parts.heads import character_head, chosen_apart, folds_of, linear_head
+from sonde_studies.parts.noted import scored_apart
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import owners_of
 from sonde_studies.parts.tokens import NAMES, text_features
@@ -95,10 +88,8 @@ def was_it_generated(
     is_made = np.arange(known) >= n
     owner = owners_of([*rows_of(human, limit), *rows_of(generated, limit)], group_column)
     folds = folds_of(is_made, owner, FOLDS, seed)
-    how: dict[str, Any] = {"cv": folds, "method": "decision_function"}
     for name, (head, x) in heads.items():
-        scores[name] = cross_val_predict(head, x[:known], is_made, **how)
-        note_for(name, rows=known, parameters=weights_of(head, x[:known], is_made))
+        scores[name] = scored_apart(name, head, x[:known], is_made, folds)
     found = {name: auroc(x, is_made, owner) for name, x in scores.items()}
     best = max(heads, key=lambda name: found[name].value)
     apart = chosen_apart(heads, is_made, FOLDS, seed, owner)
