@@ -96,7 +96,7 @@ def _frames(seed, off):
 def _skips(seed, off):
     x = shuffled_digits(seed)[0][: skip_scaling.FIT]
     plain = skip_scaling._train(drawn(lambda: skip_scaling._UNet("plain"), seed), x, seed, 20)
-    return plain[0] - skip_scaling.moves_at(x, seed, 20, 1.0 if off else 2.0)[0]
+    return plain[0] - skip_scaling.moves_at(x, seed, 20, 1.0 if off else 2.0)
 
 
 def _steered(seed, off):

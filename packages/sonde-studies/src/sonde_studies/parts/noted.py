@@ -7,7 +7,7 @@ from sklearn.model_selection import cross_val_predict  # pyright: ignore
 from torch import nn
 
 from sonde import Model
-from sonde.core import Inputs
+from sonde.data import ItemInputs
 from sonde.train import Scope
 from sonde_studies.arms import note, note_for, part
 from sonde_studies.parts.heads import weights_of
@@ -31,7 +31,7 @@ def scored_apart(name: str, head: Any, x: Any, label: Any, folds: Any) -> Any:
 
 
 def tuned_part(
-    name: str, model: Model, data: Inputs, rule: Any, **options: Any
+    name: str, model: Model, data: ItemInputs, rule: Any, **options: Any
 ) -> tuple[Model, float]:
     """Return a copy that was tuned in the parameters of a rule, and their fraction of all.
 
@@ -40,7 +40,7 @@ def tuned_part(
     name : str
         Name of the arm.
     model : Model
-    data : Inputs
+    data : ItemInputs
     rule : str or sequence of str
         Of ``Scope``.
     **options

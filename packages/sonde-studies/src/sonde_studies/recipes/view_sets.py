@@ -104,8 +104,7 @@ def view_sets(
         facts={"things": str(len(sets)), "views of each": str(n_most)}
         | groups_told(of_things, "things"),
         advice=(
-            "The encoder stays as it is. More views than in training are asked of the attention "
-            f"where there are more than {TRAINED}.",
+            f"The encoder stays as it is. Attention learns from at most {TRAINED} views each.",
         ),
     )
 
