@@ -1,4 +1,4 @@
-"""Several sources, one shared state, trained in one loss."""
+"""``SourceFusion``: values by hand, and gradients that reach every encoder."""
 
 import numpy as np
 import pytest

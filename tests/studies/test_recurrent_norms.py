@@ -40,7 +40,7 @@ def test_sums_follow_the_recurrence_step_by_step(norm: Norm) -> None:
 
 
 def test_sums_that_double_spread_by_the_logarithm_of_two() -> None:
-    """Without a norm, one piece of ones and twice the identity double all sums at each step."""
+    """The recurrent weight is twice the identity: each step doubles all sums."""
     net = RecurrentNet("none")
     with torch.no_grad():
         net.back.weight.copy_(2 * torch.eye(32))

@@ -100,3 +100,12 @@ def test_a_reasoner_without_a_tokenizer_is_refused():
     eye = Model(nn.Sequential(nn.Identity()).eval())
     with pytest.raises(InputError, match="causal language model with its tokenizer"):
         perception_in_words(eye, eye, rows_of(), input_column="x", progress=False)
+
+
+def test_a_sentence_without_a_place_for_the_word_is_refused():
+    model = sonde.load("sonde:stdlib", device="cpu")
+    eye = Model(nn.Sequential(nn.Identity()).eval())
+    with pytest.raises(InputError, match=r"a sentence with \{\} in place of the word"):
+        perception_in_words(
+            eye, model, rows_of(), input_column="x", sentence="a picture", progress=False
+        )

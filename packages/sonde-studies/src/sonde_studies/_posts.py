@@ -91,7 +91,7 @@ def dealt(some: Posts, seed: int) -> Posts:
 
 
 class PostNet(nn.Module):
-    """Encoders of texts and pictures, numbers made by hand, one shared state and a head.
+    """A classifier of posts: sources are encoded, fused into one shared state, and read by a head.
 
     Parameters
     ----------

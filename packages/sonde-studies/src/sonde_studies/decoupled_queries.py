@@ -23,7 +23,7 @@ from sonde_studies.worlds.learning import drawn, minimise
 FIT, STEPS, PRETRAINED, TINY, DIM = 1_200, 600, 300, 4, 32
 QUERIES, VECTORS, STROKES, BITS = 2, 2, 7, 3
 KNOWN = {"thing": 7, "stuff": 6}
-"""The first classes of each kind, of which training has examples; of ten and of eight."""
+"""How many classes of each kind have training examples: the first of ten and of eight classes."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _stripes(bits: Tensor, phase: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Reads the attributes of a description, one word for each, and returns a vector."""
+    """A text encoder: reads a word for each attribute of a description, and returns a vector."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -134,7 +134,7 @@ class PerceptionInWordsStudy(Study):
 
 
 def asked(x: Tensor, kind: Tensor, source: Random) -> list[dict[str, Any]]:
-    """Return rows of a picture, its word, one of the questions, and the answer."""
+    """Return a row for each picture, with its word, a random question and the true answer."""
     rows: list[dict[str, Any]] = []
     for picture, own in zip(x, kind.tolist(), strict=True):
         question = source.choice(sorted(QUESTIONS))

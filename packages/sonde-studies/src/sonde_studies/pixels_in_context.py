@@ -81,7 +81,7 @@ class PixelsInContextStudy(Study):
 
 
 def ids_of(model: Model, x: Int[Tensor, "*pixel"]) -> Int[Tensor, "pixels"]:
-    """Return the token of each level, one after another."""
+    """Return the token id of each pixel, with all pictures joined into one line."""
     return torch.tensor(_tokens(model))[x].flatten()
 
 

@@ -247,7 +247,7 @@ def chosen_apart(
 
 
 def said_by_kind(states: Values, label: Values, kind: Values, kept: Values, held: Values) -> Values:
-    """Return the classes that heads predict, one head for the rows of each kind.
+    """Return the predicted classes of test rows, from a head that is fitted for each kind of row.
 
     A kind with one class among its training rows gets that class; one without rows the most
     frequent class of all.

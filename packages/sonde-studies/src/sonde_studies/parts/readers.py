@@ -22,7 +22,7 @@ class SentenceReader:
     Raises
     ------
     InputError
-        If the model is no causal language model, or has no tokenizer.
+        If the model is no causal language model or has no tokenizer, or the sentence has no ``{}``.
     """
 
     def __init__(self, reasoner: Model, sentence: str, answers: dict[str, list[str]]) -> None:
@@ -30,6 +30,11 @@ class SentenceReader:
             raise InputError(
                 "perception_in_words: expected a causal language model with its tokenizer as the "
                 f"reasoner, got {reasoner!r}. Load it with sonde.load."
+            )
+        if "{}" not in sentence:
+            raise InputError(
+                "perception_in_words: expected a sentence with {} in place of the word, got "
+                f"{sentence!r}: without it the reasoner would read no word."
             )
         self.reasoner, self.sentence, self.answers = reasoner, sentence, answers
         self._alone: dict[str, Tensor] = {}
@@ -40,7 +45,7 @@ class SentenceReader:
         if (word, question) not in self._said:
             if question not in self._alone:
                 self._alone[question] = self._log_p(question, question)
-            told = self._log_p(f"{self.sentence.format(word)} {question}", question)
+            told = self._log_p(f"{self.sentence.replace('{}', word)} {question}", question)
             best = int((told - self._alone[question]).argmax())
             self._said[word, question] = self.answers[question][best]
         return self._said[word, question]
