@@ -134,6 +134,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "LearnedViews": {"dim": 4},
     "NextTokens": {"dim": 4, "classes": 3},
     "ScaledWeights": {"directions": {"0": [torch.eye(4)[:, :2]]}},
+    "StateWriter": {"n_symbols": 4, "dim": 3},
     "StructuredTransfer": {"dims": [(2, 3), (3, 2)]},
     "Align": {"projector": "mlp", "width": 3, "hidden": 8},
     "Contrast": {"k": 0},

@@ -5,8 +5,9 @@ a finding that was not tried explains it. A head or numbers that were fitted to 
 part of whatever is wrong before them: they are never the cause. One rule holds for every measure:
 the change closes two thirds of the gap to the best known answers (to perfect ones, if none are
 known), the answers are then better than the commonest label or the mean, and no other change gains
-far more. Candidates compete on the rows that all of them judged. A change that closes less is part
-of the cause.
+far more. Of changes that gain about as much, those come first after which the inputs of the batch
+norms fit their running statistics. Candidates compete on the rows that all of them judged. A change
+that closes less is part of the cause.
 """
 
 from collections.abc import Mapping
@@ -242,6 +243,7 @@ def _best(trials: Mapping[str, Trial]) -> str:
     gains = _gains(trials)
     best = max(gains, key=lambda code: gains[code])
     tied = [code for code in trials if _is_close(gains[code], gains[best], trials[best])]
+    tied = [code for code in tied if not trials[code].leaves_misfit] or tied
     least = min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
     surer = {code: _nats_of(trials[code], trials[least]) for code in tied if code != least}
     kept = {code: nats for code, nats in surer.items() if nats is not None}

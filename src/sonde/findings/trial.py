@@ -89,6 +89,9 @@ class Trial:
     rival : str
         A change of other values that does as well, in words that follow "with"; empty if none is
         known. The rows do not say which of the two undoes the fault: neither is the cause.
+    leaves_misfit : bool
+        Whether the inputs of a batch norm stay far from its running statistics after the change.
+        The inputs and weights of training make them fit.
     """
 
     change: str
@@ -102,6 +105,7 @@ class Trial:
     is_constant: bool = False
     leaves_out: bool = False
     rival: str = ""
+    leaves_misfit: bool = False
 
     @property
     def gain(self) -> float:

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,10 @@ from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches
 
 CHUNK = 16
+MISFIT: Final = 0.125
+"""Misfit of a mean that is off by half a standard deviation."""
+LEFT: Final = 0.25
+"""Fraction of a misfit that a change of the inputs or of a part may leave."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,48 @@ class Sums:
         self.first, self.second = self.first + rows.sum(0), self.second + rows.square().sum(0)
 
 
-def observe(stream: LiveStream, batch: InputBatch, sums: dict[str, Sums]) -> object:
+def worst_misfit(
+    stream: LiveStream, batch: InputBatch, around: AbstractContextManager[None] | None = None
+) -> float:
+    """Return the largest misfit of the batch norms; NaN if there is none.
+
+    Parameters
+    ----------
+    stream : LiveStream
+    batch : InputBatch
+    around : context manager, optional
+        A change of the model, made for this run.
+    """
+    norms = batch_norms(stream)
+    sums = {name: Sums() for name, _ in norms}
+    if norms:
+        observe(stream, batch, sums, around)
+    fits = [fit_norm(name, module, sums[name]).misfit for name, module in norms if sums[name].n]
+    return max(fits, default=math.nan)
+
+
+def is_left(before: float, after: float) -> bool:
+    """Return whether a change leaves a misfit of the batch norms about as it was.
+
+    Examples
+    --------
+    >>> is_left(2.0, 1.0), is_left(2.0, 0.3), is_left(2.0, math.nan)
+    (True, False, False)
+    """
+    return before > MISFIT and after > max(MISFIT, LEFT * before)
+
+
+def observe(
+    stream: LiveStream,
+    batch: InputBatch,
+    sums: dict[str, Sums],
+    around: AbstractContextManager[None] | None = None,
+) -> object:
     """Run a batch, add the inputs of the norms to their sums, and return the output."""
     sites = [Site(name, 0, "in") for name in sums]
     watched = watch(
         stream.model.module, batch, sites,
-        as_found=not stream.model.module.training, place=stream.probe.place,
+        around=around, as_found=not stream.model.module.training, place=stream.probe.place,
     )  # fmt: skip
     for site in sites:
         x = watched.tensors.get(str(site))

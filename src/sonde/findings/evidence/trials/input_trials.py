@@ -21,7 +21,13 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at, shared_rows
 from sonde.findings.evidence.trials.anomaly_trials import refitted_norms
 from sonde.findings.evidence.trials.answer_trials import constants_do_as_well
-from sonde.findings.evidence.trials.batch_norm_fits import CHUNK, NormFit, batch_norms, norm_fits
+from sonde.findings.evidence.trials.batch_norm_fits import (
+    CHUNK,
+    MISFIT,
+    NormFit,
+    batch_norms,
+    norm_fits,
+)
 from sonde.findings.evidence.trials.input_forms import (
     Change,
     CodedChange,
@@ -65,7 +71,6 @@ GAP, ERRORS = 0.1, 3.0
 SLACK, WORST = 0.03, -8.0  # of a score below the probe's; the least score that a row counts
 HIDDEN = 0.3  # factor of a column, beside the largest one, below which a form may hide it
 SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
-MISFIT = 0.125  # of a mean that is off by half a standard deviation
 
 
 def _no_rows() -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
+from sonde.findings.evidence.trials.batch_norm_fits import is_left, worst_misfit
 from sonde.findings.evidence.trials.part_changes import (
     PartChange,
     answers_scaled,
@@ -461,6 +462,8 @@ class _Runs:
         words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
         if self.scores is None:
             return Trial(words, scope, "loss", batch.order, -before[1], -after[1], group=group)
+        given = worst_misfit(self.stream, batch)
+        changed = given if math.isnan(given) else worst_misfit(self.stream, batch, change.around())
         scored = [self.scores.scores(x, batch.order) for x in (before[0], after[0])]
         nats = None
         if self.scores.kind == "class":
@@ -468,7 +471,10 @@ class _Runs:
             nats = crossed_loss(after[0], batch.label, half)
             nats = after[1] if nats is None else nats
         measure = self.scores.measure
-        return Trial(words, scope, measure, batch.order, *scored, nats=nats, group=group)
+        return Trial(
+            words, scope, measure, batch.order, *scored, nats=nats, group=group,
+            leaves_misfit=is_left(given, changed),
+        )  # fmt: skip
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still cannot see later tokens."""

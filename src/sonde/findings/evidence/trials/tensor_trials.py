@@ -24,7 +24,7 @@ from sonde.findings.evidence.trials.answer_scores import (
     line_does_as_well,
 )
 from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
-from sonde.findings.evidence.trials.batch_norm_fits import observe
+from sonde.findings.evidence.trials.batch_norm_fits import is_left, observe, worst_misfit
 from sonde.findings.evidence.trials.code_forms import KIND, code_forms
 from sonde.findings.evidence.trials.rivals import are_rivals, does_as_well
 from sonde.findings.evidence.trials.shifted_rows import (
@@ -215,12 +215,19 @@ class FormSearch:
             groups,
             leaves_out=leaves_out,
             rival="" if rival is None else f"its inputs {rival.words}",
+            leaves_misfit=is_left(self._misfit(None), self._misfit(best)),
         )
         given = self._nats(None)
         p_of_loss = 1.0
         if given is not None and trial.nats is not None:
             p_of_loss = chance_of_gain(-given, -trial.nats, groups)
         return TensorTrials(best, trial, self.n_tried, is_like_constants, p_of_loss)
+
+    def _misfit(self, form: TensorForm | None) -> float:
+        """Return the largest misfit of the batch norms on the rows that judge."""
+        batch = self.small.together(self.judges)
+        changed = with_tensors(self.module, batch, _each([form], batch.order))
+        return worst_misfit(self.stream, changed)
 
     def _tied_rival(
         self, best: TensorForm, after: Float[Tensor, "row"], groups: Int[Tensor, "row"] | None
