@@ -84,3 +84,17 @@ def test_too_few_frames_are_refused():
         monotonic_durations(drawn(1, 3, 2))
     with pytest.raises(InputError, match="sizes of at least 1"):
         StateWriter(0, 3)
+
+
+def test_padding_before_the_symbols_is_refused():
+    writer, states = StateWriter(5, 3), drawn(2, 6, 3)
+    with pytest.raises(InputError, match="padding behind the last of a row's symbols"):
+        writer(torch.tensor([[-1, 0, 4], [1, 1, 3]]), states)
+    real = torch.tensor([[False] + [True] * 5, [True] * 6])
+    with pytest.raises(InputError, match="padding behind the last of a row's frames"):
+        writer(torch.tensor([[0, 4, 2], [1, 1, 3]]), states, real)
+
+
+def test_unknown_symbols_are_refused():
+    with pytest.raises(InputError, match="symbols from 0 to 4, or -1 for padding, got 0 to 7"):
+        StateWriter(5, 3).write(torch.tensor([[0, 7]]))

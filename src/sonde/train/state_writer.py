@@ -88,6 +88,12 @@ class StateWriter(nn.Module):
         frames = frames if real is None else real
         mean, length = self.moments(symbols)
         named = symbols != PADDING
+        for what, is_real in (("symbols", named), ("frames", frames)):
+            if bool((is_real[:, 1:] & ~is_real[:, :-1]).any()):
+                raise InputError(
+                    f"StateWriter: expected padding behind the last of a row's {what}, got a row "
+                    "with padding before or between them."
+                )
         with torch.no_grad():
             apart = torch.cdist(mean, states).square()
             durations = monotonic_durations(apart, named.sum(1), frames.sum(1))
@@ -101,6 +107,11 @@ class StateWriter(nn.Module):
         self, symbols: Int[Tensor, "row token"]
     ) -> tuple[Float[Tensor, "row token dim"], Float[Tensor, "row token"]]:
         """Return the mean state of each symbol, and the logarithm of its duration."""
+        if symbols.numel() and not -1 <= int(symbols.min()) <= int(symbols.max()) < self.n_symbols:
+            raise InputError(
+                f"StateWriter: expected symbols from 0 to {self.n_symbols - 1}, or -1 for padding, "
+                f"got {int(symbols.min())} to {int(symbols.max())}."
+            )
         named = (symbols != PADDING).unsqueeze(-1)
         h = self.symbols(symbols.clamp(min=0)) * named
         for mix in self.mixes:
