@@ -54,6 +54,7 @@ class InformationPlaneStudy(Study):
         "inputs, and the other half to choose the largest"
     )
     data = "synthetic: all 4,096 inputs of 12 bits, label a threshold of a quadratic form"
+    seconds = 40.0
     claims = (
         Claim(
             "tanh, bins",
