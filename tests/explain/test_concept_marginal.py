@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sonde.core import InputError
+from sonde.core import InputError, ShapeError
 from sonde.explain import ConceptMarginal
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -43,6 +43,54 @@ def test_posterior_by_loops():
         want = torch.tensor(mass, dtype=torch.float64) / sum(mass)
         torch.testing.assert_close(found.value[i], want)
     assert found.range == (0.0, 1.0)
+
+
+@pytest.mark.truth("a loop over rows, views, classes and concepts")
+@pytest.mark.parametrize("n_views", [0, 1, 3])
+def test_confidence_and_views_by_loops(n_views):
+    tau, prior = 0.4, torch.tensor([1.0, 2.0, 3.0])
+    views = torch.randn(5, n_views, 6, generator=GENERATOR, dtype=torch.float64)
+    given = views if n_views else None
+    found = {
+        kind: ConceptMarginal(tau, kind).fit(ROWS, BANK, OWNER, WEIGHTS, prior, given)
+        for kind in ("mixture", "confidence")
+    }
+    for i, row in enumerate(ROWS):
+        each = [likelihood(x, tau) for x in (row, *views[i])]
+        own = [sum(v) / len(each) for v in zip(*each, strict=True)]
+        mass = {kind: [] for kind in found}
+        for k in range(3):
+            members = [z for z in range(7) if int(OWNER[z]) == k]
+            weigh = {z: float(WEIGHTS[z]) * own[z] for z in members}
+            mass["mixture"].append(
+                float(prior[k]) * sum(weigh.values()) / sum(float(WEIGHTS[z]) for z in members)
+            )
+            score = 0.0
+            for z in members:
+                share = weigh[z] / sum(weigh.values())
+                score += share * float(normalize(row, dim=0) @ normalize(BANK[z], dim=0)) / tau
+                assert float(found["confidence"].responsibility[i, z]) == pytest.approx(share)
+            mass["confidence"].append(float(prior[k]) * math.exp(score))
+        for kind, values in mass.items():
+            want = torch.tensor(values, dtype=torch.float64) / sum(values)
+            torch.testing.assert_close(found[kind].value[i], want)
+
+
+@pytest.mark.truth("the weighted mean of the concepts, of one length")
+def test_average_is_zero_shot_with_the_mean_concept():
+    tau = 0.3
+    unit = normalize(BANK)
+    mean = torch.stack(
+        [(WEIGHTS[OWNER == k, None] * unit[OWNER == k]).sum(0) / WEIGHTS[OWNER == k].sum()
+         for k in range(3)]
+    )  # fmt: skip
+    found = ConceptMarginal(tau, "average").fit(ROWS, BANK, OWNER, WEIGHTS)
+    torch.testing.assert_close(found.value, (normalize(ROWS) @ mean.T / tau).softmax(1))
+    assert found.conventions["likelihood"] == "average"
+    with pytest.raises(InputError, match="no views for likelihood='average', got 2"):
+        ConceptMarginal(tau, "average").fit(ROWS, BANK, OWNER, views=ROWS[:, None].expand(-1, 2, 6))
+    with pytest.raises(ShapeError, match=r"views \(row view dim\) of the rows \(5, 6\)"):
+        ConceptMarginal().fit(ROWS, BANK, OWNER, views=ROWS[:4, None])
 
 
 @pytest.mark.truth("zero-shot classification, and the bank in another order")

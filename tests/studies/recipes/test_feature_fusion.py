@@ -13,8 +13,8 @@ from torch import nn
 
 from cli_case import run_words
 from sonde import InputError, Model
-from sonde_studies.parts.heads import AutoencoderCode
-from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
+from sonde_studies.parts.heads import AutoencoderCode, LinesHead
+from sonde_studies.recipes.feature_fusion import JOINT, ONE, OWN, SMALL, feature_fusion
 
 
 def encoder(columns, n_out, seed):
@@ -94,6 +94,31 @@ def test_numbers_and_lines_are_sources_beside_the_encoders():
     assert found.verdict == "fuse them"  # the second factor is in the numbers alone
     with pytest.raises(InputError, match="as many numbers in by hand, more in each row"):
         feature_fusion(*nets, [items[0] | {"more": [1, 2]}, *items[1:]], **asked, progress=False)
+
+
+@pytest.mark.truth("a class that two lines name together, and neither alone")
+def test_hidden_layers_of_each_line_read_what_a_linear_head_cannot():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=draw)
+    both = (x[:, 0] > 0) ^ (x[:, 3] > 0)
+    items = [
+        {"x": row, "left": torch.cat([row[:3], 0 * row[:3]]), "right": row.roll(3) * 1.0,
+         "label": int(c)} for row, c in zip(x, both, strict=True)
+    ]  # fmt: skip
+    nets = encoder({0, 1, 2}, 5, 1), encoder({0, 1, 2}, 5, 1)
+    asked = {"lines": ["left", "right"], "seed": 1, "progress": False}
+    assert not {OWN, ONE} & {row["source"] for row in feature_fusion(*nets, items, **asked).rows}
+    found = feature_fusion(*nets, items, hidden=12, **asked)
+    got = {row["source"]: row for row in found.rows}
+    assert got[JOINT]["accuracy"] < 0.62 < 0.72 < got[OWN]["accuracy"]
+    assert got[OWN]["units"] == got[ONE]["units"] == 20
+    sizes = []
+    for apart in (True, False):
+        head = LinesHead((5, 5, 5, 5), 12, apart, steps=1)
+        sizes.append(head.fit(np.zeros((9, 20)), np.arange(9) % 2).size)
+    own = 4 * 6 * 12 + (48 + 1) * 12 + 13 * 2
+    assert sizes[0] == own
+    assert abs(sizes[1] - own) < 0.05 * own
 
 
 def test_an_autoencoder_keeps_a_curve_that_components_lose():

@@ -44,6 +44,7 @@ STUDIES: dict[str, str] = {
     "clue-pretrained": "CLUEPretrainedStudy",
     "coda": "CoDaStudy",
     "code-strip": "CodeStripStudy",
+    "coarse-prompt": "CoarsePromptStudy",
     "codebook": "CodebookStudy",
     "codebook-bottleneck": "CodebookBottleneckStudy",
     "comet": "CometStudy",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 
 from sonde import Model, load
 from sonde.explain import ConceptMarginal, concept_bank, shared_rows
@@ -13,6 +13,8 @@ from sonde_studies.worlds.learning import drawn, minimise
 
 CLASSES, NAMES, WIDTH, CONTEXT, WRONG = 10, 8, 32, 4, 0.3
 """``WRONG``: share of captions that name another digit."""
+MOVES = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+VIEWS = len(MOVES)
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 
 
@@ -60,10 +62,19 @@ def images_of(x: Tensor) -> list[Image.Image]:
     return [Image.fromarray(one.numpy()) for one in grey.contiguous()]
 
 
+def shifted(x: Tensor) -> Tensor:
+    """Return digits moved by half a pixel in eight directions, (row, view, pixel)."""
+    wide = pad(x.reshape(-1, 8, 8), (1, 1, 1, 1))
+    each = [wide[:, 1 + i : 9 + i, 1 + j : 9 + j].flatten(1) for i, j in MOVES]
+    return (x.unsqueeze(1) + torch.stack(each, 1)) / 2
+
+
 def by_texts(
     x: Tensor, label: Tensor, n: int, choose: int, seed: int, steps: int
 ) -> dict[str, float]:
     """Return the accuracies of a bank of names, their mean, single names and the best of them.
+
+    The bank is read with each likelihood, and with views of the images.
 
     Parameters
     ----------
@@ -80,9 +91,21 @@ def by_texts(
     right = torch.stack([(rows @ one.T).argmax(1) == label[n:] for one in each]).double()
     best = int(right[:, :choose].mean(1).argmax())
     mean = (rows[choose:] @ normalize(each.mean(0), dim=1).T).argmax(1)
-    found = ConceptMarginal().fit(rows[choose:], bank.rows, bank.owner).predicted
+    fresh = shifted(x[n + choose :])
+    seen = shared_rows(model, [{"image": image} for image in images_of(fresh.flatten(0, 1))])
+    views = seen.unflatten(0, fresh.shape[:2])
+
+    def accuracy(likelihood: Any, views: Tensor | None = None) -> float:
+        kind = ConceptMarginal(likelihood=likelihood)
+        found = kind.fit(rows[choose:], bank.rows, bank.owner, views=views).predicted
+        return float((found == label[n + choose :]).double().mean())
+
     return {
-        "marginal": float((found == label[n + choose :]).double().mean()),
+        "marginal": accuracy("mixture"),
+        "average": accuracy("average"),
+        "confidence": accuracy("confidence"),
+        "views": accuracy("confidence", views),
+        "marginal over views": accuracy("mixture", views),
         "mean of names": float((mean == label[n + choose :]).double().mean()),
         "single names": float(right[:, choose:].mean()),
         "best name": float(right[best, choose:].mean()),

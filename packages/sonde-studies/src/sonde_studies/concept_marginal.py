@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from sonde.explain import ConceptMarginal
 from sonde_studies._digits import encoder, shuffled
-from sonde_studies._images_and_texts import NAMES, by_texts
+from sonde_studies._images_and_texts import NAMES, VIEWS, by_texts, shifted
 from sonde_studies.arms import note_for
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -26,13 +26,16 @@ LOTS = 20
 class ConceptMarginalStudy(Study):
     """Hidden states of a digit net, classified by banks of noisy prompts.
 
-    Noise is in root mean squares of a state's units; the figures of claims are at the largest.
+    Noise is in root mean squares of a state's units; the figures of claims are at the largest, but for one.
     """
 
     name = "concept-marginal"
     title = "does a sum over noisy concepts name the class better than one prompt?"
     paper = "chbr2024concepts"
-    fidelity = "the formula is ours; means of states in place of texts, and names of one word"
+    fidelity = (
+        "the formulas are ours; means of states in place of texts, and names of one word; views "
+        "are moved by half a pixel"
+    )
     data = (
         "digits; 16 prompts of each class, means of five states with noise; a CLIP of one layer, "
         "trained here on 700 digits with eight names each, 30% of them of another digit"
@@ -65,6 +68,40 @@ class ConceptMarginalStudy(Study):
             "difference of accuracies",
             arms=("names", "mean of names"),
         ),
+        Claim(
+            "confidence",
+            "Prompts with little noise, weighted by how well they match the row, name the class "
+            "more often than as many prompts of equal weight.",
+            "difference of accuracies, noise 0.5",
+            arms=("confidence", "average"),
+        ),
+        Claim(
+            "confidence in noise",
+            "So do prompts with much noise.",
+            "difference of accuracies",
+            arms=("confidence", "average"),
+        ),
+        Claim(
+            "views",
+            "These name it more often if the match is averaged over eight augmented views, in nine "
+            "times the forward passes.",
+            "difference of accuracies",
+            arms=("views", "confidence"),
+        ),
+        Claim(
+            "confident names",
+            "In the model of images and texts, names weighted by their match do better than the "
+            "mean of the names.",
+            "difference of accuracies",
+            arms=("confident names", "average of names"),
+        ),
+        Claim(
+            "views of names",
+            "And so do names weighted by their match with nine views, in nine times the passes, "
+            "than by that with the image alone.",
+            "difference of accuracies",
+            arms=("names over views", "confident names"),
+        ),
     )
     null = Claim(
         "null", "Concepts put to classes by lot are right as often as chance.", "accuracy less 0.1"
@@ -81,6 +118,8 @@ class ConceptMarginalStudy(Study):
             states = net[:2](x) - mean
         choose, new = slice(N, N + CHOOSE), slice(N + CHOOSE, None)
         rows, wanted = states[new], label[new]
+        with torch.no_grad():
+            views = net[:2](shifted(x[new])) - mean
         owner = torch.arange(CLASSES).repeat_interleave(EACH)
         plain, found = ConceptMarginal(), dict[str, float]()
         for noise in NOISES:
@@ -97,6 +136,13 @@ class ConceptMarginalStudy(Study):
                     rows @ normalize(one.mean(0), dim=1).T, wanted
                 ),
             }
+            for name, kind, seen in (
+                ("average", ConceptMarginal(likelihood="average"), None),
+                ("confidence", ConceptMarginal(likelihood="confidence"), None),
+                ("views", ConceptMarginal(likelihood="confidence"), views),
+                ("marginal over views", plain, views),
+            ):
+                found[f"{name} | noise {noise}"] = _accuracy(kind, rows, bank, owner, wanted, seen)
         tick("images and texts")
         texts = by_texts(x, label, N, CHOOSE, seed, 3 if tiny else CLIP_STEPS)
         bank = prompts(states[:N], label[:N], 1.0, draw)
@@ -107,12 +153,23 @@ class ConceptMarginalStudy(Study):
             ("names", 0, NAMES), ("best name", CHOOSE, 1), ("mean of names", 0, 1),
         ):  # fmt: skip
             note_for(name, rows=rows_read, bytes=4 * WIDTH * CLASSES * size)
-        high = f"noise {NOISES[-1]}"
+        for name, size, passes in (
+            ("average", EACH, 1), ("confidence", EACH, 1), ("views", EACH, 1 + VIEWS),
+            ("average of names", NAMES, 1), ("confident names", NAMES, 1),
+            ("names over views", NAMES, 1 + VIEWS),
+        ):  # fmt: skip
+            note_for(name, rows=0, bytes=4 * WIDTH * CLASSES * size, passes=passes)
+        low, high = (f"noise {noise}" for noise in (NOISES[0], NOISES[-1]))
         return {
             "over the best": found[f"marginal | {high}"] - found[f"best prompt | {high}"],
             "over the mean": found[f"marginal | {high}"] - found[f"mean of prompts | {high}"],
             "best text": texts["marginal"] - texts["best name"],
             "mean text": texts["marginal"] - texts["mean of names"],
+            "confidence": found[f"confidence | {low}"] - found[f"average | {low}"],
+            "confidence in noise": found[f"confidence | {high}"] - found[f"average | {high}"],
+            "views": found[f"views | {high}"] - found[f"confidence | {high}"],
+            "confident names": texts["confidence"] - texts["average"],
+            "views of names": texts["views"] - texts["confidence"],
             "null": sum(chance) / LOTS - 1 / CLASSES,
             **found,
             **{f"{name} | texts": value for name, value in texts.items()},
@@ -138,5 +195,6 @@ def _accuracy(
     bank: Tensor,
     owner: Tensor,
     wanted: Tensor,
+    views: Tensor | None = None,
 ) -> float:
-    return _right(method.fit(rows, bank, owner).value, wanted)
+    return _right(method.fit(rows, bank, owner, views=views).value, wanted)

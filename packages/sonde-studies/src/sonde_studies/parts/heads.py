@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVaria
 from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.svm import SVC  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from sonde import InputError
-from sonde.layers import Attention, Readout
+from sonde.layers import Attention, Readout, SourceFusion
 from sonde.metrics import auroc
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -73,6 +74,77 @@ class AutoencoderCode:
         for weight, bias in list(zip(self._net.coefs_, self._net.intercepts_, strict=True))[:2]:
             x = np.tanh(x @ weight + bias)
         return x
+
+
+class LinesHead(nn.Module):
+    """Hidden layers of each line, then one layer over all of them, and a linear head.
+
+    A line is a part of a row's states, such as those of one sentence. With ``apart=False`` all
+    lines are joined before their hidden layer, which has about as many parameters.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Width of each line; rows hold the lines side by side.
+    dim : int
+        Width of the hidden layers.
+    apart : bool, default=True
+        Give each line a hidden layer of its own.
+    steps, seed : int
+    """
+
+    def __init__(
+        self, widths: Sequence[int], dim: int, apart: bool = True, steps: int = 300, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.widths, self.dim, self.apart = tuple(widths), dim, apart
+        self.steps, self.seed = steps, seed
+
+    def forward(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row class"]:
+        """Return the logits of standardised rows."""
+        return self.last(self.fusion(*x.split(self.fusion.widths, 1)))
+
+    def fit(self, x: Float[np.ndarray, "row dim"], label: Any) -> "LinesHead":
+        """Train on rows and their classes."""
+        self.classes_, number = np.unique(label, return_inverse=True)
+        self.scale = StandardScaler().fit(x)
+        drawn(self._build, self.seed)
+        shown, target = self._standardised(x), torch.from_numpy(number)
+
+        def loss(rows: Tensor) -> Tensor:
+            return cross_entropy(self(dropout(shown[rows], 0.2)), target[rows])
+
+        minimise(loss, self.parameters(), len(shown), steps=self.steps, seed=self.seed, rate=1e-3)
+        return self.eval()
+
+    @torch.no_grad()
+    def predict(self, x: Float[np.ndarray, "row dim"]) -> Any:
+        """Return the class of each row."""
+        return self.classes_[self(self._standardised(x)).argmax(1).numpy()]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of the fitted head."""
+        return sum(p.numel() for p in self.parameters())
+
+    def _standardised(self, x: Float[np.ndarray, "row dim"]) -> Tensor:
+        return torch.from_numpy(self.scale.transform(x)).float()
+
+    def _build(self) -> nn.Module:
+        lines, n = self.widths, len(self.classes_)
+        dim = self.dim
+        if not self.apart:
+            wanted = _fused_size(lines, dim, n)
+            lines = (sum(lines),)
+            dim = min(range(1, 1 + wanted), key=lambda d: abs(_fused_size(lines, d, n) - wanted))
+        self.fusion, self.last = SourceFusion(lines, dim), nn.Linear(dim, n)
+        return self
+
+
+def _fused_size(widths: Sequence[int], dim: int, n_classes: int) -> int:
+    """Return the number of parameters of hidden layers of each line, of all, and of the head."""
+    own = sum((width + 1) * dim for width in widths)
+    return own + (len(widths) * dim + 1) * dim + (dim + 1) * n_classes
 
 
 def linear_head(strength: float = 0.1, *between: Any) -> Any:

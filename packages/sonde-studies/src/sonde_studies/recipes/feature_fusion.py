@@ -11,7 +11,7 @@ from sonde.core import marks
 from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
-from sonde_studies.parts.heads import AutoencoderCode, linear_head
+from sonde_studies.parts.heads import AutoencoderCode, LinesHead, linear_head
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_classes, check_states
@@ -20,6 +20,7 @@ from sonde_studies.parts.states import side_by_side, states_of_columns
 QUESTION = "Do two encoders together say more than the better one?"
 LEAST, TEST, NARROW = 60, 0.4, 10
 JOINT, SMALL = "both, side by side", "both, at a tenth of the width"
+OWN, ONE = "hidden layers of each source", "hidden layers of all at once"
 
 
 @copies_once()
@@ -31,6 +32,7 @@ def feature_fusion(
     third: Model | None = None,
     numbers: Sequence[str] = (),
     lines: Sequence[str] = (),
+    hidden: int = 0,
     summary: Literal["components", "autoencoder"] = "components",
     label_column: str | None = None,
     site: str = "auto",
@@ -41,8 +43,9 @@ def feature_fusion(
 ) -> Answer:
     """Read the label from the states of each encoder, of all together, and of a narrow summary.
 
-    Linear heads on standardised states. The summary is a tenth as wide as all units together. If
-    there are more than two sources, each is also left out in turn. Four tenths of the rows judge.
+    Linear heads on standardised states, and small nets if ``hidden`` is set. The summary is a tenth
+    as wide as all units together. If there are more than two sources, each is also left out in
+    turn. Four tenths of the rows judge.
 
     Example: sonde recipe feature-fusion FIRST SECOND DATA -o fusion.html
 
@@ -59,6 +62,10 @@ def feature_fusion(
     lines : sequence of str, default=()
         Columns that the first encoder reads one by one, such as the sentences of a text or the
         quarters of a picture. Their states side by side are one more source.
+    hidden : int, default=0
+        Width of hidden layers of each source, and of each line, before they are joined by one layer
+        over all. Adds that net, and one of as many parameters in which all are joined first. 0
+        trains linear heads alone.
     summary : {"components", "autoencoder"}, default="components"
         What makes the narrow summary: principal components, or an autoencoder with three hidden
         layers.
@@ -99,10 +106,20 @@ def feature_fusion(
         head = linear_head(0.1, *([narrowed] if arm == SMALL else [])).fit(x[kept], label[kept])
         right[arm] = head.predict(x[held]) == label[held]
         score[arm] = float(right[arm].mean())
+    units = {arm: x.shape[1] for arm, x in arms.items()} | {SMALL: narrow}
+    if hidden:
+        widths = list[int]()
+        for name, x in states.items():
+            n = len(lines) if name == "lines" else 1
+            widths += n * [x.shape[1] // n]
+        for arm in (OWN, ONE):
+            layers = LinesHead(widths, hidden, arm == OWN, seed=seed)
+            layers.fit(arms[JOINT][kept], label[kept])
+            right[arm] = layers.predict(arms[JOINT][held]) == label[held]
+            score[arm], units[arm] = float(right[arm].mean()), sum(layers.fusion.widths)
     best = max(states, key=lambda name: score[name])
     gain, shared = gain_of_best({JOINT: right[JOINT]}, {name: right[name] for name in states}, seed)
     verdict = "fuse them" if is_sure(gain, shared) else f"the {best} alone will do"
-    units = {arm: x.shape[1] for arm, x in arms.items()} | {SMALL: narrow}
     table = [{"source": arm, "units": units[arm], "accuracy": v} for arm, v in score.items()]
     points = [{"source": arm, "accuracy": v} for arm, v in score.items()]
     title = "Accuracy of a linear head"
