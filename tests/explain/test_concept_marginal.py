@@ -80,10 +80,8 @@ def test_confidence_and_views_by_loops(n_views):
 def test_average_is_zero_shot_with_the_mean_concept():
     tau = 0.3
     unit = normalize(BANK)
-    mean = torch.stack(
-        [(WEIGHTS[OWNER == k, None] * unit[OWNER == k]).sum(0) / WEIGHTS[OWNER == k].sum()
-         for k in range(3)]
-    )  # fmt: skip
+    own = [(k == OWNER).to(unit) * WEIGHTS for k in range(3)]
+    mean = torch.stack([w @ unit / w.sum() for w in own])
     found = ConceptMarginal(tau, "average").fit(ROWS, BANK, OWNER, WEIGHTS)
     torch.testing.assert_close(found.value, (normalize(ROWS) @ mean.T / tau).softmax(1))
     assert found.conventions["likelihood"] == "average"
