@@ -42,9 +42,9 @@ class ConceptMarginal:
 
     ``mixture``: ``p(y | x) ~ p(y) sum_{z of y} w_z L(x, z)`` with ``L = softmax over all z of
     cos(x, e_z) / tau``, the weights of a class adding up to 1. ``average`` and ``confidence``:
-    ``p(y | x) ~ p(y) exp(sum_{z of y} a_z(x) cos(x, e_z) / tau)``, where the shares ``a`` of a class
-    add up to 1 and are ``w_z``, or proportional to ``w_z L(x, z)``: the row itself says which
-    concepts count. With augmented views of a row, ``L`` is the mean over the row and its views, so
+    ``p(y | x) ~ p(y) exp(sum_{z of y} a_z(x) cos(x, e_z) / tau)``, where the weights ``a`` of a
+    class add up to 1 and are ``w_z``, or proportional to ``w_z L(x, z)``: the row itself selects
+    its concepts. With augmented views of a row, ``L`` is the mean over the row and its views, so
     a concept that matches by accident counts less.
 
     Range        posterior [0, 1], rows add up to 1.

@@ -26,7 +26,8 @@ LOTS = 20
 class ConceptMarginalStudy(Study):
     """Hidden states of a digit net, classified by banks of noisy prompts.
 
-    Noise is in root mean squares of a state's units; the figures of claims are at the largest, but for one.
+    Noise is in root mean squares of a state's units; figures of claims are at the largest unless
+    they say otherwise.
     """
 
     name = "concept-marginal"
@@ -148,17 +149,7 @@ class ConceptMarginalStudy(Study):
         bank = prompts(states[:N], label[:N], 1.0, draw)
         lots = [owner[torch.randperm(len(owner), generator=draw)] for _ in range(LOTS)]
         chance = [_accuracy(plain, rows, bank, lot, wanted) for lot in lots]
-        for name, rows_read, size in (
-            ("marginal", 0, EACH), ("best prompt", CHOOSE, 1), ("mean of prompts", 0, 1),
-            ("names", 0, NAMES), ("best name", CHOOSE, 1), ("mean of names", 0, 1),
-        ):  # fmt: skip
-            note_for(name, rows=rows_read, bytes=4 * WIDTH * CLASSES * size)
-        for name, size, passes in (
-            ("average", EACH, 1), ("confidence", EACH, 1), ("views", EACH, 1 + VIEWS),
-            ("average of names", NAMES, 1), ("confident names", NAMES, 1),
-            ("names over views", NAMES, 1 + VIEWS),
-        ):  # fmt: skip
-            note_for(name, rows=0, bytes=4 * WIDTH * CLASSES * size, passes=passes)
+        _note_memory()
         low, high = (f"noise {noise}" for noise in (NOISES[0], NOISES[-1]))
         return {
             "over the best": found[f"marginal | {high}"] - found[f"best prompt | {high}"],
@@ -174,6 +165,21 @@ class ConceptMarginalStudy(Study):
             **found,
             **{f"{name} | texts": value for name, value in texts.items()},
         }
+
+
+def _note_memory() -> None:
+    """Note what each arm stores and reads; nothing is trained."""
+    for name, rows_read, size in (
+        ("marginal", 0, EACH), ("best prompt", CHOOSE, 1), ("mean of prompts", 0, 1),
+        ("names", 0, NAMES), ("best name", CHOOSE, 1), ("mean of names", 0, 1),
+    ):  # fmt: skip
+        note_for(name, rows=rows_read, bytes=4 * WIDTH * CLASSES * size)
+    for name, size, passes in (
+        ("average", EACH, 1), ("confidence", EACH, 1), ("views", EACH, 1 + VIEWS),
+        ("average of names", NAMES, 1), ("confident names", NAMES, 1),
+        ("names over views", NAMES, 1 + VIEWS),
+    ):  # fmt: skip
+        note_for(name, rows=0, bytes=4 * WIDTH * CLASSES * size, passes=passes)
 
 
 def prompts(states: Tensor, label: Tensor, noise: float, draw: torch.Generator) -> Tensor:
