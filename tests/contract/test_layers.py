@@ -43,13 +43,19 @@ def of_ids():
     return [LayerCase(layer, (ids,)) for layer in (*tables, loop)]
 
 
+def forks():
+    """A layer that takes what the user's modules take."""
+    fork = layers.Fork(nn.Linear(4, 3), [nn.Linear(3, 2), nn.Linear(3, 5)])
+    return [LayerCase(fork, (torch.randn(3, 5, 4),))]
+
+
 def cases():
     with torch.random.fork_rng():
         torch.manual_seed(4)
         exported = (getattr(layers, name) for name in layers.__all__)
         kinds = [k for k in exported if isinstance(k, type) and issubclass(k, Layer)]
         made = [kind(**p) for kind in kinds if kind is not Layer for p in kind.examples]
-        return [*(LayerCase(layer) for layer in (*made, *made_by_hand())), *of_ids()]
+        return [*(LayerCase(layer) for layer in (*made, *made_by_hand())), *of_ids(), *forks()]
 
 
 CASES = cases()

@@ -9,9 +9,9 @@ from sonde_studies._forked_nets import (
     DEPTH,
     INPUTS,
     WIDTH,
-    ForkedNet,
     agreements,
     equal_width,
+    forked,
     parting,
     size_of,
 )
@@ -37,11 +37,11 @@ def test_all_cuts_have_as_many_parameters():
 
 def test_tasks_share_the_layers_below_the_cut_alone():
     torch.manual_seed(0)
-    net = ForkedNet(2, 8, (10, 64))
+    net = forked(2, 8, (10, 64))
     net(torch.randn(5, INPUTS))[0].sum().backward()
-    assert all(p.grad is not None for p in net.trunk.parameters())
-    assert all(p.grad is not None for p in net.own[0].parameters())
-    assert all(p.grad is None for p in net.own[1].parameters())
+    assert all(p.grad is not None for p in net.shared.parameters())
+    assert all(p.grad is not None for p in net.branches[0].parameters())
+    assert all(p.grad is None for p in net.branches[1].parameters())
 
 
 @pytest.mark.truth("mean gradients by autograd, batch by batch, and torch's cosine")
@@ -50,11 +50,11 @@ def test_agreement_is_the_cosine_of_mean_gradients():
     x = torch.randn(192, INPUTS, generator=draw)
     digit, clean = torch.randint(10, (192,), generator=draw), x + 1
     torch.manual_seed(1)
-    net = ForkedNet(DEPTH, 12, (10, 64)).eval()
+    net = forked(DEPTH, 12, (10, 64)).eval()
     found = agreements(net, x, (digit, clean), torch.tensor(0.7))
     mean = []
     for task in (0, 1):
-        own = [torch.zeros(sum(p.numel() for p in m.parameters())) for m in net.trunk.layers]
+        own = [torch.zeros(sum(p.numel() for p in m.parameters())) for m in net.shared.layers]
         for rows in torch.arange(192).split(3)[task::2]:
             said = net(x[rows])[task]
             loss = (
@@ -62,7 +62,7 @@ def test_agreement_is_the_cosine_of_mean_gradients():
                 if task == 0
                 else (said - clean[rows]).square().mean() / 0.7
             )
-            for total, layer in zip(own, net.trunk.layers, strict=True):
+            for total, layer in zip(own, net.shared.layers, strict=True):
                 slopes = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
                 total += torch.cat([s.flatten() for s in slopes])
         mean.append(own)

@@ -9,6 +9,7 @@ from sonde.layers.cross_attention import drop_sources as drop_sources
 from sonde.layers.deformable_attention import DeformableAttention as DeformableAttention
 from sonde.layers.exchange import Exchange as Exchange
 from sonde.layers.experts import Experts as Experts
+from sonde.layers.fork import Fork as Fork
 from sonde.layers.generated_kernels import GeneratedKernels as GeneratedKernels
 from sonde.layers.grid_mixer import GridMixer as GridMixer
 from sonde.layers.hopfield import Hopfield as Hopfield

@@ -1,7 +1,7 @@
 """Nets of two tasks that share their first layers, and where measures would part them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde import Model, read
+from sonde.layers import Fork
 from sonde.measure import cka, gradient_conflict
 from sonde_studies.parts.forks import task_gradients
 from sonde_studies.worlds.learning import drawn, minimise
@@ -34,8 +35,8 @@ class Trunk(nn.Module):
         return x
 
 
-class ForkedNet(nn.Module):
-    """A net whose first ``cut`` layers are shared; each task has later layers and a head.
+def forked(cut: int, width: int, outputs: Sequence[int]) -> Fork:
+    """Return a net whose first ``cut`` layers are shared; each task has later layers and a head.
 
     Parameters
     ----------
@@ -43,23 +44,16 @@ class ForkedNet(nn.Module):
     outputs : sequence of int
         Width of each task's answer.
     """
-
-    def __init__(self, cut: int, width: int, outputs: Sequence[int]) -> None:
-        super().__init__()
-        self.trunk = Trunk(0, cut, width)
-        self.own = nn.ModuleList(Trunk(cut, DEPTH, width) for _ in outputs)
-        self.heads = nn.ModuleList(nn.Linear(width, n) for n in outputs)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the answer of each task."""
-        x = self.trunk(x)
-        return [head(own(x)) for own, head in zip(self.own, self.heads, strict=True)]
+    trunk = Trunk(0, cut, width)
+    own = [Trunk(cut, DEPTH, width) for _ in outputs]
+    heads = [nn.Linear(width, n) for n in outputs]
+    return Fork(trunk, [nn.Sequential(*pair) for pair in zip(own, heads, strict=True)])
 
 
 def size_of(cut: int, width: int, outputs: Sequence[int]) -> int:
     """Return the number of parameters of a forked net."""
     with torch.device("meta"):
-        return sum(p.numel() for p in ForkedNet(cut, width, outputs).parameters())
+        return sum(p.numel() for p in forked(cut, width, outputs).parameters())
 
 
 def equal_width(cut: int, outputs: Sequence[int]) -> int:
@@ -79,7 +73,7 @@ def trained(
     steps: int,
     seed: int,
     start: int,
-) -> ForkedNet:
+) -> Fork:
     """Return a trained net.
 
     Parameters
@@ -95,7 +89,7 @@ def trained(
     seed, start : int
         Draw the batches, and the weights.
     """
-    net = drawn(lambda: ForkedNet(cut, width, outputs), start)
+    net = drawn(lambda: forked(cut, width, outputs), start)
 
     def loss(rows: Tensor) -> Tensor:
         said = net(noisy(rows))
@@ -109,7 +103,7 @@ def trained(
 
 @torch.no_grad()
 def judged(
-    net: ForkedNet,
+    net: Fork,
     x: Float[Tensor, "row pixel"],
     digit: Int[Tensor, "row"],
     clean: Float[Tensor, "row pixel"],
@@ -122,11 +116,11 @@ def judged(
 
 @torch.no_grad()
 def similarities(
-    net: ForkedNet, x: Float[Tensor, "row pixel"], target: Float[Tensor, "row dim"]
+    net: Fork, x: Float[Tensor, "row pixel"], target: Float[Tensor, "row dim"]
 ) -> list[float]:
     """Return the debiased CKA of each shared layer's states with a target."""
     found = list[float]()
-    for layer in net.trunk.layers:
+    for layer in cast(Trunk, net.shared).layers:
         x = layer(x)
         found.append(float(cka(x.double(), target.double()).value))
     return found
@@ -162,13 +156,13 @@ class _HeadLoss(nn.Module):
 
 
 def agreements(
-    net: ForkedNet, x: Float[Tensor, "row pixel"], truths: tuple[Tensor, Tensor], unit: Tensor
+    net: Fork, x: Float[Tensor, "row pixel"], truths: tuple[Tensor, Tensor], unit: Tensor
 ) -> list[float]:
     """Return the cosine between the mean gradients of naming and restoring at each layer.
 
     Parameters
     ----------
-    net : ForkedNet
+    net : Fork
         Shares all layers.
     x : Float[Tensor, "row pixel"]
     truths : (Int[Tensor, "row"], Float[Tensor, "row pixel"])
@@ -176,9 +170,10 @@ def agreements(
     unit : Tensor
         Variance of the pixels, the unit of the restoring loss.
     """
-    model, items = Model(net.trunk), [{"x": row} for row in x]
+    model, items = Model(net.shared), [{"x": row} for row in x]
     blocks: list[Any] = [s.site for s in read(model, items, check=False).schema]
-    heads: list[Any] = [_HeadLoss(h, u) for h, u in zip(net.heads, (None, unit), strict=True)]
+    last: list[Any] = [cast(nn.Sequential, branch)[-1] for branch in net.branches]
+    heads: list[Any] = [_HeadLoss(h, u) for h, u in zip(last, (None, unit), strict=True)]
     site = str(blocks[-1])
     parts, task = task_gradients(model, items, site, heads, [*truths], blocks, seed=0)
     return [float(gradient_conflict(own, task).value) for own in parts.values()]
