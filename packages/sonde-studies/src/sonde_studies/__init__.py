@@ -202,6 +202,7 @@ STUDIES: dict[str, str] = {
     "surrogate-rules": "SurrogateRulesStudy",
     "swapped-codes": "SwappedCodesStudy",
     "tabular-attribution": "TabularAttributionStudy",
+    "through-states": "ThroughStatesStudy",
     "token-budgets": "TokenBudgetsStudy",
     "trajectories": "TrajectoriesStudy",
     "tune-norms": "TuneNormsStudy",
