@@ -6,6 +6,7 @@ from scipy import stats
 
 from sonde.core.errors import InputError
 from sonde_studies import Claim, Outcome, Study, StudyTable, as_text, run_study, study_of
+from sonde_studies.arms import note, part
 from sonde_studies.study import verdict_of
 
 VALUES = (0.03, 0.05, 0.04, 0.07)
@@ -99,6 +100,19 @@ def test_a_table_says_what_was_claimed_and_found():
     assert blind.json()["null"]["verdict"] == "as expected, weak"
     assert "as expected, weak" in as_text(blind)
     assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
+
+
+def test_an_arm_that_a_seed_did_without_was_given_nothing_there():
+    class Sometimes(Planted):
+        def run(self, seed, tiny, tick):
+            tick("extra")
+            with part("extra"):
+                if seed % 2:
+                    note(rows=6)
+            return super().run(seed, tiny, tick)
+
+    table = run_study(Sometimes(), range(4))
+    assert table.figures["given | extra | rows"] == (0.0, 6.0, 0.0, 6.0)
 
 
 def test_finished_seeds_are_kept_for_the_same_code_and_size(tmp_path, monkeypatch):

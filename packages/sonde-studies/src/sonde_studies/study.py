@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sonde import InputError
-from sonde_studies.arms import Arms, stages, unequal, unsaid
+from sonde_studies.arms import SEPARATOR, Arms, stages, unequal, unsaid
 from sonde_studies.nulls import BLIND
 
 if TYPE_CHECKING:
@@ -337,8 +337,13 @@ def run_study(
         )
     before = None if kept is None else KeptSeeds(kept, tiny)
     found, seconds = zip(*(_timed(study, seed, tiny, tick, before) for seed in seeds), strict=True)
-    columns = {key: tuple(f[key] for f in found) for key in found[0]}
+    columns = {key: _column(found, key) for key in dict.fromkeys(k for f in found for k in f)}
     return StudyTable(study, tuple(seeds), columns, tiny, sum(seconds))
+
+
+def _column(found: Sequence[Mapping[str, float]], key: str) -> tuple[float, ...]:
+    """Return a figure of each seed; what an arm was given is 0 in a seed that did without it."""
+    return tuple(f.get(key, 0.0) if key.startswith(SEPARATOR) else f[key] for f in found)
 
 
 def _timed(
