@@ -18,9 +18,10 @@ from sonde_studies.worlds.learning import drawn, minimise
 
 Grid = tuple[int, int]
 Kind = Literal["decoder", "raster", "axes"]
-LEVELS, TRAIN, STEPS, TINY, DIM, WIDE, HEADS, BLOCKS = 4, 1_400, 400, 3, 16, 28, 2, 3
+LEVELS, TRAIN, STEPS, TINY, DIM, WIDE, HEADS, BLOCKS = 4, 1_400, 1_000, 3, 16, 28, 2, 3
+RATE, BATCH = 2e-2, 32
 SMALL: Grid = (2, 3)
-JOINT_ROWS, JOINT_STEPS, LOT_STEPS = 4_000, 500, 150
+JOINT_ROWS, JOINT_STEPS, JOINT_RATE, JOINT_BATCH, LOT_STEPS = 4_000, 800, 1e-2, 64, 150
 
 
 @final
@@ -32,7 +33,7 @@ class RasterDecodingStudy(Study):
     paper = "ho2019axial"
     fidelity = "one block each along rows, along columns and along the row so far; grey pictures"
     data = "digits in four grey levels, 397 to judge; simulated: six pixels with one joint table"
-    seconds = 40.0
+    seconds = 60.0
     claims = (
         Claim("nats", "An axial decoder needs at most 2 % more nats a pixel than a plain decoder "
               "of as many parameters, whose blocks all run once for each pixel.",
@@ -80,7 +81,7 @@ class RasterDecodingStudy(Study):
         for arm in ("axial decoder", "axes"):
             tick(f"{arm}, table")
             net = drawn(lambda k=arms[arm][0]: Pixels(k, SMALL, 2, DIM, BLOCKS), seed)
-            learn(net, drawn_rows, seed, TINY if tiny else JOINT_STEPS)
+            learn(net, drawn_rows, seed, TINY if tiny else JOINT_STEPS, JOINT_RATE, JOINT_BATCH)
             lost[arm] = expected(net, table) - entropy
         tick("pixels by lot")
         return {
@@ -157,11 +158,18 @@ def _attention(kind: Kind, dim: int, grid: Grid) -> Attention:
     return Attention(dim, HEADS, "axial", grid, causal=True)
 
 
-def learn(net: Pixels, x: Int[Tensor, "row pixel"], seed: int, steps: int) -> None:
-    """Train a net on pictures."""
+def learn(
+    net: Pixels,
+    x: Int[Tensor, "row pixel"],
+    seed: int,
+    steps: int,
+    rate: float = RATE,
+    batch: int = BATCH,
+) -> None:
+    """Train a net on pictures at a rate that falls to zero."""
     minimise(
         lambda rows: cross_entropy(net(x[rows]).transpose(1, 2), x[rows]),
-        net.parameters(), len(x), steps=steps, seed=seed,
+        net.parameters(), len(x), steps=steps, seed=seed, rate=rate, batch=batch, falls=True,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def minimise(
     seed: int,
     rate: float = 3e-3,
     batch: int = 64,
+    falls: bool = False,
 ) -> None:
     """Minimise a loss by Adam, with batches sampled from ``n`` examples.
 
@@ -36,16 +37,21 @@ def minimise(
         Examples to draw from.
     steps, seed, rate, batch
         The seed draws batches and what is random in the nets, such as dropout.
+    falls : bool, default=False
+        The rate falls to zero by half a cosine.
     """
     moved = list(parameters)
     note(rows=n)
     optimiser = torch.optim.Adam(moved, lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps) if falls else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(steps):
             optimiser.zero_grad()
             loss(torch.randint(n, (batch,))).backward()
             optimiser.step()
+            if falling is not None:
+                falling.step()
     optimiser.zero_grad()
 
 
