@@ -79,6 +79,21 @@ def test_block():
     torch.testing.assert_close(layer(x), wanted)
 
 
+@pytest.mark.truth("three branches, their bottleneck and its nonlinearity by hand")
+def test_a_block_without_a_residual_connection_is_its_branches_alone():
+    torch.manual_seed(3)
+    layer, x = GeneratedKernels(3, (4, 5), residual=False).double(), draw(2, 3, 4, 5)
+    joined = torch.cat([layer.branch(b, x) for b in ("grid", "near", "product")], 1)
+    joined = torch.einsum("oc,rchw->rohw", layer.join.weight[:, :, 0, 0], joined)
+    joined = unit(joined + layer.join.bias[:, None, None])
+    torch.testing.assert_close(layer(x), joined / (1.0 + torch.exp(-joined)))
+    added = GeneratedKernels(3, (4, 5)).double()
+    added.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(added(x), x + layer(x))
+    assert added.insertable
+    assert not layer.insertable
+
+
 @pytest.mark.truth("the mean of squared differences of kernels, and its gradient in closed form")
 def test_slow_error():
     first, second = filled(GeneratedKernels(2, (4, 5))), filled(GeneratedKernels(4, (4, 5)))

@@ -27,3 +27,8 @@ def test_rivals_are_as_large():
     places = size("dilated")
     waves, plain = size("waves") - places, size("plain waves") - places
     assert waves < plain < 1.05 * waves
+    assert size("no skips") == size("skips") == locality.DEEP * block
+    hidden = locality.PLAIN
+    plain = 9 * hidden * (DIM + hidden + DIM) + 2 * hidden + DIM
+    assert size("plain net") == plain
+    assert plain == pytest.approx(size("skips"), rel=0.01)

@@ -28,12 +28,15 @@ class GeneratedKernels(Layer):
     division of the map. ``product``: ``x * sigmoid(W * x * x)``. Each branch is divided by its root
     mean square over positions, a linear map takes all of them to ``dim`` channels, these are
     divided in the same way, go through SiLU, and are added times a scale that is zero at the start.
+    Without ``residual`` they are the output, times a scale that is one at the start: a net of such
+    blocks has no way around a block.
 
     Cost         an FFT of twice the grid for ``grid``, kernel^2 products a position for ``near``.
     Assumes      maps of one grid; a loss that holds ``slow_error`` small, if layers should agree.
     Differs      from Terminator: one hidden layer in the slow network, which the branches share;
                  the context of ``near`` is the row's, not the batch's mean; no batch
-                 standardisation, gated recursion or channel weights; a residual connection.
+                 standardisation, gated recursion or channel weights; a residual connection by
+                 default, which the paper's blocks do without.
 
     Parameters
     ----------
@@ -47,6 +50,8 @@ class GeneratedKernels(Layer):
         Odd.
     coordinate_width : int, default=16
         Hidden units of the slow network.
+    residual : bool, default=True
+        Add the joined branches to the map; False returns them alone.
 
     References
     ----------
@@ -58,6 +63,7 @@ class GeneratedKernels(Layer):
         {"dim": 4, "grid": (4, 5)},
         {"dim": 3, "grid": (4, 5), "branches": ("near",), "kernel": 5, "coordinate_width": 3},
         {"dim": 4, "grid": (4, 5), "branches": ("grid", "product")},
+        {"dim": 4, "grid": (4, 5), "residual": False},
     )
     layout: ClassVar[tuple[str, ...]] = ("row dim high wide",)
 
@@ -68,6 +74,7 @@ class GeneratedKernels(Layer):
         branches: Sequence[Branch] = BRANCHES,
         kernel: int = 3,
         coordinate_width: int = 16,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0 or not branches or not {*branches} <= {*BRANCHES}:
@@ -75,7 +82,8 @@ class GeneratedKernels(Layer):
                 f"GeneratedKernels: expected an odd kernel and branches of {', '.join(BRANCHES)}, "
                 f"got {kernel} and {', '.join(branches) or 'none'}."
             )
-        self.dim, self.kernel = dim, kernel
+        self.dim, self.kernel, self.residual = dim, kernel, residual
+        self.insertable = residual
         self.branches: tuple[Branch, ...] = tuple(b for b in BRANCHES if b in branches)
         self.high, self.wide = int(grid[0]), int(grid[1])
         self.first = nn.Linear(2, coordinate_width)
@@ -87,16 +95,17 @@ class GeneratedKernels(Layer):
             self.context = nn.Linear(dim, coordinate_width)
             self.near_last = nn.Linear(coordinate_width, dim)
         self.join = nn.Conv2d(len(self.branches) * dim, dim, 1)
-        self.scale = nn.Parameter(torch.zeros(dim, 1, 1))
+        self.scale = nn.Parameter(torch.full((dim, 1, 1), float(not residual)))
 
     @property
     def _is_wide(self) -> bool:
         return {*self.branches} != {"near"}
 
     def forward(self, x: Float[Tensor, "row dim high wide"]) -> Float[Tensor, "row dim high wide"]:
-        """Return the map plus the joined branches."""
+        """Return the map plus the joined branches, or these alone without ``residual``."""
         joined = self.join(torch.cat([self.branch(name, x) for name in self.branches], 1))
-        return x + self.scale * functional.silu(divided_by_size(joined))
+        brought = self.scale * functional.silu(divided_by_size(joined))
+        return x + brought if self.residual else brought
 
     def branch(
         self, name: Branch, x: Float[Tensor, "row dim high wide"]
