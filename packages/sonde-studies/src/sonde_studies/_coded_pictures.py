@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from sonde.compress import ScalarCodec
+from sonde_studies._garments import garments
+from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._split_classifier import Teacher
 
 
@@ -44,3 +46,16 @@ def _as_jpeg(picture: np.ndarray, quality: int) -> tuple[int, Tensor]:
 def right_on(logits: Tensor, truth: Tensor) -> float:
     """Return the accuracy of logits."""
     return float((logits.argmax(1) == truth).double().mean())
+
+
+def pictures(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return training images (image, 1, 16, 16) with classes, and test images."""
+    source = garments()
+    if source is None:
+        x, label = shuffled_digits(seed)
+        x = x.reshape(-1, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        n = min(n, 1_200)
+    else:
+        order = torch.randperm(len(source.x), generator=torch.Generator().manual_seed(seed))
+        x, label = source.x[order].reshape(-1, 1, 16, 16), torch.from_numpy(source.kind)[order]
+    return x[:n], label[:n], x[n : n + 500], label[n : n + 500]

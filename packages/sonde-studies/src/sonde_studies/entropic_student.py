@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde_studies._coded_pictures import right_on, sent_as_features, sent_as_jpeg
-from sonde_studies._garments import garments
-from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._coded_pictures import pictures, right_on, sent_as_features, sent_as_jpeg
 from sonde_studies._split_classifier import Student, Teacher, learn_classes, learn_maps
 from sonde_studies.arms import note_again
 from sonde_studies.parts.lots import labels_by_lot
@@ -65,7 +63,7 @@ class EntropicStudentStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a teacher, then students at several bit weights, and encode their maps."""
-        x, label, fresh, truth = _pictures(seed, 300 if tiny else 2_000)
+        x, label, fresh, truth = pictures(seed, 300 if tiny else 2_000)
         n = len(x) - len(x) // PART
         x, held, label, known = x[:n], x[n:], label[:n], label[n:]
         teacher = drawn(Teacher, seed)
@@ -141,16 +139,3 @@ def _sent(student: Student, x: Tensor, truth: Tensor) -> tuple[float, float]:
     """Return the bits of an image and the accuracy on the decoded stream."""
     logits, bits = student.received(x)
     return bits, right_on(logits, truth)
-
-
-def _pictures(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return training images (image, 1, 16, 16) with classes, and test images."""
-    source = garments()
-    if source is None:
-        x, label = shuffled_digits(seed)
-        x = x.reshape(-1, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
-        n = min(n, 1_200)
-    else:
-        order = torch.randperm(len(source.x), generator=torch.Generator().manual_seed(seed))
-        x, label = source.x[order].reshape(-1, 1, 16, 16), torch.from_numpy(source.kind)[order]
-    return x[:n], label[:n], x[n : n + 500], label[n : n + 500]

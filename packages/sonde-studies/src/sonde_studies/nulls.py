@@ -45,7 +45,7 @@ _SEEN: dict[str, str] = {
         adverse-weather backdoor channel-regions comet conditional-latents
         contrast-domains dense-contrast entropic-student inpaint latent-belief
         latent-rewards next-pixel scale-generation where-tasks-part
-        code-strip coarse-prompt""",
+        code-strip coarse-prompt shared-stream""",
     "overfit probe": """spoken-prefix
         alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
@@ -59,7 +59,8 @@ _SEEN: dict[str, str] = {
         slots-over-time subpopulation-curve swapped-codes tabular-attribution twin-merge
         depth-pretrained class-panel gradient-phases length-law
         abstopk aligned-maps depth-use""",
-    "biased estimate": """bounded-messages compression cross-layer disparity-decomposition
+    "biased estimate": """bounded-messages compression curled-units cross-layer
+        disparity-decomposition
         feature-complexity slice-context spurious-shift alignment-quality information-plane
         gradient-phases
         scalar-codes size-fidelity""",
