@@ -122,6 +122,7 @@ STUDIES: dict[str, str] = {
     "layer-readout": "LayerReadoutStudy",
     "learned-graph": "LearnedGraphStudy",
     "learned-mapping": "LearnedMappingStudy",
+    "learned-together": "LearnedTogetherStudy",
     "leaving-locality": "LeavingLocalityStudy",
     "length-law": "LengthLawStudy",
     "local-learning": "LocalLearningStudy",

@@ -60,6 +60,51 @@ def taught_by(
     return retriever
 
 
+@torch.enable_grad()
+def trained_together(
+    retriever: Retriever, reader: Reader, of: Questions, steps: int, seed: int, drop: bool = True
+) -> tuple[Retriever, Reader]:
+    """Return copies that learned from each other, one update of each in every step.
+
+    The retriever learns what its passages do to the reader as it then is; the reader learns to
+    read one of these passages, by lot, or none.
+
+    Parameters
+    ----------
+    retriever : Retriever
+    reader : Reader
+    of : Questions
+    steps : int
+    seed : int
+        Draws the questions, and the passages that the reader reads.
+    drop : bool, default=True
+        Drop passages that harm the reader from the retriever's labels.
+    """
+    retriever, reader = copy.deepcopy(retriever), copy.deepcopy(reader)
+    source = torch.Generator().manual_seed(seed)
+    note(rows=len(of.answer))
+    finds = torch.optim.Adam([p for p in retriever.parameters() if p.requires_grad], RATE)
+    reads = torch.optim.Adam(reader.parameters(), RATE)
+    alone = int(WITHOUT * BATCH)
+    for _ in range(steps):
+        rows = torch.randint(len(of.answer), (BATCH,), generator=source)
+        scores, found = retriever(of, rows).topk(FOUND)
+        target, weight = gains(reader, of, rows, found, drop)
+        lost = -(target * scores.double().log_softmax(1)).sum(1)
+        finds.zero_grad()
+        ((weight * lost).sum() / weight.sum().clamp(min=1)).backward()
+        finds.step()
+        some = found.gather(1, torch.randint(FOUND, (BATCH, 1), generator=source))
+        read = (
+            reader.losses(of, rows[:alone], None),
+            reader.losses(of, rows[alone:], some[alone:]),
+        )
+        reads.zero_grad()
+        torch.cat(read).mean().backward()
+        reads.step()
+    return retriever, reader
+
+
 @torch.no_grad()
 def gains(
     reader: Reader,

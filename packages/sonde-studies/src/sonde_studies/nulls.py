@@ -26,7 +26,7 @@ _SEEN: dict[str, str] = {
         costarr-pretrained nac-pretrained step-sharing memories attention-capacity
         attention-retrieval bottleneck-regression change-pairs clue codebook-bottleneck
         common-and-salient costarr nac overview fod simple-net pawn trajectories was-it-generated
-        agents-in-scenes fused-sources through-states
+        agents-in-scenes fused-sources through-states learned-together
         over-trust-decode gated-adapter forget-texts did-it-memorise label-agnostic ssd
         decoupled-cross-attention inject defined-anomaly document-retrieval factor-contrast
         feature-gaps grokking layer-readout local-learning locality mask-sensitivity
