@@ -91,7 +91,7 @@ def untrained(seed: int, subjects: int) -> tuple[Retriever, Reader]:
 
 
 def dealt(of: Questions, seed: int) -> Questions:
-    """Return the questions with answers by lot, of which passages know nothing."""
+    """Return the questions with answers by lot; passages know nothing of these answers."""
     draw = torch.Generator().manual_seed(seed)
     return replace(of, answer=torch.randint(VALUES, of.answer.shape, generator=draw))
 
