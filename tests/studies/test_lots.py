@@ -23,6 +23,7 @@ from sonde_studies import (
     contrast_sequences,
     curriculum_crops,
     dense_contrast,
+    dense_levels,
     dynamic_filters,
     entropic_student,
     extreme_labels,
@@ -151,6 +152,10 @@ NULLS = {
     "contrast-sequences": (_digits, lambda x, s: contrast_sequences.by_lot(x, s, 60)),
     "curriculum-crops": (_images, lambda x, s: curriculum_crops.by_lot(x, s, (40, 40))),
     "dense-contrast": (_digits, _places),
+    "dense-levels": (
+        lambda seed: dense_levels.level_scenes(1_800, dense_levels.FEW, seed).maps[0],
+        lambda x, s: dense_levels.by_lot(x, s, 150),
+    ),
     "dynamic-filters": (_images, lambda x, s: dynamic_filters.by_lot(x, s, (60, 5))),
     "entropic-student": (_images, _teacher),
     "extreme-labels": (

@@ -70,6 +70,7 @@ STUDIES: dict[str, str] = {
     "defined-anomaly": "DefinedAnomalyStudy",
     "dense-composites": "DenseCompositesStudy",
     "dense-contrast": "DenseContrastStudy",
+    "dense-levels": "DenseLevelsStudy",
     "depth-pretrained": "DepthPretrainedStudy",
     "depth-use": "DepthUseStudy",
     "dict-lookup": "DictLookupStudy",

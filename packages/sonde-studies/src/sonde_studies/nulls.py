@@ -19,7 +19,7 @@ BLIND = frozenset(_BLIND.split())
 """Studies whose null arm is two equal runs. The list may only become shorter."""
 _SEEN: dict[str, str] = {
     "leak": """pooled-sets steady-states leaving-locality alike-channels
-        raster-decoding
+        raster-decoding dense-levels
         pixels-in-context
         perception-in-words decoupled-queries
         anomaly-in-words enrolled-source explained-in-turns perceived-pictures
