@@ -21,7 +21,10 @@ from sonde_studies.worlds.learning import drawn, minimise
 CELLS, HEADS, DIM, FIT, HELD, IMAGES = 6, 2, 24, 40_000, 1_000, 1_000
 WORDS = 2 * CELLS
 """A word for each question, and one for each answer; pictures are the tokens after them."""
-BASE, LEARN, BATCH, TINY, RATE = 1500, 600, 64, 3, 4e-3
+BASE, LEARN, BATCH, TINY, RATE = 1000, 800, 64, 3, 4e-3
+DRAWS, KNOWN = 4, 0.95
+"""Initial weights of the decoder that follows one arrow, and its accuracy on rows that train: where
+it is lower, the next weights are tried, and the best decoder is kept. All arms start from it."""
 ARMS: dict[str, dict[str, Any]] = {
     "attend": {"n_steps": 1, "mix": "attend"},
     "others": {"n_steps": 1, "mix": "attend"},
@@ -142,9 +145,17 @@ def pictured_arrows(length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def _follows_one(seed: int, tiny: bool) -> Any:
     """Return a decoder that follows one arrow."""
     pictures, ids, answer = pictured_arrows(1, seed)
-    net = drawn(lambda: _decoder(pictures), seed)
-    _learn(LatentLoop(net, n_steps=0), ids, ids, answer, seed, TINY if tiny else BASE)
-    return net
+    found = list[tuple[float, Any]]()
+    while not found or (max(found, key=_first)[0] < KNOWN and len(found) < DRAWS and not tiny):
+        net = drawn(lambda: _decoder(pictures), seed + 1_000 * len(found))
+        loop = LatentLoop(net, n_steps=0)
+        _learn(loop, ids, ids, answer, seed, TINY if tiny else BASE)
+        found.append((_right(loop, ids[:HELD], ids[:HELD], answer[:HELD]), net))
+    return max(found, key=_first)[1]
+
+
+def _first(pair: tuple[float, Any]) -> float:
+    return pair[0]
 
 
 def _logits(net: LatentLoop, ids: Tensor, seen: Tensor) -> Tensor:
@@ -161,7 +172,7 @@ def _learn(
 ) -> None:
     minimise(
         lambda rows: cross_entropy(_logits(net, ids[rows], seen[rows]), answer[rows]),
-        net.parameters(), FIT, steps=steps, seed=seed, rate=RATE, batch=BATCH,
+        net.parameters(), FIT, steps=steps, seed=seed, rate=RATE, batch=BATCH, falls=True,
     )  # fmt: skip
 
 
@@ -171,6 +182,9 @@ def _accuracy(arm: str, length: int, seed: int, tiny: bool) -> float:
     seen = torch.cat([part.roll(1, 0) for part in ids.split(FIT)]) if arm == "others" else ids
     net = drawn(lambda: LatentLoop(copy.deepcopy(_follows_one(seed, tiny)), **ARMS[arm]), seed)
     _learn(net, ids, seen, answer, seed, TINY if tiny else LEARN)
-    with torch.no_grad():
-        chosen = _logits(net, ids[FIT:], seen[FIT:]).argmax(1)
-    return float((chosen == answer[FIT:]).double().mean())
+    return _right(net, ids[FIT:], seen[FIT:], answer[FIT:])
+
+
+@torch.no_grad()
+def _right(net: LatentLoop, ids: Tensor, seen: Tensor, answer: Tensor) -> float:
+    return float((_logits(net, ids, seen).argmax(1) == answer).double().mean())
