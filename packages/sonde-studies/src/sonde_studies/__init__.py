@@ -180,6 +180,7 @@ STUDIES: dict[str, str] = {
     "scalar-codes": "ScalarCodesStudy",
     "scale-generation": "ScaleGenerationStudy",
     "second-stream": "SecondStreamStudy",
+    "sentence-lines": "SentenceLinesStudy",
     "shared-stream": "SharedStreamStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",

@@ -45,7 +45,8 @@ _SEEN: dict[str, str] = {
         adverse-weather backdoor channel-regions comet conditional-latents
         contrast-domains dense-contrast entropic-student inpaint latent-belief
         latent-rewards next-pixel scale-generation where-tasks-part
-        code-strip coarse-prompt shared-stream""",
+        code-strip coarse-prompt shared-stream
+        sentence-lines""",
     "overfit probe": """spoken-prefix
         alignment-quality attention-bottleneck bottleneck-regression clue
         common-and-salient decode-states disturbed-clips factor-contrast feature-fusion
