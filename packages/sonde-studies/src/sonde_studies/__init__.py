@@ -89,6 +89,7 @@ STUDIES: dict[str, str] = {
     "explained-in-turns": "ExplainedInTurnsStudy",
     "extreme-labels": "ExtremeLabelsStudy",
     "factor-contrast": "FactorContrastStudy",
+    "facts-pretrained": "FactsPretrainedStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
     "false-names": "FalseNamesStudy",
     "family-of-models": "FamilyOfModelsStudy",

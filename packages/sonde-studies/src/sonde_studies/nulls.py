@@ -66,7 +66,7 @@ _SEEN: dict[str, str] = {
         gradient-phases
         scalar-codes size-fidelity""",
     "side effect": """disentangled-encoder when-to-listen some-clients second-stream
-        unlearned-pretrained sinks-pretrained
+        unlearned-pretrained sinks-pretrained facts-pretrained
         drafts-pretrained fault-lines stacked-blocks learned-mapping cached-pretrained
         codebook conditioning federated-bits field-selection latent-steps noisy-labels
         massive-states per-user-flow projection-head prompt-words rewrite-facts rounded-cache
