@@ -248,7 +248,7 @@ class Answers:
 
 
 def changed_others(model: Model, module: Any, others: Iterable[str]) -> float:
-    """Return the share of other countries of which a changed model says something else."""
+    """Return the share of other countries whose capital a changed model gives otherwise."""
     prompts = [CAPITALS.prompt.format(subject) for subject in others]
     before, after = (next_log_p(model, net, prompts).argmax(1) for net in (model.module, module))
     return float((before != after).double().mean())
