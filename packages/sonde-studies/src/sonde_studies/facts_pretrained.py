@@ -45,7 +45,7 @@ class FactsPretrainedStudy(Study):
     )
     data = "SmolLM2-135M-Instruct and capitals that it knows; other countries in each seed"
     place = "smollm2"
-    seconds = 60.0
+    seconds = 110.0
     claims = (
         Claim("efficacy", "After one edit of rank one the model gives the new answer.",
               "share of edits", above=0.9),
