@@ -42,7 +42,7 @@ def test_all_nets_are_as_large():
 def test_the_plain_arm_meets_the_mean_of_all_levels():
     torch.manual_seed(0)
     fusion = FusedNet("mean", study.FEW).fusion
-    for part in fusion.maps:
+    for part in fusion.maps.children():
         part.weight.normal_()
     x = [torch.randn(2, study.DIM, s, s) for s in study.SIZES]
     up = x[2].repeat_interleave(2, 2).repeat_interleave(2, 3)
