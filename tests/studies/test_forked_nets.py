@@ -54,7 +54,10 @@ def test_agreement_is_the_cosine_of_mean_gradients():
     found = agreements(net, x, (digit, clean), torch.tensor(0.7))
     mean = []
     for task in (0, 1):
-        own = [torch.zeros(sum(p.numel() for p in m.parameters())) for m in net.shared.layers.children()]
+        own = [
+            torch.zeros(sum(p.numel() for p in m.parameters()))
+            for m in net.shared.layers.children()
+        ]
         for rows in torch.arange(192).split(3)[task::2]:
             said = net(x[rows])[task]
             loss = (
