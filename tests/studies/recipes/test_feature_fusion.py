@@ -13,8 +13,8 @@ from torch import nn
 
 from cli_case import run_words
 from sonde import InputError, Model
-from sonde_studies.parts.heads import AutoencoderCode, LinesHead
-from sonde_studies.recipes.feature_fusion import JOINT, ONE, OWN, SMALL, feature_fusion
+from sonde_studies.parts.heads import JOINED_LAYERS, OWN_LAYERS, AutoencoderCode, LinesHead
+from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
 
 
 def encoder(columns, n_out, seed):
@@ -107,11 +107,13 @@ def test_hidden_layers_of_each_line_read_what_a_linear_head_cannot():
     ]  # fmt: skip
     nets = encoder({0, 1, 2}, 5, 1), encoder({0, 1, 2}, 5, 1)
     asked = {"lines": ["left", "right"], "seed": 1, "progress": False}
-    assert not {OWN, ONE} & {row["source"] for row in feature_fusion(*nets, items, **asked).rows}
+    assert not {OWN_LAYERS, JOINED_LAYERS} & {
+        row["source"] for row in feature_fusion(*nets, items, **asked).rows
+    }
     found = feature_fusion(*nets, items, hidden=12, **asked)
     got = {row["source"]: row for row in found.rows}
-    assert got[JOINT]["accuracy"] < 0.62 < 0.72 < got[OWN]["accuracy"]
-    assert got[OWN]["units"] == got[ONE]["units"] == 20
+    assert got[JOINT]["accuracy"] < 0.62 < 0.72 < got[OWN_LAYERS]["accuracy"]
+    assert got[OWN_LAYERS]["units"] == got[JOINED_LAYERS]["units"] == 20
     sizes = []
     for apart in (True, False):
         head = LinesHead((5, 5, 5, 5), 12, apart, steps=1)

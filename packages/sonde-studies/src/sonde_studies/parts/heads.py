@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from sonde_studies.worlds.learning import drawn, minimise
 Values = np.ndarray[Any, np.dtype[Any]]
 
 CHARACTERS = (1, 3)
+OWN_LAYERS, JOINED_LAYERS = "hidden layers of each source", "hidden layers of all at once"
 
 
 class AutoencoderCode:
@@ -139,6 +140,32 @@ class LinesHead(nn.Module):
             dim = min(range(1, 1 + wanted), key=lambda d: abs(_fused_size(lines, d, n) - wanted))
         self.fusion, self.last = SourceFusion(lines, dim), nn.Linear(dim, n)
         return self
+
+
+def lines_heads(
+    states: Mapping[str, Values], n_lines: int, hidden: int, seed: int
+) -> dict[str, LinesHead]:
+    """Return hidden layers of each source, and such of all at once, of about as many parameters.
+
+    Parameters
+    ----------
+    states : mapping of str to (row, dim)
+        States of each source; those of "lines" hold ``n_lines`` lines side by side.
+    n_lines : int
+    hidden : int
+        Width of the hidden layers; 0 gives no head.
+    seed : int
+    """
+    if not hidden:
+        return {}
+    widths = list[int]()
+    for name, x in states.items():
+        n = n_lines if name == "lines" else 1
+        widths += n * [x.shape[1] // n]
+    return {
+        arm: LinesHead(widths, hidden, apart, seed=seed)
+        for arm, apart in ((OWN_LAYERS, True), (JOINED_LAYERS, False))
+    }
 
 
 def _fused_size(widths: Sequence[int], dim: int, n_classes: int) -> int:

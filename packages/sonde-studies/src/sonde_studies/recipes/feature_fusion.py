@@ -11,7 +11,7 @@ from sonde.core import marks
 from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
-from sonde_studies.parts.heads import AutoencoderCode, LinesHead, linear_head
+from sonde_studies.parts.heads import AutoencoderCode, linear_head, lines_heads
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_classes, check_states
@@ -20,7 +20,6 @@ from sonde_studies.parts.states import side_by_side, states_of_columns
 QUESTION = "Do two encoders together say more than the better one?"
 LEAST, TEST, NARROW = 60, 0.4, 10
 JOINT, SMALL = "both, side by side", "both, at a tenth of the width"
-OWN, ONE = "hidden layers of each source", "hidden layers of all at once"
 
 
 @copies_once()
@@ -107,16 +106,10 @@ def feature_fusion(
         right[arm] = head.predict(x[held]) == label[held]
         score[arm] = float(right[arm].mean())
     units = {arm: x.shape[1] for arm, x in arms.items()} | {SMALL: narrow}
-    if hidden:
-        widths = list[int]()
-        for name, x in states.items():
-            n = len(lines) if name == "lines" else 1
-            widths += n * [x.shape[1] // n]
-        for arm in (OWN, ONE):
-            layers = LinesHead(widths, hidden, arm == OWN, seed=seed)
-            layers.fit(arms[JOINT][kept], label[kept])
-            right[arm] = layers.predict(arms[JOINT][held]) == label[held]
-            score[arm], units[arm] = float(right[arm].mean()), sum(layers.fusion.widths)
+    for arm, layers in lines_heads(states, len(lines), hidden, seed).items():
+        right[arm] = layers.fit(arms[JOINT][kept], label[kept]).predict(arms[JOINT][held])
+        right[arm] = right[arm] == label[held]
+        score[arm], units[arm] = float(right[arm].mean()), sum(layers.fusion.widths)
     best = max(states, key=lambda name: score[name])
     gain, shared = gain_of_best({JOINT: right[JOINT]}, {name: right[name] for name in states}, seed)
     verdict = "fuse them" if is_sure(gain, shared) else f"the {best} alone will do"
