@@ -97,6 +97,7 @@ def test_numbers_and_lines_are_sources_beside_the_encoders():
 
 
 @pytest.mark.truth("a class that two lines name together, and neither alone")
+@pytest.mark.slow
 def test_hidden_layers_of_each_line_read_what_a_linear_head_cannot():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(500, 6, generator=draw)
