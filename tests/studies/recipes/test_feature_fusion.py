@@ -94,6 +94,11 @@ def test_numbers_and_lines_are_sources_beside_the_encoders():
     assert found.verdict == "fuse them"  # the second factor is in the numbers alone
     with pytest.raises(InputError, match="as many numbers in by hand, more in each row"):
         feature_fusion(*nets, [items[0] | {"more": [1, 2]}, *items[1:]], **asked, progress=False)
+    holed = [*items[:3], items[3] | {"more": ["nan"]}, *items[4:]]
+    with pytest.raises(InputError, match=r"NaN or infinity from the numbers in 1 of .* in row 3"):
+        feature_fusion(*nets, holed, **asked, progress=False)
+    with pytest.raises(InputError, match="expected hidden=0 or more, got -3"):
+        feature_fusion(*nets, items, **asked, hidden=-3, progress=False)
 
 
 @pytest.mark.truth("a class that two lines name together, and neither alone")

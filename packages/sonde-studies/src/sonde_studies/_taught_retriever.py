@@ -53,21 +53,31 @@ def taught_by(
         rows = torch.randint(len(of.answer), (BATCH,), generator=source)
         scores, found = retriever(of, rows).topk(FOUND)
         target, weight = label(rows, found)
-        loss = -(target * scores.double().log_softmax(1)).sum(1)
         optimiser.zero_grad()
-        ((weight * loss).sum() / weight.sum().clamp(min=1)).backward()
+        ranking_loss(scores, target, weight).backward()
         optimiser.step()
     return retriever
+
+
+def ranking_loss(
+    scores: Float[Tensor, "row passage"],
+    target: Float[Tensor, "row passage"],
+    weight: Float[Tensor, "row"],
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of a retriever's passages and their labels, weighted by row."""
+    loss = -(target * scores.double().log_softmax(1)).sum(1)
+    return (weight * loss).sum() / weight.sum().clamp(min=1)
 
 
 @torch.enable_grad()
 def trained_together(
     retriever: Retriever, reader: Reader, of: Questions, steps: int, seed: int, drop: bool = True
 ) -> tuple[Retriever, Reader]:
-    """Return copies that learned from each other, one update of each in every step.
+    """Return a copy of the retriever and one of the reader, trained together.
 
-    The retriever learns what its passages do to the reader as it then is; the reader learns to
-    read one of these passages, by lot, or none.
+    Each step makes one update of the retriever and one of the reader. The retriever learns what
+    its passages do to the reader as it then is. The reader learns to read one of these passages,
+    drawn at random, or none.
 
     Parameters
     ----------
@@ -90,9 +100,8 @@ def trained_together(
         rows = torch.randint(len(of.answer), (BATCH,), generator=source)
         scores, found = retriever(of, rows).topk(FOUND)
         target, weight = gains(reader, of, rows, found, drop)
-        lost = -(target * scores.double().log_softmax(1)).sum(1)
         finds.zero_grad()
-        ((weight * lost).sum() / weight.sum().clamp(min=1)).backward()
+        ranking_loss(scores, target, weight).backward()
         finds.step()
         some = found.gather(1, torch.randint(FOUND, (BATCH, 1), generator=source))
         read = (

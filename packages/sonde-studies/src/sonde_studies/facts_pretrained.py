@@ -86,15 +86,14 @@ class FactsPretrainedStudy(Study):
         facts = drawn_facts(model, edited, source)
         tick("second moment")
         moment = moments_of(model, {one, *several}, drawn_pages(seed, texts, LENGTH))
-        arms = ("rank one", "trained", "at once", "trained at once")
-        found = {arm: Answers() for arm in arms}
+        share: dict[str, dict[str, float]] = {}
         subject, fact = next(iter(facts.items()))
         tick("rank one")
         new = edited_by(model, moment, rank_one(fact, one, steps))
-        found["rank one"].ask(model, new, {subject: fact}, rest)
+        share["rank one"] = shares_right(model, new, {subject: fact}, rest)
         tick("trained")
         new = trained(model, [fact], [one], steps)
-        found["trained"].ask(model, new, {subject: fact}, rest)
+        share["trained"] = shares_right(model, new, {subject: fact}, rest)
         tick("own answer")
         own = replace(fact, target=beginning(model, edited[subject]))
         new = edited_by(model, moment, rank_one(own, one, steps))
@@ -102,12 +101,12 @@ class FactsPretrainedStudy(Study):
         tick("at once")
         note(rows=len(facts) * len(PREFIXES))
         edit = BatchEdit([*facts.values()], several, prefixes=PREFIXES, steps=steps)
-        found["at once"].ask(model, edited_by(model, moment, edit), facts, rest)
+        new = edited_by(model, moment, edit)
+        share["at once"] = shares_right(model, new, facts, rest)
         tick("trained at once")
         new = trained(model, [*facts.values()], several, steps)
-        found["trained at once"].ask(model, new, facts, rest)
-        share = {arm: answers.shares() for arm, answers in found.items()}
-        single, tuned, together, tuned_together = (share[arm] for arm in arms)
+        share["trained at once"] = shares_right(model, new, facts, rest)
+        single, tuned, together, tuned_together = share.values()
         return {
             "efficacy": single["new answer"],
             "generality": single["in other words"],
@@ -205,46 +204,38 @@ def target_token(model: Model, fact: Fact) -> int:
     return first_token(model, fact.target.strip())
 
 
-class Answers:
-    """What changed models answered, one share for each time they were asked."""
+def shares_right(
+    model: Model, module: Any, facts: Mapping[str, Fact], others: Mapping[str, str]
+) -> dict[str, float]:
+    """Return a changed model's share of wanted answers, for three kinds of questions.
 
-    def __init__(self) -> None:
-        self._found: dict[str, list[float]] = {}
+    Asked for rewritten facts as they were written, asked for them in other words, and asked for
+    the capitals of other countries, which it should keep.
 
-    def ask(
-        self, model: Model, module: Any, facts: Mapping[str, Fact], others: Mapping[str, str]
-    ) -> None:
-        """Ask a changed model for the rewritten facts, in all wordings, and for other countries.
-
-        Parameters
-        ----------
-        model : Model
-            As it was.
-        module : Module
-            The changed one.
-        facts : mapping of str to Fact
-            The rewritten fact of each country.
-        others : mapping of str to str
-            Other countries with their capitals.
-        """
-        tokens = {subject: target_token(model, fact) for subject, fact in facts.items()}
-        words = {
+    Parameters
+    ----------
+    model : Model
+        As it was.
+    module : Module
+        The changed one.
+    facts : mapping of str to Fact
+        The rewritten fact of each country.
+    others : mapping of str to str
+        Other countries with their capitals.
+    """
+    tokens = {subject: target_token(model, fact) for subject, fact in facts.items()}
+    kinds = {
+        "new answer": {fact.prompt: tokens[s] for s, fact in facts.items()},
+        "in other words": {
             wording.format(s): token for s, token in tokens.items() for wording in CAPITALS.wordings
-        }
-        rest = {CAPITALS.prompt.format(s): first_token(model, a) for s, a in others.items()}
-        kinds = {
-            "new answer": {fact.prompt: tokens[s] for s, fact in facts.items()},
-            "in other words": words,
-            "kept": rest,
-        }
-        for kind, asked in kinds.items():
-            said = next_log_p(model, module, [*asked]).argmax(1).tolist()
-            right = fmean(a == b for a, b in zip(said, asked.values(), strict=True))
-            self._found.setdefault(kind, []).append(right)
-
-    def shares(self) -> dict[str, float]:
-        """Return the mean share of each kind of question."""
-        return {kind: fmean(found) for kind, found in self._found.items()}
+        },
+        "kept": {CAPITALS.prompt.format(s): first_token(model, a) for s, a in others.items()},
+    }
+    right: dict[str, float] = {}
+    for kind, asked in kinds.items():
+        said = next_log_p(model, module, [*asked]).argmax(1).tolist()
+        right[kind] = fmean(a == b for a, b in zip(said, asked.values(), strict=True))
+    return right
 
 
 def changed_others(model: Model, module: Any, others: Iterable[str]) -> float:

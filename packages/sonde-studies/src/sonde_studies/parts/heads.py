@@ -155,7 +155,14 @@ def lines_heads(
     hidden : int
         Width of the hidden layers; 0 gives no head.
     seed : int
+
+    Raises
+    ------
+    InputError
+        If ``hidden`` is negative.
     """
+    if hidden < 0:
+        raise InputError(f"feature_fusion: expected hidden=0 or more, got {hidden}.")
     if not hidden:
         return {}
     widths = list[int]()

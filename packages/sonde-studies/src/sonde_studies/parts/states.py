@@ -16,7 +16,7 @@ from sonde.tap import place_of
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.owners import groups_told, joined_owners, judges, owners_of, parted
-from sonde_studies.parts.rows import Rows, Values, rows_with
+from sonde_studies.parts.rows import Rows, Values, check_states, rows_with
 
 
 def states_of(
@@ -89,7 +89,7 @@ def states_of_columns(
     Raises
     ------
     InputError
-        If rows differ in how many numbers they hold, or hold other values.
+        If rows differ in how many numbers they hold, or hold other values, NaN or infinity.
     """
     columns = [*numbers, *lines]
     if not columns:
@@ -111,6 +111,7 @@ def states_of_columns(
                 f"feature_fusion: expected as many numbers in {', '.join(numbers)} in each row, "
                 f"got other values ({error}). Name columns of numbers, or of lists of one length."
             ) from error
+    check_states("feature_fusion", {f"the {name}": x for name, x in sources.items()})
     return sources
 
 
