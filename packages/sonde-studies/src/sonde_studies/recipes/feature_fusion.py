@@ -115,7 +115,7 @@ def feature_fusion(
     verdict = "fuse them" if is_sure(gain, shared) else f"the {best} alone will do"
     table = [{"source": arm, "units": units[arm], "accuracy": v} for arm, v in score.items()]
     points = [{"source": arm, "accuracy": v} for arm, v in score.items()]
-    title = "Accuracy of a linear head"
+    title = "Accuracy of each source"
     return Answer(
         question=QUESTION,
         **unless_untold(verdict, right, label[held]),
