@@ -62,8 +62,9 @@ class ThroughStatesStudy(Study):
               "through states, with 600 more rows that have no text, than at once.",
               f"{RSQUARED}, states less the better of two lengths of training at once",
               arms=("states", "direct")),
-        Claim("speakers", "So they are for speakers of whom four recordings alone are known, as "
-              "rows without text; the second stage has read other rows than the rival.",
+        Claim("speakers", "For speakers of whom four recordings alone are known, as rows without "
+              "text, new texts are nearer to the truth through states; the second stage has read "
+              "other rows than the rival.",
               f"{RSQUARED}, new speakers, states less direct", arms=("states", "direct")),
         Claim("words", "And for words that no transcript has, but some rows without text.",
               f"{RSQUARED}, new words, states less direct", arms=("states", "direct")),
