@@ -57,8 +57,9 @@ class SentenceLinesStudy(Study):
         Claim("own layers", "Hidden layers of each sentence, before all are joined, tell strange "
               "endings better than layers over the joined embeddings.",
               "accuracy, own layers less joined", arms=("own layers", "joined")),
-        Claim("sentences", "They do so better than hidden layers over the embedding of the whole "
-              "text.", "accuracy, own layers less whole text", arms=("own layers", "whole text")),
+        Claim("sentences", "Hidden layers of each sentence tell strange endings better than hidden "
+              "layers over the embedding of the whole text.",
+              "accuracy, own layers less whole text", arms=("own layers", "whole text")),
         Claim("over linear", "They do so better than a linear head, of fewer parameters, on all "
               "embeddings.", "accuracy, own layers less linear, which takes no steps",
               arms=("own layers", "linear")),
