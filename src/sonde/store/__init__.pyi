@@ -2,6 +2,8 @@ from sonde.store.cleared import Cleared as Cleared
 from sonde.store.describe import describe_store as describe_store
 from sonde.store.growing import add_sites as add_sites
 from sonde.store.growing import append_store as append_store
+from sonde.store.interference import Interference as Interference
+from sonde.store.interference import interference as interference
 from sonde.store.keeping import KeptRows as KeptRows
 from sonde.store.policy import Policy as Policy
 from sonde.store.reading import Store as Store
