@@ -107,18 +107,62 @@ def test_scaled_and_fused_units(scale, fusion):
         torch.testing.assert_close(found, row + down(units if fusion == "none" else act(units)))
 
 
+@pytest.mark.truth("the network on each state, its off parts set to zero by hand")
+@pytest.mark.parametrize("scale", ["share", "rms", "scores", "none"])
+@pytest.mark.parametrize("fusion", ["none", "groups", "dense"])
+def test_dims_of_the_state(scale, fusion):
+    given = {"over": "dims", "k": 2, "shared": 1, "width": 7, "scale": scale, "fusion": fusion}
+    layer, x = filled(Experts(15, n_experts=5, **given)), draw(6, 15)
+    for row, found in zip(x, layer(x), strict=True):
+        scores = layer.line(row).detach()
+        routed = scores[1:] if scale == "scores" else scores
+        on = [0, *(1 + e for e in routed.topk(2).indices.tolist())]
+        chance = [float(scores[e].exp() / scores.exp().sum()) for e in on if scale == "scores"]
+        alike = {"share": 5 / 3, "rms": (5 / 3) ** 0.5}.get(scale, 1.0)
+        size = [alike] * 3 if scale != "scores" else [5 * g * sum(chance) for g in chance]
+        weight = [sum(s for e, s in zip(on, size, strict=True) if e == i // 3) for i in range(15)]
+        up, act, down = layer.experts[0]
+        read = torch.stack([w * v for w, v in zip(weight, row, strict=True)])
+        kept = [w * v for w, v in zip(weight, down(act(up(read))), strict=True)]
+        added = kept
+        if fusion == "dense":
+            added = [sum(kept[i] * layer.mixed[i, j] for i in range(15)) for j in range(15)]
+        if fusion == "groups":
+            inner = [sum(kept[p * 3 + i] * layer.within[p, i, j] for i in range(3))
+                     for p in range(5) for j in range(3)]  # fmt: skip
+            added = [sum(inner[p * 3 + j] * layer.across[j, p, q] for p in range(5))
+                     for q in range(5) for j in range(3)]  # fmt: skip
+        torch.testing.assert_close(found, row + torch.stack(added))
+        assert fusion != "none" or int((found != row).sum()) == 9
+
+
+def test_a_net_of_ones_own_reads_and_changes_the_dims_that_are_on():
+    turned = nn.Linear(12, 12, bias=False).double()
+    layer, x = Experts(12, over="dims", k=1, net=turned, scale="none").double(), draw(3, 5, 12)
+    on = torch.nn.functional.one_hot(layer.line(x).argmax(-1), 4).repeat_interleave(3, -1)
+    torch.testing.assert_close(layer(x), x + on * ((on * x) @ turned.weight.T))
+    torch.testing.assert_close(layer.weights(x).repeat_interleave(3, -1), on.double())
+    with pytest.raises(InputError, match="over='dims' alone, got dim=12 over units"):
+        Experts(12, over="units", net=turned)
+    with pytest.raises(InputError, match="a dim that 5 parts of a state divide"):
+        Experts(12, n_experts=5, over="dims")
+    with pytest.raises(InputError, match="got whole experts"):
+        Experts(12).weights(x)
+
+
 def test_a_confident_router_scales_by_all_parts_over_those_that_are_on():
     """The mean weight of parts that are on is ``n / active``, the scale ``share``."""
     layer = Experts(4, n_experts=5, over="units", k=2, scale="scores", shared=1).double()
     with torch.no_grad():
         layer.line.weight.copy_(30.0 * torch.eye(5, 4).double())
-    weight = layer._weights(torch.tensor([1.0, 1.0, 1.0, -1.0]).double())
+    weight = layer.weights(torch.tensor([1.0, 1.0, 1.0, -1.0]).double())
     assert weight.tolist() == pytest.approx([5 / 3] * 3 + [0.0] * 2)
 
 
+@pytest.mark.parametrize("over", ["units", "dims"])
 @pytest.mark.parametrize("fusion", ["groups", "dense"])
-def test_a_fusion_starts_as_the_identity_and_learns(fusion):
-    given = {"over": "units", "k": 1, "scale": "none", "width": 3, "fusion": fusion}
+def test_a_fusion_starts_as_the_identity_and_learns(fusion, over):
+    given = {"over": over, "k": 1, "scale": "none", "width": 3, "fusion": fusion}
     layer, x = Experts(4, n_experts=4, **given).double(), draw(5, 4)
     nn.init.normal_(layer.experts[0][2].weight, generator=torch.Generator().manual_seed(0))
     plain = Experts(4, n_experts=4, **given | {"fusion": "none"}).double()

@@ -20,43 +20,51 @@ class Experts(Layer):
     row's label. ``mean``: the mean of all. ``over="units"``: one network whose hidden width is cut
     in ``n_experts`` parts; the first ``shared`` parts and the ``k`` best-scored other parts are on,
     scaled so that the activation keeps its size. ``fusion`` maps the parts that are on to the units
-    of all parts before the nonlinearity; the map starts as the identity. The last map of every
-    expert starts at zero. ``shared`` experts are always added.
+    of all parts before the nonlinearity; the map starts as the identity. ``over="dims"``: the state
+    itself is cut in ``n_experts`` parts; the network reads the parts that are on, scaled, and adds
+    to them alone, as much scaled; ``fusion`` maps what it adds to all parts of the state. The last
+    map of every expert starts at zero. ``shared`` experts are always added.
 
     Cost         k + shared experts for each state, and dim n_experts products of the router;
                  ``groups`` adds ``width + n_experts`` products for each unit of the parts that are
-                 on, and the last map then reads all units.
+                 on, and the last map then reads all units. Parts that are off are multiplied as
+                 zeros: no time is saved here.
     Assumes      a loss that holds ``balance`` near 1, if all experts should be used.
-    Differs      from MoHD: only the units of one network are routed, not the states between layers.
-                 The scale ``scores`` and the place of the fusion are as a reimplementation gives
-                 them; we did not see the paper's equations. ``share`` and ``rms`` are ours.
+    Differs      from MoHD: the scale ``scores`` and the place of the fusion are as a
+                 reimplementation gives them; we did not see the paper's equations. ``share`` and
+                 ``rms`` are ours, and one router serves what a layer reads and what it adds.
 
     Parameters
     ----------
     dim : int
-        Width of the states.
+        Width of the states; with ``over="dims"`` a multiple of ``n_experts``.
     n_experts : int, default=4
-        Number of experts, or of parts of the one network.
+        Number of experts, or of parts of the one network or of the state.
     width : int, optional
-        Hidden width of an expert, with ``over="units"`` of a part; by default ``dim``.
+        Hidden width of an expert, with ``over="units"`` of a part, with ``over="dims"`` of the one
+        network; by default ``dim``.
     router : {"top_k", "label", "mean"}, default="top_k"
         How experts are chosen: by the highest scores, by the row's label, or all of them.
-    over : {"experts", "units"}, default="experts"
-        Whether an expert is a network of its own or a part of the hidden units of one network.
+    over : {"experts", "units", "dims"}, default="experts"
+        Whether an expert is a network of its own, a part of the hidden units of one network, or a
+        part of the state's own dimensions, which one network reads and changes.
     k : int, default=2
         Number of experts that a router of scores chooses for each token.
     shared : int, default=0
         Number of experts that every token uses.
     scale : {"share", "rms", "scores", "none"}, default="share"
-        Scale of the parts that are on, for ``over="units"``: ``n / active``, or its root, which
+        Scale of the parts that are on, of units or dims: ``n / active``, or its root, which
         keeps the sum of squares of independent units. ``scores`` weighs each part that is on by ``n
         g sum(g)``, where ``g`` is its probability in a softmax over the scores of all ``n`` parts
         and the sum is over the parts that are on: on average ``n / active`` if these hold all of
         the probability.
     fusion : {"none", "groups", "dense"}, default="none"
-        Linear map from the parts that are on to all units, for ``over="units"``. ``groups`` mixes
-        within each part, then the units of one place in all parts (a Monarch matrix); ``dense`` is
-        a full one.
+        Linear map from the parts that are on to all units, or to all dims of the state. ``groups``
+        mixes within each part, then the units of one place in all parts (a Monarch matrix);
+        ``dense`` is a full one.
+    net : nn.Module, optional
+        Network that reads and changes the parts of the state, for ``over="dims"``, such as an
+        attention layer that returns what it adds; by default one hidden layer.
 
     References
     ----------
@@ -64,7 +72,10 @@ class Experts(Layer):
     """
 
     paper: ClassVar[str] = "chen2024mohd"
-    variants: ClassVar[Mapping[str, str]] = {"over='units', shared=1": "chen2024mohd"}
+    variants: ClassVar[Mapping[str, str]] = {
+        "over='units', shared=1": "chen2024mohd",
+        "over='dims', shared=1": "chen2024mohd",
+    }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"dim": 4},
         {"dim": 4, "n_experts": 3, "k": 1, "shared": 1},
@@ -72,6 +83,8 @@ class Experts(Layer):
         {"dim": 4, "router": "mean", "width": 3},
         {"dim": 4, "over": "units", "k": 1, "shared": 1, "scale": "rms"},
         {"dim": 4, "over": "units", "k": 1, "shared": 1, "scale": "scores", "fusion": "groups"},
+        {"dim": 4, "over": "dims", "k": 1, "shared": 1},
+        {"dim": 4, "over": "dims", "n_experts": 2, "k": 1, "fusion": "groups", "width": 3},
     )
     layout: ClassVar[tuple[str, ...]] = ("row *axes dim",)
 
@@ -81,41 +94,49 @@ class Experts(Layer):
         n_experts: int = 4,
         width: int | None = None,
         router: Literal["top_k", "label", "mean"] = "top_k",
-        over: Literal["experts", "units"] = "experts",
+        over: Literal["experts", "units", "dims"] = "experts",
         k: int = 2,
         shared: int = 0,
         scale: Literal["share", "rms", "scores", "none"] = "share",
         fusion: Literal["none", "groups", "dense"] = "none",
+        net: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        free = n_experts - (shared if over == "units" else 0)
-        if over == "experts" and (scale, fusion) != ("share", "none"):
+        parts = over != "experts"
+        free = n_experts - (shared if parts else 0)
+        if not parts and (scale, fusion) != ("share", "none"):
             raise InputError(
-                f"Experts: scale={scale!r} and fusion={fusion!r} are of units, got over='experts'. "
-                "Say over='units'."
+                f"Experts: scale={scale!r} and fusion={fusion!r} are of units or dims, got "
+                "over='experts'. Say over='units' or over='dims'."
             )
-        if not 1 <= k <= free or (over == "units" and router != "top_k"):
+        if not 1 <= k <= free or (parts and router != "top_k"):
             raise InputError(
-                f"Experts: expected k from 1 to {free} routed experts, and units routed by top_k, "
+                f"Experts: expected k from 1 to {free} routed experts, and parts routed by top_k, "
                 f"got k={k}, router={router!r} over {over}."
             )
+        if (over == "dims" and dim % n_experts) or (net is not None and over != "dims"):
+            raise InputError(
+                f"Experts: expected a dim that {n_experts} parts of a state divide, and a net of "
+                f"one's own for over='dims' alone, got dim={dim} over {over}."
+            )
         self.dim, self.n_experts, self.router, self.over = dim, n_experts, router, over
-        self.k, self.shared, self.scale, wide = k, shared, scale, width or dim
-        self.fusion = fusion
-        self.exact_gradient = over == "experts"
-        units = over == "units"
-        self.free = free
-        sizes = [wide * n_experts] if units else [wide] * n_experts
-        self.experts = nn.ModuleList([_network(dim, size) for size in sizes])
-        always = 0 if units else shared
+        self.k, self.shared, self.scale, self.fusion = k, shared, scale, fusion
+        self.exact_gradient, self.free = not parts, free
+        wide = width or dim
+        sizes = {"experts": [wide] * n_experts, "units": [wide * n_experts], "dims": [wide]}[over]
+        self.experts = nn.ModuleList(
+            [_network(dim, size) for size in sizes] if net is None else [net]
+        )
+        always = 0 if parts else shared
         self.always = nn.ModuleList([_network(dim, wide) for _ in range(always)])
         scored = n_experts if scale == "scores" else free
         self.line = nn.Linear(dim, scored, bias=False) if router == "top_k" else None
+        part = dim // n_experts if over == "dims" else wide
         if fusion == "groups":
-            self.within = nn.Parameter(torch.eye(wide).repeat(n_experts, 1, 1))
-            self.across = nn.Parameter(torch.eye(n_experts).repeat(wide, 1, 1))
+            self.within = nn.Parameter(torch.eye(part).repeat(n_experts, 1, 1))
+            self.across = nn.Parameter(torch.eye(n_experts).repeat(part, 1, 1))
         if fusion == "dense":
-            self.mixed = nn.Parameter(torch.eye(wide * n_experts))
+            self.mixed = nn.Parameter(torch.eye(part * n_experts))
 
     def forward(
         self, x: Float[Tensor, "row *axes dim"], label: Int[Tensor, "row"] | None = None
@@ -130,6 +151,10 @@ class Experts(Layer):
         """
         if self.over == "units":
             return x + self._of_units(x)
+        if self.over == "dims":
+            weight = self.weights(x).unsqueeze(-1)
+            read = (self._parts(x) * weight).flatten(-2)
+            return x + self._fused(self._parts(self.experts[0](read)) * weight)
         rows = x.reshape(-1, self.dim)
         share = self._shares(x, label).reshape(-1, self.n_experts)
         added = torch.zeros_like(rows)
@@ -183,23 +208,28 @@ class Experts(Layer):
 
     def _of_units(self, x: Tensor) -> Tensor:
         up, act, down = self.experts[0].children()
-        weight = self._weights(x).unsqueeze(-1)
+        weight = self.weights(x).unsqueeze(-1)
         hidden: Tensor = up(x)
         if self.fusion == "none":
             return down((self._parts(act(hidden)) * weight).flatten(-2))
-        fused = self._parts(hidden) * weight
+        return down(act(self._fused(self._parts(hidden) * weight)))
+
+    def _fused(self, parts: Tensor) -> Tensor:
+        """Return all units or dims from the weighted parts that are on."""
+        if self.fusion == "none":
+            return parts.flatten(-2)
         if self.fusion == "dense":
-            return down(act(fused.flatten(-2) @ self.mixed))
-        fused = torch.einsum("...pi,pij->...pj", fused, self.within)
-        fused = torch.einsum("...pj,jpq->...qj", fused, self.across)
-        return down(act(fused.flatten(-2)))
+            return parts.flatten(-2) @ self.mixed
+        fused = torch.einsum("...pi,pij->...pj", parts, self.within)
+        return torch.einsum("...pj,jpq->...qj", fused, self.across).flatten(-2)
 
     def _parts(self, hidden: Tensor) -> Tensor:
         return hidden.unflatten(-1, (self.n_experts, -1))
 
-    def _weights(self, x: Tensor) -> Tensor:
-        """Return the weight of each part, 0 for parts that are off."""
-        assert self.line is not None
+    def weights(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes part"]:
+        """Return the scale of each part of the units or of the state, 0 for parts that are off."""
+        if self.line is None or self.over == "experts":
+            raise InputError("Experts.weights: expected over='units' or 'dims', got whole experts.")
         scores = self.line(x)
         routed = soft_top_k(scores[..., -self.free :], self.k, hard=True)
         on = torch.cat((x.new_ones(*x.shape[:-1], self.shared), routed), -1)
