@@ -201,9 +201,10 @@ def _closed_to_perfect(trial: Trial) -> float:
 def _is_like(trial: Trial | None, constant: Trial | None) -> bool:
     """Return whether a constant on one logit, or on numbers, corrects about as many rows as surely.
 
-    Numbers have no log loss: the constant must gain nine tenths of what the change gains.
+    Numbers have no log loss: the constant must gain nine tenths of what the change gains. No
+    constant makes the batch norms fit their inputs: a change that does so is not like one.
     """
-    if trial is None or constant is None or not constant.holds:
+    if trial is None or constant is None or not constant.holds or trial.misfit == "gone":
         return False
     if trial.measure != constant.measure or trial.scope not in LIKE_CONSTANTS:
         return False
@@ -243,7 +244,7 @@ def _best(trials: Mapping[str, Trial]) -> str:
     gains = _gains(trials)
     best = max(gains, key=lambda code: gains[code])
     tied = [code for code in trials if _is_close(gains[code], gains[best], trials[best])]
-    tied = [code for code in tied if not trials[code].leaves_misfit] or tied
+    tied = [code for code in tied if trials[code].misfit != "left"] or tied
     least = min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
     surer = {code: _nats_of(trials[code], trials[least]) for code in tied if code != least}
     kept = {code: nats for code, nats in surer.items() if nats is not None}

@@ -23,6 +23,7 @@ from sonde.findings.words.text import number, percent, plural
 
 Scope = Literal["mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head"]
 Measure = Literal["accuracy", "error", "loss", "states", "probabilities"]
+Misfit = Literal["none", "left", "gone"]
 
 SCOPES: Final[tuple[Scope, ...]] = (
     "mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head",
@@ -89,9 +90,10 @@ class Trial:
     rival : str
         A change of other values that does as well, in words that follow "with"; empty if none is
         known. The rows do not say which of the two undoes the fault: neither is the cause.
-    leaves_misfit : bool
-        Whether the inputs of a batch norm stay far from its running statistics after the change.
-        The inputs and weights of training make them fit.
+    misfit : Misfit
+        What the change does to a batch norm whose inputs lie far from its running statistics:
+        they stay far, or they are near after the change. The inputs and weights of training make
+        them fit. "none" if they fit before, or if there is no batch norm.
     """
 
     change: str
@@ -105,7 +107,7 @@ class Trial:
     is_constant: bool = False
     leaves_out: bool = False
     rival: str = ""
-    leaves_misfit: bool = False
+    misfit: Misfit = "none"
 
     @property
     def gain(self) -> float:

@@ -15,7 +15,7 @@ from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.shared_rows import groups_at
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, line_does_as_well
-from sonde.findings.evidence.trials.batch_norm_fits import MISFIT, is_left
+from sonde.findings.evidence.trials.batch_norm_fits import MISFIT, misfit_after
 from sonde.findings.evidence.trials.held_columns import held_column
 from sonde.findings.evidence.trials.input_trials import VariantEvidence, variant_evidence
 from sonde.findings.evidence.trials.mended_rows import MendedRows
@@ -588,7 +588,7 @@ def _trial(
         scores[1][~chooses],
         _nats(evidence, rows, chooses, pair[1]),
         groups_at(evidence, rows[~chooses]),
-        leaves_misfit=is_left(pair[0].misfit, pair[1].misfit),
+        misfit=misfit_after(pair[0].misfit, pair[1].misfit),
     )
     if rival is None or rival.score is None or len(rival.score) != len(rows):
         return trial

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
+from sonde.findings.trial import Misfit
 from sonde.tap import LiveStream
 from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import SmallBatches
@@ -113,15 +114,24 @@ def worst_misfit(
     return max(fits, default=math.nan)
 
 
-def is_left(before: float, after: float) -> bool:
-    """Return whether a change leaves a misfit of the batch norms about as it was.
+def misfit_after(before: float, after: float) -> Misfit:
+    """Return what a change of the inputs or of a part does to a misfit of the batch norms.
+
+    Parameters
+    ----------
+    before, after : float
+        Misfit in nats without and with the change; NaN without a batch norm.
 
     Examples
     --------
-    >>> is_left(2.0, 1.0), is_left(2.0, 0.3), is_left(2.0, math.nan)
-    (True, False, False)
+    >>> misfit_after(2.0, 1.0), misfit_after(2.0, 0.3), misfit_after(0.1, 0.0)
+    ('left', 'gone', 'none')
+    >>> misfit_after(2.0, math.nan)
+    'none'
     """
-    return before > MISFIT and after > max(MISFIT, LEFT * before)
+    if not before > MISFIT or math.isnan(after):
+        return "none"
+    return "left" if after > max(MISFIT, LEFT * before) else "gone"
 
 
 def observe(

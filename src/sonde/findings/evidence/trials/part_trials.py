@@ -28,7 +28,7 @@ from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.texts.counted_tokens import ids_of
 from sonde.findings.evidence.texts.lens import LensEvidence, measure_lens
 from sonde.findings.evidence.trials.answer_scores import AnswerScores, answer_scores
-from sonde.findings.evidence.trials.batch_norm_fits import is_left, worst_misfit
+from sonde.findings.evidence.trials.batch_norm_fits import misfit_after, worst_misfit
 from sonde.findings.evidence.trials.part_changes import (
     PartChange,
     answers_scaled,
@@ -473,7 +473,7 @@ class _Runs:
         measure = self.scores.measure
         return Trial(
             words, scope, measure, batch.order, *scored, nats=nats, group=group,
-            leaves_misfit=is_left(given, changed),
+            misfit=misfit_after(given, changed),
         )  # fmt: skip
 
     def keeps_order(self, change: PartChange) -> bool:

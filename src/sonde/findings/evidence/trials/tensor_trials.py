@@ -24,7 +24,7 @@ from sonde.findings.evidence.trials.answer_scores import (
     line_does_as_well,
 )
 from sonde.findings.evidence.trials.answer_trials import ENOUGH, constants_do_as_well
-from sonde.findings.evidence.trials.batch_norm_fits import is_left, observe, worst_misfit
+from sonde.findings.evidence.trials.batch_norm_fits import misfit_after, observe, worst_misfit
 from sonde.findings.evidence.trials.code_forms import KIND, code_forms
 from sonde.findings.evidence.trials.rivals import are_rivals, does_as_well
 from sonde.findings.evidence.trials.shifted_rows import (
@@ -215,7 +215,7 @@ class FormSearch:
             groups,
             leaves_out=leaves_out,
             rival="" if rival is None else f"its inputs {rival.words}",
-            leaves_misfit=is_left(self._misfit(None), self._misfit(best)),
+            misfit=misfit_after(self._misfit(None), self._misfit(best)),
         )
         given = self._nats(None)
         p_of_loss = 1.0
