@@ -203,6 +203,21 @@ def test_a_change_of_inputs_that_acts_as_a_constant_on_a_logit_is_no_cause() -> 
     assert name_cause({"SND015": check}, possible(0.99), far)["SND015"].finding is not None
 
 
+def test_what_a_change_does_to_the_fit_of_batch_norms_decides_between_equal_gains() -> None:
+    unsure = torch.linspace(0.3, 0.9, N, dtype=torch.float64)
+    constant = replace(trial(range(22), "answers"), is_constant=True, nats=unsure)
+    for misfit, cause in (("none", None), ("left", None), ("gone", "SND015")):
+        form = replace(trial(range(23), "inputs"), nats=unsure, misfit=misfit)
+        settled = name_cause({"SND015": found("SND015", form)}, possible(0.99), constant)
+        assert [c for c, check in settled.items() if check.finding and check.finding.is_cause] == (
+            [cause] if cause else []
+        )
+    form, norms = trial(range(23), "inputs"), trial(range(22), "statistics")
+    for misfit, cause in (("none", "SND015"), ("gone", "SND015"), ("left", "SND012")):
+        pair = found("SND015", replace(form, misfit=misfit)), found("SND012", norms)
+        assert named(*pair)[0] == cause
+
+
 def test_a_larger_change_that_leaves_much_less_undone_is_the_cause() -> None:
     constant, scaled = trial(range(20), "answers"), trial(range(24), "inputs")
     cause, why = named(found("SND046", constant), found("SND015", scaled))
