@@ -102,9 +102,10 @@ class SND015(Rule):
         "form corrects enough answers, the log loss of the held-out rows, at the best "
         "temperature of each form, must be a tenth below that of the unchanged inputs (signed "
         "ranks, 0.1 %), accuracy must not fall, and the best bias of one class with unchanged "
-        "inputs must not give a loss a tenth lower still. The columns of a table are compared "
-        "with the mean and standard deviation that the model stores (in a batch norm, or in two "
-        "buffers as wide as the table): a column is reported if its mean lies two stored "
+        "inputs must not give a loss a tenth lower still. Forms after which batch norms fit their "
+        "inputs again are not compared with constants, which move no state. The columns of a "
+        "table are compared with the mean and standard deviation that the model stores (in a "
+        "batch norm, or in two buffers as wide as the table): a column is reported if its mean lies two stored "
         "standard deviations away, or if its standard deviation is at most a quarter or at "
         "least four times the stored one, while most columns fit (not by its standard "
         "deviation if its tail index is below 2); then the unit, curve or exchange of columns that "
@@ -313,7 +314,7 @@ class SND015(Rule):
             return self._by_loss(evidence, found, (given, best), trial, self.clear(figure))
         if _is_like_line(evidence, found, given, best):
             return self.clear(figure, "a line through the answers does as well")
-        losses = _losses(evidence, found, (given, best))
+        losses = None if trial.misfit == "gone" else _losses(evidence, found, (given, best))
         if losses is not None and float(losses[2].mean()) < self.rivals * float(losses[1].mean()):
             return self.clear(figure, "a bias on the logit of one class corrects more")
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
@@ -356,7 +357,8 @@ class SND015(Rule):
             "loss_fall", fall, unit="share", null=0.0, p=p, n_rows=len(before), threshold=self.fall
         )  # fmt: skip
         rival = float(biased.mean())
-        if fall < self.fall or p >= self.level or rival < self.rivals * then:
+        is_biased = trial.misfit != "gone" and rival < self.rivals * then
+        if fall < self.fall or p >= self.level or is_biased:
             return clear
         right, now = (percent(float(x.mean())) for x in (trial.after, trial.before))
         text = (

@@ -196,7 +196,10 @@ class FormSearch:
         after = None if best is None else self.scored(best, self.judges)
         if best is None or after is None:
             return "no form lowers the loss"
-        is_like_constants = self._is_like_constants(best, 1.0 if leaves_out else ENOUGH)
+        misfit = misfit_after(self._misfit(None), self._misfit(best))
+        is_like_constants = (leaves_out or misfit != "gone") and self._is_like_constants(
+            best, 1.0 if leaves_out else ENOUGH
+        )
         if is_like_constants and not leaves_out:
             return "constants on the logits do as well"
         rows = self.order_of(self.judges)
@@ -215,7 +218,7 @@ class FormSearch:
             groups,
             leaves_out=leaves_out,
             rival="" if rival is None else f"its inputs {rival.words}",
-            misfit=misfit_after(self._misfit(None), self._misfit(best)),
+            misfit=misfit,
         )
         given = self._nats(None)
         p_of_loss = 1.0
