@@ -149,8 +149,9 @@ class SND015(Rule):
         for mended in reversed(variants.mended):
             if check.state == "clear":
                 check = self._of_wrong_rows(mended, check)
-        if check.state == "clear":
-            check = self._of_tensors(evidence, check)
+        tensors = self._of_tensors(evidence, check)
+        if check.state == "clear" or _does_more(tensors, check):
+            check = tensors
         if check.state == "clear":
             check = self._of_restored(evidence, check)
             return self._of_held(evidence, check) if check.state == "clear" else check
@@ -554,6 +555,14 @@ class SND015(Rule):
             trial=trial,
             location=Location(tensors=(tensor,) if tensor else (), columns=best.columns),
         )
+
+
+def _does_more(check: Check, other: Check) -> bool:
+    """Return whether a form that was searched by tensor corrects far more than a warning's form."""
+    trials = [None if c.finding is None else c.finding.trial for c in (check, other)]
+    if trials[0] is None or trials[1] is None or other.finding is None:
+        return False
+    return other.finding.level == "warning" and is_beyond(trials[0], trials[1])
 
 
 def _code(form: Tried) -> str:
