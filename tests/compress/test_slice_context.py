@@ -28,8 +28,9 @@ def latent(n=2, seed=0):
 
 
 @pytest.mark.truth("another number at every place, pass by pass")
-def test_no_prediction_reads_what_comes_later():
-    context, y = moved(), latent(1)
+@pytest.mark.parametrize("points", [0, 9])
+def test_no_prediction_reads_what_comes_later(points):
+    context, y = moved(points=points), latent(1)
     order = torch.full(y.shape[1:], -1)
     for step, (channels, places) in enumerate(context.passes(y)):
         order[channels] = torch.where(places, step, order[channels])
@@ -56,7 +57,9 @@ def test_no_prediction_reads_what_comes_later():
 
 
 @pytest.mark.truth("normal masses by erf, and the estimate of bits")
-@pytest.mark.parametrize("given", [{}, {"attention": False}, {"checkerboard": False}, {"hyper": 2}])
+@pytest.mark.parametrize(
+    "given", [{}, {"attention": False}, {"checkerboard": False}, {"hyper": 2}, {"points": 3}]
+)
 def test_the_code_is_as_long_as_the_estimate(given):
     context, y = moved(**given), latent()
     hyper = torch.rand(2, 2, 4, 6) if given.get("hyper") else None
@@ -72,6 +75,48 @@ def test_the_code_is_as_long_as_the_estimate(given):
     lost = float((again - x).square().sum() / x.square().sum())
     assert lost < codec.most_lost(x)
     assert codec.most_lost(3 * torch.ones(2, 4, 6, 5)) == pytest.approx(0.5**2 / 9, rel=1e-4)
+
+
+@pytest.mark.truth("loops over places and points, with interpolation of four places by hand")
+def test_attention_to_learned_places():
+    context, x = moved(points=3).double(), latent().double()
+    layer = context.wide["2"]
+    with torch.no_grad():
+        layer.offset.weight.mul_(0.3)
+        found, query = layer(x), layer.query(x)
+        key, value, step = layer.key(x), layer.value(x), layer.offset(query)
+    high, wide = x.shape[2:]
+    inside = 0
+
+    def at(maps, row, up, across):
+        total = torch.zeros(8).double()
+        for i in (math.floor(up), math.floor(up) + 1):
+            for j in (math.floor(across), math.floor(across) + 1):
+                if 0 <= i < high and 0 <= j < wide:
+                    total = total + (1 - abs(up - i)) * (1 - abs(across - j)) * maps[row, :, i, j]
+        return total
+
+    for row, i, j in itertools.product(range(2), range(high), range(wide)):
+        steps = step[row, :, i, j].reshape(3, 2).tolist()
+        at_points = [(i + up, j + across) for up, across in steps]
+        inside += sum(0 < up < high - 1 and 0 < across < wide - 1 for up, across in at_points)
+        scores = [query[row, :, i, j] @ at(key, row, *p) / 8**0.5 for p in at_points]
+        weight = torch.stack(scores).softmax(0)
+        wanted = sum(w * at(value, row, *p) for w, p in zip(weight, at_points, strict=True))
+        torch.testing.assert_close(found[row, :, i, j], wanted)
+    assert inside > 20
+
+
+def test_offsets_start_around_the_place_and_learn():
+    context = SliceContext(2, (1, 1), width=4, points=9).train()
+    layer = context.wide["2"]
+    start = layer.offset.bias.reshape(9, 2)
+    assert start[:3].tolist() == [[0, -1], [0, 1], [-1, 0]]
+    assert start[8].tolist() == [0, -2]
+    context(latent()[:, :2], draw=torch.Generator().manual_seed(0))[1].sum().backward()
+    assert float(layer.offset.weight.grad.abs().sum()) > 0
+    with pytest.raises(InputError, match="and attention if there are any, got points=2"):
+        SliceContext(5, attention=False, points=2)
 
 
 @pytest.mark.essential

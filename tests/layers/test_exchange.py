@@ -34,6 +34,28 @@ def test_swapped_twice_is_the_identity():
     assert torch.equal(Exchange()(a, b)[1][:, 0, 1], a[:, 0, 1])
 
 
+@pytest.mark.truth("the layers of both sides, listed by hand")
+@pytest.mark.parametrize(
+    ("move", "crossed"), [(0.5, (1, 3)), (1.0, (0, 1, 2, 3)), (0.25, (3,)), (0.0, ())]
+)
+def test_whole_layers_change_sides(move, crossed):
+    first = [draw(2, 3 + i, 8 - i, 5, seed=i) for i in range(4)]
+    second = [draw(2, 3 + i, 8 - i, 5, seed=9 + i) for i in range(4)]
+    layer = Exchange(axis="layer", n_streams=8, move=move)
+    found = layer(*first, *second)
+    for i in range(4):
+        mine, other = (second, first) if i in crossed else (first, second)
+        assert torch.equal(found[i], mine[i])
+        assert torch.equal(found[4 + i], other[i])
+    assert all(map(torch.equal, layer(*found), (*first, *second)))
+    with pytest.raises(
+        ShapeError, match=r"\(row dim high wide\), got \(2, 4, 7, 5\) and \(2, 3, 8, 5\)"
+    ):
+        layer(*first, second[0], second[0], *second[2:])
+    with pytest.raises(InputError, match="an even number of layers of two sides"):
+        Exchange(axis="layer", n_streams=5)
+
+
 @pytest.mark.truth("levels moved by hand: maxima of blocks up, repeated entries down")
 def test_shift():
     fine, mid, coarse = draw(1, 8, 8, 8), draw(1, 8, 4, 4, seed=1), draw(1, 8, 2, 2, seed=2)

@@ -30,13 +30,18 @@ class SliceContext(nn.Module):
 
     Channels are cut into slices, each coded in two passes of a checkerboard. A net gives the mean
     and the spread of each number from all earlier passes: at the places around it by a convolution,
-    at all places by attention to the earlier slices.
+    at all places by attention to the earlier slices. With ``points`` each place attends to a few
+    places alone, whose offsets ``d_p`` it learns: ``sum_p a_p v(u + d_p)``, ``a`` a softmax over
+    ``q k(u + d_p) / sqrt(width)``. ``k`` and ``v`` are interpolated between the four places around,
+    and zero outside of the map. The offsets start as steps of one place to the left, right, top,
+    bottom and the corners, then of two, and so on.
 
     Range        bits of a row, from 0.
-    Cost         two small convolutions and an attention over places for each pass.
+    Cost         two small convolutions and an attention over places for each pass; ``points``
+                 instead of all places for each place.
     Assumes      maps (row, channel, high, wide).
-    Differs      from the paper: attention without learned offsets; what rounding lost is not
-                 predicted; further inputs (a hyperprior) come as ``hyper``.
+    Differs      from the paper: attention of one head; what rounding lost is not predicted; further
+                 inputs (a hyperprior) come as ``hyper``; the transform is the user's.
 
     Parameters
     ----------
@@ -52,6 +57,8 @@ class SliceContext(nn.Module):
         Code each slice in two passes, so that the second one reads the places around it.
     attention : bool, default=True
         Let each slice attend to all places of the earlier slices.
+    points : int, default=0
+        Number of places with learned offsets that each place attends to; 0 for all places.
 
     Examples
     --------
@@ -74,6 +81,7 @@ class SliceContext(nn.Module):
         hyper: int = 0,
         checkerboard: bool = True,
         attention: bool = True,
+        points: int = 0,
     ) -> None:
         super().__init__()
         self.slices = tuple(slices) if slices is not None else _uneven(channels)
@@ -82,13 +90,20 @@ class SliceContext(nn.Module):
                 f"SliceContext: expected slices that add up to {channels} channels, got "
                 f"{self.slices}."
             )
+        if points < 0 or (points and not attention):
+            raise InputError(
+                "SliceContext: expected a number of points from 0, and attention if there are any, "
+                f"got points={points}, attention={attention}."
+            )
         self.channels, self.hyper, self.checkerboard = channels, hyper, checkerboard
         n_passes = 2 if checkerboard else 1
         near, wide, ahead = [], [], []
         for i, size in enumerate(self.slices):
             for _ in range(n_passes):
                 near.append(nn.Conv2d(channels + hyper, width, 5, padding=2))
-                wide.append(_Attention(channels + hyper, width) if attention and i else None)
+                given = channels + hyper, width
+                attends = _Deformable(*given, points) if points else _Attention(*given)
+                wide.append(attends if attention and i else None)
                 ahead.append(
                     nn.Sequential(nn.GELU(), nn.Conv2d(width, width, 1), nn.GELU(),
                                   nn.Conv2d(width, 2 * size, 1))
@@ -170,6 +185,37 @@ class _Attention(nn.Module):
     def forward(self, x: Float[Tensor, "row channel high wide"]) -> Tensor:
         q, k, v = (m(x).flatten(2).mT for m in (self.query, self.key, self.value))
         return nn.functional.scaled_dot_product_attention(q, k, v).mT.unflatten(2, x.shape[2:])
+
+
+class _Deformable(nn.Module):
+    """Attention of every position to a few learned, fractional positions of the decoded map."""
+
+    def __init__(self, channels: int, width: int, points: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Conv2d(channels, width, 1) for _ in range(3))
+        self.offset = nn.Conv2d(width, 2 * points, 1)
+        around = [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
+        start = [
+            (1 + p // len(around)) * step for p in range(points) for step in around[p % len(around)]
+        ]
+        with torch.no_grad():
+            self.offset.weight.zero_()
+            self.offset.get_parameter("bias").copy_(torch.tensor(start))
+
+    def forward(self, x: Float[Tensor, "row channel high wide"]) -> Tensor:
+        query, high, wide = self.query(x), *x.shape[2:]
+        # (row, point, high, wide, axis): lines down and columns across, counted in places
+        step = self.offset(query).unflatten(1, (-1, 2)).movedim(2, -1)
+        axes = (torch.arange(n, device=x.device, dtype=x.dtype) for n in (high, wide))
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1) + step
+        grid = (2 * places + 1) / places.new_tensor([high, wide]) - 1
+        both = nn.functional.grid_sample(
+            torch.cat((self.key(x), self.value(x)), 1), grid.flip(-1).flatten(1, 2),
+            align_corners=False,
+        )  # fmt: skip
+        key, value = both.unflatten(2, (-1, high)).chunk(2, 1)
+        score = (query.unsqueeze(2) * key).sum(1, keepdim=True) / query.shape[1] ** 0.5
+        return (score.softmax(2) * value).sum(2)
 
 
 @final

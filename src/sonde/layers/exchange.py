@@ -32,7 +32,9 @@ class Exchange(Layer):
     """Exchange states between streams; trainable ways start as the identity.
 
     ``swap``: a fraction ``move`` of the units (``axis="channel"``) or tokens, every second one by
-    default, moves to the other stream; a second swap moves it back. ``shift``: in a pyramid of
+    default, moves to the other stream; a second swap moves it back. With ``axis="layer"`` the
+    streams are the layers of two decoders, and whole layers change sides: every second one by
+    default, so that the next layer meets what the other side decoded. ``shift``: in a pyramid of
     levels, fine to coarse, some channels of each level move a level up and as many a level down;
     with ``dim`` a 1 x 1 map of the result is added to each level. ``difference``: ``a + W m``,
     ``b - W m`` with ``m = (a - b) sigmoid(channel) sigmoid(place)``, both gates read ``|a - b|``.
@@ -52,12 +54,14 @@ class Exchange(Layer):
     dim : int, default=0
         Width; only ``swap`` and ``shift`` do without it.
     move : float, default=0.5
-        Fraction of the units or tokens that ``swap`` moves, evenly spread, or of the channels that
-        ``shift`` moves, half of them up; 0 moves nothing.
-    axis : {"channel", "position"}, default="channel"
-        What ``swap`` exchanges: units (``channel``) or tokens (``position``).
+        Fraction of the units, tokens or layers that ``swap`` moves, evenly spread, or of the
+        channels that ``shift`` moves, half of them up; 0 moves nothing.
+    axis : {"channel", "position", "layer"}, default="channel"
+        What ``swap`` exchanges: units (``channel``), tokens (``position``) or whole layers, maps of
+        any size (``layer``).
     n_streams : int, default=2
-        Levels of ``shift``.
+        Levels of ``shift``; with ``axis="layer"`` the layers of both sides, those of the first side
+        first.
     non_adjacent : bool, default=False
         ``shift`` joins the first and the last level.
     top : int, default=8
@@ -77,10 +81,12 @@ class Exchange(Layer):
     variants: ClassVar[Mapping[str, str]] = {
         "how='bridge'": "chi2020relationnetpp",
         "how='shift'": "zong2021rcnet",
+        "axis='layer'": "dong2025lenet",
     }
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"axis": "position"},
+        {"axis": "layer", "n_streams": 4},
         {"how": "shift", "dim": 4, "n_streams": 3},
         {"how": "difference", "dim": 4},
         {"how": "equalise", "dim": 4},
@@ -94,7 +100,7 @@ class Exchange(Layer):
         how: str = "swap",
         dim: int = 0,
         move: float = 0.5,
-        axis: Literal["channel", "position"] = "channel",
+        axis: Literal["channel", "position", "layer"] = "channel",
         n_streams: int = 2,
         non_adjacent: bool = False,
         top: int = 8,
@@ -107,17 +113,18 @@ class Exchange(Layer):
                 f"Exchange: expected how as one of {', '.join(HOW)}, and a dim for all of "
                 f"them except swap and shift, got how={how!r} and dim={dim}."
             )
-        if n_streams < 2 or (how != "shift" and n_streams != 2) or not 0.0 <= move <= 1.0:
+        layers = how == "swap" and axis == "layer"
+        few = n_streams < 2 or (n_streams % 2 if layers else how != "shift" and n_streams != 2)
+        if few or not 0.0 <= move <= 1.0:
             raise InputError(
-                "Exchange: expected two streams (more only for shift) and a fraction in [0, 1], "
-                "got "
-                f"{n_streams} and {move}."
+                "Exchange: expected two streams (more only for shift, or an even number of layers "
+                f"of two sides) and a fraction in [0, 1], got {n_streams} and {move}."
             )
         self.how, self.move, self.axis, self.non_adjacent = how, move, axis, non_adjacent
         self.top, self.widths, self.radius = top, (float(widths[0]), float(widths[1])), radius
         if dim:
             self.dim = dim
-        object.__setattr__(self, "layout", (HOW[how],) * n_streams)
+        object.__setattr__(self, "layout", (MAPS if layers else HOW[how],) * n_streams)
         self.fuse: nn.ModuleList | None = None
         if dim and how != "swap":
             self._make(dim, n_streams)
@@ -166,11 +173,13 @@ class Exchange(Layer):
                 f"Exchange.forward: expected {len(self.layout)} streams ({HOW[self.how]}), got "
                 f"{len(streams)}."
             )
-        if self.how != "shift" and self.how != "bridge" and streams[0].shape != streams[1].shape:
-            raise ShapeError(
-                f"Exchange.forward: expected streams of one shape ({HOW[self.how]}), got "
-                f"{tuple(streams[0].shape)} and {tuple(streams[1].shape)}."
-            )
+        half = len(streams) // 2
+        for a, b in zip(streams[:half], streams[half:], strict=self.how != "shift"):
+            if self.how not in ("shift", "bridge") and a.shape != b.shape:
+                raise ShapeError(
+                    f"Exchange.forward: expected streams of one shape ({self.layout[0]}), got "
+                    f"{tuple(a.shape)} and {tuple(b.shape)}."
+                )
         if present is None:
             return self._exchanged(streams, None, mask)
         flags_of_streams = [
@@ -195,6 +204,14 @@ class Exchange(Layer):
             if self.fuse is None:
                 return moved
             return tuple(x + f(y) for x, f, y in zip(streams, self.fuse, moved, strict=True))
+        if self.how == "swap" and self.axis == "layer":
+            half = len(streams) // 2
+            moves = self._moves(torch.arange(1, half + 1)).tolist()
+            side = (half * moved for moved in moves)
+            partner = [i + by for i, by in enumerate(side)]
+            return tuple(
+                streams[i] for i in (*partner, *((p + half) % len(streams) for p in partner))
+            )
         a, b = streams
         if self.how == "swap":
             moves = self._swapped(a, mask)
