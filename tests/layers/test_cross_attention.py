@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sonde.core import ShapeError
-from sonde.layers import DecoupledCrossAttention, drop_sources
+from sonde.core import InputError, ShapeError
+from sonde.layers import DecoupledCrossAttention, drop_sources, shuffle_sources
 
 
 def rows(seed, *shape):
@@ -64,3 +64,27 @@ def test_each_source_is_dropped_as_often_as_asked():
     only, other, both = first & ~second, second & ~first, first & second
     for share in (only, other, both):
         assert float(share.float().mean()) == pytest.approx(0.05, abs=0.004)
+
+
+@pytest.mark.truth("groups, counted one by one")
+def test_sources_are_shuffled_within_their_groups_as_often_as_asked():
+    group = torch.arange(9_000) % 300
+    read = shuffle_sources(group, 0.3)
+    assert torch.equal(group[read], group)
+    assert float((read != torch.arange(9_000)).float().mean()) == pytest.approx(0.3, abs=0.02)
+    chosen = torch.bincount(
+        torch.stack(
+            [shuffle_sources(torch.zeros(4, dtype=torch.int), 1.0, seed=i) for i in range(600)]
+        )[:, 0],
+        minlength=4,
+    )
+    assert chosen[0] == 0
+    assert chosen[1:].tolist() == pytest.approx([200] * 3, abs=50)
+
+
+def test_what_is_alone_in_its_group_keeps_its_source():
+    assert shuffle_sources(torch.arange(5), 1.0).tolist() == [0, 1, 2, 3, 4]
+    assert shuffle_sources(torch.zeros(5, dtype=torch.int), 0.0).tolist() == [0, 1, 2, 3, 4]
+    assert shuffle_sources(torch.zeros(0, dtype=torch.int)).tolist() == []
+    with pytest.raises(InputError, match=r"fraction in \[0, 1\], got groups of shape \(2,\) and 2"):
+        shuffle_sources(torch.zeros(2, dtype=torch.int), 2.0)

@@ -6,6 +6,7 @@ from sonde.layers.conditional_norm import ConditionalNorm as ConditionalNorm
 from sonde.layers.conditions import conditioned as conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention as DecoupledCrossAttention
 from sonde.layers.cross_attention import drop_sources as drop_sources
+from sonde.layers.cross_attention import shuffle_sources as shuffle_sources
 from sonde.layers.deformable_attention import DeformableAttention as DeformableAttention
 from sonde.layers.exchange import Exchange as Exchange
 from sonde.layers.experts import Experts as Experts

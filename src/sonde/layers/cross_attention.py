@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -171,3 +171,45 @@ def drop_sources(n: int, remove: float = 0.05, seed: int = 0) -> tuple[Tensor, T
     draw = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     both = (draw >= 2 * remove) & (draw < 3 * remove)
     return (draw < remove) | both, ((draw >= remove) & (draw < 2 * remove)) | both
+
+
+def shuffle_sources(
+    group: Int[Tensor, "example"], swap: float = 0.5, seed: int = 0
+) -> Int[Tensor, "example"]:
+    """Return the example whose source each training example reads: another of its group, or itself.
+
+    With pictures of one subject as a group, a model learns to paint a picture from another picture
+    of its subject, so that it cannot copy what only that picture shows.
+
+    Parameters
+    ----------
+    group : Int[Tensor, "example"]
+        Group of each example, such as the subject of its picture.
+    swap : float, default=0.5
+        Fraction of the examples that read another's source, in [0, 1]; an example that is alone in
+        its group keeps its own.
+    seed : int, default=0
+        Seed of the draws.
+
+    Examples
+    --------
+    >>> shuffle_sources(torch.tensor([0, 1, 0, 2]), swap=1.0).tolist()
+    [2, 1, 0, 3]
+
+    References
+    ----------
+    yu2024facechainfact
+    """
+    if not 0.0 <= swap <= 1.0 or group.ndim != 1:
+        raise InputError(
+            "shuffle_sources: expected a group for each example and a fraction in [0, 1], got "
+            f"groups of shape {tuple(group.shape)} and {swap}."
+        )
+    n, draw = len(group), torch.Generator().manual_seed(seed)
+    if not n:
+        return torch.arange(0)
+    chance = torch.rand(n, n, generator=draw)
+    others = (group[:, None] == group[None]).cpu() & ~torch.eye(n, dtype=torch.bool)
+    taken = chance.masked_fill(~others, -1.0).argmax(1)
+    swapped = (torch.rand(n, generator=draw) < swap) & others.any(1)
+    return torch.where(swapped, taken, torch.arange(n)).to(group.device)
