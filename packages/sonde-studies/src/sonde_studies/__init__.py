@@ -107,6 +107,7 @@ STUDIES: dict[str, str] = {
     "gradient-phases": "GradientPhasesStudy",
     "grokking": "GrokkingStudy",
     "grow-models": "GrowModelsStudy",
+    "identity-code": "IdentityCodeStudy",
     "identity-stream": "IdentityStreamStudy",
     "increment-penalty": "IncrementPenaltyStudy",
     "information-plane": "InformationPlaneStudy",

@@ -31,7 +31,7 @@ _SEEN: dict[str, str] = {
         decoupled-cross-attention inject defined-anomaly document-retrieval factor-contrast
         feature-gaps grokking layer-readout local-learning locality mask-sensitivity
         masked-objectives missing-view parallel-adapters per-user-flow recall recolour
-        identity-stream
+        identity-stream identity-code
         replication-check surrogate-rules twin-merge two-forms-of-a-fact volumes weak-groups
         which-model-wrote-it who-wrote-it zero-shot-text memory-without-recurrence
         attention-bottleneck pruned-pretrained rounded-pretrained active-variables
