@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sonde import InputError, Model, Stream, gather, read
 from sonde.data import open_inputs
-from sonde.store import Cleared, Policy, Store, write_store
+from sonde.store import Cleared, Policy, Store, interference, write_store
 from sonde.weights import mean_loss, tuned
 from sonde_studies.arms import note, part
 from sonde_studies.parts.rows import Values
+from sonde_studies.parts.serving import Serving
 from sonde_studies.parts.states import last_states, with_module
 from sonde_studies.parts.words import WORD, private_words
 
@@ -119,6 +120,44 @@ class Sharing:
                 again = self._after_tuning(self.texts, mixed, epochs, rate)
             found["nats, in another order"] = float((one - again).abs().amax(1).mean())
         return found
+
+    def by_serving(self, way: str, epochs: int, rate: float) -> dict[str, float]:
+        """Return the fraction of predictions that change for others, and the loss on all queries.
+
+        Parameters
+        ----------
+        way : str
+            One of ``sonde_studies.parts.serving.SERVED``.
+        epochs : int
+        rate : float
+        """
+        serving = Serving(self.model, epochs, rate, self.seed, batch=8, progress=self.progress)
+        pipeline, kept, is_kept = serving.pipeline(way), self.kept, np.isin(self.numbers, self.kept)
+        stored, other = (
+            {name: [side[i] for i in kept if self.user[i] == name] for name in self.users}
+            for side in (self.texts, self.other)
+        )
+        asked = {
+            name: [self.texts[i] for i in self.numbers[~is_kept] if self.user[i] == name]
+            for name in self.users
+        }
+        found = interference(pipeline, stored, {self.gone: other[self.gone]}, asked)
+        n = {name: len(own) for name, own in asked.items() if name != self.gone}
+        changed = sum(n[name] * found.changed[name, self.gone] for name in n) / sum(n.values())
+        return {
+            "changed": changed,
+            "nats a token": serving.nats(pipeline(stored), asked),
+        }
+
+    @property
+    def numbers(self) -> Values:
+        """The number of each text."""
+        return np.arange(len(self.texts))
+
+    @property
+    def users(self) -> list[str]:
+        """The names of all users."""
+        return [str(name) for name in np.unique(self.user)]
 
     def _states(self, side: list[str], numbers: Any) -> Tensor:
         options: dict[str, Any] = {"reducer": "mean", "long": "truncate", "check": False}

@@ -8,6 +8,7 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import SHARE, melted, names
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import classes_of, rows_with
+from sonde_studies.parts.serving import ONE_MODEL, OWN_MODELS, OWN_ROWS, PUBLIC, SERVED
 from sonde_studies.parts.sharing import Sharing
 
 QUESTION = "Can one user's rows change another user's answers?"
@@ -26,6 +27,7 @@ def per_user_flow(
     text_column: str = "text",
     epochs: int = 2,
     rate: float = 1e-4,
+    own: bool = False,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -53,6 +55,10 @@ def per_user_flow(
         Passes over the stored texts in fine-tuning; 0 leaves it out.
     rate : float, default=0.0001
         Rate of Adam.
+    own : bool, default=False
+        Also compare, for a causal model, how well queries are predicted by the model, by the model
+        with votes of the user's own rows, by a copy that is tuned for each user, and by one copy
+        for all; and whether the replaced rows change what they predict for others.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -74,6 +80,15 @@ def per_user_flow(
         said += (
             f" After fine-tuning on all, {after['changed']:.1%} of next-token distributions "
             f"change, the most moved token by {after['nats']:.2g} nats on average."
+        )
+    if own and epochs and model.task == "causal":
+        served = {way: users.by_serving(way, epochs, rate) for way in SERVED}
+        ways |= {f"served by {way}": found for way, found in served.items()}
+        nats = {way: f"{found['nats a token']:.3g}" for way, found in served.items()}
+        said += (
+            f" Queries cost the model {nats[PUBLIC]} nats a token, with votes of the user's own "
+            f"rows {nats[OWN_ROWS]}, a model tuned for each user {nats[OWN_MODELS]}, and one tuned "
+            f"on all {nats[ONE_MODEL]}."
         )
     leaks = any(found["changed"] > 0 for found in ways.values())
     table = [{"way": way, **found} for way, found in ways.items()]
