@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tools.rows import SMALL, Row, claims_of, main_verdict, rows_of, status, verdicts
+from tools.rows import Row, claims_of, main_verdict, rows_of, status, verdicts
 
 from sonde.run.instruments.catalogue import methods
 from sonde_studies import study_of
@@ -123,8 +123,10 @@ def papers_page(papers: dict[str, dict[str, str]]) -> str:
         "the paper at hand; check them before you cite them.",
         "A system is *whole* if the paper's own mechanism is here, every claim has a verdict "
         "([how to read them](studies.md)) and what was left out has a reason; *whole, place too "
-        "small* if its claim waits for larger models or other data; *part* if something of the "
-        "mechanism is missing; *closed* if the paper has no mechanism.",
+        "small* if its claim waits for larger models or other data; *whole, fair place not run* if "
+        "it waits for a model that `make places` or `make field` fetches; *part* if something of "
+        "the mechanism is missing; *closed* if the paper has no mechanism. None of these words says "
+        "that a claim was reproduced: the verdict on the main claim does.",
         places(),
         "## Systems",
     ]
@@ -167,7 +169,7 @@ def lines_of(row: Row, paper: Mapping[str, str], known: dict[tuple[str, str], st
         lines.append(f"- Place that it waits for: {place} ({what})")
     state = status(row, known)
     missing = f": {row.missing.removeprefix('closed: ')}" if row.missing else ""
-    lines.append(f"- State: {SMALL if state == SMALL else state}{missing}")
+    lines.append(f"- State: {state}{missing}")
     return lines
 
 

@@ -5,8 +5,9 @@ python -m tools.rows [--part] [--short] [ID ...]
 A system is *whole* if the paper's own mechanism is public, a test names an independent source for
 it, a study runs it with the parameters that make it, every claim has a verdict in
 ``docs/studies.tsv``, and what its study's fidelity line says is lacking stands in ``left_out`` with
-a reason. It is *whole, place too small* if its claim waits for a fairer place, *part* if something
-is missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study
+a reason. It is *whole, place too small* if its claim waits for a place that this project cannot
+offer, *whole, fair place not run* if it waits for one that can be fetched, *part* if something is
+missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study
 that names nothing of the file in which an export is defined measures formulas of its own: the
 export does not count as one that it runs.
 """
@@ -26,11 +27,13 @@ from typing import Any
 from tools.check_truth import truths
 
 from sonde_studies import study_of
+from sonde_studies.places import PLACES
 from tools import study_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLED = ("holds", "holds the other way", "not at this size", "not tested")
 SMALL = "whole, place too small"
+NOT_RUN = "whole, fair place not run"
 LACKS = re.compile(r"\b(missing|left out|alone|without)\b")
 """Words by which a fidelity line says that a part of the paper is not there."""
 SMALLER = re.compile(r"\b(in place of|stands? for)\b")
@@ -257,11 +260,12 @@ def main_verdict(row: Row, known: dict[tuple[str, str], str]) -> str:
 
 
 def status(row: Row, known: dict[tuple[str, str], str]) -> str:
-    """Return ``whole``, ``whole, place too small``, ``part``, ``unsettled`` or ``closed``."""
+    """Return ``whole`` with what is said of its place, ``part``, ``unsettled`` or ``closed``."""
     if row.closed:
         return "closed"
     if not (why := reasons(row, known)):
-        return SMALL if row.place else "whole"
+        place = PLACES.get(row.place.partition(":")[0])
+        return "whole" if place is None else NOT_RUN if place.source else SMALL
     said = claims_of(row, known)
     return "unsettled" if len(why) == sum(v not in SETTLED for v in said.values()) else "part"
 

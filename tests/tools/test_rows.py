@@ -94,6 +94,8 @@ def test_status_of_planted_rows():
     whole = rows.Row("a", "NAC", code=("detect.NAC",), study=("nac",), main=main)
     assert (rows.status(whole, known), rows.main_verdict(whole, known)) == ("whole", "holds")
     assert rows.status(replace(whole, place="gpu: ImageNet"), known) == "whole, place too small"
+    at_hand = replace(whole, place="smollm2: its caches")
+    assert rows.status(at_hand, known) == "whole, fair place not run"
     assert rows.status(replace(whole, missing="an arm"), known) == "part"
     first = study_of("nac").claims[0]
     open_claim = known | {("nac", first.text): "undecided"}
