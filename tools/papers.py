@@ -125,8 +125,8 @@ def papers_page(papers: dict[str, dict[str, str]]) -> str:
         "([how to read them](studies.md)) and what was left out has a reason; *whole, place too "
         "small* if its claim waits for larger models or other data; *whole, fair place not run* if "
         "it waits for a model that `make places` or `make field` fetches; *part* if something of "
-        "the mechanism is missing; *closed* if the paper has no mechanism. None of these words says "
-        "that a claim was reproduced: the verdict on the main claim does.",
+        "the mechanism is missing; *closed* if the paper has no mechanism. None of these words "
+        "says that a claim was reproduced: the verdict on the main claim does.",
         places(),
         "## Systems",
     ]
