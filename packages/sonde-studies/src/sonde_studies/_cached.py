@@ -36,10 +36,14 @@ class SmallerCaches:
     texts : Int[Tensor, "text pos"]
     model : Model, optional
         The shipped model of bytes by default.
+    prompt : int
+        Tokens whose cache is made smaller; those behind them are predicted.
     """
 
-    def __init__(self, texts: Int[Tensor, "text pos"], model: Model | None = None) -> None:
-        self.model, self.texts = model or sonde.load("sonde:stdlib"), texts
+    def __init__(
+        self, texts: Int[Tensor, "text pos"], model: Model | None = None, prompt: int = PROMPT
+    ) -> None:
+        self.model, self.texts, self.prompt = model or sonde.load("sonde:stdlib"), texts, prompt
         self.name = cache_argument(self.model.module)
         self.whole = self._behind(None)
 
@@ -70,7 +74,7 @@ class SmallerCaches:
         form : CacheRule, CachePacking or callable
         """
         found, size = self._with(form)
-        own = self.texts[:, PROMPT + 1 :, None]
+        own = self.texts[:, self.prompt + 1 :, None]
         return float((self.whole - found)[:, :-1].gather(2, own).mean()), size
 
     def _with(self, form: Any) -> tuple[Float[Tensor, "..."], float]:
@@ -81,9 +85,9 @@ class SmallerCaches:
     def _behind(self, cache: Any, sizes: list[float] | None = None) -> Float[Tensor, "..."]:
         run: Callable[..., Any] = self.model.module
         if cache is None:
-            return run(self.texts).logits[:, PROMPT:].double().log_softmax(-1)
-        run(self.texts[:, :PROMPT], **{self.name: cache})
+            return run(self.texts).logits[:, self.prompt :].double().log_softmax(-1)
+        run(self.texts[:, : self.prompt], **{self.name: cache})
         if sizes is not None:
             sizes.append(cache.size_bytes)
-        out = run(self.texts[:, PROMPT:], **{self.name: cache})
+        out = run(self.texts[:, self.prompt :], **{self.name: cache})
         return out.logits.double().log_softmax(-1)

@@ -16,7 +16,7 @@ from sonde_studies._help_pages import language_model
 from sonde_studies.arms import note
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-TEXTS, CHUNK, KEPT = 2, 64, 0.3
+TEXTS, CHUNK, KEPT, LONG = 2, 64, 0.3, 1024
 PARTS: dict[str, dict[str, Any]] = {
     "two bits": {},
     "rank": {"rank": 8},
@@ -25,20 +25,25 @@ PARTS: dict[str, dict[str, Any]] = {
     "four bits": {"bits": 4},
 }
 """Those of ``rounded-cache``; the rank is such that it takes as many bytes as all three."""
-GROUPS = (1, 2, 3)
+GROUPS = (1, 2, 4)
 SHARE = "over that of"
 
 
 @final
 class CachedPretrainedStudy(Study):
-    """The cache of 192 tokens is packed in each way, and the next 64 tokens are predicted."""
+    """The cache of a prompt is packed in each way, and the next 64 tokens are predicted.
+
+    A basis that layers share takes as many numbers as it saves where a prompt is as short as the
+    keys are wide: layers side by side are tried on prompts of 1,024 tokens.
+    """
 
     name = "cached-pretrained"
     title = "which form of a pretrained model's cache loses least?"
     paper = "kang2024gear"
     fidelity = (
         "the paper's three parts, factors by whole decompositions for chunks of 64 tokens; layers "
-        "side by side as chang2025xkv publishes it; prompts of 192 tokens"
+        "side by side as chang2025xkv publishes it; prompts of 192 tokens, of 1,024 for layers "
+        "side by side"
     )
     data = "SmolLM2-135M-Instruct and help pages of Python; other pages in each seed"
     place = "smollm2"
@@ -53,12 +58,13 @@ class CachedPretrainedStudy(Study):
         Claim("four bits", "All three at two bits lose less than four bits alone, which take 0.7 "
               "of their bytes.", "logarithm of the divergence of four bits over that of all",
               arms=("all", "four bits")),
-        Claim("two layers", "At 30 % of the bytes two layers side by side lose less than each "
-              "alone.", f"divergence of single layers less that of pairs, {SHARE} single layers",
+        Claim("two layers", "At 30 % of the bytes of 1,024 tokens two layers side by side lose "
+              "less than each alone.",
+              f"divergence of single layers less that of pairs, {SHARE} single layers",
               arms=("2 layers", "1 layers")),
-        Claim("three layers", "Three layers lose less than pairs.",
-              f"divergence of pairs less that of triples, {SHARE} pairs",
-              arms=("3 layers", "2 layers")),
+        Claim("four layers", "Four layers side by side lose less than pairs of as many bytes.",
+              f"divergence of pairs less that of fours, {SHARE} pairs",
+              arms=("4 layers", "2 layers")),
     )  # fmt: skip
     null = Claim("outliers alone", "A cache of eight bits with nine tenths of the values as "
                  "outliers, packed by the same code, costs nothing.",
@@ -71,19 +77,21 @@ class CachedPretrainedStudy(Study):
         caches = SmallerCaches(page_tokens(model, seed, 1 if tiny else TEXTS), model)
         lost: dict[str, float] = {}
         sizes: dict[str, float] = {}
-        forms = {name: _form(**more) for name, more in PARTS.items()}
-        layers = {f"{n} layers": _layers(n) for n in GROUPS}
-        for name, form in (forms | layers).items():
+        prompt = PROMPT if tiny else LONG
+        long = SmallerCaches(page_tokens(model, seed, 1, prompt), model, prompt)
+        forms = {name: (caches, _form(**more)) for name, more in PARTS.items()}
+        layers = {f"{n} layers": (long, _layers(n, prompt)) for n in GROUPS}
+        for name, (place, form) in (forms | layers).items():
             tick(name)
-            lost[name], sizes[name] = caches.lost(form)
+            lost[name], sizes[name] = place.lost(form)
             note(bytes=sizes[name])
-        one, two, three = (lost[f"{n} layers"] for n in GROUPS)
+        one, two, four = (lost[f"{n} layers"] for n in GROUPS)
         return {
             "all": 1 - lost["all"] / lost["two bits"],
             "any two": 1 - lost["all"] / lost["rank"],
             "four bits": math.log(lost["four bits"] / lost["all"]),
             "two layers": 1 - two / one,
-            "three layers": 1 - three / two,
+            "four layers": 1 - four / two,
             "outliers alone": caches.dearer(_form(outliers=0.9, bits=8)),
             **{f"{name} | divergence": x for name, x in lost.items()},
         }
@@ -93,13 +101,13 @@ def _form(rank: int = 0, outliers: float = 0.0, bits: int = 2) -> QuantCache:
     return QuantCache(bits, 32, outliers, rank, chunk=CHUNK, recent=0)
 
 
-def _layers(n: int) -> CrossLayerCache:
-    return CrossLayerCache(layers=n, keep=KEPT, chunk=PROMPT, recent=0)
+def _layers(n: int, prompt: int) -> CrossLayerCache:
+    return CrossLayerCache(layers=n, keep=KEPT, chunk=prompt, recent=0)
 
 
-def page_tokens(model: Model, seed: int, n: int) -> Int[Tensor, "text pos"]:
+def page_tokens(model: Model, seed: int, n: int, prompt: int = PROMPT) -> Int[Tensor, "text pos"]:
     """Return the first tokens of different help pages."""
-    length = PROMPT + NEW
+    length = prompt + NEW
     pages = [model.processor(text)["input_ids"] for _, text in sorted(topics.items())]
     long = [page[:length] for page in pages if len(page) >= length]
     return torch.tensor(Random(seed).sample(long, n))

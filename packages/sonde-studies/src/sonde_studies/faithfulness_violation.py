@@ -118,9 +118,7 @@ class FaithfulnessViolationStudy(Study):
             "product is least": fmean(main[name] for name in SLOPES) - main[TIMES],
             "relevance": main[PLAIN] - main[PROPAGATED],
             "product over relevance": main[PROPAGATED] - main[TIMES],
-            "masking decides": fmean(
-                abs(rates[n, "zero", "logit"] - v) for n, v in main.items()
-            ),
+            "masking decides": fmean(abs(rates[n, "zero", "logit"] - v) for n, v in main.items()),
             "logit or probability": fmean(
                 abs(rates[n, "mean", "probability"] - v) for n, v in main.items()
             ),
