@@ -6,6 +6,7 @@ from torch.nn.functional import conv2d, pad
 
 from sonde.core import InputError
 from sonde.measure import isometry_error
+from sonde.train import Orthogonal
 
 
 def operator(kernel, side, stride=1):
@@ -40,3 +41,17 @@ def test_a_shift_is_an_isometry_and_the_side_is_needed():
     for tall in (torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 3)):
         with pytest.raises(InputError, match="at least 3 and a multiple of stride=1, got 2"):
             isometry_error(tall, 2)
+
+
+def test_kernels_that_the_penalty_makes_isometric_stay_so_on_pictures_of_any_side():
+    draw, penalty = torch.Generator().manual_seed(3), Orthogonal()
+    kernel = (0.3 * torch.randn(3, 4, 3, 3, generator=draw)).requires_grad_()
+    optimiser = torch.optim.Adam([kernel], lr=3e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        penalty(kernel).backward()
+        optimiser.step()
+    errors = [isometry_error(kernel.detach(), side).value for side in (4, 8, 16, 32, 64)]
+    assert errors == sorted(errors)  # the frequencies of a side are among those of twice the side
+    assert errors[-1] < 0.15
+    assert errors[-1] == pytest.approx(errors[2], rel=0.05)
