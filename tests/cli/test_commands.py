@@ -168,7 +168,9 @@ def test_methods_are_the_catalogue(run):
     (entry,) = run("methods", "--paper", "livne2025cmim", "--json").json()
     assert entry["class"] == "LatentTerms"
     assert "cmim: livne2025cmim" in run("methods", "train", "--paper", "cmim").out
-    for words in ("nobody", "sae"):  # the latter begins the name of an author
+    for words, name in (("BinT5 / CAPYBARA", "BinT5"), ("routing by MoHD", "MoHD")):
+        assert run("methods", "--paper", words).out.startswith(f"{name}: ")
+    for words in ("nobody", "/", "sae"):  # the latter begins the name of an author
         assert f"no method of a paper '{words}'" in run("methods", "--paper", words).err
 
 

@@ -104,12 +104,30 @@ def _entries() -> list[Listed]:
 
 
 def _papers(words: str) -> list[dict[str, Any]]:
+    """Return the papers that some words find, best matches first.
+
+    Where nothing has all words, names that are written with a stroke, as BinT5/CAPYBARA, are
+    sought one by one, and then papers whose whole name is one of the words.
+    """
+    found = _matches(words)
+    for one in filter(_squeezed, words.split("/") if not found else ()):
+        found += [paper for paper in _matches(one) if paper not in found]
+    own = set(map(_squeezed, words.split()))
+    return found or [
+        paper for paper, _, name, *_ in _indexed()
+        if name in own and sum(map(str.isupper, paper["name"])) > 1  # no ordinary word
+    ]  # fmt: skip
+
+
+def _matches(words: str) -> list[dict[str, Any]]:
     """Return the papers whose name, title, authors or key have all words, best matches first.
 
     Words may be cut at their end, not at their beginning: ROME is no part of "from experience". A
     word of three letters is whole: SAE is not the beginning of an author's name.
     """
     whole, asked = _squeezed(words), _spaced(words)
+    if not whole:
+        return []
     asked = asked if len(whole) <= SHORT else asked.rstrip()
     parts = [f" {word} " if len(word) <= SHORT else f" {word}" for word in asked.split()]
 
