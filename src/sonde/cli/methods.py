@@ -109,11 +109,11 @@ def _papers(words: str) -> list[dict[str, Any]]:
     Where nothing has all words, names that are written with a stroke, as BinT5/CAPYBARA, are
     sought one by one, and then papers whose whole name is one of the words.
     """
-    found = _matches(words)
-    for one in filter(_squeezed, words.split("/") if not found else ()):
-        found += [paper for paper in _matches(one) if paper not in found]
+    papers = _matches(words)
+    for one in filter(_squeezed, words.split("/") if not papers else ()):
+        papers += [paper for paper in _matches(one) if paper not in papers]
     own = set(map(_squeezed, words.split()))
-    return found or [
+    return papers or [
         paper for paper, _, name, *_ in _indexed()
         if name in own and sum(map(str.isupper, paper["name"])) > 1  # no ordinary word
     ]  # fmt: skip
