@@ -39,7 +39,7 @@ class InpaintStudy(Study):
         Claim("equalised", "Equalised features fill holes better than a plain map of equal size.",
               "PSNR in holes, dB, equalised less plain map",
               arms=("equalised", "plain map")),
-        Claim("more", "They fill holes better than features that are only joined.",
+        Claim("more", "Equalised features fill holes better than features that are only joined.",
               "PSNR in holes, dB, equalised less joined",
               arms=("equalised", "joined")),
         Claim("deep", "Holes need the second level's deep features more than its shallow ones.",
