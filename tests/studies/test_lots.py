@@ -41,6 +41,7 @@ from sonde_studies import (
     raster_decoding,
     reversible_columns,
     routed_dimensions,
+    routed_states,
     scale_generation,
     steady_states,
     structured_transfer,
@@ -183,6 +184,10 @@ NULLS = {
     "routed-dimensions": (
         _rows(routed_dimensions.FIT + 500, routed_dimensions.DIM),
         lambda x, s: routed_dimensions.by_lot(x, s, 60),
+    ),
+    "routed-states": (
+        _rows(routed_states.FIT + 500, routed_states.DIM),
+        lambda x, s: routed_states.by_lot(x, s, 60),
     ),
     "scale-generation": (
         lambda seed: codes_of(_images(seed)[:, 0]),

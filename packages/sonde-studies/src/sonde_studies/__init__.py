@@ -179,6 +179,7 @@ STUDIES: dict[str, str] = {
     "rounded-runs": "RoundedRunsStudy",
     "route-by-score": "RouteByScoreStudy",
     "routed-dimensions": "RoutedDimensionsStudy",
+    "routed-states": "RoutedStatesStudy",
     "scalar-codes": "ScalarCodesStudy",
     "scale-generation": "ScaleGenerationStudy",
     "second-stream": "SecondStreamStudy",

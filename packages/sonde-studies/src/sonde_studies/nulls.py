@@ -39,6 +39,7 @@ _SEEN: dict[str, str] = {
         contrast-sequences curriculum-crops dynamic-filters extreme-labels grow-models
         informative-latents joint-objectives masked-units mixup next-tokens orthogonal-nets
         reversible-columns routed-dimensions structured-transfer view-sets dict-lookup
+        routed-states
         two-stage-distillation attending-lookup
         referred-slots stacked-pretrained clue-pretrained random-pathways matches-of-three
         few-shot-tuning

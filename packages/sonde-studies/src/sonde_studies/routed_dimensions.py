@@ -91,7 +91,7 @@ class RoutedDimensionsStudy(Study):
         return {
             "active": found["routed"] - found["dense, active"],
             "all": found["routed"] - found["dense, all"] + 0.05,
-            "apart": _apart(nets["routed"], x[FIT:], kind[FIT:]),
+            "apart": overlap_by_kind(_layer(nets["routed"]), x[FIT:], kind[FIT:]),
             "scaled": found["routed"] - found["routed, no scale"],
             "fused": found["fused groups"] - found["routed"],
             "worth": found["fused groups"] - found["wider parts"],
@@ -137,9 +137,13 @@ def _routed(part: int = PART, **given: Any) -> _Added:
     return _Added(layer)
 
 
+def _layer(net: nn.Module) -> Experts:
+    return next(part for part in net.modules() if isinstance(part, Experts))
+
+
 @torch.no_grad()
-def _apart(net: nn.Module, x: Tensor, kind: Tensor) -> float:
-    layer = next(part for part in net.modules() if isinstance(part, Experts))
+def overlap_by_kind(layer: Experts, x: Tensor, kind: Tensor) -> float:
+    """Return the mean overlap of two rows' routed parts, rows of one kind less rows of two."""
     on = (layer.shares(x) > 0).double()
     both = on @ on.T / layer.k
     same = (kind[:, None] == kind) & ~torch.eye(len(x), dtype=torch.bool)
