@@ -1,7 +1,7 @@
 """Routed dimensions of a residual net's own states: few are read and changed for each token.
 
 A simulated task of thirty-two kinds of tokens, each with a map of its own. A net of two blocks
-carries a state of 72 numbers, of which each block reads and changes 24 for a row; its dense rival
+carries a state of 72 numbers; each block reads and changes 24 of them for a row. Its dense rival
 carries 24 numbers and has wider blocks, so that a row meets as many numbers. The rate of each arm
 is the best of three on seeds 100 and 101.
 """
