@@ -58,7 +58,7 @@ UNSEEN: Final = {
         "mixes latent steps, which need a mask of the places where they stand",
     ),
     "ConditionalLatent.target": "width of an answer, which ``forward`` takes beside the input",
-    "Reversible.block": "a module of the user",
+    **dict.fromkeys(("Reversible.block", "Experts.net"), "a module of the user"),
     "UnitGate.gamma": "sharpens as ``progress`` moves, which stays 0",
     "UnitGate.fields": "must sum to the width",
     "VectorQuantizer.commitment": "a term of ``aside``, beside the output",
