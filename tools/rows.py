@@ -7,9 +7,9 @@ it, a study runs it with the parameters that make it, every claim has a verdict 
 ``docs/studies.tsv``, and what its study's fidelity line says is lacking stands in ``left_out`` with
 a reason. It is *whole, place too small* if its claim waits for a place that this project cannot
 offer, *whole, fair place not run* if it waits for one that can be fetched, *part* if something is
-missing, *unsettled* if a claim is undecided, and *closed* if the paper has no mechanism. A study
-that names nothing of the file in which an export is defined measures formulas of its own: the
-export does not count as one that it runs.
+missing, *unsettled* if a claim is undecided or its premise failed, and *closed* if the paper has no
+mechanism. A study that names nothing of the file in which an export is defined measures formulas of
+its own: the export does not count as one that it runs.
 """
 
 import ast
@@ -31,7 +31,7 @@ from sonde_studies.places import PLACES
 from tools import study_table
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLED = ("holds", "holds the other way", "not at this size", "not tested")
+SETTLED = ("holds", "holds the other way", "not at this size")
 SMALL = "whole, place too small"
 NOT_RUN = "whole, fair place not run"
 LACKS = re.compile(r"\b(missing|left out|alone|without)\b")
