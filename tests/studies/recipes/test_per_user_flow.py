@@ -87,3 +87,8 @@ def test_another_order_of_the_texts_moves_answers_only_by_training():
     still = users.by_tuning(0, 1e-4, orders=True)
     assert still == {"changed": 0.0, "nats": 0.0, "nats, in another order": 0.0}
     assert users.by_tuning(1, 1e-4, orders=True)["nats, in another order"] > 1e-3
+
+
+def test_own_copies_need_a_causal_model_and_an_epoch():
+    with pytest.raises(InputError, match="a causal model and epochs of at least 1.*epochs=0"):
+        per_user_flow(load("sonde:stdlib"), texts(), epochs=0, own=True, progress=False)

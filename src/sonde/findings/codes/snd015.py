@@ -149,9 +149,11 @@ class SND015(Rule):
         for mended in reversed(variants.mended):
             if check.state == "clear":
                 check = self._of_wrong_rows(mended, check)
-        tensors = self._of_tensors(evidence, check)
-        if check.state == "clear" or _does_more(tensors, check):
-            check = tensors
+        if check.state == "clear":
+            check = self._of_tensors(evidence, check)
+        elif check.finding is not None and check.finding.level == "warning":
+            tensors = self._of_tensors(evidence, check)
+            check = tensors if _does_more(tensors, check) else check
         if check.state == "clear":
             check = self._of_restored(evidence, check)
             return self._of_held(evidence, check) if check.state == "clear" else check
@@ -558,11 +560,9 @@ class SND015(Rule):
 
 
 def _does_more(check: Check, other: Check) -> bool:
-    """Return whether a form that was searched by tensor corrects far more than a warning's form."""
+    """Return whether a form that was searched by tensor corrects far more than another one."""
     trials = [None if c.finding is None else c.finding.trial for c in (check, other)]
-    if trials[0] is None or trials[1] is None or other.finding is None:
-        return False
-    return other.finding.level == "warning" and is_beyond(trials[0], trials[1])
+    return trials[0] is not None and trials[1] is not None and is_beyond(trials[0], trials[1])
 
 
 def _code(form: Tried) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sonde import Model
+from sonde import InputError, Model
 from sonde.core import bars
 from sonde.report import Answer
 from sonde_studies.parts.figures import SHARE, melted, names
@@ -64,6 +64,12 @@ def per_user_flow(
     seed : int, default=0
         Draws what is stored, and the user whose rows are replaced.
     """
+    tunes = epochs > 0 and model.task == "causal"
+    if own and not tunes:
+        raise InputError(
+            "per_user_flow: own=True expects a causal model and epochs of at least 1, got a model "
+            f"of the task {model.task!r} and epochs={epochs}. It tunes a copy for each user."
+        )
     rows = rows_with("per_user_flow", data, [user_column, text_column], 2 * LEAST, limit)
     user = classes_of("per_user_flow", rows, user_column, 2 * LEAST, each=LEAST)
     users = Sharing(model, [str(row[text_column]) for row in rows], user, seed, progress)
@@ -75,16 +81,16 @@ def per_user_flow(
         f"users change if all share one index, and {tight['changed']:.1%} if rows carry labels. "
         f"Of the answers from the shared index {other:.1%} are another user's row."
     )
-    if epochs and model.task == "causal":
+    if tunes:
         ways[TUNED] = after = users.by_tuning(epochs, rate)
         said += (
             f" After fine-tuning on all, {after['changed']:.1%} of next-token distributions "
             f"change, the most moved token by {after['nats']:.2g} nats on average."
         )
-    if own and epochs and model.task == "causal":
+    if own:
         served = {way: users.by_serving(way, epochs, rate) for way in SERVED}
         ways |= {f"served by {way}": found for way, found in served.items()}
-        nats = {way: f"{found['nats a token']:.3g}" for way, found in served.items()}
+        nats = {way: f"{found['nats a token']:.4g}" for way, found in served.items()}
         said += (
             f" Queries cost the model {nats[PUBLIC]} nats a token, with votes of the user's own "
             f"rows {nats[OWN_ROWS]}, a model tuned for each user {nats[OWN_MODELS]}, and one tuned "
