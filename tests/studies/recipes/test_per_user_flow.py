@@ -90,5 +90,5 @@ def test_another_order_of_the_texts_moves_answers_only_by_training():
 
 
 def test_own_copies_need_a_causal_model_and_an_epoch():
-    with pytest.raises(InputError, match="a causal model and epochs of at least 1.*epochs=0"):
+    with pytest.raises(InputError, match=r"a causal model and epochs of at least 1.*epochs=0"):
         per_user_flow(load("sonde:stdlib"), texts(), epochs=0, own=True, progress=False)
